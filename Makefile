@@ -1,0 +1,44 @@
+# `make demo` and `make test` set up everything they need, in .venv.
+# A Python 3.11 or 3.12 is found by itself; `make PYTHON=/path/to/python ...` names another.
+
+usable = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: help install demo test check fix bench clean
+help:
+	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop)"
+	@echo "make test     all tests          make check   lint, format, types"
+	@echo "make bench    measure            make fix     format and mend what can be mended"
+	@echo "make install  only install       make clean   remove .venv and var"
+
+install: $(BIN)/.installed
+$(BIN)/.installed: requirements.txt requirements-dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or 3.12 with venv found; install one or say make PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@echo "installing into .venv (about a minute, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: install
+	@$(BIN)/python examples/demo.py $(if $(ONCE),--once)
+
+test: install
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+fix: install
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install
+	@$(BIN)/python bench/bench.py $(ARGS)
+
+clean:
+	rm -rf .venv var

@@ -1,0 +1,69 @@
+"""Celery's settings, the same for the API, the nodes, ``celery -A ownpod`` and Flower.
+
+Most are there because of something that Celery or kombu does on Redis; see docs/architecture.md.
+"""
+
+from ownpod import broker, settings
+from ownpod.errors import ConfigurationError
+
+try:
+    broker_url = settings.current().broker_url()
+except ConfigurationError as error:
+    settings.exit_on(error)
+
+# The job record is the result.
+result_backend = None
+task_ignore_result = True
+task_serializer = "json"
+accept_content = ["json"]
+
+# A node lives through a Redis that is away or refuses writes, however long.
+broker_connection_retry_on_startup = True
+broker_connection_retry = True
+broker_connection_max_retries = None
+broker_channel_error_retry = True
+broker_pool_limit = 16
+broker_pool_acquire_timeout = 5
+broker_transport_options = {
+    # Longer than any job: an unacknowledged message comes back by OwnPod's leases, not by its age.
+    "visibility_timeout": 8 * 86400,
+    "priority_steps": broker.PRIORITY_STEPS,
+    "sep": broker.PRIORITY_SEPARATOR,
+    # In the order of adding: a worker's own queue first, then its endpoint's.
+    "queue_order_strategy": "priority",
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    # Bounds the loops of publishers, so that a Redis that is away is an error and not a wait.
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0.1,
+    "interval_max": 0.2,
+}
+task_publish_retry = True
+task_publish_retry_policy = {
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0.1,
+    "interval_max": 0.2,
+}
+
+# A message is acknowledged when its job has left the worker; a task that raised must not loop.
+task_acks_late = True
+task_acks_on_failure_or_timeout = True
+task_default_queue = broker.HOUSEKEEPING_QUEUE
+task_create_missing_queues = True
+worker_prefetch_multiplier = 1
+worker_disable_prefetch = True
+worker_pool = "ownpod.workarounds:JobPool"
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_disable_rate_limits = True
+worker_detect_quorum_queues = False
+
+# Flower and `celery inspect` show what happens.
+worker_enable_remote_control = True
+worker_send_task_events = True
+task_send_sent_event = False
+worker_redirect_stdouts = False
+worker_hijack_root_logger = False

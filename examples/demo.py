@@ -1,0 +1,98 @@
+"""What `make demo` runs: two example workers, `ownpod up`, and one job through the API."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import requests
+
+from ownpod.errors import OwnPodError
+from ownpod.processes import check_port
+from ownpod.up import Group, say
+
+HERE = Path(__file__).parent
+WORKER_PORTS = (18000, 18001)
+API = "http://127.0.0.1:8000"
+ENDPOINT = f"{API}/v2/local-ep"
+WORKERS = ",".join(f"http://localhost:{port}" for port in WORKER_PORTS)
+
+
+def main() -> int:
+    """Exit code 0 only if the job COMPLETED."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--once", action="store_true", help="end after the job")
+    once = options.parse_args().once
+    group = Group()
+    group.handle_signals()
+    try:
+        for port in (*WORKER_PORTS, 8000):
+            check_port("127.0.0.1", port)
+        for letter, port in zip("AB", WORKER_PORTS, strict=True):
+            handler = str(HERE / "worker-echo" / "handler.py")
+            serve = ["--rp_serve_api", "--rp_api_host", "localhost", "--rp_api_port", str(port)]
+            group.spawn(f"worker-{letter}", [sys.executable, handler, *serve], dict(os.environ))
+        group.until(lambda: all(_answers(port) for port in WORKER_PORTS), "the example workers")
+        command = [sys.executable, "-m", "ownpod", "up"]
+        group.spawn("ownpod up", command, {**os.environ, "OWNPOD_WORKERS": WORKERS})
+        group.until(_ready, "OwnPod")
+        status = "" if group.stopping else _one_job(group)
+        if not once:
+            while not group.stopping:
+                group.attend(1.0)
+    except OwnPodError as error:
+        say("demo", f"error: {error}")
+        status = ""
+    finally:
+        group.end(60)
+    return 0 if status == "COMPLETED" else 1
+
+
+def _answers(port: int) -> bool:
+    try:
+        return requests.get(f"http://localhost:{port}/openapi.json", timeout=2).ok
+    except requests.RequestException:
+        return False
+
+
+def _ready() -> bool:
+    try:
+        health = requests.get(f"{ENDPOINT}/health", timeout=2).json()
+    except (requests.RequestException, ValueError):
+        return False
+    return health["workers"]["ready"] == len(WORKER_PORTS)
+
+
+def _one_job(group: Group) -> str:
+    job = {"input": {"text": "ownpod demo run", "seconds": 1}}
+    group.attend(0.5)
+    say("demo", f"POST {ENDPOINT}/run  {json.dumps(job)}")
+    answer = requests.post(f"{ENDPOINT}/run", json=job, timeout=5).json()
+    shown, began = "", time.monotonic()
+    while not group.stopping and time.monotonic() - began < 60:
+        line = json.dumps(answer)
+        if answer["status"] != shown:
+            say("demo", f"{time.monotonic() - began:5.2f} s  {line}")
+            shown = answer["status"]
+        if shown not in {"IN_QUEUE", "IN_PROGRESS"}:
+            break
+        group.attend(0.02)
+        answer = requests.get(f"{ENDPOINT}/status/{answer['id']}", timeout=5).json()
+    for line in (
+        "",
+        "go on with:",
+        f"  curl -s -X POST {ENDPOINT}/run -d '{json.dumps(job)}'",
+        f"  curl -s {ENDPOINT}/status/{answer['id']}",
+        f"  curl -s -X POST {ENDPOINT}/runsync -d '{json.dumps(job)}'",
+        f"  curl -s {ENDPOINT}/health",
+        f"  {Path(sys.executable).parent}/celery -A ownpod inspect active",
+        "",
+    ):
+        say("demo", line)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""A minimal RunPod worker: echoes and reverses text."""
+
+import time
+
+import runpod
+
+
+def handler(job):
+    """{"text": "abc", "seconds": 1.5} -> {"echo": "abc", "reversed": "cba"}, after 1.5 s."""
+    data = job["input"]
+    text = str(data.get("text", ""))
+    time.sleep(float(data.get("seconds", 0)))
+    return {"echo": text, "reversed": text[::-1]}
+
+
+runpod.serverless.start({"handler": handler})

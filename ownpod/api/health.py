@@ -1,0 +1,63 @@
+"""How an endpoint and its workers are, in RunPod's words and in OwnPod's own."""
+
+from collections import Counter
+
+from flask import Blueprint, Response
+
+from ownpod.api import answer, services
+from ownpod.jobs import JobStatus
+from ownpod.registry import WorkerState
+
+blueprint = Blueprint("health", __name__)
+
+
+@blueprint.get("/health")
+def liveness() -> Response:
+    """Whether this process can serve: for health checks of compose and load balancers."""
+    services().store.ping()
+    return answer({"status": "ok"})
+
+
+@blueprint.get("/v2/<endpoint_id>/health")
+def health(endpoint_id: str) -> Response:
+    """Jobs and workers by state, all whole numbers; under ``ownpod`` each worker by itself."""
+    here = services()
+    endpoint = here.registry.endpoint(endpoint_id)
+    waiting, running, ended = here.store.counts(endpoint_id)
+    statuses = here.registry.statuses(endpoint.workers)
+    jobs_of = Counter(running.values())
+
+    # RunPod's words: ready is idle or running.
+    workers = dict.fromkeys(
+        ("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0
+    )
+    for worker in endpoint.workers:
+        status = statuses[worker.id]
+        workers[status.state] += 1
+        if status.state is WorkerState.READY:
+            workers["running" if jobs_of[worker.id] or status.held else "idle"] += 1
+    return answer(
+        {
+            "jobs": {
+                "completed": ended.get(JobStatus.COMPLETED, 0),
+                "failed": ended.get(JobStatus.FAILED, 0) + ended.get(JobStatus.TIMED_OUT, 0),
+                "inProgress": len(running),
+                "inQueue": waiting,
+                "retried": ended.get("retried", 0),
+            },
+            "workers": workers,
+            "ownpod": {
+                "workers": [
+                    {
+                        "id": worker.id,
+                        "state": statuses[worker.id].state,
+                        "reason": statuses[worker.id].reason,
+                        "capacity": worker.capacity,
+                        "running": jobs_of[worker.id],
+                        "held": statuses[worker.id].held,
+                    }
+                    for worker in endpoint.workers
+                ]
+            },
+        }
+    )

@@ -1,0 +1,200 @@
+"""The dispatcher: a supervisor with one Celery node for each worker URL, and one for housekeeping.
+
+The nodes are forked from this process after everything is imported, which costs a quarter of the
+memory and a twentieth of the CPU of starting each by itself. A node that ends is started again,
+after growing pauses if it keeps ending.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import FrameType
+
+# Everything a node needs, imported before the fork.
+import celery.apps.worker
+import celery.events.dispatcher
+import celery.worker.autoscale
+import celery.worker.components
+import celery.worker.consumer
+import celery.worker.control
+import celery.worker.heartbeat
+import celery.worker.strategy
+import kombu.transport.redis
+
+from ownpod import broker, log, node
+from ownpod.celery import app
+from ownpod.processes import describe_exit, die_with_parent
+from ownpod.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+PRELOADED = (
+    celery.apps.worker,
+    celery.events.dispatcher,
+    celery.worker.autoscale,
+    celery.worker.components,
+    celery.worker.consumer,
+    celery.worker.control,
+    celery.worker.heartbeat,
+    celery.worker.strategy,
+    kombu.transport.redis,
+    node,
+)
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+STEADY_S = 30.0
+"""A node that lived this long starts again without growing pauses."""
+
+KILL_AFTER_S = 5.0
+"""After the grace: what has not ended by then is killed."""
+
+
+@dataclass
+class _Child:
+    name: str
+    pid: int = 0
+    started: float = 0.0
+    start_at: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+
+
+class Dispatcher:
+    """Keeps one node alive for each name; ends with SIGTERM or SIGINT, draining."""
+
+    def __init__(self, config: Settings, worker_ids: Iterable[str]) -> None:
+        self._config = config
+        self._host = socket.gethostname()
+        self._children = [_Child(name) for name in (broker.HOUSEKEEPING, *worker_ids)]
+        self._wakeup, self._waker = os.pipe()
+        self._stopping = False
+
+    def run(self) -> None:
+        """Until it is told to stop and all nodes have ended."""
+        # A signal writes to the pipe, so that waiting on it is interrupted in every case.
+        os.set_blocking(self._waker, False)
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        app.finalize()
+        gc.collect()
+        gc.freeze()
+        while not self._stopping:
+            now = time.monotonic()
+            for child in self._children:
+                if child.pid == 0 and child.start_at <= now:
+                    self._start(child)
+            due = [child.start_at for child in self._children if child.pid == 0]
+            self._sleep(min(due) - time.monotonic() if due else None)
+            self._reap()
+        self._end_all()
+
+    def _stop(self, _signum: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _sleep(self, timeout_s: float | None) -> None:
+        with contextlib.suppress(OSError):
+            select.select(
+                [self._wakeup], [], [], None if timeout_s is None else max(0.0, timeout_s)
+            )
+            os.read(self._wakeup, 4096)
+
+    def _start(self, child: _Child) -> None:
+        pid = os.fork()
+        if pid == 0:
+            _become_node(broker.node_name(child.name, self._host), self._config)
+        child.pid, child.started, child.start_at = pid, time.monotonic(), float("inf")
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if child.pid == 0:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid == 0:
+                continue
+            child.pid = 0
+            code = os.waitstatus_to_exitcode(status)
+            if self._stopping:
+                continue
+            if code == 0:
+                # Somebody's `celery control shutdown`: it stays away until the next start.
+                logger.warning("node %s was shut down and stays so", child.name)
+                child.start_at = float("inf")
+                continue
+            lived_s = time.monotonic() - child.started
+            child.pause_s = (
+                FIRST_PAUSE_S if lived_s > STEADY_S else min(child.pause_s * 2, LONGEST_PAUSE_S)
+            )
+            child.start_at = time.monotonic() + child.pause_s
+            logger.error(
+                "node %s %s; starting it again in %.1f s",
+                child.name,
+                describe_exit(code),
+                child.pause_s,
+            )
+
+    def _end_all(self) -> None:
+        self._signal(signal.SIGTERM)
+        until = time.monotonic() + self._config.shutdown_grace_s + KILL_AFTER_S
+        while self._alive() and time.monotonic() < until:
+            self._sleep(0.5)
+            self._reap()
+        for child in self._alive():
+            logger.warning("node %s did not end, killing it", child.name)
+        self._signal(signal.SIGKILL)
+        while self._alive():
+            self._sleep(0.1)
+            self._reap()
+
+    def _alive(self) -> list[_Child]:
+        return [child for child in self._children if child.pid]
+
+    def _signal(self, signum: signal.Signals) -> None:
+        for child in self._alive():
+            os.kill(child.pid, signum)
+
+
+def _become_node(name: str, config: Settings) -> None:
+    """In the forked child: one ordinary Celery worker. Does not return."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for signum in (
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGCHLD,
+            signal.SIGHUP,
+            signal.SIGQUIT,
+        ):
+            signal.signal(signum, signal.SIG_DFL)
+        die_with_parent()
+        threading.current_thread().name = name
+        log.configure(config.log_level, broker.worker_of(name))
+        worker = app.Worker(
+            hostname=name,
+            loglevel=config.log_level,
+            without_gossip=True,
+            without_mingle=True,
+            quiet=True,
+        )
+        worker.start()
+        code = worker.exitcode or 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        logger.exception("node %s ended", name)
+    finally:
+        # Not sys.exit: that would run what the dispatcher has set up for its own end, and wait
+        # for threads that hold a request to a worker.
+        logging.shutdown()
+        os._exit(code)

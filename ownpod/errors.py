@@ -1,0 +1,73 @@
+"""One tree of errors. Each knows its HTTP status; a class's docstring is its default message."""
+
+from typing import ClassVar
+
+
+class OwnPodError(Exception):
+    """OwnPod could not do this."""
+
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class ConfigurationError(OwnPodError):
+    """A setting has a value that OwnPod cannot use."""
+
+
+class StartError(OwnPodError):
+    """OwnPod cannot start here."""
+
+
+class BadRequest(OwnPodError):
+    """The request has a value that OwnPod cannot use."""
+
+    http_status = 400
+
+
+class EndpointNotFound(OwnPodError):
+    """There is no such endpoint."""
+
+    http_status = 404
+
+    def __init__(self, endpoint_id: str, known: list[str]) -> None:
+        names = ", ".join(known) or "none"
+        super().__init__(f"endpoint {endpoint_id!r} not found; configured endpoints: {names}")
+
+
+class JobNotFound(OwnPodError):
+    """There is no such job."""
+
+    http_status = 404
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"job {job_id!r} not found; it never was, is another endpoint's, or its result expired"
+        )
+
+
+class RedisUnavailable(OwnPodError):
+    """Redis cannot be reached; nothing was changed, try again."""
+
+    http_status = 503
+
+
+class WorkerError(OwnPodError):
+    """A worker did not do what was asked."""
+
+
+class WorkerUnavailable(WorkerError):
+    """The worker takes no job now, and nothing of this one was started."""
+
+
+class JobRejected(WorkerError):
+    """The worker looked at the job and refused it; another try would end the same."""
+
+
+class AttemptLost(WorkerError):
+    """The worker may have started the job, and no answer will come."""

@@ -1,0 +1,220 @@
+"""What makes a Celery worker process the node of a RunPod worker: its name.
+
+``<worker id>@<host>`` gets that worker's queues, capacity, runner and gate, whether the dispatcher
+forked it or somebody typed ``celery -A ownpod worker -n <worker id>@%h``. ``housekeeping@<host>``
+runs the sweep. Any other name is a plain Celery worker of the housekeeping queue.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.worker.consumer.tasks import Tasks
+
+from ownpod import broker, log, settings, tasks, workarounds
+from ownpod.attempts import Attempts
+from ownpod.broker import JobMessages
+from ownpod.errors import RedisUnavailable
+from ownpod.gate import Gate
+from ownpod.registry import Registry, WorkerSpec, load_endpoints
+from ownpod.runner import JobRunner
+from ownpod.settings import Settings
+from ownpod.store import JobStore, connect
+from ownpod.sweep import Sweep
+from ownpod.workers.push import PushWorker
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+
+
+class Node:
+    """A worker's node: its threads, and its way to stop."""
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        config: Settings,
+        registry: Registry,
+        store: JobStore,
+        spec: WorkerSpec,
+        name: str,
+    ) -> None:
+        self._name = name
+        self._spec = spec
+        self._registry = registry
+        self._grace_s = config.shutdown_grace_s
+        self._consumer: Any = None
+        self._stop_at: float | None = None
+        worker = PushWorker(spec, config)
+        self.gate = Gate(
+            worker.probe,
+            lambda status: registry.announce(spec.id, status, node=name, ttl_s=config.lease_s),
+            announce_every_s=config.lease_s / 3,
+        )
+        self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
+        self.gate.slots = self._attempts
+        self.gate.on_turn = self._turned
+        tasks.run_jobs_with(JobRunner(store, worker, self._attempts, self.gate, worker_id=spec.id))
+        self.queues = [
+            broker.worker_queue(spec.endpoint, spec.id),
+            broker.endpoint_queue(spec.endpoint),
+        ]
+        app.conf.task_queues = [broker.make_queue(name) for name in self.queues]
+        app.conf.worker_concurrency = spec.capacity
+        app.steps["consumer"].add(GateStep)
+
+    def start(self) -> None:
+        """Starts the threads; the gate opens when the worker has been reached."""
+        self._attempts.start()
+        self.gate.start()
+
+    def attach(self, consumer: Any) -> None:
+        """A connection to the broker is there; called again after each reconnect."""
+        self._consumer = consumer
+        self._apply()
+
+    def stop_soon(self) -> None:
+        """From a signal handler: only sets the time."""
+        self._stop_at = time.monotonic() + self._grace_s
+
+    def tick(self) -> None:
+        """In the event loop's thread: keeps the queues as wanted, and stops when it is time."""
+        self._apply()
+        if self._stop_at is not None:
+            running = self._attempts.in_hand - self._attempts.held
+            if running == 0 or time.monotonic() >= self._stop_at:
+                self._leave()
+                workarounds.acknowledge_running()
+                workarounds.stop_node()
+
+    def drain(self) -> None:
+        """Waits for running jobs, at most the grace; hands back the rest.
+
+        For a stop that does not come by signal: Celery's remote ``shutdown``.
+        """
+        until = time.monotonic() + self._grace_s
+        while self._attempts.in_hand > self._attempts.held and time.monotonic() < until:
+            time.sleep(TICK_S)
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            handed_back = self._attempts.hand_back("the node was stopped")
+            self._registry.withdraw(self._spec.id)
+        except RedisUnavailable as error:
+            logger.warning("jobs not handed back, their leases will run out: %s", error)
+        else:
+            if handed_back:
+                logger.info("%d unfinished jobs handed back", handed_back)
+
+    def _turned(self) -> None:
+        if self._consumer is not None:
+            self._consumer.call_soon(self._apply)
+
+    def _apply(self) -> None:
+        consumer = self._consumer
+        if consumer is None or consumer.task_consumer is None:
+            return
+        fetch = self.gate.open and self._stop_at is None
+        for queue in self.queues:
+            if fetch and not consumer.task_consumer.consuming_from(queue):
+                consumer.add_task_queue(queue)
+            elif not fetch and queue in consumer.app.amqp.queues.consume_from:
+                consumer.cancel_task_queue(queue)
+
+
+class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Ties the node to the consumer's event loop."""
+
+    requires = (Tasks,)
+
+    def start(self, consumer: Any) -> None:
+        node = _here.node
+        if node is not None:
+            node.attach(consumer)
+            self._timer = consumer.timer.call_repeatedly(TICK_S, node.tick)
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002
+        with contextlib.suppress(AttributeError):
+            self._timer.cancel()
+
+
+class _Here:
+    node: Node | None = None
+    sweep: Sweep | None = None
+
+
+_here = _Here()
+
+
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator]
+def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """Looks at the node's name, before Celery sets anything up."""
+    config = settings.current()
+    worker_id = broker.worker_of(sender)
+    client = connect(config.broker_url(), client_name=sender)
+    registry = Registry(load_endpoints(config), client)
+    messages = JobMessages(instance.app, description_prefix=config.description_prefix)
+    store = JobStore(client, messages, result_ttl_s=config.result_ttl_s)
+    spec = registry.worker(worker_id)
+    if spec is not None:
+        _here.node = Node(
+            instance.app, config=config, registry=registry, store=store, spec=spec, name=sender
+        )
+        workarounds.JobPool.before_stop = _here.node.drain
+    elif worker_id == broker.HOUSEKEEPING:
+        _here.sweep = Sweep(store, client, lease_s=config.lease_s)
+        instance.app.conf.worker_concurrency = 2
+    else:
+        queues = options.get("queues") or ()
+        names = queues.split(",") if isinstance(queues, str) else queues
+        if any(broker.is_job_queue(str(name)) for name in names):
+            known = ", ".join(sorted(worker.id for worker in registry.workers()))
+            sys.exit(
+                f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
+                f"name it after one: -n <worker id>@%h, with one of {known}"
+            )
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def set_up_logging(**_: Any) -> None:
+    """Celery's own logging stays out of the way."""
+    if not logging.getLogger().handlers:
+        log.configure(settings.current().log_level)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def started(**_: Any) -> None:
+    """The node consumes: its threads begin, and signals drain instead of waiting for ever."""
+    node = _here.node
+    threading.excepthook = _end_process
+    if _here.sweep is not None and not _here.sweep.is_alive():
+        _here.sweep.start()
+    if node is None or threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        if node._stop_at is not None:  # noqa: SLF001 - the second signal: at once
+            os._exit(1)
+        node.stop_soon()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    node.start()
+
+
+def _end_process(args: threading.ExceptHookArgs) -> None:
+    """A node without one of its threads looks alive and does nothing: it ends, and is replaced."""
+    info = (args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
+    logger.critical("thread %s died, so this node ends", args.thread, exc_info=info)
+    os._exit(70)

@@ -1,0 +1,43 @@
+"""What processes that start others share: dying with the parent, free ports, readable exits."""
+
+import contextlib
+import ctypes
+import signal
+import socket
+import sys
+
+from ownpod.errors import StartError
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """In a child, on Linux: SIGTERM when the parent is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises StartError if nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise StartError(
+                f"cannot listen on {host} port {port}: {reason}; choose another with --host, --port"
+            ) from None
+
+
+def free_port() -> int:
+    """A port on loopback that was free just now."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def describe_exit(code: int) -> str:
+    """A child's exit in words; a negative code is the signal that ended it, as ``subprocess`` says."""
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -1,0 +1,268 @@
+"""Endpoints and their workers: what is configured, and how each worker is now."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+import yaml
+from marshmallow import RAISE, Schema, ValidationError, fields, validate
+
+from ownpod import keys
+from ownpod.broker import NAME
+from ownpod.errors import ConfigurationError, EndpointNotFound
+from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS
+from ownpod.settings import DEFAULT_ENDPOINT, Settings, check_http_url
+from ownpod.store import now_ms, redis_errors
+
+DEFAULT_WORKERS = ("http://localhost:18000",)
+
+EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
+"""RunPod's documented limits of ``executionTimeout``."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """A worker as it is configured. ``capacity``: jobs it runs at a time."""
+
+    id: str
+    endpoint: str
+    url: str
+    capacity: int
+    headers: Mapping[str, str] = field(repr=False)
+    verify_tls: bool
+    ca_bundle: str | None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint, its workers, and the defaults of its jobs."""
+
+    id: str
+    workers: tuple[WorkerSpec, ...]
+    execution_timeout_ms: int
+    max_attempts: int
+
+
+class WorkerState(StrEnum):
+    """How a worker is, as its node last said."""
+
+    INITIALIZING = "initializing"
+    """Its node has not reached it yet."""
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    """It does not answer, refuses jobs, or no node runs for it."""
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What a worker's node last said. ``held``: slots that jobs which have ended still take."""
+
+    state: WorkerState
+    reason: str = ""
+    held: int = 0
+    unattended: bool = False
+    """No node speaks for it."""
+
+
+class _WorkerSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    url = fields.String(required=True, validate=check_http_url)
+    id = fields.String(
+        validate=validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, - and _")
+    )
+    capacity = fields.Integer(
+        strict=True,
+        load_default=1,
+        validate=validate.Range(1, 1000, error="must be a whole number from 1 to 1000"),
+    )
+    headers = fields.Dict(keys=fields.String(), values=fields.String(), load_default=dict)
+    verify_tls = fields.Boolean(data_key="verifyTls")
+    ca_bundle = fields.String(data_key="caBundle")
+
+
+class _EndpointSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    workers = fields.List(fields.Nested(_WorkerSchema), load_default=list)
+    execution_timeout_ms = fields.Integer(
+        data_key="executionTimeout",
+        strict=True,
+        load_default=DEFAULT_EXECUTION_TIMEOUT_MS,
+        validate=validate.Range(
+            *EXECUTION_TIMEOUT_MS, error="must be a whole number of ms from {min} to {max}"
+        ),
+    )
+    max_attempts = fields.Integer(
+        data_key="maxAttempts",
+        strict=True,
+        load_default=DEFAULT_MAX_ATTEMPTS,
+        validate=validate.Range(1, 100, error="must be a whole number from 1 to 100"),
+    )
+
+
+class _FileSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    endpoints = fields.Dict(
+        keys=fields.String(
+            validate=validate.Regexp(
+                rf"^{NAME.pattern}\Z", error="an endpoint's id must be letters, digits, - and _"
+            )
+        ),
+        values=fields.Nested(_EndpointSchema),
+        required=True,
+    )
+
+
+def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
+    """The configured endpoints by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
+
+    Raises:
+        ConfigurationError: one line that names the file, the field and what is allowed.
+    """
+    given = _read(settings)
+    if settings.workers is not None:
+        local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
+        local["workers"] = [{"url": u, "capacity": 1, "headers": {}} for u in settings.workers]
+    if not given:
+        default = [{"url": url} for url in DEFAULT_WORKERS]
+        given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
+    endpoints = {
+        endpoint_id: Endpoint(
+            id=endpoint_id,
+            workers=tuple(_worker(endpoint_id, w, settings) for w in values["workers"]),
+            execution_timeout_ms=values["execution_timeout_ms"],
+            max_attempts=values["max_attempts"],
+        )
+        for endpoint_id, values in given.items()
+    }
+    _check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
+    return endpoints
+
+
+def _read(settings: Settings) -> dict[str, dict[str, Any]]:
+    path = settings.workers_file
+    try:
+        content = yaml.safe_load(path.read_text())
+        return _FileSchema().load(content)["endpoints"]  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        if not settings.workers_file_required:
+            return {}
+        raise ConfigurationError(f"OWNPOD_WORKERS_FILE={path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        place, problem = _first(error.normalized_messages())
+        raise ConfigurationError(f"{path}: {place}: {problem}") from None
+
+
+def _first(messages: Any, place: str = "") -> tuple[str, str]:
+    """The first problem in marshmallow's nested messages, with a dotted path to it."""
+    while isinstance(messages, dict):
+        key, messages = next(iter(messages.items()))
+        if key not in {"_schema", "value", "key"}:
+            place = f"{place}.{key}" if place else str(key)
+    return place or "the file", str(messages[0])
+
+
+def worker_id_of(url: str) -> str:
+    """A worker's id from its URL: readable, stable, the same on every host."""
+    parts = urlsplit(url)
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{parts.netloc}{parts.path}").strip("-")
+
+
+def _worker(endpoint_id: str, values: dict[str, Any], settings: Settings) -> WorkerSpec:
+    ca_bundle = values.get("ca_bundle", settings.worker_ca_bundle)
+    return WorkerSpec(
+        id=values.get("id") or worker_id_of(values["url"]),
+        endpoint=endpoint_id,
+        url=values["url"].rstrip("/"),
+        capacity=values["capacity"],
+        headers={**settings.worker_headers, **values["headers"]},
+        verify_tls=values.get("verify_tls", settings.worker_verify_tls),
+        ca_bundle=ca_bundle,
+    )
+
+
+def _check_unique(workers: list[WorkerSpec]) -> None:
+    seen: dict[str, WorkerSpec] = {}
+    for worker in workers:
+        if worker.id == "housekeeping":
+            raise ConfigurationError(
+                "worker id 'housekeeping' is taken; give this one another `id`"
+            )
+        for name in (worker.id, worker.url):
+            other = seen.setdefault(name, worker)
+            if other is not worker:
+                raise ConfigurationError(
+                    f"workers {other.url} of {other.endpoint!r} and {worker.url} of "
+                    f"{worker.endpoint!r}: a worker can be listed once only, under an `id` of its own"
+                )
+
+
+class Registry:
+    """Looks up endpoints, and keeps what each worker's node says about it in Redis."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], client: redis.Redis) -> None:
+        self.endpoints = endpoints
+        self._redis = client
+
+    def endpoint(self, endpoint_id: str) -> Endpoint:
+        """Raises: EndpointNotFound."""
+        try:
+            return self.endpoints[endpoint_id]
+        except KeyError:
+            raise EndpointNotFound(endpoint_id, sorted(self.endpoints)) from None
+
+    def workers(self) -> list[WorkerSpec]:
+        """All workers of all endpoints."""
+        return [worker for endpoint in self.endpoints.values() for worker in endpoint.workers]
+
+    def worker(self, worker_id: str) -> WorkerSpec | None:
+        return next((worker for worker in self.workers() if worker.id == worker_id), None)
+
+    @redis_errors
+    def announce(self, worker_id: str, status: WorkerStatus, *, node: str, ttl_s: float) -> None:
+        """What a node says about its worker; forgotten if it is not said again within ``ttl_s``."""
+        key = keys.worker(worker_id)
+        values: dict[Any, Any] = {
+            "state": status.state.value,
+            "reason": status.reason,
+            "held": status.held,
+            "node": node,
+            "seen_ms": now_ms(),
+        }
+        with self._redis.pipeline() as pipe:
+            pipe.hset(key, mapping=values)
+            pipe.pexpire(key, int(ttl_s * 1000))
+            pipe.execute()
+
+    @redis_errors
+    def withdraw(self, worker_id: str) -> None:
+        """The worker's node has ended."""
+        self._redis.delete(keys.worker(worker_id))
+
+    @redis_errors
+    def statuses(self, workers: tuple[WorkerSpec, ...]) -> dict[str, WorkerStatus]:
+        """How each worker is, by id. One that no node speaks for is unhealthy."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for worker in workers:
+                pipe.hmget(keys.worker(worker.id), "state", "reason", "held")
+            found = pipe.execute()
+        none = WorkerStatus(
+            WorkerState.UNHEALTHY, "no node runs for it: is the dispatcher up?", unattended=True
+        )
+        return {
+            worker.id: WorkerStatus(WorkerState(state), reason, int(held)) if state else none
+            for worker, (state, reason, held) in zip(workers, found, strict=True)
+        }

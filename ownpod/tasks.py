@@ -1,0 +1,30 @@
+"""The Celery tasks. A job is one task, under the job's id."""
+
+import logging
+import time
+
+from celery.exceptions import Reject
+
+from ownpod import broker
+from ownpod.celery import app
+from ownpod.runner import JobRunner
+
+log = logging.getLogger(__name__)
+
+_runner: JobRunner | None = None
+
+
+def run_jobs_with(runner: JobRunner) -> None:
+    """Makes this process a worker's node."""
+    global _runner  # noqa: PLW0603 - one node, one worker
+    _runner = runner
+
+
+@app.task(name=broker.RUN_JOB)  # type: ignore[untyped-decorator]
+def run_job(job_id: str) -> None:
+    """Runs a job on this node's worker. The job record says how it ends."""
+    if _runner is None:
+        log.error("job %s came to a node without a worker; it goes back to its queue", job_id)
+        time.sleep(1)
+        raise Reject("this node has no worker", requeue=True)
+    _runner.run(job_id)

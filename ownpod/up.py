@@ -1,0 +1,251 @@
+"""``ownpod up``: Redis, API and dispatcher in one, with one log, ending together.
+
+One thread: it copies the children's output, each line behind its process's name, and looks after
+them. Starts Redis first and ends it last, so that nodes can hand back what they have.
+"""
+
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from types import FrameType
+from typing import IO
+
+from ownpod.embedded import EmbeddedRedis
+from ownpod.errors import OwnPodError, RedisUnavailable, StartError
+from ownpod.processes import check_port, describe_exit, die_with_parent
+from ownpod.registry import Registry, WorkerState, load_endpoints
+from ownpod.settings import Settings
+from ownpod.store import connect
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+SETTLE_S = 0.3
+KILL_AFTER_S = 15.0
+"""Beyond the grace: what has not ended by then is killed."""
+
+START_S = 60.0
+
+
+class Child:
+    """A process whose output is copied line by line behind its name."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.process = process
+        self._rest = b""
+        assert process.stdout is not None  # noqa: S101 - for the type checker
+        self.stdout: IO[bytes] = process.stdout
+        os.set_blocking(self.stdout.fileno(), False)
+
+    def copy(self) -> bool:
+        """Copies what there is; False when there will be no more."""
+        data = self.stdout.read(65536)
+        if data is None:
+            return True
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if not data and self._rest:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            say(self.name, line.decode(errors="replace"))
+        return bool(data)
+
+
+def say(name: str, line: str) -> None:
+    """One line of the common log."""
+    sys.stdout.write(f"{name:<10} | {line}\n")
+    sys.stdout.flush()
+
+
+class Group:
+    """Child processes with one log, ended in the reverse order of their start."""
+
+    def __init__(self) -> None:
+        self.children: list[Child] = []
+        self._selector = selectors.DefaultSelector()
+        self.stopping = False
+
+    def handle_signals(self) -> None:
+        """SIGTERM and SIGINT set ``stopping``."""
+
+        def stop(_signum: int, _frame: FrameType | None) -> None:
+            self.stopping = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def spawn(self, name: str, arguments: list[str], environ: dict[str, str]) -> Child:
+        """Starts a program."""
+        # A session of its own: Ctrl-C comes here only, and children are ended in order.
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+        )
+        return self.add(name, process)
+
+    def add(self, name: str, process: subprocess.Popen[bytes]) -> Child:
+        """Looks after a process that is started already."""
+        child = Child(name, process)
+        self.children.append(child)
+        self._selector.register(child.stdout, selectors.EVENT_READ, child)
+        return child
+
+    def attend(self, timeout_s: float) -> bool:
+        """Copies output for so long, or until there has been some: True.
+
+        Raises:
+            StartError: a child has ended by itself.
+        """
+        copied = self._copy(timeout_s)
+        for child in self.children:
+            code = child.process.poll()
+            if code is not None and not self.stopping:
+                self._copy(0.2)
+                raise StartError(f"{child.name} {describe_exit(code)}; ending everything")
+        return copied
+
+    def until(self, ready: Callable[[], bool], what: str) -> None:
+        """Attends until something is so. Raises: StartError if it takes a minute."""
+        deadline = time.monotonic() + START_S
+        while not self.stopping and not ready():
+            if time.monotonic() > deadline:
+                raise StartError(f"{what} did not come up within {START_S:g} s; ending everything")
+            self.attend(LOOK_S)
+
+    def settle(self) -> None:
+        """Attends until the children have said nothing for a moment: what is said next stands last."""
+        quiet_since = time.monotonic()
+        while not self.stopping and time.monotonic() - quiet_since < SETTLE_S:
+            if self.attend(SETTLE_S):
+                quiet_since = time.monotonic()
+
+    def end(self, kill_after_s: float) -> None:
+        """Ends all children, the last started first, one after the other."""
+        self.stopping = True
+        for child in reversed(self.children):
+            if child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + kill_after_s
+            while child.process.poll() is None:
+                if time.monotonic() > deadline:
+                    say("ownpod", f"{child.name} did not end, killing it")
+                    child.process.kill()
+                    child.process.wait()
+                self._copy(LOOK_S)
+        self._copy(0)
+
+    def _copy(self, timeout_s: float) -> bool:
+        if not self._selector.get_map():
+            time.sleep(timeout_s)
+        ready = self._selector.select(timeout_s)
+        for key, _ in ready:
+            if not key.data.copy():
+                self._selector.unregister(key.fileobj)
+        return bool(ready)
+
+
+class Up:
+    """Everything on one host.
+
+    Args:
+        config: the settings; with no ``REDIS_URL`` a Redis is started too.
+        host: where the API listens.
+        port: where the API listens.
+    """
+
+    def __init__(self, config: Settings, *, host: str, port: int) -> None:
+        self._config = config
+        self._host = host
+        self._port = port
+        self._group = Group()
+
+    def run(self) -> int:
+        """Until SIGTERM, SIGINT or the end of a part; the exit code.
+
+        Raises:
+            OwnPodError: it cannot start; nothing is left running.
+        """
+        endpoints = load_endpoints(self._config)
+        check_port(self._host, self._port)
+        self._group.handle_signals()
+        embedded = None if self._config.redis_url else EmbeddedRedis(self._config.data_dir)
+        try:
+            url = self._config.redis_url or ""
+            if embedded is not None:
+                redis = self._group.add("redis", embedded.start())
+                embedded.wait(redis.process)
+                url = embedded.url
+            registry = Registry(endpoints, connect(url, client_name="ownpod-up"))
+            self._check(registry)
+            environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+            command = [sys.executable, "-m", "ownpod"]
+            self._group.spawn("dispatch", [*command, "dispatch"], environ)
+            listen = ["--host", self._host, "--port", str(self._port)]
+            self._group.spawn("api", [*command, "api", *listen], environ)
+            self._group.until(self._serving, "the API")
+            self._group.until(lambda: self._initialized(registry), "the dispatcher")
+            self._group.settle()
+            if not self._group.stopping:
+                say("ownpod", self._ready_line(registry))
+            while not self._group.stopping:
+                self._group.attend(1.0)
+        except OwnPodError as error:
+            if not self._group.children:
+                raise
+            say("ownpod", f"error: {error}")
+            code = 1
+        else:
+            say("ownpod", "stopping")
+            code = 0
+        finally:
+            self._group.end(self._config.shutdown_grace_s + KILL_AFTER_S)
+            if embedded is not None:
+                embedded.ended()
+        say("ownpod", "stopped")
+        return code
+
+    def _check(self, registry: Registry) -> None:
+        try:
+            registry.statuses(tuple(registry.workers()))
+        except RedisUnavailable as error:
+            raise StartError(f"REDIS_URL: {error}") from None
+
+    def _serving(self) -> bool:
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
+        try:
+            with urllib.request.urlopen(f"http://{host}:{self._port}/health", timeout=2):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    @staticmethod
+    def _initialized(registry: Registry) -> bool:
+        """Each worker's node has looked at it once: it is ready, or known not to be."""
+        statuses = registry.statuses(tuple(registry.workers())).values()
+        return all(
+            status.state is WorkerState.READY
+            or (status.state is WorkerState.UNHEALTHY and not status.unattended)
+            for status in statuses
+        )
+
+    def _ready_line(self, registry: Registry) -> str:
+        statuses = registry.statuses(tuple(registry.workers())).values()
+        ready = sum(status.state is WorkerState.READY for status in statuses)
+        endpoints = ", ".join(sorted(registry.endpoints))
+        return (
+            f"ready: http://{self._host}:{self._port}/v2/<endpoint>  endpoints: {endpoints}  "
+            f"workers: {ready} of {len(statuses)} ready"
+        )

@@ -1,0 +1,78 @@
+"""What works around Celery 5.7 and kombu 5.7; nothing else in OwnPod knows their insides.
+
+Each piece says for which version, why, and has a test that fails when it is no longer needed.
+"""
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import kombu
+from celery.concurrency.thread import TaskPool
+from celery.platforms import SecurityWarning
+from celery.worker import state
+from kombu.transport.redis import Channel
+
+
+def apply() -> None:
+    """Once, before the first connection. Calling it again changes nothing."""
+    # Celery 5.7 prints seven lines for each node where it runs as root, as containers do.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    if kombu.__version__.startswith("5.7.") and not hasattr(Channel, "_ownpod_connparams"):
+        _keep_connection_parameters()
+
+
+def _keep_connection_parameters() -> None:
+    """A Redis restart must not end a node that has a running job and a free slot.
+
+    kombu 5.7.0: on a lost connection the channel's first ``close()`` fails half way, the
+    transport's ``client`` becomes None, and the second ``close()`` and every later late ack trip
+    over it in ``_connparams``: "AttributeError: 'NoneType' object has no attribute 'hostname'",
+    which ends the node. Remember what the parameters are made of, and lend it for the call.
+    """
+    original = Channel._connparams  # noqa: SLF001
+
+    def _connparams(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002
+        transport = self.connection
+        if transport is not None and transport.client is not None:
+            self._ownpod_last = transport, transport.client
+            return original(self, asynchronous)
+        transport, client = self._ownpod_last
+        now = self.connection, transport.client
+        self.connection, transport.client = transport, client
+        try:
+            return original(self, asynchronous)
+        finally:
+            self.connection, transport.client = now
+
+    Channel._ownpod_connparams = original  # noqa: SLF001
+    Channel._connparams = _connparams  # noqa: SLF001
+
+
+class JobPool(TaskPool):  # type: ignore[misc]
+    """Celery's thread pool, but stopping it does not wait for the threads.
+
+    Celery 5.7: a warm shutdown waits for every running task, for days if need be, and silences the
+    node meanwhile; nothing ends a running thread. OwnPod waits before, in its drain
+    (:mod:`ownpod.node`), and what still runs then has been handed back.
+    """
+
+    executor: ThreadPoolExecutor
+    before_stop: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+    """Set by a worker's node: finishes or hands back what runs."""
+
+    def on_stop(self) -> None:
+        type(self).before_stop()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def stop_node() -> None:
+    """Ends the node's event loop as soon as it looks; from the loop's own thread."""
+    state.should_stop = 0
+
+
+def acknowledge_running() -> None:
+    """Acknowledges the messages of tasks that still run, as their jobs were handed back."""
+    for request in list(state.active_requests):
+        request.acknowledge()
