@@ -61,9 +61,10 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 worker_disable_rate_limits = True
 worker_detect_quorum_queues = False
 
-# Flower and `celery inspect` show what happens.
+# Flower and `celery inspect` show what happens. Task events only while somebody watches: Flower
+# switches them on by itself, `celery -A ownpod control enable_events` does for others.
 worker_enable_remote_control = True
-worker_send_task_events = True
+worker_send_task_events = False
 task_send_sent_event = False
 worker_redirect_stdouts = False
 worker_hijack_root_logger = False

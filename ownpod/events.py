@@ -1,28 +1,27 @@
 """Waiting for a job to end, without polling: one listener for each process hears of every move.
 
-A thread that waits for a job costs nothing until the job has moved.
+A thread that waits for a job costs nothing until the job has ended.
 """
 
+import contextlib
 import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 import redis
 
 from ownpod import keys
+from ownpod.jobs import JobStatus
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 RETRY_S = 0.5
 
 
 class JobEvents:
-    """Tells waiting threads that a job has moved. Starts listening at the first wait."""
+    """Tells waiting threads that a job has ended. Starts listening at the first wait."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -32,31 +31,34 @@ class JobEvents:
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def wait_until(
-        self, job_id: str, timeout_s: float, look: Callable[[], T], done: Callable[[T], bool]
-    ) -> T:
-        """What ``look`` sees: once ``done`` is true of it, the time is over, or the process ends.
+    @contextlib.contextmanager
+    def expect_end(self, job_id: str) -> Iterator[Callable[[float], None]]:
+        """Watches a job from now on, also one that is about to be created.
 
-        It looks again whenever the job has moved, and whenever news may have been missed.
+        Yields:
+            A function that waits for the job's end, at most so many seconds. It returns sooner when
+            news may have been missed, or when this process ends: look how the job is.
         """
-        deadline = time.monotonic() + timeout_s
-        moved = threading.Event()
+        ended = threading.Event()
         self._listen()
         with self._lock:
-            self._waiting[job_id].add(moved)
+            self._waiting[job_id].add(ended)
         try:
-            while True:
-                moved.clear()
-                seen = look()
-                left_s = deadline - time.monotonic()
-                if done(seen) or left_s <= 0 or self._stopped:
-                    return seen
-                moved.wait(left_s)
+            yield lambda timeout_s: self._wait(ended, timeout_s)
         finally:
             with self._lock:
-                self._waiting[job_id].discard(moved)
+                self._waiting[job_id].discard(ended)
                 if not self._waiting[job_id]:
                     del self._waiting[job_id]
+
+    @property
+    def stopped(self) -> bool:
+        """This process ends, so nobody should wait any more."""
+        return self._stopped
+
+    def _wait(self, ended: threading.Event, timeout_s: float) -> None:
+        if not self._stopped and ended.wait(timeout_s):
+            ended.clear()
 
     def stop(self) -> None:
         """This process ends: everybody who waits gets what there is to see now.
@@ -89,7 +91,9 @@ class JobEvents:
                             self._wake_all()
                             self._listening.set()
                         elif message["type"] == "message":
-                            self._wake(message["data"].partition(" ")[0])
+                            job_id, _, status = message["data"].partition(" ")
+                            if job_id in self._waiting and JobStatus(status).terminal:
+                                self._wake(job_id)
             except (redis.RedisError, OSError) as error:
                 log.warning("listening for job events again: %s", error)
             self._listening.clear()
@@ -98,10 +102,9 @@ class JobEvents:
             time.sleep(RETRY_S)
 
     def _wake(self, job_id: str) -> None:
-        if job_id in self._waiting:
-            with self._lock:
-                for event in self._waiting.get(job_id, ()):
-                    event.set()
+        with self._lock:
+            for event in self._waiting.get(job_id, ()):
+                event.set()
 
     def _wake_all(self) -> None:
         with self._lock:

@@ -1,6 +1,8 @@
 """The operations on jobs, as RunPod's clients use them."""
 
 import json
+import time
+from collections.abc import Callable
 
 from flask import Blueprint, Response, request
 
@@ -20,16 +22,20 @@ _run_schema = schemas.RunSchema()
 @blueprint.post("/run")
 def run(endpoint_id: str) -> Response:
     """Queues a job and answers at once."""
-    job_id = _submit(endpoint_id, sync=False)
+    job_id = new_job_id(sync=False)
+    _submit(endpoint_id, job_id, limit=RUN_LIMIT)
     return answer({"id": job_id, "status": JobStatus.IN_QUEUE})
 
 
 @blueprint.post("/runsync")
 def runsync(endpoint_id: str) -> Response:
     """Queues a job and waits for its end, at most ``?wait=`` ms; then answers how it is."""
-    wait_s = _wait_s()
-    job_id = _submit(endpoint_id, sync=True)
-    return answer(_wait_for_end(job_id, endpoint_id, wait_s).answer_json())
+    wait_s, job_id = _wait_s(), new_job_id(sync=True)
+    deadline = time.monotonic() + wait_s
+    with services().events.expect_end(job_id) as wait:
+        _submit(endpoint_id, job_id, limit=RUNSYNC_LIMIT)
+        wait(wait_s)
+        return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
 
 
 @blueprint.route("/status/<job_id>", methods=["GET", "POST"])
@@ -51,7 +57,9 @@ def status(endpoint_id: str, job_id: str) -> Response:
 def status_sync(endpoint_id: str, job_id: str) -> Response:
     """As ``/status``, but waits for the job's end, at most ``?wait=`` ms."""
     services().registry.endpoint(endpoint_id)
-    return answer(_wait_for_end(job_id, endpoint_id, _wait_s()).answer_json())
+    deadline = time.monotonic() + _wait_s()
+    with services().events.expect_end(job_id) as wait:
+        return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
 
 
 @blueprint.post("/cancel/<job_id>")
@@ -72,15 +80,15 @@ def purge_queue(endpoint_id: str) -> Response:
     return answer({"removed": removed, "status": "completed"})
 
 
-def _submit(endpoint_id: str, *, sync: bool) -> str:
+def _submit(endpoint_id: str, job_id: str, *, limit: int) -> None:
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
-    request.max_content_length = RUNSYNC_LIMIT if sync else RUN_LIMIT
+    request.max_content_length = limit
     body = schemas.parse(_run_schema, request.get_data(cache=False))
     policy = body["policy"] or {}
     s3_config = body["s3_config"]
     job = NewJob(
-        id=new_job_id(sync=sync),
+        id=job_id,
         endpoint=endpoint_id,
         input=json.dumps(body["input"]),
         s3_config=None if s3_config is None else json.dumps(s3_config),
@@ -89,7 +97,6 @@ def _submit(endpoint_id: str, *, sync: bool) -> str:
         created_ms=now_ms(),
     )
     here.store.create(job)
-    return job.id
 
 
 def _wait_s() -> float:
@@ -100,11 +107,14 @@ def _wait_s() -> float:
     return schemas.milliseconds("wait", wait, schemas.WAIT_MS) / 1000
 
 
-def _wait_for_end(job_id: str, endpoint_id: str, wait_s: float) -> Job:
+def _job_at_end(
+    job_id: str, endpoint_id: str, wait: Callable[[float], None], deadline: float
+) -> Job:
+    """The job when it has ended, or when the request's time or this process ends."""
     here = services()
-    return here.events.wait_until(
-        job_id,
-        wait_s,
-        look=lambda: here.store.job(job_id, endpoint_id),
-        done=lambda job: job.status.terminal,
-    )
+    while True:
+        job = here.store.job(job_id, endpoint_id)
+        left_s = deadline - time.monotonic()
+        if job.status.terminal or left_s <= 0 or here.events.stopped:
+            return job
+        wait(left_s)
