@@ -49,9 +49,9 @@ task_publish_retry_policy = {
     "interval_max": 0.2,
 }
 
-# A message is acknowledged when its job has left the worker; a task that raised must not loop.
+# A message is acknowledged when its job has left the worker, also when the task raised (Celery's
+# default): it must not loop, the record decides on another attempt.
 task_acks_late = True
-task_acks_on_failure_or_timeout = True
 task_default_queue = broker.HOUSEKEEPING_QUEUE
 task_create_missing_queues = True
 worker_prefetch_multiplier = 1

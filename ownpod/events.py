@@ -27,7 +27,6 @@ class JobEvents:
         self._redis = client
         self._lock = threading.Lock()
         self._waiting: defaultdict[str, set[threading.Event]] = defaultdict(set)
-        self._listening = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopped = False
 
@@ -69,34 +68,34 @@ class JobEvents:
         threading.Thread(target=self._wake_all, name="job-events-stop", daemon=True).start()
 
     def _listen(self) -> None:
-        if not self._listening.is_set():
+        if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="job-events", daemon=True
-                    )
-                    self._thread.start()
-            self._listening.wait(1)
+                    thread = threading.Thread(target=self._run, name="job-events", daemon=True)
+                    thread.start()
+                    self._thread = thread
 
     def _run(self) -> None:
-        while True:
+        while not self._stopped:
             try:
                 with self._redis.pubsub() as pubsub:
                     pubsub.subscribe(keys.EVENTS)
-                    while True:
+                    while not self._stopped:
                         message = pubsub.get_message(timeout=5)
                         if message is None:
                             pubsub.ping()
                         elif message["type"] == "subscribe":
+                            # What was said before was not heard: everybody looks once.
                             self._wake_all()
-                            self._listening.set()
                         elif message["type"] == "message":
                             job_id, _, status = message["data"].partition(" ")
                             if job_id in self._waiting and JobStatus(status).terminal:
                                 self._wake(job_id)
             except (redis.RedisError, OSError) as error:
                 log.warning("listening for job events again: %s", error)
-            self._listening.clear()
+            except Exception:
+                # redis-py, when its socket is closed under it, raises what comes.
+                log.exception("listening for job events again")
             # Those who wait look for themselves now, and hear that Redis is away.
             self._wake_all()
             time.sleep(RETRY_S)

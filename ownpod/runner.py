@@ -1,6 +1,5 @@
 """Runs one job on one worker: claim, start, wait, finish. Knows nothing of Celery."""
 
-import itertools
 import logging
 import time
 import uuid
@@ -42,11 +41,10 @@ class JobRunner:
         self._attempts = attempts
         self._health = health
         self._worker_id = worker_id
-        self._claims = (f"{uuid.uuid4()}-{number}" for number in itertools.count())
 
     def run(self, job_id: str) -> None:
         """Runs the job to its end, if it waits. Returns when the worker is free of it."""
-        claim = next(self._claims)
+        claim = str(uuid.uuid4())
         attempt = until_redis_answers(
             lambda: self._store.claim(
                 job_id, worker_id=self._worker_id, claim=claim, lease_s=self._attempts.lease_s

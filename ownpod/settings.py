@@ -111,13 +111,13 @@ def _check_file(value: str) -> None:
 
 
 def _number(name: str, default: float, least: float, most: float, purpose: str) -> fields.Float:
-    limits = validate.Range(least, most, error=f"must be a number from {least:g} to {most:g}")
+    problem = f"must be a number from {least:g} to {most:g}"
     return fields.Float(
         data_key=name,
         load_default=default,
-        validate=limits,
+        validate=validate.Range(least, most, error=problem),
         metadata={"purpose": purpose},
-        error_messages={"invalid": f"must be a number from {least:g} to {most:g}"},
+        error_messages={"invalid": problem, "special": problem},
     )
 
 

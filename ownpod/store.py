@@ -6,6 +6,7 @@ Losing a race is a return value, not an error. Any call raises
 
 import functools
 import importlib.resources
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|MASTERDOWN|NOREPLICAS)\b")
+"""In an answer of Redis: it is full, read-only, cannot save, or not up yet."""
 
 PURGE_STEP = 1000
 """Jobs cancelled by one call of the script: some 10 ms in which Redis does nothing else."""
@@ -68,9 +72,8 @@ def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **kwargs)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnavailable(f"Redis cannot be reached: {error}") from error
-        except (redis.OutOfMemoryError, redis.ReadOnlyError, redis.ResponseError) as error:
-            refused = ("OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN", "command not allowed")
-            if not str(error).startswith(refused):
+        except redis.ResponseError as error:
+            if not REFUSALS.search(str(error)):
                 raise
             raise RedisUnavailable(f"Redis refuses to write: {error}") from error
 

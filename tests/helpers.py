@@ -1,0 +1,314 @@
+"""What tests share: waiting for conditions, servers on free ports, small workers over HTTP."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import redis
+import requests
+
+from ownpod import settings
+from ownpod.broker import JobMessages
+from ownpod.celery import app
+from ownpod.embedded import find_server
+from ownpod.jobs import NewJob
+from ownpod.processes import die_with_parent, free_port
+from ownpod.registry import WorkerSpec
+from ownpod.store import JobStore, connect, now_ms
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+LOOK_S = 0.01
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10, what: str = "") -> object:
+    """The condition's first true value; fails the test if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what or condition}")
+        time.sleep(LOOK_S)
+
+
+def environment(**values: object) -> dict[str, str]:
+    """The environment for a process: nothing of OwnPod's but what is given."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "FLOWER_"))
+    }
+    return kept | {name: str(value) for name, value in values.items()}
+
+
+class Process:
+    """A process with its output in a file, ended by its own pid."""
+
+    def __init__(self, *command: object, log: Path, cwd: Path = ROOT, **environ: object) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=cwd,
+                env=environment(**environ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
+            )
+        self.pid = self._popen.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.wait()
+
+    def send(self, signum: signal.Signals) -> None:
+        if self.running:
+            self._popen.send_signal(signum)
+
+    def wait(self, seconds: float = 30) -> int:
+        return self._popen.wait(seconds)
+
+    def stop(self, seconds: float = 30) -> int:
+        self.send(signal.SIGTERM)
+        try:
+            return self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+class RedisServer:
+    """A real Redis on a free port of loopback, AOF on."""
+
+    def __init__(self, directory: Path) -> None:
+        self._dir = directory
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        options = f"--port {self.port} --bind 127.0.0.1 --appendonly yes --save".split()
+        self.process = Process(
+            *(find_server(), *options, "", "--dir", self._dir), log=self._dir / "redis.log"
+        )
+        with connect(self.url) as client:
+            wait_until(lambda: _pings(client), what="redis")
+
+    def stop(self) -> None:
+        self.process.stop()
+
+
+def _pings(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def load_settings(**environ: object) -> settings.Settings:
+    return settings.load({name: str(value) for name, value in environ.items()})
+
+
+def job_messages() -> JobMessages:
+    return JobMessages(app, description_prefix="ownpod")
+
+
+def job_store(client: redis.Redis, *, result_ttl_s: int = 1800) -> JobStore:
+    return JobStore(client, job_messages(), result_ttl_s=result_ttl_s)
+
+
+def new_job(job_id: str = "job-1", endpoint: str = "ep", **changes: object) -> NewJob:
+    values: dict = {
+        "id": job_id,
+        "endpoint": endpoint,
+        "input": "{}",
+        "s3_config": None,
+        "execution_timeout_ms": 600_000,
+        "max_attempts": 3,
+        "created_ms": now_ms(),
+    }
+    return NewJob(**values | changes)
+
+
+def worker_spec(url: str, *, capacity: int = 1, **changes: object) -> WorkerSpec:
+    values: dict = {
+        "id": "worker-1",
+        "endpoint": "ep",
+        "url": url,
+        "capacity": capacity,
+        "headers": {},
+        "verify_tls": True,
+        "ca_bundle": None,
+    }
+    return WorkerSpec(**values | changes)
+
+
+@dataclass
+class Answer:
+    """What a :class:`FakeWorker` answers. ``hold``: answers only when it is set."""
+
+    status: int = 200
+    body: object = None
+    hold: threading.Event | None = None
+    hang_up: bool = False
+
+
+@dataclass
+class FakeWorker:
+    """A small worker over HTTP. ``routes`` maps "POST /run" to an answer or a function of the path
+    and the parsed body that makes one; ``seen`` lists the requests.
+    """
+
+    routes: dict[str, object] = field(default_factory=dict)
+    seen: list[tuple[str, str, object]] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def paths(self, start: str) -> list[str]:
+        return [f"{m} {path}" for m, path, _ in self.seen if f"{m} {path}".startswith(start)]
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator["FakeWorker"]:
+        worker = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                raw = self.rfile.read(length)
+                body = json.loads(raw) if raw else None
+                worker.seen.append((self.command, self.path, body))
+                key = f"{self.command} /{self.path.split('/')[1]}"
+                made = worker.routes.get(key, Answer(404, {"detail": "Not Found"}))
+                answer = made(self.path, body) if callable(made) else made
+                if answer.hold is not None:
+                    answer.hold.wait(30)
+                if answer.hang_up:
+                    self.close_connection = True
+                    return
+                data = answer.body if isinstance(answer.body, bytes) else None
+                data = json.dumps(answer.body).encode() if data is None else data
+                self.send_response(answer.status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(data)
+
+            do_POST = do_GET  # noqa: N815
+
+        server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        server.daemon_threads = True
+        self.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def sdk_worker(port: int, log: Path, *, kind: str = "sync") -> Process:
+    """A worker on the real SDK; ``kind`` is one of ``acceptance/handlers.py``."""
+    serve = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", port)
+    handlers = HERE / "acceptance" / "handlers.py"
+    return Process(sys.executable, handlers, *serve, log=log, HANDLER=kind)
+
+
+def answers(url: str) -> bool:
+    try:
+        requests.get(url, timeout=2)
+    except requests.RequestException:
+        return False
+    return True
+
+
+class OwnPod:
+    """``ownpod up`` with a Redis of its own, on free ports."""
+
+    def __init__(self, directory: Path, *, workers: str = "", **environ: object) -> None:
+        self._dir = directory
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}/v2"
+        self.endpoint = f"{self.base}/local-ep"
+        self.environ = {
+            "OWNPOD_DATA_DIR": directory / "var",
+            "OWNPOD_WORKERS": workers,
+            "OWNPOD_LEASE_S": 3,
+            "PYTHONPATH": ROOT,
+            **environ,
+        }
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, and waits for its ready line."""
+        before = self.output.count("| ready: ") if (self._dir / "up.log").exists() else 0
+        command = (sys.executable, "-m", "ownpod", "up", "--port", self.port)
+        self.process = Process(*command, log=self._dir / "up.log", cwd=self._dir, **self.environ)
+        wait_until(
+            lambda: self.output.count("| ready: ") > before or not self.process.running,
+            60,
+            "the ready line",
+        )
+        assert self.process.running, self.output
+
+    @property
+    def output(self) -> str:
+        return (self._dir / "up.log").read_text(errors="replace")
+
+    @property
+    def redis_url(self) -> str:
+        return (self._dir / "var" / "redis.url").read_text().strip()
+
+    def post(self, path: str, body: object = None, **options: object) -> dict:
+        return requests.post(f"{self.endpoint}{path}", json=body, timeout=70, **options).json()
+
+    def get(self, path: str) -> dict:
+        return requests.get(f"{self.endpoint}{path}", timeout=70).json()
+
+    def submit(self, **job_input: object) -> str:
+        return self.post("/run", {"input": job_input})["id"]
+
+    def status(self, job_id: str) -> dict:
+        return self.get(f"/status/{job_id}")
+
+    def ended(self, job_id: str, seconds: float = 20) -> dict:
+        """The job's last status."""
+        terminal = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
+
+        def look() -> dict | None:
+            status = self.status(job_id)
+            return status if status["status"] in terminal else None
+
+        return wait_until(look, seconds, f"the end of {job_id}")  # type: ignore[return-value]
+
+    def stop(self) -> int:
+        return self.process.stop()

@@ -1,0 +1,94 @@
+import threading
+import time
+
+import pytest
+from helpers import RedisServer, job_store, new_job
+
+from ownpod.events import JobEvents
+from ownpod.jobs import JobStatus, Outcome
+from ownpod.store import connect
+
+
+@pytest.fixture
+def events(client):
+    found = JobEvents(client)
+    yield found
+    found.stop()
+
+
+def waited_s(wait, seconds):
+    began = time.monotonic()
+    wait(seconds)
+    return time.monotonic() - began
+
+
+def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, client):
+    store = job_store(client)
+    with events.expect_end("job-1") as wait:
+        # The first wait may return at once: listening has just begun.
+        wait(0.2)
+        store.create(new_job())
+        store.create(new_job("other"))
+        store.cancel("other", "ep", reason="x")
+        attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=9)
+        assert waited_s(wait, 0.3) >= 0.3
+        timer = threading.Timer(
+            0.2, store.finish, (attempt, Outcome(JobStatus.COMPLETED, output="1"))
+        )
+        timer.start()
+        assert 0.1 < waited_s(wait, 20) < 5
+        timer.join()
+
+
+def test_all_who_wait_for_a_job_are_woken(events, client):
+    store = job_store(client)
+    store.create(new_job())
+    woken = []
+
+    def waiter():
+        with events.expect_end("job-1") as wait:
+            ready.release()
+            while not store.job("job-1", "ep").status.terminal:
+                wait(20)
+            woken.append(1)
+
+    ready = threading.Semaphore(0)
+    threads = [threading.Thread(target=waiter) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+        ready.acquire()
+    store.cancel("job-1", "ep", reason="x")
+    for thread in threads:
+        thread.join(10)
+    assert len(woken) == 10
+    assert events._waiting == {}
+
+
+def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
+    server = RedisServer(tmp_path)
+    try:
+        with connect(server.url) as client:
+            events, store = JobEvents(client), job_store(client)
+            with events.expect_end("job-1") as wait:
+                # The first wait may return at once: listening has just begun.
+                wait(0.1)
+                threading.Timer(0.1, server.stop).start()
+                assert waited_s(wait, 20) < 10
+            server.start()
+            store.create(new_job())
+            with events.expect_end("job-1") as wait:
+                threading.Timer(1.5, store.cancel, ("job-1", "ep"), {"reason": "x"}).start()
+                began = time.monotonic()
+                while not store.job("job-1", "ep").status.terminal:
+                    wait(20)
+                assert time.monotonic() - began < 10
+            events.stop()
+    finally:
+        server.stop()
+
+
+def test_nobody_waits_in_a_process_that_ends(events):
+    with events.expect_end("job-1") as wait:
+        threading.Timer(0.1, events.stop).start()
+        assert waited_s(wait, 20) < 5
+        assert waited_s(wait, 20) < 1

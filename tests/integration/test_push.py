@@ -1,0 +1,222 @@
+"""The worker interface over HTTP, against a small worker that answers what it is told."""
+
+import itertools
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers import Answer, FakeWorker, load_settings, wait_until, worker_spec
+
+from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
+from ownpod.jobs import Attempt, JobStatus
+from ownpod.processes import free_port
+from ownpod.workers.push import PushWorker
+
+ATTEMPT = Attempt("job-1", "ep", "w", 1, '{"x": 1}', None, 600_000, 0)
+
+
+@pytest.fixture
+def fake():
+    with FakeWorker().serving() as worker:
+        yield worker
+
+
+def push(url, **changes):
+    quick = {
+        "OWNPOD_WORKER_RUN_READ_TIMEOUT_S": 0.3,
+        "OWNPOD_WORKER_STATUS_TIMEOUT_S": 0.2,
+        "OWNPOD_WORKER_CONNECT_TIMEOUT_S": 0.5,
+    }
+    return PushWorker(worker_spec(url, **changes), load_settings(**quick))
+
+
+def outcome_of(fake, answer, method="POST"):
+    fake.routes[f"{method} /status"] = answer
+    return push(fake.url).wait("r")
+
+
+def test_start_sends_input_s3_config_and_headers(fake):
+    fake.routes["POST /run"] = Answer(body={"id": "r1", "status": "IN_PROGRESS"})
+    attempt = Attempt("job-1", "ep", "w", 1, '{"x": 1}', '{"bucket": "b"}', 600_000, 0)
+    assert push(fake.url, headers={"X-Token": "t"}).start(attempt) == "r1"
+    assert fake.seen == [("POST", "/run", {"input": {"x": 1}, "s3Config": {"bucket": "b"}})]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_job_the_worker_refuses_is_rejected(fake, status):
+    fake.routes["POST /run"] = Answer(status, {"detail": "input must be an object"})
+    with pytest.raises(JobRejected, match=f"HTTP {status}.*must be an object"):
+        push(fake.url).start(ATTEMPT)
+
+
+@pytest.mark.parametrize("status", [302, 401, 404, 429, 502, 503])
+def test_a_worker_that_takes_no_jobs_is_unavailable(fake, status):
+    fake.routes["POST /run"] = Answer(status, {})
+    with pytest.raises(WorkerUnavailable, match=str(status)):
+        push(fake.url).start(ATTEMPT)
+
+
+def test_a_refused_connection_is_unavailable():
+    with pytest.raises(WorkerUnavailable, match="refused"):
+        push(f"http://127.0.0.1:{free_port()}").start(ATTEMPT)
+
+
+@pytest.mark.parametrize("answer", [Answer(hang_up=True), Answer(body=b"<html>"), Answer(500, {})])
+def test_a_run_that_may_have_begun_is_lost(fake, answer):
+    fake.routes["POST /run"] = answer
+    with pytest.raises(AttemptLost):
+        push(fake.url).start(ATTEMPT)
+
+
+def test_a_run_that_is_not_answered_in_time_is_lost(fake):
+    fake.routes["POST /run"] = Answer(hold=threading.Event())
+    with pytest.raises(AttemptLost, match="did not answer /run"):
+        push(fake.url).start(ATTEMPT)
+
+
+def test_a_held_status_is_asked_once_however_long_it_takes(fake):
+    answer = Answer(body={"status": "COMPLETED", "output": [1]}, hold=threading.Event())
+    fake.routes["POST /status"] = answer
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(push(fake.url).wait, "r")
+        wait_until(lambda: fake.seen)
+        # Three times the time-out of a poll.
+        with pytest.raises(TimeoutError):
+            waiting.result(0.6)
+        answer.hold.set()
+        outcome = waiting.result(5)
+    assert outcome.status is JobStatus.COMPLETED
+    assert outcome.output == "[1]"
+    assert fake.paths("POST /status") == ["POST /status/r"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_worker_that_answers_at_once_is_polled_with_growing_pauses(fake, method):
+    times = []
+
+    def answer(_path, _body):
+        times.append(time.monotonic())
+        running = {"id": "r", "status": "IN_PROGRESS"}
+        return Answer(body=running if len(times) < 12 else {"status": "COMPLETED", "output": 5})
+
+    if method == "GET":
+        fake.routes["POST /status"] = Answer(405, {})
+    worker = push(fake.url)
+    fake.routes[f"{method} /status"] = answer
+    assert worker.wait("r").output == "5"
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert pauses[0] < 0.05 < 0.5
+    assert max(pauses) < 1.5
+    assert sum(pauses[-3:]) > sum(pauses[:3])
+    # What it takes is remembered.
+    before = len(fake.paths("POST /status"))
+    assert worker.wait("r2").output == "5"
+    assert len(fake.paths("POST /status")) - before == (method == "POST")
+
+
+def test_a_poll_that_times_out_is_repeated(fake):
+    never, calls = threading.Event(), []
+
+    def answer(_path, _body):
+        calls.append(1)
+        if len(calls) == 2:
+            return Answer(body={"status": "IN_PROGRESS"}, hold=never)
+        status = "RUNNING" if len(calls) == 1 else "COMPLETED"
+        return Answer(body={"status": status, "output": 1})
+
+    assert outcome_of(fake, answer).status is JobStatus.COMPLETED
+    assert len(calls) == 3
+    never.set()
+
+
+def test_a_held_connection_that_breaks_is_a_lost_attempt(fake):
+    with pytest.raises(AttemptLost, match="died or was cut off"):
+        outcome_of(fake, Answer(hang_up=True))
+    assert len(fake.seen) == 1
+
+
+def test_a_polled_worker_that_dies_is_a_lost_attempt(fake):
+    calls = []
+
+    def answer(_path, _body):
+        calls.append(1)
+        return Answer(body={"status": "IN_PROGRESS"}, hang_up=len(calls) > 1)
+
+    with pytest.raises(AttemptLost):
+        outcome_of(fake, answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(404, {"detail": "no"}),
+        Answer(body={"id": "r", "status": "FAILED", "error": "Job ID not found"}),
+    ],
+)
+def test_a_worker_that_forgot_the_run_is_a_lost_attempt(fake, answer):
+    with pytest.raises(AttemptLost, match="does not know the run"):
+        outcome_of(fake, answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ({"status": "FAILED", "error": "boom"}, JobStatus.FAILED, "boom"),
+        ({"status": "FAILED", "error": {"a": 1}}, JobStatus.FAILED, '{"a": 1}'),
+        ({"status": "FAILED"}, JobStatus.FAILED, "the worker ended the job as FAILED"),
+        ({"status": "CANCELLED"}, JobStatus.CANCELLED, "the worker ended the job as CANCELLED"),
+        ({"status": "DREAMING"}, JobStatus.FAILED, "unknown state"),
+        ({}, JobStatus.FAILED, "unknown state"),
+        ([], JobStatus.FAILED, "unknown state"),
+        (b"<html>", JobStatus.FAILED, "unknown state"),
+    ],
+)
+def test_any_other_end_has_a_reason(fake, body, status, error):
+    outcome = outcome_of(fake, Answer(body=body))
+    assert outcome.status is status
+    assert outcome.error.startswith(error) or error in outcome.error
+
+
+def test_a_server_error_on_a_held_status_is_failed_and_not_asked_again(fake):
+    outcome = outcome_of(fake, Answer(500, b"Internal Server Error"))
+    assert outcome.status is JobStatus.FAILED
+    assert outcome.error == "the worker's /status answered HTTP 500: Internal Server Error"
+    assert len(fake.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "ms"), [({"executionTime": 12.7}, 12), ({"executionTime": "x"}, None), ({}, None)]
+)
+def test_the_workers_execution_time_is_taken_if_it_is_one(fake, said, ms):
+    assert outcome_of(fake, Answer(body={"status": "COMPLETED"} | said)).execution_ms == ms
+
+
+def test_a_large_output_comes_through(fake):
+    output = {"data": "x" * 5_000_000}
+    outcome = outcome_of(fake, Answer(body={"status": "COMPLETED", "output": output}))
+    assert json.loads(outcome.output) == output
+
+
+@pytest.mark.parametrize(("status", "taken"), [(200, True), (404, False)])
+def test_cancel_says_whether_the_worker_took_it(fake, status, taken):
+    fake.routes["POST /cancel"] = Answer(status, {})
+    assert push(fake.url).cancel("r") is taken
+
+
+def test_cancel_of_a_dead_worker_is_no_error():
+    assert push(f"http://127.0.0.1:{free_port()}").cancel("r") is False
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 405])
+def test_any_answer_but_a_server_error_shows_a_living_worker(fake, status):
+    fake.routes["GET /health"] = Answer(status, {})
+    push(fake.url).probe()
+
+
+@pytest.mark.parametrize("answer", [Answer(503, {}), Answer(hang_up=True)])
+def test_a_worker_that_cannot_say_it_is_well_is_unavailable(fake, answer):
+    fake.routes["GET /health"] = answer
+    with pytest.raises(WorkerUnavailable):
+        push(fake.url).probe()

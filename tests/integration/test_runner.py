@@ -1,0 +1,252 @@
+"""A job on its way through a node: record in Redis, worker over HTTP; no Celery."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+from helpers import (
+    Answer,
+    FakeWorker,
+    job_store,
+    load_settings,
+    new_job,
+    wait_until,
+    worker_spec,
+)
+
+from ownpod.attempts import Attempts
+from ownpod.gate import Gate
+from ownpod.jobs import JobStatus
+from ownpod.runner import JobRunner
+from ownpod.sweep import Sweep
+from ownpod.workers.push import PushWorker
+
+QUEUE = "ownpod.ep"
+
+
+@pytest.fixture
+def fake():
+    worker = FakeWorker()
+    runs = itertools.count(1)
+    worker.routes["POST /run"] = lambda *_: Answer(body={"id": f"r{next(runs)}"})
+    worker.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
+    with worker.serving():
+        yield worker
+
+
+@pytest.fixture
+def node(client, fake):
+    """What a node is made of, but for Celery."""
+    settings = load_settings(OWNPOD_WORKER_RUN_READ_TIMEOUT_S=0.5)
+    store = job_store(client)
+    worker = PushWorker(worker_spec(fake.url), settings)
+    said = []
+    gate = Gate(worker.probe, said.append, announce_every_s=5)
+    attempts = Attempts(store, worker, lease_s=1, on_change=gate.wake)
+    gate.slots = attempts
+    attempts.start()
+    runner = JobRunner(store, worker, attempts, gate, worker_id="w")
+    return SimpleNamespace(
+        store=store, gate=gate, attempts=attempts, run=runner.run, said=said, worker=worker
+    )
+
+
+def status_of(node, job_id="job-1"):
+    return node.store.job(job_id, "ep").status
+
+
+def test_a_job_completes(node):
+    node.store.create(new_job())
+    node.run("job-1")
+    job = node.store.job("job-1", "ep")
+    assert (job.status, job.output, job.worker_id) == (JobStatus.COMPLETED, "1", "w")
+    assert node.attempts.in_hand == 0
+
+
+def test_a_message_that_comes_twice_runs_the_job_once(node, fake):
+    node.store.create(new_job())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(node.run, ["job-1", "job-1"]))
+    node.run("job-1")
+    assert len(fake.paths("POST /run")) == 1
+
+
+def test_a_message_without_a_record_is_dropped(node, fake):
+    node.run("never-was")
+    assert fake.seen == []
+
+
+def test_a_refused_job_fails_with_the_workers_reason(node, fake):
+    fake.routes["POST /run"] = Answer(422, {"detail": "input should be an object"})
+    node.store.create(new_job())
+    node.run("job-1")
+    job = node.store.job("job-1", "ep")
+    assert job.status is JobStatus.FAILED
+    assert "input should be an object" in job.error
+
+
+def test_a_dead_worker_costs_no_attempt_and_closes_the_gate(node, fake, client):
+    fake.routes["POST /run"] = Answer(503, {})
+    node.gate.start()
+    wait_until(lambda: node.gate.open)
+    node.store.create(new_job())
+    client.delete(QUEUE)
+    node.run("job-1")
+    assert not node.gate.open
+    assert node.gate.status.reason.startswith("/run answered HTTP 503")
+    assert status_of(node) is JobStatus.IN_QUEUE
+    assert node.store.job("job-1", "ep").lost == 0
+    assert client.llen(QUEUE) == 1
+    # It takes part again by itself.
+    wait_until(lambda: node.gate.open, 5)
+
+
+def test_a_worker_that_keeps_refusing_is_asked_less_and_less(node, fake):
+    fake.routes["POST /run"] = Answer(404, {})
+    node.gate.start()
+    node.store.create(new_job())
+    pauses = []
+    for _ in range(3):
+        wait_until(lambda: node.gate.open, 5)
+        node.run("job-1")
+        closed = time.monotonic()
+        wait_until(lambda: node.gate.open, 5)
+        pauses.append(time.monotonic() - closed)
+    assert pauses[0] < pauses[1] < pauses[2]
+
+
+def test_a_job_whose_worker_dies_is_tried_again_and_fails_in_the_end(node, fake):
+    fake.routes["POST /status"] = Answer(hang_up=True)
+    node.store.create(new_job(max_attempts=3))
+    for lost in (1, 2):
+        node.run("job-1")
+        job = node.store.job("job-1", "ep")
+        assert (job.status, job.lost) == (JobStatus.IN_QUEUE, lost)
+    node.run("job-1")
+    job = node.store.job("job-1", "ep")
+    assert (job.status, job.lost, job.attempt) == (JobStatus.FAILED, 3, 3)
+    assert "died or was cut off" in job.error
+    assert len(fake.paths("POST /run")) == 3
+
+
+def test_a_timeout_is_told_at_once_and_the_slot_kept_until_the_worker_is_free(node, fake):
+    held = Answer(body={"status": "COMPLETED", "output": "late"}, hold=threading.Event())
+    fake.routes["POST /status"] = held
+    node.store.create(new_job(execution_timeout_ms=300))
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        running = pool.submit(node.run, "job-1")
+        wait_until(lambda: status_of(node) is JobStatus.TIMED_OUT, 3)
+        assert 0.3 <= time.monotonic() - began < 1.5
+        assert not running.done()
+        assert (node.attempts.in_hand, node.attempts.held) == (1, 1)
+        assert node.gate.status.held == 1
+        wait_until(lambda: fake.paths("POST /cancel"))
+        held.hold.set()
+        running.result(5)
+    assert (node.attempts.in_hand, node.attempts.held) == (0, 0)
+    job = node.store.job("job-1", "ep")
+    assert (job.status, job.output) == (JobStatus.TIMED_OUT, None)
+    assert job.error == "executionTimeout: the job ran longer than 300 ms"
+
+
+def test_a_cancelled_running_job_is_forwarded_and_its_late_answer_dropped(node, fake):
+    held = Answer(body={"status": "COMPLETED", "output": "late"}, hold=threading.Event())
+    fake.routes["POST /status"] = held
+    node.store.create(new_job())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(node.run, "job-1")
+        wait_until(lambda: fake.paths("POST /status"))
+        node.store.cancel("job-1", "ep", reason="by hand")
+        wait_until(lambda: fake.paths("POST /cancel"), 5)
+        assert node.attempts.held == 1
+        held.hold.set()
+        running.result(5)
+    assert status_of(node) is JobStatus.CANCELLED
+
+
+def test_a_lease_is_renewed_while_the_job_runs(node, fake):
+    held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
+    fake.routes["POST /status"] = held
+    node.store.create(new_job())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(node.run, "job-1")
+        wait_until(lambda: fake.paths("POST /status"))
+        # Longer than the lease of 1 s; it never runs out.
+        until = time.monotonic() + 1.6
+        while time.monotonic() < until:
+            assert node.store.expired(limit=1) == []
+            time.sleep(0.05)
+        held.hold.set()
+        running.result(5)
+    assert status_of(node) is JobStatus.COMPLETED
+
+
+def test_a_node_that_stops_hands_its_jobs_back_uncounted(node, fake, client):
+    held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
+    fake.routes["POST /status"] = held
+    node.store.create(new_job())
+    client.delete(QUEUE)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(node.run, "job-1")
+        wait_until(lambda: fake.paths("POST /status"))
+        assert node.attempts.hand_back("stopping") == 1
+        assert status_of(node) is JobStatus.IN_QUEUE
+        assert client.llen(QUEUE) == 1
+        held.hold.set()
+        running.result(5)
+    job = node.store.job("job-1", "ep")
+    assert (job.status, job.lost) == (JobStatus.IN_QUEUE, 0)
+
+
+def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
+    node.store.create(new_job(max_attempts=2))
+    node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
+    client.delete(QUEUE)
+    sweep = Sweep(node.store, client, lease_s=1)
+    wait_until(lambda: node.store.expired(limit=1))
+    sweep.once()
+    assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)
+    node.run("job-1")
+    job = node.store.job("job-1", "ep")
+    assert (job.status, job.attempt, job.lost) == (JobStatus.COMPLETED, 2, 1)
+
+
+def test_a_result_waits_for_redis_to_come_back(node, fake, redis_server):
+    held = Answer(body={"status": "COMPLETED", "output": 7}, hold=threading.Event())
+    fake.routes["POST /status"] = held
+    node.store.create(new_job())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(node.run, "job-1")
+        wait_until(lambda: fake.paths("POST /status"))
+        redis_server.stop()
+        held.hold.set()
+        with pytest.raises(TimeoutError):
+            running.result(0.5)
+        redis_server.start()
+        running.result(10)
+    assert node.store.job("job-1", "ep").output == "7"
+
+
+def test_a_busy_workers_silence_is_not_taken_for_illness(node, fake):
+    node.gate.start()
+    wait_until(lambda: node.gate.open)
+    silent = threading.Event()
+    fake.routes["GET /health"] = Answer(hold=silent)
+    held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
+    fake.routes["POST /status"] = held
+    node.store.create(new_job())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(node.run, "job-1")
+        wait_until(lambda: node.attempts.in_hand)
+        node.gate._probe_at = 0
+        node.gate.wake()
+        wait_until(lambda: node.gate._probe_at > time.monotonic())
+        assert node.gate.open
+        assert len(fake.paths("GET /health")) == 1
+        held.hold.set()
+        running.result(5)
+    silent.set()

@@ -1,0 +1,52 @@
+import pytest
+
+from ownpod.api import schemas
+from ownpod.errors import BadRequest
+
+
+def parse(body):
+    return schemas.parse(schemas.RunSchema(), body)
+
+
+def test_unknown_keys_are_ignored():
+    found = parse(b'{"input": {"a": 1}, "webhookV9": 1, "policy": {"x": 1}}')
+    assert found["input"] == {"a": 1}
+
+
+@pytest.mark.parametrize("job_input", ["{}", '{"input": {}}', "[]", '"text"', "0", "false"])
+def test_any_input_but_null_is_taken(job_input):
+    parse(b'{"input": %s}' % job_input.encode())
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "empty"),
+        (b"{", "must be JSON"),
+        (b"[]", "JSON object"),
+        (b'{"input": NaN}', "NaN is not JSON"),
+        (b'{"in": {}}', "input: is missing"),
+        (b'{"input": null}', "input: is null"),
+        (b'{"input": {}, "policy": 5}', "policy: "),
+        (b'{"input": {}, "policy": {"executionTimeout": "5"}}', "policy.executionTimeout: "),
+        (b'{"input": {}, "policy": {"executionTimeout": 4999}}', "policy.executionTimeout: "),
+        (b'{"input": {}, "policy": {"executionTimeout": 1.5}}', "policy.executionTimeout: "),
+        (b'{"input": {}, "s3Config": "x"}', "s3Config: must be an object"),
+        (b'\xff{"input": 1}', "must be JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_wrong_body_names_the_field(body, says):
+    with pytest.raises(BadRequest) as caught:
+        parse(body)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "ms"), [("1", 1000), ("5000", 5000), ("999999", 300000)])
+def test_milliseconds_are_brought_into_the_limits(text, ms):
+    assert schemas.milliseconds("wait", text, schemas.WAIT_MS) == ms
+
+
+def test_milliseconds_must_be_whole():
+    with pytest.raises(BadRequest, match="wait: must be a whole number"):
+        schemas.milliseconds("wait", "1s", schemas.WAIT_MS)

@@ -1,0 +1,90 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from ownpod import settings
+from ownpod.errors import ConfigurationError
+from ownpod.settings import SettingsSchema
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_defaults_need_no_environment():
+    found = settings.load({})
+    assert found.workers is None
+    assert found.result_ttl_s == 1800
+    assert found.runsync_timeout_ms == 30000
+    assert found.worker_verify_tls is True
+    assert found.worker_status_timeout_s == 15
+    assert found.data_dir == Path("./var")
+
+
+def test_an_empty_value_counts_as_unset():
+    assert settings.load({"OWNPOD_WORKERS": "", "OWNPOD_LEASE_S": ""}) == settings.load({})
+
+
+def test_workers_are_a_list_of_urls():
+    found = settings.load({"OWNPOD_WORKERS": " http://a:1 , https://b/x "})
+    assert found.workers == ("http://a:1", "https://b/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("OWNPOD_WORKERS", "localhost:18000", "http:// or https://"),
+        ("OWNPOD_WORKERS", "http://a,ftp://b", "ftp://b"),
+        ("OWNPOD_WORKERS", " , ", "comma-separated"),
+        ("OWNPOD_WORKERS", "http://a:x1", "http:// or https://"),
+        ("REDIS_URL", "http://a", "redis://"),
+        ("OWNPOD_RESULT_TTL_SEC", "soon", "whole number from 1 to 2592000"),
+        ("OWNPOD_RESULT_TTL_SEC", "0", "whole number from 1 to 2592000"),
+        ("OWNPOD_RUNSYNC_TIMEOUT_MS", "999", "whole number from 1000 to 300000"),
+        ("OWNPOD_WORKER_VERIFY_TLS", "perhaps", "true or false"),
+        ("OWNPOD_WORKER_CA_BUNDLE", "/no/such/file", "file that exists"),
+        ("OWNPOD_WORKER_HEADERS", "X: y", "JSON object"),
+        ("OWNPOD_WORKER_HEADERS", '{"X": 1}', "JSON object"),
+        ("OWNPOD_WORKER_CONNECT_TIMEOUT_S", "nan", "number from 0.1 to 300"),
+        ("OWNPOD_WORKER_STATUS_TIMEOUT_S", "-1", "number from 0.1 to 3600"),
+        ("OWNPOD_LOG_LEVEL", "LOUD", "DEBUG, INFO, WARNING, ERROR"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it_and_what_is_allowed(name, value, allowed):
+    with pytest.raises(ConfigurationError) as caught:
+        settings.load({name: value})
+    line = str(caught.value)
+    assert line.startswith(f"{name}=")
+    assert allowed in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", sorted(SettingsSchema.secret))
+def test_a_secret_value_is_not_shown(name):
+    with pytest.raises(ConfigurationError) as caught:
+        settings.load({name: "hunter2"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_without_redis_url_the_embedded_one_is_found_by_its_file(tmp_path):
+    found = settings.load({"OWNPOD_DATA_DIR": str(tmp_path)})
+    with pytest.raises(ConfigurationError, match="REDIS_URL is not set"):
+        found.broker_url()
+    (tmp_path / "redis.url").write_text("redis://127.0.0.1:5/0\n")
+    assert found.broker_url() == "redis://127.0.0.1:5/0"
+
+
+def test_the_readme_table_is_the_schema():
+    documented = dict(
+        re.findall(
+            r"^\| `([A-Z_]+)` \| ([^|]+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE
+        )
+    )
+    expected = {}
+    for field in SettingsSchema().fields.values():
+        default = field.metadata.get("default")
+        if default is None:
+            value = None if callable(field.load_default) else field.load_default
+            text = str(value).lower() if isinstance(value, bool) else f"{value}"
+            default = "unset" if value is None else f"`{text.removesuffix('.0')}`"
+        expected[field.data_key] = default
+    assert documented == expected
