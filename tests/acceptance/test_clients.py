@@ -1,0 +1,85 @@
+"""RunPod's official Python client against OwnPod, unmodified."""
+
+import asyncio
+
+import aiohttp
+import pytest
+import requests
+import runpod
+from helpers import wait_until
+from runpod import AsyncioEndpoint, AsyncioJob
+
+
+@pytest.fixture
+def endpoint(shared, monkeypatch):
+    monkeypatch.setattr(runpod, "endpoint_url_base", shared.base)
+    monkeypatch.setattr(runpod, "api_key", "any")
+    return runpod.Endpoint("local-ep")
+
+
+def test_run_and_output(endpoint):
+    job = endpoint.run({"input": {"text": "a", "seconds": 0.3}})
+    assert job.status() in {"IN_QUEUE", "IN_PROGRESS"}
+    assert job.output(timeout=20)["echo"] == "a"
+    assert job.status() == "COMPLETED"
+
+
+def test_run_wraps_what_has_no_input(endpoint):
+    assert endpoint.run({"text": "b"}).output(timeout=20)["echo"] == "b"
+
+
+def test_run_sync(endpoint):
+    assert endpoint.run_sync({"input": {"text": "c"}}, timeout=20)["echo"] == "c"
+
+
+def test_run_sync_of_a_job_longer_than_the_wait(endpoint):
+    assert endpoint.run_sync({"input": {"text": "d", "seconds": 3}}, timeout=20)["echo"] == "d"
+
+
+def test_cancel(endpoint, shared):
+    first = [endpoint.run({"input": {"seconds": 1.5}}) for _ in range(2)]
+    job = endpoint.run({"input": {"text": "never"}})
+    assert job.cancel()["status"] == "CANCELLED"
+    assert job.status() == "CANCELLED"
+    for busy in first:
+        busy.output(timeout=20)
+
+
+def test_health_and_purge_queue(endpoint):
+    busy = [endpoint.run({"input": {"seconds": 1.5}}) for _ in range(2)]
+    wait_until(lambda: endpoint.health()["jobs"]["inProgress"] == 2)
+    waiting = [endpoint.run({"input": {}}) for _ in range(3)]
+    assert endpoint.health()["jobs"]["inQueue"] == 3
+    assert endpoint.health()["workers"]["running"] == 2
+    assert endpoint.purge_queue() == {"removed": 3, "status": "completed"}
+    assert {job.status() for job in waiting} == {"CANCELLED"}
+    for job in busy:
+        assert job.output(timeout=20)
+
+
+def test_an_unknown_endpoint_is_an_error(shared, endpoint):
+    with pytest.raises(requests.HTTPError, match="404"):
+        runpod.Endpoint("nobody").run({"input": {}})
+
+
+def test_the_asyncio_client(shared, endpoint):
+    async def use() -> None:
+        async with aiohttp.ClientSession() as session:
+            remote = AsyncioEndpoint("local-ep", session)
+            job: AsyncioJob = await remote.run({"text": "e", "seconds": 0.2})
+            assert await job.status() in {"IN_QUEUE", "IN_PROGRESS", "COMPLETED"}
+            assert (await job.output(timeout=20))["echo"] == "e"
+            assert (await remote.health())["workers"]["ready"] == 2
+            busy = [await remote.run({"seconds": 1}) for _ in range(2)]
+            waiting = await remote.run({})
+            assert (await waiting.cancel())["status"] == "CANCELLED"
+            for one in busy:
+                await one.output(timeout=20)
+
+    asyncio.run(use())
+
+
+def test_many_jobs_come_back_each_with_its_own_result(endpoint):
+    jobs = {f"text {number}": endpoint.run({"text": f"text {number}"}) for number in range(60)}
+    for text, job in jobs.items():
+        assert job.output(timeout=30)["echo"] == text

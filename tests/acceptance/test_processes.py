@@ -1,0 +1,397 @@
+"""The processes: how they start, what they say when they cannot, and that they end with nothing
+left. Also Celery's, gunicorn's and Flower's own commands on them.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from helpers import ROOT, OwnPod, Process, RedisServer, answers, environment, wait_until
+
+from ownpod.processes import free_port
+
+PYTHON = sys.executable
+BIN = Path(sys.executable).parent
+
+
+def run(*command, **environ):
+    """The command's exit code and everything it said."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment(**environ),
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def children(pid):
+    return psutil.Process(pid).children(recursive=True)
+
+
+def all_gone(processes):
+    return lambda: not any(p.is_running() and p.status() != "zombie" for p in processes)
+
+
+def test_the_ready_line_is_the_last_and_names_come_first(start_worker, start_ownpod):
+    url, _ = start_worker()
+    ownpod = start_ownpod(url)
+    lines = ownpod.output.splitlines()
+    assert lines[-1] == (
+        f"ownpod     | ready: http://127.0.0.1:{ownpod.port}/v2/<endpoint>  "
+        "endpoints: local-ep  workers: 1 of 1 ready"
+    )
+    assert {line.split(" | ")[0].strip() for line in lines} == {
+        "redis",
+        "dispatch",
+        "api",
+        "ownpod",
+    }
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_everything(start_ownpod, signum):
+    ownpod = start_ownpod("http://127.0.0.1:1")
+    started = children(ownpod.process.pid)
+    # redis, gunicorn and its two workers, the dispatcher and its two nodes
+    assert len(started) == 7
+    ownpod.process.send(signum)
+    assert ownpod.process.wait() == 0
+    wait_until(all_gone(started))
+    assert ownpod.output.splitlines()[-1] == "ownpod     | stopped"
+
+
+def test_a_killed_up_takes_everything_with_it(start_ownpod):
+    ownpod = start_ownpod("http://127.0.0.1:1")
+    started = children(ownpod.process.pid)
+    ownpod.process.kill()
+    wait_until(all_gone(started), 30)
+
+
+@pytest.mark.parametrize("part", ["redis-server", "gunicorn", "ownpod dispatch"])
+def test_everything_ends_when_a_part_does(start_ownpod, part):
+    ownpod = start_ownpod("http://127.0.0.1:1")
+    started = children(ownpod.process.pid)
+    (victim,) = [
+        p for p in started if part in " ".join(p.cmdline()) and p.ppid() == ownpod.process.pid
+    ]
+    victim.kill()
+    assert ownpod.process.wait() == 1
+    wait_until(all_gone(started), 30)
+    assert "error: " in ownpod.output
+    assert "ended by SIGKILL" in ownpod.output
+
+
+def test_ending_during_a_long_job_is_quick_and_keeps_the_job(start_worker, start_ownpod, tmp_path):
+    url, _ = start_worker("async")
+    ownpod = start_ownpod(url, OWNPOD_SHUTDOWN_GRACE_S=1)
+    note = tmp_path / "note"
+    job = ownpod.submit(seconds=8, note=str(note))
+    wait_until(note.exists)
+    began = time.monotonic()
+    assert ownpod.stop() == 0
+    assert time.monotonic() - began < 8
+    assert "1 unfinished jobs handed back" in ownpod.output
+    ownpod.start()
+    done = ownpod.ended(job, 30)
+    assert done["status"] == "COMPLETED"
+    assert "retries" not in done
+
+
+def test_a_job_that_ends_within_the_grace_ends_as_always(start_worker, start_ownpod, tmp_path):
+    url, _ = start_worker()
+    ownpod = start_ownpod(url, OWNPOD_SHUTDOWN_GRACE_S=20)
+    note = tmp_path / "note"
+    job = ownpod.submit(seconds=2, note=str(note))
+    wait_until(note.exists)
+    assert ownpod.stop() == 0
+    ownpod.start()
+    assert ownpod.status(job)["status"] == "COMPLETED"
+    assert len(note.read_text().split()) == 1
+
+
+def test_a_request_that_waits_is_answered_when_the_api_ends(start_ownpod):
+    from concurrent.futures import ThreadPoolExecutor
+
+    ownpod = start_ownpod("http://127.0.0.1:1")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ownpod.post, "/runsync?wait=60000", {"input": {}})
+        wait_until(lambda: ownpod.get("/health")["jobs"]["inQueue"] == 1)
+        ownpod.stop()
+        assert waiting.result(20)["status"] == "IN_QUEUE"
+
+
+def test_records_and_queue_survive_a_restart_of_everything(start_worker, start_ownpod):
+    url, worker = start_worker()
+    ownpod = start_ownpod(url)
+    done = ownpod.ended(ownpod.submit(text="before"))
+    worker.kill()
+    waiting = [ownpod.submit(text=str(n)) for n in range(5)]
+    # AOF everysec: what is a second old survives a kill, too.
+    time.sleep(1.2)
+    everything = [psutil.Process(ownpod.process.pid), *children(ownpod.process.pid)]
+    for process in everything:
+        process.kill()
+    wait_until(all_gone(everything[1:]))
+    ownpod.process.wait()
+    start_worker(port=int(url.rpartition(":")[2]))
+    ownpod.start()
+    assert ownpod.status(done["id"]) == done
+    assert [ownpod.ended(job)["output"]["echo"] for job in waiting] == list("01234")
+
+
+def test_a_running_job_survives_a_kill_of_everything(start_worker, start_ownpod, tmp_path):
+    url, _ = start_worker()
+    ownpod = start_ownpod(url)
+    note = tmp_path / "note"
+    job = ownpod.submit(seconds=2, note=str(note))
+    wait_until(note.exists)
+    time.sleep(1.2)
+    everything = [psutil.Process(ownpod.process.pid), *children(ownpod.process.pid)]
+    for process in everything:
+        process.kill()
+    wait_until(all_gone(everything[1:]))
+    ownpod.process.wait()
+    ownpod.start()
+    done = ownpod.ended(job, 40)
+    assert (done["status"], done["retries"]) == ("COMPLETED", 1)
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def one_line(code, said):
+    assert code != 0
+    lines = said.strip().splitlines()
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", ["up", "api"])
+def test_a_port_in_use_is_one_line(tmp_path, taken_port, redis_server, command):
+    before = set(os.listdir(tmp_path))
+    code, said = run(
+        *(PYTHON, "-m", "ownpod", command, "--port", taken_port),
+        OWNPOD_DATA_DIR=tmp_path / "var",
+        REDIS_URL=redis_server.url,
+    )
+    line = one_line(code, said)
+    assert f"port {taken_port}: Address already in use" in line
+    assert set(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("command", ["up", "api", "dispatch"])
+def test_a_missing_redis_is_one_line(tmp_path, command):
+    code, said = run(PYTHON, "-m", "ownpod", command, REDIS_URL="redis://127.0.0.1:1/0")
+    assert "REDIS_URL: " in one_line(code, said)
+
+
+@pytest.mark.parametrize("command", ["api", "dispatch"])
+def test_no_redis_at_all_is_one_line(tmp_path, command):
+    code, said = run(PYTHON, "-m", "ownpod", command, OWNPOD_DATA_DIR=tmp_path)
+    assert "REDIS_URL is not set and no embedded Redis runs" in one_line(code, said)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (PYTHON, "-m", "ownpod", "up"),
+        (PYTHON, "-m", "ownpod", "api"),
+        (PYTHON, "-m", "ownpod", "dispatch"),
+        (BIN / "celery", "-A", "ownpod", "inspect", "active"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(command):
+    code, said = run(*command, OWNPOD_LEASE_S="soon")
+    line = one_line(code, said)
+    assert line == "ownpod: OWNPOD_LEASE_S='soon': must be a number from 1 to 3600"
+
+
+def test_a_wrong_workers_file_is_one_line(tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {a: {workers: [{url: 'localhost:1'}]}}")
+    code, said = run(PYTHON, "-m", "ownpod", "up", OWNPOD_WORKERS_FILE=file)
+    assert "a.workers.0.url: must be an http://" in one_line(code, said)
+
+
+def test_two_in_one_data_directory_is_one_line(start_ownpod, tmp_path):
+    start_ownpod("http://127.0.0.1:1")
+    code, said = run(
+        *(PYTHON, "-m", "ownpod", "up", "--port", free_port()), OWNPOD_DATA_DIR=tmp_path / "var"
+    )
+    assert "another `ownpod up` runs in" in one_line(code, said)
+
+
+def test_a_data_directory_that_cannot_be_used_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, said = run(
+        *(PYTHON, "-m", "ownpod", "up", "--port", free_port()),
+        OWNPOD_DATA_DIR=tmp_path / "file" / "var",
+    )
+    assert "OWNPOD_DATA_DIR=" in one_line(code, said)
+
+
+def test_celery_sees_the_nodes_and_what_they_run(start_worker, start_ownpod, tmp_path):
+    url, _ = start_worker()
+    ownpod = start_ownpod(url)
+    note = tmp_path / "note"
+    job = ownpod.submit(seconds=6, note=str(note))
+    wait_until(note.exists)
+    # No REDIS_URL: the embedded one is found by its file.
+    environ = {"OWNPOD_DATA_DIR": tmp_path / "var", "OWNPOD_WORKERS": url}
+
+    def inspect(what):
+        code, said = run(
+            *(BIN / "celery", "-A", "ownpod", "inspect", what, "-t", "3", "--json"), **environ
+        )
+        assert code == 0, said
+        import json
+
+        return json.loads(said[said.index("{") : said.rindex("}") + 1])
+
+    active = inspect("active")
+    (node,) = [name for name in active if not name.startswith("housekeeping@")]
+    worker_id = ownpod.status(job)["workerId"]
+    assert node.startswith(f"{worker_id}@")
+    assert [task["id"] for task in active[node]] == [job]
+    queues = [queue["name"] for queue in inspect("active_queues")[node]]
+    assert queues == [f"ownpod.local-ep.{worker_id}", "ownpod.local-ep"]
+    assert inspect("stats")[node]["pool"]["max-concurrency"] == 1
+
+
+def test_flower_shows_the_nodes(start_worker, start_ownpod, tmp_path):
+    url, _ = start_worker()
+    ownpod = start_ownpod(url)
+    port = free_port()
+    flower = Process(
+        *(BIN / "celery", "-A", "ownpod", "flower", "--port", port, "--address", "127.0.0.1"),
+        log=tmp_path / "flower.log",
+        OWNPOD_DATA_DIR=tmp_path / "var",
+        OWNPOD_WORKERS=url,
+        FLOWER_UNAUTHENTICATED_API="true",
+    )
+    try:
+        base = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(base), 30)
+        nodes = wait_until(
+            lambda: len(requests.get(f"{base}/api/workers?refresh=1", timeout=20).json()) == 2, 30
+        )
+        assert nodes
+        job = ownpod.submit(text="seen")
+        ownpod.ended(job)
+        task = wait_until(lambda: requests.get(f"{base}/api/tasks", timeout=9).json().get(job), 20)
+        assert task["args"] == f"ownpod local-ep {job}"
+    finally:
+        flower.stop()
+
+
+def test_gunicorn_and_celery_alone_are_an_ownpod(start_worker, tmp_path):
+    """No `ownpod` command: the WSGI application, and a node made by its name."""
+    url, _ = start_worker()
+    redis = RedisServer(tmp_path)
+    port = free_port()
+    environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS": url}
+    worker_id = url[7:].replace(".", "-").replace(":", "-")
+    processes = [
+        Process(
+            *(BIN / "gunicorn", "wsgi:app", "-b", f"127.0.0.1:{port}"),
+            log=tmp_path / "api.log",
+            **environ,
+        ),
+        Process(
+            *(BIN / "celery", "-A", "ownpod", "worker", "-n", f"{worker_id}@%h", "-l", "info"),
+            log=tmp_path / "node.log",
+            **environ,
+        ),
+    ]
+    try:
+        endpoint = f"http://127.0.0.1:{port}/v2/local-ep"
+        wait_until(lambda: answers(f"{endpoint}/health"), 30)
+        answer = requests.post(
+            f"{endpoint}/runsync?wait=30000", json={"input": {"text": "x"}}, timeout=40
+        ).json()
+        assert (answer["status"], answer["workerId"]) == ("COMPLETED", worker_id)
+    finally:
+        for process in processes:
+            print(process.output)
+            assert process.stop() == 0
+        redis.stop()
+
+
+def test_a_celery_worker_that_is_no_workers_node_cannot_take_jobs(redis_server):
+    code, said = run(
+        *(BIN / "celery", "-A", "ownpod", "worker", "-n", "any@%h", "-Q", "ownpod.local-ep"),
+        REDIS_URL=redis_server.url,
+        OWNPOD_WORKERS="http://127.0.0.1:1",
+    )
+    assert code != 0
+    assert "name it after one: -n <worker id>@%h, with one of 127-0-0-1-1" in said
+
+
+def test_api_and_dispatch_work_alone(start_worker, tmp_path):
+    url, _ = start_worker()
+    redis = RedisServer(tmp_path)
+    port = free_port()
+    environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS": url}
+    command = (PYTHON, "-m", "ownpod")
+    dispatch = Process(*command, "dispatch", log=tmp_path / "dispatch.log", **environ)
+    api = Process(*command, "api", "--port", port, log=tmp_path / "api.log", **environ)
+    try:
+        endpoint = f"http://127.0.0.1:{port}/v2/local-ep"
+        wait_until(lambda: answers(f"{endpoint}/health"), 30)
+        body = {"input": {"text": "apart"}}
+        answer = requests.post(f"{endpoint}/runsync?wait=30000", json=body, timeout=40).json()
+        assert answer["output"]["echo"] == "apart"
+    finally:
+        assert api.stop() == 0
+        assert dispatch.stop() == 0
+        redis.stop()
+
+
+def test_a_node_that_dies_is_started_again(start_worker, start_ownpod):
+    url, _ = start_worker()
+    ownpod = start_ownpod(url)
+    worker_id = ownpod.ended(ownpod.submit())["workerId"]
+
+    def node():
+        found = [
+            p for p in children(ownpod.process.pid) if f"celeryd: {worker_id}@" in p.cmdline()[0]
+        ]
+        return found[0] if found else None
+
+    victim = wait_until(node)
+    victim.kill()
+    wait_until(lambda: node() is not None and node().pid != victim.pid)
+    assert ownpod.ended(ownpod.submit(text="again"))["output"]["echo"] == "again"
+    assert "ended by SIGKILL; starting it again in" in ownpod.output
+
+
+def test_help_and_version_need_nothing():
+    assert run(PYTHON, "-m", "ownpod", "--help")[0] == 0
+    code, said = run(PYTHON, "-m", "ownpod", "--version")
+    assert (code, said.split()[:2]) == (0, ["ownpod,", "version"])
+
+
+def test_the_demo_runs_once(tmp_path):
+    _ = OwnPod  # the demo starts its own
+    code, said = run("make", "demo", "ONCE=1", PATH=os.environ["PATH"])
+    assert code == 0, said
+    shown = [line for line in said.splitlines() if line.startswith("demo ") and '"status"' in line]
+    assert '"IN_QUEUE"' in shown[0]
+    assert '"COMPLETED"' in shown[-1]
+    assert "nur omed dopnwo" in shown[-1]
