@@ -62,6 +62,11 @@ class Attempts(threading.Thread):
         return len(self._running)
 
     @property
+    def running(self) -> int:
+        """Slots taken by jobs that are not over."""
+        return self.in_hand - self.held
+
+    @property
     def held(self) -> int:
         """Slots taken by jobs that are over."""
         return sum(running.over for running in list(self._running))

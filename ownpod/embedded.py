@@ -51,6 +51,7 @@ class EmbeddedRedis:
         self._url_file = data_dir / REDIS_URL_FILE
         self._lock: IO[str] | None = None
         self.url = ""
+        self._running = False
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts it; its log is the process's stdout.
@@ -113,9 +114,11 @@ class EmbeddedRedis:
                     time.sleep(0.02)
                 else:
                     self._url_file.write_text(f"{self.url}\n")
+                    self._running = True
                     return
         raise StartError(f"the embedded Redis did not answer within {START_S:g} s")
 
     def ended(self) -> None:
-        """It has ended: its address is forgotten."""
-        self._url_file.unlink(missing_ok=True)
+        """It has ended: its address is forgotten, if it was this one's."""
+        if self._running:
+            self._url_file.unlink(missing_ok=True)

@@ -83,18 +83,21 @@ class Node:
         self._apply()
 
     def stop_soon(self) -> None:
-        """From a signal handler: only sets the time."""
+        """From a signal handler: only sets what the event loop looks at."""
         self._stop_at = time.monotonic() + self._grace_s
+        if self._attempts.in_hand == 0:
+            # Also heard while Redis is away and the loop waits for it.
+            workarounds.stop_node()
 
     def tick(self) -> None:
         """In the event loop's thread: keeps the queues as wanted, and stops when it is time."""
         self._apply()
-        if self._stop_at is not None:
-            running = self._attempts.in_hand - self._attempts.held
-            if running == 0 or time.monotonic() >= self._stop_at:
-                self._leave()
-                workarounds.acknowledge_running()
-                workarounds.stop_node()
+        if self._stop_at is None:
+            return
+        if self._attempts.running == 0 or time.monotonic() >= self._stop_at:
+            self._leave()
+            workarounds.acknowledge_running()
+            workarounds.stop_node()
 
     def drain(self) -> None:
         """Waits for running jobs, at most the grace; hands back the rest.
@@ -102,7 +105,7 @@ class Node:
         For a stop that does not come by signal: Celery's remote ``shutdown``.
         """
         until = time.monotonic() + self._grace_s
-        while self._attempts.in_hand > self._attempts.held and time.monotonic() < until:
+        while self._attempts.running and time.monotonic() < until:
             time.sleep(TICK_S)
         self._leave()
 

@@ -7,6 +7,7 @@ a line to when it starts}.
 import asyncio
 import os
 import time
+from pathlib import Path
 
 import runpod
 
@@ -14,7 +15,7 @@ import runpod
 def begin(job):
     data = job["input"]
     if "note" in data:
-        with open(data["note"], "a") as notes:
+        with Path(data["note"]).open("a") as notes:
             notes.write(f"{os.getpid()}\n")
     if data.get("do") == "exit":
         os._exit(1)
