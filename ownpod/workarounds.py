@@ -21,6 +21,7 @@ def apply() -> None:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     if kombu.__version__.startswith("5.7.") and not hasattr(Channel, "_ownpod_connparams"):
         _keep_connection_parameters()
+        _reuse_client()
 
 
 def _keep_connection_parameters() -> None:
@@ -48,6 +49,26 @@ def _keep_connection_parameters() -> None:
 
     Channel._ownpod_connparams = original  # noqa: SLF001
     Channel._connparams = _connparams  # noqa: SLF001
+
+
+def _reuse_client() -> None:
+    """One Redis client for each channel instead of one for each command.
+
+    kombu 5.7.0 makes a new one for every acknowledgement and every message noted, a tenth of a
+    node's CPU for a short job. Clients are thread-safe, and hold nothing but the pool.
+    """
+    original = Channel._create_client  # noqa: SLF001
+
+    def _create_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002
+        if asynchronous:
+            return original(self, asynchronous)
+        pool, client = getattr(self, "_ownpod_client", (None, None))
+        if pool is None or pool is not self.pool:
+            client = original(self)
+            self._ownpod_client = self.pool, client
+        return client
+
+    Channel._create_client = _create_client  # noqa: SLF001
 
 
 class JobPool(TaskPool):  # type: ignore[misc]

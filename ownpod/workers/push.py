@@ -11,6 +11,7 @@ import socket
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection
@@ -82,13 +83,19 @@ class PushWorker:
         verify = spec.verify_tls or spec.ca_bundle is not None
         if not verify:
             urllib3.disable_warnings(InsecureRequestWarning)
-        self._http = urllib3.PoolManager(
-            headers=dict(spec.headers),
+        tls: dict[str, Any] = {}
+        if spec.url.startswith("https:"):
+            tls = {
+                "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE",
+                "ca_certs": spec.ca_bundle,
+            }
+        self._path = urlsplit(spec.url).path
+        self._headers = {**spec.headers, "Content-Type": "application/json"}
+        self._http = urllib3.connection_from_url(
+            spec.url,
             maxsize=spec.capacity + 2,
-            retries=False,
-            cert_reqs="CERT_REQUIRED" if verify else "CERT_NONE",
-            ca_certs=spec.ca_bundle,
             socket_options=HTTPConnection.default_socket_options + _keepalive(),
+            **tls,
         )
 
     def start(self, attempt: Attempt) -> str:
@@ -164,12 +171,13 @@ class PushWorker:
     def _request(
         self, method: str, path: str, read_s: float | None, *, body: str | None = None
     ) -> _Answer:
-        response = self._http.request(
+        response = self._http.urlopen(
             method,
-            f"{self._url}{path}",
+            f"{self._path}{path}",
             body=None if body is None else body.encode(),
-            headers={**self._http.headers, "Content-Type": "application/json"},
+            headers=self._headers,
             timeout=urllib3.Timeout(connect=self._settings.worker_connect_timeout_s, read=read_s),
+            retries=False,
             redirect=False,
         )
         return _Answer(response.status, response.data)
