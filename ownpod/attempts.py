@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import Attempt, JobStatus, Outcome
-from ownpod.store import JobStore
+from ownpod.store import JobStore, now_ms
 from ownpod.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,20 @@ class Running:
 
     attempt: Attempt
     deadline: float
+    too_long: str
+    """What a client is told when the deadline passes."""
     run_id: str | None = None
     over: bool = False
     """The job has moved on; only the slot is still taken."""
+
+
+def _start(attempt: Attempt) -> Running:
+    """Its deadline: the ``executionTimeout``, or what is left of the ``ttl`` if that is less."""
+    limit_ms, left_ms = attempt.execution_timeout_ms, attempt.expires_ms - now_ms()
+    too_long = f"executionTimeout: the job ran longer than {limit_ms} ms"
+    if left_ms < limit_ms:
+        limit_ms, too_long = left_ms, "ttl: the job was not done when its ttl had passed"
+    return Running(attempt, time.monotonic() + limit_ms / 1000, too_long)
 
 
 class Attempts(threading.Thread):
@@ -53,6 +64,7 @@ class Attempts(threading.Thread):
         self.lease_s = lease_s
         self._changed = threading.Condition()
         self._running: set[Running] = set()
+        self._look = False
         self.begun = 0
         """Attempts ever begun here."""
 
@@ -74,8 +86,7 @@ class Attempts(threading.Thread):
     @contextlib.contextmanager
     def hold(self, attempt: Attempt) -> Iterator[Running]:
         """Takes a slot for the attempt and keeps its lease and deadline, until the block ends."""
-        deadline = time.monotonic() + attempt.execution_timeout_ms / 1000
-        running = Running(attempt, deadline)
+        running = _start(attempt)
         with self._changed:
             self._running.add(running)
             self.begun += 1
@@ -93,7 +104,10 @@ class Attempts(threading.Thread):
         while True:
             with self._changed:
                 due = [r.deadline for r in self._running if not r.over]
-                self._changed.wait(max(0.0, min([renew_at, *due]) - time.monotonic()))
+                if not self._look:
+                    self._changed.wait(max(0.0, min([renew_at, *due]) - time.monotonic()))
+                if self._look:
+                    renew_at, self._look = time.monotonic(), False
                 alive = [running for running in self._running if not running.over]
             now = time.monotonic()
             try:
@@ -107,6 +121,12 @@ class Attempts(threading.Thread):
                 log.warning("leases and deadlines wait: %s", error)
                 time.sleep(RETRY_S)
 
+    def look(self) -> None:
+        """A job may have been cancelled: looks now instead of at the next renewal."""
+        with self._changed:
+            self._look = True
+            self._changed.notify()
+
     def hand_back(self, reason: str) -> int:
         """Gives every job that still runs back to its queue; answers how many."""
         count = 0
@@ -114,18 +134,21 @@ class Attempts(threading.Thread):
             if not running.over:
                 attempt = running.attempt
                 self._store.hand_back(
-                    attempt.job_id, attempt.endpoint, attempt.number, lost=False, reason=reason
+                    attempt.job_id,
+                    attempt.endpoint,
+                    attempt.number,
+                    low_priority=attempt.low_priority,
+                    lost=False,
+                    reason=reason,
                 )
                 running.over = True
                 count += 1
         return count
 
     def _time_out(self, running: Running) -> None:
-        limit_ms = running.attempt.execution_timeout_ms
-        error = f"executionTimeout: the job ran longer than {limit_ms} ms"
-        outcome = Outcome(JobStatus.TIMED_OUT, error=error)
+        outcome = Outcome(JobStatus.TIMED_OUT, error=running.too_long)
         if self._store.finish(running.attempt, outcome):
-            log.info("job %s TIMED_OUT after %d ms", running.attempt.job_id, limit_ms)
+            log.info("job %s TIMED_OUT: %s", running.attempt.job_id, running.too_long)
         self._give_up(running)
 
     def _renew(self, alive: list[Running]) -> None:

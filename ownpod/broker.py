@@ -17,6 +17,12 @@ from kombu import Connection, Exchange, Queue
 RUN_JOB = "ownpod.run_job"
 """The name of the task that runs a job."""
 
+SEND_WEBHOOK = "ownpod.send_webhook"
+"""The name of the task that calls a finished job's webhook."""
+
+LOOK = "ownpod_look"
+"""Remote control: a node looks at once whether its jobs are still its own."""
+
 HOUSEKEEPING = "housekeeping"
 HOUSEKEEPING_QUEUE = "ownpod-housekeeping"
 """Celery's default queue: what runs on no worker. No endpoint's queue can have this name."""
@@ -29,6 +35,7 @@ PRIORITY_SEPARATOR = "\x06\x16"
 
 _JOB_ID = "00000000-ownpod-template-0000"
 _QUEUE = "ownpod-template"
+_ORIGIN = "ownpod"
 
 
 def endpoint_queue(endpoint: str) -> str:
@@ -75,17 +82,33 @@ class JobMessages:
         self._app = app
         self._prefix = description_prefix
 
-    def for_job(self, job_id: str, endpoint: str) -> tuple[str, str]:
+    def for_job(self, job_id: str, endpoint: str, *, low: bool = False) -> tuple[str, str]:
         """The Redis list and the message to push: always the same for the same job."""
         queue = endpoint_queue(endpoint)
         body = base64.b64encode(self._body.replace(_JOB_ID, job_id).encode()).decode()
         description = json.dumps(self.description(job_id, endpoint))[1:-1]
-        start, middle, end = self._around
+        start, middle, end = self._around[low]
         message = f"{start}{body}{middle}{description}{end}"
-        return queue, message.replace(_JOB_ID, job_id).replace(_QUEUE, queue)
+        message = message.replace(_JOB_ID, job_id).replace(_QUEUE, queue)
+        return self.lists(endpoint)[low], message
+
+    def either(self, job_id: str, endpoint: str) -> tuple[str, str, str, str]:
+        """List and message of the job with normal, then with low priority."""
+        return *self.for_job(job_id, endpoint), *self.for_job(job_id, endpoint, low=True)
+
+    def for_webhook(self, placeholder: str) -> tuple[str, str]:
+        """The list and the message of a webhook's task, with the placeholder for the job's id.
+
+        Its body is plain text instead of base64, so that the id can be put in anywhere.
+        """
+        message = self._template(SEND_WEBHOOK, PRIORITY_STEPS[0])
+        message["body"] = base64.b64decode(message["body"]).decode()
+        message["properties"]["body_encoding"] = "utf-8"
+        text = json.dumps(message).replace(_JOB_ID, placeholder)
+        return HOUSEKEEPING_QUEUE, text.replace(_QUEUE, HOUSEKEEPING_QUEUE)
 
     def lists(self, endpoint: str) -> list[str]:
-        """The Redis lists of an endpoint's queue, one for each priority step."""
+        """The Redis lists of an endpoint's queue: for normal and for low priority."""
         queue = endpoint_queue(endpoint)
         return [f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue for step in PRIORITY_STEPS]
 
@@ -94,30 +117,39 @@ class JobMessages:
         return f"{self._prefix} {endpoint} {job_id}"
 
     @functools.cached_property
-    def _around(self) -> tuple[str, str, str]:
-        """The message's text before the body, between body and description, and after."""
-        message = self._template
-        marked = message | {"body": "\0", "headers": message["headers"] | {"argsrepr": "\0"}}
-        start, middle, end = json.dumps(marked).split(json.dumps("\0")[1:-1])
-        return start, middle, end
+    def _around(self) -> tuple[list[str], list[str]]:
+        """A message's text before the body, between body and description, and after; by priority."""
+
+        def parts(priority: int) -> list[str]:
+            message = self._template(RUN_JOB, priority)
+            message["body"] = message["headers"]["argsrepr"] = "\0"
+            return json.dumps(message).split(json.dumps("\0")[1:-1])
+
+        normal, low = PRIORITY_STEPS
+        return parts(normal), parts(low)
 
     @functools.cached_property
     def _body(self) -> str:
-        return base64.b64decode(self._template["body"]).decode()
+        return base64.b64decode(self._template(RUN_JOB, 0)["body"]).decode()
 
-    @functools.cached_property
-    def _template(self) -> dict[str, Any]:
+    def _template(self, task: str, priority: int) -> dict[str, Any]:
         with Connection("memory://") as connection:
             channel = connection.channel()
             queue = make_queue(_QUEUE)(channel)
             queue.declare()
             with self._app.amqp.Producer(channel) as producer:
                 self._app.send_task(
-                    RUN_JOB, [_JOB_ID], task_id=_JOB_ID, queue=queue, producer=producer, priority=0
+                    task,
+                    [_JOB_ID],
+                    task_id=_JOB_ID,
+                    queue=queue,
+                    producer=producer,
+                    priority=priority,
                 )
             message: dict[str, Any] = channel._get(_QUEUE)  # noqa: SLF001 - as kombu's consumers do
             queue.delete()
         message["properties"]["delivery_tag"] = _JOB_ID
+        message["headers"]["origin"] = _ORIGIN
         return message
 
 

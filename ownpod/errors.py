@@ -51,6 +51,46 @@ class JobNotFound(OwnPodError):
         )
 
 
+class NotRetryable(OwnPodError):
+    """Only FAILED and TIMED_OUT jobs can be retried."""
+
+    http_status = 409
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(
+            f"job {job_id!r} is {status}; only FAILED and TIMED_OUT jobs can be retried"
+        )
+
+
+class IdempotencyConflict(OwnPodError):
+    """This Idempotency-Key was used for another body; use a new key for a new job."""
+
+    http_status = 409
+
+
+class QueueFull(OwnPodError):
+    """The endpoint's queue is full; try again later."""
+
+    http_status = 429
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"{most} jobs wait in this endpoint's queue, its maxQueueDepth; try again later"
+        )
+
+
+class Unauthorized(OwnPodError):
+    """This needs an API key: send it as 'Authorization: Bearer <key>'."""
+
+    http_status = 401
+
+
+class Forbidden(OwnPodError):
+    """This API key is not for this endpoint."""
+
+    http_status = 403
+
+
 class RedisUnavailable(OwnPodError):
     """Redis cannot be reached; nothing was changed, try again."""
 

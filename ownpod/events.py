@@ -1,6 +1,6 @@
 """Waiting for a job to end, without polling: one listener for each process hears of every move.
 
-A thread that waits for a job costs nothing until the job has ended.
+A thread that waits for a job costs nothing until there is news.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import redis
 
@@ -19,34 +20,46 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 
+ENDS = {status.value for status in JobStatus if status.terminal}
+
+
+@dataclass(eq=False)
+class _Waiter:
+    end_only: bool
+    woken: threading.Event = field(default_factory=threading.Event)
+
 
 class JobEvents:
-    """Tells waiting threads that a job has ended. Starts listening at the first wait."""
+    """Tells waiting threads that a job has moved. Starts listening at the first wait."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._lock = threading.Lock()
-        self._waiting: defaultdict[str, set[threading.Event]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     @contextlib.contextmanager
-    def expect_end(self, job_id: str) -> Iterator[Callable[[float], None]]:
+    def expect(self, job_id: str, *, end_only: bool) -> Iterator[Callable[[float], None]]:
         """Watches a job from now on, also one that is about to be created.
 
+        Args:
+            job_id: the job.
+            end_only: only its end is news; else every move and every chunk.
+
         Yields:
-            A function that waits for the job's end, at most so many seconds. It returns sooner when
-            news may have been missed, or when this process ends: look how the job is.
+            A function that waits for news, at most so many seconds. It returns sooner when news may
+            have been missed, or when this process ends: look how the job is.
         """
-        ended = threading.Event()
+        waiter = _Waiter(end_only)
         self._listen()
         with self._lock:
-            self._waiting[job_id].add(ended)
+            self._waiting[job_id].add(waiter)
         try:
-            yield lambda timeout_s: self._wait(ended, timeout_s)
+            yield lambda timeout_s: self._wait(waiter.woken, timeout_s)
         finally:
             with self._lock:
-                self._waiting[job_id].discard(ended)
+                self._waiting[job_id].discard(waiter)
                 if not self._waiting[job_id]:
                     del self._waiting[job_id]
 
@@ -55,9 +68,9 @@ class JobEvents:
         """This process ends, so nobody should wait any more."""
         return self._stopped
 
-    def _wait(self, ended: threading.Event, timeout_s: float) -> None:
-        if not self._stopped and ended.wait(timeout_s):
-            ended.clear()
+    def _wait(self, woken: threading.Event, timeout_s: float) -> None:
+        if not self._stopped and woken.wait(timeout_s):
+            woken.clear()
 
     def stop(self) -> None:
         """This process ends: everybody who waits gets what there is to see now.
@@ -88,9 +101,9 @@ class JobEvents:
                             # What was said before was not heard: everybody looks once.
                             self._wake_all()
                         elif message["type"] == "message":
-                            job_id, _, status = message["data"].partition(" ")
-                            if job_id in self._waiting and JobStatus(status).terminal:
-                                self._wake(job_id)
+                            job_id, _, what = message["data"].partition(" ")
+                            if job_id in self._waiting:
+                                self._wake(job_id, ended=what in ENDS)
             except (redis.RedisError, OSError) as error:
                 log.warning("listening for job events again: %s", error)
             except Exception:
@@ -100,13 +113,14 @@ class JobEvents:
             self._wake_all()
             time.sleep(RETRY_S)
 
-    def _wake(self, job_id: str) -> None:
+    def _wake(self, job_id: str, *, ended: bool) -> None:
         with self._lock:
-            for event in self._waiting.get(job_id, ()):
-                event.set()
+            for waiter in self._waiting.get(job_id, ()):
+                if ended or not waiter.end_only:
+                    waiter.woken.set()
 
     def _wake_all(self) -> None:
         with self._lock:
-            for events in self._waiting.values():
-                for event in events:
-                    event.set()
+            for waiters in self._waiting.values():
+                for waiter in waiters:
+                    waiter.woken.set()

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 
 class JobStatus(StrEnum):
@@ -50,6 +50,9 @@ MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
 DEFAULT_EXECUTION_TIMEOUT_MS = 600_000
 """RunPod's documented default, counted while the job runs."""
 
+DEFAULT_TTL_MS = 86_400_000
+"""RunPod's documented default, counted from submission over queue and run."""
+
 DEFAULT_MAX_ATTEMPTS = 3
 """Attempts that reached a worker and were lost before the job is FAILED."""
 
@@ -67,7 +70,10 @@ class NewJob:
     endpoint: str
     input: str
     s3_config: str | None
+    webhook: str | None
     execution_timeout_ms: int
+    ttl_ms: int
+    low_priority: bool
     max_attempts: int
     created_ms: int
 
@@ -78,12 +84,16 @@ class NewJob:
             "endpoint": self.endpoint,
             "input": self.input,
             "s3_config": self.s3_config,
+            "webhook": self.webhook,
             "execution_timeout_ms": self.execution_timeout_ms,
+            "ttl_ms": self.ttl_ms,
+            "low_priority": int(self.low_priority),
             "max_attempts": self.max_attempts,
             "created_ms": self.created_ms,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,
+            "retries": 0,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -101,6 +111,9 @@ class Attempt:
     input: str
     s3_config: str | None
     execution_timeout_ms: int
+    expires_ms: int
+    """When the job's ``ttl`` has passed, in ms since the epoch."""
+    low_priority: bool
     started_ms: int
 
 
@@ -123,7 +136,8 @@ class Job:
     status: JobStatus
     created_ms: int
     attempt: int
-    lost: int
+    retries: int
+    low_priority: bool = False
     started_ms: int | None = None
     finished_ms: int | None = None
     execution_ms: int | None = None
@@ -131,13 +145,14 @@ class Job:
     output: str | None = None
     error: str | None = None
 
-    FIELDS = (
+    FIELDS: ClassVar = (
         "id",
         "endpoint",
         "status",
         "created_ms",
         "attempt",
-        "lost",
+        "retries",
+        "low_priority",
         "started_ms",
         "finished_ms",
         "execution_ms",
@@ -151,8 +166,9 @@ class Job:
         """From the record's ``FIELDS``, in that order."""
         record: dict[str, Any] = dict(zip(cls.FIELDS, values, strict=True))
         for name, value in record.items():
-            if value is not None and (name in {"attempt", "lost"} or name.endswith("_ms")):
+            if value is not None and (name in {"attempt", "retries"} or name.endswith("_ms")):
                 record[name] = int(value)
+        record["low_priority"] = record["low_priority"] == "1"
         return cls(**record | {"status": JobStatus(record["status"])})
 
     def answer(self) -> dict[str, Any]:
@@ -170,8 +186,8 @@ class Job:
             said["workerId"] = self.worker_id or ""
         if self.error is not None:
             said["error"] = self.error
-        if self.lost:
-            said["retries"] = self.lost
+        if self.retries:
+            said["retries"] = self.retries
         return said
 
     def answer_json(self) -> str:

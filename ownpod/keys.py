@@ -7,12 +7,27 @@ PREFIX = "ownpod:"
 JOB = f"{PREFIX}job:"
 ENDPOINT = f"{PREFIX}endpoint:"
 LEASES = f"{PREFIX}leases"
+EXPIRIES = f"{PREFIX}expiries"
+WEBHOOKS = f"{PREFIX}webhooks"
 EVENTS = f"{PREFIX}events"
+CHUNKS = f"{PREFIX}chunks:"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 
 def job(job_id: str) -> str:
     return f"{JOB}{job_id}"
+
+
+def chunks(job_id: str) -> str:
+    return f"{CHUNKS}{job_id}"
+
+
+def idempotency(digest: str) -> str:
+    return f"{PREFIX}idempotency:{digest}"
+
+
+def recent(endpoint: str) -> str:
+    return f"{ENDPOINT}{endpoint}:recent"
 
 
 def queued(endpoint: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
+from celery.worker.control import control_command
 
 from ownpod import broker, log, settings, tasks, workarounds
 from ownpod.attempts import Attempts
@@ -28,11 +29,14 @@ from ownpod.runner import JobRunner
 from ownpod.settings import Settings
 from ownpod.store import JobStore, connect
 from ownpod.sweep import Sweep
+from ownpod.webhooks import Webhooks
 from ownpod.workers.push import PushWorker
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
+HOUSEKEEPING_THREADS = 16
+"""Webhooks that are sent at a time: a slow receiver must not hold up the others."""
 
 
 class Node:
@@ -81,6 +85,10 @@ class Node:
         """A connection to the broker is there; called again after each reconnect."""
         self._consumer = consumer
         self._apply()
+
+    def look(self) -> None:
+        """A job of this worker may have been cancelled."""
+        self._attempts.look()
 
     def stop_soon(self) -> None:
         """From a signal handler: only sets what the event loop looks at."""
@@ -168,6 +176,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     registry = Registry(load_endpoints(config), client)
     messages = JobMessages(instance.app, description_prefix=config.description_prefix)
     store = JobStore(client, messages, result_ttl_s=config.result_ttl_s)
+    tasks.send_webhooks_with(Webhooks(store, config))
     spec = registry.worker(worker_id)
     if spec is not None:
         _here.node = Node(
@@ -175,8 +184,8 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
         )
         workarounds.JobPool.before_stop = _here.node.drain
     elif worker_id == broker.HOUSEKEEPING:
-        _here.sweep = Sweep(store, client, lease_s=config.lease_s)
-        instance.app.conf.worker_concurrency = 2
+        _here.sweep = Sweep(store, client)
+        instance.app.conf.worker_concurrency = HOUSEKEEPING_THREADS
     else:
         queues = options.get("queues") or ()
         names = queues.split(",") if isinstance(queues, str) else queues
@@ -186,6 +195,13 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
                 f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
                 f"name it after one: -n <worker id>@%h, with one of {known}"
             )
+
+
+@control_command(name=broker.LOOK)  # type: ignore[untyped-decorator]
+def look(_state: Any) -> None:
+    """A job that this node runs was cancelled: forward it to the worker now."""
+    if _here.node is not None:
+        _here.node.look()
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import ipaddress
 import signal
 import socket
 import sys
@@ -29,6 +30,14 @@ def check_port(host: str, port: int) -> None:
             raise StartError(
                 f"cannot listen on {host} port {port}: {reason}; choose another with --host, --port"
             ) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Only this host can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 from ownpod import keys
 from ownpod.broker import NAME
 from ownpod.errors import ConfigurationError, EndpointNotFound
-from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS
+from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.settings import DEFAULT_ENDPOINT, Settings, check_http_url
 from ownpod.store import now_ms, redis_errors
 
@@ -22,6 +22,9 @@ DEFAULT_WORKERS = ("http://localhost:18000",)
 
 EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 """RunPod's documented limits of ``executionTimeout``."""
+
+TTL_MS = (10_000, 7 * 86_400_000)
+"""RunPod's documented limits of ``ttl``."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class Endpoint:
     id: str
     workers: tuple[WorkerSpec, ...]
     execution_timeout_ms: int
+    ttl_ms: int
     max_attempts: int
+    max_queue_depth: int
+    """Jobs that may wait; 0 is any number."""
+    api_keys: tuple[str, ...] = field(repr=False, default=())
+    """Keys for this endpoint only."""
 
 
 class WorkerState(StrEnum):
@@ -99,6 +107,19 @@ class _EndpointSchema(Schema):
             *EXECUTION_TIMEOUT_MS, error="must be a whole number of ms from {min} to {max}"
         ),
     )
+    ttl_ms = fields.Integer(
+        data_key="ttl",
+        strict=True,
+        load_default=DEFAULT_TTL_MS,
+        validate=validate.Range(*TTL_MS, error="must be a whole number of ms from {min} to {max}"),
+    )
+    max_queue_depth = fields.Integer(
+        data_key="maxQueueDepth",
+        strict=True,
+        load_default=0,
+        validate=validate.Range(0, error="must be a whole number, 0 for any"),
+    )
+    api_keys = fields.List(fields.String(), data_key="apiKeys", load_default=list)
     max_attempts = fields.Integer(
         data_key="maxAttempts",
         strict=True,
@@ -140,7 +161,10 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
             id=endpoint_id,
             workers=tuple(_worker(endpoint_id, w, settings) for w in values["workers"]),
             execution_timeout_ms=values["execution_timeout_ms"],
+            ttl_ms=values["ttl_ms"],
             max_attempts=values["max_attempts"],
+            max_queue_depth=values["max_queue_depth"],
+            api_keys=tuple(values["api_keys"]),
         )
         for endpoint_id, values in given.items()
     }
@@ -251,6 +275,12 @@ class Registry:
     def withdraw(self, worker_id: str) -> None:
         """The worker's node has ended."""
         self._redis.delete(keys.worker(worker_id))
+
+    @redis_errors
+    def node_of(self, worker_id: str) -> str | None:
+        """The Celery node that speaks for a worker now."""
+        node: Any = self._redis.hget(keys.worker(worker_id), "node")
+        return str(node) if node else None
 
     @redis_errors
     def statuses(self, workers: tuple[WorkerSpec, ...]) -> dict[str, WorkerStatus]:

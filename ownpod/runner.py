@@ -57,7 +57,12 @@ class JobRunner:
             try:
                 running.run_id = self._worker.start(attempt)
                 self._health.worked()
-                outcome = self._worker.wait(running.run_id)
+                outcome = self._worker.wait(
+                    running.run_id,
+                    lambda chunks: until_redis_answers(
+                        lambda: self._store.add_chunks(attempt, chunks)
+                    ),
+                )
             except JobRejected as error:
                 outcome = Outcome(JobStatus.FAILED, error=str(error))
             except WorkerUnavailable as error:
@@ -85,7 +90,12 @@ class JobRunner:
         attempt = running.attempt
         status = until_redis_answers(
             lambda: self._store.hand_back(
-                attempt.job_id, attempt.endpoint, attempt.number, lost=lost, reason=reason
+                attempt.job_id,
+                attempt.endpoint,
+                attempt.number,
+                low_priority=attempt.low_priority,
+                lost=lost,
+                reason=reason,
             )
         )
         log.warning(

@@ -8,11 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import urlsplit
 
+import limits
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from ownpod.errors import ConfigurationError
@@ -22,12 +23,26 @@ REDIS_URL_FILE = "redis.url"
 """In the data directory; the embedded Redis's address while it runs."""
 
 
-@dataclass(frozen=True)
+OPERATIONS = (
+    "run",
+    "runsync",
+    "status",
+    "stream",
+    "cancel",
+    "retry",
+    "purge-queue",
+    "requests",
+    "health",
+)
+"""What rate limits can be set for; ``status`` counts ``status-sync`` too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the environment says; see the field of the same name in :class:`SettingsSchema`."""
 
     workers: tuple[str, ...] | None
-    redis_url: str | None
+    redis_url: str | None = field(repr=False)
     data_dir: Path
     workers_file: Path
     workers_file_required: bool
@@ -36,11 +51,20 @@ class Settings:
     description_prefix: str
     worker_verify_tls: bool
     worker_ca_bundle: str | None
-    worker_headers: Mapping[str, str]
+    worker_headers: Mapping[str, str] = field(repr=False)
     worker_connect_timeout_s: float
     worker_run_read_timeout_s: float
     worker_status_timeout_s: float
     worker_cancel_timeout_s: float
+    idempotency_ttl_s: int
+    api_keys: tuple[str, ...] = field(repr=False)
+    api_keys_file: str | None
+    retry_same_id: bool
+    webhook_secret: str | None = field(repr=False)
+    webhook_tries: int
+    webhook_delay_s: float
+    cors_origins: tuple[str, ...]
+    rate_limits: Mapping[str, str]
     lease_s: float
     shutdown_grace_s: float
     log_level: str
@@ -86,6 +110,26 @@ class _Urls(fields.Field[tuple[str, ...]]):
         for url in urls:
             check_http_url(url)
         return urls
+
+
+class _List(fields.Field[tuple[str, ...]]):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+class _RateLimits(fields.Field[dict[str, str]]):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> dict[str, str]:
+        operations = ", ".join(OPERATIONS)
+        problem = f'must be a JSON object like {{"run": "10/second"}}, of {operations}'
+        try:
+            rates = json.loads(value)
+            if not isinstance(rates, dict) or not rates.keys() <= set(OPERATIONS):
+                raise ValidationError(problem)
+            for rate in rates.values():
+                limits.parse_many(rate)
+        except (ValueError, TypeError):
+            raise ValidationError(problem) from None
+        return rates
 
 
 class _Headers(fields.Field[dict[str, str]]):
@@ -138,7 +182,12 @@ class SettingsSchema(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    secret: ClassVar[set[str]] = {"REDIS_URL", "OWNPOD_WORKER_HEADERS"}
+    secret: ClassVar[set[str]] = {
+        "REDIS_URL",
+        "OWNPOD_WORKER_HEADERS",
+        "OWNPOD_API_KEYS",
+        "OWNPOD_WEBHOOK_SECRET",
+    }
     """Variables whose value is never shown."""
 
     workers = _Urls(
@@ -214,6 +263,63 @@ class SettingsSchema(Schema):
     worker_cancel_timeout_s = _number(
         "OWNPOD_WORKER_CANCEL_TIMEOUT_S", 10, 0.1, 3600, "s for a worker's answer to `/cancel`"
     )
+    idempotency_ttl_s = _whole(
+        "OWNPOD_IDEMPOTENCY_TTL_SEC",
+        86400,
+        1,
+        30 * 86400,
+        "s an `Idempotency-Key` is remembered",
+    )
+    api_keys = _List(
+        data_key="OWNPOD_API_KEYS",
+        load_default=(),
+        metadata={
+            "default": "unset: any caller",
+            "purpose": "comma-separated keys; when there are any, every `/v2` call needs one. Keys "
+            "for single endpoints stand in `workers.yaml`",
+        },
+    )
+    api_keys_file = fields.String(
+        data_key="OWNPOD_API_KEYS_FILE",
+        load_default=None,
+        validate=_check_file,
+        metadata={"purpose": "a file with more such keys, one a line"},
+    )
+    retry_same_id = fields.Boolean(
+        data_key="OWNPOD_RETRY_SAME_ID",
+        load_default=False,
+        error_messages={"invalid": "must be true or false"},
+        metadata={"purpose": "`/retry` keeps the job's id, as RunPod does, instead of a new one"},
+    )
+    webhook_secret = fields.String(
+        data_key="OWNPOD_WEBHOOK_SECRET",
+        load_default=None,
+        metadata={
+            "purpose": "signs webhooks: `X-OwnPod-Signature`, HMAC-SHA256 in hex of "
+            "`<X-OwnPod-Timestamp>.<body>`"
+        },
+    )
+    webhook_tries = _whole("OWNPOD_WEBHOOK_TRIES", 3, 1, 20, "tries of a webhook")
+    webhook_delay_s = _number(
+        "OWNPOD_WEBHOOK_DELAY_S", 10, 0.1, 3600, "s between them; doubled each time after the third"
+    )
+    cors_origins = _List(
+        data_key="OWNPOD_CORS_ORIGINS",
+        load_default=(),
+        metadata={
+            "default": "unset: none",
+            "purpose": "comma-separated origins whose pages may call the API, like "
+            "`https://app.example.com`",
+        },
+    )
+    rate_limits = _RateLimits(
+        data_key="OWNPOD_RATE_LIMITS",
+        load_default=dict,
+        metadata={
+            "purpose": "JSON object of most calls by operation, for each endpoint and caller, like "
+            '`{"run": "10/second"}`; then 429',
+        },
+    )
     lease_s = _number(
         "OWNPOD_LEASE_S",
         15,
@@ -249,6 +355,9 @@ def load(environ: Mapping[str, str]) -> Settings:
         name, problems = next(iter(error.normalized_messages().items()))
         shown = "..." if name in schema.secret else repr(environ.get(name))
         raise ConfigurationError(f"{name}={shown}: {problems[0]}") from None
+    if values["api_keys_file"] is not None:
+        lines = Path(values["api_keys_file"]).read_text().splitlines()
+        values["api_keys"] += tuple(line.strip() for line in lines if line.strip())
     values["data_dir"] = Path(values["data_dir"])
     values["workers_file"] = Path(values["workers_file"])
     return Settings(**values, workers_file_required=required)

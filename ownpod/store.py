@@ -6,9 +6,11 @@ Losing a race is a return value, not an error. Any call raises
 
 import functools
 import importlib.resources
+import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import redis
@@ -16,7 +18,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ownpod import keys
-from ownpod.errors import JobNotFound, RedisUnavailable
+from ownpod.errors import (
+    IdempotencyConflict,
+    JobNotFound,
+    NotRetryable,
+    QueueFull,
+    RedisUnavailable,
+)
 from ownpod.jobs import MOVES, Attempt, Job, JobStatus, NewJob, Outcome
 
 if TYPE_CHECKING:
@@ -31,14 +39,35 @@ REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|MASTERDOWN|NOREPLICAS)\b
 PURGE_STEP = 1000
 """Jobs cancelled by one call of the script: some 10 ms in which Redis does nothing else."""
 
+SCAN_STEP = 500
+"""Records read in one go when looking for recent jobs."""
+
+RETRYABLE = (JobStatus.FAILED, JobStatus.TIMED_OUT)
+"""As RunPod documents; a retry is a new submission, not a move of the state machine."""
+
+RECENT = 10_000
+"""Jobs that ``/requests`` can list, for each endpoint."""
+
+WEBHOOK_LEASE_MS = 60_000
+"""After which a webhook whose task was lost is sent again; longer than a try may take."""
+
 _ATTEMPT_FIELDS = (
     "endpoint",
     "attempt",
     "input",
     "s3_config",
     "execution_timeout_ms",
+    "created_ms",
+    "ttl_ms",
+    "low_priority",
     "started_ms",
 )
+
+
+def parse_cursor(text: str) -> tuple[int, int] | None:
+    """Attempt and index of a cursor "<attempt>-<index>"; None if it is none."""
+    attempt, _, index = text.partition("-")
+    return (int(attempt), int(index)) if attempt.isdecimal() and index.isdecimal() else None
 
 
 def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
@@ -80,19 +109,45 @@ def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
     return translated
 
 
-def _script() -> str:
+def _script(messages: "JobMessages") -> str:
     moves = ", ".join(
         f"{old} = {{{', '.join(f'{new} = true' for new in sorted(allowed))}}}"
         for old, allowed in MOVES.items()
     )
     states = ", ".join(f"{status} = '{status}'" for status in JobStatus)
+    webhook_list, webhook_message = messages.for_webhook("@job@")
     constants = (
         f"local S = {{{states}}}\n"
         f"local MOVES = {{{moves}}}\n"
-        f'local JOB, ENDPOINT = "{keys.JOB}", "{keys.ENDPOINT}"\n'
-        f'local LEASES, EVENTS = "{keys.LEASES}", "{keys.EVENTS}"\n'
+        f'local JOB, ENDPOINT, CHUNKS = "{keys.JOB}", "{keys.ENDPOINT}", "{keys.CHUNKS}"\n'
+        f'local LEASES, EXPIRIES = "{keys.LEASES}", "{keys.EXPIRIES}"\n'
+        f'local WEBHOOKS, EVENTS = "{keys.WEBHOOKS}", "{keys.EVENTS}"\n'
+        f"local RECENT, WEBHOOK_LEASE_MS = {RECENT}, {WEBHOOK_LEASE_MS}\n"
+        f'local WEBHOOK_LIST, WEBHOOK_MESSAGE = "{webhook_list}", [==[{webhook_message}]==]\n'
     )
     return constants + importlib.resources.files("ownpod").joinpath("transitions.lua").read_text()
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """A client's ``Idempotency-Key``: ``key`` is its digest with endpoint and caller, ``body`` the
+    body's, ``ttl_s`` how long it is remembered.
+    """
+
+    key: str
+    body: str
+    ttl_s: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a job's handler has yielded, from ``start`` on, and how the job is. ``chunks`` are JSON."""
+
+    job: Job
+    start: int
+    chunks: list[str]
+    cursor: str
+    """The stored cursor of ``/stream`` as it was read."""
 
 
 class JobStore:
@@ -108,17 +163,67 @@ class JobStore:
         self._redis = client
         self._messages = messages
         self._result_ttl_s = result_ttl_s
-        self._script = client.register_script(_script())
+        self._script = client.register_script(_script(messages))
 
     @redis_errors
     def _call(self, command: str, *arguments: str | float) -> Any:
         return self._script(args=[command, now_ms(), *arguments])
 
-    def create(self, job: NewJob) -> None:
-        """Writes record and message in one step; a repetition with the same id changes nothing."""
-        queue, message = self._messages.for_job(job.id, job.endpoint)
-        fields = (part for field in job.record().items() for part in field)
-        self._call("create", job.id, job.endpoint, queue, message, *fields)
+    def create(
+        self, job: NewJob, *, most_queued: int = 0, idempotency: Idempotency | None = None
+    ) -> str:
+        """Writes record and message in one step; a repetition with the same id changes nothing.
+
+        Args:
+            job: the job.
+            most_queued: how many jobs may wait in the endpoint; 0 is any number.
+            idempotency: the key it is submitted under.
+
+        Returns:
+            The job's id, or that of the job that was created earlier under the same key.
+
+        Raises:
+            QueueFull: so many wait already.
+            IdempotencyConflict: the key was used for another body.
+        """
+        queue, message = self._messages.for_job(job.id, job.endpoint, low=job.low_priority)
+        once = idempotency or Idempotency(key="", body="", ttl_s=0)
+        found = self._call(
+            "create",
+            job.id,
+            job.endpoint,
+            queue,
+            message,
+            most_queued,
+            keys.idempotency(once.key) if once.key else "",
+            once.ttl_s,
+            once.body,
+            job.created_ms,
+            job.ttl_ms,
+            *(part for field in job.record().items() for part in field),
+        )
+        match found:
+            case ["created"]:
+                return job.id
+            case ["full"]:
+                raise QueueFull(most_queued)
+            case [earlier, body] if body == once.body:
+                return str(earlier)
+        raise IdempotencyConflict
+
+    def retry(self, job_id: str, endpoint: str, new_id: str) -> None:
+        """Submits a FAILED or TIMED_OUT job again, as a new job or, with its own id, as itself.
+
+        Raises:
+            JobNotFound: the endpoint has no such job.
+            NotRetryable: it is in another state.
+        """
+        messages = self._messages.either(new_id, endpoint)
+        status = self._call("retry", job_id, endpoint, new_id, *messages)
+        if status is None:
+            raise JobNotFound(job_id)
+        if status not in RETRYABLE:
+            raise NotRetryable(job_id, status)
 
     def claim(self, job_id: str, *, worker_id: str, claim: str, lease_s: float) -> Attempt | None:
         """Begins the next attempt, if the job waits; else there is nothing to do: None.
@@ -126,20 +231,27 @@ class JobStore:
         ``claim`` is unique for each delivery of the message; the same again gives the same attempt.
         """
         lease_end_ms = now_ms() + int(lease_s * 1000)
-        values = self._call("claim", job_id, worker_id, claim, lease_end_ms, *_ATTEMPT_FIELDS)
+        options = (worker_id, claim, lease_end_ms, self._result_ttl_s)
+        values = self._call("claim", job_id, *options, *_ATTEMPT_FIELDS)
         if values is None:
             return None
-        endpoint, number, job_input, s3_config, timeout_ms, started_ms = values
+        record = dict(zip(_ATTEMPT_FIELDS, values, strict=True))
         return Attempt(
             job_id=job_id,
-            endpoint=endpoint,
+            endpoint=record["endpoint"],
             worker_id=worker_id,
-            number=int(number),
-            input=job_input,
-            s3_config=s3_config,
-            execution_timeout_ms=int(timeout_ms),
-            started_ms=int(started_ms),
+            number=int(record["attempt"]),
+            input=record["input"],
+            s3_config=record["s3_config"],
+            execution_timeout_ms=int(record["execution_timeout_ms"]),
+            expires_ms=int(record["created_ms"]) + int(record["ttl_ms"]),
+            low_priority=record["low_priority"] == "1",
+            started_ms=int(record["started_ms"]),
         )
+
+    def add_chunks(self, attempt: Attempt, chunks: list[str]) -> bool:
+        """Appends to what the attempt's handler has yielded; JSON texts. False: the job moved on."""
+        return bool(self._call("chunks", attempt.job_id, attempt.number, *chunks))
 
     def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Writes how the attempt ended. False: the job has moved on, nothing was changed."""
@@ -162,6 +274,7 @@ class JobStore:
         endpoint: str,
         attempt: int,
         *,
+        low_priority: bool,
         lost: bool,
         reason: str,
         expired_only: bool = False,
@@ -172,6 +285,7 @@ class JobStore:
             job_id: the job.
             endpoint: its endpoint.
             attempt: the number of the attempt that ends here.
+            low_priority: the job's.
             lost: the worker may have begun it. Counts; the last one allowed ends in FAILED.
             reason: the error of a job that ends here.
             expired_only: only if the attempt's lease has run out.
@@ -179,7 +293,7 @@ class JobStore:
         Returns:
             The job's state now; None if the job has moved on and nothing was changed.
         """
-        queue, message = self._messages.for_job(job_id, endpoint)
+        queue, message = self._messages.for_job(job_id, endpoint, low=low_priority)
         status = self._call(
             "hand_back",
             job_id,
@@ -199,8 +313,8 @@ class JobStore:
         Raises:
             JobNotFound: the endpoint has no such job.
         """
-        queue, message = self._messages.for_job(job_id, endpoint)
-        status = self._call("cancel", job_id, endpoint, queue, message, self._result_ttl_s, reason)
+        messages = self._messages.either(job_id, endpoint)
+        status = self._call("cancel", job_id, endpoint, self._result_ttl_s, reason, *messages)
         if status is None:
             raise JobNotFound(job_id)
         return JobStatus(status)
@@ -225,6 +339,111 @@ class JobStore:
             return set()
         return set(self._call("renew", now_ms() + int(lease_s * 1000), *arguments))
 
+    def expire(self, *, limit: int) -> list[str]:
+        """Ends jobs that waited longer than their ttl; answers their ids."""
+        return list(self._call("expire", limit, self._result_ttl_s))
+
+    def webhooks_due(self, *, limit: int) -> list[str]:
+        """Jobs whose webhook is to be tried again; each has a message for it now."""
+        return list(self._call("webhooks_due", limit))
+
+    @redis_errors
+    def webhook_of(self, job_id: str) -> tuple[Job, str, int] | None:
+        """A finished job, its webhook's URL, and how many tries there were."""
+        job = self._read(job_id)
+        url, log = self._fields(job_id, "webhook", "deliveries")
+        if job is None or not job.status.terminal or url is None:
+            return None
+        return job, url, len(json.loads(log or "[]"))
+
+    def delivered(self, job_id: str, delivery: Mapping[str, Any], *, again_s: float | None) -> None:
+        """Writes a try of a webhook into the job's log; ``again_s`` until the next, None: the last."""
+        pause = "" if again_s is None else int(again_s * 1000)
+        self._call("delivered", job_id, json.dumps(delivery), pause, self._result_ttl_s)
+
+    @redis_errors
+    def stream(self, job_id: str, endpoint: str, start: tuple[int, int] | None) -> Stream:
+        """What a job's handler has yielded.
+
+        Args:
+            job_id: the job.
+            endpoint: its endpoint.
+            start: attempt and index to begin with (of another attempt: from the beginning); None:
+                where ``/stream`` was read to.
+
+        Raises:
+            JobNotFound: the endpoint has no such job.
+        """
+        key = keys.job(job_id)
+        with self._redis.pipeline() as pipe:
+            # One step: chunks come before the state they belong to.
+            pipe.hmget(key, *Job.FIELDS, "drained")
+            pipe.lrange(keys.chunks(job_id), 0, -1)
+            (*values, drained), chunks = pipe.execute()
+        if values[0] is None:
+            raise JobNotFound(job_id)
+        job = Job.from_record(values)
+        if job.endpoint != endpoint:
+            raise JobNotFound(job_id)
+        if start is None:
+            start = parse_cursor(drained or "") or (0, 0)
+        index = start[1] if start[0] == job.attempt else 0
+        return Stream(job=job, start=index, chunks=chunks[index:], cursor=drained or "")
+
+    def drained(self, stream: Stream) -> None:
+        """Moves the cursor of ``/stream`` behind what was answered."""
+        end = f"{stream.job.attempt}-{stream.start + len(stream.chunks)}"
+        self._call("drained", stream.job.id, stream.cursor, end)
+
+    @redis_errors
+    def recent(
+        self, endpoint: str, *, status: JobStatus | None, before: tuple[int, str] | None, limit: int
+    ) -> tuple[list[tuple[Job, list[Any]]], tuple[int, str] | None]:
+        """The endpoint's last jobs, the newest first, each with the log of its webhook.
+
+        Args:
+            endpoint: the endpoint.
+            status: only jobs in this state.
+            before: where an earlier page ended.
+            limit: how many.
+
+        Returns:
+            The jobs, and where to go on; None: there are no more.
+        """
+        key, found = keys.recent(endpoint), []
+        highest: str | int = "+inf" if before is None else before[0]
+        offset = 0
+        while True:
+            page: Any = self._redis.zrange(
+                key,
+                highest,
+                "-inf",
+                desc=True,
+                byscore=True,
+                offset=offset,
+                num=SCAN_STEP,
+                withscores=True,
+            )
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id, _ in page:
+                    pipe.hmget(keys.job(job_id), *Job.FIELDS, "deliveries")
+                records = pipe.execute()
+            for (job_id, score), (*values, log) in zip(page, records, strict=True):
+                place = (int(score), job_id)
+                if before is not None and place >= before:
+                    continue
+                if values[0] is None:
+                    self._redis.zrem(key, job_id)
+                    continue
+                job = Job.from_record(values)
+                if status in {None, job.status}:
+                    found.append((job, json.loads(log or "[]")))
+                    if len(found) == limit:
+                        return found, place
+            if len(page) < SCAN_STEP:
+                return found, None
+            offset += SCAN_STEP
+
     @redis_errors
     def expired(self, *, limit: int) -> list[Job]:
         """Running jobs whose lease has run out, the oldest first."""
@@ -246,8 +465,12 @@ class JobStore:
         return job
 
     def _read(self, job_id: str) -> Job | None:
-        values: Any = self._redis.hmget(keys.job(job_id), Job.FIELDS)
+        values = self._fields(job_id, *Job.FIELDS)
         return None if values[0] is None else Job.from_record(values)
+
+    def _fields(self, job_id: str, *names: str) -> list[str | None]:
+        values: Any = self._redis.hmget(keys.job(job_id), names)
+        return list(values)
 
     @redis_errors
     def shorten_ttl(self, job: Job, ttl_ms: int) -> None:

@@ -12,22 +12,22 @@ from ownpod.store import JobStore, redis_errors
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 100
-"""Jobs taken up again by one sweep; the rest waits for the next."""
+EVERY_S = 1.0
+AT_ONCE = 1000
+"""Jobs that one sweep ends or takes up again; the rest waits for the next."""
 
 
 class Sweep(threading.Thread):
-    """Every third of a lease: takes up jobs whose node fell silent."""
+    """Every second: jobs whose ttl has passed, webhooks that are due, jobs of silent nodes."""
 
-    def __init__(self, store: JobStore, client: redis.Redis, *, lease_s: float) -> None:
+    def __init__(self, store: JobStore, client: redis.Redis) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
         self._redis = client
-        self._every_s = lease_s / 3
 
     def run(self) -> None:
         while True:
-            time.sleep(self._every_s)
+            time.sleep(EVERY_S)
             try:
                 if self._is_mine():
                     self.once()
@@ -36,10 +36,20 @@ class Sweep(threading.Thread):
 
     def once(self) -> None:
         """One sweep."""
+        for job_id in self._store.expire(limit=AT_ONCE):
+            log.info("job %s TIMED_OUT: it waited longer than its ttl", job_id)
+        for job_id in self._store.webhooks_due(limit=AT_ONCE):
+            log.debug("job %s: its webhook is due", job_id)
         reason = "the node that ran the job fell silent and did not come back"
         for job in self._store.expired(limit=AT_ONCE):
             status = self._store.hand_back(
-                job.id, job.endpoint, job.attempt, lost=True, reason=reason, expired_only=True
+                job.id,
+                job.endpoint,
+                job.attempt,
+                low_priority=job.low_priority,
+                lost=True,
+                reason=reason,
+                expired_only=True,
             )
             if status is not None:
                 log.warning(
@@ -49,5 +59,4 @@ class Sweep(threading.Thread):
     @redis_errors
     def _is_mine(self) -> bool:
         """One sweep at a time, whichever host's."""
-        lock_ms = int(self._every_s * 900)
-        return bool(self._redis.set(keys.SWEEP_LOCK, "1", nx=True, px=lock_ms))
+        return bool(self._redis.set(keys.SWEEP_LOCK, "1", nx=True, px=int(EVERY_S * 900)))

@@ -8,16 +8,31 @@ from celery.exceptions import Reject
 from ownpod import broker
 from ownpod.celery import app
 from ownpod.runner import JobRunner
+from ownpod.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
 _runner: JobRunner | None = None
+_webhooks: Webhooks | None = None
 
 
 def run_jobs_with(runner: JobRunner) -> None:
     """Makes this process a worker's node."""
     global _runner  # noqa: PLW0603 - one node, one worker
     _runner = runner
+
+
+def send_webhooks_with(webhooks: Webhooks) -> None:
+    """Makes this process one that can send webhooks."""
+    global _webhooks  # noqa: PLW0603 - as above
+    _webhooks = webhooks
+
+
+@app.task(name=broker.SEND_WEBHOOK)  # type: ignore[untyped-decorator]
+def send_webhook(job_id: str) -> None:
+    """One try of a finished job's webhook. A lost task is made anew by the sweep."""
+    if _webhooks is not None:
+        _webhooks.send(job_id)
 
 
 @app.task(name=broker.RUN_JOB)  # type: ignore[untyped-decorator]

@@ -1,14 +1,21 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
--- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EVENTS (see keys.py).
+-- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, WEBHOOKS, EVENTS (see
+-- keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS and RECENT (store.py).
 --
 -- JOB<id>                   hash   the record; fields in jobs.py (NewJob.record, Job.FIELDS), and
---                                  `claim`, the token of the delivery that runs it
+--                                  `claim`, the token of the delivery that runs it;
+--                                  `drained`, the "<attempt>-<index>" up to which /stream was read;
+--                                  `deliveries`, the JSON log of its webhook
+-- CHUNKS<id>                list   what the handler has yielded in this attempt, JSON texts
 -- ENDPOINT<ep>:queued       zset   ids of jobs IN_QUEUE, by created_ms
 -- ENDPOINT<ep>:purging      zset   ids taken out of `queued` by a purge, on their way to CANCELLED
 -- ENDPOINT<ep>:running      hash   ids of jobs IN_PROGRESS -> worker id
+-- ENDPOINT<ep>:recent       zset   ids of the last RECENT jobs, by created_ms; some may be gone
 -- ENDPOINT<ep>:counts       hash   terminal state, or "retried" -> how many ever
 -- LEASES                    zset   ids of jobs IN_PROGRESS, by the ms when the lease runs out
--- EVENTS                    pub/sub "<id> <state>" for each move
+-- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when their ttl has passed
+-- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try
+-- EVENTS                    pub/sub "<id> <state>" for each move, "<id> CHUNK" for new chunks
 -- Celery's lists (messages) come as arguments: their names and contents are broker.py's.
 --
 -- Keys are computed from ids, so this needs one Redis, not a cluster; so does Celery's broker.
@@ -19,22 +26,29 @@ local function of(endpoint, what)
   return ENDPOINT .. endpoint .. ':' .. what
 end
 
+local function enter_queue(id, endpoint, created_ms, ttl_ms)
+  redis.call('ZADD', of(endpoint, 'queued'), created_ms, id)
+  redis.call('ZADD', EXPIRIES, created_ms + ttl_ms, id)
+end
+
 -- Takes the job to a state, if the table of moves allows it. `fields` are name, value, ...
 local function move(id, to, fields)
   local job = JOB .. id
-  local from, endpoint, created_ms = unpack(redis.call('HMGET', job, 'status', 'endpoint', 'created_ms'))
+  local from, endpoint, created_ms, ttl_ms =
+    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'created_ms', 'ttl_ms'))
   if not from or not MOVES[from][to] then
     return false
   end
   if from == S.IN_QUEUE then
     redis.call('ZREM', of(endpoint, 'queued'), id)
+    redis.call('ZREM', EXPIRIES, id)
   else
     redis.call('HDEL', of(endpoint, 'running'), id)
     redis.call('ZREM', LEASES, id)
   end
   if to == S.IN_QUEUE then
     redis.call('HDEL', job, 'worker_id', 'started_ms', 'claim')
-    redis.call('ZADD', of(endpoint, 'queued'), created_ms, id)
+    enter_queue(id, endpoint, created_ms, ttl_ms)
   end
   redis.call('HSET', job, 'status', to, unpack(fields))
   redis.call('PUBLISH', EVENTS, id .. ' ' .. to)
@@ -49,7 +63,12 @@ local function finish(id, to, ttl_s, fields)
     return false
   end
   redis.call('EXPIRE', JOB .. id, ttl_s)
+  redis.call('EXPIRE', CHUNKS .. id, ttl_s)
   redis.call('HINCRBY', of(endpoint, 'counts'), to, 1)
+  if redis.call('HEXISTS', JOB .. id, 'webhook') == 1 then
+    redis.call('ZADD', WEBHOOKS, now + WEBHOOK_LEASE_MS, id)
+    redis.call('LPUSH', WEBHOOK_LIST, (string.gsub(WEBHOOK_MESSAGE, '@job@', id)))
+  end
   return true
 end
 
@@ -66,27 +85,98 @@ local function rest(first)
   return values
 end
 
-local commands = {}
-
--- id, endpoint, list, message, name, value, ... -> 1, or 0 if the id exists (a repeated call)
-function commands.create()
-  local id, endpoint, list, message = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-  if redis.call('EXISTS', JOB .. id) == 1 then
-    return 0
-  end
-  redis.call('HSET', JOB .. id, unpack(rest(7)))
-  redis.call('ZADD', of(endpoint, 'queued'), now, id)
-  redis.call('LPUSH', list, message)
-  return 1
+local function remember(id, endpoint, created_ms)
+  local recent = of(endpoint, 'recent')
+  redis.call('ZADD', recent, created_ms, id)
+  redis.call('ZREMRANGEBYRANK', recent, 0, -RECENT - 1)
 end
 
--- id, worker id, claim, lease end, name, ... -> the named fields, or nil if there is nothing to do.
--- The same claim again is the same delivery, repeated because its answer was lost on the way.
+local commands = {}
+
+-- id, endpoint, list, message, most queued (0: any), idempotency key ('': none), its seconds, the
+-- body's digest, created_ms, ttl_ms, name, value, ...
+-- -> "created", or "full", or the id and digest of the job that was created under the same key
+function commands.create()
+  local id, endpoint, list, message = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+  local most, key, key_s, digest = tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
+  local created_ms, ttl_ms = tonumber(ARGV[11]), tonumber(ARGV[12])
+  if redis.call('EXISTS', JOB .. id) == 1 then
+    return {'created'}
+  end
+  if key ~= '' then
+    local earlier = redis.call('HMGET', key, 'job', 'digest')
+    if earlier[1] then
+      return earlier
+    end
+  end
+  if most > 0 and redis.call('ZCARD', of(endpoint, 'queued')) >= most then
+    return {'full'}
+  end
+  redis.call('HSET', JOB .. id, unpack(rest(13)))
+  enter_queue(id, endpoint, created_ms, ttl_ms)
+  remember(id, endpoint, created_ms)
+  redis.call('LPUSH', list, message)
+  if key ~= '' then
+    redis.call('HSET', key, 'job', id, 'digest', digest)
+    redis.call('EXPIRE', key, key_s)
+  end
+  return {'created'}
+end
+
+-- id, endpoint, new id, list, message, list, message (for low priority) -> the state the old job has; it is retried only if that is
+-- FAILED or TIMED_OUT. nil if there is none. With its own id the job begins anew.
+function commands.retry()
+  local id, endpoint, new_id = ARGV[3], ARGV[4], ARGV[5]
+  local job, again = JOB .. id, JOB .. new_id
+  local status, owner, ttl_ms, low =
+    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'ttl_ms', 'low_priority'))
+  if owner ~= endpoint then
+    return false
+  end
+  if status ~= S.FAILED and status ~= S.TIMED_OUT then
+    return status
+  end
+  if new_id == id then
+    redis.call('PERSIST', job)
+    redis.call('HINCRBY', job, 'retries', 1)
+  else
+    if redis.call('EXISTS', again) == 1 then
+      return status
+    end
+    for _, name in ipairs(redis.call('HKEYS', job)) do
+      redis.call('HSET', again, name, redis.call('HGET', job, name))
+    end
+    redis.call('HSET', again, 'id', new_id, 'attempt', 0, 'retries', 0, 'retry_of', id)
+  end
+  redis.call(
+    'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
+    'claim', 'drained', 'deliveries'
+  )
+  redis.call('DEL', CHUNKS .. new_id)
+  redis.call('ZREM', WEBHOOKS, new_id)
+  redis.call('HSET', again, 'status', S.IN_QUEUE, 'lost', 0, 'created_ms', now)
+  redis.call('HINCRBY', of(endpoint, 'counts'), 'retried', 1)
+  enter_queue(new_id, endpoint, now, ttl_ms)
+  remember(new_id, endpoint, now)
+  local first = low == '1' and 8 or 6
+  redis.call('LPUSH', ARGV[first], ARGV[first + 1])
+  redis.call('PUBLISH', EVENTS, new_id .. ' ' .. S.IN_QUEUE)
+  return status
+end
+
+-- id, worker id, claim, lease end, record ttl, name, ... -> the named fields, or nil if there is
+-- nothing to do. The same claim again is the same delivery, repeated because its answer was lost on
+-- the way. A job whose ttl has passed ends here, without a worker having seen it.
 function commands.claim()
-  local id, worker_id, claim, lease_end = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+  local id, worker_id, claim, lease_end, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
   local job = JOB .. id
-  local attempt, held = unpack(redis.call('HMGET', job, 'attempt', 'claim'))
+  local attempt, held, created_ms, ttl_ms =
+    unpack(redis.call('HMGET', job, 'attempt', 'claim', 'created_ms', 'ttl_ms'))
   if held ~= claim then
+    if created_ms and created_ms + ttl_ms <= now then
+      commands.expire_job(id, ttl_s)
+      return false
+    end
     local fields = {
       'attempt', (tonumber(attempt) or 0) + 1, 'worker_id', worker_id, 'claim', claim, 'started_ms', now
     }
@@ -94,10 +184,11 @@ function commands.claim()
     if not endpoint then
       return false
     end
+    redis.call('DEL', CHUNKS .. id)
     redis.call('HSET', of(endpoint, 'running'), id, worker_id)
     redis.call('ZADD', LEASES, lease_end, id)
   end
-  return redis.call('HMGET', job, unpack(rest(7)))
+  return redis.call('HMGET', job, unpack(rest(8)))
 end
 
 -- id, attempt, state, ttl, name, value, ... -> 1, or 0 if the attempt is no longer the job's
@@ -105,6 +196,28 @@ function commands.finish()
   local id, attempt, to, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   if not holds(id, attempt) or not finish(id, to, ttl_s, rest(7)) then
     return 0
+  end
+  return 1
+end
+
+-- id, attempt, chunk, ... -> 1, or 0 if the attempt is no longer the job's
+function commands.chunks()
+  local id, attempt = ARGV[3], ARGV[4]
+  if not holds(id, attempt) then
+    return 0
+  end
+  for i = 5, #ARGV do
+    redis.call('RPUSH', CHUNKS .. id, ARGV[i])
+  end
+  redis.call('PUBLISH', EVENTS, id .. ' CHUNK')
+  return 1
+end
+
+-- id, old cursor, new cursor: moves /stream's own cursor, unless somebody else has
+function commands.drained()
+  local id = ARGV[3]
+  if (redis.call('HGET', JOB .. id, 'drained') or '') == ARGV[4] and redis.call('EXISTS', JOB .. id) == 1 then
+    redis.call('HSET', JOB .. id, 'drained', ARGV[5])
   end
   return 1
 end
@@ -127,6 +240,7 @@ function commands.hand_back()
       finish(id, S.FAILED, ttl_s, {'error', reason})
       return S.FAILED
     end
+    redis.call('HINCRBY', JOB .. id, 'retries', 1)
     redis.call('HINCRBY', of(endpoint, 'counts'), 'retried', 1)
   end
   move(id, S.IN_QUEUE, {})
@@ -134,20 +248,42 @@ function commands.hand_back()
   return S.IN_QUEUE
 end
 
--- id, endpoint, list, message, ttl, reason -> the state the job has now, or nil if there is none
+-- id, endpoint, ttl, reason, list, message, list, message (for low priority) -> the state the job has
+-- now, or nil if there is none
 function commands.cancel()
-  local id, endpoint, list, message, ttl_s, reason = unpack(rest(3))
-  local status, owner = unpack(redis.call('HMGET', JOB .. id, 'status', 'endpoint'))
+  local id, endpoint, ttl_s, reason = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+  local status, owner, low = unpack(redis.call('HMGET', JOB .. id, 'status', 'endpoint', 'low_priority'))
   if owner ~= endpoint then
     return false
   end
   if status == S.IN_QUEUE then
-    redis.call('LREM', list, 1, message)
+    local first = low == '1' and 9 or 7
+    redis.call('LREM', ARGV[first], 1, ARGV[first + 1])
   end
   if finish(id, S.CANCELLED, ttl_s, {'error', reason}) then
     return S.CANCELLED
   end
   return status
+end
+
+function commands.expire_job(id, ttl_s)
+  local ttl_ms = redis.call('HGET', JOB .. id, 'ttl_ms') or '0'
+  local waited = 'ttl: the job waited longer than ' .. ttl_ms .. ' ms for a worker'
+  return redis.call('HGET', JOB .. id, 'status') == S.IN_QUEUE
+    and finish(id, S.TIMED_OUT, ttl_s, {'error', waited})
+end
+
+-- limit, ttl -> ids of jobs that waited longer than their ttl, and are TIMED_OUT now
+function commands.expire()
+  local ended = {}
+  local ids = redis.call('ZRANGEBYSCORE', EXPIRIES, '-inf', now, 'LIMIT', 0, ARGV[3])
+  for _, id in ipairs(ids) do
+    if commands.expire_job(id, ARGV[4]) then
+      ended[#ended + 1] = id
+    end
+    redis.call('ZREM', EXPIRIES, id)
+  end
+  return ended
 end
 
 -- lease end, id, attempt, id, attempt, ... -> ids whose attempt is no longer the job's
@@ -185,6 +321,37 @@ function commands.purge_some()
     redis.call('ZREM', purging, unpack(ids))
   end
   return {cancelled, redis.call('ZCARD', purging)}
+end
+
+-- limit -> ids of jobs whose webhook is due: each has a message now, and is due again only after the
+-- lease, in case that message is lost
+function commands.webhooks_due()
+  local ids = redis.call('ZRANGEBYSCORE', WEBHOOKS, '-inf', now, 'LIMIT', 0, ARGV[3])
+  for _, id in ipairs(ids) do
+    redis.call('ZADD', WEBHOOKS, now + WEBHOOK_LEASE_MS, id)
+    redis.call('LPUSH', WEBHOOK_LIST, (string.gsub(WEBHOOK_MESSAGE, '@job@', id)))
+  end
+  return ids
+end
+
+-- id, delivery (JSON), pause ('': this was the last try), ttl: writes a try into the job's log
+function commands.delivered()
+  local id, delivery, pause_ms, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+  local job = JOB .. id
+  if redis.call('EXISTS', job) == 0 or pause_ms == '' then
+    redis.call('ZREM', WEBHOOKS, id)
+  else
+    redis.call('ZADD', WEBHOOKS, now + pause_ms, id)
+    if redis.call('TTL', job) < pause_ms / 1000 + ttl_s then
+      redis.call('EXPIRE', job, math.ceil(pause_ms / 1000 + ttl_s))
+    end
+  end
+  if redis.call('EXISTS', job) == 1 then
+    local log = redis.call('HGET', job, 'deliveries')
+    redis.call('HSET', job, 'deliveries', log and (string.sub(log, 1, -2) .. ',' .. delivery .. ']')
+      or '[' .. delivery .. ']')
+  end
+  return 1
 end
 
 return commands[command]()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +20,7 @@ from ownpod import settings
 from ownpod.broker import JobMessages
 from ownpod.celery import app
 from ownpod.embedded import find_server
-from ownpod.jobs import NewJob
+from ownpod.jobs import Attempt, NewJob
 from ownpod.processes import die_with_parent, free_port
 from ownpod.registry import WorkerSpec
 from ownpod.store import JobStore, connect, now_ms
@@ -142,11 +142,30 @@ def new_job(job_id: str = "job-1", endpoint: str = "ep", **changes: object) -> N
         "endpoint": endpoint,
         "input": "{}",
         "s3_config": None,
+        "webhook": None,
         "execution_timeout_ms": 600_000,
+        "ttl_ms": 86_400_000,
+        "low_priority": False,
         "max_attempts": 3,
         "created_ms": now_ms(),
     }
     return NewJob(**values | changes)
+
+
+def attempt(**changes: object) -> Attempt:
+    values: dict = {
+        "job_id": "job-1",
+        "endpoint": "ep",
+        "worker_id": "w",
+        "number": 1,
+        "input": '{"x": 1}',
+        "s3_config": None,
+        "execution_timeout_ms": 600_000,
+        "expires_ms": now_ms() + 86_400_000,
+        "low_priority": False,
+        "started_ms": now_ms(),
+    }
+    return Attempt(**values | changes)
 
 
 def worker_spec(url: str, *, capacity: int = 1, **changes: object) -> WorkerSpec:
@@ -164,10 +183,14 @@ def worker_spec(url: str, *, capacity: int = 1, **changes: object) -> WorkerSpec
 
 @dataclass
 class Answer:
-    """What a :class:`FakeWorker` answers. ``hold``: answers only when it is set."""
+    """What a :class:`FakeWorker` answers. ``hold``: answers only when it is set. ``parts``: sent one
+    by one as they come, without a length, instead of ``body``.
+    """
 
     status: int = 200
     body: object = None
+    kind: str = "application/json"
+    parts: Iterable[bytes] | None = None
     hold: threading.Event | None = None
     hang_up: bool = False
 
@@ -181,6 +204,8 @@ class FakeWorker:
     routes: dict[str, object] = field(default_factory=dict)
     seen: list[tuple[str, str, object]] = field(default_factory=list)
     port: int = 0
+    raw: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    """Headers and body of each request."""
 
     @property
     def url(self) -> str:
@@ -195,6 +220,7 @@ class FakeWorker:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def log_message(self, *_args: object) -> None:
                 pass
@@ -203,6 +229,7 @@ class FakeWorker:
                 length = int(self.headers.get("Content-Length") or 0)
                 raw = self.rfile.read(length)
                 body = json.loads(raw) if raw else None
+                worker.raw.append((dict(self.headers), raw))
                 worker.seen.append((self.command, self.path, body))
                 key = f"{self.command} /{self.path.split('/')[1]}"
                 made = worker.routes.get(key, Answer(404, {"detail": "Not Found"}))
@@ -212,10 +239,18 @@ class FakeWorker:
                 if answer.hang_up:
                     self.close_connection = True
                     return
+                if answer.parts is not None:
+                    self.send_response(answer.status)
+                    self.send_header("Content-Type", answer.kind)
+                    self.send_header("Connection", "close")
+                    self.end_headers()
+                    for part in answer.parts:
+                        self.wfile.write(part)
+                    return
                 data = answer.body if isinstance(answer.body, bytes) else None
                 data = json.dumps(answer.body).encode() if data is None else data
                 self.send_response(answer.status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", answer.kind)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 with contextlib.suppress(OSError):

@@ -1,35 +1,20 @@
 """The v2 API: requests become job records and Celery messages. It never talks to a worker."""
 
-import json
-from dataclasses import dataclass
-from typing import Any
-
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
+from ownpod.api import auth, health, jobs, limits, openapi, stream
+from ownpod.api.services import Services, answer, provide
 from ownpod.broker import JobMessages
 from ownpod.celery import app as celery_app
-from ownpod.errors import OwnPodError
+from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, Unauthorized
 from ownpod.events import JobEvents
 from ownpod.registry import Registry, load_endpoints
 from ownpod.settings import Settings
 from ownpod.store import JobStore, connect
 
-
-@dataclass(frozen=True)
-class Services:
-    """What the routes work with; one for each application."""
-
-    settings: Settings
-    registry: Registry
-    store: JobStore
-    events: JobEvents
-
-
-def services() -> Services:
-    """The services of the application that answers this request."""
-    found: Services = current_app.extensions["ownpod"]
-    return found
+RETRY_AFTER_S = {QueueFull: "5", RedisUnavailable: "2"}
+"""Whole seconds: RunPod's clients read no dates."""
 
 
 def create_app(settings: Settings) -> Flask:
@@ -38,36 +23,37 @@ def create_app(settings: Settings) -> Flask:
     Raises:
         ConfigurationError: the endpoints cannot be read.
     """
-    from ownpod.api import health, jobs
-
     app = Flask("ownpod", static_folder=None)
-    client = connect(settings.broker_url(), client_name="ownpod-api")
+    url = settings.broker_url()
+    client = connect(url, client_name="ownpod-api")
     messages = JobMessages(celery_app, description_prefix=settings.description_prefix)
-    app.extensions["ownpod"] = Services(
+    services = Services(
         settings=settings,
         registry=Registry(load_endpoints(settings), client),
         store=JobStore(client, messages, result_ttl_s=settings.result_ttl_s),
         events=JobEvents(client),
     )
+    provide(app, services)
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
-    app.register_blueprint(jobs.blueprint)
-    app.register_blueprint(health.blueprint)
+    for module in (jobs, stream, health):
+        app.register_blueprint(module.blueprint)
+    openapi.add_docs(app)
+    if services.keys_needed:
+        app.before_request(auth.check_key)
+    limits.allow_origins(app, settings.cors_origins)
+    limits.limit_rates(app, dict(settings.rate_limits), url)
     return app
 
 
-def answer(body: dict[str, Any] | str, status: int = 200) -> Response:
-    """A JSON answer; a text is JSON already.
-
-    Success is always 200: RunPod's JavaScript client throws the body of a 201 or 202 away.
-    """
-    text = body if isinstance(body, str) else json.dumps(body)
-    return Response(text, status, mimetype="application/json")
-
-
 def _own_error(error: OwnPodError) -> Response:
-    return answer({"error": error.message}, error.http_status)
+    response = answer({"error": error.message}, error.http_status)
+    if type(error) in RETRY_AFTER_S:
+        response.headers["Retry-After"] = RETRY_AFTER_S[type(error)]
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _http_error(error: HTTPException) -> Response:

@@ -4,7 +4,7 @@ from collections import Counter
 
 from flask import Blueprint, Response
 
-from ownpod.api import answer, services
+from ownpod.api.services import answer, services
 from ownpod.jobs import JobStatus
 from ownpod.registry import WorkerState
 

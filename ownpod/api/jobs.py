@@ -1,14 +1,22 @@
 """The operations on jobs, as RunPod's clients use them."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ownpod.api import answer, schemas, services
+from ownpod import broker
+from ownpod.api import schemas
+from ownpod.api.auth import caller
+from ownpod.api.services import answer, services
+from ownpod.celery import app as celery_app
+from ownpod.errors import BadRequest
 from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
-from ownpod.store import now_ms
+from ownpod.registry import Endpoint
+from ownpod.store import Idempotency, now_ms
 
 blueprint = Blueprint("jobs", __name__, url_prefix="/v2/<endpoint_id>")
 
@@ -16,25 +24,35 @@ RUN_LIMIT = 10 * 1024 * 1024
 RUNSYNC_LIMIT = 20 * 1024 * 1024
 """RunPod's documented limits of a body, in bytes."""
 
+LONGEST_KEY = 255
+"""Characters of an ``Idempotency-Key``."""
+
+PAGE = (1, 1000)
+DEFAULT_PAGE = 100
+"""Jobs in an answer of ``/requests``."""
+
 _run_schema = schemas.RunSchema()
 
 
 @blueprint.post("/run")
 def run(endpoint_id: str) -> Response:
     """Queues a job and answers at once."""
-    job_id = new_job_id(sync=False)
-    _submit(endpoint_id, job_id, limit=RUN_LIMIT)
+    job_id = _submit(endpoint_id, new_job_id(sync=False), limit=RUN_LIMIT)
     return answer({"id": job_id, "status": JobStatus.IN_QUEUE})
 
 
 @blueprint.post("/runsync")
 def runsync(endpoint_id: str) -> Response:
     """Queues a job and waits for its end, at most ``?wait=`` ms; then answers how it is."""
-    wait_s, job_id = _wait_s(), new_job_id(sync=True)
+    wait_s, new_id = _wait_s(), new_job_id(sync=True)
     deadline = time.monotonic() + wait_s
-    with services().events.expect_end(job_id) as wait:
-        _submit(endpoint_id, job_id, limit=RUNSYNC_LIMIT)
-        wait(wait_s)
+    with services().events.expect(new_id, end_only=True) as wait:
+        job_id = _submit(endpoint_id, new_id, limit=RUNSYNC_LIMIT)
+        if job_id == new_id:
+            wait(wait_s)
+            return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
+    # Another request's job, by its Idempotency-Key.
+    with services().events.expect(job_id, end_only=True) as wait:
         return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
 
 
@@ -46,11 +64,14 @@ def status(endpoint_id: str, job_id: str) -> Response:
     ttl = request.args.get("ttl")
     ttl_ms = None
     if ttl is not None:
-        ttl_ms = schemas.milliseconds("ttl", ttl, (1, here.settings.result_ttl_s * 1000))
+        ttl_ms = schemas.whole_number("ttl", ttl, (1, here.settings.result_ttl_s * 1000))
     job = here.store.job(job_id, endpoint_id)
     if ttl_ms is not None and job.status.terminal:
         here.store.shorten_ttl(job, ttl_ms)
-    return answer(job.answer_json())
+    response = answer(job.answer_json())
+    response.set_etag(hashlib.sha256(response.get_data()).hexdigest())
+    response.make_conditional(request)
+    return response
 
 
 @blueprint.route("/status-sync/<job_id>", methods=["GET", "POST"])
@@ -58,7 +79,7 @@ def status_sync(endpoint_id: str, job_id: str) -> Response:
     """As ``/status``, but waits for the job's end, at most ``?wait=`` ms."""
     services().registry.endpoint(endpoint_id)
     deadline = time.monotonic() + _wait_s()
-    with services().events.expect_end(job_id) as wait:
+    with services().events.expect(job_id, end_only=True) as wait:
         return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
 
 
@@ -68,7 +89,19 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     here = services()
     here.registry.endpoint(endpoint_id)
     state = here.store.cancel(job_id, endpoint_id, reason="cancelled by a client")
+    if state is JobStatus.CANCELLED:
+        _tell_node(here.store.job(job_id, endpoint_id))
     return answer({"id": job_id, "status": state})
+
+
+@blueprint.post("/retry/<job_id>")
+def retry(endpoint_id: str, job_id: str) -> Response:
+    """Submits a FAILED or TIMED_OUT job again."""
+    here = services()
+    here.registry.endpoint(endpoint_id)
+    new_id = job_id if here.settings.retry_same_id else new_job_id(sync=False)
+    here.store.retry(job_id, endpoint_id, new_id)
+    return answer({"id": new_id, "status": JobStatus.IN_QUEUE})
 
 
 @blueprint.post("/purge-queue")
@@ -80,23 +113,96 @@ def purge_queue(endpoint_id: str) -> Response:
     return answer({"removed": removed, "status": "completed"})
 
 
-def _submit(endpoint_id: str, job_id: str, *, limit: int) -> None:
+@blueprint.get("/requests")
+def requests(endpoint_id: str) -> Response:
+    """The endpoint's last jobs, the newest first: ``?status=``, ``?limit=``, ``?before=``."""
+    here = services()
+    here.registry.endpoint(endpoint_id)
+    limit = schemas.whole_number("limit", request.args.get("limit", str(DEFAULT_PAGE)), PAGE)
+    jobs, end = here.store.recent(
+        endpoint_id, status=_wanted_status(), before=_before(), limit=limit
+    )
+    following = None if end is None else "-".join(map(str, end))
+    return answer({"requests": [_listed(*found) for found in jobs], "next": following})
+
+
+def _wanted_status() -> JobStatus | None:
+    wanted = request.args.get("status")
+    if wanted is None:
+        return None
+    try:
+        return JobStatus(wanted)
+    except ValueError:
+        states = ", ".join(JobStatus)
+        raise BadRequest(f"status: must be one of {states}, not {wanted[:40]!r}") from None
+
+
+def _before() -> tuple[int, str] | None:
+    before = request.args.get("before")
+    if before is None:
+        return None
+    created_ms, _, job_id = before.partition("-")
+    if not schemas.WHOLE_NUMBER.fullmatch(created_ms) or not broker.NAME.fullmatch(job_id):
+        raise BadRequest("before: must be the `next` of an earlier answer")
+    return int(created_ms), job_id
+
+
+def _listed(job: Job, deliveries: list[Any]) -> dict[str, Any]:
+    said = job.answer() | {"createdAt": job.created_ms}
+    if deliveries:
+        said["webhook"] = deliveries
+    return said
+
+
+def _submit(endpoint_id: str, job_id: str, *, limit: int) -> str:
+    """The id of the job, or of the earlier one with the same ``Idempotency-Key``."""
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
     request.max_content_length = limit
     body = schemas.parse(_run_schema, request.get_data(cache=False))
+    return here.store.create(
+        _new_job(job_id, endpoint, body),
+        most_queued=endpoint.max_queue_depth,
+        idempotency=_idempotency(endpoint_id, body),
+    )
+
+
+def _new_job(job_id: str, endpoint: Endpoint, body: dict[str, Any]) -> NewJob:
     policy = body["policy"] or {}
     s3_config = body["s3_config"]
-    job = NewJob(
+    return NewJob(
         id=job_id,
-        endpoint=endpoint_id,
+        endpoint=endpoint.id,
         input=json.dumps(body["input"]),
         s3_config=None if s3_config is None else json.dumps(s3_config),
+        webhook=body["webhook"],
         execution_timeout_ms=policy.get("execution_timeout_ms") or endpoint.execution_timeout_ms,
+        ttl_ms=policy.get("ttl_ms") or endpoint.ttl_ms,
+        low_priority=policy.get("low_priority") or False,
         max_attempts=endpoint.max_attempts,
         created_ms=now_ms(),
     )
-    here.store.create(job)
+
+
+def _idempotency(endpoint_id: str, body: dict[str, Any]) -> Idempotency | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= LONGEST_KEY:
+        raise BadRequest(f"Idempotency-Key: must have 1 to {LONGEST_KEY} characters")
+    owner = json.dumps([endpoint_id, caller(), key])
+    return Idempotency(
+        key=hashlib.sha256(owner.encode()).hexdigest(),
+        body=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
+        ttl_s=services().settings.idempotency_ttl_s,
+    )
+
+
+def _tell_node(job: Job) -> None:
+    """Its worker's node forwards the cancel now; without this it would at the next renewal."""
+    node = services().registry.node_of(job.worker_id) if job.worker_id else None
+    if node is not None:
+        celery_app.control.broadcast(broker.LOOK, destination=[node])
 
 
 def _wait_s() -> float:
@@ -104,7 +210,7 @@ def _wait_s() -> float:
     wait = request.args.get("wait")
     if wait is None:
         return default_ms / 1000
-    return schemas.milliseconds("wait", wait, schemas.WAIT_MS) / 1000
+    return schemas.whole_number("wait", wait, schemas.WAIT_MS) / 1000
 
 
 def _job_at_end(

@@ -1,30 +1,70 @@
-"""What a request may say. RunPod ignores keys it does not know, so these do too."""
+"""What a request may say and an answer says: checked here, and shown in ``/openapi.json``.
+
+RunPod ignores keys it does not know, so these do too.
+"""
 
 import json
+import math
+import re
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from ownpod.errors import BadRequest
-from ownpod.registry import EXECUTION_TIMEOUT_MS
+from ownpod.jobs import JobStatus
+from ownpod.registry import EXECUTION_TIMEOUT_MS, TTL_MS
 
 WAIT_MS = (1_000, 300_000)
 """RunPod's limits of ``?wait=``; values beyond are taken as the nearest."""
+
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,30}")
+
+
+class _Flag(fields.Boolean):
+    """true or false, and nothing that looks like it."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("must be true or false")
+        return value
+
+
+def _check_webhook(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or any(ord(c) <= 32 for c in url):
+        raise ValidationError("must be an http:// or https:// URL")
+
+
+def _milliseconds(name: str, limits: tuple[int, int], what: str) -> fields.Integer:
+    return fields.Integer(
+        data_key=name,
+        strict=True,
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(*limits, error="must be a whole number of ms from {min} to {max}"),
+        error_messages={"invalid": "must be a whole number of ms"},
+        metadata={"description": what},
+    )
 
 
 class PolicySchema(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    execution_timeout_ms = fields.Integer(
-        data_key="executionTimeout",
-        strict=True,
-        load_default=None,
+    execution_timeout_ms = _milliseconds(
+        "executionTimeout", EXECUTION_TIMEOUT_MS, "ms the job may run"
+    )
+    ttl_ms = _milliseconds("ttl", TTL_MS, "ms from submission on, over queue and run")
+    low_priority = _Flag(
+        data_key="lowPriority",
+        load_default=False,
         allow_none=True,
-        validate=validate.Range(
-            *EXECUTION_TIMEOUT_MS, error="must be a whole number of ms from {min} to {max}"
-        ),
-        error_messages={"invalid": "must be a whole number of ms"},
+        metadata={"description": "waits behind the others"},
     )
 
 
@@ -38,6 +78,20 @@ class RunSchema(Schema):
         required=True,
         allow_none=False,
         error_messages={"required": "is missing; it is what the handler gets", "null": "is null"},
+        metadata={
+            "description": "what the handler gets; RunPod's SDK takes objects only",
+            "type": ["object", "array", "string", "number", "boolean"],
+        },
+    )
+    webhook = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=_check_webhook,
+        error_messages={"invalid": "must be an http:// or https:// URL"},
+        metadata={
+            "description": "called with what /status says when the job has ended",
+            "pattern": r"^https?://[A-Za-z0-9.-]+(/[A-Za-z0-9/._-]*)?$",
+        },
     )
     policy = fields.Nested(
         PolicySchema,
@@ -50,11 +104,113 @@ class RunSchema(Schema):
         load_default=None,
         allow_none=True,
         error_messages={"invalid": "must be an object"},
+        metadata={"description": "passed on to the worker"},
     )
+
+
+class SubmittedSchema(Schema):
+    """The answer of ``/run``, ``/retry`` and ``/cancel``."""
+
+    id = fields.String(required=True)
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+
+
+class StatusSchema(SubmittedSchema):
+    """The answer of ``/status``, ``/status-sync`` and ``/runsync``."""
+
+    delayTime = fields.Integer(metadata={"description": "ms in the queue"})  # noqa: N815
+    executionTime = fields.Integer(metadata={"description": "ms of running"})  # noqa: N815
+    workerId = fields.String()  # noqa: N815
+    output = fields.Raw()
+    error = fields.String()
+    retries = fields.Integer()
+
+
+class ChunkSchema(Schema):
+    output = fields.Raw(required=True)
+
+
+class StreamSchema(Schema):
+    """The answer of ``/stream`` as JSON."""
+
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+    stream = fields.List(fields.Nested(ChunkSchema), required=True)
+
+
+class PurgedSchema(Schema):
+    removed = fields.Integer(required=True)
+    status = fields.String(required=True, validate=validate.OneOf(["completed"]))
+
+
+class DeliverySchema(Schema):
+    """One try of a webhook."""
+
+    try_ = fields.Integer(data_key="try")
+    timeMs = fields.Integer()  # noqa: N815
+    httpStatus = fields.Integer(allow_none=True)  # noqa: N815
+    error = fields.String(allow_none=True)
+
+
+class ListedSchema(StatusSchema):
+    """A job in ``/requests``: without its output, with its webhook's log."""
+
+    createdAt = fields.Integer(  # noqa: N815
+        required=True, metadata={"description": "ms since the epoch"}
+    )
+    webhook = fields.List(fields.Nested(DeliverySchema))
+
+
+class RequestsSchema(Schema):
+    """The answer of ``/requests``."""
+
+    requests = fields.List(fields.Nested(ListedSchema), required=True)
+    next = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "for ?before= of the next page; null: there is none"},
+    )
+
+
+class JobCountsSchema(Schema):
+    completed = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    inProgress = fields.Integer(required=True)  # noqa: N815
+    inQueue = fields.Integer(required=True)  # noqa: N815
+    retried = fields.Integer(required=True)
+
+
+class WorkerCountsSchema(Schema):
+    idle = fields.Integer(required=True)
+    initializing = fields.Integer(required=True)
+    ready = fields.Integer(required=True)
+    running = fields.Integer(required=True)
+    throttled = fields.Integer(required=True)
+    unhealthy = fields.Integer(required=True)
+
+
+class HealthSchema(Schema):
+    """The answer of ``/health``."""
+
+    jobs = fields.Nested(JobCountsSchema, required=True)
+    workers = fields.Nested(WorkerCountsSchema, required=True)
+    ownpod = fields.Dict(required=True)
+
+
+class ErrorSchema(Schema):
+    """Every answer that is no success."""
+
+    error = fields.String(required=True)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large")
+    return number
 
 
 def parse_json(body: bytes) -> Any:
@@ -64,7 +220,7 @@ def parse_json(body: bytes) -> Any:
         BadRequest: it is none, or too deep to read.
     """
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        return json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
     except ValueError as error:
@@ -78,10 +234,10 @@ def parse(schema: Schema, body: bytes) -> dict[str, Any]:
     Raises:
         BadRequest: with the first field that is wrong, and how.
     """
+    content = parse_json(body)
+    if not isinstance(content, dict):
+        raise BadRequest('the body must be a JSON object like {"input": {...}}')
     try:
-        content = parse_json(body)
-        if not isinstance(content, dict):
-            raise BadRequest('the body must be a JSON object like {"input": {...}}')
         loaded: dict[str, Any] = schema.load(content)
     except ValidationError as error:
         raise BadRequest(_first(error.normalized_messages())) from None
@@ -97,14 +253,12 @@ def _first(messages: Any) -> str:
     return f"{'.'.join(place)}: {messages[0]}"
 
 
-def milliseconds(name: str, text: str, limits: tuple[int, int]) -> int:
-    """A query's whole number of ms, brought into the limits as RunPod does.
+def whole_number(name: str, text: str, limits: tuple[int, int]) -> int:
+    """A query's whole number, brought into the limits as RunPod does.
 
     Raises:
         BadRequest: it is no whole number.
     """
-    try:
-        value = int(text)
-    except ValueError:
-        raise BadRequest(f"{name}: must be a whole number of ms, not {text[:40]!r}") from None
-    return min(max(value, limits[0]), limits[1])
+    if not WHOLE_NUMBER.fullmatch(text):
+        raise BadRequest(f"{name}: must be a whole number, not {text[:40]!r}")
+    return min(max(int(text), limits[0]), limits[1])

@@ -8,6 +8,11 @@ import signal
 from types import FrameType
 from typing import Any
 
+from ownpod import settings
+from ownpod.api.services import needs_keys, services_of
+from ownpod.processes import is_loopback
+from ownpod.registry import load_endpoints
+
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 # A request that waits for its job takes a thread, which costs little while it waits.
@@ -21,9 +26,26 @@ control_socket_disable = True
 proc_name = "ownpod-api"
 
 
+def when_ready(server: Any) -> None:
+    """Says so, when anybody who reaches this host may use the workers."""
+    config = settings.current()
+    endpoints = load_endpoints(config).values()
+    open_to = [
+        str(host)
+        for host, *_ in (address for address in server.cfg.address if isinstance(address, tuple))
+        if not is_loopback(host)
+    ]
+    if open_to and not needs_keys(config, endpoints):
+        server.log.warning(
+            "the API listens on %s and no key is needed: whoever reaches it can run jobs; "
+            "set OWNPOD_API_KEYS, or listen on 127.0.0.1",
+            ", ".join(open_to),
+        )
+
+
 def post_worker_init(worker: Any) -> None:
     """At SIGTERM requests that wait for a job are answered at once, with its present state."""
-    events = worker.wsgi.extensions["ownpod"].events
+    events = services_of(worker.wsgi).events
     finish_requests = signal.getsignal(signal.SIGTERM)
 
     def stop(signum: int, frame: FrameType | None) -> None:

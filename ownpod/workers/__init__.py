@@ -1,5 +1,6 @@
 """What runs jobs: the interface that the rest knows, and its implementations."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ownpod.jobs import Attempt, Outcome
@@ -20,8 +21,13 @@ class Worker(Protocol):
             AttemptLost: it may have started the job, but no answer came.
         """
 
-    def wait(self, run_id: str) -> Outcome:
+    def wait(self, run_id: str, emit: Callable[[list[str]], object]) -> Outcome:
         """Blocks until the worker is done with the run, however long that takes.
+
+        Args:
+            run_id: from :meth:`start`.
+            emit: called with what the handler yields, JSON texts, as the worker tells it.
+
 
         Raises:
             AttemptLost: no answer will come.

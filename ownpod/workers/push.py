@@ -7,8 +7,10 @@ the handler has ended. Asking twice runs it twice or throws its result away.
 
 import json
 import logging
+import math
 import socket
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from urllib3.response import BaseHTTPResponse
 
 from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Outcome
@@ -43,6 +46,16 @@ _STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
 _JOB_REFUSED = {400, 413, 422}
 _NOT_NOW = {301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 421, 429, 502, 503, 504}
 _UNKNOWN_METHOD = {404, 405}
+_NO_SUCH_ROUTE = {400, 401, 403, 404, 405, 501}
+_LINES = {
+    "text/event-stream",
+    "application/x-ndjson",
+    "application/jsonl",
+    "application/json-lines",
+}
+_NO_STREAM = "Stream not supported, handler must be a generator."
+"""The SDK's answer (200, FAILED) to ``/stream`` for a handler that does not yield; it ran nothing."""
+
 _NOT_FOUND = "Job ID not found"
 """The SDK's answer (200, FAILED) for a job that it does not have: it was restarted in between."""
 
@@ -56,6 +69,16 @@ def _keepalive() -> list[tuple[int, int, int]]:
     return options
 
 
+def _loads(text: str | bytes) -> Any:
+    """JSON as clients can read it: NaN and the infinities, which Python writes, are null."""
+    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
 @dataclass(frozen=True)
 class _Answer:
     status: int
@@ -63,7 +86,7 @@ class _Answer:
 
     def json(self) -> dict[str, Any]:
         try:
-            value = json.loads(self.body)
+            value = _loads(self.body)
         except (ValueError, RecursionError):
             value = None
         return value if isinstance(value, dict) else {}
@@ -80,6 +103,8 @@ class PushWorker:
         self._url = spec.url
         self._settings = settings
         self._methods = ["POST", "GET"]
+        self._streams: bool | None = None
+        """Whether the handler yields, as its /stream last showed; None: to be found out."""
         verify = spec.verify_tls or spec.ca_bundle is not None
         if not verify:
             urllib3.disable_warnings(InsecureRequestWarning)
@@ -106,6 +131,7 @@ class PushWorker:
             timeout_s = self._settings.worker_run_read_timeout_s
             answer = self._request("POST", "/run", timeout_s, body=f"{body}}}")
         except (NewConnectionError, ConnectTimeoutError, SSLError) as error:
+            self._streams = None
             raise WorkerUnavailable(f"cannot connect: {_reason(error)}") from error
         except HTTPError as error:
             raise AttemptLost(f"the worker did not answer /run: {_reason(error)}") from error
@@ -118,7 +144,89 @@ class PushWorker:
             raise AttemptLost(f"the worker's answer to /run has no job id: {answer}")
         return run_id
 
-    def wait(self, run_id: str) -> Outcome:
+    def wait(self, run_id: str, emit: Callable[[list[str]], object]) -> Outcome:
+        try:
+            outcome = None if self._streams is False else self._follow(run_id, emit)
+            return outcome or self._poll(run_id)
+        except AttemptLost:
+            # Whoever answers next may be another container.
+            self._streams = None
+            raise
+
+    def _follow(self, run_id: str, emit: Callable[[list[str]], object]) -> Outcome | None:
+        """The end of a run whose handler yields; None: ask ``/status`` for it.
+
+        The SDK's ``/stream`` runs a generator to its end, and on any other handler does nothing but
+        say so. It is asked without a time-out and once, like the SDK's ``/status``; other servers
+        stream events or JSON lines, or answer at once with what there is.
+        """
+        began, asked_again = time.monotonic(), False
+        while True:
+            try:
+                response = self._open_stream(run_id)
+            except HTTPError as error:
+                raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
+            if response is None:
+                self._streams = False
+                return None
+            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if response.status < 300 and kind in _LINES:
+                self._streams = True
+                self._relay(run_id, response, emit)
+                return None
+            answer = _whole(response)
+            said = answer.json()
+            if said.get("error") == _NO_STREAM:
+                self._streams = False
+                return None
+            if answer.status >= 300 or not isinstance(said.get("stream"), list):
+                return _read(answer)
+            self._streams = True
+            outputs = [json.dumps(_output(chunk)) for chunk in said["stream"]]
+            if outputs:
+                emit(outputs)
+            if said.get("status") not in _STILL_RUNNING:
+                if said.get("status") != JobStatus.COMPLETED or asked_again:
+                    return None
+                return self._end_of_generator(run_id, outputs)
+            asked_again = True
+            _pause(began)
+
+    def _end_of_generator(self, run_id: str, outputs: list[str]) -> Outcome:
+        """What it yielded is its output. Without any ``/status`` may have one; the SDK's has not."""
+        if not outputs:
+            try:
+                return self._poll(run_id)
+            except AttemptLost:
+                log.debug("run %s at %s yielded nothing", run_id, self._url)
+        return Outcome(JobStatus.COMPLETED, output=f"[{', '.join(outputs)}]")
+
+    def _open_stream(self, run_id: str) -> BaseHTTPResponse | None:
+        for method in self._methods:
+            response = self._send(method, f"/stream/{run_id}", None, preload=False)
+            if response.status not in _NO_SUCH_ROUTE:
+                return response
+            _whole(response)
+        return None
+
+    def _relay(
+        self, run_id: str, response: BaseHTTPResponse, emit: Callable[[list[str]], object]
+    ) -> None:
+        """Events or JSON lines, each emitted as it comes; the end, and how it came, is not told."""
+        rest = b""
+        try:
+            while data := response.read1(65536):
+                *lines, rest = (rest + data).split(b"\n")
+                if outputs := [text for line in lines for text in _chunks_in(line)]:
+                    emit(outputs)
+            if outputs := list(_chunks_in(rest)):
+                emit(outputs)
+            response.release_conn()
+        except HTTPError as error:
+            log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(error))
+            response.close()
+
+    def _poll(self, run_id: str) -> Outcome:
         # The first request has no time-out: until a worker has answered while a job runs, it may
         # be one that holds. After that it is polled.
         began, timeout_s, failures = time.monotonic(), None, 0
@@ -137,8 +245,7 @@ class PushWorker:
                 if outcome is not None:
                     return outcome
                 timeout_s = self._settings.worker_status_timeout_s
-            elapsed = time.monotonic() - began
-            time.sleep(min(max(FIRST_POLL_S, elapsed * POLL_SHARE), LONGEST_POLL_S))
+            _pause(began)
 
     def cancel(self, run_id: str) -> bool:
         try:
@@ -171,7 +278,19 @@ class PushWorker:
     def _request(
         self, method: str, path: str, read_s: float | None, *, body: str | None = None
     ) -> _Answer:
-        response = self._http.urlopen(
+        response = self._send(method, path, read_s, body=body)
+        return _Answer(response.status, response.data)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        read_s: float | None,
+        *,
+        body: str | None = None,
+        preload: bool = True,
+    ) -> BaseHTTPResponse:
+        return self._http.urlopen(
             method,
             f"{self._path}{path}",
             body=None if body is None else body.encode(),
@@ -179,8 +298,49 @@ class PushWorker:
             timeout=urllib3.Timeout(connect=self._settings.worker_connect_timeout_s, read=read_s),
             retries=False,
             redirect=False,
+            preload_content=preload,
         )
-        return _Answer(response.status, response.data)
+
+
+def _whole(response: BaseHTTPResponse) -> _Answer:
+    """An answer that was not read yet. Raises: AttemptLost, if it breaks off."""
+    try:
+        body = response.read()
+        response.release_conn()
+    except HTTPError as error:
+        response.close()
+        raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
+    return _Answer(response.status, body)
+
+
+def _pause(began: float) -> None:
+    """Between polls, growing with the time since ``began``."""
+    elapsed = time.monotonic() - began
+    time.sleep(min(max(FIRST_POLL_S, elapsed * POLL_SHARE), LONGEST_POLL_S))
+
+
+def _output(chunk: Any) -> Any:
+    """What was yielded, out of RunPod's ``{"output": ...}``."""
+    return chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk
+
+
+def _chunks_in(line: bytes) -> Iterator[str]:
+    """The chunks in a line of a stream: JSON, or an event's ``data:``. Others hold none."""
+    text = line.decode("utf-8", "replace").strip()
+    if text.startswith("data:"):
+        text = text[5:].strip()
+    elif text.startswith((":", "event:", "id:", "retry:")):
+        return
+    if not text or text == "[DONE]":
+        return
+    try:
+        said = _loads(text)
+    except (ValueError, RecursionError):
+        said = text
+    if isinstance(said, dict) and isinstance(said.get("stream"), list):
+        yield from (json.dumps(_output(chunk)) for chunk in said["stream"])
+    elif not (isinstance(said, dict) and "status" in said and "output" not in said):
+        yield json.dumps(_output(said))
 
 
 def _read(answer: _Answer) -> Outcome | None:

@@ -83,3 +83,57 @@ def test_many_jobs_come_back_each_with_its_own_result(endpoint):
     jobs = {f"text {number}": endpoint.run({"text": f"text {number}"}) for number in range(60)}
     for text, job in jobs.items():
         assert job.output(timeout=30)["echo"] == text
+
+
+@pytest.fixture
+def generator(endpoint):
+    return runpod.Endpoint("generator-ep")
+
+
+def test_stream(generator):
+    job = generator.run({"input": {"count": 5, "seconds": 0.1}})
+    assert list(job.stream()) == [{"number": number} for number in range(5)]
+    assert job.output(timeout=20) == [{"number": number} for number in range(5)]
+
+
+def test_stream_of_a_handler_that_does_not_yield(endpoint):
+    job = endpoint.run({"input": {"text": "plain", "seconds": 0.2}})
+    assert list(job.stream()) == []
+    assert job.output(timeout=20)["echo"] == "plain"
+
+
+def test_asyncio_stream(generator, shared):
+    async def use() -> list:
+        async with aiohttp.ClientSession() as session:
+            job = await AsyncioEndpoint("generator-ep", session).run({"count": 3})
+            return [chunk async for chunk in job.stream()]
+
+    assert asyncio.run(use()) == [{"number": number} for number in range(3)]
+
+
+def test_go_posts_status_and_stream_and_reads_numbers_and_strings(shared):
+    base = f"{shared.base}/generator-ep"
+    job_id = requests.post(f"{base}/run", json={"input": {"do": "raise"}}, timeout=9).json()["id"]
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer any"}
+
+    def post(path):
+        return requests.post(f"{base}/{path}/{job_id}", headers=headers, timeout=20).json()
+
+    failed = wait_until(lambda: (s := post("status"))["status"] == "FAILED" and s, 20)
+    assert isinstance(failed["error"], str)
+    assert all(isinstance(failed[name], int) for name in ("delayTime", "executionTime"))
+    assert isinstance(failed["workerId"], str)
+    assert post("stream") == {"status": "FAILED", "stream": []}
+
+
+def test_cancel_of_a_running_job_keeps_its_slot(shared, endpoint):
+    jobs = [endpoint.run({"input": {"seconds": 2}}) for _ in range(2)]
+    wait_until(lambda: all(job.status() == "IN_PROGRESS" for job in jobs))
+    assert jobs[0].cancel()["status"] == "CANCELLED"
+    assert shared.status(jobs[0].job_id)["status"] == "CANCELLED"
+    # The handlers still run: nothing else is begun before they have ended.
+    following = shared.submit(text="after")
+    wait_until(lambda: any(worker["held"] for worker in shared.get("/health")["ownpod"]["workers"]))
+    assert shared.get("/health")["workers"]["running"] == 2
+    assert shared.ended(following)["delayTime"] > 1000
+    assert shared.status(jobs[0].job_id)["status"] == "CANCELLED"

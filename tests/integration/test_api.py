@@ -7,6 +7,7 @@ import pytest
 from helpers import job_store, load_settings
 
 from ownpod.api import create_app
+from ownpod.api.services import services_of
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.registry import Registry, WorkerState, WorkerStatus, load_endpoints
 
@@ -29,7 +30,7 @@ def settings(tmp_path, redis_server):
 def api(client, settings):
     app = create_app(settings)
     yield app.test_client()
-    app.extensions["ownpod"].events.stop()
+    services_of(app).events.stop()
 
 
 @pytest.fixture
@@ -281,7 +282,7 @@ def test_redis_away_is_a_503(tmp_path, settings, method, path):
     answer = getattr(api, method)(url, json={"input": {}} if method == "post" else None)
     assert answer.status_code == 503
     assert "Redis cannot be reached" in answer.json["error"]
-    app.extensions["ownpod"].events.stop()
+    services_of(app).events.stop()
 
 
 def test_health_of_the_process(api):

@@ -24,7 +24,7 @@ def waited_s(wait, seconds):
 
 def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, client):
     store = job_store(client)
-    with events.expect_end("job-1") as wait:
+    with events.expect("job-1", end_only=True) as wait:
         # The first wait may return at once: listening has just begun.
         wait(0.2)
         store.create(new_job())
@@ -46,7 +46,7 @@ def test_all_who_wait_for_a_job_are_woken(events, client):
     woken = []
 
     def waiter():
-        with events.expect_end("job-1") as wait:
+        with events.expect("job-1", end_only=True) as wait:
             ready.release()
             while not store.job("job-1", "ep").status.terminal:
                 wait(20)
@@ -69,14 +69,14 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
     try:
         with connect(server.url) as client:
             events, store = JobEvents(client), job_store(client)
-            with events.expect_end("job-1") as wait:
+            with events.expect("job-1", end_only=True) as wait:
                 # The first wait may return at once: listening has just begun.
                 wait(0.1)
                 threading.Timer(0.1, server.stop).start()
                 assert waited_s(wait, 20) < 10
             server.start()
             store.create(new_job())
-            with events.expect_end("job-1") as wait:
+            with events.expect("job-1", end_only=True) as wait:
                 threading.Timer(1.5, store.cancel, ("job-1", "ep"), {"reason": "x"}).start()
                 began = time.monotonic()
                 while not store.job("job-1", "ep").status.terminal:
@@ -88,7 +88,7 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
 
 
 def test_nobody_waits_in_a_process_that_ends(events):
-    with events.expect_end("job-1") as wait:
+    with events.expect("job-1", end_only=True) as wait:
         threading.Timer(0.1, events.stop).start()
         assert waited_s(wait, 20) < 5
         assert waited_s(wait, 20) < 1

@@ -7,14 +7,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import Answer, FakeWorker, load_settings, wait_until, worker_spec
+from helpers import Answer, FakeWorker, attempt, load_settings, wait_until, worker_spec
 
 from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
-from ownpod.jobs import Attempt, JobStatus
+from ownpod.jobs import JobStatus
 from ownpod.processes import free_port
 from ownpod.workers.push import PushWorker
 
-ATTEMPT = Attempt("job-1", "ep", "w", 1, '{"x": 1}', None, 600_000, 0)
+ATTEMPT = attempt()
 
 
 @pytest.fixture
@@ -32,15 +32,19 @@ def push(url, **changes):
     return PushWorker(worker_spec(url, **changes), load_settings(**quick))
 
 
+def ignore(_chunks):
+    pass
+
+
 def outcome_of(fake, answer, method="POST"):
     fake.routes[f"{method} /status"] = answer
-    return push(fake.url).wait("r")
+    return push(fake.url).wait("r", ignore)
 
 
 def test_start_sends_input_s3_config_and_headers(fake):
     fake.routes["POST /run"] = Answer(body={"id": "r1", "status": "IN_PROGRESS"})
-    attempt = Attempt("job-1", "ep", "w", 1, '{"x": 1}', '{"bucket": "b"}', 600_000, 0)
-    assert push(fake.url, headers={"X-Token": "t"}).start(attempt) == "r1"
+    with_s3 = attempt(s3_config='{"bucket": "b"}')
+    assert push(fake.url, headers={"X-Token": "t"}).start(with_s3) == "r1"
     assert fake.seen == [("POST", "/run", {"input": {"x": 1}, "s3Config": {"bucket": "b"}})]
 
 
@@ -80,7 +84,7 @@ def test_a_held_status_is_asked_once_however_long_it_takes(fake):
     answer = Answer(body={"status": "COMPLETED", "output": [1]}, hold=threading.Event())
     fake.routes["POST /status"] = answer
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(push(fake.url).wait, "r")
+        waiting = pool.submit(push(fake.url).wait, "r", ignore)
         wait_until(lambda: fake.seen)
         # Three times the time-out of a poll.
         with pytest.raises(TimeoutError):
@@ -105,14 +109,14 @@ def test_a_worker_that_answers_at_once_is_polled_with_growing_pauses(fake, metho
         fake.routes["POST /status"] = Answer(405, {})
     worker = push(fake.url)
     fake.routes[f"{method} /status"] = answer
-    assert worker.wait("r").output == "5"
+    assert worker.wait("r", ignore).output == "5"
     pauses = [b - a for a, b in itertools.pairwise(times)]
     assert pauses[0] < 0.05 < 0.5
     assert max(pauses) < 1.5
     assert sum(pauses[-3:]) > sum(pauses[:3])
     # What it takes is remembered.
     before = len(fake.paths("POST /status"))
-    assert worker.wait("r2").output == "5"
+    assert worker.wait("r2", ignore).output == "5"
     assert len(fake.paths("POST /status")) - before == (method == "POST")
 
 
@@ -134,7 +138,7 @@ def test_a_poll_that_times_out_is_repeated(fake):
 def test_a_held_connection_that_breaks_is_a_lost_attempt(fake):
     with pytest.raises(AttemptLost, match="died or was cut off"):
         outcome_of(fake, Answer(hang_up=True))
-    assert len(fake.seen) == 1
+    assert len(fake.paths("POST /status")) == 1
 
 
 def test_a_polled_worker_that_dies_is_a_lost_attempt(fake):
@@ -183,7 +187,7 @@ def test_a_server_error_on_a_held_status_is_failed_and_not_asked_again(fake):
     outcome = outcome_of(fake, Answer(500, b"Internal Server Error"))
     assert outcome.status is JobStatus.FAILED
     assert outcome.error == "the worker's /status answered HTTP 500: Internal Server Error"
-    assert len(fake.seen) == 1
+    assert len(fake.paths("POST /status")) == 1
 
 
 @pytest.mark.parametrize(
@@ -220,3 +224,125 @@ def test_a_worker_that_cannot_say_it_is_well_is_unavailable(fake, answer):
     fake.routes["GET /health"] = answer
     with pytest.raises(WorkerUnavailable):
         push(fake.url).probe()
+
+
+NO_STREAM = {
+    "id": "r",
+    "status": "FAILED",
+    "error": "Stream not supported, handler must be a generator.",
+}
+
+
+def followed(fake, worker=None):
+    """The run's outcome, and what it yielded on the way."""
+    chunks = []
+    outcome = (worker or push(fake.url)).wait("r", chunks.extend)
+    return outcome, [json.loads(chunk) for chunk in chunks]
+
+
+def test_a_generators_chunks_come_from_stream_and_status_is_not_asked(fake):
+    fake.routes["POST /stream"] = Answer(
+        body={"id": "r", "status": "COMPLETED", "stream": [{"output": 1}, {"output": {"a": 2}}]}
+    )
+    outcome, chunks = followed(fake)
+    assert chunks == [1, {"a": 2}]
+    assert (outcome.status, json.loads(outcome.output)) == (JobStatus.COMPLETED, [1, {"a": 2}])
+    assert fake.paths("POST /status") == []
+    assert len(fake.paths("POST /stream")) == 1
+
+
+def test_a_generator_that_yields_nothing_has_an_empty_output(fake):
+    fake.routes["POST /stream"] = Answer(body={"id": "r", "status": "COMPLETED", "stream": []})
+    fake.routes["POST /status"] = Answer(body={"status": "FAILED", "error": "Job ID not found"})
+    outcome, chunks = followed(fake)
+    assert (outcome.status, outcome.output, chunks) == (JobStatus.COMPLETED, "[]", [])
+
+
+def test_whether_a_handler_yields_is_asked_once(fake):
+    fake.routes["POST /stream"] = Answer(body=NO_STREAM)
+    fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
+    worker = push(fake.url)
+    for _ in range(3):
+        assert followed(fake, worker)[0].output == "1"
+    assert len(fake.paths("POST /stream")) == 1
+
+
+def test_a_worker_that_was_lost_is_asked_anew_whether_it_yields(fake):
+    fake.routes["POST /stream"] = Answer(body=NO_STREAM)
+    fake.routes["POST /status"] = Answer(hang_up=True)
+    worker = push(fake.url)
+    for _ in range(2):
+        with pytest.raises(AttemptLost):
+            worker.wait("r", ignore)
+    assert len(fake.paths("POST /stream")) == 2
+
+
+def test_a_generator_that_raises_fails(fake):
+    fake.routes["POST /stream"] = Answer(500, b"Internal Server Error")
+    outcome, _ = followed(fake)
+    assert outcome.status is JobStatus.FAILED
+    assert "HTTP 500" in outcome.error
+
+
+def test_a_stream_that_breaks_off_unanswered_is_a_lost_attempt(fake):
+    fake.routes["POST /stream"] = Answer(hang_up=True)
+    with pytest.raises(AttemptLost):
+        followed(fake)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "text/event-stream; charset=utf-8",
+            [
+                b": hello\n\n",
+                b'id: 1\nevent: chunk\ndata: {"output": 1}\n\n',
+                b'data: {"output": "t',
+                b'wo"}\n\ndata: three\n\n',
+                b'event: status\ndata: {"status": "COMPLETED"}\n\ndata: [DONE]\n\n',
+            ],
+        ),
+        ("application/x-ndjson", [b'{"output": 1}\n"two"\n', b'{"stream": [{"output": "three"}]}']),
+    ],
+)
+def test_a_stream_of_lines_is_relayed_as_it_comes(fake, kind, lines):
+    gate = [threading.Event() for _ in lines]
+    chunks = []
+
+    def parts():
+        for event, line in zip(gate, lines, strict=True):
+            event.wait(10)
+            yield line
+
+    fake.routes["POST /stream"] = Answer(kind=kind, parts=parts())
+    fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": [1, 2, 3]})
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(push(fake.url).wait, "r", chunks.extend)
+        for event in gate[:-1]:
+            event.set()
+        wait_until(lambda: chunks)
+        assert not waiting.done()
+        for event in gate[-1:]:
+            event.set()
+        outcome = waiting.result(10)
+    assert [json.loads(chunk) for chunk in chunks] == [1, "two", "three"]
+    # What the worker says is the output.
+    assert outcome.output == "[1, 2, 3]"
+
+
+def test_a_stream_that_is_polled_is_read_to_its_end(fake):
+    answers = [
+        {"status": "IN_PROGRESS", "stream": [{"output": 1}]},
+        {"status": "IN_PROGRESS", "stream": []},
+        {"status": "COMPLETED", "stream": [{"output": 2}]},
+    ]
+    fake.routes["POST /stream"] = lambda *_: Answer(body=answers.pop(0))
+    fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": "all"})
+    outcome, chunks = followed(fake)
+    assert (chunks, outcome.output) == ([1, 2], '"all"')
+
+
+def test_numbers_that_json_has_not_are_null(fake):
+    body = b'{"status": "COMPLETED", "output": [NaN, -Infinity, 1e999, 1.5]}'
+    assert outcome_of(fake, Answer(body=body)).output == "[null, null, null, 1.5]"

@@ -98,7 +98,7 @@ def test_a_dead_worker_costs_no_attempt_and_closes_the_gate(node, fake, client):
     assert not node.gate.open
     assert node.gate.status.reason.startswith("/run answered HTTP 503")
     assert status_of(node) is JobStatus.IN_QUEUE
-    assert node.store.job("job-1", "ep").lost == 0
+    assert node.store.job("job-1", "ep").retries == 0
     assert client.llen(QUEUE) == 1
     # It takes part again by itself.
     wait_until(lambda: node.gate.open, 5)
@@ -124,10 +124,10 @@ def test_a_job_whose_worker_dies_is_tried_again_and_fails_in_the_end(node, fake)
     for lost in (1, 2):
         node.run("job-1")
         job = node.store.job("job-1", "ep")
-        assert (job.status, job.lost) == (JobStatus.IN_QUEUE, lost)
+        assert (job.status, job.retries) == (JobStatus.IN_QUEUE, lost)
     node.run("job-1")
     job = node.store.job("job-1", "ep")
-    assert (job.status, job.lost, job.attempt) == (JobStatus.FAILED, 3, 3)
+    assert (job.status, job.retries, job.attempt) == (JobStatus.FAILED, 2, 3)
     assert "died or was cut off" in job.error
     assert len(fake.paths("POST /run")) == 3
 
@@ -199,20 +199,20 @@ def test_a_node_that_stops_hands_its_jobs_back_uncounted(node, fake, client):
         held.hold.set()
         running.result(5)
     job = node.store.job("job-1", "ep")
-    assert (job.status, job.lost) == (JobStatus.IN_QUEUE, 0)
+    assert (job.status, job.retries) == (JobStatus.IN_QUEUE, 0)
 
 
 def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     node.store.create(new_job(max_attempts=2))
     node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
     client.delete(QUEUE)
-    sweep = Sweep(node.store, client, lease_s=1)
+    sweep = Sweep(node.store, client)
     wait_until(lambda: node.store.expired(limit=1))
     sweep.once()
     assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)
     node.run("job-1")
     job = node.store.job("job-1", "ep")
-    assert (job.status, job.attempt, job.lost) == (JobStatus.COMPLETED, 2, 1)
+    assert (job.status, job.attempt, job.retries) == (JobStatus.COMPLETED, 2, 1)
 
 
 def test_a_result_waits_for_redis_to_come_back(node, fake, redis_server):

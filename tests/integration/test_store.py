@@ -1,14 +1,22 @@
 """Job records on a real Redis: each move, its fence, and what it leaves."""
 
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import job_messages, job_store, new_job, wait_until
 
 from ownpod import keys
-from ownpod.errors import JobNotFound, RedisUnavailable
+from ownpod.errors import (
+    IdempotencyConflict,
+    JobNotFound,
+    NotRetryable,
+    QueueFull,
+    RedisUnavailable,
+)
 from ownpod.jobs import MOVES, JobStatus, Outcome
-from ownpod.store import connect
+from ownpod.store import Idempotency, connect, now_ms
 
 DONE = Outcome(JobStatus.COMPLETED, output='{"a": 1}', execution_ms=7)
 QUEUE = "ownpod.ep"
@@ -24,7 +32,7 @@ def claim(store, job_id="job-1", token="t"):
 
 
 def hand_back(store, attempt, **changes):
-    options = {"lost": False, "reason": "why"} | changes
+    options = {"low_priority": attempt.low_priority, "lost": False, "reason": "why"} | changes
     return store.hand_back(attempt.job_id, attempt.endpoint, attempt.number, **options)
 
 
@@ -109,7 +117,7 @@ def test_the_table_of_moves_is_what_redis_allows(store, client):
             return old is not new and store.job(job_id, "ep").status is new
         return attempt is not None and store.finish(attempt, Outcome(new, error="y"))
 
-    # A job that waits can end by FAILED and TIMED_OUT too, but no call does it yet.
+    # A job that waits can end by FAILED too, but no call does it yet; its ttl has tests of its own.
     for old in JobStatus:
         for new in JobStatus:
             if old is JobStatus.IN_QUEUE and new in {JobStatus.FAILED, JobStatus.TIMED_OUT}:
@@ -146,7 +154,7 @@ def test_attempts_that_were_not_begun_do_not_count(store):
     store.create(new_job(max_attempts=2))
     for number in range(1, 6):
         assert hand_back(store, claim(store, token=str(number))) is JobStatus.IN_QUEUE
-    assert store.job("job-1", "ep").lost == 0
+    assert store.job("job-1", "ep").retries == 0
     assert store.counts("ep")[2] == {}
 
 
@@ -156,7 +164,7 @@ def test_the_last_lost_attempt_ends_in_failed_with_the_reason(store):
     second = claim(store, token="2")
     assert hand_back(store, second, lost=True, reason="it died") is JobStatus.FAILED
     job = store.job("job-1", "ep")
-    assert (job.status, job.error, job.lost) == (JobStatus.FAILED, "it died", 2)
+    assert (job.status, job.error, job.retries) == (JobStatus.FAILED, "it died", 1)
     assert store.counts("ep")[2] == {"retried": 1, "FAILED": 1}
 
 
@@ -223,7 +231,7 @@ def test_only_leases_that_ran_out_are_found_and_taken_up(store):
     alive = store.claim("alive", worker_id="w", claim="2", lease_s=60)
     (found,) = wait_until(lambda: store.expired(limit=10))
     assert found.id == "dead"
-    options = {"lost": True, "reason": "silent", "expired_only": True}
+    options = {"low_priority": False, "lost": True, "reason": "silent", "expired_only": True}
     assert store.hand_back("alive", "ep", alive.number, **options) is None
     assert store.hand_back("dead", "ep", found.attempt, **options) is JobStatus.IN_QUEUE
     assert store.expired(limit=10) == []
@@ -263,3 +271,208 @@ def test_a_redis_that_refuses_writes_is_unavailable_and_keeps_what_it_has(store,
     assert store.job("before", "ep").status is JobStatus.IN_QUEUE
     with pytest.raises(JobNotFound):
         store.job("after", "ep")
+
+
+def test_a_low_priority_job_waits_in_the_queues_second_list(store, client):
+    store.create(new_job("low", low_priority=True))
+    store.create(new_job("normal"))
+    lists = job_messages().lists("ep")
+    assert [client.llen(name) for name in lists] == [1, 1]
+    # So it does when it is handed back, and it goes when it is cancelled.
+    hand_back(store, claim(store, "low"))
+    assert client.llen(lists[1]) == 2
+    store.cancel("low", "ep", reason="x")
+    assert client.llen(lists[1]) == 1
+
+
+def test_a_job_that_waited_longer_than_its_ttl_is_timed_out_by_the_sweep(store):
+    store.create(new_job("old", created_ms=now_ms() - 20_000, ttl_ms=10_000))
+    store.create(new_job("young", ttl_ms=10_000))
+    assert store.expire(limit=10) == ["old"]
+    job = store.job("old", "ep")
+    assert job.status is JobStatus.TIMED_OUT
+    assert job.error == "ttl: the job waited longer than 10000 ms for a worker"
+    assert store.expire(limit=10) == []
+    assert store.job("young", "ep").status is JobStatus.IN_QUEUE
+
+
+def test_a_job_past_its_ttl_is_not_begun(store):
+    store.create(new_job(created_ms=now_ms() - 20_000, ttl_ms=10_000))
+    assert claim(store) is None
+    assert store.job("job-1", "ep").status is JobStatus.TIMED_OUT
+
+
+def test_chunks_are_kept_in_order_and_fenced(store, client):
+    store.create(new_job())
+    first = claim(store, token="1")
+    assert store.add_chunks(first, ["1", "2"])
+    assert store.add_chunks(first, ["3"])
+    assert store.stream("job-1", "ep", (0, 0)).chunks == ["1", "2", "3"]
+    hand_back(store, first, lost=True)
+    second = claim(store, token="2")
+    assert not store.add_chunks(first, ["late"])
+    assert store.stream("job-1", "ep", (1, 3)).chunks == []
+    store.add_chunks(second, ["new"])
+    # A cursor of an earlier attempt begins anew.
+    assert store.stream("job-1", "ep", (1, 3)).chunks == ["new"]
+    store.finish(second, DONE)
+    assert 0 < client.ttl(keys.chunks("job-1")) <= 1800
+
+
+def test_the_drain_cursor_moves_only_when_told_and_once(store):
+    store.create(new_job())
+    store.add_chunks(claim(store), ["1", "2"])
+    seen = store.stream("job-1", "ep", None)
+    again = store.stream("job-1", "ep", None)
+    assert seen.chunks == again.chunks == ["1", "2"]
+    store.drained(seen)
+    store.drained(again)
+    assert store.stream("job-1", "ep", None).chunks == []
+    assert store.stream("job-1", "ep", (0, 0)).chunks == ["1", "2"]
+
+
+def failed_job(store, job_id="job-1", **changes):
+    store.create(new_job(job_id, **changes))
+    attempt = claim(store, job_id)
+    store.add_chunks(attempt, ["1"])
+    store.finish(attempt, Outcome(JobStatus.FAILED, output="5", error="boom"))
+    return attempt
+
+
+def test_a_retry_is_a_new_job_with_the_same_payload(store):
+    failed_job(store, input='{"x": 1}', s3_config="{}", execution_timeout_ms=7777)
+    store.retry("job-1", "ep", "job-2")
+    assert store.job("job-1", "ep").status is JobStatus.FAILED
+    again = store.job("job-2", "ep")
+    assert (again.status, again.error, again.output, again.attempt) == (
+        JobStatus.IN_QUEUE,
+        None,
+        None,
+        0,
+    )
+    attempt = claim(store, "job-2")
+    assert (attempt.input, attempt.s3_config, attempt.execution_timeout_ms) == (
+        '{"x": 1}',
+        "{}",
+        7777,
+    )
+    assert store.counts("ep")[2]["retried"] == 1
+
+
+def test_a_retry_under_the_same_id_removes_the_old_output_and_counts(store, client):
+    old = failed_job(store)
+    store.retry("job-1", "ep", "job-1")
+    job = store.job("job-1", "ep")
+    assert (job.status, job.error, job.output, job.retries) == (JobStatus.IN_QUEUE, None, None, 1)
+    assert client.ttl(keys.job("job-1")) == -1
+    assert store.stream("job-1", "ep", (0, 0)).chunks == []
+    attempt = claim(store, token="again")
+    assert attempt.number == 2
+    assert not store.finish(old, DONE)
+    assert store.finish(attempt, DONE)
+
+
+@pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.CANCELLED, None])
+def test_other_jobs_cannot_be_retried(store, client, status):
+    store.create(new_job())
+    if status is not None:
+        store.finish(claim(store), Outcome(status))
+    with pytest.raises(NotRetryable, match="only FAILED and TIMED_OUT"):
+        store.retry("job-1", "ep", "job-2")
+    with pytest.raises(JobNotFound):
+        store.retry("job-1", "other", "job-2")
+    assert not client.exists(keys.job("job-2"))
+
+
+def once(body="b", key="k"):
+    return Idempotency(key=key, body=body, ttl_s=60)
+
+
+def test_the_same_key_and_body_is_the_same_job_however_many_race(store, client):
+    def submit(number):
+        return store.create(new_job(f"job-{number}"), idempotency=once())
+
+    with ThreadPoolExecutor(50) as pool:
+        ids = set(pool.map(submit, range(50)))
+    assert len(ids) == 1
+    assert client.llen(QUEUE) == 1
+    assert store.counts("ep")[0] == 1
+
+
+def test_the_same_key_with_another_body_is_a_conflict(store):
+    store.create(new_job("a"), idempotency=once("one"))
+    with pytest.raises(IdempotencyConflict):
+        store.create(new_job("b"), idempotency=once("two"))
+    assert store.create(new_job("c"), idempotency=once("two", key="other")) == "c"
+
+
+def test_a_full_queue_takes_no_more(store):
+    store.create(new_job("a"), most_queued=2)
+    store.create(new_job("b"), most_queued=2)
+    with pytest.raises(QueueFull, match="maxQueueDepth"):
+        store.create(new_job("c"), most_queued=2)
+    claim(store, "a")
+    store.create(new_job("c"), most_queued=2)
+
+
+def listed(store, **options):
+    options = {"status": None, "before": None, "limit": 100} | options
+    jobs, end = store.recent("ep", **options)
+    return [job.id for job, _ in jobs], end
+
+
+def test_recent_jobs_come_newest_first_and_in_pages(store, client):
+    began = now_ms()
+    # Several in the same ms.
+    ids = [f"j{number:03}" for number in range(25)]
+    for number, job_id in enumerate(ids):
+        store.create(new_job(job_id, created_ms=began + number // 4))
+    store.create(new_job("elsewhere", endpoint="other"))
+    pages, before = [], None
+    while True:
+        page, before = listed(store, before=before, limit=10)
+        pages.append(page)
+        if before is None:
+            break
+    assert [len(page) for page in pages] == [10, 10, 5]
+    assert [job_id for page in pages for job_id in page] == ids[::-1]
+
+
+def test_recent_jobs_are_filtered_by_state_and_gone_ones_left_out(store, client):
+    for job_id in ("a", "b", "c"):
+        store.create(new_job(job_id))
+    store.cancel("b", "ep", reason="x")
+    client.delete(keys.job("c"))
+    assert listed(store, status=JobStatus.CANCELLED) == (["b"], None)
+    assert listed(store, status=JobStatus.IN_QUEUE) == (["a"], None)
+    assert client.zcard(keys.recent("ep")) == 2
+
+
+def test_a_webhook_is_owed_from_the_end_on_and_has_a_message(store, client):
+    store.create(new_job(webhook="http://h"))
+    assert client.llen("ownpod-housekeeping") == 0
+    store.cancel("job-1", "ep", reason="x")
+    assert client.llen("ownpod-housekeeping") == 1
+    assert '[["job-1"], {}' in json.loads(client.lindex("ownpod-housekeeping", 0))["body"]
+    # Its message is only made anew if it seems lost.
+    assert store.webhooks_due(limit=10) == []
+    client.zadd(keys.WEBHOOKS, {"job-1": 1})
+    assert store.webhooks_due(limit=10) == ["job-1"]
+    assert client.llen("ownpod-housekeeping") == 2
+    assert store.webhooks_due(limit=10) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_purge_of_100000_jobs_takes_seconds(store, client):
+    began_ms = now_ms()
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(100_000):
+            job_id = f"j{number}"
+            pipe.hset(f"ownpod:job:{job_id}", mapping=new_job(job_id, created_ms=began_ms).record())
+            pipe.zadd(keys.queued("ep"), {job_id: began_ms})
+            if number % 10_000 == 9_999:
+                pipe.execute()
+    began = time.monotonic()
+    assert store.purge("ep", reason="purged") == 100_000
+    assert time.monotonic() - began < 60
+    assert store.job("j99999", "ep").status is JobStatus.CANCELLED

@@ -1,42 +1,62 @@
 import base64
 import json
 
+import pytest
 from helpers import job_messages
 
 from ownpod import broker
 from ownpod.celery import app
 
 
-def published(job_id, endpoint):
+def published(task, job_id, queue_name, priority=0):
     """The message that Celery itself publishes, through kombu's in-memory transport."""
+    app.loader.import_default_modules()
     with app.connection_for_write("memory://") as connection:
         channel = connection.channel()
-        queue = broker.make_queue(broker.endpoint_queue(endpoint))
+        queue = broker.make_queue(queue_name)
         with app.amqp.Producer(channel) as producer:
-            app.tasks[broker.RUN_JOB].apply_async(
-                [job_id], task_id=job_id, queue=queue, producer=producer, priority=0
+            app.tasks[task].apply_async(
+                [job_id], task_id=job_id, queue=queue, producer=producer, priority=priority
             )
         return channel._get(queue.name)
 
 
-def test_a_message_is_what_celery_would_publish():
-    app.loader.import_default_modules()
-    queue, text = job_messages().for_job("job-1", "ep")
-    made, theirs = json.loads(text), published("job-1", "ep")
+def same_but_for_how_it_was_made(made, theirs):
+    for message in (made, theirs):
+        assert message["properties"].pop("delivery_tag")
+        assert message["headers"].pop("argsrepr")
+        assert message["headers"].pop("origin")
+        # Made by another call of Celery, so these may differ in what no node reads.
+        message["headers"].pop("ignore_result")
+        message["properties"].pop("reply_to")
+    return made == theirs
 
-    assert queue == "ownpod.ep"
-    assert made["properties"].pop("delivery_tag") == "job-1"
-    assert theirs["properties"].pop("delivery_tag")
-    assert made["headers"].pop("argsrepr") == "ownpod ep job-1"
-    assert theirs["headers"].pop("argsrepr") == "['job-1']"
+
+@pytest.mark.parametrize(("low", "priority"), [(False, 0), (True, 9)])
+def test_a_message_is_what_celery_would_publish(low, priority):
+    queue, text = job_messages().for_job("job-1", "ep", low=low)
+    made = json.loads(text)
+    theirs = published(broker.RUN_JOB, "job-1", "ownpod.ep", priority)
+
+    assert queue == job_messages().lists("ep")[low]
+    assert made["properties"]["delivery_tag"] == "job-1"
+    assert made["headers"]["argsrepr"] == "ownpod ep job-1"
     assert json.loads(base64.b64decode(made.pop("body"))) == json.loads(
         base64.b64decode(theirs.pop("body"))
     )
-    # Made by another call of Celery, so these may differ in what no node reads.
-    for message in (made, theirs):
-        message["headers"].pop("ignore_result")
-        message["properties"].pop("reply_to")
-    assert made == theirs
+    assert same_but_for_how_it_was_made(made, theirs)
+
+
+def test_a_webhooks_message_is_what_celery_would_publish_but_for_its_encoding():
+    queue, text = job_messages().for_webhook("@job@")
+    made = json.loads(text.replace("@job@", "job-1"))
+    theirs = published(broker.SEND_WEBHOOK, "job-1", broker.HOUSEKEEPING_QUEUE)
+
+    assert queue == broker.HOUSEKEEPING_QUEUE
+    assert made["properties"].pop("body_encoding") == "utf-8"
+    assert theirs["properties"].pop("body_encoding") == "base64"
+    assert json.loads(made.pop("body")) == json.loads(base64.b64decode(theirs.pop("body")))
+    assert same_but_for_how_it_was_made(made, theirs)
 
 
 def test_the_same_job_has_the_same_message():

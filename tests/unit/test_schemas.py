@@ -31,6 +31,10 @@ def test_any_input_but_null_is_taken(job_input):
         (b'{"input": {}, "policy": {"executionTimeout": "5"}}', "policy.executionTimeout: "),
         (b'{"input": {}, "policy": {"executionTimeout": 4999}}', "policy.executionTimeout: "),
         (b'{"input": {}, "policy": {"executionTimeout": 1.5}}', "policy.executionTimeout: "),
+        (b'{"input": {}, "policy": {"ttl": 9999}}', "policy.ttl: "),
+        (b'{"input": {}, "policy": {"lowPriority": 1}}', "policy.lowPriority: must be true or"),
+        (b'{"input": {}, "webhook": "localhost"}', "webhook: must be an http"),
+        (b'{"input": {}, "webhook": 5}', "webhook: must be an http"),
         (b'{"input": {}, "s3Config": "x"}', "s3Config: must be an object"),
         (b'\xff{"input": 1}', "must be JSON"),
         (b"[" * 100_000, "nested too deeply"),
@@ -44,9 +48,9 @@ def test_a_wrong_body_names_the_field(body, says):
 
 @pytest.mark.parametrize(("text", "ms"), [("1", 1000), ("5000", 5000), ("999999", 300000)])
 def test_milliseconds_are_brought_into_the_limits(text, ms):
-    assert schemas.milliseconds("wait", text, schemas.WAIT_MS) == ms
+    assert schemas.whole_number("wait", text, schemas.WAIT_MS) == ms
 
 
 def test_milliseconds_must_be_whole():
     with pytest.raises(BadRequest, match="wait: must be a whole number"):
-        schemas.milliseconds("wait", "1s", schemas.WAIT_MS)
+        schemas.whole_number("wait", "1s", schemas.WAIT_MS)

@@ -46,6 +46,11 @@ def test_workers_are_a_list_of_urls():
         ("OWNPOD_WORKER_HEADERS", '{"X": 1}', "JSON object"),
         ("OWNPOD_WORKER_CONNECT_TIMEOUT_S", "nan", "number from 0.1 to 300"),
         ("OWNPOD_WORKER_STATUS_TIMEOUT_S", "-1", "number from 0.1 to 3600"),
+        ("OWNPOD_RATE_LIMITS", '{"run": "fast"}', "JSON object"),
+        ("OWNPOD_RATE_LIMITS", '{"fly": "1/second"}', "of run, runsync, status"),
+        ("OWNPOD_RATE_LIMITS", '{"run": 5}', "JSON object"),
+        ("OWNPOD_API_KEYS_FILE", "/no/such/file", "file that exists"),
+        ("OWNPOD_WEBHOOK_TRIES", "0", "whole number from 1 to 20"),
         ("OWNPOD_LOG_LEVEL", "LOUD", "DEBUG, INFO, WARNING, ERROR"),
     ],
 )
@@ -58,11 +63,30 @@ def test_a_wrong_value_is_one_line_that_names_it_and_what_is_allowed(name, value
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("name", sorted(SettingsSchema.secret))
+@pytest.mark.parametrize("name", ["REDIS_URL", "OWNPOD_WORKER_HEADERS"])
 def test_a_secret_value_is_not_shown(name):
     with pytest.raises(ConfigurationError) as caught:
         settings.load({name: "hunter2"})
     assert "hunter2" not in str(caught.value)
+
+
+def test_keys_come_from_the_variable_and_the_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("three\n\n four \n")
+    found = settings.load({"OWNPOD_API_KEYS": "one, two", "OWNPOD_API_KEYS_FILE": str(file)})
+    assert found.api_keys == ("one", "two", "three", "four")
+
+
+def test_no_secret_is_in_the_repr(tmp_path):
+    found = settings.load(
+        {
+            "REDIS_URL": "redis://:hunter2@h/0",
+            "OWNPOD_API_KEYS": "hunter2",
+            "OWNPOD_WEBHOOK_SECRET": "hunter2",
+            "OWNPOD_WORKER_HEADERS": '{"X": "hunter2"}',
+        }
+    )
+    assert "hunter2" not in repr(found)
 
 
 def test_without_redis_url_the_embedded_one_is_found_by_its_file(tmp_path):

@@ -1,0 +1,53 @@
+"""Who may call: API keys, for all endpoints or for one."""
+
+import hashlib
+import hmac
+
+from flask import request
+
+from ownpod.api.services import services
+from ownpod.errors import Forbidden, Unauthorized
+
+
+def presented_key() -> str:
+    """The key of this request: RunPod's clients send ``Bearer <key>`` or the bare key."""
+    header = request.headers.get("Authorization", "").strip()
+    scheme, _, rest = header.partition(" ")
+    return rest.strip() if scheme.lower() == "bearer" else header
+
+
+def caller() -> str:
+    """Who calls, without telling the key: its digest; "" for nobody in particular."""
+    key = presented_key()
+    return hashlib.sha256(key.encode()).hexdigest() if key else ""
+
+
+def check_key() -> None:
+    """Before each request, where keys are needed.
+
+    Raises:
+        Unauthorized: it has no key, or one that nobody knows.
+        Forbidden: its key is for other endpoints.
+    """
+    if not request.path.startswith("/v2/") or request.method == "OPTIONS":
+        return
+    here = services()
+    asked = (request.view_args or {}).get("endpoint_id")
+    key = presented_key()
+    if _is_one_of(key, here.settings.api_keys):
+        return
+    of_endpoints = {
+        endpoint.id
+        for endpoint in here.registry.endpoints.values()
+        if _is_one_of(key, endpoint.api_keys)
+    }
+    if not of_endpoints:
+        raise Unauthorized
+    if asked not in of_endpoints:
+        raise Forbidden
+
+
+def _is_one_of(key: str, keys: tuple[str, ...]) -> bool:
+    """Looks at all of them, each in constant time."""
+    given = key.encode()
+    return sum(hmac.compare_digest(given, known.encode()) for known in keys) > 0

@@ -1,0 +1,60 @@
+"""What a browser's page may call, and how often anybody may: both off unless they are set."""
+
+from typing import Any
+
+from flask import Flask, request
+from flask_cors import CORS
+from flask_limiter import Limiter
+
+from ownpod import keys
+from ownpod.api.auth import caller
+
+VIEWS = {
+    "run": ["jobs.run"],
+    "runsync": ["jobs.runsync"],
+    "status": ["jobs.status", "jobs.status_sync"],
+    "stream": ["stream.stream"],
+    "cancel": ["jobs.cancel"],
+    "retry": ["jobs.retry"],
+    "purge-queue": ["jobs.purge_queue"],
+    "requests": ["jobs.requests"],
+    "health": ["health.health"],
+}
+"""The views that each of :data:`ownpod.settings.OPERATIONS` counts."""
+
+
+def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
+    """Lets pages of these origins call ``/v2``."""
+    if origins:
+        CORS(
+            app,
+            resources={r"/v2/.*": {"origins": list(origins)}},
+            expose_headers=["ETag", "Retry-After"],
+            max_age=600,
+        )
+
+
+def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
+    """Most calls of an operation, for each endpoint and caller; counted in Redis, for all hosts."""
+    if not rates:
+        return
+    limiter = Limiter(
+        _who,
+        app=app,
+        storage_uri=storage_url,
+        key_prefix=f"{keys.PREFIX}rate",
+        headers_enabled=True,
+        retry_after="delta-seconds",
+        # Redis away is told by the operation itself.
+        swallow_errors=True,
+    )
+    for operation, rate in rates.items():
+        shared = limiter.shared_limit(rate, scope=operation)
+        for view in VIEWS[operation]:
+            limited: Any = shared(app.view_functions[view])
+            app.view_functions[view] = limited
+
+
+def _who() -> str:
+    endpoint = (request.view_args or {}).get("endpoint_id", "")
+    return f"{endpoint}:{caller() or request.remote_addr}"

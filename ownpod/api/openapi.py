@@ -1,0 +1,200 @@
+"""``/openapi.json``, made from the schemas that check the requests, and ``/docs`` to try it."""
+
+from typing import Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from flask import Blueprint, Flask, Response
+from flask_swagger_ui import get_swaggerui_blueprint
+
+from ownpod.api import schemas
+from ownpod.api.services import answer, services
+from ownpod.jobs import JobStatus
+
+blueprint = Blueprint("openapi", __name__)
+
+DOCS = "/docs"
+
+_WAIT = {
+    "name": "wait",
+    "in": "query",
+    "schema": {"type": "integer"},
+    "description": "ms to wait at most; brought into 1000 to 300000",
+}
+_TTL = {
+    "name": "ttl",
+    "in": "query",
+    "schema": {"type": "integer"},
+    "description": "ms that a finished job's record stays, if that is shorter",
+}
+_FROM = {
+    "name": "from",
+    "in": "query",
+    "schema": {"type": "integer"},
+    "description": "answer all chunks from this index on, and move no cursor",
+}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "description": "the same key and body again is the same job",
+}
+_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "schema": {"type": "string", "pattern": '^"[!#-~]+"$'},
+    "description": "the ETag of an earlier answer: 304 if nothing has changed",
+}
+_LISTING: list[dict[str, Any]] = [
+    {
+        "name": "status",
+        "in": "query",
+        "schema": {"type": "string", "enum": [status.value for status in JobStatus]},
+    },
+    {"name": "limit", "in": "query", "schema": {"type": "integer"}, "description": "1 to 1000"},
+    {
+        "name": "before",
+        "in": "query",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,15}-[A-Za-z0-9_-]+$"},
+        "description": "the `next` of an earlier answer",
+    },
+]
+_ERRORS = {
+    400: "the request has a value that cannot be used",
+    401: "a key is needed",
+    403: "the key is not for this endpoint",
+    404: "no such endpoint, or no such job",
+    429: "too many calls, or a full queue; Retry-After says in how many s",
+    503: "Redis is away, or refuses to write",
+}
+
+
+def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
+    """Path below ``/v2/{endpoint_id}``, methods, what it does, its answer's schema, and more."""
+    body = {
+        "required": True,
+        "content": {"application/json": {"schema": schemas.RunSchema}},
+    }
+    too_large = {413: "the body is too large"}
+    conflict = {409: "the key was used for another body"}
+    submit = {"requestBody": body, "errors": too_large | conflict}
+    return [
+        ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY]}),
+        (
+            "runsync",
+            ["post"],
+            "Queue a job and wait for its end",
+            "Status",
+            {**submit, "parameters": [_KEY, _WAIT]},
+        ),
+        (
+            "status/{job_id}",
+            ["get", "post"],
+            "How a job is",
+            "Status",
+            {"parameters": [_TTL, _MATCH], "not_modified": True},
+        ),
+        (
+            "status-sync/{job_id}",
+            ["get", "post"],
+            "How a job is, when it has ended",
+            "Status",
+            {"parameters": [_WAIT]},
+        ),
+        (
+            "stream/{job_id}",
+            ["get", "post"],
+            "What the handler has yielded since the last call",
+            "Stream",
+            {"parameters": [_WAIT, _FROM], "events": True},
+        ),
+        ("cancel/{job_id}", ["post"], "Cancel a job", "Submitted", {}),
+        (
+            "retry/{job_id}",
+            ["post"],
+            "Submit a FAILED or TIMED_OUT job again",
+            "Submitted",
+            {"errors": {409: "the job is in another state"}},
+        ),
+        ("purge-queue", ["post"], "Cancel the jobs that wait", "Purged", {}),
+        ("requests", ["get"], "The last jobs", "Requests", {"parameters": _LISTING}),
+        ("health", ["get"], "Jobs and workers by state", "Health", {}),
+    ]
+
+
+def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
+    """The OpenAPI document.
+
+    Args:
+        endpoint_ids: the configured endpoints; paths take only these.
+        keys: whether calls need one.
+    """
+    spec = APISpec(
+        title="OwnPod",
+        version="v2",
+        openapi_version="3.1.0",
+        info={"description": "The RunPod v2 API, served by your own workers."},
+        plugins=[MarshmallowPlugin()],
+    )
+    for name in ("Submitted", "Status", "Stream", "Purged", "Requests", "Health", "Error"):
+        spec.components.schema(name, schema=getattr(schemas, f"{name}Schema"))
+    if keys:
+        spec.components.security_scheme("key", {"type": "http", "scheme": "bearer"})
+    endpoint = {
+        "name": "endpoint_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "enum": endpoint_ids},
+    }
+    job = {
+        "name": "job_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+    }
+    for path, methods, summary, schema, more in _operations():
+        operation: dict[str, Any] = {
+            "summary": summary,
+            "parameters": [
+                endpoint,
+                *([job] if "{job_id}" in path else []),
+                *more.get("parameters", []),
+            ],
+            "responses": _responses(schema, more),
+        }
+        if "requestBody" in more:
+            operation["requestBody"] = more["requestBody"]
+        if keys:
+            operation["security"] = [{"key": []}]
+        spec.path(f"/v2/{{endpoint_id}}/{path}", operations=dict.fromkeys(methods, operation))
+    document: dict[str, Any] = spec.to_dict()
+    return document
+
+
+def _responses(schema: str, more: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if "events" in more:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
+    if "not_modified" in more:
+        responses["304"] = {"description": "as the ETag says"}
+    for status, what in sorted((_ERRORS | more.get("errors", {})).items()):
+        responses[str(status)] = {
+            "description": what,
+            "content": {"application/json": {"schema": "Error"}},
+        }
+    return responses
+
+
+@blueprint.get("/openapi.json")
+def document() -> Response:
+    """The OpenAPI document of this API, with its endpoints."""
+    here = services()
+    return answer(make_spec(sorted(here.registry.endpoints), keys=here.keys_needed))
+
+
+def add_docs(app: Flask) -> None:
+    """The document, and a page to try it."""
+    app.register_blueprint(blueprint)
+    page = get_swaggerui_blueprint(DOCS, "/openapi.json", config={"app_name": "OwnPod"})
+    app.register_blueprint(page, url_prefix=DOCS)

@@ -1,0 +1,60 @@
+"""What the routes share: the services of their application, and how they answer."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask, Response, current_app
+
+from ownpod.events import JobEvents
+from ownpod.registry import Endpoint, Registry
+from ownpod.settings import Settings
+from ownpod.store import JobStore
+
+_NAME = "ownpod"
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with; one for each application."""
+
+    settings: Settings
+    registry: Registry
+    store: JobStore
+    events: JobEvents
+
+    @property
+    def keys_needed(self) -> bool:
+        """Calls need an API key: there is one in the settings or in ``workers.yaml``."""
+        return needs_keys(self.settings, self.registry.endpoints.values())
+
+
+def needs_keys(settings: Settings, endpoints: Iterable[Endpoint]) -> bool:
+    """Whether any API key is configured."""
+    return bool(settings.api_keys) or any(endpoint.api_keys for endpoint in endpoints)
+
+
+def provide(app: Flask, services: Services) -> None:
+    """Gives an application its services."""
+    app.extensions[_NAME] = services
+
+
+def services_of(app: Flask) -> Services:
+    """The services of an application."""
+    found: Services = app.extensions[_NAME]
+    return found
+
+
+def services() -> Services:
+    """The services of the application that answers this request."""
+    return services_of(current_app)
+
+
+def answer(body: dict[str, Any] | str, status: int = 200) -> Response:
+    """A JSON answer; a text is JSON already.
+
+    Success is always 200: RunPod's JavaScript client throws the body of a 201 or 202 away.
+    """
+    text = body if isinstance(body, str) else json.dumps(body)
+    return Response(text, status, mimetype="application/json")

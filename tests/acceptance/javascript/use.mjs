@@ -1,0 +1,33 @@
+// Every operation of RunPod's official JavaScript client; prints what came back as one line of JSON.
+import runpodSdk from "runpod-sdk"
+
+const log = console.log
+console.log = () => {}
+const runpod = runpodSdk(process.env.KEY, { baseUrl: process.env.BASE })
+const endpoint = runpod.endpoint("local-ep")
+const generator = runpod.endpoint("generator-ep")
+const pause = (ms) => new Promise((done) => setTimeout(done, ms))
+const said = {}
+
+const run = await endpoint.run({ input: { text: "js", seconds: 0.3 } })
+said.run = run
+said.status = await endpoint.status(run.id)
+while (!(said.status = await endpoint.status(run.id)).completed) await pause(50)
+
+said.runSync = await endpoint.runSync({ input: { text: "sync" } })
+said.longRunSync = await endpoint.runSync({ input: { text: "long", seconds: 2.5 } }, 20000)
+
+const streamed = await generator.run({ input: { count: 4 } })
+said.stream = []
+for await (const chunk of generator.stream(streamed.id)) said.stream.push(chunk)
+
+const busy = [await endpoint.run({ input: { seconds: 2 } }), await endpoint.run({ input: { seconds: 2 } })]
+const waiting = await endpoint.run({ input: {} })
+said.cancel = await endpoint.cancel(waiting.id)
+await endpoint.run({ input: {} })
+said.health = await endpoint.health()
+said.purgeQueue = await endpoint.purgeQueue()
+for (const job of busy) while (!(await endpoint.status(job.id)).completed) await pause(100)
+
+log(JSON.stringify(said))
+process.exit(0)
