@@ -7,12 +7,16 @@ delivery tag (so ``HEXISTS unacked <job id>`` tells whether a node holds it).
 import base64
 import functools
 import json
+import logging
 import re
 import socket
 from typing import Any
 
 from celery import Celery
 from kombu import Connection, Exchange, Queue
+from kombu.exceptions import OperationalError
+
+log = logging.getLogger(__name__)
 
 RUN_JOB = "ownpod.run_job"
 """The name of the task that runs a job."""
@@ -60,6 +64,14 @@ def node_name(worker_id: str, host: str | None = None) -> str:
 def worker_of(node: str) -> str:
     """The worker id in a node's name."""
     return node.partition("@")[0]
+
+
+def tell_to_look(app: Celery, node: str) -> None:
+    """Makes a node look now whether its jobs are still its own; it would anyway, a bit later."""
+    try:
+        app.control.broadcast(LOOK, destination=[node])
+    except OperationalError as error:
+        log.info("node %s was not told to look: %s", node, error)
 
 
 def make_queue(name: str) -> Queue:

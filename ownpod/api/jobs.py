@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,7 @@ RUN_LIMIT = 10 * 1024 * 1024
 RUNSYNC_LIMIT = 20 * 1024 * 1024
 """RunPod's documented limits of a body, in bytes."""
 
-LONGEST_KEY = 255
-"""Characters of an ``Idempotency-Key``."""
+IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 PAGE = (1, 1000)
 DEFAULT_PAGE = 100
@@ -188,8 +188,8 @@ def _idempotency(endpoint_id: str, body: dict[str, Any]) -> Idempotency | None:
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return None
-    if not 0 < len(key) <= LONGEST_KEY:
-        raise BadRequest(f"Idempotency-Key: must have 1 to {LONGEST_KEY} characters")
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        raise BadRequest("Idempotency-Key: must be 1 to 255 visible ASCII characters")
     owner = json.dumps([endpoint_id, caller(), key])
     return Idempotency(
         key=hashlib.sha256(owner.encode()).hexdigest(),
@@ -202,7 +202,7 @@ def _tell_node(job: Job) -> None:
     """Its worker's node forwards the cancel now; without this it would at the next renewal."""
     node = services().registry.node_of(job.worker_id) if job.worker_id else None
     if node is not None:
-        celery_app.control.broadcast(broker.LOOK, destination=[node])
+        broker.tell_to_look(celery_app, node)
 
 
 def _wait_s() -> float:

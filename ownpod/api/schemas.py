@@ -7,7 +7,6 @@ import json
 import math
 import re
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
@@ -17,6 +16,9 @@ from ownpod.registry import EXECUTION_TIMEOUT_MS, TTL_MS
 
 WAIT_MS = (1_000, 300_000)
 """RunPod's limits of ``?wait=``; values beyond are taken as the nearest."""
+
+WEBHOOK = r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?([/?#][!-~]*)?"
+"""What a webhook's URL looks like."""
 
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,30}")
 
@@ -31,12 +33,7 @@ class _Flag(fields.Boolean):
 
 
 def _check_webhook(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid or any(ord(c) <= 32 for c in url):
+    if not re.fullmatch(WEBHOOK, url):
         raise ValidationError("must be an http:// or https:// URL")
 
 
@@ -90,7 +87,7 @@ class RunSchema(Schema):
         error_messages={"invalid": "must be an http:// or https:// URL"},
         metadata={
             "description": "called with what /status says when the job has ended",
-            "pattern": r"^https?://[A-Za-z0-9.-]+(/[A-Za-z0-9/._-]*)?$",
+            "pattern": f"^{WEBHOOK}$",
         },
     )
     policy = fields.Nested(

@@ -62,6 +62,36 @@ def test_a_job_that_runs_past_its_ttl_is_stopped_like_a_time_out(shared):
     assert time.monotonic() - began < 12
 
 
+def test_curl_can_do_everything(shared):
+    def curl(path, *options, body=None):
+        data = [] if body is None else ["-d", json.dumps(body)]
+        said = subprocess.run(
+            ["curl", "-s", *options, *data, f"{shared.endpoint}{path}"],
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=True,
+        ).stdout
+        return json.loads(said)
+
+    job = curl("/run", "-XPOST", body={"input": {"text": "curl"}})["id"]
+    assert curl(f"/status-sync/{job}")["status"] == "COMPLETED"
+    assert curl(f"/status/{job}")["output"]["echo"] == "curl"
+    assert curl(f"/stream/{job}", "-H", "Accept: application/json")["stream"] == []
+    assert curl("/runsync", "-XPOST", body={"input": {"text": "s"}})["output"]["echo"] == "s"
+    failed = curl("/runsync", "-XPOST", body={"input": {"do": "raise"}})["id"]
+    again = curl(f"/retry/{failed}", "-XPOST")["id"]
+    assert curl(f"/status-sync/{again}?wait=20000")["status"] == "FAILED"
+    jobs = busy(shared, 2)
+    waiting = [curl("/run", "-XPOST", body={"input": {}})["id"] for _ in range(2)]
+    assert curl(f"/cancel/{waiting[0]}", "-XPOST")["status"] == "CANCELLED"
+    assert curl("/purge-queue", "-XPOST") == {"removed": 1, "status": "completed"}
+    assert curl("/requests?limit=1&status=CANCELLED")["requests"][0]["id"] == waiting[1]
+    assert curl("/health")["workers"]["running"] == 2
+    for one in jobs:
+        shared.ended(one)
+
+
 def test_curl_sees_events(shared):
     url = f"{shared.base}/generator-ep"
     job = requests.post(f"{url}/run", json={"input": {"count": 3}}, timeout=9).json()["id"]
@@ -96,16 +126,17 @@ def test_a_streaming_worker_is_relayed_as_it_comes(start_ownpod):
     with worker.serving():
         ownpod = start_ownpod(worker.url)
         job = ownpod.submit()
-        times = []
         with requests.get(
             f"{ownpod.endpoint}/stream/{job}",
             headers={"Accept": "text/event-stream"},
             stream=True,
             timeout=20,
         ) as response:
-            for line in response.iter_lines():
-                if line.startswith(b'data: {"output"'):
-                    times.append(time.monotonic())
+            times = [
+                time.monotonic()
+                for line in response.iter_lines()
+                if line.startswith(b'data: {"output"')
+            ]
         assert len(times) == 3
         assert times[2] - times[0] > 1.5
         assert ownpod.status(job)["output"] == [0, 1, 2]

@@ -1,0 +1,28 @@
+"""The docs name tests; they must be there."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_row_of_the_compatibility_table_is_backed_by_a_test():
+    rows = [
+        line
+        for line in (ROOT / "docs" / "compatibility.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith(("| ---", "| what"))
+    ]
+    named = [re.search(r"`(test_\w+)` \|$", row) for row in rows]
+    assert all(named), [row for row, name in zip(rows, named, strict=True) if not name]
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = [m[1] for m in named if m and f"def {m[1]}(" not in sources]
+    assert missing == []
+
+
+def test_every_file_that_the_docs_name_is_there():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+        for name in re.findall(r"`(test_\w+\.py)`", page.read_text()):
+            assert list((ROOT / "tests").rglob(name)), (page.name, name)
