@@ -114,10 +114,13 @@ class JobMessages:
         Its body is plain text instead of base64, so that the id can be put in anywhere.
         """
         message = self._template(SEND_WEBHOOK, PRIORITY_STEPS[0])
-        message["body"] = base64.b64decode(message["body"]).decode()
+        body = base64.b64decode(message["body"]).decode().replace(_JOB_ID, placeholder)
         message["properties"]["body_encoding"] = "utf-8"
-        text = json.dumps(message).replace(_JOB_ID, placeholder)
-        return HOUSEKEEPING_QUEUE, text.replace(_QUEUE, HOUSEKEEPING_QUEUE)
+        message["headers"]["argsrepr"] = f"{self._prefix} webhook of {placeholder}"
+        # A task of its own: not the job's, whose id is taken.
+        text = json.dumps(message | {"body": "\0"}).replace(_JOB_ID, f"webhook-{placeholder}")
+        text = text.replace(_QUEUE, HOUSEKEEPING_QUEUE).replace('"\\u0000"', json.dumps(body))
+        return HOUSEKEEPING_QUEUE, text
 
     def lists(self, endpoint: str) -> list[str]:
         """The Redis lists of an endpoint's queue: for normal and for low priority."""

@@ -7,11 +7,9 @@ the handler has ended. Asking twice runs it twice or throws its result away.
 
 import json
 import logging
-import math
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +29,15 @@ from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Outcome
 from ownpod.registry import WorkerSpec
 from ownpod.settings import Settings
+from ownpod.workers.answers import (
+    LINES,
+    STILL_RUNNING,
+    UNKNOWN_METHOD,
+    Answer,
+    chunks_in,
+    outcome_in,
+    output_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +49,11 @@ POLL_SHARE = 0.1
 POLL_FAILURES = 3
 """Polls in a row that may fail before a run counts as lost."""
 
-_STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
 _JOB_REFUSED = {400, 413, 422}
 _NOT_NOW = {301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 421, 429, 502, 503, 504}
-_UNKNOWN_METHOD = {404, 405}
 _NO_SUCH_ROUTE = {400, 401, 403, 404, 405, 501}
-_LINES = {
-    "text/event-stream",
-    "application/x-ndjson",
-    "application/jsonl",
-    "application/json-lines",
-}
 _NO_STREAM = "Stream not supported, handler must be a generator."
 """The SDK's answer (200, FAILED) to ``/stream`` for a handler that does not yield; it ran nothing."""
-
-_NOT_FOUND = "Job ID not found"
-"""The SDK's answer (200, FAILED) for a job that it does not have: it was restarted in between."""
 
 
 def _keepalive() -> list[tuple[int, int, int]]:
@@ -67,33 +63,6 @@ def _keepalive() -> list[tuple[int, int, int]]:
         if hasattr(socket, name):
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
     return options
-
-
-def _loads(text: str | bytes) -> Any:
-    """JSON as clients can read it: NaN and the infinities, which Python writes, are null."""
-    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-
-
-def _finite(text: str) -> float | None:
-    number = float(text)
-    return number if math.isfinite(number) else None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: bytes
-
-    def json(self) -> dict[str, Any]:
-        try:
-            value = _loads(self.body)
-        except (ValueError, RecursionError):
-            value = None
-        return value if isinstance(value, dict) else {}
-
-    def __str__(self) -> str:
-        text = self.body[:200].decode("utf-8", "replace").strip()
-        return f"HTTP {self.status}" + (f": {text}" if text else "")
 
 
 class PushWorker:
@@ -170,7 +139,7 @@ class PushWorker:
                 self._streams = False
                 return None
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if response.status < 300 and kind in _LINES:
+            if response.status < 300 and kind in LINES:
                 self._streams = True
                 self._relay(run_id, response, emit)
                 return None
@@ -180,12 +149,12 @@ class PushWorker:
                 self._streams = False
                 return None
             if answer.status >= 300 or not isinstance(said.get("stream"), list):
-                return _read(answer)
+                return outcome_in(answer)
             self._streams = True
-            outputs = [json.dumps(_output(chunk)) for chunk in said["stream"]]
+            outputs = [json.dumps(output_of(chunk)) for chunk in said["stream"]]
             if outputs:
                 emit(outputs)
-            if said.get("status") not in _STILL_RUNNING:
+            if said.get("status") not in STILL_RUNNING:
                 if said.get("status") != JobStatus.COMPLETED or asked_again:
                     return None
                 return self._end_of_generator(run_id, outputs)
@@ -217,9 +186,9 @@ class PushWorker:
         try:
             while data := response.read1(65536):
                 *lines, rest = (rest + data).split(b"\n")
-                if outputs := [text for line in lines for text in _chunks_in(line)]:
+                if outputs := [text for line in lines for text in chunks_in(line)]:
                     emit(outputs)
-            if outputs := list(_chunks_in(rest)):
+            if outputs := list(chunks_in(rest)):
                 emit(outputs)
             response.release_conn()
         except HTTPError as error:
@@ -241,7 +210,7 @@ class PushWorker:
                     raise AttemptLost(f"the worker died or was cut off: {reason}") from error
                 log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
             else:
-                outcome = _read(answer)
+                outcome = outcome_in(answer)
                 if outcome is not None:
                     return outcome
                 timeout_s = self._settings.worker_status_timeout_s
@@ -265,21 +234,21 @@ class PushWorker:
         if answer.status >= 500:
             raise WorkerUnavailable(f"/health answered {answer}")
 
-    def _status(self, run_id: str, timeout_s: float | None) -> _Answer:
+    def _status(self, run_id: str, timeout_s: float | None) -> Answer:
         """One status request, in the way this worker takes it; remembers which that is."""
         answer = self._request(self._methods[0], f"/status/{run_id}", timeout_s)
-        if answer.status in _UNKNOWN_METHOD:
+        if answer.status in UNKNOWN_METHOD:
             other = self._request(self._methods[1], f"/status/{run_id}", timeout_s)
-            if other.status not in _UNKNOWN_METHOD:
+            if other.status not in UNKNOWN_METHOD:
                 self._methods = self._methods[::-1]
                 return other
         return answer
 
     def _request(
         self, method: str, path: str, read_s: float | None, *, body: str | None = None
-    ) -> _Answer:
+    ) -> Answer:
         response = self._send(method, path, read_s, body=body)
-        return _Answer(response.status, response.data)
+        return Answer(response.status, response.data)
 
     def _send(
         self,
@@ -302,7 +271,7 @@ class PushWorker:
         )
 
 
-def _whole(response: BaseHTTPResponse) -> _Answer:
+def _whole(response: BaseHTTPResponse) -> Answer:
     """An answer that was not read yet. Raises: AttemptLost, if it breaks off."""
     try:
         body = response.read()
@@ -310,72 +279,13 @@ def _whole(response: BaseHTTPResponse) -> _Answer:
     except HTTPError as error:
         response.close()
         raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
-    return _Answer(response.status, body)
+    return Answer(response.status, body)
 
 
 def _pause(began: float) -> None:
     """Between polls, growing with the time since ``began``."""
     elapsed = time.monotonic() - began
     time.sleep(min(max(FIRST_POLL_S, elapsed * POLL_SHARE), LONGEST_POLL_S))
-
-
-def _output(chunk: Any) -> Any:
-    """What was yielded, out of RunPod's ``{"output": ...}``."""
-    return chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk
-
-
-def _chunks_in(line: bytes) -> Iterator[str]:
-    """The chunks in a line of a stream: JSON, or an event's ``data:``. Others hold none."""
-    text = line.decode("utf-8", "replace").strip()
-    if text.startswith("data:"):
-        text = text[5:].strip()
-    elif text.startswith((":", "event:", "id:", "retry:")):
-        return
-    if not text or text == "[DONE]":
-        return
-    try:
-        said = _loads(text)
-    except (ValueError, RecursionError):
-        said = text
-    if isinstance(said, dict) and isinstance(said.get("stream"), list):
-        yield from (json.dumps(_output(chunk)) for chunk in said["stream"])
-    elif not (isinstance(said, dict) and "status" in said and "output" not in said):
-        yield json.dumps(_output(said))
-
-
-def _read(answer: _Answer) -> Outcome | None:
-    """The outcome in an answer to ``/status``, None while the job runs.
-
-    Raises:
-        AttemptLost: the worker does not know the run: it was restarted.
-    """
-    if answer.status in _UNKNOWN_METHOD:
-        raise AttemptLost(f"the worker does not know the run any more: {answer}")
-    if answer.status >= 300:
-        return Outcome(JobStatus.FAILED, error=f"the worker's /status answered {answer}")
-    said = answer.json()
-    state, error = said.get("status"), said.get("error")
-    if state in _STILL_RUNNING:
-        return None
-    if state == "FAILED" and error == _NOT_FOUND:
-        raise AttemptLost("the worker does not know the run any more: it was restarted")
-    execution_ms = said.get("executionTime")
-    if isinstance(execution_ms, bool) or not isinstance(execution_ms, int | float):
-        execution_ms = None
-    if error is not None and not isinstance(error, str):
-        error = json.dumps(error)
-    if state not in list(JobStatus):
-        error = f"the worker answered /status with an unknown state: {answer}"
-        state = JobStatus.FAILED
-    elif state != JobStatus.COMPLETED and error is None:
-        error = f"the worker ended the job as {state} without a reason"
-    output = said.get("output")
-    return Outcome(
-        JobStatus(str(state)),
-        output=None if output is None else json.dumps(output),
-        error=error,
-        execution_ms=None if execution_ms is None else max(0, int(execution_ms)),
-    )
 
 
 def _reason(error: Exception) -> str:

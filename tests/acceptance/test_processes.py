@@ -43,6 +43,14 @@ def all_gone(processes):
     return lambda: not any(p.is_running() and p.status() != "zombie" for p in processes)
 
 
+def kill_everything(ownpod):
+    everything = [psutil.Process(ownpod.process.pid), *children(ownpod.process.pid)]
+    for process in everything:
+        process.kill()
+    wait_until(all_gone(everything[1:]))
+    ownpod.process.wait()
+
+
 def test_the_ready_line_is_the_last_and_names_come_first(start_worker, start_ownpod):
     url, _ = start_worker()
     ownpod = start_ownpod(url)
@@ -139,11 +147,7 @@ def test_records_and_queue_survive_a_restart_of_everything(start_worker, start_o
     waiting = [ownpod.submit(text=str(n)) for n in range(5)]
     # AOF everysec: what is a second old survives a kill, too.
     time.sleep(1.2)
-    everything = [psutil.Process(ownpod.process.pid), *children(ownpod.process.pid)]
-    for process in everything:
-        process.kill()
-    wait_until(all_gone(everything[1:]))
-    ownpod.process.wait()
+    kill_everything(ownpod)
     start_worker(port=int(url.rpartition(":")[2]))
     ownpod.start()
     assert ownpod.status(done["id"]) == done
@@ -157,11 +161,7 @@ def test_a_running_job_survives_a_kill_of_everything(start_worker, start_ownpod,
     job = ownpod.submit(seconds=2, note=str(note))
     wait_until(note.exists)
     time.sleep(1.2)
-    everything = [psutil.Process(ownpod.process.pid), *children(ownpod.process.pid)]
-    for process in everything:
-        process.kill()
-    wait_until(all_gone(everything[1:]))
-    ownpod.process.wait()
+    kill_everything(ownpod)
     ownpod.start()
     done = ownpod.ended(job, 40)
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)

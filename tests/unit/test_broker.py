@@ -8,7 +8,7 @@ from ownpod import broker
 from ownpod.celery import app
 
 
-def published(task, job_id, queue_name, priority=0):
+def published(task, job_id, queue_name, priority=0, task_id=None):
     """The message that Celery itself publishes, through kombu's in-memory transport."""
     app.loader.import_default_modules()
     with app.connection_for_write("memory://") as connection:
@@ -16,7 +16,11 @@ def published(task, job_id, queue_name, priority=0):
         queue = broker.make_queue(queue_name)
         with app.amqp.Producer(channel) as producer:
             app.tasks[task].apply_async(
-                [job_id], task_id=job_id, queue=queue, producer=producer, priority=priority
+                [job_id],
+                task_id=task_id or job_id,
+                queue=queue,
+                producer=producer,
+                priority=priority,
             )
         return channel._get(queue.name)
 
@@ -50,7 +54,11 @@ def test_a_message_is_what_celery_would_publish(low, priority):
 def test_a_webhooks_message_is_what_celery_would_publish_but_for_its_encoding():
     queue, text = job_messages().for_webhook("@job@")
     made = json.loads(text.replace("@job@", "job-1"))
-    theirs = published(broker.SEND_WEBHOOK, "job-1", broker.HOUSEKEEPING_QUEUE)
+    # A task of its own: Flower must not take it for the job.
+    theirs = published(
+        broker.SEND_WEBHOOK, "job-1", broker.HOUSEKEEPING_QUEUE, task_id="webhook-job-1"
+    )
+    assert made["headers"]["id"] == made["properties"]["delivery_tag"] == "webhook-job-1"
 
     assert queue == broker.HOUSEKEEPING_QUEUE
     assert made["properties"].pop("body_encoding") == "utf-8"

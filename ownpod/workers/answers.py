@@ -1,0 +1,107 @@
+"""What a worker's answers mean: pure, without HTTP."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ownpod.errors import AttemptLost
+from ownpod.jobs import JobStatus, Outcome
+
+STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
+UNKNOWN_METHOD = {404, 405}
+LINES = {
+    "text/event-stream",
+    "application/x-ndjson",
+    "application/jsonl",
+    "application/json-lines",
+}
+_NOT_FOUND = "Job ID not found"
+"""The SDK's answer (200, FAILED) for a job that it does not have: it was restarted in between."""
+
+
+def _loads(text: str | bytes) -> Any:
+    """JSON as clients can read it: NaN and the infinities, which Python writes, are null."""
+    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        try:
+            value = _loads(self.body)
+        except (ValueError, RecursionError):
+            value = None
+        return value if isinstance(value, dict) else {}
+
+    def __str__(self) -> str:
+        text = self.body[:200].decode("utf-8", "replace").strip()
+        return f"HTTP {self.status}" + (f": {text}" if text else "")
+
+
+def output_of(chunk: Any) -> Any:
+    """What was yielded, out of RunPod's ``{"output": ...}``."""
+    return chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk
+
+
+def chunks_in(line: bytes) -> Iterator[str]:
+    """The chunks in a line of a stream: JSON, or an event's ``data:``. Others hold none."""
+    text = line.decode("utf-8", "replace").strip()
+    if text.startswith("data:"):
+        text = text[5:].strip()
+    elif text.startswith((":", "event:", "id:", "retry:")):
+        return
+    if not text or text == "[DONE]":
+        return
+    try:
+        said = _loads(text)
+    except (ValueError, RecursionError):
+        said = text
+    if isinstance(said, dict) and isinstance(said.get("stream"), list):
+        yield from (json.dumps(output_of(chunk)) for chunk in said["stream"])
+    elif not (isinstance(said, dict) and "status" in said and "output" not in said):
+        yield json.dumps(output_of(said))
+
+
+def outcome_in(answer: Answer) -> Outcome | None:
+    """The outcome in an answer to ``/status``, None while the job runs.
+
+    Raises:
+        AttemptLost: the worker does not know the run: it was restarted.
+    """
+    if answer.status in UNKNOWN_METHOD:
+        raise AttemptLost(f"the worker does not know the run any more: {answer}")
+    if answer.status >= 300:
+        return Outcome(JobStatus.FAILED, error=f"the worker's /status answered {answer}")
+    said = answer.json()
+    state, error = said.get("status"), said.get("error")
+    if state in STILL_RUNNING:
+        return None
+    if state == "FAILED" and error == _NOT_FOUND:
+        raise AttemptLost("the worker does not know the run any more: it was restarted")
+    execution_ms = said.get("executionTime")
+    if isinstance(execution_ms, bool) or not isinstance(execution_ms, int | float):
+        execution_ms = None
+    if error is not None and not isinstance(error, str):
+        error = json.dumps(error)
+    if state not in list(JobStatus):
+        error = f"the worker answered /status with an unknown state: {answer}"
+        state = JobStatus.FAILED
+    elif state != JobStatus.COMPLETED and error is None:
+        error = f"the worker ended the job as {state} without a reason"
+    output = said.get("output")
+    return Outcome(
+        JobStatus(str(state)),
+        output=None if output is None else json.dumps(output),
+        error=error,
+        execution_ms=None if execution_ms is None else max(0, int(execution_ms)),
+    )
