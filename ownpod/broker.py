@@ -37,6 +37,10 @@ beside it (kombu: lower goes first)."""
 
 PRIORITY_SEPARATOR = "\x06\x16"
 
+UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
+"""Where kombu notes messages that nodes hold: a hash by delivery tag, and a zset by time in s."""
+
+_WEBHOOK = "webhook-"
 _JOB_ID = "00000000-ownpod-template-0000"
 _QUEUE = "ownpod-template"
 _ORIGIN = "ownpod"
@@ -54,6 +58,11 @@ def worker_queue(endpoint: str, worker_id: str) -> str:
 
 def is_job_queue(name: str) -> bool:
     return name.startswith("ownpod.")
+
+
+def is_webhook(tag: str) -> bool:
+    """Whether a delivery tag is that of a webhook's task."""
+    return tag.startswith(_WEBHOOK)
 
 
 def node_name(worker_id: str, host: str | None = None) -> str:
@@ -118,7 +127,7 @@ class JobMessages:
         message["properties"]["body_encoding"] = "utf-8"
         message["headers"]["argsrepr"] = f"{self._prefix} webhook of {placeholder}"
         # A task of its own: not the job's, whose id is taken.
-        text = json.dumps(message | {"body": "\0"}).replace(_JOB_ID, f"webhook-{placeholder}")
+        text = json.dumps(message | {"body": "\0"}).replace(_JOB_ID, f"{_WEBHOOK}{placeholder}")
         text = text.replace(_QUEUE, HOUSEKEEPING_QUEUE).replace('"\\u0000"', json.dumps(body))
         return HOUSEKEEPING_QUEUE, text
 

@@ -24,6 +24,7 @@ from ownpod.attempts import Attempts
 from ownpod.broker import JobMessages
 from ownpod.errors import RedisUnavailable
 from ownpod.gate import Gate
+from ownpod.recovery import Recovery
 from ownpod.registry import Registry, WorkerSpec, load_endpoints
 from ownpod.runner import JobRunner
 from ownpod.settings import Settings
@@ -72,7 +73,7 @@ class Node:
             broker.worker_queue(spec.endpoint, spec.id),
             broker.endpoint_queue(spec.endpoint),
         ]
-        app.conf.task_queues = [broker.make_queue(name) for name in self.queues]
+        app.amqp.queues.select(self.queues)
         app.conf.worker_concurrency = spec.capacity
         app.steps["consumer"].add(GateStep)
 
@@ -184,7 +185,8 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
         )
         workarounds.JobPool.before_stop = _here.node.drain
     elif worker_id == broker.HOUSEKEEPING:
-        _here.sweep = Sweep(store, client)
+        recovery = Recovery(store, client, messages, registry.endpoints, lease_s=config.lease_s)
+        _here.sweep = Sweep(store, client, recovery, recover_every_s=config.lease_s)
         instance.app.conf.worker_concurrency = HOUSEKEEPING_THREADS
     else:
         queues = options.get("queues") or ()

@@ -11,13 +11,14 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ownpod import keys
+from ownpod import broker, keys
+from ownpod.broker import JobMessages
 from ownpod.errors import (
     IdempotencyConflict,
     JobNotFound,
@@ -26,9 +27,6 @@ from ownpod.errors import (
     RedisUnavailable,
 )
 from ownpod.jobs import MOVES, Attempt, Job, JobStatus, NewJob, Outcome
-
-if TYPE_CHECKING:
-    from ownpod.broker import JobMessages
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +107,7 @@ def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
     return translated
 
 
-def _script(messages: "JobMessages") -> str:
+def _script(messages: JobMessages) -> str:
     moves = ", ".join(
         f"{old} = {{{', '.join(f'{new} = true' for new in sorted(allowed))}}}"
         for old, allowed in MOVES.items()
@@ -159,7 +157,7 @@ class JobStore:
         result_ttl_s: how long a finished job's record stays.
     """
 
-    def __init__(self, client: redis.Redis, messages: "JobMessages", *, result_ttl_s: int) -> None:
+    def __init__(self, client: redis.Redis, messages: JobMessages, *, result_ttl_s: int) -> None:
         self._redis = client
         self._messages = messages
         self._result_ttl_s = result_ttl_s
@@ -342,6 +340,17 @@ class JobStore:
     def expire(self, *, limit: int) -> list[str]:
         """Ends jobs that waited longer than their ttl; answers their ids."""
         return list(self._call("expire", limit, self._result_ttl_s))
+
+    def remind(self, job_id: str, endpoint: str) -> bool:
+        """Gives a waiting job a new message; False: it does not wait."""
+        messages = self._messages.either(job_id, endpoint)
+        return bool(self._call("remind", job_id, broker.UNACKED, broker.UNACKED_INDEX, *messages))
+
+    @redis_errors
+    def has_ended(self, job_id: str) -> bool:
+        """Whether a job is in a terminal state, or gone."""
+        (status,) = self._fields(job_id, "status")
+        return status is None or JobStatus(status).terminal
 
     def webhooks_due(self, *, limit: int) -> list[str]:
         """Jobs whose webhook is to be tried again; each has a message for it now."""

@@ -8,6 +8,7 @@ import redis
 
 from ownpod import keys
 from ownpod.errors import RedisUnavailable
+from ownpod.recovery import Recovery
 from ownpod.store import JobStore, redis_errors
 
 log = logging.getLogger(__name__)
@@ -18,12 +19,20 @@ AT_ONCE = 1000
 
 
 class Sweep(threading.Thread):
-    """Every second: jobs whose ttl has passed, webhooks that are due, jobs of silent nodes."""
+    """Every second: jobs whose ttl has passed, webhooks that are due, jobs of silent nodes.
 
-    def __init__(self, store: JobStore, client: redis.Redis) -> None:
+    Every ``recover_every_s``: what Celery has lost, see :mod:`ownpod.recovery`.
+    """
+
+    def __init__(
+        self, store: JobStore, client: redis.Redis, recovery: Recovery, *, recover_every_s: float
+    ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
         self._redis = client
+        self._recovery = recovery
+        self._recover_every_s = recover_every_s
+        self._recover_at = time.monotonic()
 
     def run(self) -> None:
         while True:
@@ -36,6 +45,9 @@ class Sweep(threading.Thread):
 
     def once(self) -> None:
         """One sweep."""
+        if self._recover_at <= time.monotonic():
+            self._recover_at = time.monotonic() + self._recover_every_s
+            self._recovery.once()
         for job_id in self._store.expire(limit=AT_ONCE):
             log.info("job %s TIMED_OUT: it waited longer than its ttl", job_id)
         for job_id in self._store.webhooks_due(limit=AT_ONCE):

@@ -286,6 +286,21 @@ function commands.expire()
   return ended
 end
 
+-- id, unacked, unacked index, list, message, list, message (for low priority) -> 1 if the job waits: it
+-- has a message again, in front, and no node holds one
+function commands.remind()
+  local id, unacked, index = ARGV[3], ARGV[4], ARGV[5]
+  local status, low = unpack(redis.call('HMGET', JOB .. id, 'status', 'low_priority'))
+  if status ~= S.IN_QUEUE then
+    return 0
+  end
+  redis.call('HDEL', unacked, id)
+  redis.call('ZREM', index, id)
+  local first = low == '1' and 8 or 6
+  redis.call('RPUSH', ARGV[first], ARGV[first + 1])
+  return 1
+end
+
 -- lease end, id, attempt, id, attempt, ... -> ids whose attempt is no longer the job's
 function commands.renew()
   local lease_end, gone = ARGV[3], {}

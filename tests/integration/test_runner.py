@@ -10,6 +10,7 @@ import pytest
 from helpers import (
     Answer,
     FakeWorker,
+    job_messages,
     job_store,
     load_settings,
     new_job,
@@ -20,6 +21,7 @@ from helpers import (
 from ownpod.attempts import Attempts
 from ownpod.gate import Gate
 from ownpod.jobs import JobStatus
+from ownpod.recovery import Recovery
 from ownpod.runner import JobRunner
 from ownpod.sweep import Sweep
 from ownpod.workers.push import PushWorker
@@ -206,7 +208,8 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     node.store.create(new_job(max_attempts=2))
     node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
     client.delete(QUEUE)
-    sweep = Sweep(node.store, client)
+    recovery = Recovery(node.store, client, job_messages(), ["ep"], lease_s=1)
+    sweep = Sweep(node.store, client, recovery, recover_every_s=60)
     wait_until(lambda: node.store.expired(limit=1))
     sweep.once()
     assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)

@@ -12,7 +12,7 @@ LAYERS = [
     {"settings", "jobs", "keys", "processes", "log", "workarounds"},
     {"broker", "celery"},
     {"store", "embedded"},
-    {"registry", "events", "webhooks"},
+    {"registry", "events", "webhooks", "recovery"},
     {"workers", "workers.answers"},
     {"workers.push"},
     {"attempts"},
@@ -42,7 +42,7 @@ ONLY = {
     },
     "urllib3": {"workers.push"},
     "requests": {"webhooks"},
-    "redis": {"store", "registry", "events", "sweep", "embedded", "cli"},
+    "redis": {"store", "registry", "events", "recovery", "sweep", "embedded", "cli"},
 }
 
 # Must not be reached, however far the way.

@@ -1,0 +1,126 @@
+"""Makes good what Celery on Redis loses: messages of waiting jobs, and what dead nodes held.
+
+kombu pops a message and notes it in ``unacked`` in two steps; a node that is killed between them
+takes the message with it, one killed after them leaves it there for as long as the visibility
+timeout. The record is the truth, so a waiting job without a message gets a new one. One too many
+does no harm: the claim drops it.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+
+from ownpod import broker, keys
+from ownpod.broker import JobMessages
+from ownpod.store import JobStore, now_ms, redis_errors
+
+log = logging.getLogger(__name__)
+
+PAGE = 10_000
+"""Messages read in one go: some 20 ms of Redis's time."""
+
+AT_ONCE = 1000
+"""Messages made anew, and entries of dead nodes looked at, by one round."""
+
+_ID = re.compile(r'"correlation_id": "([^"]+)"')
+
+
+class Recovery:
+    """Compares what waits with what the queues hold.
+
+    Costs two counts for each endpoint as long as they agree.
+
+    Args:
+        store: makes messages anew.
+        client: for reading what Celery keeps.
+        messages: knows the lists of an endpoint's queue.
+        endpoints: the ids of all endpoints.
+        lease_s: how long a message may be on its way from a queue to its claim.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        client: redis.Redis,
+        messages: JobMessages,
+        endpoints: Iterable[str],
+        *,
+        lease_s: float,
+    ) -> None:
+        self._store = store
+        self._redis = client
+        self._messages = messages
+        self._endpoints = list(endpoints)
+        self._lease_ms = int(lease_s * 1000)
+        self._suspected: set[str] = set()
+
+    @redis_errors
+    def once(self) -> int:
+        """One round; answers how many messages were made anew.
+
+        A difference is believed when it is seen twice: messages on their way are in no list.
+        """
+        made = 0
+        for endpoint in self._endpoints:
+            if not self._differs(endpoint):
+                self._suspected.discard(endpoint)
+            elif endpoint not in self._suspected:
+                self._suspected.add(endpoint)
+            else:
+                made += self._remind(endpoint)
+        self._forget_what_ended()
+        return made
+
+    def _differs(self, endpoint: str) -> bool:
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(keys.queued(endpoint))
+            for name in self._messages.lists(endpoint):
+                pipe.llen(name)
+            waiting, *listed = pipe.execute()
+        return bool(waiting > sum(listed))
+
+    def _remind(self, endpoint: str) -> int:
+        old: Any = self._redis.zrange(
+            keys.queued(endpoint), "-inf", now_ms() - self._lease_ms, byscore=True
+        )
+        missing = set(old) - self._listed(endpoint)
+        made = 0
+        for job_id in [job_id for job_id in old if job_id in missing][:AT_ONCE]:
+            if not self._on_its_way(job_id) and self._store.remind(job_id, endpoint):
+                log.warning("job %s: its message was lost, it has a new one", job_id)
+                made += 1
+        return made
+
+    def _listed(self, endpoint: str) -> set[str]:
+        """The jobs whose message is in one of the endpoint's lists."""
+        found: set[str] = set()
+        for name in self._messages.lists(endpoint):
+            start = 0
+            while True:
+                page: Any = self._redis.lrange(name, start, start + PAGE - 1)
+                found.update(match[1] for text in page if (match := _ID.search(text)))
+                if len(page) < PAGE:
+                    break
+                start += PAGE
+        return found
+
+    def _on_its_way(self, job_id: str) -> bool:
+        noted: Any = self._redis.zscore(broker.UNACKED_INDEX, job_id)
+        return noted is not None and noted * 1000 > now_ms() - self._lease_ms
+
+    def _forget_what_ended(self) -> None:
+        """Drops what dead nodes hold of jobs that have ended, and of webhooks: they come anew."""
+        before_s = (now_ms() - max(self._lease_ms, 60_000)) / 1000
+        tags: Any = self._redis.zrange(
+            broker.UNACKED_INDEX, "-inf", before_s, byscore=True, offset=0, num=AT_ONCE
+        )
+        ended = [tag for tag in tags if broker.is_webhook(tag) or self._store.has_ended(tag)]
+        if ended:
+            with self._redis.pipeline() as pipe:
+                pipe.zrem(broker.UNACKED_INDEX, *ended)
+                pipe.hdel(broker.UNACKED, *ended)
+                pipe.execute()
+            log.info("%d entries that dead nodes left were dropped", len(ended))
