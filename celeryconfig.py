@@ -5,11 +5,19 @@ Most are there because of something that Celery or kombu does on Redis; see docs
 
 from ownpod import broker, settings
 from ownpod.errors import ConfigurationError
+from ownpod.registry import load_endpoints
 
 try:
     broker_url = settings.current().broker_url()
+    _endpoints = load_endpoints(settings.current())
 except ConfigurationError as error:
     settings.exit_on(error)
+
+# What `celery -A ownpod purge` empties. Which of them a node consumes is ownpod/node.py's.
+task_queues = [
+    broker.make_queue(name)
+    for name in (broker.HOUSEKEEPING_QUEUE, *map(broker.endpoint_queue, _endpoints))
+]
 
 # The job record is the result.
 result_backend = None

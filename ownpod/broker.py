@@ -56,6 +56,12 @@ def worker_queue(endpoint: str, worker_id: str) -> str:
     return f"ownpod.{endpoint}.{worker_id}"
 
 
+def endpoint_of(queue: str) -> str | None:
+    """The endpoint whose queue this is; None for a worker's own and all other queues."""
+    prefix, _, name = queue.partition(".")
+    return name if prefix == "ownpod" and NAME.fullmatch(name) else None
+
+
 def is_job_queue(name: str) -> bool:
     return name.startswith("ownpod.")
 

@@ -2,9 +2,29 @@
 
 from celery import Celery
 
-from ownpod import workarounds
+from ownpod import broker, settings, workarounds
+from ownpod.broker import JobMessages
+from ownpod.store import JobStore, connect
 
 workarounds.apply()
 
 app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node"])
 app.config_from_object("celeryconfig")
+
+
+def _purge_jobs(queue: str) -> int | None:
+    """``celery -A ownpod purge`` of an endpoint's queue: its jobs are CANCELLED, and say why.
+
+    Unannounced it would look like a loss, and be made good.
+    """
+    endpoint = broker.endpoint_of(queue)
+    if endpoint is None:
+        return None
+    config = settings.current()
+    messages = JobMessages(app, description_prefix=config.description_prefix)
+    with connect(config.broker_url(), client_name="ownpod-purge") as client:
+        store = JobStore(client, messages, result_ttl_s=config.result_ttl_s)
+        return store.purge(endpoint, reason="purged with Celery's tools")
+
+
+workarounds.on_purge(_purge_jobs)

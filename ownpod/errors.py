@@ -106,7 +106,7 @@ class WorkerUnavailable(WorkerError):
 
 
 class JobRejected(WorkerError):
-    """The worker looked at the job and refused it; another try would end the same."""
+    """The worker refused the job, or gave an answer that cannot be taken; again would end the same."""
 
 
 class AttemptLost(WorkerError):

@@ -184,19 +184,20 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
             instance.app, config=config, registry=registry, store=store, spec=spec, name=sender
         )
         workarounds.JobPool.before_stop = _here.node.drain
-    elif worker_id == broker.HOUSEKEEPING:
+        return
+    queues = options.get("queues") or broker.HOUSEKEEPING_QUEUE
+    names = queues.split(",") if isinstance(queues, str) else [str(name) for name in queues]
+    instance.app.amqp.queues.select(names)
+    if worker_id == broker.HOUSEKEEPING:
         recovery = Recovery(store, client, messages, registry.endpoints, lease_s=config.lease_s)
         _here.sweep = Sweep(store, client, recovery, recover_every_s=config.lease_s)
         instance.app.conf.worker_concurrency = HOUSEKEEPING_THREADS
-    else:
-        queues = options.get("queues") or ()
-        names = queues.split(",") if isinstance(queues, str) else queues
-        if any(broker.is_job_queue(str(name)) for name in names):
-            known = ", ".join(sorted(worker.id for worker in registry.workers()))
-            sys.exit(
-                f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
-                f"name it after one: -n <worker id>@%h, with one of {known}"
-            )
+    elif any(broker.is_job_queue(name) for name in names):
+        known = ", ".join(sorted(worker.id for worker in registry.workers()))
+        sys.exit(
+            f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
+            f"name it after one: -n <worker id>@%h, with one of {known}"
+        )
 
 
 @control_command(name=broker.LOOK)  # type: ignore[untyped-decorator]

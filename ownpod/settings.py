@@ -56,6 +56,7 @@ class Settings:
     worker_run_read_timeout_s: float
     worker_status_timeout_s: float
     worker_cancel_timeout_s: float
+    max_output_mb: int
     idempotency_ttl_s: int
     api_keys: tuple[str, ...] = field(repr=False)
     api_keys_file: str | None
@@ -262,6 +263,9 @@ class SettingsSchema(Schema):
     )
     worker_cancel_timeout_s = _number(
         "OWNPOD_WORKER_CANCEL_TIMEOUT_S", 10, 0.1, 3600, "s for a worker's answer to `/cancel`"
+    )
+    max_output_mb = _whole(
+        "OWNPOD_MAX_OUTPUT_MB", 50, 1, 500, "MiB of a worker's answer; a larger one is FAILED"
     )
     idempotency_ttl_s = _whole(
         "OWNPOD_IDEMPOTENCY_TTL_SEC",

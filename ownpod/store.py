@@ -46,6 +46,9 @@ RETRYABLE = (JobStatus.FAILED, JobStatus.TIMED_OUT)
 RECENT = 10_000
 """Jobs that ``/requests`` can list, for each endpoint."""
 
+ATTEMPTS_LOGGED = 20
+"""A job's last attempts that were handed back; enough to see what happened."""
+
 WEBHOOK_LEASE_MS = 60_000
 """After which a webhook whose task was lost is sent again; longer than a try may take."""
 
@@ -121,6 +124,7 @@ def _script(messages: JobMessages) -> str:
         f'local LEASES, EXPIRIES = "{keys.LEASES}", "{keys.EXPIRIES}"\n'
         f'local WEBHOOKS, EVENTS = "{keys.WEBHOOKS}", "{keys.EVENTS}"\n'
         f"local RECENT, WEBHOOK_LEASE_MS = {RECENT}, {WEBHOOK_LEASE_MS}\n"
+        f"local ATTEMPTS_LOGGED = {ATTEMPTS_LOGGED}\n"
         f'local WEBHOOK_LIST, WEBHOOK_MESSAGE = "{webhook_list}", [==[{webhook_message}]==]\n'
     )
     return constants + importlib.resources.files("ownpod").joinpath("transitions.lua").read_text()
@@ -146,6 +150,15 @@ class Stream:
     chunks: list[str]
     cursor: str
     """The stored cursor of ``/stream`` as it was read."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A job with the log of its webhook and that of its attempts that were handed back."""
+
+    job: Job
+    deliveries: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
 
 
 class JobStore:
@@ -407,8 +420,8 @@ class JobStore:
     @redis_errors
     def recent(
         self, endpoint: str, *, status: JobStatus | None, before: tuple[int, str] | None, limit: int
-    ) -> tuple[list[tuple[Job, list[Any]]], tuple[int, str] | None]:
-        """The endpoint's last jobs, the newest first, each with the log of its webhook.
+    ) -> tuple[list[Listed], tuple[int, str] | None]:
+        """The endpoint's last jobs, the newest first, each with its logs.
 
         Args:
             endpoint: the endpoint.
@@ -419,7 +432,7 @@ class JobStore:
         Returns:
             The jobs, and where to go on; None: there are no more.
         """
-        key, found = keys.recent(endpoint), []
+        key, found = keys.recent(endpoint), list[Listed]()
         highest: str | int = "+inf" if before is None else before[0]
         offset = 0
         while True:
@@ -435,9 +448,9 @@ class JobStore:
             )
             with self._redis.pipeline(transaction=False) as pipe:
                 for job_id, _ in page:
-                    pipe.hmget(keys.job(job_id), *Job.FIELDS, "deliveries")
+                    pipe.hmget(keys.job(job_id), *Job.FIELDS, "deliveries", "attempts")
                 records = pipe.execute()
-            for (job_id, score), (*values, log) in zip(page, records, strict=True):
+            for (job_id, score), (*values, deliveries, attempts) in zip(page, records, strict=True):
                 place = (int(score), job_id)
                 if before is not None and place >= before:
                     continue
@@ -446,7 +459,8 @@ class JobStore:
                     continue
                 job = Job.from_record(values)
                 if status in {None, job.status}:
-                    found.append((job, json.loads(log or "[]")))
+                    logs = (json.loads(text or "[]") for text in (deliveries, attempts))
+                    found.append(Listed(job, *logs))
                     if len(found) == limit:
                         return found, place
             if len(page) < SCAN_STEP:

@@ -1,11 +1,13 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
 -- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, WEBHOOKS, EVENTS (see
--- keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS and RECENT (store.py).
+-- keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT and
+-- ATTEMPTS_LOGGED (store.py).
 --
 -- JOB<id>                   hash   the record; fields in jobs.py (NewJob.record, Job.FIELDS), and
 --                                  `claim`, the token of the delivery that runs it;
 --                                  `drained`, the "<attempt>-<index>" up to which /stream was read;
---                                  `deliveries`, the JSON log of its webhook
+--                                  `deliveries`, the JSON log of its webhook;
+--                                  `attempts`, the JSON log of attempts that were handed back
 -- CHUNKS<id>                list   what the handler has yielded in this attempt, JSON texts
 -- ENDPOINT<ep>:queued       zset   ids of jobs IN_QUEUE, by created_ms
 -- ENDPOINT<ep>:purging      zset   ids taken out of `queued` by a purge, on their way to CANCELLED
@@ -150,7 +152,7 @@ function commands.retry()
   end
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
-    'claim', 'drained', 'deliveries'
+    'claim', 'drained', 'deliveries', 'attempts'
   )
   redis.call('DEL', CHUNKS .. new_id)
   redis.call('ZREM', WEBHOOKS, new_id)
@@ -222,6 +224,22 @@ function commands.drained()
   return 1
 end
 
+-- Writes into the job's log that its attempt ends here and another will begin, or none.
+local function log_attempt(id, lost, reason)
+  local job = JOB .. id
+  local number, worker_id, started_ms, log =
+    unpack(redis.call('HMGET', job, 'attempt', 'worker_id', 'started_ms', 'attempts'))
+  local entries = log and cjson.decode(log) or {}
+  entries[#entries + 1] = {
+    attempt = tonumber(number), workerId = worker_id, startedMs = tonumber(started_ms), endedMs = now,
+    lost = lost, reason = reason
+  }
+  while #entries > ATTEMPTS_LOGGED do
+    table.remove(entries, 1)
+  end
+  redis.call('HSET', job, 'attempts', cjson.encode(entries))
+end
+
 -- id, attempt, list, message, lost (0|1), reason, ttl, expired before (0: whatever the lease says)
 -- -> the state the job has now, or nil if the attempt is no longer the job's
 function commands.hand_back()
@@ -233,6 +251,7 @@ function commands.hand_back()
   if expired_before > 0 and tonumber(redis.call('ZSCORE', LEASES, id) or 0) >= expired_before then
     return false
   end
+  log_attempt(id, lost, reason)
   if lost then
     local count = redis.call('HINCRBY', JOB .. id, 'lost', 1)
     local most, endpoint = unpack(redis.call('HMGET', JOB .. id, 'max_attempts', 'endpoint'))

@@ -71,6 +71,22 @@ def _reuse_client() -> None:
     Channel._create_client = _create_client  # noqa: SLF001
 
 
+def on_purge(purge: Callable[[str], int | None]) -> None:
+    """Whoever purges a queue with Celery's tools tells ``purge`` its name first.
+
+    kombu 5.7 only deletes the list, and nothing is told. ``purge`` answers how many messages it
+    removed, or None if the queue is none of its own. Calling this again replaces it.
+    """
+    original = getattr(Channel, "_ownpod_purge", Channel._purge)  # noqa: SLF001
+
+    def _purge(self: Any, queue: str) -> int:
+        removed = purge(queue)
+        return int(original(self, queue)) if removed is None else removed
+
+    Channel._ownpod_purge = original  # noqa: SLF001
+    Channel._purge = _purge  # noqa: SLF001
+
+
 class JobPool(TaskPool):  # type: ignore[misc]
     """Celery's thread pool, but stopping it does not wait for the threads.
 

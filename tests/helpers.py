@@ -244,8 +244,9 @@ class FakeWorker:
                     self.send_header("Content-Type", answer.kind)
                     self.send_header("Connection", "close")
                     self.end_headers()
-                    for part in answer.parts:
-                        self.wfile.write(part)
+                    with contextlib.suppress(OSError):
+                        for part in answer.parts:
+                            self.wfile.write(part)
                     return
                 data = answer.body if isinstance(answer.body, bytes) else None
                 data = json.dumps(answer.body).encode() if data is None else data

@@ -17,7 +17,7 @@ from ownpod.celery import app as celery_app
 from ownpod.errors import BadRequest
 from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.registry import Endpoint
-from ownpod.store import Idempotency, now_ms
+from ownpod.store import Idempotency, Listed, now_ms
 
 blueprint = Blueprint("jobs", __name__, url_prefix="/v2/<endpoint_id>")
 
@@ -123,7 +123,7 @@ def requests(endpoint_id: str) -> Response:
         endpoint_id, status=_wanted_status(), before=_before(), limit=limit
     )
     following = None if end is None else "-".join(map(str, end))
-    return answer({"requests": [_listed(*found) for found in jobs], "next": following})
+    return answer({"requests": [_listed(found) for found in jobs], "next": following})
 
 
 def _wanted_status() -> JobStatus | None:
@@ -147,10 +147,12 @@ def _before() -> tuple[int, str] | None:
     return int(created_ms), job_id
 
 
-def _listed(job: Job, deliveries: list[Any]) -> dict[str, Any]:
-    said = job.answer() | {"createdAt": job.created_ms}
-    if deliveries:
-        said["webhook"] = deliveries
+def _listed(found: Listed) -> dict[str, Any]:
+    said = found.job.answer() | {"createdAt": found.job.created_ms}
+    if found.deliveries:
+        said["webhook"] = found.deliveries
+    if found.attempts:
+        said["attempts"] = found.attempts
     return said
 
 

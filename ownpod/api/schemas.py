@@ -148,13 +148,25 @@ class DeliverySchema(Schema):
     error = fields.String(allow_none=True)
 
 
+class AttemptSchema(Schema):
+    """An attempt that was handed back; ``lost`` ones count."""
+
+    attempt = fields.Integer()
+    workerId = fields.String()  # noqa: N815
+    startedMs = fields.Integer()  # noqa: N815
+    endedMs = fields.Integer()  # noqa: N815
+    lost = fields.Boolean()
+    reason = fields.String()
+
+
 class ListedSchema(StatusSchema):
-    """A job in ``/requests``: without its output, with its webhook's log."""
+    """A job in ``/requests``: without its output, with the logs of webhook and attempts."""
 
     createdAt = fields.Integer(  # noqa: N815
         required=True, metadata={"description": "ms since the epoch"}
     )
     webhook = fields.List(fields.Nested(DeliverySchema))
+    attempts = fields.List(fields.Nested(AttemptSchema))
 
 
 class RequestsSchema(Schema):

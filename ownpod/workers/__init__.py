@@ -31,6 +31,7 @@ class Worker(Protocol):
 
         Raises:
             AttemptLost: no answer will come.
+            JobRejected: the answer cannot be taken.
         """
 
     def cancel(self, run_id: str) -> bool:

@@ -117,6 +117,9 @@ class PushWorker:
         try:
             outcome = None if self._streams is False else self._follow(run_id, emit)
             return outcome or self._poll(run_id)
+        except HTTPError as error:
+            self._streams = None
+            raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
         except AttemptLost:
             # Whoever answers next may be another container.
             self._streams = None
@@ -131,10 +134,7 @@ class PushWorker:
         """
         began, asked_again = time.monotonic(), False
         while True:
-            try:
-                response = self._open_stream(run_id)
-            except HTTPError as error:
-                raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
+            response = self._open_stream(run_id)
             if response is None:
                 self._streams = False
                 return None
@@ -143,7 +143,7 @@ class PushWorker:
                 self._streams = True
                 self._relay(run_id, response, emit)
                 return None
-            answer = _whole(response)
+            answer = self._whole(response)
             said = answer.json()
             if said.get("error") == _NO_STREAM:
                 self._streams = False
@@ -172,25 +172,30 @@ class PushWorker:
 
     def _open_stream(self, run_id: str) -> BaseHTTPResponse | None:
         for method in self._methods:
-            response = self._send(method, f"/stream/{run_id}", None, preload=False)
+            response = self._send(method, f"/stream/{run_id}", None)
             if response.status not in _NO_SUCH_ROUTE:
                 return response
-            _whole(response)
+            self._whole(response)
         return None
 
     def _relay(
         self, run_id: str, response: BaseHTTPResponse, emit: Callable[[list[str]], object]
     ) -> None:
         """Events or JSON lines, each emitted as it comes; the end, and how it came, is not told."""
-        rest = b""
+        rest, left = b"", self._settings.max_output_mb * 1024 * 1024
         try:
-            while data := response.read1(65536):
+            while left > 0 and (data := response.read1(65536)):
+                left -= len(data)
                 *lines, rest = (rest + data).split(b"\n")
                 if outputs := [text for line in lines for text in chunks_in(line)]:
                     emit(outputs)
             if outputs := list(chunks_in(rest)):
                 emit(outputs)
-            response.release_conn()
+            if left > 0:
+                response.release_conn()
+            else:
+                log.warning("stream of %s at %s cut: see OWNPOD_MAX_OUTPUT_MB", run_id, self._url)
+                response.close()
         except HTTPError as error:
             log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(error))
             response.close()
@@ -247,8 +252,28 @@ class PushWorker:
     def _request(
         self, method: str, path: str, read_s: float | None, *, body: str | None = None
     ) -> Answer:
-        response = self._send(method, path, read_s, body=body)
-        return Answer(response.status, response.data)
+        return self._whole(self._send(method, path, read_s, body=body))
+
+    def _whole(self, response: BaseHTTPResponse) -> Answer:
+        """An answer, read to its end, if that comes soon enough.
+
+        Raises:
+            JobRejected: it is too large, or endless.
+        """
+        limit = self._settings.max_output_mb * 1024 * 1024
+        try:
+            body = response.read(limit + 1)
+            if len(body) <= limit:
+                response.release_conn()
+                return Answer(response.status, body)
+        except HTTPError:
+            response.close()
+            raise
+        response.close()
+        raise JobRejected(
+            f"the worker's answer is larger than {self._settings.max_output_mb} MiB, see "
+            "OWNPOD_MAX_OUTPUT_MB"
+        )
 
     def _send(
         self,
@@ -257,7 +282,6 @@ class PushWorker:
         read_s: float | None,
         *,
         body: str | None = None,
-        preload: bool = True,
     ) -> BaseHTTPResponse:
         return self._http.urlopen(
             method,
@@ -267,19 +291,8 @@ class PushWorker:
             timeout=urllib3.Timeout(connect=self._settings.worker_connect_timeout_s, read=read_s),
             retries=False,
             redirect=False,
-            preload_content=preload,
+            preload_content=False,
         )
-
-
-def _whole(response: BaseHTTPResponse) -> Answer:
-    """An answer that was not read yet. Raises: AttemptLost, if it breaks off."""
-    try:
-        body = response.read()
-        response.release_conn()
-    except HTTPError as error:
-        response.close()
-        raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
-    return Answer(response.status, body)
 
 
 def _pause(began: float) -> None:

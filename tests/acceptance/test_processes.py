@@ -276,6 +276,30 @@ def test_celery_sees_the_nodes_and_what_they_run(start_worker, start_ownpod, tmp
     assert inspect("stats")[node]["pool"]["max-concurrency"] == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("purge", "-f", "-Q", "ownpod.local-ep"),
+        ("purge", "-f"),
+        ("amqp", "queue.purge", "ownpod.local-ep"),
+    ],
+)
+def test_a_purge_with_celery_cancels_the_jobs_and_they_stay_so(start_ownpod, tmp_path, command):
+    ownpod = start_ownpod("http://127.0.0.1:1", OWNPOD_LEASE_S=1)
+    jobs = [ownpod.submit() for _ in range(3)]
+    code, said = run(
+        *(BIN / "celery", "-A", "ownpod", *command),
+        OWNPOD_DATA_DIR=tmp_path / "var",
+        OWNPOD_WORKERS="http://127.0.0.1:1",
+    )
+    assert code == 0, said
+    assert "3" in said
+    for job in jobs:
+        status = ownpod.status(job)
+        assert (status["status"], status["error"]) == ("CANCELLED", "purged with Celery's tools")
+    assert ownpod.get("/health")["jobs"]["inQueue"] == 0
+
+
 def test_flower_shows_the_nodes(start_worker, start_ownpod, tmp_path):
     url, _ = start_worker()
     ownpod = start_ownpod(url)

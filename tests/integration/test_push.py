@@ -346,3 +346,37 @@ def test_a_stream_that_is_polled_is_read_to_its_end(fake):
 def test_numbers_that_json_has_not_are_null(fake):
     body = b'{"status": "COMPLETED", "output": [NaN, -Infinity, 1e999, 1.5]}'
     assert outcome_of(fake, Answer(body=body)).output == "[null, null, null, 1.5]"
+
+
+def endless(seconds=10):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield b" " * 65536
+
+
+@pytest.mark.parametrize("route", ["POST /status", "POST /stream", "POST /run"])
+@pytest.mark.parametrize("kind", ["application/json", "text/html"])
+def test_an_endless_answer_is_cut_and_fails_the_job(fake, route, kind):
+    fake.routes["POST /run"] = Answer(body={"id": "r"})
+    fake.routes[route] = lambda *_: Answer(kind=kind, parts=endless())
+    worker = PushWorker(worker_spec(fake.url), load_settings(OWNPOD_MAX_OUTPUT_MB=1))
+
+    def use():
+        worker.start(ATTEMPT)
+        worker.wait("r", ignore)
+
+    with pytest.raises(JobRejected, match="larger than 1 MiB, see OWNPOD_MAX_OUTPUT_MB"):
+        use()
+
+
+def test_an_endless_stream_is_cut_and_status_is_asked(fake):
+    def parts():
+        for line in endless():
+            yield b'data: {"output": "' + line + b'"}\n\n'
+
+    fake.routes["POST /stream"] = lambda *_: Answer(kind="text/event-stream", parts=parts())
+    fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
+    worker = PushWorker(worker_spec(fake.url), load_settings(OWNPOD_MAX_OUTPUT_MB=1))
+    chunks = []
+    assert worker.wait("r", chunks.extend).output == "1"
+    assert 0 < sum(map(len, chunks)) < 2_000_000

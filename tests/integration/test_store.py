@@ -418,7 +418,7 @@ def test_a_full_queue_takes_no_more(store):
 def listed(store, **options):
     options = {"status": None, "before": None, "limit": 100} | options
     jobs, end = store.recent("ep", **options)
-    return [job.id for job, _ in jobs], end
+    return [found.job.id for found in jobs], end
 
 
 def test_recent_jobs_come_newest_first_and_in_pages(store, client):
@@ -476,3 +476,25 @@ def test_a_purge_of_100000_jobs_takes_seconds(store, client):
     assert store.purge("ep", reason="purged") == 100_000
     assert time.monotonic() - began < 60
     assert store.job("j99999", "ep").status is JobStatus.CANCELLED
+
+
+def test_the_history_of_attempts_says_where_and_why_they_ended(store):
+    store.create(new_job(max_attempts=2))
+    hand_back(store, claim(store, token="0"), reason="refused")
+    hand_back(store, claim(store, token="1"), lost=True, reason="it died")
+    hand_back(store, claim(store, token="2"), lost=True, reason="it died again")
+    (found,), _ = store.recent("ep", status=JobStatus.FAILED, before=None, limit=1)
+    assert [(e["attempt"], e["workerId"], e["lost"], e["reason"]) for e in found.attempts] == [
+        (1, "w", False, "refused"),
+        (2, "w", True, "it died"),
+        (3, "w", True, "it died again"),
+    ]
+    assert all(e["startedMs"] <= e["endedMs"] <= now_ms() for e in found.attempts)
+
+
+def test_a_history_that_grows_and_grows_keeps_its_end(store):
+    store.create(new_job())
+    for number in range(30):
+        hand_back(store, claim(store, token=str(number)))
+    (found,), _ = store.recent("ep", status=None, before=None, limit=1)
+    assert [entry["attempt"] for entry in found.attempts] == list(range(11, 31))

@@ -73,6 +73,20 @@ def test_the_same_job_has_the_same_message():
     assert messages.for_job("a", "ep") != messages.for_job("b", "ep")
 
 
+@pytest.mark.parametrize(
+    ("queue", "endpoint"),
+    [
+        ("ownpod.ep", "ep"),
+        ("ownpod.ep.worker", None),
+        (broker.HOUSEKEEPING_QUEUE, None),
+        ("celery", None),
+        ("ownpod.", None),
+    ],
+)
+def test_an_endpoint_is_known_by_its_queue(queue, endpoint):
+    assert broker.endpoint_of(queue) == endpoint
+
+
 def test_no_endpoint_can_have_the_housekeeping_queue():
     assert not broker.is_job_queue(broker.HOUSEKEEPING_QUEUE)
     assert broker.is_job_queue(broker.endpoint_queue("x"))

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 LAYERS = [
     {"", "errors"},
     {"settings", "jobs", "keys", "processes", "log", "workarounds"},
-    {"broker", "celery"},
+    {"broker"},
     {"store", "embedded"},
-    {"registry", "events", "webhooks", "recovery"},
+    {"registry", "events", "webhooks", "recovery", "celery"},
     {"workers", "workers.answers"},
     {"workers.push"},
     {"attempts"},
