@@ -31,7 +31,7 @@ import kombu.transport.redis
 
 from ownpod import broker, log, node
 from ownpod.celery import app
-from ownpod.processes import describe_exit, die_with_parent
+from ownpod.processes import describe_exit, die_with_parent, this_process
 from ownpod.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Dispatcher:
             signal.signal(signum, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         app.finalize()
+        node.belong_to(this_process())
         gc.collect()
         gc.freeze()
         while not self._stopping:

@@ -42,5 +42,9 @@ def counts(endpoint: str) -> str:
     return f"{ENDPOINT}{endpoint}:counts"
 
 
+def owner(worker_id: str) -> str:
+    return f"{PREFIX}worker:{worker_id}:owner"
+
+
 def worker(worker_id: str) -> str:
     return f"{PREFIX}worker:{worker_id}"

@@ -24,8 +24,9 @@ from ownpod.attempts import Attempts
 from ownpod.broker import JobMessages
 from ownpod.errors import RedisUnavailable
 from ownpod.gate import Gate
+from ownpod.processes import this_process
 from ownpod.recovery import Recovery
-from ownpod.registry import Registry, WorkerSpec, load_endpoints
+from ownpod.registry import Registry, WorkerSpec, WorkerStatus, load_endpoints
 from ownpod.runner import JobRunner
 from ownpod.settings import Settings
 from ownpod.store import JobStore, connect
@@ -54,17 +55,16 @@ class Node:
         name: str,
     ) -> None:
         self._name = name
+        self._dispatcher = _here.dispatcher or this_process()
+        self._lease_s = config.lease_s
         self._spec = spec
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
         self._consumer: Any = None
         self._stop_at: float | None = None
+        self._left = False
         worker = PushWorker(spec, config)
-        self.gate = Gate(
-            worker.probe,
-            lambda status: registry.announce(spec.id, status, node=name, ttl_s=config.lease_s),
-            announce_every_s=config.lease_s / 3,
-        )
+        self.gate = Gate(worker.probe, self._announce, announce_every_s=config.lease_s / 6)
         self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
         self.gate.slots = self._attempts
         self.gate.on_turn = self._turned
@@ -76,6 +76,26 @@ class Node:
         app.amqp.queues.select(self.queues)
         app.conf.worker_concurrency = spec.capacity
         app.steps["consumer"].add(GateStep)
+
+    def wait_for_worker(self) -> None:
+        """Until the worker is this dispatcher's: each is run by one of them at a time.
+
+        One that is free is taken at the second look: whoever ran it until now comes first, when
+        Redis was away.
+        """
+        told, free = False, True
+        while True:
+            try:
+                was_free, free = free, self._registry.owner(self._spec.id) is None
+                if was_free and free and self._own():
+                    return
+                if not told and not free:
+                    owner = self._registry.owner(self._spec.id)
+                    logger.info("worker is run by dispatcher %s; standing by", owner)
+                    told = True
+            except RedisUnavailable as error:
+                logger.warning("standing by: %s", error)
+            time.sleep(self._lease_s / 6)
 
     def start(self) -> None:
         """Starts the threads; the gate opens when the worker has been reached."""
@@ -118,10 +138,24 @@ class Node:
             time.sleep(TICK_S)
         self._leave()
 
+    def _own(self) -> bool:
+        ttl_s = max(self._lease_s / 2, 1.0)
+        return self._registry.own(self._spec.id, self._dispatcher, ttl_s=ttl_s)
+
+    def _announce(self, status: WorkerStatus) -> None:
+        if self._left:
+            return
+        if not self._own():
+            logger.critical("another dispatcher runs this worker now, so this node ends")
+            os._exit(71)
+        self._registry.announce(self._spec.id, status, node=self._name, ttl_s=self._lease_s)
+
     def _leave(self) -> None:
+        self._left = True
         try:
             handed_back = self._attempts.hand_back("the node was stopped")
             self._registry.withdraw(self._spec.id)
+            self._registry.disown(self._spec.id, self._dispatcher)
         except RedisUnavailable as error:
             logger.warning("jobs not handed back, their leases will run out: %s", error)
         else:
@@ -161,11 +195,17 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class _Here:
+    dispatcher: str | None = None
     node: Node | None = None
     sweep: Sweep | None = None
 
 
 _here = _Here()
+
+
+def belong_to(dispatcher: str) -> None:
+    """Nodes of this process, and of those forked from it, run their workers for this dispatcher."""
+    _here.dispatcher = dispatcher
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
@@ -184,6 +224,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
             instance.app, config=config, registry=registry, store=store, spec=spec, name=sender
         )
         workarounds.JobPool.before_stop = _here.node.drain
+        _here.node.wait_for_worker()
         return
     queues = options.get("queues") or broker.HOUSEKEEPING_QUEUE
     names = queues.split(",") if isinstance(queues, str) else [str(name) for name in queues]

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -30,6 +31,25 @@ def check_port(host: str, port: int) -> None:
             raise StartError(
                 f"cannot listen on {host} port {port}: {reason}; choose another with --host, --port"
             ) from None
+
+
+def this_process() -> str:
+    """Names this process among all hosts': ``<host>:<pid>``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def is_dead_here(process: str) -> bool:
+    """Whether a process, named as above, was on this host and is gone. Others cannot be told."""
+    host, _, pid = process.rpartition(":")
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def is_loopback(host: str) -> bool:

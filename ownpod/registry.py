@@ -15,6 +15,7 @@ from ownpod import keys
 from ownpod.broker import NAME
 from ownpod.errors import ConfigurationError, EndpointNotFound
 from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
+from ownpod.processes import is_dead_here
 from ownpod.settings import DEFAULT_ENDPOINT, Settings, check_http_url
 from ownpod.store import now_ms, redis_errors
 
@@ -234,12 +235,28 @@ def _check_unique(workers: list[WorkerSpec]) -> None:
                 )
 
 
+_OWN = """
+local owner = redis.call('GET', KEYS[1])
+if not owner or owner == ARGV[1] or owner == ARGV[2] then
+  if ARGV[3] == '0' then
+    redis.call('DEL', KEYS[1])
+  else
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+  end
+  return ARGV[1]
+end
+return owner
+"""
+"""KEYS owner; ARGV who wants it, whose ownership does not count, ms (0: give it up) -> who has it."""
+
+
 class Registry:
     """Looks up endpoints, and keeps what each worker's node says about it in Redis."""
 
     def __init__(self, endpoints: Mapping[str, Endpoint], client: redis.Redis) -> None:
         self.endpoints = endpoints
         self._redis = client
+        self._script = client.register_script(_OWN)
 
     def endpoint(self, endpoint_id: str) -> Endpoint:
         """Raises: EndpointNotFound."""
@@ -270,6 +287,29 @@ class Registry:
             pipe.hset(key, mapping=values)
             pipe.pexpire(key, int(ttl_s * 1000))
             pipe.execute()
+
+    @redis_errors
+    def owner(self, worker_id: str) -> str | None:
+        """The dispatcher that runs a worker now, as ``<host>:<pid>``."""
+        found: Any = self._redis.get(keys.owner(worker_id))
+        return None if found is None or is_dead_here(found) else str(found)
+
+    def own(self, worker_id: str, dispatcher: str, *, ttl_s: float) -> bool:
+        """Takes or keeps a worker for a dispatcher; False: another one has it."""
+        return self._own(worker_id, dispatcher, int(ttl_s * 1000))
+
+    def disown(self, worker_id: str, dispatcher: str) -> None:
+        """Gives a worker up, if the dispatcher has it."""
+        self._own(worker_id, dispatcher, 0)
+
+    @redis_errors
+    def _own(self, worker_id: str, dispatcher: str, ttl_ms: int) -> bool:
+        key, dead = keys.owner(worker_id), ""
+        while True:
+            owner = str(self._script(keys=[key], args=[dispatcher, dead, ttl_ms]))
+            if owner in {dispatcher, dead} or not is_dead_here(owner):
+                return owner == dispatcher
+            dead = owner
 
     @redis_errors
     def withdraw(self, worker_id: str) -> None:

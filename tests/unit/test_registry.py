@@ -3,6 +3,7 @@ from helpers import load_settings
 
 from ownpod.errors import ConfigurationError, EndpointNotFound
 from ownpod.registry import Registry, load_endpoints, worker_id_of
+from ownpod.store import connect
 
 
 def endpoints(tmp_path, text, **environ):
@@ -115,6 +116,7 @@ def test_headers_are_not_in_the_repr(tmp_path):
 
 
 def test_an_unknown_endpoint_names_the_known_ones(tmp_path):
-    registry = Registry(endpoints(tmp_path, "endpoints: {a: {}, b: {}}"), None)
+    client = connect("redis://127.0.0.1:1/0")
+    registry = Registry(endpoints(tmp_path, "endpoints: {a: {}, b: {}}"), client)
     with pytest.raises(EndpointNotFound, match="'c' not found; configured endpoints: a, b"):
         registry.endpoint("c")

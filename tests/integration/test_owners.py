@@ -1,0 +1,70 @@
+"""What nodes say about their workers, and whose a worker is, in Redis."""
+
+import subprocess
+import time
+
+import pytest
+from helpers import load_settings, wait_until
+
+from ownpod.processes import this_process
+from ownpod.registry import Registry, WorkerState, WorkerStatus, load_endpoints
+
+HERE = this_process()
+
+
+@pytest.fixture
+def registry(client):
+    return Registry(load_endpoints(load_settings(OWNPOD_WORKERS="http://a:1")), client)
+
+
+@pytest.fixture
+def dead():
+    """A process of this host that is gone."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return f"{HERE.rpartition(':')[0]}:{ended.pid}"
+
+
+def test_a_worker_has_one_dispatcher_at_a_time(registry):
+    assert registry.own("w", "one:1", ttl_s=5)
+    assert registry.own("w", "one:1", ttl_s=5)
+    assert not registry.own("w", "two:2", ttl_s=5)
+    assert registry.owner("w") == "one:1"
+    assert registry.own("other", "two:2", ttl_s=5)
+
+
+def test_a_worker_that_was_given_up_can_be_taken_at_once(registry):
+    registry.own("w", "one:1", ttl_s=5)
+    registry.disown("w", "two:2")
+    assert registry.owner("w") == "one:1"
+    registry.disown("w", "one:1")
+    assert registry.owner("w") is None
+    assert registry.own("w", "two:2", ttl_s=5)
+
+
+def test_a_dispatcher_that_fell_silent_loses_its_worker(registry):
+    registry.own("w", "one:1", ttl_s=0.2)
+    assert not registry.own("w", "two:2", ttl_s=5)
+    wait_until(lambda: registry.own("w", "two:2", ttl_s=5), 3)
+    assert not registry.own("w", "one:1", ttl_s=5)
+
+
+def test_a_dead_dispatcher_of_this_host_is_succeeded_at_once(registry, dead):
+    assert registry.own("w", dead, ttl_s=60)
+    assert registry.owner("w") is None
+    assert registry.own("w", HERE, ttl_s=60)
+    assert registry.owner("w") == HERE
+    assert not registry.own("w", "other-host:1", ttl_s=60)
+
+
+def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
+    workers = registry.endpoint("local-ep").workers
+    (worker,) = workers
+    status = WorkerStatus(WorkerState.READY, held=1)
+    registry.announce(worker.id, status, node="n@h", ttl_s=0.3)
+    assert registry.statuses(workers)[worker.id] == status
+    assert registry.node_of(worker.id) == "n@h"
+    began = time.monotonic()
+    wait_until(lambda: registry.statuses(workers)[worker.id].unattended, 3)
+    assert time.monotonic() - began < 2
+    assert registry.node_of(worker.id) is None
