@@ -29,6 +29,7 @@ from ownpod.recovery import Recovery
 from ownpod.registry import Registry, WorkerSpec, WorkerStatus, load_endpoints
 from ownpod.runner import JobRunner
 from ownpod.settings import Settings
+from ownpod.stall import StallWatch
 from ownpod.store import JobStore, connect
 from ownpod.sweep import Sweep
 from ownpod.webhooks import Webhooks
@@ -37,6 +38,8 @@ from ownpod.workers.push import PushWorker
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
+SILENCE_S = 60.0
+"""An event loop silent for longer is stuck; Celery's reconnects pause up to 30 s."""
 HOUSEKEEPING_THREADS = 16
 """Webhooks that are sent at a time: a slow receiver must not hold up the others."""
 
@@ -58,11 +61,16 @@ class Node:
         self._dispatcher = _here.dispatcher or this_process()
         self._lease_s = config.lease_s
         self._spec = spec
+        self._store = store
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
         self._consumer: Any = None
         self._stop_at: float | None = None
         self._left = False
+        self._ticked = time.monotonic()
+        self._stall = StallWatch(
+            patience_s=2 * config.lease_s, silence_s=max(SILENCE_S, 2 * config.lease_s)
+        )
         worker = PushWorker(spec, config)
         self.gate = Gate(worker.probe, self._announce, announce_every_s=config.lease_s / 6)
         self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
@@ -120,6 +128,7 @@ class Node:
 
     def tick(self) -> None:
         """In the event loop's thread: keeps the queues as wanted, and stops when it is time."""
+        self._ticked = time.monotonic()
         self._apply()
         if self._stop_at is None:
             return
@@ -149,6 +158,17 @@ class Node:
             logger.critical("another dispatcher runs this worker now, so this node ends")
             os._exit(71)
         self._registry.announce(self._spec.id, status, node=self._name, ttl_s=self._lease_s)
+        stalled = self._stall.look(
+            time.monotonic(),
+            could_fetch=self.gate.open and self._attempts.in_hand < self._spec.capacity,
+            waiting=self._store.messages_waiting(self._spec.endpoint),
+            begun=self._attempts.begun,
+            ticked=self._ticked,
+        )
+        if stalled is not None:
+            logger.critical("this node ends, to be replaced: %s", stalled)
+            self._leave()
+            os._exit(72)
 
     def _leave(self) -> None:
         self._left = True

@@ -103,7 +103,9 @@ def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnavailable(f"Redis cannot be reached: {error}") from error
         except redis.ResponseError as error:
-            if not REFUSALS.search(str(error)):
+            # The driver takes the word off errors that it has a class for.
+            known = isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError))
+            if not known and not REFUSALS.search(str(error)):
                 raise
             raise RedisUnavailable(f"Redis refuses to write: {error}") from error
 
@@ -514,6 +516,14 @@ class JobStore:
             pipe.hgetall(keys.counts(endpoint))
             waiting, running, ended = pipe.execute()
         return waiting, running, {state: int(count) for state, count in ended.items()}
+
+    @redis_errors
+    def messages_waiting(self, endpoint: str) -> int:
+        """Messages in an endpoint's queue."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in self._messages.lists(endpoint):
+                pipe.llen(name)
+            return sum(pipe.execute())
 
     @redis_errors
     def ping(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import kombu
 from celery.concurrency.thread import TaskPool
+from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 from celery.worker import state
 from kombu.transport.redis import Channel
@@ -19,6 +20,8 @@ def apply() -> None:
     """Once, before the first connection. Calling it again changes nothing."""
     # Celery 5.7 prints seven lines for each node where it runs as root, as containers do.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # And this one at each reconnect, of a setting that has no meaning for threads.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     if kombu.__version__.startswith("5.7.") and not hasattr(Channel, "_ownpod_connparams"):
         _keep_connection_parameters()
         _reuse_client()

@@ -1,18 +1,20 @@
-"""Each piece of workarounds.py: a test that fails without it."""
+"""What Celery, kombu and Redis do to nodes: each a test that fails without its remedy."""
 
+import sys
 import time
+from types import SimpleNamespace
 
+import pytest
 import requests
 from helpers import Process, RedisServer, answers, wait_until
 
 from ownpod.processes import free_port
+from ownpod.store import connect
 
 
-def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(
-    start_worker, tmp_path
-):
-    import sys
-
+@pytest.fixture
+def cluster(start_worker, tmp_path):
+    """A Redis, an API and a dispatcher by themselves, with one async worker of capacity 2."""
     url, _ = start_worker("async")
     file = tmp_path / "workers.yaml"
     file.write_text(f"endpoints: {{ep: {{workers: [{{url: '{url}', capacity: 2}}]}}}}")
@@ -22,32 +24,67 @@ def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(
     command = (sys.executable, "-m", "ownpod")
     dispatch = Process(*command, "dispatch", log=tmp_path / "dispatch.log", **environ)
     api = Process(*command, "api", "--port", port, log=tmp_path / "api.log", **environ)
-    try:
-        endpoint = f"http://127.0.0.1:{port}/v2/ep"
-        wait_until(lambda: answers(f"{endpoint}/health"), 30)
-        note = tmp_path / "note"
-        body = {"input": {"seconds": 6, "note": str(note)}}
-        job = requests.post(f"{endpoint}/run", json=body, timeout=9).json()["id"]
+    endpoint = f"http://127.0.0.1:{port}/v2/ep"
+    note = tmp_path / "note"
+
+    def post(path, **job_input):
+        body = {"input": job_input}
+        return requests.post(f"{endpoint}{path}", json=body, timeout=50).json()
+
+    def begin(seconds):
+        """A job that runs while another slot is free."""
+        job = post("/run", seconds=seconds, note=str(note))["id"]
         wait_until(note.exists)
-        redis.stop()
-        assert requests.get(f"{endpoint}/status/{job}", timeout=9).status_code == 503
-        time.sleep(2)
-        redis.start()
+        return job
 
-        def done():
-            return (
-                requests.get(f"{endpoint}/status/{job}", timeout=9).json()["status"] == "COMPLETED"
-            )
-
-        wait_until(done, 30)
+    def ended(job):
+        """The job COMPLETED after one run, the next job does too, and no node has ended."""
+        url = f"{endpoint}/status/{job}"
+        wait_until(lambda: requests.get(url, timeout=9).json().get("status") == "COMPLETED", 40)
         assert len(note.read_text().split()) == 1
-        body = {"input": {"text": "next"}}
-        answer = requests.post(f"{endpoint}/runsync?wait=40000", json=body, timeout=50).json()
-        assert answer["output"]["echo"] == "next"
-        assert "ended" not in dispatch.output, dispatch.output
+        assert post("/runsync?wait=40000", text="next")["output"]["echo"] == "next"
+        assert "starting it again" not in dispatch.output, dispatch.output
         assert "Unrecoverable" not in dispatch.output
+
+    try:
+        wait_until(lambda: answers(f"{endpoint}/health"), 30)
+        yield SimpleNamespace(redis=redis, endpoint=endpoint, begin=begin, ended=ended, post=post)
     finally:
         print(dispatch.output)
         api.stop()
         dispatch.stop()
         redis.stop()
+
+
+def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(cluster):
+    job = cluster.begin(6)
+    cluster.redis.stop()
+    began = time.monotonic()
+    answer = requests.get(f"{cluster.endpoint}/status/{job}", timeout=9)
+    assert answer.status_code == 503
+    assert time.monotonic() - began < 2
+    time.sleep(2)
+    cluster.redis.start()
+    cluster.ended(job)
+
+
+def test_a_broken_connection_does_not_start_a_running_job_again(cluster):
+    job = cluster.begin(4)
+    with connect(cluster.redis.url) as client:
+        for _ in range(3):
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            time.sleep(0.5)
+    cluster.ended(job)
+
+
+def test_a_redis_that_refuses_writes_ends_no_node_and_loses_no_result(cluster):
+    job = cluster.begin(2)
+    with connect(cluster.redis.url) as client:
+        client.config_set("maxmemory", 1)
+        refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=9)
+        assert refused.status_code == 503
+        assert "refuses to write" in refused.json()["error"]
+        # Beyond the job's end: its result cannot be written now.
+        time.sleep(4)
+        client.config_set("maxmemory", 0)
+    cluster.ended(job)

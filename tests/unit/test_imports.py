@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
     {"", "errors"},
-    {"settings", "jobs", "keys", "processes", "log", "workarounds"},
+    {"settings", "jobs", "keys", "processes", "log", "workarounds", "stall"},
     {"broker"},
     {"store", "embedded"},
     {"registry", "events", "webhooks", "recovery", "celery"},
