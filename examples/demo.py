@@ -87,7 +87,9 @@ def _one_job(group: Group) -> str:
         f"  curl -s {ENDPOINT}/status/{answer['id']}",
         f"  curl -s -X POST {ENDPOINT}/runsync -d '{json.dumps(job)}'",
         f"  curl -s {ENDPOINT}/health",
-        f"  {Path(sys.executable).parent}/celery -A ownpod inspect active",
+        f"  curl -sN {ENDPOINT}/stream/{answer['id']}",
+        "  .venv/bin/celery -A ownpod inspect active",
+        f"  {API}/docs/ in a browser",
         "",
     ):
         say("demo", line)

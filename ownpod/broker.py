@@ -5,7 +5,6 @@ delivery tag (so ``HEXISTS unacked <job id>`` tells whether a node holds it).
 """
 
 import base64
-import functools
 import json
 import logging
 import re
@@ -108,6 +107,9 @@ class JobMessages:
     def __init__(self, app: Celery, *, description_prefix: str) -> None:
         self._app = app
         self._prefix = description_prefix
+        # Here and not at the first job: threads must not make templates at the same time.
+        self._around = [self._parts(priority) for priority in PRIORITY_STEPS]
+        self._body = base64.b64decode(self._template(RUN_JOB, 0)["body"]).decode()
 
     def for_job(self, job_id: str, endpoint: str, *, low: bool = False) -> tuple[str, str]:
         """The Redis list and the message to push: always the same for the same job."""
@@ -146,21 +148,11 @@ class JobMessages:
         """What Flower and ``celery inspect`` show as a job's arguments."""
         return f"{self._prefix} {endpoint} {job_id}"
 
-    @functools.cached_property
-    def _around(self) -> tuple[list[str], list[str]]:
-        """A message's text before the body, between body and description, and after; by priority."""
-
-        def parts(priority: int) -> list[str]:
-            message = self._template(RUN_JOB, priority)
-            message["body"] = message["headers"]["argsrepr"] = "\0"
-            return json.dumps(message).split(json.dumps("\0")[1:-1])
-
-        normal, low = PRIORITY_STEPS
-        return parts(normal), parts(low)
-
-    @functools.cached_property
-    def _body(self) -> str:
-        return base64.b64decode(self._template(RUN_JOB, 0)["body"]).decode()
+    def _parts(self, priority: int) -> list[str]:
+        """A message's text before the body, between body and description, and after."""
+        message = self._template(RUN_JOB, priority)
+        message["body"] = message["headers"]["argsrepr"] = "\0"
+        return json.dumps(message).split(json.dumps("\0")[1:-1])
 
     def _template(self, task: str, priority: int) -> dict[str, Any]:
         with Connection("memory://") as connection:

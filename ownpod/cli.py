@@ -73,8 +73,9 @@ def api(host: str, port: int) -> None:
     check_port(host, port)
     _check_redis(config)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    arguments = ["-m", "gunicorn", "-c", "python:ownpod.api.server", "-b", address, "wsgi:app"]
-    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+    server = "ownpod.api.server"
+    command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", address]
+    os.execv(sys.executable, [*command, f"{server}:application()"])  # noqa: S606
 
 
 @main.command()

@@ -31,7 +31,7 @@ _ID = re.compile(r'"correlation_id": "([^"]+)"')
 class Recovery:
     """Compares what waits with what the queues hold.
 
-    Costs two counts for each endpoint as long as they agree.
+    Costs some counts for each endpoint as long as they agree.
 
     Args:
         store: makes messages anew.
@@ -65,6 +65,7 @@ class Recovery:
         """
         made = 0
         for endpoint in self._endpoints:
+            self._store.finish_purge(endpoint, reason="removed from the queue by a purge")
             if not self._differs(endpoint):
                 self._suspected.discard(endpoint)
             elif endpoint not in self._suspected:

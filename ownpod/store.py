@@ -338,7 +338,12 @@ class JobStore:
         Returns:
             How many were cancelled.
         """
-        removed, left = 0, self._call("purge", endpoint, *self._messages.lists(endpoint))
+        self._call("purge", endpoint, *self._messages.lists(endpoint))
+        return self.finish_purge(endpoint, reason=reason)
+
+    def finish_purge(self, endpoint: str, *, reason: str) -> int:
+        """Cancels what a purge has taken out of the queue, also one that broke off; how many."""
+        removed, left = 0, True
         while left:
             step = ("purge_some", endpoint, PURGE_STEP, self._result_ttl_s, reason)
             cancelled, left = self._call(*step)

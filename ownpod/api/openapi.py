@@ -155,6 +155,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
     for path, methods, summary, schema, more in _operations():
         operation: dict[str, Any] = {
             "summary": summary,
+            "tags": ["v2"],
             "parameters": [
                 endpoint,
                 *([job] if "{job_id}" in path else []),

@@ -8,7 +8,10 @@ import signal
 from types import FrameType
 from typing import Any
 
+from flask import Flask
+
 from ownpod import settings
+from ownpod.api import create_app
 from ownpod.api.services import needs_keys, services_of
 from ownpod.processes import is_loopback
 from ownpod.registry import load_endpoints
@@ -24,6 +27,11 @@ timeout = 30
 graceful_timeout = 10
 control_socket_disable = True
 proc_name = "ownpod-api"
+
+
+def application() -> Flask:
+    """What gunicorn serves for ``ownpod api``, wherever that is started."""
+    return create_app(settings.current())
 
 
 def when_ready(server: Any) -> None:

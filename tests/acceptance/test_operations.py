@@ -223,7 +223,9 @@ def test_a_cancel_reaches_a_worker_that_can_be_told(start_ownpod):
         wait_until(lambda: ownpod.get("/health")["workers"]["idle"] == 1)
 
 
-@pytest.mark.parametrize(("environ", "warns"), [({}, True), ({"OWNPOD_API_KEYS": "k"}, False)])
+@pytest.mark.parametrize(
+    ("environ", "warns"), [({}, True), ({"OWNPOD_API_KEYS": "hunter2"}, False)]
+)
 def test_the_start_says_when_anybody_may_call(redis_server, tmp_path, environ, warns):
     port = free_port()
     api = Process(
@@ -235,6 +237,11 @@ def test_the_start_says_when_anybody_may_call(redis_server, tmp_path, environ, w
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 30)
         assert ("no key is needed" in api.output) is warns
-        assert json.dumps("k") not in api.output
+        url = f"http://127.0.0.1:{port}/v2/local-ep"
+        for key in ("hunter2", "hunter2-wrong"):
+            for path, body in (("run", {"input": {}}), ("run", []), ("cancel/none", None)):
+                headers = {"Authorization": f"Bearer {key}"}
+                requests.post(f"{url}/{path}", json=body, headers=headers, timeout=9)
+        assert "hunter2" not in api.output
     finally:
         api.stop()

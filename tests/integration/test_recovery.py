@@ -3,7 +3,7 @@
 import pytest
 from helpers import job_messages, job_store, new_job
 
-from ownpod import broker
+from ownpod import broker, keys
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.recovery import Recovery
 from ownpod.store import now_ms
@@ -100,3 +100,19 @@ def test_many_lost_messages_come_back_in_their_order(store, client, recovery):
     recovery.once()
     assert [recovery.once() for _ in range(3)] == [1000, 1000, 500]
     assert client.llen("ownpod.ep") == 2500
+
+
+def test_a_purge_that_broke_off_is_finished(store, client, recovery):
+    for job_id in ("a", "b"):
+        create(store, job_id)
+    # As it is when the process dies after the first step.
+    client.rename(keys.queued("ep"), f"{keys.ENDPOINT}ep:purging")
+    client.delete("ownpod.ep")
+    recovery.once()
+    for job_id in ("a", "b"):
+        job = store.job(job_id, "ep")
+        assert (job.status, job.error) == (
+            JobStatus.CANCELLED,
+            "removed from the queue by a purge",
+        )
+    assert recovery.once() == recovery.once() == 0

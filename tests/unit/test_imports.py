@@ -37,7 +37,16 @@ ONLY = {
         "api",
         *(
             f"api.{name}"
-            for name in ["services", "auth", "health", "openapi", "jobs", "stream", "limits"]
+            for name in [
+                "services",
+                "auth",
+                "health",
+                "openapi",
+                "jobs",
+                "stream",
+                "limits",
+                "server",
+            ]
         ),
     },
     "urllib3": {"workers.push"},
