@@ -65,6 +65,7 @@ class Attempts(threading.Thread):
         self._changed = threading.Condition()
         self._running: set[Running] = set()
         self._look = False
+        self._sleeps_until = 0.0
         self.begun = 0
         """Attempts ever begun here."""
 
@@ -90,7 +91,8 @@ class Attempts(threading.Thread):
         with self._changed:
             self._running.add(running)
             self.begun += 1
-            self._changed.notify()
+            if running.deadline < self._sleeps_until:
+                self._changed.notify()
         try:
             yield running
         finally:
@@ -104,8 +106,9 @@ class Attempts(threading.Thread):
         while True:
             with self._changed:
                 due = [r.deadline for r in self._running if not r.over]
+                self._sleeps_until = min([renew_at, *due])
                 if not self._look:
-                    self._changed.wait(max(0.0, min([renew_at, *due]) - time.monotonic()))
+                    self._changed.wait(max(0.0, self._sleeps_until - time.monotonic()))
                 if self._look:
                     renew_at, self._look = time.monotonic(), False
                 alive = [running for running in self._running if not running.over]
