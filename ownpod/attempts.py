@@ -140,7 +140,6 @@ class Attempts(threading.Thread):
                     attempt.job_id,
                     attempt.endpoint,
                     attempt.number,
-                    low_priority=attempt.low_priority,
                     lost=False,
                     reason=reason,
                 )

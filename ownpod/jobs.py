@@ -113,7 +113,6 @@ class Attempt:
     execution_timeout_ms: int
     expires_ms: int
     """When the job's ``ttl`` has passed, in ms since the epoch."""
-    low_priority: bool
     started_ms: int
 
 
@@ -137,7 +136,6 @@ class Job:
     created_ms: int
     attempt: int
     retries: int
-    low_priority: bool = False
     started_ms: int | None = None
     finished_ms: int | None = None
     execution_ms: int | None = None
@@ -152,7 +150,6 @@ class Job:
         "created_ms",
         "attempt",
         "retries",
-        "low_priority",
         "started_ms",
         "finished_ms",
         "execution_ms",
@@ -168,7 +165,6 @@ class Job:
         for name, value in record.items():
             if value is not None and (name in {"attempt", "retries"} or name.endswith("_ms")):
                 record[name] = int(value)
-        record["low_priority"] = record["low_priority"] == "1"
         return cls(**record | {"status": JobStatus(record["status"])})
 
     def answer(self) -> dict[str, Any]:

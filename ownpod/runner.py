@@ -93,7 +93,6 @@ class JobRunner:
                 attempt.job_id,
                 attempt.endpoint,
                 attempt.number,
-                low_priority=attempt.low_priority,
                 lost=lost,
                 reason=reason,
             )

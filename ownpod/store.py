@@ -60,7 +60,6 @@ _ATTEMPT_FIELDS = (
     "execution_timeout_ms",
     "created_ms",
     "ttl_ms",
-    "low_priority",
     "started_ms",
 )
 
@@ -258,7 +257,6 @@ class JobStore:
             s3_config=record["s3_config"],
             execution_timeout_ms=int(record["execution_timeout_ms"]),
             expires_ms=int(record["created_ms"]) + int(record["ttl_ms"]),
-            low_priority=record["low_priority"] == "1",
             started_ms=int(record["started_ms"]),
         )
 
@@ -287,7 +285,6 @@ class JobStore:
         endpoint: str,
         attempt: int,
         *,
-        low_priority: bool,
         lost: bool,
         reason: str,
         expired_only: bool = False,
@@ -298,7 +295,6 @@ class JobStore:
             job_id: the job.
             endpoint: its endpoint.
             attempt: the number of the attempt that ends here.
-            low_priority: the job's.
             lost: the worker may have begun it. Counts; the last one allowed ends in FAILED.
             reason: the error of a job that ends here.
             expired_only: only if the attempt's lease has run out.
@@ -306,17 +302,15 @@ class JobStore:
         Returns:
             The job's state now; None if the job has moved on and nothing was changed.
         """
-        queue, message = self._messages.for_job(job_id, endpoint, low=low_priority)
         status = self._call(
             "hand_back",
             job_id,
             attempt,
-            queue,
-            message,
             int(lost),
             reason,
             self._result_ttl_s,
             now_ms() if expired_only else 0,
+            *self._messages.either(job_id, endpoint),
         )
         return None if status is None else JobStatus(status)
 
@@ -403,21 +397,27 @@ class JobStore:
         Raises:
             JobNotFound: the endpoint has no such job.
         """
-        key = keys.job(job_id)
-        with self._redis.pipeline() as pipe:
-            # One step: chunks come before the state they belong to.
-            pipe.hmget(key, *Job.FIELDS, "drained")
-            pipe.lrange(keys.chunks(job_id), 0, -1)
-            (*values, drained), chunks = pipe.execute()
-        if values[0] is None:
-            raise JobNotFound(job_id)
-        job = Job.from_record(values)
-        if job.endpoint != endpoint:
-            raise JobNotFound(job_id)
+        cursor = ""
         if start is None:
-            start = parse_cursor(drained or "") or (0, 0)
-        index = start[1] if start[0] == job.attempt else 0
-        return Stream(job=job, start=index, chunks=chunks[index:], cursor=drained or "")
+            (drained,) = self._fields(job_id, "drained")
+            cursor = drained or ""
+            start = parse_cursor(cursor) or (0, 0)
+        attempt, index = start
+        while True:
+            with self._redis.pipeline() as pipe:
+                # One step: chunks come before the state they belong to.
+                pipe.hmget(keys.job(job_id), *Job.FIELDS)
+                pipe.lrange(keys.chunks(job_id), index, -1)
+                values, chunks = pipe.execute()
+            if values[0] is None:
+                raise JobNotFound(job_id)
+            job = Job.from_record(values)
+            if job.endpoint != endpoint:
+                raise JobNotFound(job_id)
+            if index == 0 or job.attempt == attempt:
+                return Stream(job=job, start=index, chunks=chunks, cursor=cursor)
+            # What was read so far is another attempt's: this one from its beginning.
+            index = 0
 
     def drained(self, stream: Stream) -> None:
         """Moves the cursor of ``/stream`` behind what was answered."""

@@ -58,7 +58,6 @@ class Sweep(threading.Thread):
                 job.id,
                 job.endpoint,
                 job.attempt,
-                low_priority=job.low_priority,
                 lost=True,
                 reason=reason,
                 expired_only=True,

@@ -87,6 +87,14 @@ local function rest(first)
   return values
 end
 
+-- List and message for the job's priority, of the four arguments that begin at `first`.
+local function ticket(id, first)
+  if redis.call('HGET', JOB .. id, 'low_priority') == '1' then
+    first = first + 2
+  end
+  return ARGV[first], ARGV[first + 1]
+end
+
 local function remember(id, endpoint, created_ms)
   local recent = of(endpoint, 'recent')
   redis.call('ZADD', recent, created_ms, id)
@@ -130,8 +138,7 @@ end
 function commands.retry()
   local id, endpoint, new_id = ARGV[3], ARGV[4], ARGV[5]
   local job, again = JOB .. id, JOB .. new_id
-  local status, owner, ttl_ms, low =
-    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'ttl_ms', 'low_priority'))
+  local status, owner, ttl_ms = unpack(redis.call('HMGET', job, 'status', 'endpoint', 'ttl_ms'))
   if owner ~= endpoint then
     return false
   end
@@ -160,8 +167,7 @@ function commands.retry()
   redis.call('HINCRBY', of(endpoint, 'counts'), 'retried', 1)
   enter_queue(new_id, endpoint, now, ttl_ms)
   remember(new_id, endpoint, now)
-  local first = low == '1' and 8 or 6
-  redis.call('LPUSH', ARGV[first], ARGV[first + 1])
+  redis.call('LPUSH', ticket(new_id, 6))
   redis.call('PUBLISH', EVENTS, new_id .. ' ' .. S.IN_QUEUE)
   return status
 end
@@ -240,11 +246,11 @@ local function log_attempt(id, lost, reason)
   redis.call('HSET', job, 'attempts', cjson.encode(entries))
 end
 
--- id, attempt, list, message, lost (0|1), reason, ttl, expired before (0: whatever the lease says)
--- -> the state the job has now, or nil if the attempt is no longer the job's
+-- id, attempt, lost (0|1), reason, ttl, expired before (0: whatever the lease says), list, message, list,
+-- message (for low priority) -> the state the job has now, or nil if the attempt is no longer the job's
 function commands.hand_back()
-  local id, attempt, list, message = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-  local lost, reason, ttl_s, expired_before = ARGV[7] == '1', ARGV[8], ARGV[9], tonumber(ARGV[10])
+  local id, attempt, lost, reason = ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6]
+  local ttl_s, expired_before = ARGV[7], tonumber(ARGV[8])
   if not holds(id, attempt) then
     return false
   end
@@ -263,7 +269,7 @@ function commands.hand_back()
     redis.call('HINCRBY', of(endpoint, 'counts'), 'retried', 1)
   end
   move(id, S.IN_QUEUE, {})
-  redis.call('RPUSH', list, message)
+  redis.call('RPUSH', ticket(id, 9))
   return S.IN_QUEUE
 end
 
@@ -271,13 +277,13 @@ end
 -- now, or nil if there is none
 function commands.cancel()
   local id, endpoint, ttl_s, reason = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-  local status, owner, low = unpack(redis.call('HMGET', JOB .. id, 'status', 'endpoint', 'low_priority'))
+  local status, owner = unpack(redis.call('HMGET', JOB .. id, 'status', 'endpoint'))
   if owner ~= endpoint then
     return false
   end
   if status == S.IN_QUEUE then
-    local first = low == '1' and 9 or 7
-    redis.call('LREM', ARGV[first], 1, ARGV[first + 1])
+    local list, message = ticket(id, 7)
+    redis.call('LREM', list, 1, message)
   end
   if finish(id, S.CANCELLED, ttl_s, {'error', reason}) then
     return S.CANCELLED
@@ -309,14 +315,12 @@ end
 -- has a message again, in front, and no node holds one
 function commands.remind()
   local id, unacked, index = ARGV[3], ARGV[4], ARGV[5]
-  local status, low = unpack(redis.call('HMGET', JOB .. id, 'status', 'low_priority'))
-  if status ~= S.IN_QUEUE then
+  if redis.call('HGET', JOB .. id, 'status') ~= S.IN_QUEUE then
     return 0
   end
   redis.call('HDEL', unacked, id)
   redis.call('ZREM', index, id)
-  local first = low == '1' and 8 or 6
-  redis.call('RPUSH', ARGV[first], ARGV[first + 1])
+  redis.call('RPUSH', ticket(id, 6))
   return 1
 end
 

@@ -162,7 +162,6 @@ def attempt(**changes: object) -> Attempt:
         "s3_config": None,
         "execution_timeout_ms": 600_000,
         "expires_ms": now_ms() + 86_400_000,
-        "low_priority": False,
         "started_ms": now_ms(),
     }
     return Attempt(**values | changes)

@@ -15,24 +15,15 @@ blueprint = Blueprint("openapi", __name__)
 
 DOCS = "/docs"
 
-_WAIT = {
-    "name": "wait",
-    "in": "query",
-    "schema": {"type": "integer"},
-    "description": "ms to wait at most; brought into 1000 to 300000",
-}
-_TTL = {
-    "name": "ttl",
-    "in": "query",
-    "schema": {"type": "integer"},
-    "description": "ms that a finished job's record stays, if that is shorter",
-}
-_FROM = {
-    "name": "from",
-    "in": "query",
-    "schema": {"type": "integer"},
-    "description": "answer all chunks from this index on, and move no cursor",
-}
+
+def _number(name: str, what: str) -> dict[str, Any]:
+    """A query that is a whole number."""
+    return {"name": name, "in": "query", "schema": {"type": "integer"}, "description": what}
+
+
+_WAIT = _number("wait", "ms to wait at most; brought into 1000 to 300000")
+_TTL = _number("ttl", "ms that a finished job's record stays, if that is shorter")
+_FROM = _number("from", "answer all chunks from this index on, and move no cursor")
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -51,7 +42,7 @@ _LISTING: list[dict[str, Any]] = [
         "in": "query",
         "schema": {"type": "string", "enum": [status.value for status in JobStatus]},
     },
-    {"name": "limit", "in": "query", "schema": {"type": "integer"}, "description": "1 to 1000"},
+    _number("limit", "1 to 1000"),
     {
         "name": "before",
         "in": "query",

@@ -87,8 +87,8 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
 
 def _events(endpoint_id: str, job_id: str) -> Response:
     last = request.headers.get("Last-Event-ID", "")
-    first = services().store.stream(job_id, endpoint_id, (0, 0))
-    if last.endswith(f"-{END}") and first.job.status.terminal:
+    job = services().store.job(job_id, endpoint_id)
+    if last.endswith(f"-{END}") and job.status.terminal:
         # A browser that was told the end comes again; 204 makes it stay away.
         return Response(status=204)
     seen = parse_cursor(last)

@@ -166,7 +166,7 @@ class PushWorker:
         if not outputs:
             try:
                 return self._poll(run_id)
-            except AttemptLost:
+            except (AttemptLost, HTTPError):
                 log.debug("run %s at %s yielded nothing", run_id, self._url)
         return Outcome(JobStatus.COMPLETED, output=f"[{', '.join(outputs)}]")
 
@@ -211,8 +211,7 @@ class PushWorker:
             except HTTPError as error:
                 failures += not isinstance(error, ReadTimeoutError)
                 if timeout_s is None or failures >= POLL_FAILURES:
-                    reason = _reason(error)
-                    raise AttemptLost(f"the worker died or was cut off: {reason}") from error
+                    raise
                 log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
             else:
                 outcome = outcome_in(answer)

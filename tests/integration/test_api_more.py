@@ -254,7 +254,8 @@ def test_policies_reach_the_job(api, store, client):
     policy = {"executionTimeout": 9000, "ttl": 30000, "lowPriority": True}
     job_id = run(api, policy=policy).json["id"]
     attempt = begin(store, job_id)
-    assert (attempt.execution_timeout_ms, attempt.low_priority) == (9000, True)
+    low_priority = client.hget(f"ownpod:job:{job_id}", "low_priority") == "1"
+    assert (attempt.execution_timeout_ms, low_priority) == (9000, True)
     assert attempt.expires_ms - attempt.started_ms <= 30000
     default = begin(store, run(api).json["id"])
     assert 50000 < default.expires_ms - default.started_ms <= 60000

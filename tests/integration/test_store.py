@@ -32,7 +32,7 @@ def claim(store, job_id="job-1", token="t"):
 
 
 def hand_back(store, attempt, **changes):
-    options = {"low_priority": attempt.low_priority, "lost": False, "reason": "why"} | changes
+    options = {"lost": False, "reason": "why"} | changes
     return store.hand_back(attempt.job_id, attempt.endpoint, attempt.number, **options)
 
 
@@ -231,7 +231,7 @@ def test_only_leases_that_ran_out_are_found_and_taken_up(store):
     alive = store.claim("alive", worker_id="w", claim="2", lease_s=60)
     (found,) = wait_until(lambda: store.expired(limit=10))
     assert found.id == "dead"
-    options = {"low_priority": False, "lost": True, "reason": "silent", "expired_only": True}
+    options = {"lost": True, "reason": "silent", "expired_only": True}
     assert store.hand_back("alive", "ep", alive.number, **options) is None
     assert store.hand_back("dead", "ep", found.attempt, **options) is JobStatus.IN_QUEUE
     assert store.expired(limit=10) == []
