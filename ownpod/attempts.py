@@ -36,12 +36,12 @@ class Running:
 
 
 def _start(attempt: Attempt) -> Running:
-    """Its deadline: the ``executionTimeout``, or what is left of the ``ttl`` if that is less."""
-    limit_ms, left_ms = attempt.execution_timeout_ms, attempt.expires_ms - now_ms()
-    too_long = f"executionTimeout: the job ran longer than {limit_ms} ms"
-    if left_ms < limit_ms:
-        limit_ms, too_long = left_ms, "ttl: the job was not done when its ttl had passed"
-    return Running(attempt, time.monotonic() + limit_ms / 1000, too_long)
+    """Its deadline: the end of its ``executionTimeout`` or its ``ttl``, whichever comes first."""
+    end_ms = attempt.started_ms + attempt.execution_timeout_ms
+    too_long = f"executionTimeout: the job ran longer than {attempt.execution_timeout_ms} ms"
+    if attempt.expires_ms < end_ms:
+        end_ms, too_long = attempt.expires_ms, "ttl: the job was not done when its ttl had passed"
+    return Running(attempt, time.monotonic() + (end_ms - now_ms()) / 1000, too_long)
 
 
 class Attempts(threading.Thread):
@@ -64,6 +64,7 @@ class Attempts(threading.Thread):
         self.lease_s = lease_s
         self._changed = threading.Condition()
         self._running: set[Running] = set()
+        self._awaited: set[tuple[str, int]] = set()
         self._look = False
         self._sleeps_until = 0.0
         self.begun = 0
@@ -72,7 +73,7 @@ class Attempts(threading.Thread):
     @property
     def in_hand(self) -> int:
         """Slots taken."""
-        return len(self._running)
+        return len(self._running) + len(self._awaited)
 
     @property
     def running(self) -> int:
@@ -81,8 +82,8 @@ class Attempts(threading.Thread):
 
     @property
     def held(self) -> int:
-        """Slots taken by jobs that are over."""
-        return sum(running.over for running in list(self._running))
+        """Slots taken by runs whose job is over, or goes on elsewhere."""
+        return sum(running.over for running in list(self._running)) + len(self._awaited)
 
     @contextlib.contextmanager
     def hold(self, attempt: Attempt) -> Iterator[Running]:
@@ -100,6 +101,33 @@ class Attempts(threading.Thread):
                 self._running.discard(running)
             if running.over:
                 self._on_change()
+
+    @contextlib.contextmanager
+    def keep_slot(self, job_id: str, number: int) -> Iterator[bool]:
+        """Takes a slot for what an earlier node began; False: this one has it in hand already."""
+        name = (job_id, number)
+        with self._changed:
+            known = {(r.attempt.job_id, r.attempt.number) for r in self._running} | self._awaited
+            if name not in known:
+                self._awaited.add(name)
+        if name in known:
+            yield False
+            return
+        self._on_change()
+        try:
+            yield True
+        finally:
+            with self._changed:
+                self._awaited.discard(name)
+            self._on_change()
+
+    def knows(self, running: Running, run_id: str) -> bool:
+        """Notes the worker's id of a run. False: it has given the same to another that still goes on."""
+        with self._changed:
+            if any(other.run_id == run_id for other in self._running):
+                return False
+            running.run_id = run_id
+            return True
 
     def run(self) -> None:
         renew_at = time.monotonic() + self.lease_s / 3
@@ -130,18 +158,21 @@ class Attempts(threading.Thread):
             self._look = True
             self._changed.notify()
 
-    def hand_back(self, reason: str) -> int:
-        """Gives every job that still runs back to its queue; answers how many."""
+    def leave(self, reason: str) -> int:
+        """The node ends: every job that still runs is left to its worker's next node, where the run
+        outlives this one, or goes back to its queue. Answers how many there were.
+        """
         count = 0
         for running in list(self._running):
             if not running.over:
                 attempt = running.attempt
-                self._store.hand_back(
+                self._store.leave(
                     attempt.job_id,
                     attempt.endpoint,
                     attempt.number,
-                    lost=False,
+                    attempt.worker_id,
                     reason=reason,
+                    lease_s=self.lease_s,
                 )
                 running.over = True
                 count += 1
@@ -149,7 +180,7 @@ class Attempts(threading.Thread):
 
     def _time_out(self, running: Running) -> None:
         outcome = Outcome(JobStatus.TIMED_OUT, error=running.too_long)
-        if self._store.finish(running.attempt, outcome):
+        if self._store.finish(running.attempt, outcome, slot_free=False):
             log.info("job %s TIMED_OUT: %s", running.attempt.job_id, running.too_long)
         self._give_up(running)
 

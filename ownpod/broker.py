@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 RUN_JOB = "ownpod.run_job"
 """The name of the task that runs a job."""
 
+AWAIT_RUN = "ownpod.await_run"
+"""The name of the task that keeps a slot until the worker is done with a run of an earlier node."""
+
 SEND_WEBHOOK = "ownpod.send_webhook"
 """The name of the task that calls a finished job's webhook."""
 
@@ -39,7 +42,7 @@ PRIORITY_SEPARATOR = "\x06\x16"
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 """Where kombu notes messages that nodes hold: a hash by delivery tag, and a zset by time in s."""
 
-_WEBHOOK = "webhook-"
+_WEBHOOK, _AWAIT = "webhook-", "await-"
 _JOB_ID = "00000000-ownpod-template-0000"
 _QUEUE = "ownpod-template"
 _ORIGIN = "ownpod"
@@ -65,9 +68,9 @@ def is_job_queue(name: str) -> bool:
     return name.startswith("ownpod.")
 
 
-def is_webhook(tag: str) -> bool:
-    """Whether a delivery tag is that of a webhook's task."""
-    return tag.startswith(_WEBHOOK)
+def is_made_anew(tag: str) -> bool:
+    """Whether a delivery tag is that of a task which is made anew by itself when it is lost."""
+    return tag.startswith((_WEBHOOK, _AWAIT))
 
 
 def node_name(worker_id: str, host: str | None = None) -> str:
@@ -109,6 +112,8 @@ class JobMessages:
         self._prefix = description_prefix
         # Here and not at the first job: threads must not make templates at the same time.
         self._around = [self._parts(priority) for priority in PRIORITY_STEPS]
+        self._go_on = self._template(RUN_JOB, PRIORITY_STEPS[0])
+        self._await = self._template(AWAIT_RUN, PRIORITY_STEPS[0])
         self._body = base64.b64decode(self._template(RUN_JOB, 0)["body"]).decode()
 
     def for_job(self, job_id: str, endpoint: str, *, low: bool = False) -> tuple[str, str]:
@@ -131,13 +136,22 @@ class JobMessages:
         Its body is plain text instead of base64, so that the id can be put in anywhere.
         """
         message = self._template(SEND_WEBHOOK, PRIORITY_STEPS[0])
-        body = base64.b64decode(message["body"]).decode().replace(_JOB_ID, placeholder)
-        message["properties"]["body_encoding"] = "utf-8"
-        message["headers"]["argsrepr"] = f"{self._prefix} webhook of {placeholder}"
-        # A task of its own: not the job's, whose id is taken.
-        text = json.dumps(message | {"body": "\0"}).replace(_JOB_ID, f"{_WEBHOOK}{placeholder}")
-        text = text.replace(_QUEUE, HOUSEKEEPING_QUEUE).replace('"\\u0000"', json.dumps(body))
-        return HOUSEKEEPING_QUEUE, text
+        shown = f"{self._prefix} webhook of {placeholder}"
+        task_id = f"{_WEBHOOK}{placeholder}"
+        return HOUSEKEEPING_QUEUE, _filled(
+            message, placeholder, task_id, HOUSEKEEPING_QUEUE, shown=shown
+        )
+
+    def for_worker(
+        self, job_id: str, attempt: int, endpoint: str, worker_id: str
+    ) -> tuple[str, str, str]:
+        """A worker's own list, the message to go on with a run, and the one to wait for its end."""
+        queue = worker_queue(endpoint, worker_id)
+        shown = self.description(job_id, endpoint)
+        name = f"{job_id}:{attempt}"
+        go_on = _filled(self._go_on, job_id, job_id, queue, shown=shown)
+        wait = _filled(self._await, name, f"{_AWAIT}{name}", queue, shown=f"{shown} ends")
+        return queue, go_on, wait
 
     def lists(self, endpoint: str) -> list[str]:
         """The Redis lists of an endpoint's queue: for normal and for low priority."""
@@ -173,6 +187,20 @@ class JobMessages:
         message["properties"]["delivery_tag"] = _JOB_ID
         message["headers"]["origin"] = _ORIGIN
         return message
+
+
+def _filled(
+    template: dict[str, Any], argument: str, task_id: str, queue: str, *, shown: str
+) -> str:
+    """A message of a template: its task's argument and id, its queue, and what Flower shows.
+
+    Its body is plain text instead of base64, so that a placeholder stays one.
+    """
+    body = base64.b64decode(template["body"]).decode().replace(_JOB_ID, argument)
+    message = template | {"body": "\0", "headers": template["headers"] | {"argsrepr": shown}}
+    message["properties"] = template["properties"] | {"body_encoding": "utf-8"}
+    text = json.dumps(message).replace(_JOB_ID, task_id).replace(_QUEUE, queue)
+    return text.replace('"\\u0000"', json.dumps(body))
 
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")

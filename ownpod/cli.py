@@ -81,7 +81,8 @@ def api(host: str, port: int) -> None:
 @main.command()
 def dispatch() -> None:
     """Run the dispatcher: one Celery node for each worker."""
-    from ownpod.registry import load_endpoints
+    from ownpod.registry import Registry, load_endpoints
+    from ownpod.store import connect
 
     config = settings.current()
     endpoints = load_endpoints(config)
@@ -89,8 +90,7 @@ def dispatch() -> None:
     log.configure(config.log_level, "dispatcher")
     from ownpod.dispatch import Dispatcher
 
-    workers = [worker.id for endpoint in endpoints.values() for worker in endpoint.workers]
-    Dispatcher(config, workers).run()
+    Dispatcher(config, Registry(endpoints, connect(config.broker_url()))).run()
 
 
 def _check_redis(config: Settings) -> None:

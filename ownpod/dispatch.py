@@ -14,8 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 # Everything a node needs, imported before the fork.
@@ -31,7 +30,9 @@ import kombu.transport.redis
 
 from ownpod import broker, log, node
 from ownpod.celery import app
-from ownpod.processes import describe_exit, die_with_parent, this_process
+from ownpod.errors import RedisUnavailable
+from ownpod.processes import Pauses, describe_exit, die_with_parent
+from ownpod.registry import Registry, WorkerState, WorkerStatus
 from ownpod.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -49,10 +50,8 @@ PRELOADED = (
     node,
 )
 
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 30.0
-"""A node that lived this long starts again without growing pauses."""
+TELL_AFTER = 3
+"""Ends in a row after which ``/health`` speaks of them."""
 
 KILL_AFTER_S = 5.0
 """After the grace: what has not ended by then is killed."""
@@ -64,15 +63,17 @@ class _Child:
     pid: int = 0
     started: float = 0.0
     start_at: float = 0.0
-    pause_s: float = FIRST_PAUSE_S
+    pauses: Pauses = field(default_factory=Pauses)
 
 
 class Dispatcher:
     """Keeps one node alive for each name; ends with SIGTERM or SIGINT, draining."""
 
-    def __init__(self, config: Settings, worker_ids: Iterable[str]) -> None:
+    def __init__(self, config: Settings, registry: Registry) -> None:
         self._config = config
+        self._registry = registry
         self._host = socket.gethostname()
+        worker_ids = (worker.id for worker in registry.workers())
         self._children = [_Child(name) for name in (broker.HOUSEKEEPING, *worker_ids)]
         self._wakeup, self._waker = os.pipe()
         self._stopping = False
@@ -87,7 +88,6 @@ class Dispatcher:
             signal.signal(signum, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         app.finalize()
-        node.belong_to(this_process())
         gc.collect()
         gc.freeze()
         while not self._stopping:
@@ -132,17 +132,25 @@ class Dispatcher:
                 logger.warning("node %s was shut down and stays so", child.name)
                 child.start_at = float("inf")
                 continue
-            lived_s = time.monotonic() - child.started
-            child.pause_s = (
-                FIRST_PAUSE_S if lived_s > STEADY_S else min(child.pause_s * 2, LONGEST_PAUSE_S)
-            )
-            child.start_at = time.monotonic() + child.pause_s
-            logger.error(
-                "node %s %s; starting it again in %.1f s",
-                child.name,
-                describe_exit(code),
-                child.pause_s,
-            )
+            pause_s = child.pauses.next_s(time.monotonic() - child.started)
+            child.start_at = time.monotonic() + pause_s
+            how = describe_exit(code)
+            logger.error("node %s %s; starting it again in %.1f s", child.name, how, pause_s)
+            if child.pauses.ended >= TELL_AFTER:
+                self._tell(
+                    child, f"its node keeps ending: {how}, {child.pauses.ended} times", pause_s
+                )
+
+    def _tell(self, child: _Child, problem: str, pause_s: float) -> None:
+        """Says in ``/health`` how a worker's node is, as it cannot say so itself."""
+        if child.name == broker.HOUSEKEEPING:
+            return
+        status = WorkerStatus(WorkerState.UNHEALTHY, problem)
+        name, ttl_s = broker.node_name(child.name, self._host), pause_s + self._config.lease_s
+        try:
+            self._registry.announce(child.name, status, node=name, ttl_s=ttl_s)
+        except RedisUnavailable as error:
+            logger.warning("not announced: %s", error)
 
     def _end_all(self) -> None:
         self._signal(signal.SIGTERM)

@@ -52,17 +52,19 @@ class EmbeddedRedis:
         self._lock: IO[str] | None = None
         self.url = ""
         self._running = False
+        self._server = ""
+        self._files = data_dir / "redis"
+        self._port = 0
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Starts it; its log is the process's stdout.
+    def prepare(self) -> None:
+        """Takes the data directory and a port.
 
         Raises:
             StartError: the directory cannot be used, is in use, or there is no server program.
         """
-        server = find_server()
-        files = self._dir / "redis"
+        self._server = find_server()
         try:
-            files.mkdir(parents=True, exist_ok=True)
+            self._files.mkdir(parents=True, exist_ok=True)
             self._lock = (self._dir / "lock").open("w")
         except OSError as error:
             raise StartError(
@@ -74,12 +76,15 @@ class EmbeddedRedis:
             raise StartError(
                 f"another `ownpod up` runs in {self._dir}; stop it, or set OWNPOD_DATA_DIR"
             ) from None
-        port = free_port()
-        self.url = f"redis://127.0.0.1:{port}/0"
+        self._port = free_port()
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts it, for the first time or again; its log is the process's stdout."""
         options = {
             "bind": "127.0.0.1",
-            "port": port,
-            "dir": str(files.resolve()),
+            "port": self._port,
+            "dir": str(self._files.resolve()),
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",
@@ -90,7 +95,7 @@ class EmbeddedRedis:
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         # A session of its own: Ctrl-C reaches OwnPod, which ends Redis last.
         return subprocess.Popen(
-            [server, *arguments],
+            [self._server, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,

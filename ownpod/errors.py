@@ -105,6 +105,10 @@ class WorkerUnavailable(WorkerError):
     """The worker takes no job now, and nothing of this one was started."""
 
 
+class WorkerSilent(WorkerUnavailable):
+    """The worker can be reached, but answers nothing; it may be busy."""
+
+
 class JobRejected(WorkerError):
     """The worker refused the job, or gave an answer that cannot be taken; again would end the same."""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ownpod.errors import RedisUnavailable, WorkerUnavailable
+from ownpod.errors import RedisUnavailable, WorkerSilent, WorkerUnavailable
 from ownpod.registry import WorkerState, WorkerStatus
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ class Gate(threading.Thread):
 
     def wake(self) -> None:
         """Something about the slots changed."""
+        if self._state is WorkerState.BUSY:
+            self._probe_at = time.monotonic()
         self._woken.set()
 
     def run(self) -> None:
@@ -106,15 +108,19 @@ class Gate(threading.Thread):
 
     def _look(self) -> None:
         slots = self.slots
-        begun = slots.begun if slots else 0
+        begun, taken = (slots.begun, slots.in_hand) if slots else (0, 0)
         self._probe_at = time.monotonic() + IDLE_PROBE_S
-        if slots and slots.in_hand and self.open:
+        if taken and self.open:
             return
         try:
             self._probe()
         except WorkerUnavailable as error:
-            # A job that began meanwhile may be why nothing was heard.
-            if slots is None or slots.begun == begun or not self.open:
+            if isinstance(error, WorkerSilent) and taken:
+                # A sync handler blocks the SDK's server; when it ends, its slot is free, and this woken.
+                with self._lock:
+                    self._turn(WorkerState.BUSY, "it is at a run that began before its node")
+            elif slots is None or slots.begun == begun or not self.open:
+                # Else a job that began meanwhile may be why nothing was heard.
                 self.trip(str(error))
             return
         with self._lock:

@@ -29,7 +29,14 @@ class JobStatus(StrEnum):
 
 MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.IN_QUEUE: frozenset(
-        {JobStatus.IN_PROGRESS, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}
+        {
+            JobStatus.IN_PROGRESS,
+            # A result that came back by the callback of an attempt that was given up.
+            JobStatus.COMPLETED,
+            JobStatus.FAILED,
+            JobStatus.CANCELLED,
+            JobStatus.TIMED_OUT,
+        }
     ),
     JobStatus.IN_PROGRESS: frozenset(
         {
@@ -98,6 +105,35 @@ class NewJob:
         return {name: value for name, value in fields.items() if value is not None}
 
 
+class Look(StrEnum):
+    """How a later process can tell whether a worker is still at a run that it did not begin."""
+
+    POLL = "poll"
+    """The worker answers about the run while it goes on, so it can also be followed to its end."""
+    LISTED = "listed"
+    """Asking for the run's stream runs nothing, and tells whether the worker still has it."""
+    IDLE = "idle"
+    """The worker answers nothing while it runs a job: one that answers is done."""
+    NEVER = "never"
+    """Asking would run it again, and the worker answers meanwhile: wait its time out."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a worker has begun, as it stands in Redis from before it may run until its slot is free:
+    for the next node, should this one end meanwhile.
+    """
+
+    job_id: str
+    attempt: int
+    id: str
+    """The worker's own id of it."""
+    look: Look
+    execution_timeout_ms: int
+    callback: bool = False
+    """The worker was told where to post its output."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One run of a job on one worker. ``number`` is the fence: what a job's attempt 1 says late
@@ -114,6 +150,10 @@ class Attempt:
     expires_ms: int
     """When the job's ``ttl`` has passed, in ms since the epoch."""
     started_ms: int
+    callback_token: str = ""
+    """What a result must name that comes by callback."""
+    run: Run | None = None
+    """An earlier node began it in the worker already, and this one goes on with it."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ EXPIRIES = f"{PREFIX}expiries"
 WEBHOOKS = f"{PREFIX}webhooks"
 EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
+RUNS = f"{PREFIX}runs:"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 
@@ -20,6 +21,10 @@ def job(job_id: str) -> str:
 
 def chunks(job_id: str) -> str:
     return f"{CHUNKS}{job_id}"
+
+
+def runs(worker_id: str) -> str:
+    return f"{RUNS}{worker_id}"
 
 
 def idempotency(digest: str) -> str:

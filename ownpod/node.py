@@ -58,7 +58,7 @@ class Node:
         name: str,
     ) -> None:
         self._name = name
-        self._dispatcher = _here.dispatcher or this_process()
+        self._process = this_process()
         self._lease_s = config.lease_s
         self._spec = spec
         self._store = store
@@ -76,19 +76,26 @@ class Node:
         self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
         self.gate.slots = self._attempts
         self.gate.on_turn = self._turned
-        tasks.run_jobs_with(JobRunner(store, worker, self._attempts, self.gate, worker_id=spec.id))
-        self.queues = [
-            broker.worker_queue(spec.endpoint, spec.id),
-            broker.endpoint_queue(spec.endpoint),
-        ]
-        app.amqp.queues.select(self.queues)
+        self._runner = JobRunner(
+            store,
+            worker,
+            self._attempts,
+            self.gate,
+            worker_id=spec.id,
+            callbacks=config.callback_url is not None,
+        )
+        tasks.run_jobs_with(self._runner)
+        self._own_queue = broker.worker_queue(spec.endpoint, spec.id)
+        self._queue = broker.endpoint_queue(spec.endpoint)
+        app.amqp.queues.select([self._own_queue, self._queue])
         app.conf.worker_concurrency = spec.capacity
         app.steps["consumer"].add(GateStep)
 
     def wait_for_worker(self) -> None:
-        """Until the worker is this dispatcher's: each is run by one of them at a time.
+        """Until the worker is this node's: each is run by one of them at a time, also where several
+        dispatchers list it. Then settles what an earlier node has left.
 
-        One that is free is taken at the second look: whoever ran it until now comes first, when
+        A worker that is free is taken at the second look: whoever ran it until now comes first, when
         Redis was away.
         """
         told, free = False, True
@@ -96,14 +103,15 @@ class Node:
             try:
                 was_free, free = free, self._registry.owner(self._spec.id) is None
                 if was_free and free and self._own():
-                    return
+                    break
                 if not told and not free:
                     owner = self._registry.owner(self._spec.id)
-                    logger.info("worker is run by dispatcher %s; standing by", owner)
+                    logger.info("worker is run by another node, %s; standing by", owner)
                     told = True
             except RedisUnavailable as error:
                 logger.warning("standing by: %s", error)
             time.sleep(self._lease_s / 6)
+        self._runner.take_over(self._spec.endpoint)
 
     def start(self) -> None:
         """Starts the threads; the gate opens when the worker has been reached."""
@@ -149,13 +157,13 @@ class Node:
 
     def _own(self) -> bool:
         ttl_s = max(self._lease_s / 2, 1.0)
-        return self._registry.own(self._spec.id, self._dispatcher, ttl_s=ttl_s)
+        return self._registry.own(self._spec.id, self._process, ttl_s=ttl_s)
 
     def _announce(self, status: WorkerStatus) -> None:
         if self._left:
             return
         if not self._own():
-            logger.critical("another dispatcher runs this worker now, so this node ends")
+            logger.critical("another node runs this worker now, so this one ends")
             os._exit(71)
         self._registry.announce(self._spec.id, status, node=self._name, ttl_s=self._lease_s)
         stalled = self._stall.look(
@@ -173,14 +181,14 @@ class Node:
     def _leave(self) -> None:
         self._left = True
         try:
-            handed_back = self._attempts.hand_back("the node was stopped")
+            left = self._attempts.leave("its node was stopped")
             self._registry.withdraw(self._spec.id)
-            self._registry.disown(self._spec.id, self._dispatcher)
+            self._registry.disown(self._spec.id, self._process)
         except RedisUnavailable as error:
             logger.warning("jobs not handed back, their leases will run out: %s", error)
         else:
-            if handed_back:
-                logger.info("%d unfinished jobs handed back", handed_back)
+            if left:
+                logger.info("%d unfinished jobs handed back", left)
 
     def _turned(self) -> None:
         if self._consumer is not None:
@@ -190,8 +198,12 @@ class Node:
         consumer = self._consumer
         if consumer is None or consumer.task_consumer is None:
             return
-        fetch = self.gate.open and self._stop_at is None
-        for queue in self.queues:
+        # Its own queue holds what the worker is at already, so that is not the gate's business.
+        staying = self._stop_at is None
+        for queue, fetch in (
+            (self._own_queue, staying),
+            (self._queue, staying and self.gate.open),
+        ):
             if fetch and not consumer.task_consumer.consuming_from(queue):
                 consumer.add_task_queue(queue)
             elif not fetch and queue in consumer.app.amqp.queues.consume_from:
@@ -215,17 +227,11 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class _Here:
-    dispatcher: str | None = None
     node: Node | None = None
     sweep: Sweep | None = None
 
 
 _here = _Here()
-
-
-def belong_to(dispatcher: str) -> None:
-    """Nodes of this process, and of those forked from it, run their workers for this dispatcher."""
-    _here.dispatcher = dispatcher
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
@@ -251,7 +257,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     instance.app.amqp.queues.select(names)
     if worker_id == broker.HOUSEKEEPING:
         recovery = Recovery(store, client, messages, registry.endpoints, lease_s=config.lease_s)
-        _here.sweep = Sweep(store, client, recovery, recover_every_s=config.lease_s)
+        _here.sweep = Sweep(store, client, recovery, lease_s=config.lease_s)
         instance.app.conf.worker_concurrency = HOUSEKEEPING_THREADS
     elif any(broker.is_job_queue(name) for name in names):
         known = ", ".join(sorted(worker.id for worker in registry.workers()))

@@ -67,6 +67,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Pauses:
+    """Between the restarts of a process that keeps ending: they double, until it lives for a while."""
+
+    FIRST_S, LONGEST_S, STEADY_S = 0.5, 30.0, 30.0
+
+    def __init__(self) -> None:
+        self.ended = 0
+        """How often it has ended without having lived for a while."""
+
+    def next_s(self, lived_s: float) -> float:
+        """It has ended after so long: when to start it again."""
+        self.ended = 1 if lived_s > self.STEADY_S else self.ended + 1
+        return float(min(self.FIRST_S * 2 ** (self.ended - 1), self.LONGEST_S))
+
+
 def describe_exit(code: int) -> str:
     """A child's exit in words; a negative code is the signal that ended it, as ``subprocess`` says."""
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

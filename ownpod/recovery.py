@@ -118,7 +118,7 @@ class Recovery:
         tags: Any = self._redis.zrange(
             broker.UNACKED_INDEX, "-inf", before_s, byscore=True, offset=0, num=AT_ONCE
         )
-        ended = [tag for tag in tags if broker.is_webhook(tag) or self._store.has_ended(tag)]
+        ended = [tag for tag in tags if broker.is_made_anew(tag) or self._store.has_ended(tag)]
         if ended:
             with self._redis.pipeline() as pipe:
                 pipe.zrem(broker.UNACKED_INDEX, *ended)

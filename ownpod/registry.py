@@ -62,6 +62,8 @@ class WorkerState(StrEnum):
     INITIALIZING = "initializing"
     """Its node has not reached it yet."""
     READY = "ready"
+    BUSY = "busy"
+    """It is still at something that began before its node did, and takes nothing else."""
     UNHEALTHY = "unhealthy"
     """It does not answer, refuses jobs, or no node runs for it."""
 
@@ -290,25 +292,25 @@ class Registry:
 
     @redis_errors
     def owner(self, worker_id: str) -> str | None:
-        """The dispatcher that runs a worker now, as ``<host>:<pid>``."""
+        """The node that runs a worker now, as ``<host>:<pid>``; None: none, or one that is dead."""
         found: Any = self._redis.get(keys.owner(worker_id))
         return None if found is None or is_dead_here(found) else str(found)
 
-    def own(self, worker_id: str, dispatcher: str, *, ttl_s: float) -> bool:
-        """Takes or keeps a worker for a dispatcher; False: another one has it."""
-        return self._own(worker_id, dispatcher, int(ttl_s * 1000))
+    def own(self, worker_id: str, node: str, *, ttl_s: float) -> bool:
+        """Takes or keeps a worker for a node's process; False: another one has it."""
+        return self._own(worker_id, node, int(ttl_s * 1000))
 
-    def disown(self, worker_id: str, dispatcher: str) -> None:
-        """Gives a worker up, if the dispatcher has it."""
-        self._own(worker_id, dispatcher, 0)
+    def disown(self, worker_id: str, node: str) -> None:
+        """Gives a worker up, if the node has it."""
+        self._own(worker_id, node, 0)
 
     @redis_errors
-    def _own(self, worker_id: str, dispatcher: str, ttl_ms: int) -> bool:
+    def _own(self, worker_id: str, node: str, ttl_ms: int) -> bool:
         key, dead = keys.owner(worker_id), ""
         while True:
-            owner = str(self._script(keys=[key], args=[dispatcher, dead, ttl_ms]))
-            if owner in {dispatcher, dead} or not is_dead_here(owner):
-                return owner == dispatcher
+            owner = str(self._script(keys=[key], args=[node, dead, ttl_ms]))
+            if owner in {node, dead} or not is_dead_here(owner):
+                return owner == node
             dead = owner
 
     @redis_errors

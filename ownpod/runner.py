@@ -4,17 +4,24 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from ownpod.attempts import RETRY_S, Attempts, Running
 from ownpod.errors import AttemptLost, JobRejected, RedisUnavailable, WorkerUnavailable
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
 from ownpod.store import JobStore
 from ownpod.workers import Worker
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+LONGEST_LOOK_S = 1.0
+"""Looks whether a run has ended come after pauses of a tenth of the time waited, up to this."""
+
+CALLBACK_S = 5.0
+"""After a worker is done: its callback comes within this, or not any more."""
 
 
 class Health(Protocol):
@@ -27,67 +34,176 @@ class Health(Protocol):
         """The worker took a job."""
 
 
+class _Watch:
+    """Writes down what a worker tells while it runs an attempt."""
+
+    def __init__(self, store: JobStore, attempt: Attempt, run: Run) -> None:
+        self._store = store
+        self._attempt = attempt
+        self.run = run
+
+    def chunks(self, texts: list[str]) -> None:
+        until_redis_answers(lambda: self._store.add_chunks(self._attempt, texts))
+
+    def look(self, look: Look) -> None:
+        self.run = run = replace(self.run, look=look)
+        until_redis_answers(lambda: self._store.note(run, self._attempt.worker_id))
+
+
 class JobRunner:
     """Runs jobs on one worker, any number at a time.
 
     However often a job's message comes, the job runs once for each attempt: whoever claims it.
+
+    Args:
+        store: where the jobs are.
+        worker: what runs them.
+        attempts: keeps their leases, deadlines and slots.
+        health: is told how the worker took them.
+        worker_id: the worker's id.
+        callbacks: the worker is told where to post its results, too.
     """
 
     def __init__(
-        self, store: JobStore, worker: Worker, attempts: Attempts, health: Health, *, worker_id: str
+        self,
+        store: JobStore,
+        worker: Worker,
+        attempts: Attempts,
+        health: Health,
+        *,
+        worker_id: str,
+        callbacks: bool = False,
     ) -> None:
         self._store = store
         self._worker = worker
         self._attempts = attempts
         self._health = health
         self._worker_id = worker_id
+        self._callbacks = callbacks
 
     def run(self, job_id: str) -> None:
         """Runs the job to its end, if it waits. Returns when the worker is free of it."""
         claim = str(uuid.uuid4())
-        attempt = until_redis_answers(
+        found = until_redis_answers(
             lambda: self._store.claim(
                 job_id, worker_id=self._worker_id, claim=claim, lease_s=self._attempts.lease_s
             )
         )
-        if attempt is None:
-            log.info("job %s: nothing to do, it does not wait any more", job_id)
-            return
-        with self._attempts.hold(attempt) as running:
-            try:
-                running.run_id = self._worker.start(attempt)
-                self._health.worked()
-                outcome = self._worker.wait(
-                    running.run_id,
-                    lambda chunks: until_redis_answers(
-                        lambda: self._store.add_chunks(attempt, chunks)
-                    ),
-                )
-            except JobRejected as error:
-                outcome = Outcome(JobStatus.FAILED, error=str(error))
-            except WorkerUnavailable as error:
-                # First stop fetching: the next one to take the job must be another node.
-                self._health.trip(str(error))
-                self._hand_back(running, lost=False, reason=str(error))
-                return
-            except AttemptLost as error:
-                self._health.trip(str(error))
-                self._hand_back(running, lost=True, reason=str(error))
-                return
-            if until_redis_answers(lambda: self._store.finish(attempt, outcome)):
-                log.info(
-                    "job %s %s on %s, attempt %d, after %d ms",
-                    job_id,
-                    outcome.status,
-                    self._worker_id,
-                    attempt.number,
-                    time.time_ns() // 1_000_000 - attempt.started_ms,
-                )
-            else:
-                log.info("job %s: attempt %d ended too late", job_id, attempt.number)
+        match found:
+            case Attempt():
+                with self._attempts.hold(found) as running:
+                    self._run(running)
+            case Run():
+                self.await_run(job_id, found.attempt)
+            case None:
+                log.info("job %s: nothing to do, it does not wait any more", job_id)
 
-    def _hand_back(self, running: Running, *, lost: bool, reason: str) -> None:
+    def await_run(self, job_id: str, attempt: int) -> None:
+        """Keeps a slot until the worker is done with a run that nobody waits for."""
+        with self._attempts.keep_slot(job_id, attempt) as kept:
+            run = until_redis_answers(lambda: self._store.run(self._worker_id, job_id, attempt))
+            if not kept or run is None:
+                return
+            log.info("job %s: attempt %d may still run in the worker, waiting", job_id, attempt)
+            self._settle(run)
+
+    def take_over(self, endpoint: str) -> None:
+        """Settles what an earlier node of this worker left. Before this one takes any job."""
+        reason = "its node ended"
+        for job_id, attempt in until_redis_answers(lambda: self._store.left(self._worker_id)):
+            what = until_redis_answers(
+                lambda job_id=job_id, attempt=attempt: self._store.take_over(  # type: ignore[misc]
+                    job_id,
+                    endpoint,
+                    attempt,
+                    self._worker_id,
+                    reason=reason,
+                    lease_s=self._attempts.lease_s,
+                )
+            )
+            log.warning("job %s: attempt %d was left by an earlier node: %s", job_id, attempt, what)
+
+    def _run(self, running: Running) -> None:
         attempt = running.attempt
+        watch: _Watch | None = None
+        try:
+            watch = self._begun(running)
+            if attempt.run is None or watch.run.look is Look.POLL:
+                outcome = self._worker.wait(watch.run.id, watch, resumed=attempt.run is not None)
+            else:
+                self._await_callback(running, watch.run)
+                return
+        except JobRejected as error:
+            outcome = Outcome(JobStatus.FAILED, error=str(error))
+        except WorkerUnavailable as error:
+            # First stop fetching: the next one to take the job must be another node.
+            self._health.trip(str(error))
+            self._hand_back(attempt, lost=False, reason=str(error), freed=True)
+            return
+        except AttemptLost as error:
+            self._health.trip(str(error))
+            self._hand_back(attempt, lost=True, reason=str(error), freed=watch is None)
+            running.over = True
+            if watch is not None:
+                self._settle(watch.run)
+            return
+        if until_redis_answers(lambda: self._store.finish(attempt, outcome)):
+            log.info(
+                "job %s %s on %s, attempt %d, after %d ms",
+                attempt.job_id,
+                outcome.status,
+                self._worker_id,
+                attempt.number,
+                time.time_ns() // 1_000_000 - attempt.started_ms,
+            )
+        else:
+            log.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
+
+    def _begun(self, running: Running) -> _Watch:
+        """The run: begun now, or by an earlier node."""
+        attempt, run = running.attempt, running.attempt.run
+        if run is None:
+            run_id = self._worker.start(attempt)
+            self._health.worked()
+            run = Run(
+                job_id=attempt.job_id,
+                attempt=attempt.number,
+                id=run_id,
+                look=Look.IDLE,
+                execution_timeout_ms=attempt.execution_timeout_ms,
+                callback=self._callbacks,
+            )
+        else:
+            log.info("job %s: going on with attempt %d", attempt.job_id, attempt.number)
+        if not self._attempts.knows(running, run.id):
+            raise AttemptLost(f"the worker gave the id {run.id[:80]!r} to two runs at a time")
+        return _Watch(self._store, attempt, run)
+
+    def _await_callback(self, running: Running, run: Run) -> None:
+        """The worker's callback brings the result, or nothing does: then the job is tried again."""
+        attempt = running.attempt
+        self._settle(run, release=False)
+        until = time.monotonic() + CALLBACK_S
+        while not self._has_ended(attempt) and time.monotonic() < until:
+            time.sleep(LONGEST_LOOK_S / 10)
+        reason = "its node ended, and no callback brought the result"
+        self._hand_back(attempt, lost=True, reason=reason, freed=True)
+
+    def _has_ended(self, attempt: Attempt) -> bool:
+        return until_redis_answers(lambda: self._store.has_ended(attempt.job_id))
+
+    def _settle(self, run: Run, *, release: bool = True) -> None:
+        """Returns when the worker is done with a run that nobody waits for, or its time is over."""
+        began = time.monotonic()
+        until = began + run.execution_timeout_ms / 1000
+        while (left_s := until - time.monotonic()) > 0 and self._worker.is_at(run, left_s):
+            time.sleep(min((time.monotonic() - began) / 10 + 0.01, LONGEST_LOOK_S, left_s))
+        if release:
+            until_redis_answers(
+                lambda: self._store.release(self._worker_id, run.job_id, run.attempt)
+            )
+
+    def _hand_back(self, attempt: Attempt, *, lost: bool, reason: str, freed: bool) -> None:
         status = until_redis_answers(
             lambda: self._store.hand_back(
                 attempt.job_id,
@@ -95,6 +211,7 @@ class JobRunner:
                 attempt.number,
                 lost=lost,
                 reason=reason,
+                freed=self._worker_id if freed else "",
             )
         )
         log.warning(

@@ -66,6 +66,7 @@ class Settings:
     webhook_delay_s: float
     cors_origins: tuple[str, ...]
     rate_limits: Mapping[str, str]
+    callback_url: str | None
     lease_s: float
     shutdown_grace_s: float
     log_level: str
@@ -88,12 +89,12 @@ class Settings:
 
 
 def check_http_url(value: str) -> None:
-    """A worker's base URL: http or https, a host, no query.
+    """A base URL: http or https, a host, no query.
 
     Raises:
         ValidationError: with what is allowed.
     """
-    problem = f"must be an http:// or https:// URL of a worker, not {value!r}"
+    problem = f"must be an http:// or https:// URL, not {value!r}"
     try:
         url = urlsplit(value)
         valid = url.scheme in {"http", "https"} and url.hostname and url.port != 0
@@ -324,6 +325,15 @@ class SettingsSchema(Schema):
             '`{"run": "10/second"}`; then 429',
         },
     )
+    callback_url = fields.String(
+        data_key="OWNPOD_CALLBACK_URL",
+        load_default=None,
+        validate=check_http_url,
+        metadata={
+            "purpose": "the API's base URL as workers reach it, like `http://10.0.0.5:8000`: they post "
+            "results there too, so that one that comes while no node waits for it counts"
+        },
+    )
     lease_s = _number(
         "OWNPOD_LEASE_S",
         15,
@@ -362,6 +372,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     if values["api_keys_file"] is not None:
         lines = Path(values["api_keys_file"]).read_text().splitlines()
         values["api_keys"] += tuple(line.strip() for line in lines if line.strip())
+    if values["callback_url"] is not None:
+        values["callback_url"] = values["callback_url"].rstrip("/")
     values["data_dir"] = Path(values["data_dir"])
     values["workers_file"] = Path(values["workers_file"])
     return Settings(**values, workers_file_required=required)

@@ -26,7 +26,7 @@ from ownpod.errors import (
     QueueFull,
     RedisUnavailable,
 )
-from ownpod.jobs import MOVES, Attempt, Job, JobStatus, NewJob, Outcome
+from ownpod.jobs import MOVES, Attempt, Job, JobStatus, Look, NewJob, Outcome, Run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +52,9 @@ ATTEMPTS_LOGGED = 20
 WEBHOOK_LEASE_MS = 60_000
 """After which a webhook whose task was lost is sent again; longer than a try may take."""
 
+RUNS_KEPT_S = 8 * 86_400
+"""After a worker's last job, what it may still be at is forgotten; no job runs longer."""
+
 _ATTEMPT_FIELDS = (
     "endpoint",
     "attempt",
@@ -61,6 +64,7 @@ _ATTEMPT_FIELDS = (
     "created_ms",
     "ttl_ms",
     "started_ms",
+    "callback",
 )
 
 
@@ -84,6 +88,21 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
         health_check_interval=30,
         retry=Retry(NoBackoff(), 1),
         client_name=client_name,
+    )
+
+
+def _run(job_id: str, entry: str) -> Run | None:
+    """Out of an entry of a worker's runs; None: nothing was begun."""
+    said = json.loads(entry)
+    if "run" not in said:
+        return None
+    return Run(
+        job_id=job_id,
+        attempt=said["attempt"],
+        id=said["run"],
+        look=Look(said["look"]),
+        execution_timeout_ms=said["timeoutMs"],
+        callback=said["callback"],
     )
 
 
@@ -122,6 +141,7 @@ def _script(messages: JobMessages) -> str:
         f"local S = {{{states}}}\n"
         f"local MOVES = {{{moves}}}\n"
         f'local JOB, ENDPOINT, CHUNKS = "{keys.JOB}", "{keys.ENDPOINT}", "{keys.CHUNKS}"\n'
+        f'local RUNS, RUNS_KEPT_S = "{keys.RUNS}", {RUNS_KEPT_S}\n'
         f'local LEASES, EXPIRIES = "{keys.LEASES}", "{keys.EXPIRIES}"\n'
         f'local WEBHOOKS, EVENTS = "{keys.WEBHOOKS}", "{keys.EVENTS}"\n'
         f"local RECENT, WEBHOOK_LEASE_MS = {RECENT}, {WEBHOOK_LEASE_MS}\n"
@@ -237,16 +257,26 @@ class JobStore:
         if status not in RETRYABLE:
             raise NotRetryable(job_id, status)
 
-    def claim(self, job_id: str, *, worker_id: str, claim: str, lease_s: float) -> Attempt | None:
-        """Begins the next attempt, if the job waits; else there is nothing to do: None.
+    def claim(
+        self, job_id: str, *, worker_id: str, claim: str, lease_s: float
+    ) -> Attempt | Run | None:
+        """Begins the next attempt, if the job waits, or goes on with one that an earlier node left.
 
         ``claim`` is unique for each delivery of the message; the same again gives the same attempt.
+
+        Returns:
+            The attempt. A run: the job is not to be run, but the worker may still be at that one.
+            None: there is nothing to do.
         """
         lease_end_ms = now_ms() + int(lease_s * 1000)
         options = (worker_id, claim, lease_end_ms, self._result_ttl_s)
-        values = self._call("claim", job_id, *options, *_ATTEMPT_FIELDS)
-        if values is None:
+        found = self._call("claim", job_id, *options, *_ATTEMPT_FIELDS)
+        if found is None:
             return None
+        entry, *values = found
+        run = _run(job_id, entry)
+        if not values:
+            return run
         record = dict(zip(_ATTEMPT_FIELDS, values, strict=True))
         return Attempt(
             job_id=job_id,
@@ -258,14 +288,117 @@ class JobStore:
             execution_timeout_ms=int(record["execution_timeout_ms"]),
             expires_ms=int(record["created_ms"]) + int(record["ttl_ms"]),
             started_ms=int(record["started_ms"]),
+            callback_token=record["callback"],
+            run=run,
         )
+
+    def note(self, run: Run, worker_id: str) -> None:
+        """Says what a worker is at, before it may begin, or better than before."""
+        entry = {
+            "attempt": run.attempt,
+            "run": run.id,
+            "look": run.look,
+            "timeoutMs": run.execution_timeout_ms,
+            "callback": run.callback,
+        }
+        self._call("note", worker_id, run.job_id, run.attempt, json.dumps(entry))
+
+    def release(self, worker_id: str, job_id: str, attempt: int) -> None:
+        """The worker is done with an attempt that was over before: its slot is free."""
+        self._call("release", worker_id, job_id, attempt)
+
+    @redis_errors
+    def run(self, worker_id: str, job_id: str, attempt: int) -> Run | None:
+        """What a worker may still be at of a job; None: nothing."""
+        entry: Any = self._redis.hget(keys.runs(worker_id), f"{job_id}:{attempt}")
+        return None if entry is None else _run(job_id, entry)
+
+    @redis_errors
+    def left(self, worker_id: str) -> list[tuple[str, int]]:
+        """Job and attempt of all that a worker may be at."""
+        names: Any = self._redis.hkeys(keys.runs(worker_id))
+        parts = (name.rpartition(":") for name in names)
+        return [(job_id, int(attempt)) for job_id, _, attempt in parts]
+
+    def take_over(
+        self,
+        job_id: str,
+        endpoint: str,
+        attempt: int,
+        worker_id: str,
+        *,
+        reason: str,
+        lease_s: float,
+    ) -> str:
+        """Settles what an earlier node of a worker left; before the new one takes any job.
+
+        Where the run can still bring its result, this node goes on with it: "resumed". Else the job
+        is handed back, and a slot "waits" for the end of the run, or is "free" at once. Both are
+        messages in the worker's own queue.
+        """
+        own = self._messages.for_worker(job_id, attempt, endpoint, worker_id)
+        return str(
+            self._call(
+                "take_over",
+                job_id,
+                attempt,
+                worker_id,
+                self._result_ttl_s,
+                reason,
+                now_ms() + int(lease_s * 1000),
+                *own,
+                *self._messages.either(job_id, endpoint),
+            )
+        )
+
+    def leave(
+        self,
+        job_id: str,
+        endpoint: str,
+        attempt: int,
+        worker_id: str,
+        *,
+        reason: str,
+        lease_s: float,
+    ) -> JobStatus | None:
+        """A node that ends leaves a run that outlives it to its successor, for so long; any other job
+        goes back to its queue, and no attempt counts. Answers the job's state, as :meth:`hand_back`.
+        """
+        status = self._call(
+            "leave",
+            job_id,
+            attempt,
+            worker_id,
+            self._result_ttl_s,
+            reason,
+            now_ms() + int(lease_s * 1000),
+            *self._messages.either(job_id, endpoint),
+        )
+        return None if status is None else JobStatus(status)
+
+    def callback(self, job_id: str, endpoint: str, token: str, output: str) -> JobStatus:
+        """A result that the worker posted by itself; JSON text. Completes the job, if no node can.
+
+        Returns:
+            The job's state now.
+
+        Raises:
+            JobNotFound: the token is not that of the job's last run.
+        """
+        status = self._call("callback", job_id, endpoint, token, self._result_ttl_s, output)
+        if status is None:
+            raise JobNotFound(job_id)
+        return JobStatus(status)
 
     def add_chunks(self, attempt: Attempt, chunks: list[str]) -> bool:
         """Appends to what the attempt's handler has yielded; JSON texts. False: the job moved on."""
         return bool(self._call("chunks", attempt.job_id, attempt.number, *chunks))
 
-    def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
-        """Writes how the attempt ended. False: the job has moved on, nothing was changed."""
+    def finish(self, attempt: Attempt, outcome: Outcome, *, slot_free: bool = True) -> bool:
+        """Writes how the attempt ended. False: the job has moved on, nothing was changed.
+
+        ``slot_free``: the worker is done with it, too.
+        """
         fields: list[str | int] = []
         for name, value in (
             ("output", outcome.output),
@@ -274,9 +407,9 @@ class JobStore:
         ):
             if value is not None:
                 fields += [name, value]
-        done = self._call(
-            "finish", attempt.job_id, attempt.number, outcome.status, self._result_ttl_s, *fields
-        )
+        free = attempt.worker_id if slot_free else ""
+        arguments = (attempt.number, free, outcome.status, self._result_ttl_s)
+        done = self._call("finish", attempt.job_id, *arguments, *fields)
         return bool(done)
 
     def hand_back(
@@ -287,6 +420,7 @@ class JobStore:
         *,
         lost: bool,
         reason: str,
+        freed: str = "",
         expired_only: bool = False,
     ) -> JobStatus | None:
         """Puts the job at the front of its endpoint's queue, for the next attempt.
@@ -297,6 +431,7 @@ class JobStore:
             attempt: the number of the attempt that ends here.
             lost: the worker may have begun it. Counts; the last one allowed ends in FAILED.
             reason: the error of a job that ends here.
+            freed: the worker, if it has nothing of the job.
             expired_only: only if the attempt's lease has run out.
 
         Returns:
@@ -306,6 +441,7 @@ class JobStore:
             "hand_back",
             job_id,
             attempt,
+            freed,
             int(lost),
             reason,
             self._result_ttl_s,

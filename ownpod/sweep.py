@@ -21,24 +21,28 @@ AT_ONCE = 1000
 class Sweep(threading.Thread):
     """Every second: jobs whose ttl has passed, webhooks that are due, jobs of silent nodes.
 
-    Every ``recover_every_s``: what Celery has lost, see :mod:`ownpod.recovery`.
+    Every ``lease_s``: what Celery has lost, see :mod:`ownpod.recovery`.
     """
 
     def __init__(
-        self, store: JobStore, client: redis.Redis, recovery: Recovery, *, recover_every_s: float
+        self, store: JobStore, client: redis.Redis, recovery: Recovery, *, lease_s: float
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
         self._redis = client
         self._recovery = recovery
-        self._recover_every_s = recover_every_s
+        self._lease_s = lease_s
         self._recover_at = time.monotonic()
+        self._looked = 0.0
+        self._patient_until = 0.0
 
     def run(self) -> None:
         while True:
             time.sleep(EVERY_S)
             try:
-                if self._is_mine():
+                mine = self._is_mine()
+                self._have_patience(time.time())
+                if mine:
                     self.once()
             except RedisUnavailable as error:
                 log.warning("no sweep: %s", error)
@@ -46,12 +50,24 @@ class Sweep(threading.Thread):
     def once(self) -> None:
         """One sweep."""
         if self._recover_at <= time.monotonic():
-            self._recover_at = time.monotonic() + self._recover_every_s
+            self._recover_at = time.monotonic() + self._lease_s
             self._recovery.once()
         for job_id in self._store.expire(limit=AT_ONCE):
             log.info("job %s TIMED_OUT: it waited longer than its ttl", job_id)
         for job_id in self._store.webhooks_due(limit=AT_ONCE):
             log.debug("job %s: its webhook is due", job_id)
+        if time.time() >= self._patient_until:
+            self._take_up_the_lost()
+
+    def _have_patience(self, now: float) -> None:
+        """After a time in which this did not see Redis, nodes may not have seen it either: they get
+        a lease's time to renew theirs. At a start, after an outage, after the host slept.
+        """
+        if now - self._looked > self._lease_s / 3 + 2 * EVERY_S:
+            self._patient_until = now + self._lease_s
+        self._looked = now
+
+    def _take_up_the_lost(self) -> None:
         reason = "the node that ran the job fell silent and did not come back"
         for job in self._store.expired(limit=AT_ONCE):
             status = self._store.hand_back(

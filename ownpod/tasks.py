@@ -43,3 +43,11 @@ def run_job(job_id: str) -> None:
         time.sleep(1)
         raise Reject("this node has no worker", requeue=True)
     _runner.run(job_id)
+
+
+@app.task(name=broker.AWAIT_RUN)  # type: ignore[untyped-decorator]
+def await_run(run: str) -> None:
+    """Keeps a slot until the worker is done with a run of an earlier node, "<job id>:<attempt>"."""
+    if _runner is not None:
+        job_id, _, attempt = run.rpartition(":")
+        _runner.await_run(job_id, int(attempt))

@@ -1,13 +1,20 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
--- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, WEBHOOKS, EVENTS (see
--- keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT and
+-- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, RUNS, WEBHOOKS, EVENTS
+-- (see keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT and
 -- ATTEMPTS_LOGGED (store.py).
 --
 -- JOB<id>                   hash   the record; fields in jobs.py (NewJob.record, Job.FIELDS), and
 --                                  `claim`, the token of the delivery that runs it;
 --                                  `drained`, the "<attempt>-<index>" up to which /stream was read;
 --                                  `deliveries`, the JSON log of its webhook;
---                                  `attempts`, the JSON log of attempts that were handed back
+--                                  `attempts`, the JSON log of attempts that were handed back;
+--                                  `callback`, the token of the run's callback, and
+--                                  `returned`, the output that came that way while a node waited for
+--                                  its own; `resume`, the worker whose next node goes on with the run;
+--                                  `awaits`, only the callback can still bring the result
+-- RUNS<worker id>           hash   "<id>:<attempt>" -> what the worker may be at, a JSON object: `attempt`
+--                                  and, from before it may begin, `run`, its own id, `look` (jobs.py),
+--                                  `timeoutMs`, `callback`. Stays until its slot is free
 -- CHUNKS<id>                list   what the handler has yielded in this attempt, JSON texts
 -- ENDPOINT<ep>:queued       zset   ids of jobs IN_QUEUE, by created_ms
 -- ENDPOINT<ep>:purging      zset   ids taken out of `queued` by a purge, on their way to CANCELLED
@@ -48,6 +55,7 @@ local function move(id, to, fields)
     redis.call('HDEL', of(endpoint, 'running'), id)
     redis.call('ZREM', LEASES, id)
   end
+  redis.call('HDEL', job, 'returned', 'resume', 'awaits')
   if to == S.IN_QUEUE then
     redis.call('HDEL', job, 'worker_id', 'started_ms', 'claim')
     enter_queue(id, endpoint, created_ms, ttl_ms)
@@ -77,6 +85,27 @@ end
 local function holds(id, attempt)
   local status, current = unpack(redis.call('HMGET', JOB .. id, 'status', 'attempt'))
   return status == S.IN_PROGRESS and current == attempt
+end
+
+-- Completes a job whose result came by callback while its node did not.
+local function returned(id, ttl_s)
+  local output = redis.call('HGET', JOB .. id, 'returned')
+  return output and finish(id, S.COMPLETED, ttl_s, {'output', output})
+end
+
+local function field(id, attempt)
+  return id .. ':' .. attempt
+end
+
+-- What the worker may be at: a decoded entry of RUNS, with `run` if it may have begun; or nil.
+local function run_of(worker_id, id, attempt)
+  local entry = worker_id and redis.call('HGET', RUNS .. worker_id, field(id, attempt))
+  return entry and cjson.decode(entry)
+end
+
+-- The run can bring its result to another node than the one that began it.
+local function outlives(run)
+  return run and run.run and (run.look == 'poll' or run.callback)
 end
 
 local function rest(first)
@@ -159,7 +188,7 @@ function commands.retry()
   end
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
-    'claim', 'drained', 'deliveries', 'attempts'
+    'claim', 'drained', 'deliveries', 'attempts', 'callback'
   )
   redis.call('DEL', CHUNKS .. new_id)
   redis.call('ZREM', WEBHOOKS, new_id)
@@ -172,40 +201,96 @@ function commands.retry()
   return status
 end
 
--- id, worker id, claim, lease end, record ttl, name, ... -> the named fields, or nil if there is
--- nothing to do. The same claim again is the same delivery, repeated because its answer was lost on
--- the way. A job whose ttl has passed ends here, without a worker having seen it.
+-- id, worker id, claim, lease end, record ttl, name, ... -> what RUNS says of it, and the named fields
+-- if it can be claimed; nil if there is nothing to do. The same claim again is the same delivery,
+-- repeated because its answer was lost on the way. A job whose ttl has passed ends here, without a
+-- worker having seen it. A run that an earlier node of this worker began goes on as the same attempt.
 function commands.claim()
   local id, worker_id, claim, lease_end, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-  local job = JOB .. id
-  local attempt, held, created_ms, ttl_ms =
-    unpack(redis.call('HMGET', job, 'attempt', 'claim', 'created_ms', 'ttl_ms'))
-  if held ~= claim then
-    if created_ms and created_ms + ttl_ms <= now then
+  local job, runs = JOB .. id, RUNS .. worker_id
+  local status, attempt, held, created_ms, ttl_ms, resume =
+    unpack(redis.call('HMGET', job, 'status', 'attempt', 'claim', 'created_ms', 'ttl_ms', 'resume'))
+  if not status then
+    return false
+  end
+  local run = resume == worker_id and run_of(worker_id, id, attempt)
+  if held ~= claim and status == S.IN_PROGRESS and run then
+    redis.call('HDEL', job, 'resume')
+    redis.call('HSET', job, 'claim', claim)
+    if run.look ~= 'poll' then
+      redis.call('HSET', job, 'awaits', 1)
+    end
+    redis.call('ZADD', LEASES, lease_end, id)
+  elseif held ~= claim then
+    if status == S.IN_QUEUE and created_ms + ttl_ms <= now then
       commands.expire_job(id, ttl_s)
       return false
     end
+    local number = attempt + 1
     local fields = {
-      'attempt', (tonumber(attempt) or 0) + 1, 'worker_id', worker_id, 'claim', claim, 'started_ms', now
+      'attempt', number, 'worker_id', worker_id, 'claim', claim, 'callback', claim, 'started_ms', now
     }
-    local endpoint = move(id, S.IN_PROGRESS, fields)
+    local endpoint = status == S.IN_QUEUE and move(id, S.IN_PROGRESS, fields)
     if not endpoint then
-      return false
+      local entry = redis.call('HGET', runs, field(id, attempt))
+      return entry and {entry}
     end
+    attempt = number
     redis.call('DEL', CHUNKS .. id)
     redis.call('HSET', of(endpoint, 'running'), id, worker_id)
+    redis.call('HSET', runs, field(id, number), '{"attempt": ' .. number .. '}')
+    redis.call('EXPIRE', runs, RUNS_KEPT_S)
     redis.call('ZADD', LEASES, lease_end, id)
   end
-  return redis.call('HMGET', job, unpack(rest(8)))
+  local entry = redis.call('HGET', runs, field(id, attempt)) or '{}'
+  return {entry, unpack(redis.call('HMGET', job, unpack(rest(8))))}
 end
 
--- id, attempt, state, ttl, name, value, ... -> 1, or 0 if the attempt is no longer the job's
+-- worker id, id, attempt, entry: what the worker is at, unless its slot is free again
+function commands.note()
+  local runs, name = RUNS .. ARGV[3], field(ARGV[4], ARGV[5])
+  if redis.call('HEXISTS', runs, name) == 1 then
+    redis.call('HSET', runs, name, ARGV[6])
+  end
+  return 1
+end
+
+-- worker id, id, attempt: its slot is free
+function commands.release()
+  return redis.call('HDEL', RUNS .. ARGV[3], field(ARGV[4], ARGV[5]))
+end
+
+-- id, attempt, worker id if its slot is free, or '', state, ttl, name, value, ... -> 1, or 0 if the
+-- attempt is no longer the job's
 function commands.finish()
-  local id, attempt, to, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-  if not holds(id, attempt) or not finish(id, to, ttl_s, rest(7)) then
+  local id, attempt, free, to, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+  if free ~= '' then
+    redis.call('HDEL', RUNS .. free, field(id, attempt))
+  end
+  if not holds(id, attempt) or not finish(id, to, ttl_s, rest(8)) then
     return 0
   end
   return 1
+end
+
+-- id, endpoint, token, ttl, output -> the state the job has now, or nil if the token is not its run's.
+-- A node that still waits gets the answer itself: then this is only kept, should the node not live.
+function commands.callback()
+  local id, endpoint, token, ttl_s, output = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+  local job = JOB .. id
+  local status, owner, known, claim, awaits =
+    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'callback', 'claim', 'awaits'))
+  if owner ~= endpoint or known ~= token then
+    return false
+  end
+  if status == S.IN_PROGRESS and claim and not awaits then
+    redis.call('HSET', job, 'returned', output)
+    return status
+  end
+  if finish(id, S.COMPLETED, ttl_s, {'output', output}) then
+    return S.COMPLETED
+  end
+  return status
 end
 
 -- id, attempt, chunk, ... -> 1, or 0 if the attempt is no longer the job's
@@ -246,16 +331,11 @@ local function log_attempt(id, lost, reason)
   redis.call('HSET', job, 'attempts', cjson.encode(entries))
 end
 
--- id, attempt, lost (0|1), reason, ttl, expired before (0: whatever the lease says), list, message, list,
--- message (for low priority) -> the state the job has now, or nil if the attempt is no longer the job's
-function commands.hand_back()
-  local id, attempt, lost, reason = ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6]
-  local ttl_s, expired_before = ARGV[7], tonumber(ARGV[8])
-  if not holds(id, attempt) then
-    return false
-  end
-  if expired_before > 0 and tonumber(redis.call('ZSCORE', LEASES, id) or 0) >= expired_before then
-    return false
+-- Ends an attempt without a result: the job goes to the front of its endpoint's queue, with the ticket
+-- at `first`, unless it was lost once too often. -> the state the job has now
+local function give_up(id, lost, reason, ttl_s, first)
+  if returned(id, ttl_s) then
+    return S.COMPLETED
   end
   log_attempt(id, lost, reason)
   if lost then
@@ -269,8 +349,74 @@ function commands.hand_back()
     redis.call('HINCRBY', of(endpoint, 'counts'), 'retried', 1)
   end
   move(id, S.IN_QUEUE, {})
-  redis.call('RPUSH', ticket(id, 9))
+  redis.call('RPUSH', ticket(id, first))
   return S.IN_QUEUE
+end
+
+-- id, attempt, worker id if its slot is free, or '', lost (0|1), reason, ttl, expired before (0: whatever
+-- the lease says), list, message, list, message (for low priority) -> the state the job has now, or nil
+-- if the attempt is no longer the job's
+function commands.hand_back()
+  local id, attempt, free, expired_before = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[9])
+  if free ~= '' then
+    redis.call('HDEL', RUNS .. free, field(id, attempt))
+  end
+  if not holds(id, attempt) then
+    return false
+  end
+  if expired_before > 0 and tonumber(redis.call('ZSCORE', LEASES, id) or 0) >= expired_before then
+    return false
+  end
+  return give_up(id, ARGV[6] == '1', ARGV[7], ARGV[8], 10)
+end
+
+-- id, attempt, worker id, ttl, reason, lease end, list, message, list, message (for low priority): a node
+-- leaves a job to its successor, where the run outlives it; else hands it back uncounted.
+-- -> the state the job has now, or nil if the attempt is no longer the job's
+function commands.leave()
+  local id, attempt, worker_id = ARGV[3], ARGV[4], ARGV[5]
+  if not holds(id, attempt) then
+    return false
+  end
+  if not outlives(run_of(worker_id, id, attempt)) then
+    return give_up(id, false, ARGV[7], ARGV[6], 9)
+  end
+  redis.call('HSET', JOB .. id, 'resume', worker_id)
+  redis.call('HDEL', JOB .. id, 'claim')
+  redis.call('ZADD', LEASES, ARGV[8], id)
+  return S.IN_PROGRESS
+end
+
+-- id, attempt, worker id, ttl, reason, lease end, the worker's own list, message that goes on with the
+-- run, message that waits for its end, list, message, list, message (for low priority): a new node of
+-- the worker, before it takes any job, settles what an earlier one has left. -> "resumed", "waits" for the
+-- end of the run, or "free"
+function commands.take_over()
+  local id, attempt, worker_id, ttl_s, reason, lease_end =
+    ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+  local job, own, go_on, wait = JOB .. id, ARGV[9], ARGV[10], ARGV[11]
+  local run = run_of(worker_id, id, attempt)
+  if not run then
+    return 'free'
+  end
+  if holds(id, attempt) and redis.call('HGET', job, 'worker_id') == worker_id then
+    if outlives(run) and not returned(id, ttl_s) then
+      redis.call('HSET', job, 'resume', worker_id)
+      redis.call('HDEL', job, 'claim')
+      redis.call('ZADD', LEASES, lease_end, id)
+      redis.call('RPUSH', own, go_on)
+      return 'resumed'
+    end
+    if holds(id, attempt) then
+      give_up(id, true, reason, ttl_s, 12)
+    end
+  end
+  if run.run then
+    redis.call('RPUSH', own, wait)
+    return 'waits'
+  end
+  redis.call('HDEL', RUNS .. worker_id, field(id, attempt))
+  return 'free'
 end
 
 -- id, endpoint, ttl, reason, list, message, list, message (for low priority) -> the state the job has

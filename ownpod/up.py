@@ -1,7 +1,7 @@
 """``ownpod up``: Redis, API and dispatcher in one, with one log, ending together.
 
-One thread: it copies the children's output, each line behind its process's name, and looks after
-them. Starts Redis first and ends it last, so that nodes can hand back what they have.
+One thread: it copies the children's output, each line behind its process's name, and starts again
+what has ended by itself. Starts Redis first and ends it last, so that nodes can hand back what they have.
 """
 
 import logging
@@ -19,14 +19,14 @@ from typing import IO
 
 from ownpod.embedded import EmbeddedRedis
 from ownpod.errors import OwnPodError, RedisUnavailable, StartError
-from ownpod.processes import check_port, describe_exit, die_with_parent
+from ownpod.processes import Pauses, check_port, describe_exit, die_with_parent
 from ownpod.registry import Registry, WorkerState, load_endpoints
 from ownpod.settings import Settings
 from ownpod.store import connect
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.1
+LOOK_S, LONGEST_LOOK_S = 0.1, 0.5
 SETTLE_S = 0.3
 KILL_AFTER_S = 15.0
 """Beyond the grace: what has not ended by then is killed."""
@@ -35,15 +35,25 @@ START_S = 60.0
 
 
 class Child:
-    """A process whose output is copied line by line behind its name."""
+    """A process, and its successors, whose output is copied line by line behind its name."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> None:
         self.name = name
-        self.process = process
+        self._launch = launch
         self._rest = b""
-        assert process.stdout is not None  # noqa: S101 - for the type checker
-        self.stdout: IO[bytes] = process.stdout
+        self.pauses = Pauses()
+        self.start_at: float | None = None
+        """When it is to be started again, on the monotonic clock; None: it runs."""
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, for the first time or again."""
+        self.process = self._launch()
+        assert self.process.stdout is not None  # noqa: S101 - for the type checker
+        self.stdout: IO[bytes] = self.process.stdout
         os.set_blocking(self.stdout.fileno(), False)
+        self.started = time.monotonic()
+        self.start_at = None
 
     def copy(self) -> bool:
         """Copies what there is; False when there will be no more."""
@@ -72,6 +82,8 @@ class Group:
         self.children: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self.stopping = False
+        self.restarting = False
+        """Children that end are started again; else that is an error."""
 
     def handle_signals(self) -> None:
         """SIGTERM and SIGINT set ``stopping``."""
@@ -84,38 +96,58 @@ class Group:
 
     def spawn(self, name: str, arguments: list[str], environ: dict[str, str]) -> Child:
         """Starts a program."""
-        # A session of its own: Ctrl-C comes here only, and children are ended in order.
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environ,
-            start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
-        )
-        return self.add(name, process)
 
-    def add(self, name: str, process: subprocess.Popen[bytes]) -> Child:
-        """Looks after a process that is started already."""
-        child = Child(name, process)
+        def launch() -> subprocess.Popen[bytes]:
+            # A session of its own: Ctrl-C comes here only, and children are ended in order.
+            return subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+            )
+
+        return self.add(name, launch)
+
+    def add(self, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> Child:
+        """Starts a process in a way of its own."""
+        child = Child(name, launch)
         self.children.append(child)
         self._selector.register(child.stdout, selectors.EVENT_READ, child)
         return child
 
     def attend(self, timeout_s: float) -> bool:
-        """Copies output for so long, or until there has been some: True.
+        """Copies output for so long, or until there has been some: True. Restarts what has ended.
 
         Raises:
-            StartError: a child has ended by itself.
+            StartError: a child has ended by itself, before all were up.
         """
         copied = self._copy(timeout_s)
         for child in self.children:
             code = child.process.poll()
             if code is not None and not self.stopping:
-                self._copy(0.2)
-                raise StartError(f"{child.name} {describe_exit(code)}; ending everything")
+                self._restart(child, code)
         return copied
+
+    def _restart(self, child: Child, code: int) -> None:
+        now = time.monotonic()
+        if child.start_at is None:
+            self._copy(0.2)
+            if not self.restarting:
+                raise StartError(f"{child.name} {describe_exit(code)}; ending everything")
+            pause_s = child.pauses.next_s(now - child.started)
+            child.start_at = now + pause_s
+            say("ownpod", f"{child.name} {describe_exit(code)}; starting it again in {pause_s:g} s")
+        elif child.start_at <= now:
+            if child.stdout in self._files():
+                self._selector.unregister(child.stdout)
+            child.start()
+            self._selector.register(child.stdout, selectors.EVENT_READ, child)
+
+    def _files(self) -> list[object]:
+        return [key.fileobj for key in self._selector.get_map().values()]
 
     def until(self, ready: Callable[[], bool], what: str) -> None:
         """Attends until something is so. Raises: StartError if it takes a minute."""
@@ -185,7 +217,8 @@ class Up:
         try:
             url = self._config.redis_url or ""
             if embedded is not None:
-                redis = self._group.add("redis", embedded.start())
+                embedded.prepare()
+                redis = self._group.add("redis", embedded.start)
                 embedded.wait(redis.process)
                 url = embedded.url
             registry = Registry(endpoints, connect(url, client_name="ownpod-up"))
@@ -200,8 +233,9 @@ class Up:
             self._group.settle()
             if not self._group.stopping:
                 say("ownpod", self._ready_line(registry))
+            self._group.restarting = True
             while not self._group.stopping:
-                self._group.attend(1.0)
+                self._group.attend(LONGEST_LOOK_S)
         except OwnPodError as error:
             if not self._group.children:
                 raise
@@ -236,7 +270,7 @@ class Up:
         """Each worker's node has looked at it once: it is ready, or known not to be."""
         statuses = registry.statuses(tuple(registry.workers())).values()
         return all(
-            status.state is WorkerState.READY
+            status.state in {WorkerState.READY, WorkerState.BUSY}
             or (status.state is WorkerState.UNHEALTHY and not status.unattended)
             for status in statuses
         )

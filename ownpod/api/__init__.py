@@ -3,7 +3,7 @@
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from ownpod.api import auth, health, jobs, limits, openapi, stream
+from ownpod.api import auth, callbacks, health, jobs, limits, openapi, stream
 from ownpod.api.services import Services, answer, provide
 from ownpod.broker import JobMessages
 from ownpod.celery import app as celery_app
@@ -37,7 +37,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health):
+    for module in (jobs, stream, health, callbacks):
         app.register_blueprint(module.blueprint)
     openapi.add_docs(app)
     if services.keys_needed:

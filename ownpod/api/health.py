@@ -33,7 +33,7 @@ def health(endpoint_id: str) -> Response:
     )
     for worker in endpoint.workers:
         status = statuses[worker.id]
-        workers[status.state] += 1
+        workers["running" if status.state is WorkerState.BUSY else status.state] += 1
         if status.state is WorkerState.READY:
             workers["running" if jobs_of[worker.id] or status.held else "idle"] += 1
     return answer(

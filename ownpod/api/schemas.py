@@ -37,8 +37,16 @@ def _check_webhook(url: str) -> None:
         raise ValidationError("must be an http:// or https:// URL")
 
 
+class _Whole(fields.Integer):
+    """A whole number however it is written: to JSON, 5000.0 is one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        whole = isinstance(value, float) and value.is_integer()
+        return super()._deserialize(int(value) if whole else value, attr, data, **kwargs)
+
+
 def _milliseconds(name: str, limits: tuple[int, int], what: str) -> fields.Integer:
-    return fields.Integer(
+    return _Whole(
         data_key=name,
         strict=True,
         load_default=None,

@@ -1,9 +1,20 @@
 """What runs jobs: the interface that the rest knows, and its implementations."""
 
-from collections.abc import Callable
 from typing import Protocol
 
-from ownpod.jobs import Attempt, Outcome
+from ownpod.jobs import Attempt, Look, Outcome, Run
+
+
+class Watch(Protocol):
+    """Told by a worker about a run while it goes on; from any thread."""
+
+    def chunks(self, texts: list[str]) -> None:
+        """What the handler has yielded since, JSON texts."""
+
+    def look(self, look: Look) -> None:
+        """How another process could ask about the run; said before the worker may begin it, and again
+        when it turns out to be better or worse.
+        """
 
 
 class Worker(Protocol):
@@ -21,25 +32,32 @@ class Worker(Protocol):
             AttemptLost: it may have started the job, but no answer came.
         """
 
-    def wait(self, run_id: str, emit: Callable[[list[str]], object]) -> Outcome:
+    def wait(self, run_id: str, watch: Watch, *, resumed: bool = False) -> Outcome:
         """Blocks until the worker is done with the run, however long that takes.
 
         Args:
             run_id: from :meth:`start`.
-            emit: called with what the handler yields, JSON texts, as the worker tells it.
-
+            watch: is told what happens meanwhile.
+            resumed: another process has begun it, and it can be polled.
 
         Raises:
             AttemptLost: no answer will come.
             JobRejected: the answer cannot be taken.
         """
 
+    def is_at(self, run: Run, patience_s: float) -> bool:
+        """Whether the worker may still be at a run that nobody waits for; changes nothing there.
+
+        Blocks while a worker that runs it answers nothing, at most so long.
+        """
+
     def cancel(self, run_id: str) -> bool:
         """Asks the worker to stop the run. False if it cannot be asked."""
 
     def probe(self) -> None:
-        """Looks whether the worker takes jobs; only while it has none.
+        """Looks whether the worker takes jobs.
 
         Raises:
+            WorkerSilent: it is there, but says nothing; it may be busy.
             WorkerUnavailable: with the reason.
         """

@@ -1,13 +1,13 @@
 """What a worker's answers mean: pure, without HTTP."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ownpod.errors import AttemptLost
 from ownpod.jobs import JobStatus, Outcome
+from ownpod.payload import loads, output_of
 
 STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
 UNKNOWN_METHOD = {404, 405}
@@ -21,16 +21,6 @@ _NOT_FOUND = "Job ID not found"
 """The SDK's answer (200, FAILED) for a job that it does not have: it was restarted in between."""
 
 
-def _loads(text: str | bytes) -> Any:
-    """JSON as clients can read it: NaN and the infinities, which Python writes, are null."""
-    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-
-
-def _finite(text: str) -> float | None:
-    number = float(text)
-    return number if math.isfinite(number) else None
-
-
 @dataclass(frozen=True)
 class Answer:
     status: int
@@ -38,7 +28,7 @@ class Answer:
 
     def json(self) -> dict[str, Any]:
         try:
-            value = _loads(self.body)
+            value = loads(self.body)
         except (ValueError, RecursionError):
             value = None
         return value if isinstance(value, dict) else {}
@@ -46,11 +36,6 @@ class Answer:
     def __str__(self) -> str:
         text = self.body[:200].decode("utf-8", "replace").strip()
         return f"HTTP {self.status}" + (f": {text}" if text else "")
-
-
-def output_of(chunk: Any) -> Any:
-    """What was yielded, out of RunPod's ``{"output": ...}``."""
-    return chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk
 
 
 def chunks_in(line: bytes) -> Iterator[str]:
@@ -63,7 +48,7 @@ def chunks_in(line: bytes) -> Iterator[str]:
     if not text or text == "[DONE]":
         return
     try:
-        said = _loads(text)
+        said = loads(text)
     except (ValueError, RecursionError):
         said = text
     if isinstance(said, dict) and isinstance(said.get("stream"), list):
@@ -72,11 +57,11 @@ def chunks_in(line: bytes) -> Iterator[str]:
         yield json.dumps(output_of(said))
 
 
-def outcome_in(answer: Answer) -> Outcome | None:
+def outcome_in(answer: Answer, run_id: str) -> Outcome | None:
     """The outcome in an answer to ``/status``, None while the job runs.
 
     Raises:
-        AttemptLost: the worker does not know the run: it was restarted.
+        AttemptLost: the worker does not know the run: it was restarted, or speaks of another.
     """
     if answer.status in UNKNOWN_METHOD:
         raise AttemptLost(f"the worker does not know the run any more: {answer}")
@@ -84,6 +69,8 @@ def outcome_in(answer: Answer) -> Outcome | None:
         return Outcome(JobStatus.FAILED, error=f"the worker's /status answered {answer}")
     said = answer.json()
     state, error = said.get("status"), said.get("error")
+    if said.get("id", run_id) != run_id:
+        raise AttemptLost(f"the worker answered about another run, {str(said['id'])[:80]!r}")
     if state in STILL_RUNNING:
         return None
     if state == "FAILED" and error == _NOT_FOUND:

@@ -5,13 +5,15 @@ surprising part is the hold: the SDK runs a job only when ``/status`` is POSTed,
 the handler has ended. Asking twice runs it twice or throws its result away.
 """
 
+import contextlib
 import json
 import logging
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection
@@ -25,10 +27,12 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 
-from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
-from ownpod.jobs import Attempt, JobStatus, Outcome
+from ownpod.errors import AttemptLost, JobRejected, WorkerSilent, WorkerUnavailable
+from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
+from ownpod.payload import output_of
 from ownpod.registry import WorkerSpec
 from ownpod.settings import Settings
+from ownpod.workers import Watch
 from ownpod.workers.answers import (
     LINES,
     STILL_RUNNING,
@@ -36,7 +40,6 @@ from ownpod.workers.answers import (
     Answer,
     chunks_in,
     outcome_in,
-    output_of,
 )
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,14 @@ POLL_SHARE = 0.1
 
 POLL_FAILURES = 3
 """Polls in a row that may fail before a run counts as lost."""
+
+BODY_S = 300.0
+"""Longest time for the body of an answer, of which the beginning has come: 50 MiB at 170 KiB/s."""
+
+LEARN_AFTER_S = 1.0
+"""So long a generator runs before the worker is asked whether it answers meanwhile."""
+
+LONGEST_ID = 255
 
 _JOB_REFUSED = {400, 413, 422}
 _NOT_NOW = {301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 421, 429, 502, 503, 504}
@@ -70,10 +81,15 @@ class PushWorker:
 
     def __init__(self, spec: WorkerSpec, settings: Settings) -> None:
         self._url = spec.url
+        self._capacity = spec.capacity
         self._settings = settings
         self._methods = ["POST", "GET"]
         self._streams: bool | None = None
         """Whether the handler yields, as its /stream last showed; None: to be found out."""
+        self._says_so = False
+        """Its /stream said that it does not, which runs nothing."""
+        self._concurrent: bool | None = True if spec.capacity > 1 else None
+        """Whether the worker answers while it runs a job; None: to be found out."""
         verify = spec.verify_tls or spec.ca_bundle is not None
         if not verify:
             urllib3.disable_warnings(InsecureRequestWarning)
@@ -96,11 +112,14 @@ class PushWorker:
         body = f'{{"input": {attempt.input}'
         if attempt.s3_config is not None:
             body += f', "s3Config": {attempt.s3_config}'
+        if self._settings.callback_url is not None:
+            path = f"/v2/{attempt.endpoint}/callback/{attempt.job_id}/{attempt.callback_token}"
+            body += f', "webhook": {json.dumps(self._settings.callback_url + path)}'
+        timeout_s = self._settings.worker_run_read_timeout_s
         try:
-            timeout_s = self._settings.worker_run_read_timeout_s
-            answer = self._request("POST", "/run", timeout_s, body=f"{body}}}")
+            answer = self._request("POST", "/run", timeout_s, body=f"{body}}}", body_s=timeout_s)
         except (NewConnectionError, ConnectTimeoutError, SSLError) as error:
-            self._streams = None
+            self._forget()
             raise WorkerUnavailable(f"cannot connect: {_reason(error)}") from error
         except HTTPError as error:
             raise AttemptLost(f"the worker did not answer /run: {_reason(error)}") from error
@@ -109,23 +128,94 @@ class PushWorker:
         if answer.status in _NOT_NOW:
             raise WorkerUnavailable(f"/run answered {answer}")
         run_id = answer.json().get("id")
-        if answer.status >= 300 or not isinstance(run_id, str) or not run_id:
-            raise AttemptLost(f"the worker's answer to /run has no job id: {answer}")
-        return run_id
+        usable = isinstance(run_id, str) and 0 < len(run_id) <= LONGEST_ID
+        if answer.status >= 300 or not usable:
+            raise AttemptLost(f"the worker's answer to /run has no usable job id: {answer}")
+        return str(run_id)
 
-    def wait(self, run_id: str, emit: Callable[[list[str]], object]) -> Outcome:
+    def wait(self, run_id: str, watch: Watch, *, resumed: bool = False) -> Outcome:
         try:
-            outcome = None if self._streams is False else self._follow(run_id, emit)
-            return outcome or self._poll(run_id)
+            if resumed:
+                return self._poll(run_id, watch, self._settings.worker_status_timeout_s)
+            return self._streamed(run_id, watch) or self._asked(run_id, watch)
         except HTTPError as error:
-            self._streams = None
+            self._forget()
             raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
         except AttemptLost:
-            # Whoever answers next may be another container.
-            self._streams = None
+            self._forget()
             raise
 
-    def _follow(self, run_id: str, emit: Callable[[list[str]], object]) -> Outcome | None:
+    def _streamed(self, run_id: str, watch: Watch) -> Outcome | None:
+        """The end of a run by way of its stream, if the handler may yield."""
+        if self._streams is False:
+            return None
+        watch.look(self._unasked)
+        with self._learning(watch):
+            return self._follow(run_id, watch)
+
+    def _asked(self, run_id: str, watch: Watch) -> Outcome:
+        watch.look(Look.LISTED if self._says_so else self._unasked)
+        return self._poll(run_id, watch, None)
+
+    def is_at(self, run: Run, patience_s: float) -> bool:
+        try:
+            match run.look:
+                case Look.POLL:
+                    timeout_s = self._settings.worker_status_timeout_s
+                    return outcome_in(self._status(run.id, timeout_s), run.id) is None
+                case Look.LISTED:
+                    answer = self._request("POST", f"/stream/{_quoted(run.id)}", patience_s)
+                    return answer.json().get("error") == _NO_STREAM
+                case Look.IDLE | Look.NEVER:
+                    self._request("GET", "/health", patience_s)
+                    return run.look is Look.NEVER
+        except (NewConnectionError, AttemptLost):
+            # Nobody is there, or nobody who knows it.
+            return False
+        except (HTTPError, JobRejected):
+            return True
+
+    @property
+    def _unasked(self) -> Look:
+        """For a run that it would begin again if it were asked about it."""
+        return Look.NEVER if self._concurrent else Look.IDLE
+
+    def _forget(self) -> None:
+        """Whoever answers next may be another container."""
+        self._streams = None
+        if self._capacity == 1:
+            self._concurrent = None
+
+    @contextlib.contextmanager
+    def _learning(self, watch: Watch) -> Iterator[None]:
+        """Finds out, while a generator runs, whether the worker answers meanwhile; once."""
+        if self._concurrent is not None:
+            yield
+            return
+        ended = threading.Event()
+
+        def learn() -> None:
+            try:
+                self._request("GET", "/health", LEARN_AFTER_S)
+            except HTTPError:
+                answered = False
+            else:
+                answered = True
+            if not ended.is_set():
+                self._concurrent = answered
+                if answered:
+                    watch.look(Look.NEVER)
+
+        timer = threading.Timer(LEARN_AFTER_S, learn)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            timer.cancel()
+
+    def _follow(self, run_id: str, watch: Watch) -> Outcome | None:
         """The end of a run whose handler yields; None: ask ``/status`` for it.
 
         The SDK's ``/stream`` runs a generator to its end, and on any other handler does nothing but
@@ -136,51 +226,52 @@ class PushWorker:
         while True:
             response = self._open_stream(run_id)
             if response is None:
-                self._streams = False
+                self._streams = self._says_so = False
                 return None
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if response.status < 300 and kind in LINES:
                 self._streams = True
-                self._relay(run_id, response, emit)
+                watch.look(Look.POLL)
+                self._relay(run_id, response, watch)
                 return None
             answer = self._whole(response)
             said = answer.json()
             if said.get("error") == _NO_STREAM:
-                self._streams = False
+                self._streams, self._says_so = False, True
                 return None
             if answer.status >= 300 or not isinstance(said.get("stream"), list):
-                return outcome_in(answer)
+                return outcome_in(answer, run_id)
             self._streams = True
             outputs = [json.dumps(output_of(chunk)) for chunk in said["stream"]]
             if outputs:
-                emit(outputs)
+                watch.chunks(outputs)
             if said.get("status") not in STILL_RUNNING:
                 if said.get("status") != JobStatus.COMPLETED or asked_again:
                     return None
-                return self._end_of_generator(run_id, outputs)
+                return self._end_of_generator(run_id, outputs, watch)
+            if not asked_again:
+                watch.look(Look.POLL)
             asked_again = True
             _pause(began)
 
-    def _end_of_generator(self, run_id: str, outputs: list[str]) -> Outcome:
+    def _end_of_generator(self, run_id: str, outputs: list[str], watch: Watch) -> Outcome:
         """What it yielded is its output. Without any ``/status`` may have one; the SDK's has not."""
         if not outputs:
             try:
-                return self._poll(run_id)
+                return self._poll(run_id, watch, None)
             except (AttemptLost, HTTPError):
                 log.debug("run %s at %s yielded nothing", run_id, self._url)
         return Outcome(JobStatus.COMPLETED, output=f"[{', '.join(outputs)}]")
 
     def _open_stream(self, run_id: str) -> BaseHTTPResponse | None:
         for method in self._methods:
-            response = self._send(method, f"/stream/{run_id}", None)
+            response = self._send(method, f"/stream/{_quoted(run_id)}", None)
             if response.status not in _NO_SUCH_ROUTE:
                 return response
             self._whole(response)
         return None
 
-    def _relay(
-        self, run_id: str, response: BaseHTTPResponse, emit: Callable[[list[str]], object]
-    ) -> None:
+    def _relay(self, run_id: str, response: BaseHTTPResponse, watch: Watch) -> None:
         """Events or JSON lines, each emitted as it comes; the end, and how it came, is not told."""
         rest, left = b"", self._settings.max_output_mb * 1024 * 1024
         try:
@@ -188,9 +279,9 @@ class PushWorker:
                 left -= len(data)
                 *lines, rest = (rest + data).split(b"\n")
                 if outputs := [text for line in lines for text in chunks_in(line)]:
-                    emit(outputs)
+                    watch.chunks(outputs)
             if outputs := list(chunks_in(rest)):
-                emit(outputs)
+                watch.chunks(outputs)
             if left > 0:
                 response.release_conn()
             else:
@@ -200,10 +291,10 @@ class PushWorker:
             log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(error))
             response.close()
 
-    def _poll(self, run_id: str) -> Outcome:
+    def _poll(self, run_id: str, watch: Watch, timeout_s: float | None) -> Outcome:
         # The first request has no time-out: until a worker has answered while a job runs, it may
         # be one that holds. After that it is polled.
-        began, timeout_s, failures = time.monotonic(), None, 0
+        began, failures = time.monotonic(), 0
         while True:
             try:
                 answer = self._status(run_id, timeout_s)
@@ -214,16 +305,18 @@ class PushWorker:
                     raise
                 log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
             else:
-                outcome = outcome_in(answer)
+                outcome = outcome_in(answer, run_id)
                 if outcome is not None:
                     return outcome
+                if timeout_s is None:
+                    watch.look(Look.POLL)
                 timeout_s = self._settings.worker_status_timeout_s
             _pause(began)
 
     def cancel(self, run_id: str) -> bool:
         try:
             timeout_s = self._settings.worker_cancel_timeout_s
-            answer = self._request("POST", f"/cancel/{run_id}", timeout_s)
+            answer = self._request("POST", f"/cancel/{_quoted(run_id)}", timeout_s)
         except HTTPError as error:
             log.info("cancel of %s at %s failed: %s", run_id, self._url, _reason(error))
             return False
@@ -233,6 +326,8 @@ class PushWorker:
         # Any answer but a server error will do: the SDK has no /health and says 404.
         try:
             answer = self._request("GET", "/health", self._settings.worker_connect_timeout_s)
+        except ReadTimeoutError as error:
+            raise WorkerSilent(f"does not answer: {_reason(error)}") from error
         except HTTPError as error:
             raise WorkerUnavailable(f"does not answer: {_reason(error)}") from error
         if answer.status >= 500:
@@ -240,39 +335,54 @@ class PushWorker:
 
     def _status(self, run_id: str, timeout_s: float | None) -> Answer:
         """One status request, in the way this worker takes it; remembers which that is."""
-        answer = self._request(self._methods[0], f"/status/{run_id}", timeout_s)
+        path = f"/status/{_quoted(run_id)}"
+        answer = self._request(self._methods[0], path, timeout_s)
         if answer.status in UNKNOWN_METHOD:
-            other = self._request(self._methods[1], f"/status/{run_id}", timeout_s)
+            other = self._request(self._methods[1], path, timeout_s)
             if other.status not in UNKNOWN_METHOD:
                 self._methods = self._methods[::-1]
                 return other
         return answer
 
     def _request(
-        self, method: str, path: str, read_s: float | None, *, body: str | None = None
+        self,
+        method: str,
+        path: str,
+        read_s: float | None,
+        *,
+        body: str | None = None,
+        body_s: float = BODY_S,
     ) -> Answer:
-        return self._whole(self._send(method, path, read_s, body=body))
+        return self._whole(self._send(method, path, read_s, body=body), body_s)
 
-    def _whole(self, response: BaseHTTPResponse) -> Answer:
+    def _whole(self, response: BaseHTTPResponse, body_s: float = BODY_S) -> Answer:
         """An answer, read to its end, if that comes soon enough.
 
         Raises:
-            JobRejected: it is too large, or endless.
+            JobRejected: it is too large, too slow, or endless.
         """
-        limit = self._settings.max_output_mb * 1024 * 1024
+        limit, until = self._settings.max_output_mb * 1024 * 1024, time.monotonic() + body_s
+        parts, left = list[bytes](), limit + 1
+        problem = (
+            f"the worker's answer is larger than {self._settings.max_output_mb} MiB, see "
+            "OWNPOD_MAX_OUTPUT_MB"
+        )
         try:
-            body = response.read(limit + 1)
-            if len(body) <= limit:
-                response.release_conn()
-                return Answer(response.status, body)
+            while left > 0:
+                part = response.read1(min(left, 1024 * 1024))
+                if not part:
+                    response.release_conn()
+                    return Answer(response.status, b"".join(parts))
+                parts.append(part)
+                left -= len(part)
+                if time.monotonic() > until:
+                    problem = f"the worker's answer did not end within {body_s:g} s"
+                    break
         except HTTPError:
             response.close()
             raise
         response.close()
-        raise JobRejected(
-            f"the worker's answer is larger than {self._settings.max_output_mb} MiB, see "
-            "OWNPOD_MAX_OUTPUT_MB"
-        )
+        raise JobRejected(problem)
 
     def _send(
         self,
@@ -292,6 +402,11 @@ class PushWorker:
             redirect=False,
             preload_content=False,
         )
+
+
+def _quoted(run_id: str) -> str:
+    """As a part of a path: the worker chose it."""
+    return quote(run_id, safe="")
 
 
 def _pause(began: float) -> None:

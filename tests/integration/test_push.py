@@ -32,13 +32,23 @@ def push(url, **changes):
     return PushWorker(worker_spec(url, **changes), load_settings(**quick))
 
 
-def ignore(_chunks):
-    pass
+class Watched:
+    """What a worker tells while it runs something."""
+
+    def __init__(self, chunks=None):
+        self.yielded = [] if chunks is None else chunks
+        self.looks = []
+
+    def chunks(self, texts):
+        self.yielded += texts
+
+    def look(self, look):
+        self.looks.append(look)
 
 
 def outcome_of(fake, answer, method="POST"):
     fake.routes[f"{method} /status"] = answer
-    return push(fake.url).wait("r", ignore)
+    return push(fake.url).wait("r", Watched())
 
 
 def test_start_sends_input_s3_config_and_headers(fake):
@@ -84,7 +94,7 @@ def test_a_held_status_is_asked_once_however_long_it_takes(fake):
     answer = Answer(body={"status": "COMPLETED", "output": [1]}, hold=threading.Event())
     fake.routes["POST /status"] = answer
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(push(fake.url).wait, "r", ignore)
+        waiting = pool.submit(push(fake.url).wait, "r", Watched())
         wait_until(lambda: fake.seen)
         # Three times the time-out of a poll.
         with pytest.raises(TimeoutError):
@@ -109,14 +119,14 @@ def test_a_worker_that_answers_at_once_is_polled_with_growing_pauses(fake, metho
         fake.routes["POST /status"] = Answer(405, {})
     worker = push(fake.url)
     fake.routes[f"{method} /status"] = answer
-    assert worker.wait("r", ignore).output == "5"
+    assert worker.wait("r", Watched()).output == "5"
     pauses = [b - a for a, b in itertools.pairwise(times)]
     assert pauses[0] < 0.05 < 0.5
     assert max(pauses) < 1.5
     assert sum(pauses[-3:]) > sum(pauses[:3])
     # What it takes is remembered.
     before = len(fake.paths("POST /status"))
-    assert worker.wait("r2", ignore).output == "5"
+    assert worker.wait("r2", Watched()).output == "5"
     assert len(fake.paths("POST /status")) - before == (method == "POST")
 
 
@@ -236,7 +246,7 @@ NO_STREAM = {
 def followed(fake, worker=None):
     """The run's outcome, and what it yielded on the way."""
     chunks = []
-    outcome = (worker or push(fake.url)).wait("r", chunks.extend)
+    outcome = (worker or push(fake.url)).wait("r", Watched(chunks))
     return outcome, [json.loads(chunk) for chunk in chunks]
 
 
@@ -273,7 +283,7 @@ def test_a_worker_that_was_lost_is_asked_anew_whether_it_yields(fake):
     worker = push(fake.url)
     for _ in range(2):
         with pytest.raises(AttemptLost):
-            worker.wait("r", ignore)
+            worker.wait("r", Watched())
     assert len(fake.paths("POST /stream")) == 2
 
 
@@ -318,7 +328,7 @@ def test_a_stream_of_lines_is_relayed_as_it_comes(fake, kind, lines):
     fake.routes["POST /stream"] = Answer(kind=kind, parts=parts())
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": [1, 2, 3]})
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(push(fake.url).wait, "r", chunks.extend)
+        waiting = pool.submit(push(fake.url).wait, "r", Watched(chunks))
         for event in gate[:-1]:
             event.set()
         wait_until(lambda: chunks)
@@ -363,7 +373,7 @@ def test_an_endless_answer_is_cut_and_fails_the_job(fake, route, kind):
 
     def use():
         worker.start(ATTEMPT)
-        worker.wait("r", ignore)
+        worker.wait("r", Watched())
 
     with pytest.raises(JobRejected, match="larger than 1 MiB, see OWNPOD_MAX_OUTPUT_MB"):
         use()
@@ -378,5 +388,5 @@ def test_an_endless_stream_is_cut_and_status_is_asked(fake):
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
     worker = PushWorker(worker_spec(fake.url), load_settings(OWNPOD_MAX_OUTPUT_MB=1))
     chunks = []
-    assert worker.wait("r", chunks.extend).output == "1"
+    assert worker.wait("r", Watched(chunks)).output == "1"
     assert 0 < sum(map(len, chunks)) < 2_000_000

@@ -187,7 +187,7 @@ def test_a_lease_is_renewed_while_the_job_runs(node, fake):
     assert status_of(node) is JobStatus.COMPLETED
 
 
-def test_a_node_that_stops_hands_its_jobs_back_uncounted(node, fake, client):
+def test_a_node_that_ends_hands_its_jobs_back_uncounted(node, fake, client):
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
     fake.routes["POST /status"] = held
     node.store.create(new_job())
@@ -195,7 +195,7 @@ def test_a_node_that_stops_hands_its_jobs_back_uncounted(node, fake, client):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
-        assert node.attempts.hand_back("stopping") == 1
+        assert node.attempts.leave("stopping") == 1
         assert status_of(node) is JobStatus.IN_QUEUE
         assert client.llen(QUEUE) == 1
         held.hold.set()
@@ -209,7 +209,7 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
     client.delete(QUEUE)
     recovery = Recovery(node.store, client, job_messages(), ["ep"], lease_s=1)
-    sweep = Sweep(node.store, client, recovery, recover_every_s=60)
+    sweep = Sweep(node.store, client, recovery, lease_s=1)
     wait_until(lambda: node.store.expired(limit=1))
     sweep.once()
     assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
     {"", "errors"},
-    {"settings", "jobs", "keys", "processes", "log", "workarounds", "stall"},
+    {"settings", "jobs", "keys", "payload", "processes", "log", "workarounds", "stall"},
     {"broker"},
     {"store", "embedded"},
     {"registry", "events", "webhooks", "recovery", "celery"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"dispatch", "up"},
     {"api.services", "api.schemas"},
     {"api.auth", "api.health", "api.openapi"},
-    {"api.jobs", "api.stream", "api.limits"},
+    {"api.jobs", "api.stream", "api.limits", "api.callbacks"},
     {"api"},
     {"api.server"},
     {"cli"},
@@ -45,6 +45,7 @@ ONLY = {
                 "jobs",
                 "stream",
                 "limits",
+                "callbacks",
                 "server",
             ]
         ),

@@ -13,6 +13,11 @@ def test_unknown_keys_are_ignored():
     assert found["input"] == {"a": 1}
 
 
+def test_a_whole_number_may_be_written_as_a_fraction():
+    policy = parse(b'{"input": {}, "policy": {"executionTimeout": 5000.0}}')["policy"]
+    assert policy["execution_timeout_ms"] == 5000
+
+
 @pytest.mark.parametrize("job_input", ["{}", '{"input": {}}', "[]", '"text"', "0", "false"])
 def test_any_input_but_null_is_taken(job_input):
     parse(b'{"input": %s}' % job_input.encode())
