@@ -101,14 +101,16 @@ class RedisServer:
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory
+        self._files = directory / "redis"
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
     def start(self) -> None:
+        self._files.mkdir(exist_ok=True)
         options = f"--port {self.port} --bind 127.0.0.1 --appendonly yes --save".split()
         self.process = Process(
-            *(find_server(), *options, "", "--dir", self._dir), log=self._dir / "redis.log"
+            *(find_server(), *options, "", "--dir", self._files), log=self._dir / "redis.log"
         )
         with connect(self.url) as client:
             wait_until(lambda: _pings(client), what="redis")
@@ -278,6 +280,22 @@ def sdk_worker(port: int, log: Path, *, kind: str = "sync") -> Process:
     return Process(sys.executable, handlers, *serve, log=log, HANDLER=kind)
 
 
+def overlaps(runs: Path) -> list[str]:
+    """Runs that began in a worker's process while another went on; see acceptance/handlers.py."""
+    going: dict[str, str] = {}
+    found = []
+    for line in runs.read_text().splitlines():
+        sign, pid, name = line.split(" ", 2)
+        if sign == "-":
+            if going.get(pid) == name:
+                del going[pid]
+        elif pid in going:
+            found.append(f"{name} began while {going[pid]} went on")
+        else:
+            going[pid] = name
+    return found
+
+
 def answers(url: str) -> bool:
     try:
         requests.get(url, timeout=2)
@@ -289,9 +307,11 @@ def answers(url: str) -> bool:
 class OwnPod:
     """``ownpod up`` with a Redis of its own, on free ports."""
 
-    def __init__(self, directory: Path, *, workers: str = "", **environ: object) -> None:
+    def __init__(
+        self, directory: Path, *, workers: str = "", port: int = 0, **environ: object
+    ) -> None:
         self._dir = directory
-        self.port = free_port()
+        self.port = port or free_port()
         self.base = f"http://127.0.0.1:{self.port}/v2"
         self.endpoint = f"{self.base}/local-ep"
         self.environ = {

@@ -1,7 +1,7 @@
 """Handlers of the real SDK; the environment's HANDLER says which one this process serves.
 
 What a job does stands in its input: {"do": ..., "seconds": s, "note": a file that each run appends
-a line to when it starts}.
+a line to when it starts, "runs": one to which each run writes when it starts and when it ends}.
 """
 
 import asyncio
@@ -19,7 +19,15 @@ def begin(job):
             notes.write(f"{os.getpid()}\n")
     if data.get("do") == "exit":
         os._exit(1)
+    mark(data, "+")
     return data
+
+
+def mark(data, sign):
+    """In one write, as several processes may write to the file at a time."""
+    if "runs" in data:
+        with Path(data["runs"]).open("a") as runs:
+            runs.write(f"{sign} {os.getpid()} {data['text']}\n")
 
 
 def end(data):
@@ -43,12 +51,14 @@ def end(data):
 def sync(job):
     data = begin(job)
     time.sleep(data.get("seconds", 0))
+    mark(data, "-")
     return end(data)
 
 
 async def asynchronous(job):
     data = begin(job)
     await asyncio.sleep(data.get("seconds", 0))
+    mark(data, "-")
     return end(data)
 
 
@@ -57,6 +67,7 @@ def generator(job):
     for number in range(data.get("count", 3)):
         time.sleep(data.get("seconds", 0))
         yield {"number": number}
+    mark(data, "-")
     if data.get("do") == "raise":
         raise ValueError("boom")
 

@@ -1,5 +1,6 @@
 """What Celery, kombu and Redis do to nodes: each a test that fails without its remedy."""
 
+import shutil
 import sys
 import time
 from types import SimpleNamespace
@@ -13,14 +14,19 @@ from ownpod.store import connect
 
 
 @pytest.fixture
-def cluster(start_worker, tmp_path):
+def lease_s():
+    return 15
+
+
+@pytest.fixture
+def cluster(start_worker, tmp_path, lease_s):
     """A Redis, an API and a dispatcher by themselves, with one async worker of capacity 2."""
     url, _ = start_worker("async")
     file = tmp_path / "workers.yaml"
     file.write_text(f"endpoints: {{ep: {{workers: [{{url: '{url}', capacity: 2}}]}}}}")
     redis = RedisServer(tmp_path)
     port = free_port()
-    environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS_FILE": file}
+    environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS_FILE": file, "OWNPOD_LEASE_S": lease_s}
     command = (sys.executable, "-m", "ownpod")
     dispatch = Process(*command, "dispatch", log=tmp_path / "dispatch.log", **environ)
     api = Process(*command, "api", "--port", port, log=tmp_path / "api.log", **environ)
@@ -68,12 +74,42 @@ def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(
     cluster.ended(job)
 
 
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("lease_s", [3])
+def test_a_redis_that_is_away_for_longer_than_the_lease_costs_no_attempt(cluster):
+    job = cluster.begin(8)
+    cluster.redis.stop()
+    time.sleep(6)
+    cluster.redis.start()
+    cluster.ended(job)
+
+
 def test_a_broken_connection_does_not_start_a_running_job_again(cluster):
     job = cluster.begin(4)
     with connect(cluster.redis.url) as client:
         for _ in range(3):
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             time.sleep(0.5)
+    cluster.ended(job)
+
+
+def test_a_redis_that_cannot_save_refuses_jobs_and_keeps_those_it_has(cluster):
+    job = cluster.begin(2)
+    with connect(cluster.redis.url) as client:
+        (folder,) = client.config_get("dir").values()
+        shutil.rmtree(folder, ignore_errors=True)
+        client.config_set("save", "3600 1000000")
+        client.bgsave()
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=9)
+        assert refused.status_code == 503
+        assert "refuses to write" in refused.json()["error"]
+        assert "MISCONF" in refused.json()["error"]
+        assert requests.get(f"{cluster.endpoint}/status/{job}", timeout=9).status_code == 200
+        # Beyond the job's end: its result cannot be written now.
+        time.sleep(4)
+        client.config_set("stop-writes-on-bgsave-error", "no")
+        client.config_set("save", "")
     cluster.ended(job)
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers import Answer, FakeWorker, attempt, load_settings, wait_until, worker_spec
 
 from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
-from ownpod.jobs import JobStatus
+from ownpod.jobs import JobStatus, Look
 from ownpod.processes import free_port
 from ownpod.workers.push import PushWorker
 
@@ -390,3 +390,100 @@ def test_an_endless_stream_is_cut_and_status_is_asked(fake):
     chunks = []
     assert worker.wait("r", Watched(chunks)).output == "1"
     assert 0 < sum(map(len, chunks)) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("route", "end"), [("POST /run", JobRejected), ("POST /status", JobRejected)]
+)
+def test_an_answer_that_comes_byte_by_byte_is_given_up(fake, monkeypatch, route, end):
+    monkeypatch.setattr("ownpod.workers.push.BODY_S", 0.3)
+    monkeypatch.setattr(PushWorker._request, "__kwdefaults__", {"body": None, "body_s": 0.3})
+
+    def drip():
+        for _ in range(200):
+            yield b" "
+            time.sleep(0.05)
+
+    fake.routes["POST /run"] = Answer(body={"id": "r"})
+    fake.routes[route] = lambda *_: Answer(parts=drip())
+    worker = push(fake.url)
+    began = time.monotonic()
+
+    def use():
+        worker.start(ATTEMPT)
+        worker.wait("r", Watched())
+
+    with pytest.raises(end, match=r"did not end within 0\.3 s"):
+        use()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("run_id", ["", 5, None, "x" * 256, ["r"]])
+def test_an_id_that_cannot_be_used_is_a_lost_attempt(fake, run_id):
+    fake.routes["POST /run"] = Answer(body={"id": run_id})
+    with pytest.raises(AttemptLost, match="no usable job id"):
+        push(fake.url).start(ATTEMPT)
+
+
+def test_an_id_is_quoted_in_paths(fake):
+    fake.routes["POST /run"] = Answer(body={"id": "../a b?c#d"})
+    fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
+    worker = push(fake.url)
+    run_id = worker.start(ATTEMPT)
+    assert worker.wait(run_id, Watched()).output == "1"
+    assert fake.paths("POST /status") == ["POST /status/..%2Fa%20b%3Fc%23d"]
+
+
+def test_an_answer_about_another_run_is_a_lost_attempt(fake):
+    with pytest.raises(AttemptLost, match="about another run, 'other'"):
+        outcome_of(fake, Answer(body={"id": "other", "status": "COMPLETED", "output": 1}))
+
+
+@pytest.mark.parametrize(
+    ("stream", "looks"),
+    [
+        (NO_STREAM, [Look.IDLE, Look.LISTED]),
+        ({"status": "COMPLETED", "stream": [{"output": 1}]}, [Look.IDLE]),
+        (None, [Look.IDLE, Look.IDLE]),
+    ],
+)
+def test_how_a_run_can_be_asked_about_is_told_before_it_begins(fake, stream, looks):
+    told = Watched()
+    fake.routes["POST /stream"] = Answer(404 if stream is None else 200, stream)
+    fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
+    push(fake.url).wait("r", told)
+    assert told.looks == looks
+
+
+def test_a_run_that_was_polled_is_told_to_be_one(fake):
+    told, states = Watched(), iter(["IN_PROGRESS", "COMPLETED"])
+    fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(states)})
+    push(fake.url).wait("r", told)
+    assert told.looks == [Look.IDLE, Look.IDLE, Look.POLL]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_whether_a_worker_answers_beside_its_generator_is_found_out(fake, monkeypatch, answers):
+    monkeypatch.setattr("ownpod.workers.push.LEARN_AFTER_S", 0.05)
+    told, asked, ended = Watched(), threading.Event(), threading.Event()
+
+    def health(*_):
+        asked.set()
+        return Answer(404, {}, hold=None if answers else ended)
+
+    fake.routes["GET /health"] = health
+    fake.routes["POST /stream"] = Answer(
+        body={"status": "COMPLETED", "stream": [{"output": 1}]}, hold=ended
+    )
+    worker = push(fake.url)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(worker.wait, "r", told)
+        assert asked.wait(5)
+        wait_until(lambda: worker._concurrent is answers)
+        ended.set()
+        running.result(5)
+    assert told.looks == ([Look.IDLE, Look.NEVER] if answers else [Look.IDLE])
+    # Known from now on.
+    worker.wait("r", told)
+    assert told.looks[-1] == (Look.NEVER if answers else Look.IDLE)
+    assert len(fake.paths("GET /health")) == 1

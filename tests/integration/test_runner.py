@@ -218,6 +218,24 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     assert (job.status, job.attempt, job.retries) == (JobStatus.COMPLETED, 2, 1)
 
 
+def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
+    recovery = Recovery(node.store, client, job_messages(), ["ep"], lease_s=30)
+    sweep = Sweep(node.store, client, recovery, lease_s=30)
+    node.store.create(new_job())
+    node.store.claim("job-1", worker_id="w", claim="x", lease_s=0.01)
+    wait_until(lambda: node.store.expired(limit=1))
+    now = time.time()
+    # It has not looked for long: at its start, or because Redis was away for everybody.
+    sweep._have_patience(now)
+    sweep.once()
+    assert status_of(node) is JobStatus.IN_PROGRESS
+    for second in range(31):
+        sweep._have_patience(now - 31 + second)
+    sweep._patient_until = min(sweep._patient_until, now - 1)
+    sweep.once()
+    assert status_of(node) is JobStatus.IN_QUEUE
+
+
 def test_a_result_waits_for_redis_to_come_back(node, fake, redis_server):
     held = Answer(body={"status": "COMPLETED", "output": 7}, hold=threading.Event())
     fake.routes["POST /status"] = held

@@ -1,0 +1,92 @@
+"""Nodes that end while a real worker runs a job: no overlap there, and no second run where a result
+can still come.
+"""
+
+import time
+
+import psutil
+import pytest
+from helpers import overlaps, wait_until
+
+from ownpod.processes import free_port
+
+
+def kill_node(ownpod, worker_id):
+    for process in psutil.Process(ownpod.process.pid).children(recursive=True):
+        if f"celeryd: {worker_id}@" in " ".join(process.cmdline()):
+            process.kill()
+            return
+    raise AssertionError(f"no node {worker_id}")
+
+
+def worker_id(url):
+    return url.removeprefix("http://").replace(".", "-").replace(":", "-")
+
+
+def begun(runs, name):
+    return lambda: runs.exists() and f" {name}\n" in runs.read_text()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "generator"])
+def test_the_next_attempt_begins_when_the_worker_is_done_with_the_last(
+    start_worker, start_ownpod, tmp_path, kind
+):
+    url, _ = start_worker(kind)
+    ownpod = start_ownpod(url, OWNPOD_WORKER_CONNECT_TIMEOUT_S=1)
+    runs = tmp_path / "runs"
+    seconds = 2 if kind == "generator" else 4
+    job = ownpod.submit(text="a", runs=str(runs), seconds=seconds, count=2)
+    wait_until(begun(runs, "a"))
+    time.sleep(0.2)
+    kill_node(ownpod, worker_id(url))
+    done = ownpod.ended(job, 40)
+    assert (done["status"], done["retries"]) == ("COMPLETED", 1)
+    assert runs.read_text().count("+") == 2
+    assert overlaps(runs) == []
+
+
+def test_another_worker_does_not_wait_for_it(start_worker, start_ownpod, tmp_path):
+    urls = [start_worker("async")[0] for _ in range(2)]
+    ownpod = start_ownpod(*urls)
+    runs = tmp_path / "runs"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=8)
+    wait_until(begun(runs, "a"))
+    first = ownpod.status(job)["workerId"]
+    kill_node(ownpod, first)
+    wait_until(lambda: ownpod.status(job).get("workerId") not in {None, first}, 6)
+    # The first one has no slot until its run has ended, however idle it looks.
+    quick = [ownpod.submit(text=f"q{n}", runs=str(runs)) for n in range(3)]
+    assert ownpod.ended(job, 30)["workerId"] != first
+    assert {ownpod.ended(q, 20)["status"] for q in quick} == {"COMPLETED"}
+    assert overlaps(runs) == []
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("how", ["node", "everything"])
+def test_with_a_callback_the_job_runs_once_whatever_ends(
+    start_worker, start_ownpod, tmp_path, kind, how
+):
+    url, _ = start_worker(kind)
+    port = free_port()
+    ownpod = start_ownpod(
+        url,
+        port=port,
+        OWNPOD_CALLBACK_URL=f"http://127.0.0.1:{port}",
+        OWNPOD_SHUTDOWN_GRACE_S=0,
+        OWNPOD_LEASE_S=10,
+        OWNPOD_API_KEYS="",
+    )
+    runs = tmp_path / "runs"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=7)
+    wait_until(begun(runs, "a"))
+    time.sleep(0.2)
+    if how == "node":
+        kill_node(ownpod, worker_id(url))
+    else:
+        assert ownpod.stop() == 0
+        ownpod.start()
+    done = ownpod.ended(job, 40)
+    assert (done["status"], done["output"]["echo"]) == ("COMPLETED", "a")
+    assert "retries" not in done
+    assert runs.read_text().count("+") == 1
+    assert ownpod.ended(ownpod.submit(text="next"))["status"] == "COMPLETED"
