@@ -6,11 +6,12 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help install demo test check fix bench clean
+.PHONY: help install demo test check fix bench chaos clean
 help:
 	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make bench    measure            make fix     format and mend what can be mended"
+	@echo "make chaos    kill everything, again and again, for SECONDS=300, by the chance of SEED=7"
 	@echo "make install  only install       make clean   remove .venv and var"
 
 install: $(BIN)/.installed
@@ -36,6 +37,9 @@ check: install
 fix: install
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+chaos: install
+	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py
 
 bench: install
 	@$(BIN)/python bench/bench.py $(ARGS)

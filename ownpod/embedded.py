@@ -46,7 +46,8 @@ class EmbeddedRedis:
     beside a running ``ownpod up`` finds it.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, appendfsync: str) -> None:
+        self._appendfsync = appendfsync
         self._dir = data_dir
         self._url_file = data_dir / REDIS_URL_FILE
         self._lock: IO[str] | None = None
@@ -86,7 +87,7 @@ class EmbeddedRedis:
             "port": self._port,
             "dir": str(self._files.resolve()),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": self._appendfsync,
             "save": "",
             "maxmemory-policy": "noeviction",
             "maxclients": 10000,

@@ -44,6 +44,7 @@ class Settings:
     workers: tuple[str, ...] | None
     redis_url: str | None = field(repr=False)
     data_dir: Path
+    appendfsync: str
     workers_file: Path
     workers_file_required: bool
     result_ttl_s: int
@@ -211,6 +212,15 @@ class SettingsSchema(Schema):
         data_key="OWNPOD_DATA_DIR",
         load_default="./var",
         metadata={"purpose": "where the embedded Redis keeps its files"},
+    )
+    appendfsync = fields.String(
+        data_key="OWNPOD_APPENDFSYNC",
+        load_default="everysec",
+        validate=validate.OneOf(["everysec", "always"], error="must be one of {choices}"),
+        metadata={
+            "purpose": "when the embedded Redis makes sure that its file is on disk; `always` loses "
+            "nothing in a power cut, and takes a third of the throughput"
+        },
     )
     workers_file = fields.String(
         data_key="OWNPOD_WORKERS_FILE",

@@ -213,7 +213,9 @@ class Up:
         endpoints = load_endpoints(self._config)
         check_port(self._host, self._port)
         self._group.handle_signals()
-        embedded = None if self._config.redis_url else EmbeddedRedis(self._config.data_dir)
+        embedded = None
+        if not self._config.redis_url:
+            embedded = EmbeddedRedis(self._config.data_dir, appendfsync=self._config.appendfsync)
         try:
             url = self._config.redis_url or ""
             if embedded is not None:

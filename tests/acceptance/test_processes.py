@@ -16,6 +16,7 @@ import requests
 from helpers import ROOT, OwnPod, Process, RedisServer, answers, environment, wait_until
 
 from ownpod.processes import free_port
+from ownpod.store import connect
 
 PYTHON = sys.executable
 BIN = Path(sys.executable).parent
@@ -111,6 +112,12 @@ def post_again(ownpod):
     """The next job's id, as soon as the API takes one again."""
     job = ownpod.post("/run", {"input": {"text": "after"}}).get("id")
     return job and ownpod.ended(job, 20)["status"] == "COMPLETED"
+
+
+def test_the_embedded_redis_can_be_told_to_write_always(start_ownpod):
+    ownpod = start_ownpod("http://127.0.0.1:1", OWNPOD_APPENDFSYNC="always")
+    with connect(ownpod.redis_url) as client:
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
 
 
 def test_a_node_that_keeps_ending_says_so_in_health(start_ownpod, start_worker):
