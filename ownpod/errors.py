@@ -97,6 +97,10 @@ class RedisUnavailable(OwnPodError):
     http_status = 503
 
 
+class JobNotCompleted(OwnPodError):
+    """The job is FAILED or TIMED_OUT: so its Celery task fails, too."""
+
+
 class WorkerError(OwnPodError):
     """A worker did not do what was asked."""
 

@@ -81,8 +81,13 @@ class JobRunner:
         self._worker_id = worker_id
         self._callbacks = callbacks
 
-    def run(self, job_id: str) -> None:
-        """Runs the job to its end, if it waits. Returns when the worker is free of it."""
+    def run(self, job_id: str) -> Outcome | None:
+        """Runs the job to its end, if it waits. Returns when the worker is free of it.
+
+        Returns:
+            How the job is then, if that has ended or waits again; None if it is gone.
+        """
+        outcome: Outcome | None = None
         claim = str(uuid.uuid4())
         found = until_redis_answers(
             lambda: self._store.claim(
@@ -92,11 +97,14 @@ class JobRunner:
         match found:
             case Attempt():
                 with self._attempts.hold(found) as running:
-                    self._run(running)
+                    outcome = self._run(running)
             case Run():
                 self.await_run(job_id, found.attempt)
             case None:
                 log.info("job %s: nothing to do, it does not wait any more", job_id)
+        if outcome is None and (job := until_redis_answers(lambda: self._store.find(job_id))):
+            outcome = Outcome(job.status, error=job.error)
+        return outcome
 
     def await_run(self, job_id: str, attempt: int) -> None:
         """Keeps a slot until the worker is done with a run that nobody waits for."""
@@ -123,7 +131,8 @@ class JobRunner:
             )
             log.warning("job %s: attempt %d was left by an earlier node: %s", job_id, attempt, what)
 
-    def _run(self, running: Running) -> None:
+    def _run(self, running: Running) -> Outcome | None:
+        """The outcome, if it is the job's."""
         attempt = running.attempt
         watch: _Watch | None = None
         try:
@@ -132,21 +141,21 @@ class JobRunner:
                 outcome = self._worker.wait(watch.run.id, watch, resumed=attempt.run is not None)
             else:
                 self._await_callback(running, watch.run)
-                return
+                return None
         except JobRejected as error:
             outcome = Outcome(JobStatus.FAILED, error=str(error))
         except WorkerUnavailable as error:
             # First stop fetching: the next one to take the job must be another node.
             self._health.trip(str(error))
             self._hand_back(attempt, lost=False, reason=str(error), freed=True)
-            return
+            return None
         except AttemptLost as error:
             self._health.trip(str(error))
             self._hand_back(attempt, lost=True, reason=str(error), freed=watch is None)
             running.over = True
             if watch is not None:
                 self._settle(watch.run)
-            return
+            return None
         if until_redis_answers(lambda: self._store.finish(attempt, outcome)):
             log.info(
                 "job %s %s on %s, attempt %d, after %d ms",
@@ -156,8 +165,9 @@ class JobRunner:
                 attempt.number,
                 time.time_ns() // 1_000_000 - attempt.started_ms,
             )
-        else:
-            log.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
+            return outcome
+        log.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
+        return None
 
     def _begun(self, running: Running) -> _Watch:
         """The run: begun now, or by an earlier node."""

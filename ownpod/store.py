@@ -497,6 +497,11 @@ class JobStore:
         return bool(self._call("remind", job_id, broker.UNACKED, broker.UNACKED_INDEX, *messages))
 
     @redis_errors
+    def find(self, job_id: str) -> Job | None:
+        """The record without its payload, of whichever endpoint."""
+        return self._read(job_id)
+
+    @redis_errors
     def has_ended(self, job_id: str) -> bool:
         """Whether a job is in a terminal state, or gone."""
         (status,) = self._fields(job_id, "status")

@@ -2,11 +2,14 @@
 
 import logging
 import time
+from typing import Any
 
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject, Retry
 
 from ownpod import broker
 from ownpod.celery import app
+from ownpod.errors import JobNotCompleted
+from ownpod.jobs import JobStatus
 from ownpod.runner import JobRunner
 from ownpod.webhooks import Webhooks
 
@@ -35,14 +38,27 @@ def send_webhook(job_id: str) -> None:
         _webhooks.send(job_id)
 
 
-@app.task(name=broker.RUN_JOB)  # type: ignore[untyped-decorator]
-def run_job(job_id: str) -> None:
-    """Runs a job on this node's worker. The job record says how it ends."""
+@app.task(name=broker.RUN_JOB, bind=True, throws=(JobNotCompleted,))  # type: ignore[untyped-decorator]
+def run_job(self: Any, job_id: str) -> None:
+    """Runs a job on this node's worker. The job record says how it ends, and the task's state agrees:
+    what is FAILED or TIMED_OUT fails, what is CANCELLED is revoked, what goes back to its queue is
+    retried.
+    """
     if _runner is None:
         log.error("job %s came to a node without a worker; it goes back to its queue", job_id)
         time.sleep(1)
         raise Reject("this node has no worker", requeue=True)
-    _runner.run(job_id)
+    outcome = _runner.run(job_id)
+    match outcome.status if outcome else None:
+        case JobStatus.COMPLETED:
+            return
+        case JobStatus.FAILED | JobStatus.TIMED_OUT:
+            raise JobNotCompleted(f"{outcome.status}: {outcome.error}")  # type: ignore[union-attr]
+        case JobStatus.IN_QUEUE:
+            raise Retry("back in its queue")
+        case JobStatus.CANCELLED:
+            self.send_event("task-revoked", terminated=False, signum=None, expired=False)
+    raise Ignore
 
 
 @app.task(name=broker.AWAIT_RUN)  # type: ignore[untyped-decorator]
