@@ -31,9 +31,6 @@ def check_key() -> None:
     """
     if not request.path.startswith("/v2/") or request.method == "OPTIONS":
         return
-    if request.blueprint == "callbacks":
-        # The path has a token of its own.
-        return
     here = services()
     asked = (request.view_args or {}).get("endpoint_id")
     key = presented_key()

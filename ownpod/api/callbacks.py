@@ -15,10 +15,10 @@ from ownpod.errors import BadRequest
 from ownpod.jobs import JobStatus
 from ownpod.payload import loads, output_of
 
-blueprint = Blueprint("callbacks", __name__, url_prefix="/v2/<endpoint_id>")
+blueprint = Blueprint("callbacks", __name__, url_prefix="/callback")
 
 
-@blueprint.post("/callback/<job_id>/<token>")
+@blueprint.post("/<endpoint_id>/<job_id>/<token>")
 def callback(endpoint_id: str, job_id: str, token: str) -> Response:
     """A worker's result. It counts if nobody waits for the worker's own answer any more."""
     here = services()

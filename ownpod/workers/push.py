@@ -113,7 +113,7 @@ class PushWorker:
         if attempt.s3_config is not None:
             body += f', "s3Config": {attempt.s3_config}'
         if self._settings.callback_url is not None:
-            path = f"/v2/{attempt.endpoint}/callback/{attempt.job_id}/{attempt.callback_token}"
+            path = f"/callback/{attempt.endpoint}/{attempt.job_id}/{attempt.callback_token}"
             body += f', "webhook": {json.dumps(self._settings.callback_url + path)}'
         timeout_s = self._settings.worker_run_read_timeout_s
         try:

@@ -282,7 +282,7 @@ def api(client, tmp_path, redis_server):
 
 
 def post(api, body, token="token"):
-    return api.post(f"/v2/ep/callback/job-1/{token}", json=body)
+    return api.post(f"/callback/ep/job-1/{token}", json=body)
 
 
 def test_the_worker_is_told_where_to_post_its_result(make_node, store, fake):
@@ -290,7 +290,7 @@ def test_the_worker_is_told_where_to_post_its_result(make_node, store, fake):
     store.create(new_job())
     node.runner.run("job-1")
     webhook = fake.seen[0][2]["webhook"]
-    assert webhook.startswith("http://10.0.0.5:8000/v2/ep/callback/job-1/")
+    assert webhook.startswith("http://10.0.0.5:8000/callback/ep/job-1/")
     assert job(store).status is JobStatus.COMPLETED
 
 
