@@ -62,6 +62,8 @@ class Attempts(threading.Thread):
         self._worker = worker
         self._on_change = on_change
         self.lease_s = lease_s
+        self.on_over: Callable[[Attempt], None] = lambda _: None
+        """Called when a job is over before its run; from a thread of its own."""
         self._changed = threading.Condition()
         self._running: set[Running] = set()
         self._awaited: set[tuple[str, int]] = set()
@@ -101,6 +103,13 @@ class Attempts(threading.Thread):
                 self._running.discard(running)
             if running.over:
                 self._on_change()
+
+    @property
+    def jobs(self) -> list[str]:
+        """Ids of the jobs in hand, also of those that are over."""
+        return sorted(
+            {r.attempt.job_id for r in list(self._running)} | {name for name, _ in self._awaited}
+        )
 
     @contextlib.contextmanager
     def keep_slot(self, job_id: str, number: int) -> Iterator[bool]:
@@ -194,8 +203,10 @@ class Attempts(threading.Thread):
         """The job has moved on: the worker is asked to stop, the slot stays until it has."""
         running.over = True
         self._on_change()
+        # In a thread of its own: other leases must not wait for this worker's answer.
+        threading.Thread(target=self._tell, args=(running,), name="over", daemon=True).start()
+
+    def _tell(self, running: Running) -> None:
         if running.run_id is not None:
-            # In a thread of its own: other leases must not wait for this worker's answer.
-            threading.Thread(
-                target=self._worker.cancel, args=(running.run_id,), name="cancel", daemon=True
-            ).start()
+            self._worker.cancel(running.run_id)
+        self.on_over(running.attempt)

@@ -8,7 +8,7 @@ from ownpod.store import JobStore, connect
 
 workarounds.apply()
 
-app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node"])
+app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node", "ownpod.control"])
 app.config_from_object("celeryconfig")
 
 

@@ -90,7 +90,7 @@ def dispatch() -> None:
     log.configure(config.log_level, "dispatcher")
     from ownpod.dispatch import Dispatcher
 
-    Dispatcher(config, Registry(endpoints, connect(config.broker_url()))).run()
+    Dispatcher(config, Registry(endpoints, connect(config.broker_url()), config)).run()
 
 
 def _check_redis(config: Settings) -> None:

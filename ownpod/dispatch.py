@@ -28,11 +28,18 @@ import celery.worker.heartbeat
 import celery.worker.strategy
 import kombu.transport.redis
 
-from ownpod import broker, log, node
+from ownpod import broker, control, log, node
 from ownpod.celery import app
-from ownpod.errors import RedisUnavailable
+from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.processes import Pauses, describe_exit, die_with_parent
-from ownpod.registry import Registry, WorkerState, WorkerStatus
+from ownpod.registry import (
+    FRESH_S,
+    Registry,
+    WorkerSpec,
+    WorkerState,
+    WorkerStatus,
+    load_endpoints,
+)
 from ownpod.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,6 +54,7 @@ PRELOADED = (
     celery.worker.heartbeat,
     celery.worker.strategy,
     kombu.transport.redis,
+    control,
     node,
 )
 
@@ -60,6 +68,10 @@ KILL_AFTER_S = 5.0
 @dataclass
 class _Child:
     name: str
+    spec: WorkerSpec | None = None
+    """What it was started for; None: housekeeping."""
+    leaving: bool = False
+    """It was told to finish what it has and end, as its worker was removed or changed."""
     pid: int = 0
     started: float = 0.0
     start_at: float = 0.0
@@ -67,16 +79,20 @@ class _Child:
 
 
 class Dispatcher:
-    """Keeps one node alive for each name; ends with SIGTERM or SIGINT, draining."""
+    """Keeps one node alive for each worker; ends with SIGTERM or SIGINT, draining.
+
+    SIGHUP reads ``workers.yaml`` again. Workers that are added, changed or removed are seen within
+    :data:`ownpod.registry.FRESH_S`; a node that must go finishes what it has.
+    """
 
     def __init__(self, config: Settings, registry: Registry) -> None:
         self._config = config
         self._registry = registry
         self._host = socket.gethostname()
-        worker_ids = (worker.id for worker in registry.workers())
-        self._children = [_Child(name) for name in (broker.HOUSEKEEPING, *worker_ids)]
+        self._children = [_Child(broker.HOUSEKEEPING)]
         self._wakeup, self._waker = os.pipe()
         self._stopping = False
+        self._reloading = False
 
     def run(self) -> None:
         """Until it is told to stop and all nodes have ended."""
@@ -86,28 +102,61 @@ class Dispatcher:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._stop)
+        signal.signal(signal.SIGHUP, self._reload_soon)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         app.finalize()
         gc.collect()
         gc.freeze()
         while not self._stopping:
+            if self._reloading:
+                self._reload()
+            self._match()
             now = time.monotonic()
             for child in self._children:
                 if child.pid == 0 and child.start_at <= now:
                     self._start(child)
             due = [child.start_at for child in self._children if child.pid == 0]
-            self._sleep(min(due) - time.monotonic() if due else None)
+            self._sleep(min([FRESH_S, *(at - time.monotonic() for at in due)]))
             self._reap()
         self._end_all()
+
+    def _match(self) -> None:
+        """One child for each worker, started for the worker as it is now."""
+        wanted = {worker.id: worker for worker in self._registry.workers()}
+        for child in self._children:
+            spec = wanted.pop(child.name, None)
+            if child.name == broker.HOUSEKEEPING or child.spec == spec:
+                continue
+            what = "removed" if spec is None else "changed"
+            logger.info("worker %s was %s; its node ends when its jobs have", child.name, what)
+            child.spec, child.leaving = spec, True
+            if child.pid:
+                os.kill(child.pid, node.FINISH)
+        for spec in wanted.values():
+            self._children.append(_Child(spec.id, spec))
+        for child in [child for child in self._children if child.leaving and not child.pid]:
+            child.leaving, child.start_at = False, 0.0
+            if child.spec is None:
+                self._children.remove(child)
+
+    def _reload_soon(self, _signum: int, _frame: FrameType | None) -> None:
+        self._reloading = True
+
+    def _reload(self) -> None:
+        self._reloading = False
+        try:
+            self._registry.reload(load_endpoints(self._config))
+        except ConfigurationError as error:
+            logger.error("the old configuration stays: %s", error)  # noqa: TRY400 - one line
+        else:
+            logger.info("configuration read again")
 
     def _stop(self, _signum: int, _frame: FrameType | None) -> None:
         self._stopping = True
 
-    def _sleep(self, timeout_s: float | None) -> None:
+    def _sleep(self, timeout_s: float) -> None:
         with contextlib.suppress(OSError):
-            select.select(
-                [self._wakeup], [], [], None if timeout_s is None else max(0.0, timeout_s)
-            )
+            select.select([self._wakeup], [], [], max(0.0, timeout_s))
             os.read(self._wakeup, 4096)
 
     def _start(self, child: _Child) -> None:
@@ -125,7 +174,7 @@ class Dispatcher:
                 continue
             child.pid = 0
             code = os.waitstatus_to_exitcode(status)
-            if self._stopping:
+            if self._stopping or child.leaving:
                 continue
             if code == 0:
                 # Somebody's `celery control shutdown`: it stays away until the next start.

@@ -68,6 +68,22 @@ class IdempotencyConflict(OwnPodError):
     http_status = 409
 
 
+class WorkerNotFound(OwnPodError):
+    """The endpoint has no such worker."""
+
+    http_status = 404
+
+    def __init__(self, worker_id: str, known: list[str]) -> None:
+        names = ", ".join(known) or "none"
+        super().__init__(f"worker {worker_id!r} not found; there are: {names}")
+
+
+class WorkerConflict(OwnPodError):
+    """The list of workers does not allow this."""
+
+    http_status = 409
+
+
 class QueueFull(OwnPodError):
     """The endpoint's queue is full; try again later."""
 

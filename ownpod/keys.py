@@ -12,6 +12,8 @@ WEBHOOKS = f"{PREFIX}webhooks"
 EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
 RUNS = f"{PREFIX}runs:"
+ADDED = f"{PREFIX}workers:added"
+PAUSED = f"{PREFIX}workers:paused"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

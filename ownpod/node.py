@@ -7,26 +7,28 @@ runs the sweep. Any other name is a plain Celery worker of the housekeeping queu
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
-from celery.worker.control import control_command
 
 from ownpod import broker, log, settings, tasks, workarounds
 from ownpod.attempts import Attempts
 from ownpod.broker import JobMessages
 from ownpod.errors import RedisUnavailable
 from ownpod.gate import Gate
+from ownpod.jobs import Attempt, JobStatus
 from ownpod.processes import this_process
 from ownpod.recovery import Recovery
-from ownpod.registry import Registry, WorkerSpec, WorkerStatus, load_endpoints
+from ownpod.registry import Registry, WorkerSpec, WorkerState, WorkerStatus, load_endpoints
 from ownpod.runner import JobRunner
 from ownpod.settings import Settings
 from ownpod.stall import StallWatch
@@ -36,6 +38,9 @@ from ownpod.webhooks import Webhooks
 from ownpod.workers.push import PushWorker
 
 logger = logging.getLogger(__name__)
+
+FINISH = signal.SIGUSR2
+"""Ends a node when what it runs has ended, however long that takes."""
 
 TICK_S = 0.25
 SILENCE_S = 60.0
@@ -67,6 +72,7 @@ class Node:
         self._consumer: Any = None
         self._stop_at: float | None = None
         self._left = False
+        self._paused: str | None = None
         self._ticked = time.monotonic()
         self._stall = StallWatch(
             patience_s=2 * config.lease_s, silence_s=max(SILENCE_S, 2 * config.lease_s)
@@ -74,6 +80,7 @@ class Node:
         worker = PushWorker(spec, config)
         self.gate = Gate(worker.probe, self._announce, announce_every_s=config.lease_s / 6)
         self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
+        self._attempts.on_over = self._tell_celery
         self.gate.slots = self._attempts
         self.gate.on_turn = self._turned
         self._runner = JobRunner(
@@ -127,12 +134,54 @@ class Node:
         """A job of this worker may have been cancelled."""
         self._attempts.look()
 
-    def stop_soon(self) -> None:
-        """From a signal handler: only sets what the event loop looks at."""
-        self._stop_at = time.monotonic() + self._grace_s
+    @property
+    def queue(self) -> str:
+        """The endpoint's queue."""
+        return self._queue
+
+    def describe(self) -> dict[str, Any]:
+        """How it is, for ``celery inspect ownpod_node``."""
+        status = self._status(self.gate.status)
+        return {
+            "worker": self._spec.id,
+            "endpoint": self._spec.endpoint,
+            "url": self._spec.url,
+            "capacity": self._spec.capacity,
+            "state": status.state.value,
+            "reason": status.reason,
+            "jobs": self._attempts.jobs,
+            "held": status.held,
+            "stopping": self._stop_at is not None,
+        }
+
+    def pause(self, reason: str) -> None:
+        """Takes no jobs from now on, also after a restart; what runs is finished."""
+        self._registry.pause(self._spec.id, reason)
+        self._set_paused(reason)
+
+    def resume(self) -> None:
+        """Takes jobs again."""
+        self._registry.resume(self._spec.id)
+        self._set_paused(None)
+
+    def cancel(self, job_id: str, reason: str) -> None:
+        """Cancels a job, whoever has it."""
+        job = self._store.find(job_id)
+        if job is not None:
+            self._store.cancel(job_id, job.endpoint, reason=reason)
+            self.look()
+
+    def stop_soon(self, *, finish: bool = False) -> bool:
+        """From a signal handler: only sets what the event loop looks at. False: it was told before.
+
+        ``finish``: however long what runs takes.
+        """
+        told = self._stop_at not in {None, math.inf}
+        self._stop_at = math.inf if finish else time.monotonic() + self._grace_s
         if self._attempts.in_hand == 0:
             # Also heard while Redis is away and the loop waits for it.
             workarounds.stop_node()
+        return not told
 
     def tick(self) -> None:
         """In the event loop's thread: keeps the queues as wanted, and stops when it is time."""
@@ -159,16 +208,45 @@ class Node:
         ttl_s = max(self._lease_s / 2, 1.0)
         return self._registry.own(self._spec.id, self._process, ttl_s=ttl_s)
 
+    def _set_paused(self, reason: str | None) -> None:
+        if reason != self._paused:
+            self._paused = reason
+            logger.info("worker paused: %s", reason) if reason else logger.info("worker resumed")
+            self.gate.wake()
+            self._turned()
+
+    def _status(self, status: WorkerStatus) -> WorkerStatus:
+        if self._paused is None or status.state is not WorkerState.READY:
+            return status
+        return replace(status, state=WorkerState.PAUSED, reason=self._paused)
+
+    def _tell_celery(self, attempt: Attempt) -> None:
+        """A job that is over while its task goes on: Flower hears it now."""
+        try:
+            job = self._store.find(attempt.job_id)
+        except RedisUnavailable:
+            return
+        events = self._consumer and self._consumer.event_dispatcher
+        if job is None or not job.status.terminal or not events:
+            return
+        if job.status is JobStatus.CANCELLED:
+            events.send("task-revoked", uuid=job.id, terminated=True, signum=None, expired=False)
+        else:
+            exception = f"{job.status}: {job.error}"
+            events.send("task-failed", uuid=job.id, exception=exception, traceback="")
+
     def _announce(self, status: WorkerStatus) -> None:
         if self._left:
             return
+        self._set_paused(self._registry.paused(self._spec.id))
         if not self._own():
             logger.critical("another node runs this worker now, so this one ends")
             os._exit(71)
-        self._registry.announce(self._spec.id, status, node=self._name, ttl_s=self._lease_s)
+        said = self._status(status)
+        self._registry.announce(self._spec.id, said, node=self._name, ttl_s=self._lease_s)
         stalled = self._stall.look(
             time.monotonic(),
-            could_fetch=self.gate.open and self._attempts.in_hand < self._spec.capacity,
+            could_fetch=self._fetches and self._attempts.in_hand < self._spec.capacity,
             waiting=self._store.messages_waiting(self._spec.endpoint),
             begun=self._attempts.begun,
             ticked=self._ticked,
@@ -190,6 +268,10 @@ class Node:
             if left:
                 logger.info("%d unfinished jobs handed back", left)
 
+    @property
+    def _fetches(self) -> bool:
+        return self.gate.open and self._paused is None and self._stop_at is None
+
     def _turned(self) -> None:
         if self._consumer is not None:
             self._consumer.call_soon(self._apply)
@@ -199,10 +281,9 @@ class Node:
         if consumer is None or consumer.task_consumer is None:
             return
         # Its own queue holds what the worker is at already, so that is not the gate's business.
-        staying = self._stop_at is None
         for queue, fetch in (
-            (self._own_queue, staying),
-            (self._queue, staying and self.gate.open),
+            (self._own_queue, self._stop_at is None),
+            (self._queue, self._fetches),
         ):
             if fetch and not consumer.task_consumer.consuming_from(queue):
                 consumer.add_task_queue(queue)
@@ -240,7 +321,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     config = settings.current()
     worker_id = broker.worker_of(sender)
     client = connect(config.broker_url(), client_name=sender)
-    registry = Registry(load_endpoints(config), client)
+    registry = Registry(load_endpoints(config), client, config)
     messages = JobMessages(instance.app, description_prefix=config.description_prefix)
     store = JobStore(client, messages, result_ttl_s=config.result_ttl_s)
     tasks.send_webhooks_with(Webhooks(store, config))
@@ -267,11 +348,9 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
         )
 
 
-@control_command(name=broker.LOOK)  # type: ignore[untyped-decorator]
-def look(_state: Any) -> None:
-    """A job that this node runs was cancelled: forward it to the worker now."""
-    if _here.node is not None:
-        _here.node.look()
+def this_node() -> Node | None:
+    """The worker's node that this process is; None: it is none."""
+    return _here.node
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
@@ -292,12 +371,13 @@ def started(**_: Any) -> None:
         return
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
-        if node._stop_at is not None:  # noqa: SLF001 - the second signal: at once
+        if not node.stop_soon():
+            # The second signal: at once.
             os._exit(1)
-        node.stop_soon()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    signal.signal(FINISH, lambda *_: node.stop_soon(finish=True))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     node.start()
 

@@ -1,8 +1,12 @@
-"""Endpoints and their workers: what is configured, and how each worker is now."""
+"""Endpoints and their workers: what is configured or was added, and how each worker is now."""
 
+import json
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,11 +17,20 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
 from ownpod import keys
 from ownpod.broker import NAME
-from ownpod.errors import ConfigurationError, EndpointNotFound
+from ownpod.errors import (
+    BadRequest,
+    ConfigurationError,
+    EndpointNotFound,
+    RedisUnavailable,
+    WorkerConflict,
+    WorkerNotFound,
+)
 from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.processes import is_dead_here
-from ownpod.settings import DEFAULT_ENDPOINT, Settings, check_http_url
+from ownpod.settings import DEFAULT_ENDPOINT, Settings, Whole, check_file, check_http_url
 from ownpod.store import now_ms, redis_errors
+
+log = logging.getLogger(__name__)
 
 DEFAULT_WORKERS = ("http://localhost:18000",)
 
@@ -64,6 +77,8 @@ class WorkerState(StrEnum):
     READY = "ready"
     BUSY = "busy"
     """It is still at something that began before its node did, and takes nothing else."""
+    PAUSED = "paused"
+    """Somebody wants it to take no jobs; what it has, it finishes."""
     UNHEALTHY = "unhealthy"
     """It does not answer, refuses jobs, or no node runs for it."""
 
@@ -79,29 +94,50 @@ class WorkerStatus:
     """No node speaks for it."""
 
 
-class _WorkerSchema(Schema):
+HEADER_NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+WORKER_URL = r"^https?://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[1-9][0-9]{0,3})?$"
+"""For the API's documentation; more are taken."""
+
+_HEADER_NAME = fields.String(
+    validate=validate.Regexp(
+        rf"{HEADER_NAME[:-1]}\Z", error="a header's name has letters, digits and -"
+    )
+)
+_HEADER_VALUE = fields.String(
+    validate=validate.Regexp(
+        r"^[\t\x20-\x7e]*\Z", error="a header's value must be one line of ASCII"
+    ),
+    metadata={"pattern": "^[ -~]*$"},
+)
+
+
+class WorkerSchema(Schema):
+    """A worker, in ``workers.yaml`` and where one is added."""
+
     class Meta:
         unknown = RAISE
 
-    url = fields.String(required=True, validate=check_http_url)
+    url = fields.String(required=True, validate=check_http_url, metadata={"pattern": WORKER_URL})
     id = fields.String(
-        validate=validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, - and _")
+        validate=validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, - and _"),
+        metadata={"pattern": f"^{NAME.pattern}$"},
     )
-    capacity = fields.Integer(
+    capacity = Whole(
         strict=True,
         load_default=1,
         validate=validate.Range(1, 1000, error="must be a whole number from 1 to 1000"),
+        error_messages={"invalid": "must be a whole number from 1 to 1000"},
     )
-    headers = fields.Dict(keys=fields.String(), values=fields.String(), load_default=dict)
-    verify_tls = fields.Boolean(data_key="verifyTls")
-    ca_bundle = fields.String(data_key="caBundle")
+    headers = fields.Dict(keys=_HEADER_NAME, values=_HEADER_VALUE, load_default=dict)
+    verify_tls = fields.Boolean(data_key="verifyTls", truthy={True}, falsy={False})
+    ca_bundle = fields.String(data_key="caBundle", validate=check_file)
 
 
 class _EndpointSchema(Schema):
     class Meta:
         unknown = RAISE
 
-    workers = fields.List(fields.Nested(_WorkerSchema), load_default=list)
+    workers = fields.List(fields.Nested(WorkerSchema), load_default=list)
     execution_timeout_ms = fields.Integer(
         data_key="executionTimeout",
         strict=True,
@@ -221,7 +257,7 @@ def _worker(endpoint_id: str, values: dict[str, Any], settings: Settings) -> Wor
     )
 
 
-def _check_unique(workers: list[WorkerSpec]) -> None:
+def _check_unique(workers: Iterable[WorkerSpec]) -> None:
     seen: dict[str, WorkerSpec] = {}
     for worker in workers:
         if worker.id == "housekeeping":
@@ -252,13 +288,158 @@ return owner
 """KEYS owner; ARGV who wants it, whose ownership does not count, ms (0: give it up) -> who has it."""
 
 
-class Registry:
-    """Looks up endpoints, and keeps what each worker's node says about it in Redis."""
+FRESH_S = 1.0
+"""So old may be what a process knows of workers that were added at run time."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], client: redis.Redis) -> None:
-        self.endpoints = endpoints
+
+class Registry:
+    """Looks up endpoints and their workers, and keeps what each worker's node says about it in Redis.
+
+    Workers stand in the configuration, or were added at run time: those stand in Redis, and stay
+    until they are removed. Each process looks for them again after :data:`FRESH_S`.
+
+    Args:
+        endpoints: the configured ones, see :func:`load_endpoints`.
+        client: from :func:`ownpod.store.connect`.
+        settings: what a worker's own values default to.
+    """
+
+    def __init__(
+        self, endpoints: Mapping[str, Endpoint], client: redis.Redis, settings: Settings
+    ) -> None:
+        self._configured = endpoints
+        self._settings = settings
         self._redis = client
         self._script = client.register_script(_OWN)
+        self._lock = threading.Lock()
+        self._added: dict[str, str] = {}
+        self._fresh_until = 0.0
+        self._known = dict(endpoints)
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """All endpoints with all their workers; as they were, while Redis is away."""
+        if self._fresh_until < time.monotonic():
+            self._fresh_until = time.monotonic() + FRESH_S
+            try:
+                self.refresh()
+            except RedisUnavailable as error:
+                log.debug("workers not looked up: %s", error)
+        return self._known
+
+    @redis_errors
+    def refresh(self) -> None:
+        """Looks now."""
+        added: Any = self._redis.hgetall(keys.ADDED)
+        with self._lock:
+            if added != self._added:
+                self._known = self._with(added)
+                self._added = added
+
+    def reload(self, endpoints: Mapping[str, Endpoint]) -> None:
+        """The configuration has changed."""
+        with self._lock:
+            self._configured = endpoints
+            self._known = self._with(self._added)
+
+    def _with(self, added: Mapping[str, str]) -> dict[str, Endpoint]:
+        known = dict(self._configured)
+        taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
+        for text in added.values():
+            spec = self._spec(json.loads(text))
+            if spec.endpoint not in known or taken & {spec.id, spec.url}:
+                # The configuration has changed since, and comes first.
+                log.warning(
+                    "worker %s of %r, added at run time, is left out", spec.id, spec.endpoint
+                )
+                continue
+            endpoint = known[spec.endpoint]
+            known[spec.endpoint] = replace(endpoint, workers=(*endpoint.workers, spec))
+        return known
+
+    def _spec(self, said: dict[str, Any]) -> WorkerSpec:
+        endpoint_id = said.pop("endpoint")
+        return _worker(endpoint_id, WorkerSchema().load(said), self._settings)
+
+    def add(self, endpoint_id: str, values: dict[str, Any]) -> WorkerSpec:
+        """Adds a worker, or changes one that was added.
+
+        Args:
+            endpoint_id: an endpoint that there is.
+            values: as a worker's in ``workers.yaml``.
+
+        Raises:
+            EndpointNotFound: there is no such endpoint.
+            BadRequest: a value cannot be used.
+            WorkerConflict: its id or URL is another worker's, or stands in the configuration.
+        """
+        self.refresh()
+        self.endpoint(endpoint_id)
+        try:
+            spec = self._spec({**values, "endpoint": endpoint_id})
+        except ValidationError as error:
+            place, problem = _first(error.normalized_messages())
+            raise BadRequest(f"{place}: {problem}") from None
+        if any(w.id == spec.id for e in self._configured.values() for w in e.workers):
+            raise WorkerConflict(
+                f"worker {spec.id!r} stands in the configuration: change it there, then send SIGHUP"
+            )
+        others = [worker for worker in self.workers() if worker.id != spec.id]
+        try:
+            _check_unique([*others, spec])
+        except ConfigurationError as error:
+            raise WorkerConflict(error.message) from None
+        self._write(spec.id, json.dumps({**values, "endpoint": endpoint_id, "id": spec.id}))
+        return spec
+
+    def remove(self, worker_id: str, endpoint_id: str | None = None) -> None:
+        """Removes a worker that was added; what it runs, it finishes.
+
+        Raises:
+            WorkerNotFound: there is no such worker.
+            WorkerConflict: it stands in the configuration.
+        """
+        self.find(worker_id, endpoint_id)
+        if worker_id not in self._added:
+            raise WorkerConflict(
+                f"worker {worker_id!r} stands in the configuration: remove it there, then send SIGHUP; "
+                "or drain it"
+            )
+        self._write(worker_id, None)
+
+    def find(self, worker_id: str, endpoint_id: str | None = None) -> WorkerSpec:
+        """A worker, looked up now. Raises: WorkerNotFound, EndpointNotFound."""
+        self.refresh()
+        known = self.workers() if endpoint_id is None else self.endpoint(endpoint_id).workers
+        for worker in known:
+            if worker.id == worker_id:
+                return worker
+        raise WorkerNotFound(worker_id, sorted(worker.id for worker in known))
+
+    @redis_errors
+    def _write(self, worker_id: str, text: str | None) -> None:
+        if text is None:
+            self._redis.hdel(keys.ADDED, worker_id)
+            self._redis.hdel(keys.PAUSED, worker_id)
+        else:
+            self._redis.hset(keys.ADDED, worker_id, text)
+        self.refresh()
+
+    @redis_errors
+    def pause(self, worker_id: str, reason: str) -> None:
+        """The worker is to take no jobs, also after restarts; what it has, it finishes."""
+        self._redis.hset(keys.PAUSED, worker_id, reason)
+
+    @redis_errors
+    def resume(self, worker_id: str) -> None:
+        """The worker is to take jobs again."""
+        self._redis.hdel(keys.PAUSED, worker_id)
+
+    @redis_errors
+    def paused(self, worker_id: str) -> str | None:
+        """Why the worker is to take no jobs; None: it may."""
+        reason: Any = self._redis.hget(keys.PAUSED, worker_id)
+        return None if reason is None else str(reason)
 
     def endpoint(self, endpoint_id: str) -> Endpoint:
         """Raises: EndpointNotFound."""

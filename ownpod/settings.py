@@ -105,6 +105,14 @@ def check_http_url(value: str) -> None:
         raise ValidationError(problem)
 
 
+class Whole(fields.Integer):
+    """A whole number however it is written: to JSON, 5000.0 is one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        whole = isinstance(value, float) and value.is_integer()
+        return super()._deserialize(int(value) if whole else value, attr, data, **kwargs)
+
+
 class _Urls(fields.Field[tuple[str, ...]]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:
         urls = tuple(part.strip() for part in str(value).split(",") if part.strip())
@@ -152,7 +160,8 @@ def _check_redis_url(value: str) -> None:
         raise ValidationError("must be a redis:// or rediss:// URL")
 
 
-def _check_file(value: str) -> None:
+def check_file(value: str) -> None:
+    """Raises: ValidationError."""
     if not Path(value).is_file():
         raise ValidationError("must be a file that exists")
 
@@ -251,7 +260,7 @@ class SettingsSchema(Schema):
     worker_ca_bundle = fields.String(
         data_key="OWNPOD_WORKER_CA_BUNDLE",
         load_default=None,
-        validate=_check_file,
+        validate=check_file,
         metadata={"purpose": "CA bundle for https workers; wins over the line above"},
     )
     worker_headers = _Headers(
@@ -297,7 +306,7 @@ class SettingsSchema(Schema):
     api_keys_file = fields.String(
         data_key="OWNPOD_API_KEYS_FILE",
         load_default=None,
-        validate=_check_file,
+        validate=check_file,
         metadata={"purpose": "a file with more such keys, one a line"},
     )
     retry_same_id = fields.Boolean(

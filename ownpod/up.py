@@ -37,8 +37,12 @@ START_S = 60.0
 class Child:
     """A process, and its successors, whose output is copied line by line behind its name."""
 
-    def __init__(self, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self, name: str, launch: Callable[[], subprocess.Popen[bytes]], *, reloads: bool
+    ) -> None:
         self.name = name
+        self.reloads = reloads
+        """It reads the configuration again at SIGHUP."""
         self._launch = launch
         self._rest = b""
         self.pauses = Pauses()
@@ -82,19 +86,26 @@ class Group:
         self.children: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self.stopping = False
+        self.reloading = False
         self.restarting = False
         """Children that end are started again; else that is an error."""
 
     def handle_signals(self) -> None:
-        """SIGTERM and SIGINT set ``stopping``."""
+        """SIGTERM and SIGINT set ``stopping``; SIGHUP is passed on to those that read settings."""
 
         def stop(_signum: int, _frame: FrameType | None) -> None:
             self.stopping = True
 
+        def reload(_signum: int, _frame: FrameType | None) -> None:
+            self.reloading = True
+
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGHUP, reload)
 
-    def spawn(self, name: str, arguments: list[str], environ: dict[str, str]) -> Child:
+    def spawn(
+        self, name: str, arguments: list[str], environ: dict[str, str], *, reloads: bool = False
+    ) -> Child:
         """Starts a program."""
 
         def launch() -> subprocess.Popen[bytes]:
@@ -109,11 +120,13 @@ class Group:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
             )
 
-        return self.add(name, launch)
+        return self.add(name, launch, reloads=reloads)
 
-    def add(self, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> Child:
+    def add(
+        self, name: str, launch: Callable[[], subprocess.Popen[bytes]], *, reloads: bool = False
+    ) -> Child:
         """Starts a process in a way of its own."""
-        child = Child(name, launch)
+        child = Child(name, launch, reloads=reloads)
         self.children.append(child)
         self._selector.register(child.stdout, selectors.EVENT_READ, child)
         return child
@@ -125,6 +138,11 @@ class Group:
             StartError: a child has ended by itself, before all were up.
         """
         copied = self._copy(timeout_s)
+        if self.reloading:
+            self.reloading = False
+            for child in self.children:
+                if child.reloads and child.process.poll() is None:
+                    child.process.send_signal(signal.SIGHUP)
         for child in self.children:
             code = child.process.poll()
             if code is not None and not self.stopping:
@@ -223,13 +241,13 @@ class Up:
                 redis = self._group.add("redis", embedded.start)
                 embedded.wait(redis.process)
                 url = embedded.url
-            registry = Registry(endpoints, connect(url, client_name="ownpod-up"))
+            registry = Registry(endpoints, connect(url, client_name="ownpod-up"), self._config)
             self._check(registry)
             environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
             command = [sys.executable, "-m", "ownpod"]
-            self._group.spawn("dispatch", [*command, "dispatch"], environ)
+            self._group.spawn("dispatch", [*command, "dispatch"], environ, reloads=True)
             listen = ["--host", self._host, "--port", str(self._port)]
-            self._group.spawn("api", [*command, "api", *listen], environ)
+            self._group.spawn("api", [*command, "api", *listen], environ, reloads=True)
             self._group.until(self._serving, "the API")
             self._group.until(lambda: self._initialized(registry), "the dispatcher")
             self._group.settle()
@@ -272,7 +290,7 @@ class Up:
         """Each worker's node has looked at it once: it is ready, or known not to be."""
         statuses = registry.statuses(tuple(registry.workers())).values()
         return all(
-            status.state in {WorkerState.READY, WorkerState.BUSY}
+            status.state in {WorkerState.READY, WorkerState.BUSY, WorkerState.PAUSED}
             or (status.state is WorkerState.UNHEALTHY and not status.unattended)
             for status in statuses
         )

@@ -3,7 +3,7 @@
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from ownpod.api import auth, callbacks, health, jobs, limits, openapi, stream
+from ownpod.api import auth, callbacks, health, jobs, limits, openapi, stream, workers
 from ownpod.api.services import Services, answer, provide
 from ownpod.broker import JobMessages
 from ownpod.celery import app as celery_app
@@ -29,7 +29,7 @@ def create_app(settings: Settings) -> Flask:
     messages = JobMessages(celery_app, description_prefix=settings.description_prefix)
     services = Services(
         settings=settings,
-        registry=Registry(load_endpoints(settings), client),
+        registry=Registry(load_endpoints(settings), client, settings),
         store=JobStore(client, messages, result_ttl_s=settings.result_ttl_s),
         events=JobEvents(client),
     )
@@ -37,7 +37,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, callbacks):
+    for module in (jobs, stream, health, workers, callbacks):
         app.register_blueprint(module.blueprint)
     openapi.add_docs(app)
     if services.keys_needed:

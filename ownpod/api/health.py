@@ -5,10 +5,14 @@ from collections import Counter
 from flask import Blueprint, Response
 
 from ownpod.api.services import answer, services
+from ownpod.api.workers import describe
 from ownpod.jobs import JobStatus
 from ownpod.registry import WorkerState
 
 blueprint = Blueprint("health", __name__)
+
+IN_RUNPODS_WORDS = {WorkerState.BUSY: "running", WorkerState.PAUSED: "throttled"}
+"""The others have their own name."""
 
 
 @blueprint.get("/health")
@@ -33,7 +37,7 @@ def health(endpoint_id: str) -> Response:
     )
     for worker in endpoint.workers:
         status = statuses[worker.id]
-        workers["running" if status.state is WorkerState.BUSY else status.state] += 1
+        workers[IN_RUNPODS_WORDS.get(status.state, status.state)] += 1
         if status.state is WorkerState.READY:
             workers["running" if jobs_of[worker.id] or status.held else "idle"] += 1
     return answer(
@@ -46,18 +50,6 @@ def health(endpoint_id: str) -> Response:
                 "retried": ended.get("retried", 0),
             },
             "workers": workers,
-            "ownpod": {
-                "workers": [
-                    {
-                        "id": worker.id,
-                        "state": statuses[worker.id].state,
-                        "reason": statuses[worker.id].reason,
-                        "capacity": worker.capacity,
-                        "running": jobs_of[worker.id],
-                        "held": statuses[worker.id].held,
-                    }
-                    for worker in endpoint.workers
-                ]
-            },
+            "ownpod": {"workers": [describe(w, statuses[w.id], running) for w in endpoint.workers]},
         }
     )

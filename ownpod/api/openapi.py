@@ -10,10 +10,19 @@ from flask_swagger_ui import get_swaggerui_blueprint
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.jobs import JobStatus
+from ownpod.registry import HEADER_NAME, WorkerSchema
 
 blueprint = Blueprint("openapi", __name__)
 
 DOCS = "/docs"
+WORKERS = ("Workers", "WorkerAdded", "WorkerChanged")
+
+
+class NewWorkerSchema(WorkerSchema):
+    """Without what names a file on the server."""
+
+    class Meta(WorkerSchema.Meta):
+        exclude = ("ca_bundle",)
 
 
 def _number(name: str, what: str) -> dict[str, Any]:
@@ -68,6 +77,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     }
     too_large = {413: "the body is too large"}
     conflict = {409: "the key was used for another body"}
+    taken = {409: "it stands in the configuration, or its id or URL is another worker's"}
     submit = {"requestBody": body, "errors": too_large | conflict}
     return [
         ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY]}),
@@ -110,6 +120,29 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
         ("purge-queue", ["post"], "Cancel the jobs that wait", "Purged", {}),
         ("requests", ["get"], "The last jobs", "Requests", {"parameters": _LISTING}),
         ("health", ["get"], "Jobs and workers by state", "Health", {}),
+        ("workers", ["get"], "The workers, and how they are", "Workers", {}),
+        (
+            "workers",
+            ["post"],
+            "Add a worker, or change one that was added",
+            "WorkerAdded",
+            {
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": NewWorkerSchema}},
+                },
+                "errors": taken,
+            },
+        ),
+        (
+            "workers/{worker_id}",
+            ["delete"],
+            "Remove a worker that was added",
+            "WorkerChanged",
+            {"errors": taken},
+        ),
+        ("workers/{worker_id}/drain", ["post"], "Give a worker no more jobs", "WorkerChanged", {}),
+        ("workers/{worker_id}/resume", ["post"], "Give it jobs again", "WorkerChanged", {}),
     ]
 
 
@@ -127,7 +160,16 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         info={"description": "The RunPod v2 API, served by your own workers."},
         plugins=[MarshmallowPlugin()],
     )
-    for name in ("Submitted", "Status", "Stream", "Purged", "Requests", "Health", "Error"):
+    for name in (
+        "Submitted",
+        "Status",
+        "Stream",
+        "Purged",
+        "Requests",
+        "Health",
+        *WORKERS,
+        "Error",
+    ):
         spec.components.schema(name, schema=getattr(schemas, f"{name}Schema"))
     if keys:
         spec.components.security_scheme("key", {"type": "http", "scheme": "bearer"})
@@ -143,6 +185,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
     }
+    worker = {**job, "name": "worker_id"}
     for path, methods, summary, schema, more in _operations():
         operation: dict[str, Any] = {
             "summary": summary,
@@ -150,6 +193,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
             "parameters": [
                 endpoint,
                 *([job] if "{job_id}" in path else []),
+                *([worker] if "{worker_id}" in path else []),
                 *more.get("parameters", []),
             ],
             "responses": _responses(schema, more),
@@ -160,6 +204,8 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
             operation["security"] = [{"key": []}]
         spec.path(f"/v2/{{endpoint_id}}/{path}", operations=dict.fromkeys(methods, operation))
     document: dict[str, Any] = spec.to_dict()
+    added = document["components"]["schemas"]["NewWorker"]["properties"]
+    added["headers"]["propertyNames"] = {"pattern": HEADER_NAME}
     return document
 
 

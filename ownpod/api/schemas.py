@@ -13,6 +13,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from ownpod.errors import BadRequest
 from ownpod.jobs import JobStatus
 from ownpod.registry import EXECUTION_TIMEOUT_MS, TTL_MS
+from ownpod.settings import Whole
 
 WAIT_MS = (1_000, 300_000)
 """RunPod's limits of ``?wait=``; values beyond are taken as the nearest."""
@@ -37,16 +38,8 @@ def _check_webhook(url: str) -> None:
         raise ValidationError("must be an http:// or https:// URL")
 
 
-class _Whole(fields.Integer):
-    """A whole number however it is written: to JSON, 5000.0 is one."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        whole = isinstance(value, float) and value.is_integer()
-        return super()._deserialize(int(value) if whole else value, attr, data, **kwargs)
-
-
 def _milliseconds(name: str, limits: tuple[int, int], what: str) -> fields.Integer:
-    return _Whole(
+    return Whole(
         data_key=name,
         strict=True,
         load_default=None,
@@ -211,6 +204,40 @@ class HealthSchema(Schema):
     jobs = fields.Nested(JobCountsSchema, required=True)
     workers = fields.Nested(WorkerCountsSchema, required=True)
     ownpod = fields.Dict(required=True)
+
+
+class WorkerAddedSchema(Schema):
+    """The answer to a worker that was added."""
+
+    id = fields.String(required=True)
+    url = fields.String(required=True)
+    capacity = fields.Integer(required=True)
+
+
+class WorkerChangedSchema(Schema):
+    """The answer to a worker that was drained, resumed or removed."""
+
+    id = fields.String(required=True)
+    drained = fields.Boolean()
+    removed = fields.Boolean()
+
+
+class WorkerSchema(WorkerAddedSchema):
+    """A worker, and how it is."""
+
+    state = fields.String(required=True)
+    reason = fields.String(required=True)
+    running = fields.Integer(required=True, metadata={"description": "jobs it runs"})
+    jobs = fields.List(fields.String(), required=True, metadata={"description": "their ids"})
+    held = fields.Integer(
+        required=True, metadata={"description": "slots still taken by jobs that have ended"}
+    )
+
+
+class WorkersSchema(Schema):
+    """The answer of ``/workers``."""
+
+    workers = fields.List(fields.Nested(WorkerSchema), required=True)
 
 
 class ErrorSchema(Schema):

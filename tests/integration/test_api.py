@@ -172,7 +172,7 @@ def test_purge_queue_says_how_many(api, store, body):
 
 
 def test_health_counts_jobs_and_workers(api, store, client, settings):
-    registry = Registry(load_endpoints(settings), client)
+    registry = Registry(load_endpoints(settings), client, settings)
     assert api.get("/v2/ep/health").json["workers"]["unhealthy"] == 2
     registry.announce("a-1", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
     registry.announce("b-2", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
@@ -200,7 +200,7 @@ def test_health_counts_jobs_and_workers(api, store, client, settings):
 
 
 def test_a_worker_whose_slot_an_ended_job_keeps_is_running(api, client, settings):
-    registry = Registry(load_endpoints(settings), client)
+    registry = Registry(load_endpoints(settings), client, settings)
     registry.announce("a-1", WorkerStatus(WorkerState.READY, held=1), node="n", ttl_s=9)
     workers = api.get("/v2/ep/health").json["workers"]
     assert (workers["running"], workers["idle"], workers["unhealthy"]) == (1, 0, 1)

@@ -14,7 +14,8 @@ HERE = this_process()
 
 @pytest.fixture
 def registry(client):
-    return Registry(load_endpoints(load_settings(OWNPOD_WORKERS="http://a:1")), client)
+    settings = load_settings(OWNPOD_WORKERS="http://a:1")
+    return Registry(load_endpoints(settings), client, settings)
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ LAYERS = [
     {"runner", "gate", "sweep"},
     {"tasks"},
     {"node"},
+    {"control"},
     {"dispatch", "up"},
     {"api.services", "api.schemas"},
+    {"api.workers"},
     {"api.auth", "api.health", "api.openapi"},
     {"api.jobs", "api.stream", "api.limits", "api.callbacks"},
     {"api"},
@@ -31,7 +33,7 @@ LAYERS = [
 
 # Who may know a library.
 ONLY = {
-    "celery": {"broker", "celery", "workarounds", "tasks", "node", "dispatch"},
+    "celery": {"broker", "celery", "workarounds", "tasks", "node", "control", "dispatch"},
     "kombu": {"broker", "workarounds", "dispatch"},
     "flask": {
         "api",
@@ -46,6 +48,7 @@ ONLY = {
                 "stream",
                 "limits",
                 "callbacks",
+                "workers",
                 "server",
             ]
         ),

@@ -117,6 +117,6 @@ def test_headers_are_not_in_the_repr(tmp_path):
 
 def test_an_unknown_endpoint_names_the_known_ones(tmp_path):
     client = connect("redis://127.0.0.1:1/0")
-    registry = Registry(endpoints(tmp_path, "endpoints: {a: {}, b: {}}"), client)
+    registry = Registry(endpoints(tmp_path, "endpoints: {a: {}, b: {}}"), client, load_settings())
     with pytest.raises(EndpointNotFound, match="'c' not found; configured endpoints: a, b"):
         registry.endpoint("c")

@@ -1,0 +1,69 @@
+"""An endpoint's workers at run time: listed, added, drained, removed."""
+
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from ownpod.api import schemas
+from ownpod.api.services import answer, services
+from ownpod.errors import BadRequest
+from ownpod.registry import WorkerSpec, WorkerStatus
+
+blueprint = Blueprint("workers", __name__, url_prefix="/v2/<endpoint_id>/workers")
+
+
+@blueprint.get("")
+def listed(endpoint_id: str) -> Response:
+    """Each worker, how it is, and its jobs."""
+    here = services()
+    endpoint = here.registry.endpoint(endpoint_id)
+    running = here.store.counts(endpoint_id)[1]
+    statuses = here.registry.statuses(endpoint.workers)
+    return answer({"workers": [describe(w, statuses[w.id], running) for w in endpoint.workers]})
+
+
+def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) -> dict[str, Any]:
+    """A worker as the API shows it; ``running`` are the endpoint's jobs with their worker's id."""
+    return {
+        "id": worker.id,
+        "url": worker.url,
+        "capacity": worker.capacity,
+        "state": status.state,
+        "reason": status.reason,
+        "running": sum(worker_id == worker.id for worker_id in running.values()),
+        "jobs": sorted(job for job, worker_id in running.items() if worker_id == worker.id),
+        "held": status.held,
+    }
+
+
+@blueprint.post("")
+def add(endpoint_id: str) -> Response:
+    """Adds a worker, or changes one that was added; its node starts within a second or two."""
+    values = schemas.parse_json(request.get_data(cache=False))
+    if not isinstance(values, dict):
+        raise BadRequest('the body must be a JSON object like {"url": "http://10.0.0.12:8000"}')
+    spec = services().registry.add(endpoint_id, values)
+    return answer({"id": spec.id, "url": spec.url, "capacity": spec.capacity})
+
+
+@blueprint.delete("/<worker_id>")
+def remove(endpoint_id: str, worker_id: str) -> Response:
+    """Removes a worker that was added; what it runs, it finishes."""
+    services().registry.remove(worker_id, endpoint_id)
+    return answer({"id": worker_id, "removed": True})
+
+
+@blueprint.post("/<worker_id>/drain")
+def drain(endpoint_id: str, worker_id: str) -> Response:
+    """The worker takes no more jobs; what it runs, it finishes."""
+    registry = services().registry
+    registry.pause(registry.find(worker_id, endpoint_id).id, "drained")
+    return answer({"id": worker_id, "drained": True})
+
+
+@blueprint.post("/<worker_id>/resume")
+def resume(endpoint_id: str, worker_id: str) -> Response:
+    """The worker takes jobs again."""
+    registry = services().registry
+    registry.resume(registry.find(worker_id, endpoint_id).id)
+    return answer({"id": worker_id, "drained": False})
