@@ -39,6 +39,12 @@ beside it (kombu: lower goes first)."""
 
 PRIORITY_SEPARATOR = "\x06\x16"
 
+DESCRIPTION = "@description@"
+"""In a message, in place of the job's description: ``transitions.lua`` has it from the record."""
+
+SHOWN = 80
+"""Characters of a job's input in its description."""
+
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 """Where kombu notes messages that nodes hold: a hash by delivery tag, and a zset by time in s."""
 
@@ -105,26 +111,32 @@ class JobMessages:
     Args:
         app: the Celery application; its task ``ownpod.run_job`` need not be loaded.
         description_prefix: see :meth:`description`.
+        log_inputs: descriptions have the beginning of the input.
     """
 
-    def __init__(self, app: Celery, *, description_prefix: str) -> None:
+    def __init__(self, app: Celery, *, description_prefix: str, log_inputs: bool = True) -> None:
         self._app = app
         self._prefix = description_prefix
+        self._log_inputs = log_inputs
         # Here and not at the first job: threads must not make templates at the same time.
         self._around = [self._parts(priority) for priority in PRIORITY_STEPS]
         self._go_on = self._template(RUN_JOB, PRIORITY_STEPS[0])
         self._await = self._template(AWAIT_RUN, PRIORITY_STEPS[0])
         self._body = base64.b64decode(self._template(RUN_JOB, 0)["body"]).decode()
 
-    def for_job(self, job_id: str, endpoint: str, *, low: bool = False) -> tuple[str, str]:
-        """The Redis list and the message to push: always the same for the same job."""
+    def for_job(
+        self, job_id: str, endpoint: str, *, low: bool = False, description: str = DESCRIPTION
+    ) -> tuple[str, str]:
+        """The Redis list and the message to push: always the same for the same job.
+
+        ``description`` is from :meth:`description`, or the placeholder for it.
+        """
         queue = endpoint_queue(endpoint)
         body = base64.b64encode(self._body.replace(_JOB_ID, job_id).encode()).decode()
-        description = json.dumps(self.description(job_id, endpoint))[1:-1]
-        start, middle, end = self._around[low]
-        message = f"{start}{body}{middle}{description}{end}"
-        message = message.replace(_JOB_ID, job_id).replace(_QUEUE, queue)
-        return self.lists(endpoint)[low], message
+        start, middle, end = (
+            part.replace(_JOB_ID, job_id).replace(_QUEUE, queue) for part in self._around[low]
+        )
+        return self.lists(endpoint)[low], f"{start}{body}{middle}{description}{end}"
 
     def either(self, job_id: str, endpoint: str) -> tuple[str, str, str, str]:
         """List and message of the job with normal, then with low priority."""
@@ -147,7 +159,7 @@ class JobMessages:
     ) -> tuple[str, str, str]:
         """A worker's own list, the message to go on with a run, and the one to wait for its end."""
         queue = worker_queue(endpoint, worker_id)
-        shown = self.description(job_id, endpoint)
+        shown = DESCRIPTION
         name = f"{job_id}:{attempt}"
         go_on = _filled(self._go_on, job_id, job_id, queue, shown=shown)
         wait = _filled(self._await, name, f"{_AWAIT}{name}", queue, shown=f"{shown} ends")
@@ -158,9 +170,15 @@ class JobMessages:
         queue = endpoint_queue(endpoint)
         return [f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue for step in PRIORITY_STEPS]
 
-    def description(self, job_id: str, endpoint: str) -> str:
-        """What Flower and ``celery inspect`` show as a job's arguments."""
-        return f"{self._prefix} {endpoint} {job_id}"
+    def description(self, endpoint: str, job_input: str) -> str:
+        """What Flower and ``celery inspect`` show as a job's arguments, as it stands in JSON."""
+        start = job_input if len(job_input) <= SHOWN else f"{job_input[: SHOWN - 3]}..."
+        text = (
+            f"{self._prefix} {endpoint} {start}"
+            if self._log_inputs
+            else f"{self._prefix} {endpoint}"
+        )
+        return json.dumps(text)[1:-1]
 
     def _parts(self, priority: int) -> list[str]:
         """A message's text before the body, between body and description, and after."""

@@ -4,12 +4,26 @@ from celery import Celery
 
 from ownpod import broker, settings, workarounds
 from ownpod.broker import JobMessages
+from ownpod.settings import Settings
 from ownpod.store import JobStore, connect
 
 workarounds.apply()
 
 app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node", "ownpod.control"])
 app.config_from_object("celeryconfig")
+
+
+def open_store(config: Settings, *, client_name: str) -> JobStore:
+    """The jobs in the Redis that the settings name. Nothing is sent before the first call.
+
+    Raises:
+        ConfigurationError: they name none.
+    """
+    messages = JobMessages(
+        app, description_prefix=config.description_prefix, log_inputs=config.log_inputs
+    )
+    client = connect(config.broker_url(), client_name=client_name)
+    return JobStore(client, messages, result_ttl_s=config.result_ttl_s)
 
 
 def _purge_jobs(queue: str) -> int | None:
@@ -20,10 +34,8 @@ def _purge_jobs(queue: str) -> int | None:
     endpoint = broker.endpoint_of(queue)
     if endpoint is None:
         return None
-    config = settings.current()
-    messages = JobMessages(app, description_prefix=config.description_prefix)
-    with connect(config.broker_url(), client_name="ownpod-purge") as client:
-        store = JobStore(client, messages, result_ttl_s=config.result_ttl_s)
+    store = open_store(settings.current(), client_name="ownpod-purge")
+    with store.client:
         return store.purge(endpoint, reason="purged with Celery's tools")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +10,10 @@ from ownpod import log, settings
 from ownpod.errors import OwnPodError, StartError
 from ownpod.processes import check_port
 from ownpod.settings import Settings
+
+if TYPE_CHECKING:
+    from ownpod.registry import Registry
+    from ownpod.store import JobStore
 
 HOST = "127.0.0.1"
 PORT = 8000
@@ -91,6 +96,88 @@ def dispatch() -> None:
     from ownpod.dispatch import Dispatcher
 
     Dispatcher(config, Registry(endpoints, connect(config.broker_url()), config)).run()
+
+
+@main.group()
+def workers() -> None:
+    """The RunPod workers, at run time; on this host's Redis."""
+
+
+@workers.command(name="list")
+def list_workers() -> None:
+    """All workers, and how they are."""
+    from ownpod.commands import show_workers
+
+    show_workers(*_parts())
+
+
+@workers.command()
+@click.argument("url")
+@click.option("-e", "--endpoint", default=settings.DEFAULT_ENDPOINT, show_default=True)
+@click.option("--id", "worker_id", help="A name; made from the URL if there is none.")
+@click.option("--capacity", type=click.IntRange(1, 1000), default=1, show_default=True)
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent to it.")
+@click.option("--no-verify-tls", is_flag=True, help="Take any certificate.")
+@click.option("--ca-bundle", type=click.Path(exists=True, dir_okay=False))
+def add(  # noqa: PLR0917 - click
+    url: str,
+    endpoint: str,
+    worker_id: str | None,
+    capacity: int,
+    headers: tuple[str, ...],
+    no_verify_tls: bool,  # noqa: FBT001 - click
+    ca_bundle: str | None,
+) -> None:
+    """Add a worker, or change one that was added. Stays until it is removed."""
+    values: dict[str, object] = {"url": url, "capacity": capacity}
+    if worker_id is not None:
+        values["id"] = worker_id
+    if headers:
+        pairs = [header.partition(":") for header in headers]
+        values["headers"] = {name.strip(): value.strip() for name, _, value in pairs}
+    if no_verify_tls:
+        values["verifyTls"] = False
+    if ca_bundle is not None:
+        values["caBundle"] = os.path.abspath(ca_bundle)  # noqa: PTH100 - links stay links
+    registry, _ = _parts()
+    click.echo(f"added {registry.add(endpoint, values).id} to {endpoint}")
+
+
+@workers.command()
+@click.argument("worker_id")
+def drain(worker_id: str) -> None:
+    """Give a worker no more jobs, also after restarts; what it has, it finishes."""
+    registry, _ = _parts()
+    registry.pause(registry.find(worker_id).id, "drained")
+    click.echo(f"draining {worker_id}; `ownpod workers resume {worker_id}` ends that")
+
+
+@workers.command()
+@click.argument("worker_id")
+def resume(worker_id: str) -> None:
+    """Give a drained or paused worker jobs again."""
+    registry, _ = _parts()
+    registry.resume(registry.find(worker_id).id)
+    click.echo(f"resumed {worker_id}")
+
+
+@workers.command()
+@click.argument("worker_id")
+def remove(worker_id: str) -> None:
+    """Remove a worker that was added; what it runs, it finishes."""
+    registry, _ = _parts()
+    registry.remove(worker_id)
+    click.echo(f"removed {worker_id}")
+
+
+def _parts() -> "tuple[Registry, JobStore]":
+    """Workers and jobs, on this host's Redis."""
+    from ownpod.celery import open_store
+    from ownpod.registry import Registry, load_endpoints
+
+    config = settings.current()
+    store = open_store(config, client_name="ownpod-cli")
+    return Registry(load_endpoints(config), store.client, config), store
 
 
 def _check_redis(config: Settings) -> None:

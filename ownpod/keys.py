@@ -33,20 +33,24 @@ def idempotency(digest: str) -> str:
     return f"{PREFIX}idempotency:{digest}"
 
 
+def of_endpoint(endpoint: str, what: str) -> str:
+    return f"{ENDPOINT}{endpoint}:{what}"
+
+
 def recent(endpoint: str) -> str:
-    return f"{ENDPOINT}{endpoint}:recent"
+    return of_endpoint(endpoint, "recent")
 
 
 def queued(endpoint: str) -> str:
-    return f"{ENDPOINT}{endpoint}:queued"
+    return of_endpoint(endpoint, "queued")
 
 
 def running(endpoint: str) -> str:
-    return f"{ENDPOINT}{endpoint}:running"
+    return of_endpoint(endpoint, "running")
 
 
 def counts(endpoint: str) -> str:
-    return f"{ENDPOINT}{endpoint}:counts"
+    return of_endpoint(endpoint, "counts")
 
 
 def owner(worker_id: str) -> str:

@@ -22,7 +22,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from ownpod import broker, log, settings, tasks, workarounds
 from ownpod.attempts import Attempts
-from ownpod.broker import JobMessages
+from ownpod.celery import open_store
 from ownpod.errors import RedisUnavailable
 from ownpod.gate import Gate
 from ownpod.jobs import Attempt, JobStatus
@@ -32,7 +32,7 @@ from ownpod.registry import Registry, WorkerSpec, WorkerState, WorkerStatus, loa
 from ownpod.runner import JobRunner
 from ownpod.settings import Settings
 from ownpod.stall import StallWatch
-from ownpod.store import JobStore, connect
+from ownpod.store import JobStore
 from ownpod.sweep import Sweep
 from ownpod.webhooks import Webhooks
 from ownpod.workers.push import PushWorker
@@ -320,10 +320,8 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     """Looks at the node's name, before Celery sets anything up."""
     config = settings.current()
     worker_id = broker.worker_of(sender)
-    client = connect(config.broker_url(), client_name=sender)
-    registry = Registry(load_endpoints(config), client, config)
-    messages = JobMessages(instance.app, description_prefix=config.description_prefix)
-    store = JobStore(client, messages, result_ttl_s=config.result_ttl_s)
+    store = open_store(config, client_name=sender)
+    registry = Registry(load_endpoints(config), store.client, config)
     tasks.send_webhooks_with(Webhooks(store, config))
     spec = registry.worker(worker_id)
     if spec is not None:
@@ -337,8 +335,8 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     names = queues.split(",") if isinstance(queues, str) else [str(name) for name in queues]
     instance.app.amqp.queues.select(names)
     if worker_id == broker.HOUSEKEEPING:
-        recovery = Recovery(store, client, messages, registry.endpoints, lease_s=config.lease_s)
-        _here.sweep = Sweep(store, client, recovery, lease_s=config.lease_s)
+        recovery = Recovery(store, lambda: registry.endpoints, lease_s=config.lease_s)
+        _here.sweep = Sweep(store, recovery, lease_s=config.lease_s)
         instance.app.conf.worker_concurrency = HOUSEKEEPING_THREADS
     elif any(broker.is_job_queue(name) for name in names):
         known = ", ".join(sorted(worker.id for worker in registry.workers()))

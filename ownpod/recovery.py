@@ -8,13 +8,10 @@ does no harm: the claim drops it.
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import redis
-
 from ownpod import broker, keys
-from ownpod.broker import JobMessages
 from ownpod.store import JobStore, now_ms, redis_errors
 
 log = logging.getLogger(__name__)
@@ -35,25 +32,21 @@ class Recovery:
 
     Args:
         store: makes messages anew.
-        client: for reading what Celery keeps.
-        messages: knows the lists of an endpoint's queue.
-        endpoints: the ids of all endpoints.
+        endpoints: answers the ids of all endpoints.
         lease_s: how long a message may be on its way from a queue to its claim.
     """
 
     def __init__(
         self,
         store: JobStore,
-        client: redis.Redis,
-        messages: JobMessages,
-        endpoints: Iterable[str],
+        endpoints: Callable[[], Iterable[str]],
         *,
         lease_s: float,
     ) -> None:
         self._store = store
-        self._redis = client
-        self._messages = messages
-        self._endpoints = list(endpoints)
+        self._redis = store.client
+        self._messages = store.messages
+        self._endpoints = endpoints
         self._lease_ms = int(lease_s * 1000)
         self._suspected: set[str] = set()
 
@@ -64,7 +57,7 @@ class Recovery:
         A difference is believed when it is seen twice: messages on their way are in no list.
         """
         made = 0
-        for endpoint in self._endpoints:
+        for endpoint in self._endpoints():
             self._store.finish_purge(endpoint, reason="removed from the queue by a purge")
             if not self._differs(endpoint):
                 self._suspected.discard(endpoint)

@@ -50,6 +50,7 @@ class Settings:
     result_ttl_s: int
     runsync_timeout_ms: int
     description_prefix: str
+    log_inputs: bool
     worker_verify_tls: bool
     worker_ca_bundle: str | None
     worker_headers: Mapping[str, str] = field(repr=False)
@@ -71,6 +72,8 @@ class Settings:
     lease_s: float
     shutdown_grace_s: float
     log_level: str
+    log_format: str
+    flower_read_only: bool
 
     def broker_url(self) -> str:
         """The Redis to talk to: ``REDIS_URL``, else the embedded one that runs in the data directory.
@@ -251,6 +254,12 @@ class SettingsSchema(Schema):
         load_default="ownpod",
         metadata={"purpose": "start of a job's description, shown in Flower and by `celery`"},
     )
+    log_inputs = fields.Boolean(
+        data_key="OWNPOD_LOG_INPUTS",
+        load_default=True,
+        error_messages={"invalid": "must be true or false"},
+        metadata={"purpose": "descriptions have the beginning of the job's input"},
+    )
     worker_verify_tls = fields.Boolean(
         data_key="OWNPOD_WORKER_VERIFY_TLS",
         load_default=True,
@@ -370,6 +379,21 @@ class SettingsSchema(Schema):
             ["DEBUG", "INFO", "WARNING", "ERROR"], error="must be one of {choices}"
         ),
         metadata={"purpose": "least level that is logged: DEBUG, INFO, WARNING or ERROR"},
+    )
+    log_format = fields.String(
+        data_key="OWNPOD_LOG_FORMAT",
+        load_default="text",
+        validate=validate.OneOf(["text", "json"], error="must be one of {choices}"),
+        metadata={
+            "purpose": "`json`: an object a line, one for each move of a job with its id, worker and "
+            "attempt"
+        },
+    )
+    flower_read_only = fields.Boolean(
+        data_key="OWNPOD_FLOWER_READ_ONLY",
+        load_default=False,
+        error_messages={"invalid": "must be true or false"},
+        metadata={"purpose": "the Flower of `ownpod up --flower` shows, and changes nothing"},
     )
 
 

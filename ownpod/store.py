@@ -9,6 +9,7 @@ import importlib.resources
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -49,11 +50,37 @@ RECENT = 10_000
 ATTEMPTS_LOGGED = 20
 """A job's last attempts that were handed back; enough to see what happened."""
 
+BUCKETS_MS = tuple(
+    int(float(end))
+    for end in [
+        "5",
+        "10",
+        "25",
+        "50",
+        "100",
+        "250",
+        "500",
+        "1e3",
+        "2.5e3",
+        "5e3",
+        "1e4",
+        "3e4",
+        "6e4",
+        "3e5",
+        "6e5",
+        "1.8e6",
+        "3.6e6",
+    ]
+)
+"""Upper ends of the histograms' buckets."""
+
 WEBHOOK_LEASE_MS = 60_000
 """After which a webhook whose task was lost is sent again; longer than a try may take."""
 
 RUNS_KEPT_S = 8 * 86_400
 """After a worker's last job, what it may still be at is forgotten; no job runs longer."""
+
+_COUNTS = {"attempt", "lost", "retries", "max_attempts", "low_priority"}
 
 _ATTEMPT_FIELDS = (
     "endpoint",
@@ -85,7 +112,8 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
         socket_connect_timeout=3,
         socket_timeout=5,
         socket_keepalive=True,
-        health_check_interval=30,
+        # No PING before a command: a Redis that cannot save refuses it, and still reads.
+        health_check_interval=0,
         retry=Retry(NoBackoff(), 1),
         client_name=client_name,
     )
@@ -145,6 +173,8 @@ def _script(messages: JobMessages) -> str:
         f'local LEASES, EXPIRIES = "{keys.LEASES}", "{keys.EXPIRIES}"\n'
         f'local WEBHOOKS, EVENTS = "{keys.WEBHOOKS}", "{keys.EVENTS}"\n'
         f"local RECENT, WEBHOOK_LEASE_MS = {RECENT}, {WEBHOOK_LEASE_MS}\n"
+        f"local BUCKETS_MS = {{{', '.join(map(str, BUCKETS_MS))}}}\n"
+        f'local DESCRIPTION = "{broker.DESCRIPTION}"\n'
         f"local ATTEMPTS_LOGGED = {ATTEMPTS_LOGGED}\n"
         f'local WEBHOOK_LIST, WEBHOOK_MESSAGE = "{webhook_list}", [==[{webhook_message}]==]\n'
     )
@@ -182,6 +212,34 @@ class Listed:
     attempts: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """How many observations each bucket of :data:`BUCKETS_MS` has, and one more above; not summed up."""
+
+    buckets: list[int]
+    sum_ms: int
+
+
+def _histogram(found: Mapping[str, int]) -> Histogram:
+    buckets = [found.get(str(number), 0) for number in range(1, len(BUCKETS_MS) + 2)]
+    return Histogram(buckets, found.get("sum", 0))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured of an endpoint: jobs that wait and since when the oldest, jobs that run by worker
+    id, and what ever happened; see ``transitions.lua``.
+    """
+
+    waiting: int
+    oldest_ms: int | None
+    running: Mapping[str, int]
+    counts: Mapping[str, int]
+    webhooks: Mapping[str, int]
+    delay: Histogram
+    execution: Histogram
+
+
 class JobStore:
     """Job records, and the messages that go with them.
 
@@ -192,8 +250,8 @@ class JobStore:
     """
 
     def __init__(self, client: redis.Redis, messages: JobMessages, *, result_ttl_s: int) -> None:
-        self._redis = client
-        self._messages = messages
+        self.client = self._redis = client
+        self.messages = messages
         self._result_ttl_s = result_ttl_s
         self._script = client.register_script(_script(messages))
 
@@ -218,7 +276,10 @@ class JobStore:
             QueueFull: so many wait already.
             IdempotencyConflict: the key was used for another body.
         """
-        queue, message = self._messages.for_job(job.id, job.endpoint, low=job.low_priority)
+        description = self.messages.description(job.endpoint, job.input)
+        queue, message = self.messages.for_job(
+            job.id, job.endpoint, low=job.low_priority, description=description
+        )
         once = idempotency or Idempotency(key="", body="", ttl_s=0)
         found = self._call(
             "create",
@@ -232,6 +293,8 @@ class JobStore:
             once.body,
             job.created_ms,
             job.ttl_ms,
+            "description",
+            description,
             *(part for field in job.record().items() for part in field),
         )
         match found:
@@ -250,7 +313,7 @@ class JobStore:
             JobNotFound: the endpoint has no such job.
             NotRetryable: it is in another state.
         """
-        messages = self._messages.either(new_id, endpoint)
+        messages = self.messages.either(new_id, endpoint)
         status = self._call("retry", job_id, endpoint, new_id, *messages)
         if status is None:
             raise JobNotFound(job_id)
@@ -336,7 +399,7 @@ class JobStore:
         is handed back, and a slot "waits" for the end of the run, or is "free" at once. Both are
         messages in the worker's own queue.
         """
-        own = self._messages.for_worker(job_id, attempt, endpoint, worker_id)
+        own = self.messages.for_worker(job_id, attempt, endpoint, worker_id)
         return str(
             self._call(
                 "take_over",
@@ -347,7 +410,7 @@ class JobStore:
                 reason,
                 now_ms() + int(lease_s * 1000),
                 *own,
-                *self._messages.either(job_id, endpoint),
+                *self.messages.either(job_id, endpoint),
             )
         )
 
@@ -372,7 +435,7 @@ class JobStore:
             self._result_ttl_s,
             reason,
             now_ms() + int(lease_s * 1000),
-            *self._messages.either(job_id, endpoint),
+            *self.messages.either(job_id, endpoint),
         )
         return None if status is None else JobStatus(status)
 
@@ -446,7 +509,7 @@ class JobStore:
             reason,
             self._result_ttl_s,
             now_ms() if expired_only else 0,
-            *self._messages.either(job_id, endpoint),
+            *self.messages.either(job_id, endpoint),
         )
         return None if status is None else JobStatus(status)
 
@@ -456,7 +519,7 @@ class JobStore:
         Raises:
             JobNotFound: the endpoint has no such job.
         """
-        messages = self._messages.either(job_id, endpoint)
+        messages = self.messages.either(job_id, endpoint)
         status = self._call("cancel", job_id, endpoint, self._result_ttl_s, reason, *messages)
         if status is None:
             raise JobNotFound(job_id)
@@ -468,7 +531,7 @@ class JobStore:
         Returns:
             How many were cancelled.
         """
-        self._call("purge", endpoint, *self._messages.lists(endpoint))
+        self._call("purge", endpoint, *self.messages.lists(endpoint))
         return self.finish_purge(endpoint, reason=reason)
 
     def finish_purge(self, endpoint: str, *, reason: str) -> int:
@@ -493,13 +556,43 @@ class JobStore:
 
     def remind(self, job_id: str, endpoint: str) -> bool:
         """Gives a waiting job a new message; False: it does not wait."""
-        messages = self._messages.either(job_id, endpoint)
+        messages = self.messages.either(job_id, endpoint)
         return bool(self._call("remind", job_id, broker.UNACKED, broker.UNACKED_INDEX, *messages))
 
     @redis_errors
     def find(self, job_id: str) -> Job | None:
         """The record without its payload, of whichever endpoint."""
         return self._read(job_id)
+
+    def get(self, job_id: str) -> Job:
+        """The same. Raises: JobNotFound."""
+        job = self.find(job_id)
+        if job is None:
+            raise JobNotFound(job_id)
+        return job
+
+    @redis_errors
+    def retried_as(self, job_id: str) -> str | None:
+        """The job that a retry of this one made."""
+        return self._fields(job_id, "retried_as")[0]
+
+    @redis_errors
+    def details(self, job_id: str) -> dict[str, Any]:
+        """All that the record says, for people. Raises: JobNotFound."""
+        record: Any = self._redis.hgetall(keys.job(job_id))
+        if not record:
+            raise JobNotFound(job_id)
+        for name in ("claim", "callback"):
+            record.pop(name, None)
+        for name in ("input", "output", "s3_config", "attempts", "deliveries"):
+            if name in record:
+                record[name] = json.loads(record[name])
+        if "s3_config" in record:
+            record["s3_config"] = "..."
+        return {
+            name: int(value) if name.endswith("_ms") or name in _COUNTS else value
+            for name, value in record.items()
+        }
 
     @redis_errors
     def has_ended(self, job_id: str) -> bool:
@@ -520,10 +613,15 @@ class JobStore:
             return None
         return job, url, len(json.loads(log or "[]"))
 
-    def delivered(self, job_id: str, delivery: Mapping[str, Any], *, again_s: float | None) -> None:
-        """Writes a try of a webhook into the job's log; ``again_s`` until the next, None: the last."""
+    def delivered(
+        self, job_id: str, delivery: Mapping[str, Any], *, again_s: float | None, result: str = ""
+    ) -> None:
+        """Writes a try of a webhook into the job's log; ``again_s`` until the next, None: the last.
+
+        ``result`` is counted: "delivered", "failed" or "given_up".
+        """
         pause = "" if again_s is None else int(again_s * 1000)
-        self._call("delivered", job_id, json.dumps(delivery), pause, self._result_ttl_s)
+        self._call("delivered", job_id, json.dumps(delivery), pause, self._result_ttl_s, result)
 
     @redis_errors
     def stream(self, job_id: str, endpoint: str, start: tuple[int, int] | None) -> Stream:
@@ -661,13 +759,53 @@ class JobStore:
             pipe.hgetall(keys.running(endpoint))
             pipe.hgetall(keys.counts(endpoint))
             waiting, running, ended = pipe.execute()
-        return waiting, running, {state: int(count) for state, count in ended.items()}
+        told = {*JobStatus, "retried"}
+        return waiting, running, {name: int(ended[name]) for name in ended if name in told}
+
+    @redis_errors
+    def position(self, job: Job) -> int | None:
+        """How many go before a waiting job, and it; None: it waits no more. Cheap in any queue."""
+        queued, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zrank(queued, job.id)
+            pipe.zrank(low, job.id)
+            pipe.zcount(low, "-inf", job.created_ms)
+            pipe.zcard(queued)
+            pipe.zcard(low)
+            rank, low_rank, lower, all_waiting, all_low = pipe.execute()
+        if rank is None:
+            return None
+        before = rank - lower if low_rank is None else all_waiting - all_low + low_rank
+        return int(max(0, before)) + 1
+
+    @redis_errors
+    def figures(self, endpoint: str) -> Figures:
+        """What is measured of an endpoint."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(keys.queued(endpoint))
+            pipe.zrange(keys.queued(endpoint), 0, 0, withscores=True)
+            pipe.hvals(keys.running(endpoint))
+            for name in ("counts", "webhooks", "delay", "execution"):
+                pipe.hgetall(keys.of_endpoint(endpoint, name))
+            waiting, oldest, running, *hashes = pipe.execute()
+        counts, webhooks, delay, execution = (
+            {name: int(value) for name, value in found.items()} for found in hashes
+        )
+        return Figures(
+            waiting=waiting,
+            oldest_ms=int(oldest[0][1]) if oldest else None,
+            running=Counter(running),
+            counts=counts,
+            webhooks=webhooks,
+            delay=_histogram(delay),
+            execution=_histogram(execution),
+        )
 
     @redis_errors
     def messages_waiting(self, endpoint: str) -> int:
         """Messages in an endpoint's queue."""
         with self._redis.pipeline(transaction=False) as pipe:
-            for name in self._messages.lists(endpoint):
+            for name in self.messages.lists(endpoint):
                 pipe.llen(name)
             return sum(pipe.execute())
 

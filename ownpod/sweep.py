@@ -4,8 +4,6 @@ import logging
 import threading
 import time
 
-import redis
-
 from ownpod import keys
 from ownpod.errors import RedisUnavailable
 from ownpod.recovery import Recovery
@@ -24,12 +22,10 @@ class Sweep(threading.Thread):
     Every ``lease_s``: what Celery has lost, see :mod:`ownpod.recovery`.
     """
 
-    def __init__(
-        self, store: JobStore, client: redis.Redis, recovery: Recovery, *, lease_s: float
-    ) -> None:
+    def __init__(self, store: JobStore, recovery: Recovery, *, lease_s: float) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
-        self._redis = client
+        self._redis = store.client
         self._recovery = recovery
         self._lease_s = lease_s
         self._recover_at = time.monotonic()

@@ -1,6 +1,6 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
 -- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, RUNS, WEBHOOKS, EVENTS
--- (see keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT and
+-- (see keys.py), DESCRIPTION, WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT and
 -- ATTEMPTS_LOGGED (store.py).
 --
 -- JOB<id>                   hash   the record; fields in jobs.py (NewJob.record, Job.FIELDS), and
@@ -17,10 +17,16 @@
 --                                  `timeoutMs`, `callback`. Stays until its slot is free
 -- CHUNKS<id>                list   what the handler has yielded in this attempt, JSON texts
 -- ENDPOINT<ep>:queued       zset   ids of jobs IN_QUEUE, by created_ms
+-- ENDPOINT<ep>:low          zset   those of them with low priority
 -- ENDPOINT<ep>:purging      zset   ids taken out of `queued` by a purge, on their way to CANCELLED
 -- ENDPOINT<ep>:running      hash   ids of jobs IN_PROGRESS -> worker id
 -- ENDPOINT<ep>:recent       zset   ids of the last RECENT jobs, by created_ms; some may be gone
--- ENDPOINT<ep>:counts       hash   terminal state, or "retried" -> how many ever
+-- ENDPOINT<ep>:counts       hash   terminal state, "submitted", "retried" (jobs), "begun", "lost" (attempts)
+--                                  -> how many ever
+-- ENDPOINT<ep>:delay        hash   histogram: number of the bucket (BUCKETS_MS) -> jobs, "sum" -> ms; from
+--                                  submission to the first attempt
+-- ENDPOINT<ep>:execution    hash   the same, of attempts that brought a result
+-- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 -- LEASES                    zset   ids of jobs IN_PROGRESS, by the ms when the lease runs out
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when their ttl has passed
 -- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try
@@ -37,19 +43,38 @@ end
 
 local function enter_queue(id, endpoint, created_ms, ttl_ms)
   redis.call('ZADD', of(endpoint, 'queued'), created_ms, id)
+  if redis.call('HGET', JOB .. id, 'low_priority') == '1' then
+    redis.call('ZADD', of(endpoint, 'low'), created_ms, id)
+  end
   redis.call('ZADD', EXPIRIES, created_ms + ttl_ms, id)
+end
+
+local function count(endpoint, what)
+  redis.call('HINCRBY', of(endpoint, 'counts'), what, 1)
+end
+
+local function observe(key, ms)
+  local bucket = 1
+  while BUCKETS_MS[bucket] and ms > BUCKETS_MS[bucket] do
+    bucket = bucket + 1
+  end
+  redis.call('HINCRBY', key, bucket, 1)
+  redis.call('HINCRBY', key, 'sum', math.floor(ms))
 end
 
 -- Takes the job to a state, if the table of moves allows it. `fields` are name, value, ...
 local function move(id, to, fields)
   local job = JOB .. id
-  local from, endpoint, created_ms, ttl_ms =
-    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'created_ms', 'ttl_ms'))
+  local from, endpoint, created_ms, ttl_ms, low =
+    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'created_ms', 'ttl_ms', 'low_priority'))
   if not from or not MOVES[from][to] then
     return false
   end
   if from == S.IN_QUEUE then
     redis.call('ZREM', of(endpoint, 'queued'), id)
+    if low == '1' then
+      redis.call('ZREM', of(endpoint, 'low'), id)
+    end
     redis.call('ZREM', EXPIRIES, id)
   else
     redis.call('HDEL', of(endpoint, 'running'), id)
@@ -74,7 +99,7 @@ local function finish(id, to, ttl_s, fields)
   end
   redis.call('EXPIRE', JOB .. id, ttl_s)
   redis.call('EXPIRE', CHUNKS .. id, ttl_s)
-  redis.call('HINCRBY', of(endpoint, 'counts'), to, 1)
+  count(endpoint, to)
   if redis.call('HEXISTS', JOB .. id, 'webhook') == 1 then
     redis.call('ZADD', WEBHOOKS, now + WEBHOOK_LEASE_MS, id)
     redis.call('LPUSH', WEBHOOK_LIST, (string.gsub(WEBHOOK_MESSAGE, '@job@', id)))
@@ -116,12 +141,18 @@ local function rest(first)
   return values
 end
 
+-- A message with the job's description in its place.
+local function filled(id, message)
+  local description = redis.call('HGET', JOB .. id, 'description') or ''
+  return (string.gsub(message, DESCRIPTION, function() return description end))
+end
+
 -- List and message for the job's priority, of the four arguments that begin at `first`.
 local function ticket(id, first)
   if redis.call('HGET', JOB .. id, 'low_priority') == '1' then
     first = first + 2
   end
-  return ARGV[first], ARGV[first + 1]
+  return ARGV[first], filled(id, ARGV[first + 1])
 end
 
 local function remember(id, endpoint, created_ms)
@@ -155,6 +186,7 @@ function commands.create()
   enter_queue(id, endpoint, created_ms, ttl_ms)
   remember(id, endpoint, created_ms)
   redis.call('LPUSH', list, message)
+  count(endpoint, 'submitted')
   if key ~= '' then
     redis.call('HSET', key, 'job', id, 'digest', digest)
     redis.call('EXPIRE', key, key_s)
@@ -185,15 +217,16 @@ function commands.retry()
       redis.call('HSET', again, name, redis.call('HGET', job, name))
     end
     redis.call('HSET', again, 'id', new_id, 'attempt', 0, 'retries', 0, 'retry_of', id)
+    redis.call('HSET', job, 'retried_as', new_id)
   end
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
-    'claim', 'drained', 'deliveries', 'attempts', 'callback'
+    'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as'
   )
   redis.call('DEL', CHUNKS .. new_id)
   redis.call('ZREM', WEBHOOKS, new_id)
   redis.call('HSET', again, 'status', S.IN_QUEUE, 'lost', 0, 'created_ms', now)
-  redis.call('HINCRBY', of(endpoint, 'counts'), 'retried', 1)
+  count(endpoint, 'retried')
   enter_queue(new_id, endpoint, now, ttl_ms)
   remember(new_id, endpoint, now)
   redis.call('LPUSH', ticket(new_id, 6))
@@ -236,6 +269,10 @@ function commands.claim()
       return entry and {entry}
     end
     attempt = number
+    count(endpoint, 'begun')
+    if number == 1 then
+      observe(of(endpoint, 'delay'), now - created_ms)
+    end
     redis.call('DEL', CHUNKS .. id)
     redis.call('HSET', of(endpoint, 'running'), id, worker_id)
     redis.call('HSET', runs, field(id, number), '{"attempt": ' .. number .. '}')
@@ -267,9 +304,16 @@ function commands.finish()
   if free ~= '' then
     redis.call('HDEL', RUNS .. free, field(id, attempt))
   end
-  if not holds(id, attempt) or not finish(id, to, ttl_s, rest(8)) then
+  if not holds(id, attempt) then
     return 0
   end
+  local fields = rest(8)
+  if not finish(id, to, ttl_s, fields) then
+    return 0
+  end
+  local endpoint, started_ms, ran_ms =
+    unpack(redis.call('HMGET', JOB .. id, 'endpoint', 'started_ms', 'execution_ms'))
+  observe(of(endpoint, 'execution'), tonumber(ran_ms) or now - started_ms)
   return 1
 end
 
@@ -339,14 +383,15 @@ local function give_up(id, lost, reason, ttl_s, first)
   end
   log_attempt(id, lost, reason)
   if lost then
-    local count = redis.call('HINCRBY', JOB .. id, 'lost', 1)
+    local times = redis.call('HINCRBY', JOB .. id, 'lost', 1)
     local most, endpoint = unpack(redis.call('HMGET', JOB .. id, 'max_attempts', 'endpoint'))
-    if count >= tonumber(most) then
+    count(endpoint, 'lost')
+    if times >= tonumber(most) then
       finish(id, S.FAILED, ttl_s, {'error', reason})
       return S.FAILED
     end
     redis.call('HINCRBY', JOB .. id, 'retries', 1)
-    redis.call('HINCRBY', of(endpoint, 'counts'), 'retried', 1)
+    count(endpoint, 'retried')
   end
   move(id, S.IN_QUEUE, {})
   redis.call('RPUSH', ticket(id, first))
@@ -404,7 +449,7 @@ function commands.take_over()
       redis.call('HSET', job, 'resume', worker_id)
       redis.call('HDEL', job, 'claim')
       redis.call('ZADD', LEASES, lease_end, id)
-      redis.call('RPUSH', own, go_on)
+      redis.call('RPUSH', own, filled(id, go_on))
       return 'resumed'
     end
     if holds(id, attempt) then
@@ -412,7 +457,7 @@ function commands.take_over()
     end
   end
   if run.run then
-    redis.call('RPUSH', own, wait)
+    redis.call('RPUSH', own, filled(id, wait))
     return 'waits'
   end
   redis.call('HDEL', RUNS .. worker_id, field(id, attempt))
@@ -487,7 +532,7 @@ end
 function commands.purge()
   local queued, purging = of(ARGV[3], 'queued'), of(ARGV[3], 'purging')
   redis.call('ZUNIONSTORE', purging, 2, purging, queued, 'AGGREGATE', 'MIN')
-  redis.call('DEL', queued, unpack(rest(4)))
+  redis.call('DEL', queued, of(ARGV[3], 'low'), unpack(rest(4)))
   return redis.call('ZCARD', purging)
 end
 
@@ -518,9 +563,9 @@ function commands.webhooks_due()
   return ids
 end
 
--- id, delivery (JSON), pause ('': this was the last try), ttl: writes a try into the job's log
+-- id, delivery (JSON), pause ('': this was the last try), ttl, result: writes a try into the job's log
 function commands.delivered()
-  local id, delivery, pause_ms, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+  local id, delivery, pause_ms, ttl_s, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
   local job = JOB .. id
   if redis.call('EXISTS', job) == 0 or pause_ms == '' then
     redis.call('ZREM', WEBHOOKS, id)
@@ -531,7 +576,10 @@ function commands.delivered()
     end
   end
   if redis.call('EXISTS', job) == 1 then
-    local log = redis.call('HGET', job, 'deliveries')
+    local log, endpoint = unpack(redis.call('HMGET', job, 'deliveries', 'endpoint'))
+    if result ~= '' then
+      redis.call('HINCRBY', of(endpoint, 'webhooks'), result, 1)
+    end
     redis.call('HSET', job, 'deliveries', log and (string.sub(log, 1, -2) .. ',' .. delivery .. ']')
       or '[' .. delivery .. ']')
   end

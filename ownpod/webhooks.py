@@ -52,7 +52,12 @@ class Webhooks:
         tries += 1
         last = done or tries >= self._settings.webhook_tries
         delivery = {"try": tries, "timeMs": now_ms(), "httpStatus": status, "error": error}
-        self._store.delivered(job_id, delivery, again_s=None if last else self._pause_s(tries))
+        self._store.delivered(
+            job_id,
+            delivery,
+            again_s=None if last else self._pause_s(tries),
+            result="delivered" if done else "given_up" if last else "failed",
+        )
         if done:
             log.info("job %s: webhook delivered, try %d", job_id, tries)
         else:

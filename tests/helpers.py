@@ -134,6 +134,13 @@ def job_messages() -> JobMessages:
     return JobMessages(app, description_prefix="ownpod")
 
 
+def job_message(job_id: str, *, low: bool = False) -> tuple[str, str]:
+    """List and message of a :func:`new_job`."""
+    messages = job_messages()
+    description = messages.description("ep", "{}")
+    return messages.for_job(job_id, "ep", low=low, description=description)
+
+
 def job_store(client: redis.Redis, *, result_ttl_s: int = 1800) -> JobStore:
     return JobStore(client, job_messages(), result_ttl_s=result_ttl_s)
 

@@ -3,15 +3,13 @@
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from ownpod.api import auth, callbacks, health, jobs, limits, openapi, stream, workers
+from ownpod.api import auth, callbacks, health, jobs, limits, metrics, openapi, stream, workers
 from ownpod.api.services import Services, answer, provide
-from ownpod.broker import JobMessages
-from ownpod.celery import app as celery_app
+from ownpod.celery import open_store
 from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, Unauthorized
 from ownpod.events import JobEvents
 from ownpod.registry import Registry, load_endpoints
 from ownpod.settings import Settings
-from ownpod.store import JobStore, connect
 
 RETRY_AFTER_S = {QueueFull: "5", RedisUnavailable: "2"}
 """Whole seconds: RunPod's clients read no dates."""
@@ -25,19 +23,18 @@ def create_app(settings: Settings) -> Flask:
     """
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
-    client = connect(url, client_name="ownpod-api")
-    messages = JobMessages(celery_app, description_prefix=settings.description_prefix)
+    store = open_store(settings, client_name="ownpod-api")
     services = Services(
         settings=settings,
-        registry=Registry(load_endpoints(settings), client, settings),
-        store=JobStore(client, messages, result_ttl_s=settings.result_ttl_s),
-        events=JobEvents(client),
+        registry=Registry(load_endpoints(settings), store.client, settings),
+        store=store,
+        events=JobEvents(store.client),
     )
     provide(app, services)
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, callbacks):
+    for module in (jobs, stream, health, workers, metrics, callbacks):
         app.register_blueprint(module.blueprint)
     openapi.add_docs(app)
     if services.keys_needed:

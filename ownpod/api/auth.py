@@ -8,6 +8,9 @@ from flask import request
 from ownpod.api.services import services
 from ownpod.errors import Forbidden, Unauthorized
 
+PROTECTED = ("/v2/", "/metrics")
+"""Beginnings of paths that need a key."""
+
 
 def presented_key() -> str:
     """The key of this request: RunPod's clients send ``Bearer <key>`` or the bare key."""
@@ -29,7 +32,7 @@ def check_key() -> None:
         Unauthorized: it has no key, or one that nobody knows.
         Forbidden: its key is for other endpoints.
     """
-    if not request.path.startswith("/v2/") or request.method == "OPTIONS":
+    if not request.path.startswith(PROTECTED) or request.method == "OPTIONS":
         return
     here = services()
     asked = (request.view_args or {}).get("endpoint_id")

@@ -99,17 +99,19 @@ def test_a_redis_that_cannot_save_refuses_jobs_and_keeps_those_it_has(cluster):
         (folder,) = client.config_get("dir").values()
         shutil.rmtree(folder, ignore_errors=True)
         client.config_set("save", "3600 1000000")
-        client.bgsave()
-        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
-        refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=9)
-        assert refused.status_code == 503
-        assert "refuses to write" in refused.json()["error"]
-        assert "MISCONF" in refused.json()["error"]
-        assert requests.get(f"{cluster.endpoint}/status/{job}", timeout=9).status_code == 200
-        # Beyond the job's end: its result cannot be written now.
-        time.sleep(4)
-        client.config_set("stop-writes-on-bgsave-error", "no")
-        client.config_set("save", "")
+        try:
+            client.bgsave()
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+            refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=9)
+            assert refused.status_code == 503
+            assert "refuses to write" in refused.json()["error"]
+            assert "MISCONF" in refused.json()["error"]
+            assert requests.get(f"{cluster.endpoint}/status/{job}", timeout=9).status_code == 200
+            # Beyond the job's end: its result cannot be written now.
+            time.sleep(4)
+        finally:
+            client.config_set("stop-writes-on-bgsave-error", "no")
+            client.config_set("save", "")
     cluster.ended(job)
 
 

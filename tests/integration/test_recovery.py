@@ -1,7 +1,7 @@
 """What Celery on Redis loses is made good, and nothing is done where nothing was lost."""
 
 import pytest
-from helpers import job_messages, job_store, new_job
+from helpers import job_message, job_messages, job_store, new_job
 
 from ownpod import broker, keys
 from ownpod.jobs import JobStatus, Outcome
@@ -18,7 +18,7 @@ def store(client):
 
 @pytest.fixture
 def recovery(store, client):
-    return Recovery(store, client, job_messages(), ["other", "ep"], lease_s=15)
+    return Recovery(store, lambda: ["other", "ep"], lease_s=15)
 
 
 def create(store, job_id, *, low=False, age_ms=OLD_MS):
@@ -26,7 +26,7 @@ def create(store, job_id, *, low=False, age_ms=OLD_MS):
 
 
 def lose(client, job_id, *, low=False):
-    queue, message = job_messages().for_job(job_id, "ep", low=low)
+    queue, message = job_message(job_id, low=low)
     assert client.lrem(queue, 1, message) == 1
     return message
 

@@ -10,7 +10,6 @@ import pytest
 from helpers import (
     Answer,
     FakeWorker,
-    job_messages,
     job_store,
     load_settings,
     new_job,
@@ -208,8 +207,8 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     node.store.create(new_job(max_attempts=2))
     node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
     client.delete(QUEUE)
-    recovery = Recovery(node.store, client, job_messages(), ["ep"], lease_s=1)
-    sweep = Sweep(node.store, client, recovery, lease_s=1)
+    recovery = Recovery(node.store, lambda: ["ep"], lease_s=1)
+    sweep = Sweep(node.store, recovery, lease_s=1)
     wait_until(lambda: node.store.expired(limit=1))
     sweep.once()
     assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)
@@ -219,8 +218,8 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
 
 
 def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
-    recovery = Recovery(node.store, client, job_messages(), ["ep"], lease_s=30)
-    sweep = Sweep(node.store, client, recovery, lease_s=30)
+    recovery = Recovery(node.store, lambda: ["ep"], lease_s=30)
+    sweep = Sweep(node.store, recovery, lease_s=30)
     node.store.create(new_job())
     node.store.claim("job-1", worker_id="w", claim="x", lease_s=0.01)
     wait_until(lambda: node.store.expired(limit=1))

@@ -5,7 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import job_messages, job_store, new_job, wait_until
+from helpers import job_message, job_messages, job_store, new_job, wait_until
 
 from ownpod import keys
 from ownpod.errors import (
@@ -39,7 +39,7 @@ def hand_back(store, attempt, **changes):
 def test_a_new_job_waits_with_its_message(store, client):
     store.create(new_job())
     assert store.job("job-1", "ep").status is JobStatus.IN_QUEUE
-    assert client.lrange(QUEUE, 0, -1) == [job_messages().for_job("job-1", "ep")[1]]
+    assert client.lrange(QUEUE, 0, -1) == [job_message("job-1")[1]]
     assert store.counts("ep") == (1, {}, {})
 
 
@@ -145,7 +145,7 @@ def test_a_job_handed_back_is_the_next_to_be_taken(store, client):
     client.delete(QUEUE)
     store.create(new_job("b"))
     hand_back(store, attempt)
-    assert client.lindex(QUEUE, -1) == job_messages().for_job("a", "ep")[1]
+    assert client.lindex(QUEUE, -1) == job_message("a")[1]
     job = store.job("a", "ep")
     assert (job.status, job.worker_id, job.started_ms) == (JobStatus.IN_QUEUE, None, None)
 

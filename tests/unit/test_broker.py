@@ -5,6 +5,7 @@ import pytest
 from helpers import job_messages
 
 from ownpod import broker
+from ownpod.broker import JobMessages
 from ownpod.celery import app
 
 
@@ -38,13 +39,14 @@ def same_but_for_how_it_was_made(made, theirs):
 
 @pytest.mark.parametrize(("low", "priority"), [(False, 0), (True, 9)])
 def test_a_message_is_what_celery_would_publish(low, priority):
-    queue, text = job_messages().for_job("job-1", "ep", low=low)
+    description = job_messages().description("ep", '{"a": "x"}')
+    queue, text = job_messages().for_job("job-1", "ep", low=low, description=description)
     made = json.loads(text)
     theirs = published(broker.RUN_JOB, "job-1", "ownpod.ep", priority)
 
     assert queue == job_messages().lists("ep")[low]
     assert made["properties"]["delivery_tag"] == "job-1"
-    assert made["headers"]["argsrepr"] == "ownpod ep job-1"
+    assert made["headers"]["argsrepr"] == 'ownpod ep {"a": "x"}'
     assert json.loads(base64.b64decode(made.pop("body"))) == json.loads(
         base64.b64decode(theirs.pop("body"))
     )
@@ -61,6 +63,27 @@ def test_a_webhooks_message_is_what_celery_would_publish_but_for_its_encoding():
     assert made["headers"]["id"] == made["properties"]["delivery_tag"] == "webhook-job-1"
 
     assert queue == broker.HOUSEKEEPING_QUEUE
+    assert made["properties"].pop("body_encoding") == "utf-8"
+    assert theirs["properties"].pop("body_encoding") == "base64"
+    assert json.loads(made.pop("body")) == json.loads(base64.b64decode(theirs.pop("body")))
+    assert same_but_for_how_it_was_made(made, theirs)
+
+
+def test_a_description_has_the_beginning_of_the_input():
+    assert job_messages().description("ep", "x" * 100) == f"ownpod ep {'x' * 77}..."
+    assert job_messages().description("ep", '{"a"}') == 'ownpod ep {\\"a\\"}'
+    quiet = JobMessages(app, description_prefix="mine", log_inputs=False)
+    assert quiet.description("ep", "secret") == "mine ep"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_workers_own_messages_are_what_celery_would_publish(number):
+    queue, *texts = job_messages().for_worker("job-1", 2, "ep", "w")
+    made = json.loads(texts[number].replace("@description@", "ownpod ep {}"))
+    task, argument = [(broker.RUN_JOB, "job-1"), (broker.AWAIT_RUN, "job-1:2")][number]
+    task_id = ["job-1", "await-job-1:2"][number]
+    theirs = published(task, argument, "ownpod.ep.w", task_id=task_id)
+    assert queue == "ownpod.ep.w"
     assert made["properties"].pop("body_encoding") == "utf-8"
     assert theirs["properties"].pop("body_encoding") == "base64"
     assert json.loads(made.pop("body")) == json.loads(base64.b64decode(theirs.pop("body")))

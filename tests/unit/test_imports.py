@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
     {"", "errors"},
-    {"settings", "jobs", "keys", "payload", "processes", "log", "workarounds", "stall"},
+    {"settings", "jobs", "keys", "payload", "processes", "log", "workarounds", "stall", "tables"},
     {"broker"},
     {"store", "embedded"},
     {"registry", "events", "webhooks", "recovery", "celery"},
@@ -22,18 +22,28 @@ LAYERS = [
     {"control"},
     {"dispatch", "up"},
     {"api.services", "api.schemas"},
-    {"api.workers"},
+    {"api.workers", "api.metrics"},
     {"api.auth", "api.health", "api.openapi"},
     {"api.jobs", "api.stream", "api.limits", "api.callbacks"},
     {"api"},
     {"api.server"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
 
 # Who may know a library.
 ONLY = {
-    "celery": {"broker", "celery", "workarounds", "tasks", "node", "control", "dispatch"},
+    "celery": {
+        "broker",
+        "celery",
+        "workarounds",
+        "tasks",
+        "node",
+        "control",
+        "dispatch",
+        "commands",
+    },
     "kombu": {"broker", "workarounds", "dispatch"},
     "flask": {
         "api",
@@ -49,6 +59,7 @@ ONLY = {
                 "limits",
                 "callbacks",
                 "workers",
+                "metrics",
                 "server",
             ]
         ),

@@ -1,0 +1,35 @@
+"""Tables that line up in a terminal."""
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def show(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Prints a table; as wide as its content where nobody looks, so that programs can read it."""
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=10_000)
+    console.print(table, soft_wrap=False)
+
+
+def ago(ms: int | None) -> str:
+    """How long ago a time in ms since the epoch was."""
+    if ms is None:
+        return ""
+    seconds = max(0, int(time.time() - ms / 1000))
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def seconds(ms: int | None) -> str:
+    """A duration in s."""
+    return "" if ms is None else f"{ms / 1000:.2f} s"
