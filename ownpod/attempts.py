@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ownpod import log
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import Attempt, JobStatus, Outcome
 from ownpod.store import JobStore, now_ms
 from ownpod.workers import Worker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """Pause before Redis is asked again after it did not answer."""
@@ -158,7 +159,7 @@ class Attempts(threading.Thread):
                     self._renew([running for running in alive if not running.over])
                     renew_at = time.monotonic() + self.lease_s / 3
             except RedisUnavailable as error:
-                log.warning("leases and deadlines wait: %s", error)
+                logger.warning("leases and deadlines wait: %s", error)
                 time.sleep(RETRY_S)
 
     def look(self) -> None:
@@ -190,7 +191,15 @@ class Attempts(threading.Thread):
     def _time_out(self, running: Running) -> None:
         outcome = Outcome(JobStatus.TIMED_OUT, error=running.too_long)
         if self._store.finish(running.attempt, outcome, slot_free=False):
-            log.info("job %s TIMED_OUT: %s", running.attempt.job_id, running.too_long)
+            attempt = running.attempt
+            log.moved(
+                attempt.job_id,
+                JobStatus.TIMED_OUT,
+                worker=attempt.worker_id,
+                attempt=attempt.number,
+                reason=running.too_long,
+                requestId=attempt.request_id,
+            )
         self._give_up(running)
 
     def _renew(self, alive: list[Running]) -> None:

@@ -2,14 +2,14 @@
 
 from celery import Celery
 
-from ownpod import broker, settings, workarounds
+from ownpod import broker, control, settings, workarounds
 from ownpod.broker import JobMessages
 from ownpod.settings import Settings
 from ownpod.store import JobStore, connect
 
 workarounds.apply()
 
-app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node", "ownpod.control"])
+app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node"])
 app.config_from_object("celeryconfig")
 
 
@@ -38,5 +38,8 @@ def _purge_jobs(queue: str) -> int | None:
     with store.client:
         return store.purge(endpoint, reason="purged with Celery's tools")
 
+
+# `celery inspect` and `celery control` look there for commands.
+__all__ = ["app", "control", "open_store"]
 
 workarounds.on_purge(_purge_jobs)

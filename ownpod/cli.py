@@ -56,14 +56,29 @@ def main() -> None:
     metavar="URLS",
     help="Comma-separated worker URLs of the endpoint local-ep; as OWNPOD_WORKERS.",
 )
-def up(host: str, port: int, workers: str | None) -> None:
+@click.option("--flower", is_flag=True, help="Start Flower, too.")
+@click.option(
+    "--flower-port",
+    type=click.IntRange(1, 65535),
+    default=5555,
+    show_default=True,
+    help="Its port.",
+)
+def up(
+    host: str,
+    port: int,
+    workers: str | None,
+    flower: bool,  # noqa: FBT001 - click
+    flower_port: int,
+) -> None:
     """Start everything, in the foreground, until Ctrl-C or SIGTERM."""
     from ownpod.up import Up
 
     if workers is not None:
         os.environ["OWNPOD_WORKERS"] = workers
     config = settings.current()
-    sys.exit(Up(config, host=host, port=port).run())
+    up = Up(config, host=host, port=port, flower_port=flower_port if flower else None)
+    sys.exit(up.run())
 
 
 @main.command()
@@ -92,7 +107,7 @@ def dispatch() -> None:
     config = settings.current()
     endpoints = load_endpoints(config)
     _check_redis(config)
-    log.configure(config.log_level, "dispatcher")
+    log.configure(config.log_level, "dispatcher", config.log_format)
     from ownpod.dispatch import Dispatcher
 
     Dispatcher(config, Registry(endpoints, connect(config.broker_url()), config)).run()

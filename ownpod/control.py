@@ -8,18 +8,40 @@ Celery does.
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from celery.worker import control as celery_control
 from celery.worker.control import control_command, inspect_command
 
 from ownpod import broker
 from ownpod.errors import OwnPodError
-from ownpod.node import Node, this_node
 
 log = logging.getLogger(__name__)
 
 Reply = dict[str, Any]
+
+
+class Node(Protocol):
+    """A worker's node, see :class:`ownpod.node.Node`."""
+
+    @property
+    def queue(self) -> str: ...
+    def describe(self) -> Reply: ...
+    def look(self) -> None: ...
+    def pause(self, reason: str) -> None: ...
+    def resume(self) -> None: ...
+    def cancel(self, job_id: str, reason: str) -> None: ...
+    def stop_soon(self) -> bool: ...
+
+
+_node: Node | None = None
+
+
+def act_on(node: Node) -> None:
+    """This process is a worker's node."""
+    global _node  # noqa: PLW0603 - one process, one node
+    _node = node
+
 
 _celery = {
     name: getattr(celery_control, name)
@@ -42,15 +64,14 @@ def _aside(call: Callable[..., None], *arguments: str) -> None:
 @control_command(name=broker.LOOK)  # type: ignore[untyped-decorator]
 def look(_state: Any) -> None:
     """A job that this node runs was cancelled: forward it to the worker now."""
-    if node := this_node():
-        node.look()
+    if _node is not None:
+        _node.look()
 
 
 @inspect_command(name="ownpod_node")  # type: ignore[untyped-decorator]
 def describe(_state: Any) -> Reply:
     """The RunPod worker of this node, how it is, and its jobs."""
-    node = this_node()
-    return node.describe() if node else {"worker": None}
+    return {"worker": None} if _node is None else _node.describe()
 
 
 @control_command(  # type: ignore[untyped-decorator]
@@ -58,32 +79,30 @@ def describe(_state: Any) -> Reply:
 )
 def pause(_state: Any, reason: str = "by hand") -> Reply:
     """Take no more jobs, until ownpod_resume; what runs is finished."""
-    return _pause(this_node(), f"paused {reason}")
+    return _pause(f"paused {reason}")
 
 
 @control_command(name="ownpod_resume")  # type: ignore[untyped-decorator]
 def resume(_state: Any) -> Reply:
     """Take jobs again."""
-    node = this_node()
-    if node is None:
+    if _node is None:
         return {"error": "this node has no worker"}
-    _aside(node.resume)
+    _aside(_node.resume)
     return {"ok": "resumed"}
 
 
-def _pause(node: Node | None, reason: str) -> Reply:
-    if node is None:
+def _pause(reason: str) -> Reply:
+    if _node is None:
         return {"error": "this node has no worker"}
-    _aside(node.pause, reason)
+    _aside(_node.pause, reason)
     return {"ok": reason}
 
 
 @control_command(args=[("queue", str)], signature="<queue>")  # type: ignore[untyped-decorator]
 def cancel_consumer(state: Any, queue: str, **options: Any) -> Any:
     """Stop consuming from a queue; of a worker's endpoint: as ownpod_pause."""
-    node = this_node()
-    if node is not None and queue == node.queue:
-        _pause(node, "paused by cancel_consumer")
+    if _node is not None and queue == _node.queue:
+        _pause("paused by cancel_consumer")
         return {"ok": f"no longer consuming from {queue}"}
     return _celery["cancel_consumer"](state, queue, **options)
 
@@ -94,12 +113,11 @@ def cancel_consumer(state: Any, queue: str, **options: Any) -> Any:
 )
 def add_consumer(state: Any, queue: str, *arguments: Any, **options: Any) -> Any:
     """Consume from a queue; from a worker's endpoint's: as ownpod_resume."""
-    node = this_node()
-    if node is not None and queue == node.queue:
-        _aside(node.resume)
+    if _node is not None and queue == _node.queue:
+        _aside(_node.resume)
         return {"ok": f"add consumer {queue}"}
-    if node is not None and broker.is_job_queue(queue):
-        return {"error": f"this node's worker serves {node.queue} only"}
+    if _node is not None and broker.is_job_queue(queue):
+        return {"error": f"this node's worker serves {_node.queue} only"}
     return _celery["add_consumer"](state, queue, *arguments, **options)
 
 
@@ -108,21 +126,19 @@ def add_consumer(state: Any, queue: str, *arguments: Any, **options: Any) -> Any
 )
 def revoke(state: Any, task_id: Any, *arguments: Any, **options: Any) -> Any:
     """Cancel jobs, by their ids; whether they wait or run."""
-    node = this_node()
     ids = [task_id] if isinstance(task_id, str) else list(task_id or [])
-    if node is None:
+    if _node is None:
         return _celery["revoke"](state, ids, *arguments, **options)
     for job_id in ids:
-        _aside(node.cancel, str(job_id), "revoked with Celery's tools")
+        _aside(_node.cancel, str(job_id), "revoked with Celery's tools")
     return {"ok": f"tasks {', '.join(map(str, ids))} flagged as revoked"}
 
 
 @control_command()  # type: ignore[untyped-decorator]
 def shutdown(state: Any, **options: Any) -> Any:
     """Finish or hand back what runs, as at SIGTERM, and end."""
-    node = this_node()
-    if node is None:
+    if _node is None:
         return _celery["shutdown"](state, **options)
     log.warning("shutdown from remote")
-    node.stop_soon()
+    _node.stop_soon()
     return None

@@ -237,7 +237,7 @@ def _become_node(name: str, config: Settings) -> None:
             signal.signal(signum, signal.SIG_DFL)
         die_with_parent()
         threading.current_thread().name = name
-        log.configure(config.log_level, broker.worker_of(name))
+        log.configure(config.log_level, broker.worker_of(name), config.log_format)
         worker = app.Worker(
             hostname=name,
             loglevel=config.log_level,

@@ -83,6 +83,8 @@ class NewJob:
     low_priority: bool
     max_attempts: int
     created_ms: int
+    request_id: str | None = None
+    """The client's ``X-Request-ID``: passed on to the worker, the webhook and the log."""
 
     def record(self) -> dict[str, str | int]:
         """The fields that the record starts with."""
@@ -97,6 +99,7 @@ class NewJob:
             "low_priority": int(self.low_priority),
             "max_attempts": self.max_attempts,
             "created_ms": self.created_ms,
+            "request_id": self.request_id,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,
@@ -152,6 +155,7 @@ class Attempt:
     started_ms: int
     callback_token: str = ""
     """What a result must name that comes by callback."""
+    request_id: str | None = None
     run: Run | None = None
     """An earlier node began it in the worker already, and this one goes on with it."""
 

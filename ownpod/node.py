@@ -20,7 +20,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
 
-from ownpod import broker, log, settings, tasks, workarounds
+from ownpod import broker, control, log, settings, tasks, workarounds
 from ownpod.attempts import Attempts
 from ownpod.celery import open_store
 from ownpod.errors import RedisUnavailable
@@ -328,6 +328,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
         _here.node = Node(
             instance.app, config=config, registry=registry, store=store, spec=spec, name=sender
         )
+        control.act_on(_here.node)
         workarounds.JobPool.before_stop = _here.node.drain
         _here.node.wait_for_worker()
         return
@@ -346,16 +347,12 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
         )
 
 
-def this_node() -> Node | None:
-    """The worker's node that this process is; None: it is none."""
-    return _here.node
-
-
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def set_up_logging(**_: Any) -> None:
     """Celery's own logging stays out of the way."""
     if not logging.getLogger().handlers:
-        log.configure(settings.current().log_level)
+        config = settings.current()
+        log.configure(config.log_level, form=config.log_format)
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]

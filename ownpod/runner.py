@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+from ownpod import log
 from ownpod.attempts import RETRY_S, Attempts, Running
 from ownpod.errors import AttemptLost, JobRejected, RedisUnavailable, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
 from ownpod.store import JobStore
 from ownpod.workers import Worker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -96,12 +97,19 @@ class JobRunner:
         )
         match found:
             case Attempt():
+                log.moving(
+                    job_id,
+                    JobStatus.IN_PROGRESS,
+                    worker=self._worker_id,
+                    attempt=found.number,
+                    requestId=found.request_id,
+                )
                 with self._attempts.hold(found) as running:
                     outcome = self._run(running)
             case Run():
                 self.await_run(job_id, found.attempt)
             case None:
-                log.info("job %s: nothing to do, it does not wait any more", job_id)
+                logger.info("job %s: nothing to do, it does not wait any more", job_id)
         if outcome is None and (job := until_redis_answers(lambda: self._store.find(job_id))):
             outcome = Outcome(job.status, error=job.error)
         return outcome
@@ -112,7 +120,7 @@ class JobRunner:
             run = until_redis_answers(lambda: self._store.run(self._worker_id, job_id, attempt))
             if not kept or run is None:
                 return
-            log.info("job %s: attempt %d may still run in the worker, waiting", job_id, attempt)
+            logger.info("job %s: attempt %d may still run in the worker, waiting", job_id, attempt)
             self._settle(run)
 
     def take_over(self, endpoint: str) -> None:
@@ -129,7 +137,9 @@ class JobRunner:
                     lease_s=self._attempts.lease_s,
                 )
             )
-            log.warning("job %s: attempt %d was left by an earlier node: %s", job_id, attempt, what)
+            logger.warning(
+                "job %s: attempt %d was left by an earlier node: %s", job_id, attempt, what
+            )
 
     def _run(self, running: Running) -> Outcome | None:
         """The outcome, if it is the job's."""
@@ -157,16 +167,16 @@ class JobRunner:
                 self._settle(watch.run)
             return None
         if until_redis_answers(lambda: self._store.finish(attempt, outcome)):
-            log.info(
-                "job %s %s on %s, attempt %d, after %d ms",
+            log.moved(
                 attempt.job_id,
                 outcome.status,
-                self._worker_id,
-                attempt.number,
-                time.time_ns() // 1_000_000 - attempt.started_ms,
+                worker=self._worker_id,
+                attempt=attempt.number,
+                ms=time.time_ns() // 1_000_000 - attempt.started_ms,
+                requestId=attempt.request_id,
             )
             return outcome
-        log.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
+        logger.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
         return None
 
     def _begun(self, running: Running) -> _Watch:
@@ -184,7 +194,7 @@ class JobRunner:
                 callback=self._callbacks,
             )
         else:
-            log.info("job %s: going on with attempt %d", attempt.job_id, attempt.number)
+            logger.info("job %s: going on with attempt %d", attempt.job_id, attempt.number)
         if not self._attempts.knows(running, run.id):
             raise AttemptLost(f"the worker gave the id {run.id[:80]!r} to two runs at a time")
         return _Watch(self._store, attempt, run)
@@ -224,14 +234,14 @@ class JobRunner:
                 freed=self._worker_id if freed else "",
             )
         )
-        log.warning(
-            "job %s: attempt %d on %s %s (%s); now %s",
+        log.moved(
             attempt.job_id,
-            attempt.number,
-            self._worker_id,
-            "lost" if lost else "not begun",
-            reason,
             status or "another attempt's",
+            level=logging.WARNING,
+            worker=self._worker_id,
+            attempt=attempt.number,
+            reason=f"{'lost' if lost else 'not begun'}: {reason}",
+            requestId=attempt.request_id,
         )
 
 
@@ -241,5 +251,5 @@ def until_redis_answers(call: Callable[[], T]) -> T:
         try:
             return call()
         except RedisUnavailable as error:
-            log.warning("waiting for Redis: %s", error)
+            logger.warning("waiting for Redis: %s", error)
             time.sleep(RETRY_S)

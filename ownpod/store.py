@@ -92,6 +92,7 @@ _ATTEMPT_FIELDS = (
     "ttl_ms",
     "started_ms",
     "callback",
+    "request_id",
 )
 
 
@@ -352,6 +353,7 @@ class JobStore:
             expires_ms=int(record["created_ms"]) + int(record["ttl_ms"]),
             started_ms=int(record["started_ms"]),
             callback_token=record["callback"],
+            request_id=record["request_id"],
             run=run,
         )
 
@@ -605,13 +607,13 @@ class JobStore:
         return list(self._call("webhooks_due", limit))
 
     @redis_errors
-    def webhook_of(self, job_id: str) -> tuple[Job, str, int] | None:
-        """A finished job, its webhook's URL, and how many tries there were."""
+    def webhook_of(self, job_id: str) -> tuple[Job, str, int, str | None] | None:
+        """A finished job, its webhook's URL, how many tries there were, and the client's request id."""
         job = self._read(job_id)
-        url, log = self._fields(job_id, "webhook", "deliveries")
+        url, log, request_id = self._fields(job_id, "webhook", "deliveries", "request_id")
         if job is None or not job.status.terminal or url is None:
             return None
-        return job, url, len(json.loads(log or "[]"))
+        return job, url, len(json.loads(log or "[]")), request_id
 
     def delivered(
         self, job_id: str, delivery: Mapping[str, Any], *, again_s: float | None, result: str = ""

@@ -4,12 +4,13 @@ import logging
 import threading
 import time
 
-from ownpod import keys
+from ownpod import keys, log
 from ownpod.errors import RedisUnavailable
+from ownpod.jobs import JobStatus
 from ownpod.recovery import Recovery
 from ownpod.store import JobStore, redis_errors
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 AT_ONCE = 1000
@@ -41,7 +42,7 @@ class Sweep(threading.Thread):
                 if mine:
                     self.once()
             except RedisUnavailable as error:
-                log.warning("no sweep: %s", error)
+                logger.warning("no sweep: %s", error)
 
     def once(self) -> None:
         """One sweep."""
@@ -49,9 +50,9 @@ class Sweep(threading.Thread):
             self._recover_at = time.monotonic() + self._lease_s
             self._recovery.once()
         for job_id in self._store.expire(limit=AT_ONCE):
-            log.info("job %s TIMED_OUT: it waited longer than its ttl", job_id)
+            log.moved(job_id, JobStatus.TIMED_OUT, reason="it waited longer than its ttl")
         for job_id in self._store.webhooks_due(limit=AT_ONCE):
-            log.debug("job %s: its webhook is due", job_id)
+            logger.debug("job %s: its webhook is due", job_id)
         if time.time() >= self._patient_until:
             self._take_up_the_lost()
 
@@ -75,8 +76,13 @@ class Sweep(threading.Thread):
                 expired_only=True,
             )
             if status is not None:
-                log.warning(
-                    "job %s: attempt %d lost, %s; now %s", job.id, job.attempt, reason, status
+                log.moved(
+                    job.id,
+                    status,
+                    level=logging.WARNING,
+                    worker=job.worker_id,
+                    attempt=job.attempt,
+                    reason=f"lost: {reason}",
                 )
 
     @redis_errors

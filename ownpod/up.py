@@ -13,14 +13,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import IO
 
 from ownpod.embedded import EmbeddedRedis
 from ownpod.errors import OwnPodError, RedisUnavailable, StartError
 from ownpod.processes import Pauses, check_port, describe_exit, die_with_parent
-from ownpod.registry import Registry, WorkerState, load_endpoints
+from ownpod.registry import Endpoint, Registry, WorkerState, load_endpoints
 from ownpod.settings import Settings
 from ownpod.store import connect
 
@@ -214,9 +214,13 @@ class Up:
         config: the settings; with no ``REDIS_URL`` a Redis is started too.
         host: where the API listens.
         port: where the API listens.
+        flower_port: where Flower listens; None: without it.
     """
 
-    def __init__(self, config: Settings, *, host: str, port: int) -> None:
+    def __init__(
+        self, config: Settings, *, host: str, port: int, flower_port: int | None = None
+    ) -> None:
+        self._flower_port = flower_port
         self._config = config
         self._host = host
         self._port = port
@@ -230,29 +234,14 @@ class Up:
         """
         endpoints = load_endpoints(self._config)
         check_port(self._host, self._port)
+        if self._flower_port is not None:
+            check_port(self._host, self._flower_port)
         self._group.handle_signals()
         embedded = None
         if not self._config.redis_url:
             embedded = EmbeddedRedis(self._config.data_dir, appendfsync=self._config.appendfsync)
         try:
-            url = self._config.redis_url or ""
-            if embedded is not None:
-                embedded.prepare()
-                redis = self._group.add("redis", embedded.start)
-                embedded.wait(redis.process)
-                url = embedded.url
-            registry = Registry(endpoints, connect(url, client_name="ownpod-up"), self._config)
-            self._check(registry)
-            environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
-            command = [sys.executable, "-m", "ownpod"]
-            self._group.spawn("dispatch", [*command, "dispatch"], environ, reloads=True)
-            listen = ["--host", self._host, "--port", str(self._port)]
-            self._group.spawn("api", [*command, "api", *listen], environ, reloads=True)
-            self._group.until(self._serving, "the API")
-            self._group.until(lambda: self._initialized(registry), "the dispatcher")
-            self._group.settle()
-            if not self._group.stopping:
-                say("ownpod", self._ready_line(registry))
+            self._start(endpoints, embedded)
             self._group.restarting = True
             while not self._group.stopping:
                 self._group.attend(LONGEST_LOOK_S)
@@ -270,6 +259,51 @@ class Up:
                 embedded.ended()
         say("ownpod", "stopped")
         return code
+
+    def _start(self, endpoints: Mapping[str, Endpoint], embedded: EmbeddedRedis | None) -> None:
+        """All parts, one after the other, until all can serve. Raises: OwnPodError."""
+        url = self._config.redis_url or ""
+        if embedded is not None:
+            embedded.prepare()
+            redis = self._group.add("redis", embedded.start)
+            embedded.wait(redis.process)
+            url = embedded.url
+        registry = Registry(endpoints, connect(url, client_name="ownpod-up"), self._config)
+        self._check(registry)
+        environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "ownpod"]
+        self._group.spawn("dispatch", [*command, "dispatch"], environ, reloads=True)
+        listen = ["--host", self._host, "--port", str(self._port)]
+        self._group.spawn("api", [*command, "api", *listen], environ, reloads=True)
+        self._group.until(self._serving, "the API")
+        self._group.until(lambda: self._initialized(registry), "the dispatcher")
+        if self._flower_port is not None and not self._group.stopping:
+            # It looks for nodes when it starts, and not again by itself.
+            self._start_flower(self._flower_port, endpoints.values(), environ)
+        self._group.settle()
+        if not self._group.stopping:
+            say("ownpod", self._ready_line(registry))
+
+    def _start_flower(
+        self, port: int, endpoints: Iterable[Endpoint], environ: dict[str, str]
+    ) -> None:
+        """Celery's page, for whoever may use all of the API: user "ownpod", any key as password."""
+        keys = self._config.api_keys
+        settings = {"FLOWER_PERSISTENT": "false"}
+        if keys:
+            settings["FLOWER_BASIC_AUTH"] = ",".join(f"ownpod:{key}" for key in keys)
+        elif any(endpoint.api_keys for endpoint in endpoints):
+            raise StartError(
+                "--flower shows all endpoints and there are keys for single ones only: "
+                "set OWNPOD_API_KEYS, too"
+            )
+        else:
+            settings["FLOWER_UNAUTHENTICATED_API"] = "true"
+        command = [sys.executable, "-m", "celery", "-A", "ownpod", "flower"]
+        options = [f"--port={port}", f"--address={self._host}"]
+        if self._config.flower_read_only:
+            options.append("--read_only")
+        self._group.spawn("flower", [*command, *options], environ | settings)
 
     def _check(self, registry: Registry) -> None:
         try:
@@ -299,7 +333,10 @@ class Up:
         statuses = registry.statuses(tuple(registry.workers())).values()
         ready = sum(status.state is WorkerState.READY for status in statuses)
         endpoints = ", ".join(sorted(registry.endpoints))
-        return (
+        line = (
             f"ready: http://{self._host}:{self._port}/v2/<endpoint>  endpoints: {endpoints}  "
             f"workers: {ready} of {len(statuses)} ready"
         )
+        if self._flower_port is not None:
+            line += f"  Flower: http://{self._host}:{self._flower_port}"
+        return line

@@ -46,8 +46,8 @@ class Webhooks:
             # Retried under its own id, or its time is over.
             self._store.delivered(job_id, {}, again_s=None)
             return
-        job, url, tries = found
-        error, status = self._post(url, job.answer_json().encode())
+        job, url, tries, request_id = found
+        error, status = self._post(url, job.answer_json().encode(), request_id)
         done = error is None
         tries += 1
         last = done or tries >= self._settings.webhook_tries
@@ -67,9 +67,11 @@ class Webhooks:
     def _pause_s(self, tries: int) -> float:
         return self._settings.webhook_delay_s * 2.0 ** max(0, tries - STEADY_TRIES + 1)
 
-    def _post(self, url: str, body: bytes) -> tuple[str | None, int | None]:
+    def _post(self, url: str, body: bytes, request_id: str | None) -> tuple[str | None, int | None]:
         """What went wrong, if something did, and the HTTP status, if there was one."""
         headers = {"Content-Type": "application/json", "User-Agent": "OwnPod"}
+        if request_id is not None:
+            headers["X-Request-ID"] = request_id
         if self._settings.webhook_secret is not None:
             timestamp = str(int(time.time()))
             headers["X-OwnPod-Timestamp"] = timestamp

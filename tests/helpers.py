@@ -315,9 +315,15 @@ class OwnPod:
     """``ownpod up`` with a Redis of its own, on free ports."""
 
     def __init__(
-        self, directory: Path, *, workers: str = "", port: int = 0, **environ: object
+        self,
+        directory: Path,
+        *options: object,
+        workers: str = "",
+        port: int = 0,
+        **environ: object,
     ) -> None:
         self._dir = directory
+        self._options = options
         self.port = port or free_port()
         self.base = f"http://127.0.0.1:{self.port}/v2"
         self.endpoint = f"{self.base}/local-ep"
@@ -333,7 +339,7 @@ class OwnPod:
     def start(self) -> None:
         """Starts it, and waits for its ready line."""
         before = self.output.count("| ready: ") if (self._dir / "up.log").exists() else 0
-        command = (sys.executable, "-m", "ownpod", "up", "--port", self.port)
+        command = (sys.executable, "-m", "ownpod", "up", "--port", self.port, *self._options)
         self.process = Process(*command, log=self._dir / "up.log", cwd=self._dir, **self.environ)
         wait_until(
             lambda: self.output.count("| ready: ") > before or not self.process.running,

@@ -4,12 +4,13 @@ from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
 from ownpod.api import auth, callbacks, health, jobs, limits, metrics, openapi, stream, workers
-from ownpod.api.services import Services, answer, provide
+from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.celery import open_store
 from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, Unauthorized
 from ownpod.events import JobEvents
 from ownpod.registry import Registry, load_endpoints
 from ownpod.settings import Settings
+from ownpod.waiting import Waiting
 
 RETRY_AFTER_S = {QueueFull: "5", RedisUnavailable: "2"}
 """Whole seconds: RunPod's clients read no dates."""
@@ -24,9 +25,11 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
+    registry = Registry(load_endpoints(settings), store.client, settings)
     services = Services(
         settings=settings,
-        registry=Registry(load_endpoints(settings), store.client, settings),
+        registry=registry,
+        waiting=Waiting(registry),
         store=store,
         events=JobEvents(store.client),
     )
@@ -39,9 +42,16 @@ def create_app(settings: Settings) -> Flask:
     openapi.add_docs(app)
     if services.keys_needed:
         app.before_request(auth.check_key)
+    app.after_request(_tell_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
     return app
+
+
+def _tell_request_id(response: Response) -> Response:
+    if (given := request_id()) is not None:
+        response.headers["X-Request-ID"] = given
+    return response
 
 
 def _own_error(error: OwnPodError) -> Response:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -9,15 +10,17 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ownpod import broker
+from ownpod import broker, log
 from ownpod.api import schemas
 from ownpod.api.auth import caller
-from ownpod.api.services import answer, services
+from ownpod.api.services import answer, request_id, services
 from ownpod.celery import app as celery_app
 from ownpod.errors import BadRequest
 from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.registry import Endpoint
 from ownpod.store import Idempotency, Listed, now_ms
+
+logger = logging.getLogger(__name__)
 
 blueprint = Blueprint("jobs", __name__, url_prefix="/v2/<endpoint_id>")
 
@@ -68,7 +71,7 @@ def status(endpoint_id: str, job_id: str) -> Response:
     job = here.store.job(job_id, endpoint_id)
     if ttl_ms is not None and job.status.terminal:
         here.store.shorten_ttl(job, ttl_ms)
-    response = answer(job.answer_json())
+    response = answer(_with_reason(job))
     response.set_etag(hashlib.sha256(response.get_data()).hexdigest())
     response.make_conditional(request)
     return response
@@ -90,6 +93,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     here.registry.endpoint(endpoint_id)
     state = here.store.cancel(job_id, endpoint_id, reason="cancelled by a client")
     if state is JobStatus.CANCELLED:
+        log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
         _tell_node(here.store.job(job_id, endpoint_id))
     return answer({"id": job_id, "status": state})
 
@@ -101,6 +105,7 @@ def retry(endpoint_id: str, job_id: str) -> Response:
     here.registry.endpoint(endpoint_id)
     new_id = job_id if here.settings.retry_same_id else new_job_id(sync=False)
     here.store.retry(job_id, endpoint_id, new_id)
+    log.moving(new_id, JobStatus.IN_QUEUE, retryOf=job_id, requestId=request_id())
     return answer({"id": new_id, "status": JobStatus.IN_QUEUE})
 
 
@@ -110,6 +115,7 @@ def purge_queue(endpoint_id: str) -> Response:
     here = services()
     here.registry.endpoint(endpoint_id)
     removed = here.store.purge(endpoint_id, reason="removed from the queue by purge-queue")
+    logger.info("endpoint %s purged, %d jobs CANCELLED", endpoint_id, removed)
     return answer({"removed": removed, "status": "completed"})
 
 
@@ -162,11 +168,15 @@ def _submit(endpoint_id: str, job_id: str, *, limit: int) -> str:
     endpoint = here.registry.endpoint(endpoint_id)
     request.max_content_length = limit
     body = schemas.parse(_run_schema, request.get_data(cache=False))
-    return here.store.create(
-        _new_job(job_id, endpoint, body),
+    job = _new_job(job_id, endpoint, body)
+    created = here.store.create(
+        job,
         most_queued=endpoint.max_queue_depth,
         idempotency=_idempotency(endpoint_id, body),
     )
+    if created == job_id:
+        log.moving(job_id, JobStatus.IN_QUEUE, endpoint=endpoint_id, requestId=job.request_id)
+    return created
 
 
 def _new_job(job_id: str, endpoint: Endpoint, body: dict[str, Any]) -> NewJob:
@@ -183,6 +193,7 @@ def _new_job(job_id: str, endpoint: Endpoint, body: dict[str, Any]) -> NewJob:
         low_priority=policy.get("low_priority") or False,
         max_attempts=endpoint.max_attempts,
         created_ms=now_ms(),
+        request_id=request_id(),
     )
 
 
@@ -198,6 +209,17 @@ def _idempotency(endpoint_id: str, body: dict[str, Any]) -> Idempotency | None:
         body=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
         ttl_s=services().settings.idempotency_ttl_s,
     )
+
+
+def _with_reason(job: Job) -> str:
+    """What ``/status`` says, and of a job that waits, why; under keys of OwnPod's own."""
+    said = job.answer_json()
+    here = services()
+    position = here.store.position(job) if job.status is JobStatus.IN_QUEUE else None
+    if position is None:
+        return said
+    why = {"queuePosition": position, "waitingReason": here.waiting.reason(job.endpoint)}
+    return f"{said[:-1]}, {json.dumps(why)[1:]}"
 
 
 def _tell_node(job: Job) -> None:

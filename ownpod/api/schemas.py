@@ -122,6 +122,10 @@ class StatusSchema(SubmittedSchema):
     output = fields.Raw()
     error = fields.String()
     retries = fields.Integer()
+    queuePosition = fields.Integer(  # noqa: N815
+        metadata={"description": "OwnPod's: of a job that waits, from 1"}
+    )
+    waitingReason = fields.String(metadata={"description": "OwnPod's: why it waits"})  # noqa: N815
 
 
 class ChunkSchema(Schema):

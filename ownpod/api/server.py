@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Flask
 
-from ownpod import settings
+from ownpod import log, settings
 from ownpod.api import create_app
 from ownpod.api.services import needs_keys, services_of
 from ownpod.processes import is_loopback
@@ -27,6 +27,14 @@ timeout = 30
 graceful_timeout = 10
 control_socket_disable = True
 proc_name = "ownpod-api"
+
+
+def on_starting(server: Any) -> None:
+    """Gunicorn's own lines look as all others."""
+    config = settings.current()
+    if config.log_format == "json":
+        for handler in (*server.log.error_log.handlers, *server.log.access_log.handlers):
+            handler.setFormatter(log.formatter("api", "json"))
 
 
 def application() -> Flask:
@@ -53,6 +61,8 @@ def when_ready(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """At SIGTERM requests that wait for a job are answered at once, with its present state."""
+    config = settings.current()
+    log.configure(config.log_level, "api", config.log_format)
     events = services_of(worker.wsgi).events
     finish_requests = signal.getsignal(signal.SIGTERM)
 

@@ -1,18 +1,23 @@
 """What the routes share: the services of their application, and how they answer."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, request
 
 from ownpod.events import JobEvents
 from ownpod.registry import Endpoint, Registry
 from ownpod.settings import Settings
 from ownpod.store import JobStore
+from ownpod.waiting import Waiting
 
 _NAME = "ownpod"
+
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
+"""Visible ASCII, as it comes into a log and a header."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Services:
     registry: Registry
     store: JobStore
     events: JobEvents
+    waiting: Waiting
 
     @property
     def keys_needed(self) -> bool:
@@ -49,6 +55,12 @@ def services_of(app: Flask) -> Services:
 def services() -> Services:
     """The services of the application that answers this request."""
     return services_of(current_app)
+
+
+def request_id() -> str | None:
+    """The client's ``X-Request-ID``, if it is one."""
+    given = request.headers.get("X-Request-ID")
+    return given if given and REQUEST_ID.fullmatch(given) else None
 
 
 def answer(body: dict[str, Any] | str, status: int = 200) -> Response:

@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -117,7 +117,10 @@ class PushWorker:
             body += f', "webhook": {json.dumps(self._settings.callback_url + path)}'
         timeout_s = self._settings.worker_run_read_timeout_s
         try:
-            answer = self._request("POST", "/run", timeout_s, body=f"{body}}}", body_s=timeout_s)
+            headers = {"X-Request-ID": attempt.request_id} if attempt.request_id else {}
+            answer = self._whole(
+                self._send("POST", "/run", timeout_s, body=f"{body}}}", headers=headers), timeout_s
+            )
         except (NewConnectionError, ConnectTimeoutError, SSLError) as error:
             self._forget()
             raise WorkerUnavailable(f"cannot connect: {_reason(error)}") from error
@@ -349,18 +352,16 @@ class PushWorker:
         method: str,
         path: str,
         read_s: float | None,
-        *,
-        body: str | None = None,
-        body_s: float = BODY_S,
     ) -> Answer:
-        return self._whole(self._send(method, path, read_s, body=body), body_s)
+        return self._whole(self._send(method, path, read_s))
 
-    def _whole(self, response: BaseHTTPResponse, body_s: float = BODY_S) -> Answer:
+    def _whole(self, response: BaseHTTPResponse, body_s: float | None = None) -> Answer:
         """An answer, read to its end, if that comes soon enough.
 
         Raises:
             JobRejected: it is too large, too slow, or endless.
         """
+        body_s = BODY_S if body_s is None else body_s
         limit, until = self._settings.max_output_mb * 1024 * 1024, time.monotonic() + body_s
         parts, left = list[bytes](), limit + 1
         problem = (
@@ -391,12 +392,13 @@ class PushWorker:
         read_s: float | None,
         *,
         body: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> BaseHTTPResponse:
         return self._http.urlopen(
             method,
             f"{self._path}{path}",
             body=None if body is None else body.encode(),
-            headers=self._headers,
+            headers={**self._headers, **headers} if headers else self._headers,
             timeout=urllib3.Timeout(connect=self._settings.worker_connect_timeout_s, read=read_s),
             retries=False,
             redirect=False,

@@ -35,8 +35,8 @@ def start_ownpod(tmp_path: Path) -> Iterator[Callable[..., OwnPod]]:
     """Starts an OwnPod of a test's own; prints its log when the test has failed."""
     started: list[OwnPod] = []
 
-    def start(*urls: str, **environ: object) -> OwnPod:
-        found = OwnPod(tmp_path, workers=",".join(urls), **environ)
+    def start(*urls: str, options: tuple[object, ...] = (), **environ: object) -> OwnPod:
+        found = OwnPod(tmp_path, *options, workers=",".join(urls), **environ)
         started.append(found)
         return found
 

@@ -369,7 +369,7 @@ def test_flower_shows_the_nodes(start_worker, start_ownpod, tmp_path):
 
         task = wait_until(seen, 30)
         assert task["name"] == "ownpod.run_job"
-        assert task["args"] == f"ownpod local-ep {task['uuid']}"
+        assert task["args"] == 'ownpod local-ep {"text": "seen"}'
     finally:
         flower.stop()
 

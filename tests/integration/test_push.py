@@ -397,7 +397,6 @@ def test_an_endless_stream_is_cut_and_status_is_asked(fake):
 )
 def test_an_answer_that_comes_byte_by_byte_is_given_up(fake, monkeypatch, route, end):
     monkeypatch.setattr("ownpod.workers.push.BODY_S", 0.3)
-    monkeypatch.setattr(PushWorker._request, "__kwdefaults__", {"body": None, "body_s": 0.3})
 
     def drip():
         for _ in range(200):
