@@ -280,11 +280,11 @@ class FakeWorker:
             thread.join()
 
 
-def sdk_worker(port: int, log: Path, *, kind: str = "sync") -> Process:
+def sdk_worker(port: int, log: Path, *, kind: str = "sync", **environ: object) -> Process:
     """A worker on the real SDK; ``kind`` is one of ``acceptance/handlers.py``."""
     serve = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", port)
     handlers = HERE / "acceptance" / "handlers.py"
-    return Process(sys.executable, handlers, *serve, log=log, HANDLER=kind)
+    return Process(sys.executable, handlers, *serve, log=log, HANDLER=kind, **environ)
 
 
 def overlaps(runs: Path) -> list[str]:

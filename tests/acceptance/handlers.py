@@ -6,6 +6,7 @@ a line to when it starts, "runs": one to which each run writes when it starts an
 
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -73,4 +74,23 @@ def generator(job):
 
 
 HANDLERS = {"sync": sync, "async": asynchronous, "generator": generator}
-runpod.serverless.start({"handler": HANDLERS[os.environ["HANDLER"]]})
+config = {"handler": HANDLERS[os.environ["HANDLER"]]}
+if "CERTIFICATE" in os.environ:
+    # As behind a proxy that speaks HTTPS, and wants a token.
+    import uvicorn
+    from fastapi.responses import JSONResponse
+    from runpod.serverless.modules.rp_fastapi import WorkerAPI
+
+    app = WorkerAPI(config).rp_app
+
+    @app.middleware("http")
+    async def check_token(request, call_next):
+        if request.headers.get("X-Token") != "let-me-in":
+            return JSONResponse({"detail": "a token is needed"}, 401)
+        return await call_next(request)
+
+    certificate = os.environ["CERTIFICATE"]
+    port = int(sys.argv[sys.argv.index("--rp_api_port") + 1])
+    uvicorn.run(app, host="127.0.0.1", port=port, ssl_certfile=certificate, ssl_keyfile=certificate)
+else:
+    runpod.serverless.start(config)

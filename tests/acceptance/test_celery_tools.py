@@ -142,7 +142,7 @@ def test_revoke_cancels_a_job_that_waits(operated):
 
 
 def test_inspect_says_what_runs_where(operated):
-    job = running(operated, 6)
+    job = running(operated, 12)
     worker_id = operated.status(job)["workerId"]
     assert [task["id"] for task in operated.inspect("active")[worker_id]] == [job]
     assert operated.inspect("reserved")[worker_id] == []

@@ -51,6 +51,13 @@ def outcome_of(fake, answer, method="POST"):
     return push(fake.url).wait("r", Watched())
 
 
+def test_start_sends_the_clients_request_id(fake):
+    fake.routes["POST /run"] = Answer(body={"id": "r1"})
+    push(fake.url).start(attempt(request_id="trace-1"))
+    push(fake.url).start(ATTEMPT)
+    assert [headers.get("X-Request-ID") for headers, _ in fake.raw] == ["trace-1", None]
+
+
 def test_start_sends_input_s3_config_and_headers(fake):
     fake.routes["POST /run"] = Answer(body={"id": "r1", "status": "IN_PROGRESS"})
     with_s3 = attempt(s3_config='{"bucket": "b"}')
