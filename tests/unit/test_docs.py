@@ -26,3 +26,10 @@ def test_every_file_that_the_docs_name_is_there():
             assert (page.parent / target).exists(), (page.name, target)
         for name in re.findall(r"`(test_\w+\.py)`", page.read_text()):
             assert list((ROOT / "tests").rglob(name)), (page.name, name)
+
+
+def test_every_test_that_the_docs_name_is_there():
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"`(test_\w+)`", page.read_text()):
+            assert f"def {name}(" in sources, (page.name, name)
