@@ -4,8 +4,8 @@ Most are there because of something that Celery or kombu does on Redis; see docs
 """
 
 from ownpod import broker, settings
+from ownpod.endpoints import load_endpoints
 from ownpod.errors import ConfigurationError
-from ownpod.registry import load_endpoints
 
 try:
     broker_url = settings.current().broker_url()

@@ -86,7 +86,7 @@ def up(
 @port_option
 def api(host: str, port: int) -> None:
     """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2."""
-    from ownpod.registry import load_endpoints
+    from ownpod.endpoints import load_endpoints
 
     config = settings.current()
     load_endpoints(config)
@@ -101,7 +101,8 @@ def api(host: str, port: int) -> None:
 @main.command()
 def dispatch() -> None:
     """Run the dispatcher: one Celery node for each worker."""
-    from ownpod.registry import Registry, load_endpoints
+    from ownpod.endpoints import load_endpoints
+    from ownpod.registry import Registry
     from ownpod.store import connect
 
     config = settings.current()
@@ -188,7 +189,8 @@ def remove(worker_id: str) -> None:
 def _parts() -> "tuple[Registry, JobStore]":
     """Workers and jobs, on this host's Redis."""
     from ownpod.celery import open_store
-    from ownpod.registry import Registry, load_endpoints
+    from ownpod.endpoints import load_endpoints
+    from ownpod.registry import Registry
 
     config = settings.current()
     store = open_store(config, client_name="ownpod-cli")

@@ -21,7 +21,8 @@ def _parts(ctx: click.Context) -> tuple["Registry", "JobStore"]:
         raise click.UsageError("this is OwnPod's: celery -A ownpod ...")
     from ownpod import settings
     from ownpod.celery import open_store
-    from ownpod.registry import Registry, load_endpoints
+    from ownpod.endpoints import load_endpoints
+    from ownpod.registry import Registry
 
     config = settings.current()
     store = open_store(config, client_name="ownpod-celery")

@@ -30,16 +30,10 @@ import kombu.transport.redis
 
 from ownpod import broker, control, log, node
 from ownpod.celery import app
+from ownpod.endpoints import WorkerSpec, load_endpoints
 from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.processes import Pauses, describe_exit, die_with_parent
-from ownpod.registry import (
-    FRESH_S,
-    Registry,
-    WorkerSpec,
-    WorkerState,
-    WorkerStatus,
-    load_endpoints,
-)
+from ownpod.registry import FRESH_S, Registry, WorkerState, WorkerStatus
 from ownpod.settings import Settings
 
 logger = logging.getLogger(__name__)

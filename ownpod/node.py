@@ -23,12 +23,13 @@ from celery.worker.consumer.tasks import Tasks
 from ownpod import broker, control, log, settings, tasks, workarounds
 from ownpod.attempts import Attempts
 from ownpod.celery import open_store
+from ownpod.endpoints import WorkerSpec, load_endpoints
 from ownpod.errors import RedisUnavailable
 from ownpod.gate import Gate
 from ownpod.jobs import Attempt, JobStatus
 from ownpod.processes import this_process
 from ownpod.recovery import Recovery
-from ownpod.registry import Registry, WorkerSpec, WorkerState, WorkerStatus, load_endpoints
+from ownpod.registry import Registry, WorkerState, WorkerStatus
 from ownpod.runner import JobRunner
 from ownpod.settings import Settings
 from ownpod.stall import StallWatch

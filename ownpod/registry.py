@@ -1,22 +1,26 @@
-"""Endpoints and their workers: what is configured or was added, and how each worker is now."""
+"""The workers that there are, configured or added at run time, and how each of them is now."""
 
 import json
 import logging
-import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
-import yaml
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
+from marshmallow import ValidationError
 
 from ownpod import keys
-from ownpod.broker import NAME
+from ownpod.endpoints import (
+    Endpoint,
+    WorkerSchema,
+    WorkerSpec,
+    check_unique,
+    first_problem,
+    make_worker,
+)
 from ownpod.errors import (
     BadRequest,
     ConfigurationError,
@@ -25,48 +29,11 @@ from ownpod.errors import (
     WorkerConflict,
     WorkerNotFound,
 )
-from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.processes import is_dead_here
-from ownpod.settings import DEFAULT_ENDPOINT, Settings, Whole, check_file, check_http_url
+from ownpod.settings import Settings
 from ownpod.store import now_ms, redis_errors
 
 log = logging.getLogger(__name__)
-
-DEFAULT_WORKERS = ("http://localhost:18000",)
-
-EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
-"""RunPod's documented limits of ``executionTimeout``."""
-
-TTL_MS = (10_000, 7 * 86_400_000)
-"""RunPod's documented limits of ``ttl``."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """A worker as it is configured. ``capacity``: jobs it runs at a time."""
-
-    id: str
-    endpoint: str
-    url: str
-    capacity: int
-    headers: Mapping[str, str] = field(repr=False)
-    verify_tls: bool
-    ca_bundle: str | None
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An endpoint, its workers, and the defaults of its jobs."""
-
-    id: str
-    workers: tuple[WorkerSpec, ...]
-    execution_timeout_ms: int
-    ttl_ms: int
-    max_attempts: int
-    max_queue_depth: int
-    """Jobs that may wait; 0 is any number."""
-    api_keys: tuple[str, ...] = field(repr=False, default=())
-    """Keys for this endpoint only."""
 
 
 class WorkerState(StrEnum):
@@ -92,185 +59,6 @@ class WorkerStatus:
     held: int = 0
     unattended: bool = False
     """No node speaks for it."""
-
-
-HEADER_NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
-WORKER_URL = r"^https?://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[1-9][0-9]{0,3})?$"
-"""For the API's documentation; more are taken."""
-
-_HEADER_NAME = fields.String(
-    validate=validate.Regexp(
-        rf"{HEADER_NAME[:-1]}\Z", error="a header's name has letters, digits and -"
-    )
-)
-_HEADER_VALUE = fields.String(
-    validate=validate.Regexp(
-        r"^[\t\x20-\x7e]*\Z", error="a header's value must be one line of ASCII"
-    ),
-    metadata={"pattern": "^[ -~]*$"},
-)
-
-
-class WorkerSchema(Schema):
-    """A worker, in ``workers.yaml`` and where one is added."""
-
-    class Meta:
-        unknown = RAISE
-
-    url = fields.String(required=True, validate=check_http_url, metadata={"pattern": WORKER_URL})
-    id = fields.String(
-        validate=validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, - and _"),
-        metadata={"pattern": f"^{NAME.pattern}$"},
-    )
-    capacity = Whole(
-        strict=True,
-        load_default=1,
-        validate=validate.Range(1, 1000, error="must be a whole number from 1 to 1000"),
-        error_messages={"invalid": "must be a whole number from 1 to 1000"},
-    )
-    headers = fields.Dict(keys=_HEADER_NAME, values=_HEADER_VALUE, load_default=dict)
-    verify_tls = fields.Boolean(data_key="verifyTls", truthy={True}, falsy={False})
-    ca_bundle = fields.String(data_key="caBundle", validate=check_file)
-
-
-class _EndpointSchema(Schema):
-    class Meta:
-        unknown = RAISE
-
-    workers = fields.List(fields.Nested(WorkerSchema), load_default=list)
-    execution_timeout_ms = fields.Integer(
-        data_key="executionTimeout",
-        strict=True,
-        load_default=DEFAULT_EXECUTION_TIMEOUT_MS,
-        validate=validate.Range(
-            *EXECUTION_TIMEOUT_MS, error="must be a whole number of ms from {min} to {max}"
-        ),
-    )
-    ttl_ms = fields.Integer(
-        data_key="ttl",
-        strict=True,
-        load_default=DEFAULT_TTL_MS,
-        validate=validate.Range(*TTL_MS, error="must be a whole number of ms from {min} to {max}"),
-    )
-    max_queue_depth = fields.Integer(
-        data_key="maxQueueDepth",
-        strict=True,
-        load_default=0,
-        validate=validate.Range(0, error="must be a whole number, 0 for any"),
-    )
-    api_keys = fields.List(fields.String(), data_key="apiKeys", load_default=list)
-    max_attempts = fields.Integer(
-        data_key="maxAttempts",
-        strict=True,
-        load_default=DEFAULT_MAX_ATTEMPTS,
-        validate=validate.Range(1, 100, error="must be a whole number from 1 to 100"),
-    )
-
-
-class _FileSchema(Schema):
-    class Meta:
-        unknown = RAISE
-
-    endpoints = fields.Dict(
-        keys=fields.String(
-            validate=validate.Regexp(
-                rf"^{NAME.pattern}\Z", error="an endpoint's id must be letters, digits, - and _"
-            )
-        ),
-        values=fields.Nested(_EndpointSchema),
-        required=True,
-    )
-
-
-def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
-    """The configured endpoints by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
-
-    Raises:
-        ConfigurationError: one line that names the file, the field and what is allowed.
-    """
-    given = _read(settings)
-    if settings.workers is not None:
-        local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
-        local["workers"] = [{"url": u, "capacity": 1, "headers": {}} for u in settings.workers]
-    if not given:
-        default = [{"url": url} for url in DEFAULT_WORKERS]
-        given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
-    endpoints = {
-        endpoint_id: Endpoint(
-            id=endpoint_id,
-            workers=tuple(_worker(endpoint_id, w, settings) for w in values["workers"]),
-            execution_timeout_ms=values["execution_timeout_ms"],
-            ttl_ms=values["ttl_ms"],
-            max_attempts=values["max_attempts"],
-            max_queue_depth=values["max_queue_depth"],
-            api_keys=tuple(values["api_keys"]),
-        )
-        for endpoint_id, values in given.items()
-    }
-    _check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
-    return endpoints
-
-
-def _read(settings: Settings) -> dict[str, dict[str, Any]]:
-    path = settings.workers_file
-    try:
-        content = yaml.safe_load(path.read_text())
-        return _FileSchema().load(content)["endpoints"]  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        if not settings.workers_file_required:
-            return {}
-        raise ConfigurationError(f"OWNPOD_WORKERS_FILE={path}: there is no such file") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        place, problem = _first(error.normalized_messages())
-        raise ConfigurationError(f"{path}: {place}: {problem}") from None
-
-
-def _first(messages: Any, place: str = "") -> tuple[str, str]:
-    """The first problem in marshmallow's nested messages, with a dotted path to it."""
-    while isinstance(messages, dict):
-        key, messages = next(iter(messages.items()))
-        if key not in {"_schema", "value", "key"}:
-            place = f"{place}.{key}" if place else str(key)
-    return place or "the file", str(messages[0])
-
-
-def worker_id_of(url: str) -> str:
-    """A worker's id from its URL: readable, stable, the same on every host."""
-    parts = urlsplit(url)
-    return re.sub(r"[^A-Za-z0-9]+", "-", f"{parts.netloc}{parts.path}").strip("-")
-
-
-def _worker(endpoint_id: str, values: dict[str, Any], settings: Settings) -> WorkerSpec:
-    ca_bundle = values.get("ca_bundle", settings.worker_ca_bundle)
-    return WorkerSpec(
-        id=values.get("id") or worker_id_of(values["url"]),
-        endpoint=endpoint_id,
-        url=values["url"].rstrip("/"),
-        capacity=values["capacity"],
-        headers={**settings.worker_headers, **values["headers"]},
-        verify_tls=values.get("verify_tls", settings.worker_verify_tls),
-        ca_bundle=ca_bundle,
-    )
-
-
-def _check_unique(workers: Iterable[WorkerSpec]) -> None:
-    seen: dict[str, WorkerSpec] = {}
-    for worker in workers:
-        if worker.id == "housekeeping":
-            raise ConfigurationError(
-                "worker id 'housekeeping' is taken; give this one another `id`"
-            )
-        for name in (worker.id, worker.url):
-            other = seen.setdefault(name, worker)
-            if other is not worker:
-                raise ConfigurationError(
-                    f"workers {other.url} of {other.endpoint!r} and {worker.url} of "
-                    f"{worker.endpoint!r}: a worker can be listed once only, under an `id` of its own"
-                )
 
 
 _OWN = """
@@ -359,7 +147,7 @@ class Registry:
 
     def _spec(self, said: dict[str, Any]) -> WorkerSpec:
         endpoint_id = said.pop("endpoint")
-        return _worker(endpoint_id, WorkerSchema().load(said), self._settings)
+        return make_worker(endpoint_id, WorkerSchema().load(said), self._settings)
 
     def add(self, endpoint_id: str, values: dict[str, Any]) -> WorkerSpec:
         """Adds a worker, or changes one that was added.
@@ -378,7 +166,7 @@ class Registry:
         try:
             spec = self._spec({**values, "endpoint": endpoint_id})
         except ValidationError as error:
-            place, problem = _first(error.normalized_messages())
+            place, problem = first_problem(error.normalized_messages())
             raise BadRequest(f"{place}: {problem}") from None
         if any(w.id == spec.id for e in self._configured.values() for w in e.workers):
             raise WorkerConflict(
@@ -386,7 +174,7 @@ class Registry:
             )
         others = [worker for worker in self.workers() if worker.id != spec.id]
         try:
-            _check_unique([*others, spec])
+            check_unique([*others, spec])
         except ConfigurationError as error:
             raise WorkerConflict(error.message) from None
         self._write(spec.id, json.dumps({**values, "endpoint": endpoint_id, "id": spec.id}))

@@ -18,9 +18,10 @@ from types import FrameType
 from typing import IO
 
 from ownpod.embedded import EmbeddedRedis
+from ownpod.endpoints import Endpoint, load_endpoints
 from ownpod.errors import OwnPodError, RedisUnavailable, StartError
 from ownpod.processes import Pauses, check_port, describe_exit, die_with_parent
-from ownpod.registry import Endpoint, Registry, WorkerState, load_endpoints
+from ownpod.registry import Registry, WorkerState
 from ownpod.settings import Settings
 from ownpod.store import connect
 

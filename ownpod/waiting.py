@@ -2,7 +2,8 @@
 
 import time
 
-from ownpod.registry import Endpoint, Registry, WorkerState, WorkerStatus
+from ownpod.endpoints import Endpoint
+from ownpod.registry import Registry, WorkerState, WorkerStatus
 
 FRESH_S = 1.0
 """So old may an answer be: many clients may ask about many jobs."""

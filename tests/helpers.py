@@ -20,9 +20,9 @@ from ownpod import settings
 from ownpod.broker import JobMessages
 from ownpod.celery import app
 from ownpod.embedded import find_server
+from ownpod.endpoints import WorkerSpec
 from ownpod.jobs import Attempt, NewJob
 from ownpod.processes import die_with_parent, free_port
-from ownpod.registry import WorkerSpec
 from ownpod.store import JobStore, connect, now_ms
 
 HERE = Path(__file__).parent

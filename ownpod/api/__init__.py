@@ -6,9 +6,10 @@ from werkzeug.exceptions import HTTPException
 from ownpod.api import auth, callbacks, health, jobs, limits, metrics, openapi, stream, workers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.celery import open_store
+from ownpod.endpoints import load_endpoints
 from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, Unauthorized
 from ownpod.events import JobEvents
-from ownpod.registry import Registry, load_endpoints
+from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.waiting import Waiting
 

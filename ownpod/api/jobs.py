@@ -15,9 +15,9 @@ from ownpod.api import schemas
 from ownpod.api.auth import caller
 from ownpod.api.services import answer, request_id, services
 from ownpod.celery import app as celery_app
+from ownpod.endpoints import Endpoint
 from ownpod.errors import BadRequest
 from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
-from ownpod.registry import Endpoint
 from ownpod.store import Idempotency, Listed, now_ms
 
 logger = logging.getLogger(__name__)

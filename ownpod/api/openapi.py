@@ -9,8 +9,8 @@ from flask_swagger_ui import get_swaggerui_blueprint
 
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
+from ownpod.endpoints import HEADER_NAME, WorkerSchema
 from ownpod.jobs import JobStatus
-from ownpod.registry import HEADER_NAME, WorkerSchema
 
 blueprint = Blueprint("openapi", __name__)
 

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
+from ownpod.endpoints import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.errors import BadRequest
 from ownpod.jobs import JobStatus
-from ownpod.registry import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.settings import Whole
 
 WAIT_MS = (1_000, 300_000)

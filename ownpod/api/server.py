@@ -13,8 +13,8 @@ from flask import Flask
 from ownpod import log, settings
 from ownpod.api import create_app
 from ownpod.api.services import needs_keys, services_of
+from ownpod.endpoints import load_endpoints
 from ownpod.processes import is_loopback
-from ownpod.registry import load_endpoints
 
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))

@@ -8,8 +8,9 @@ from typing import Any
 
 from flask import Flask, Response, current_app, request
 
+from ownpod.endpoints import Endpoint
 from ownpod.events import JobEvents
-from ownpod.registry import Endpoint, Registry
+from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import JobStore
 from ownpod.waiting import Waiting

@@ -6,8 +6,9 @@ from flask import Blueprint, Response, request
 
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
+from ownpod.endpoints import WorkerSpec
 from ownpod.errors import BadRequest
-from ownpod.registry import WorkerSpec, WorkerStatus
+from ownpod.registry import WorkerStatus
 
 blueprint = Blueprint("workers", __name__, url_prefix="/v2/<endpoint_id>/workers")
 

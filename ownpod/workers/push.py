@@ -27,10 +27,10 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 
+from ownpod.endpoints import WorkerSpec
 from ownpod.errors import AttemptLost, JobRejected, WorkerSilent, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
 from ownpod.payload import output_of
-from ownpod.registry import WorkerSpec
 from ownpod.settings import Settings
 from ownpod.workers import Watch
 from ownpod.workers.answers import (

@@ -8,8 +8,9 @@ from helpers import job_store, load_settings
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
+from ownpod.endpoints import load_endpoints
 from ownpod.jobs import JobStatus, Outcome
-from ownpod.registry import Registry, WorkerState, WorkerStatus, load_endpoints
+from ownpod.registry import Registry, WorkerState, WorkerStatus
 
 WORKERS = """
 endpoints:

@@ -6,8 +6,9 @@ import time
 import pytest
 from helpers import load_settings, wait_until
 
+from ownpod.endpoints import load_endpoints
 from ownpod.processes import this_process
-from ownpod.registry import Registry, WorkerState, WorkerStatus, load_endpoints
+from ownpod.registry import Registry, WorkerState, WorkerStatus
 
 HERE = this_process()
 

@@ -5,8 +5,9 @@ from helpers import job_store, load_settings, new_job
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
+from ownpod.endpoints import load_endpoints
 from ownpod.errors import BadRequest, EndpointNotFound, WorkerConflict, WorkerNotFound
-from ownpod.registry import Registry, WorkerState, WorkerStatus, load_endpoints
+from ownpod.registry import Registry, WorkerState, WorkerStatus
 from ownpod.waiting import explain
 
 URL = "http://10.0.0.12:8000"

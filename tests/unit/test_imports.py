@@ -11,7 +11,7 @@ LAYERS = [
     {"", "errors"},
     {"settings", "jobs", "keys", "payload", "processes", "log", "workarounds", "stall", "tables"},
     {"broker"},
-    {"store", "embedded", "control"},
+    {"store", "embedded", "control", "endpoints"},
     {"registry", "events", "webhooks", "recovery", "celery"},
     {"waiting"},
     {"workers", "workers.answers"},

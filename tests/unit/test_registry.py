@@ -1,8 +1,9 @@
 import pytest
 from helpers import load_settings
 
+from ownpod.endpoints import load_endpoints, worker_id_of
 from ownpod.errors import ConfigurationError, EndpointNotFound
-from ownpod.registry import Registry, load_endpoints, worker_id_of
+from ownpod.registry import Registry
 from ownpod.store import connect
 
 

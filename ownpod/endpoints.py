@@ -1,0 +1,232 @@
+"""Endpoints and their workers as they are configured: ``workers.yaml`` and ``OWNPOD_WORKERS``."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from marshmallow import RAISE, Schema, ValidationError, fields, validate
+
+from ownpod.broker import NAME
+from ownpod.errors import ConfigurationError
+from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
+from ownpod.settings import DEFAULT_ENDPOINT, Settings, Whole, check_file, check_http_url
+
+DEFAULT_WORKERS = ("http://localhost:18000",)
+
+EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
+"""RunPod's documented limits of ``executionTimeout``."""
+
+TTL_MS = (10_000, 7 * 86_400_000)
+"""RunPod's documented limits of ``ttl``."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """A worker as it is configured. ``capacity``: jobs it runs at a time."""
+
+    id: str
+    endpoint: str
+    url: str
+    capacity: int
+    headers: Mapping[str, str] = field(repr=False)
+    verify_tls: bool
+    ca_bundle: str | None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint, its workers, and the defaults of its jobs."""
+
+    id: str
+    workers: tuple[WorkerSpec, ...]
+    execution_timeout_ms: int
+    ttl_ms: int
+    max_attempts: int
+    max_queue_depth: int
+    """Jobs that may wait; 0 is any number."""
+    api_keys: tuple[str, ...] = field(repr=False, default=())
+    """Keys for this endpoint only."""
+
+
+HEADER_NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+WORKER_URL = r"^https?://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[1-9][0-9]{0,3})?$"
+"""For the API's documentation; more are taken."""
+
+_HEADER_NAME = fields.String(
+    validate=validate.Regexp(
+        rf"{HEADER_NAME[:-1]}\Z", error="a header's name has letters, digits and -"
+    )
+)
+_HEADER_VALUE = fields.String(
+    validate=validate.Regexp(
+        r"^[\t\x20-\x7e]*\Z", error="a header's value must be one line of ASCII"
+    ),
+    metadata={"pattern": "^[ -~]*$"},
+)
+
+
+class WorkerSchema(Schema):
+    """A worker, in ``workers.yaml`` and where one is added."""
+
+    class Meta:
+        unknown = RAISE
+
+    url = fields.String(required=True, validate=check_http_url, metadata={"pattern": WORKER_URL})
+    id = fields.String(
+        validate=validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, - and _"),
+        metadata={"pattern": f"^{NAME.pattern}$"},
+    )
+    capacity = Whole(
+        strict=True,
+        load_default=1,
+        validate=validate.Range(1, 1000, error="must be a whole number from 1 to 1000"),
+        error_messages={"invalid": "must be a whole number from 1 to 1000"},
+    )
+    headers = fields.Dict(keys=_HEADER_NAME, values=_HEADER_VALUE, load_default=dict)
+    verify_tls = fields.Boolean(data_key="verifyTls", truthy={True}, falsy={False})
+    ca_bundle = fields.String(data_key="caBundle", validate=check_file)
+
+
+class _EndpointSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    workers = fields.List(fields.Nested(WorkerSchema), load_default=list)
+    execution_timeout_ms = fields.Integer(
+        data_key="executionTimeout",
+        strict=True,
+        load_default=DEFAULT_EXECUTION_TIMEOUT_MS,
+        validate=validate.Range(
+            *EXECUTION_TIMEOUT_MS, error="must be a whole number of ms from {min} to {max}"
+        ),
+    )
+    ttl_ms = fields.Integer(
+        data_key="ttl",
+        strict=True,
+        load_default=DEFAULT_TTL_MS,
+        validate=validate.Range(*TTL_MS, error="must be a whole number of ms from {min} to {max}"),
+    )
+    max_queue_depth = fields.Integer(
+        data_key="maxQueueDepth",
+        strict=True,
+        load_default=0,
+        validate=validate.Range(0, error="must be a whole number, 0 for any"),
+    )
+    api_keys = fields.List(fields.String(), data_key="apiKeys", load_default=list)
+    max_attempts = fields.Integer(
+        data_key="maxAttempts",
+        strict=True,
+        load_default=DEFAULT_MAX_ATTEMPTS,
+        validate=validate.Range(1, 100, error="must be a whole number from 1 to 100"),
+    )
+
+
+class _FileSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    endpoints = fields.Dict(
+        keys=fields.String(
+            validate=validate.Regexp(
+                rf"^{NAME.pattern}\Z", error="an endpoint's id must be letters, digits, - and _"
+            )
+        ),
+        values=fields.Nested(_EndpointSchema),
+        required=True,
+    )
+
+
+def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
+    """The configured endpoints by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
+
+    Raises:
+        ConfigurationError: one line that names the file, the field and what is allowed.
+    """
+    given = _read(settings)
+    if settings.workers is not None:
+        local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
+        local["workers"] = [{"url": u, "capacity": 1, "headers": {}} for u in settings.workers]
+    if not given:
+        default = [{"url": url} for url in DEFAULT_WORKERS]
+        given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
+    endpoints = {
+        endpoint_id: Endpoint(
+            id=endpoint_id,
+            workers=tuple(make_worker(endpoint_id, w, settings) for w in values["workers"]),
+            execution_timeout_ms=values["execution_timeout_ms"],
+            ttl_ms=values["ttl_ms"],
+            max_attempts=values["max_attempts"],
+            max_queue_depth=values["max_queue_depth"],
+            api_keys=tuple(values["api_keys"]),
+        )
+        for endpoint_id, values in given.items()
+    }
+    check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
+    return endpoints
+
+
+def _read(settings: Settings) -> dict[str, dict[str, Any]]:
+    path = settings.workers_file
+    try:
+        content = yaml.safe_load(path.read_text())
+        return _FileSchema().load(content)["endpoints"]  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        if not settings.workers_file_required:
+            return {}
+        raise ConfigurationError(f"OWNPOD_WORKERS_FILE={path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        place, problem = first_problem(error.normalized_messages())
+        raise ConfigurationError(f"{path}: {place}: {problem}") from None
+
+
+def first_problem(messages: Any, place: str = "") -> tuple[str, str]:
+    """The first problem in marshmallow's nested messages, with a dotted path to it."""
+    while isinstance(messages, dict):
+        key, messages = next(iter(messages.items()))
+        if key not in {"_schema", "value", "key"}:
+            place = f"{place}.{key}" if place else str(key)
+    return place or "the file", str(messages[0])
+
+
+def worker_id_of(url: str) -> str:
+    """A worker's id from its URL: readable, stable, the same on every host."""
+    parts = urlsplit(url)
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{parts.netloc}{parts.path}").strip("-")
+
+
+def make_worker(endpoint_id: str, values: dict[str, Any], settings: Settings) -> WorkerSpec:
+    """A worker, of what :class:`WorkerSchema` has loaded."""
+    ca_bundle = values.get("ca_bundle", settings.worker_ca_bundle)
+    return WorkerSpec(
+        id=values.get("id") or worker_id_of(values["url"]),
+        endpoint=endpoint_id,
+        url=values["url"].rstrip("/"),
+        capacity=values["capacity"],
+        headers={**settings.worker_headers, **values["headers"]},
+        verify_tls=values.get("verify_tls", settings.worker_verify_tls),
+        ca_bundle=ca_bundle,
+    )
+
+
+def check_unique(workers: Iterable[WorkerSpec]) -> None:
+    """Raises: ConfigurationError, if two have the same id or URL."""
+    seen: dict[str, WorkerSpec] = {}
+    for worker in workers:
+        if worker.id == "housekeeping":
+            raise ConfigurationError(
+                "worker id 'housekeeping' is taken; give this one another `id`"
+            )
+        for name in (worker.id, worker.url):
+            other = seen.setdefault(name, worker)
+            if other is not worker:
+                raise ConfigurationError(
+                    f"workers {other.url} of {other.endpoint!r} and {worker.url} of "
+                    f"{worker.endpoint!r}: a worker can be listed once only, under an `id` of its own"
+                )
