@@ -1,5 +1,6 @@
 """The ``ownpod`` command."""
 
+import importlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -28,8 +29,28 @@ port_option = click.option(
 )
 
 
+LATER = {
+    "submit": "ownpod.terminal",
+    "status": "ownpod.terminal",
+    "history": "ownpod.terminal",
+    "health": "ownpod.terminal",
+    "top": "ownpod.terminal",
+    "doctor": "ownpod.doctor",
+}
+"""Commands, and the modules that have them: imported when one is used."""
+
+
 class _Group(click.Group):
     """Errors of OwnPod's own end in one line, exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *LATER]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in LATER:
+            command: click.Command = getattr(importlib.import_module(LATER[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -45,6 +66,9 @@ def main() -> None:
 
     `ownpod up` starts everything. `ownpod api` and `ownpod dispatch` are its two parts, for several
     hosts; they need REDIS_URL. Settings are environment variables, see README.md.
+
+    submit, status, history, health and top talk to an OwnPod that runs, here or at OWNPOD_URL.
+    Completion for your shell: eval "$(_OWNPOD_COMPLETE=bash_source ownpod)", or zsh_source, fish_source.
     """
 
 

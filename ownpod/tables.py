@@ -8,15 +8,20 @@ from rich.table import Table
 from rich.text import Text
 
 
-def show(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Prints a table; as wide as its content where nobody looks, so that programs can read it."""
+def make(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table without lines."""
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    return table
+
+
+def show(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Prints a table; as wide as its content where nobody looks, so that programs can read it."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=10_000)
-    console.print(table, soft_wrap=False)
+    console.print(make(columns, rows))
 
 
 def ago(ms: int | None) -> str:

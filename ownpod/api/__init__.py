@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(Exception, _unexpected_error)
     for module in (jobs, stream, health, workers, metrics, callbacks):
         app.register_blueprint(module.blueprint)
+    app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     if services.keys_needed:
         app.before_request(auth.check_key)

@@ -132,6 +132,14 @@ def requests(endpoint_id: str) -> Response:
     return answer({"requests": [_listed(found) for found in jobs], "next": following})
 
 
+@blueprint.get("/requests/<job_id>")
+def request_details(endpoint_id: str, job_id: str) -> Response:
+    """All that is known of a job: input, output, each attempt, each try of its webhook."""
+    here = services()
+    here.store.job(job_id, here.registry.endpoint(endpoint_id).id)
+    return answer(here.store.details(job_id))
+
+
 def _wanted_status() -> JobStatus | None:
     wanted = request.args.get("status")
     if wanted is None:

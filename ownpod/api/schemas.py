@@ -210,6 +210,15 @@ class HealthSchema(Schema):
     ownpod = fields.Dict(required=True)
 
 
+class DetailsSchema(Schema):
+    """The answer of ``/requests/{id}``: the job's record, with what it has."""
+
+    id = fields.String(required=True)
+    status = fields.String(required=True)
+    input = fields.Raw(required=True)
+    output = fields.Raw()
+
+
 class WorkerAddedSchema(Schema):
     """The answer to a worker that was added."""
 

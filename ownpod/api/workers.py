@@ -11,6 +11,13 @@ from ownpod.errors import BadRequest
 from ownpod.registry import WorkerStatus
 
 blueprint = Blueprint("workers", __name__, url_prefix="/v2/<endpoint_id>/workers")
+endpoints = Blueprint("endpoints", __name__)
+
+
+@endpoints.get("/v2/")
+def all_endpoints() -> Response:
+    """The ids of all endpoints."""
+    return answer({"endpoints": sorted(services().registry.endpoints)})
 
 
 @blueprint.get("")

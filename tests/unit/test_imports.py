@@ -27,7 +27,8 @@ LAYERS = [
     {"api.jobs", "api.stream", "api.limits", "api.callbacks"},
     {"api"},
     {"api.server"},
-    {"commands"},
+    {"client"},
+    {"commands", "terminal", "doctor"},
     {"cli"},
     {"__main__"},
 ]
@@ -64,8 +65,8 @@ ONLY = {
             ]
         ),
     },
-    "urllib3": {"workers.push"},
-    "requests": {"webhooks"},
+    "urllib3": {"workers.push", "client"},
+    "requests": {"webhooks", "client"},
     "redis": {"store", "registry", "events", "recovery", "sweep", "embedded", "cli"},
 }
 
