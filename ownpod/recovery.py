@@ -46,7 +46,7 @@ class Recovery:
         self._store = store
         self._redis = store.client
         self._messages = store.messages
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._lease_ms = int(lease_s * 1000)
         self._suspected: set[str] = set()
 
@@ -57,7 +57,7 @@ class Recovery:
         A difference is believed when it is seen twice: messages on their way are in no list.
         """
         made = 0
-        for endpoint in self._endpoints():
+        for endpoint in self.endpoints():
             self._store.finish_purge(endpoint, reason="removed from the queue by a purge")
             if not self._differs(endpoint):
                 self._suspected.discard(endpoint)

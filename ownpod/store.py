@@ -77,6 +77,9 @@ BUCKETS_MS = tuple(
 WEBHOOK_LEASE_MS = 60_000
 """After which a webhook whose task was lost is sent again; longer than a try may take."""
 
+SAMPLES = 240
+"""Of an endpoint's history: an hour, with one each 15 s."""
+
 RUNS_KEPT_S = 8 * 86_400
 """After a worker's last job, what it may still be at is forgotten; no job runs longer."""
 
@@ -779,6 +782,26 @@ class JobStore:
             return None
         before = rank - lower if low_rank is None else all_waiting - all_low + low_rank
         return int(max(0, before)) + 1
+
+    @redis_errors
+    def sample(self, endpoint: str) -> None:
+        """Notes how many jobs wait and run now, for :meth:`history`."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(keys.queued(endpoint))
+            pipe.hlen(keys.running(endpoint))
+            waiting, running = pipe.execute()
+        key = keys.of_endpoint(endpoint, "history")
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.rpush(key, json.dumps([now_ms(), waiting, running]))
+            pipe.ltrim(key, -SAMPLES, -1)
+            pipe.execute()
+
+    @redis_errors
+    def history(self, endpoint: str) -> list[list[int]]:
+        """The last hour: ms since the epoch, jobs that waited, jobs that ran; the oldest first."""
+        samples: Any = self._redis.lrange(keys.of_endpoint(endpoint, "history"), 0, -1)
+        hour_ago = now_ms() - 3_600_000
+        return [sample for sample in map(json.loads, samples) if sample[0] >= hour_ago]
 
     @redis_errors
     def figures(self, endpoint: str) -> Figures:

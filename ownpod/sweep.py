@@ -8,11 +8,12 @@ from ownpod import keys, log
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import JobStatus
 from ownpod.recovery import Recovery
-from ownpod.store import JobStore, redis_errors
+from ownpod.store import JobStore, now_ms, redis_errors
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+SAMPLE_EVERY_MS = 15_000
 AT_ONCE = 1000
 """Jobs that one sweep ends or takes up again; the rest waits for the next."""
 
@@ -31,6 +32,7 @@ class Sweep(threading.Thread):
         self._lease_s = lease_s
         self._recover_at = time.monotonic()
         self._looked = 0.0
+        self._sampled = 0
         self._patient_until = 0.0
 
     def run(self) -> None:
@@ -49,6 +51,10 @@ class Sweep(threading.Thread):
         if self._recover_at <= time.monotonic():
             self._recover_at = time.monotonic() + self._lease_s
             self._recovery.once()
+        if now_ms() // SAMPLE_EVERY_MS != self._sampled:
+            self._sampled = now_ms() // SAMPLE_EVERY_MS
+            for endpoint in self._recovery.endpoints():
+                self._store.sample(endpoint)
         for job_id in self._store.expire(limit=AT_ONCE):
             log.moved(job_id, JobStatus.TIMED_OUT, reason="it waited longer than its ttl")
         for job_id in self._store.webhooks_due(limit=AT_ONCE):

@@ -26,6 +26,7 @@
 -- ENDPOINT<ep>:delay        hash   histogram: number of the bucket (BUCKETS_MS) -> jobs, "sum" -> ms; from
 --                                  submission to the first attempt
 -- ENDPOINT<ep>:execution    hash   the same, of attempts that brought a result
+-- ENDPOINT<ep>:history      list   the sweep's samples: [ms, waiting, running]
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 -- LEASES                    zset   ids of jobs IN_PROGRESS, by the ms when the lease runs out
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when their ttl has passed

@@ -3,7 +3,7 @@
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from ownpod.api import auth, callbacks, health, jobs, limits, metrics, openapi, stream, workers
+from ownpod.api import auth, callbacks, health, jobs, limits, metrics, openapi, stream, ui, workers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.celery import open_store
 from ownpod.endpoints import load_endpoints
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, metrics, callbacks):
+    for module in (jobs, stream, health, workers, metrics, ui, callbacks):
         app.register_blueprint(module.blueprint)
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)

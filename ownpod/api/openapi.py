@@ -15,7 +15,7 @@ from ownpod.jobs import JobStatus
 blueprint = Blueprint("openapi", __name__)
 
 DOCS = "/docs"
-WORKERS = ("Details", "Workers", "WorkerAdded", "WorkerChanged")
+WORKERS = ("Details", "History", "Workers", "WorkerAdded", "WorkerChanged")
 
 
 class NewWorkerSchema(WorkerSchema):
@@ -120,6 +120,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
         ("purge-queue", ["post"], "Cancel the jobs that wait", "Purged", {}),
         ("requests", ["get"], "The last jobs", "Requests", {"parameters": _LISTING}),
         ("requests/{job_id}", ["get"], "All that is known of a job", "Details", {}),
+        ("history", ["get"], "Waiting and running jobs over the last hour", "History", {}),
         ("health", ["get"], "Jobs and workers by state", "Health", {}),
         ("workers", ["get"], "The workers, and how they are", "Workers", {}),
         (

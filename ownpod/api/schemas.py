@@ -219,6 +219,16 @@ class DetailsSchema(Schema):
     output = fields.Raw()
 
 
+class HistorySchema(Schema):
+    """The answer of ``/history``."""
+
+    samples = fields.List(
+        fields.List(fields.Integer()),
+        required=True,
+        metadata={"description": "each [ms since the epoch, waiting, running], the oldest first"},
+    )
+
+
 class WorkerAddedSchema(Schema):
     """The answer to a worker that was added."""
 

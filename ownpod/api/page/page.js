@@ -1,0 +1,193 @@
+"use strict";
+// Everything that comes from the API is put in as text, never as HTML.
+const at = (id) => document.getElementById(id);
+const SIGNS = {
+  ready: "● ready", busy: "◐ busy", paused: "❚❚ paused", initializing: "… starting", unhealthy: "✕ unhealthy",
+  IN_QUEUE: "… in queue", IN_PROGRESS: "◐ running", COMPLETED: "✓ completed", FAILED: "✕ failed",
+  CANCELLED: "– cancelled", TIMED_OUT: "✕ timed out",
+};
+const TERMINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
+let key = sessionStorage.getItem("ownpod-key") || "";
+let endpoint = "";
+let shown = null;
+
+async function call(method, path, body) {
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const answer = await fetch(`/v2/${path}`, { method, headers, body });
+  const said = await answer.json();
+  if (answer.status === 401 || answer.status === 403) {
+    at("login").hidden = false;
+    at("main").hidden = true;
+  }
+  if (!answer.ok) throw new Error(said.error || answer.statusText);
+  return said;
+}
+
+const seconds = (ms) => ms === undefined ? "" : ms < 10000 ? `${(ms / 1000).toFixed(2)} s` : `${Math.round(ms / 1000)} s`;
+
+function ago(ms) {
+  const s = Math.max(0, Math.round((Date.now() - ms) / 1000));
+  return s < 120 ? `${s} s` : s < 7200 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`;
+}
+
+function element(name, text, more = {}) {
+  const made = Object.assign(document.createElement(name), more);
+  made.textContent = text ?? "";
+  return made;
+}
+
+function fill(body, rows) {
+  body.replaceChildren(...rows.map(({ cells, open }) => {
+    const row = document.createElement("tr");
+    row.append(...cells.map((cell) => element("td", cell)));
+    if (open) {
+      row.className = "open";
+      row.tabIndex = 0;
+      row.onclick = open;
+      row.onkeydown = (event) => { if (event.key === "Enter") open(); };
+    }
+    return row;
+  }));
+}
+
+function middle(values, share) {
+  const sorted = values.filter((v) => v !== undefined).sort((a, b) => a - b);
+  return sorted.length ? seconds(sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))]) : "–";
+}
+
+function plot(samples) {
+  const now = Date.now(), hour = 3600e3;
+  const most = Math.max(1, ...samples.map((s) => Math.max(s[1], s[2])));
+  const line = (n, name) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+    made.setAttribute("class", name);
+    made.setAttribute("points", samples.map((s) =>
+      `${(600 * (1 - (now - s[0]) / hour)).toFixed(1)},${(115 - 110 * s[n] / most).toFixed(1)}`).join(" "));
+    return made;
+  };
+  at("plot").replaceChildren(line(1, "waiting"), line(2, "running"));
+  at("most").textContent = `(at most ${most})`;
+}
+
+async function look() {
+  try {
+    const names = (await call("GET", "")).endpoints;
+    if (at("endpoint").options.length !== names.length) {
+      at("endpoint").replaceChildren(...names.map((name) => element("option", name, { value: name })));
+      endpoint = names.includes(endpoint) ? endpoint : names[0];
+      at("endpoint").value = endpoint;
+    }
+    at("login").hidden = true;
+    at("main").hidden = false;
+    const [health, recent, history] = await Promise.all([
+      call("GET", `${endpoint}/health`), call("GET", `${endpoint}/requests?limit=50`), call("GET", `${endpoint}/history`),
+    ]);
+    const jobs = recent.requests, ms = Object.fromEntries(jobs.map((job) => [job.id, job]));
+    const counts = {
+      waiting: health.jobs.inQueue, running: health.jobs.inProgress, completed: health.jobs.completed,
+      failed: health.jobs.failed,
+      "delay p50 / p95": `${middle(jobs.map((j) => j.delayTime), .5)} / ${middle(jobs.map((j) => j.delayTime), .95)}`,
+      "execution p50 / p95":
+        `${middle(jobs.map((j) => j.executionTime), .5)} / ${middle(jobs.map((j) => j.executionTime), .95)}`,
+    };
+    at("counts").replaceChildren(...Object.entries(counts).map(([name, value]) => {
+      const box = element("div", name);
+      box.prepend(element("b", value));
+      return box;
+    }));
+    fill(at("workers"), health.ownpod.workers.map((w) => ({ cells: [
+      w.id, SIGNS[w.state] || w.state, `${w.running + w.held}/${w.capacity}`,
+      w.jobs.map((id) => ms[id] ? `${id} for ${ago(ms[id].createdAt + (ms[id].delayTime || 0))}` : id).join(", "), w.reason,
+    ] })));
+    fill(at("jobs"), jobs.map((job) => ({
+      cells: [job.id, SIGNS[job.status], ago(job.createdAt), seconds(job.delayTime), seconds(job.executionTime), job.workerId],
+      open: () => open(job.id),
+    })));
+    plot(history.samples);
+    if (shown) await show(shown);
+    at("said").textContent = `as of ${new Date().toLocaleTimeString()}`;
+  } catch (error) {
+    at("said").textContent = error.message;
+  }
+}
+
+// Images that a job's output holds: data URLs, bare base64 of PNG or JPEG, links to pictures.
+function images(value, found = []) {
+  if (typeof value === "string") {
+    if (/^data:image\/(png|jpeg|webp|gif);base64,/.test(value)) found.push(value);
+    else if (/^(iVBORw0KGgo|\/9j\/)[A-Za-z0-9+/=\s]{40,}$/.test(value)) {
+      found.push(`data:image/${value[0] === "i" ? "png" : "jpeg"};base64,${value}`);
+    } else if (/^https?:\/\/\S+\.(png|jpe?g|webp|gif)(\?\S*)?$/i.test(value)) found.push(value);
+  } else if (value && typeof value === "object") {
+    for (const part of Object.values(value)) images(part, found);
+  }
+  return found.slice(0, 12);
+}
+
+async function show(id) {
+  const job = await call("GET", `${endpoint}/requests/${id}`);
+  at("job-id").textContent = id;
+  at("job-state").textContent = [SIGNS[job.status], job.worker_id, job.error].filter(Boolean).join(" · ");
+  at("job-input").textContent = JSON.stringify(job.input, null, 2);
+  at("job-output").textContent = job.output === undefined ? "" : JSON.stringify(job.output, null, 2).slice(0, 20000);
+  at("cancel").hidden = TERMINAL.includes(job.status);
+  at("retry").hidden = !["FAILED", "TIMED_OUT"].includes(job.status);
+  const found = images(job.output);
+  if (at("images").dataset.of !== `${id} ${found.length}`) {
+    at("images").dataset.of = `${id} ${found.length}`;
+    at("images").replaceChildren(...found.map((src) => element("img", "", { src, alt: "in the output" })));
+  }
+}
+
+async function open(id) {
+  shown = id;
+  try {
+    await show(id);
+    at("job").showModal();
+  } catch (error) {
+    at("said").textContent = error.message;
+  }
+}
+
+async function act(method, path, body) {
+  try {
+    const said = await call(method, path, body);
+    await look();
+    return said;
+  } catch (error) {
+    at("said").textContent = error.message;
+    return null;
+  }
+}
+
+at("endpoint").onchange = (event) => { endpoint = event.target.value; look(); };
+at("job").onclose = () => { shown = null; };
+at("cancel").onclick = () => act("POST", `${endpoint}/cancel/${shown}`);
+at("retry").onclick = async () => {
+  const again = await act("POST", `${endpoint}/retry/${shown}`);
+  if (again) { shown = again.id; await show(shown); }
+};
+at("login").onsubmit = (event) => {
+  event.preventDefault();
+  key = at("key").value;
+  sessionStorage.setItem("ownpod-key", key);
+  look();
+};
+at("send").onsubmit = async (event) => {
+  event.preventDefault();
+  let input;
+  try {
+    input = JSON.parse(at("input").value);
+  } catch (error) {
+    at("said").textContent = `the input is no JSON: ${error.message}`;
+    return;
+  }
+  const job = await act("POST", `${endpoint}/run`, JSON.stringify({ input }));
+  if (job) await open(job.id);
+};
+async function again() {
+  if (!document.hidden) await look();
+  setTimeout(again, 1500);
+}
+again();

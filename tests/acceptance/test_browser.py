@@ -1,0 +1,170 @@
+"""The page in a real browser, headless, over its debugging protocol."""
+
+import base64
+import contextlib
+import json
+import shutil
+import zlib
+
+import pytest
+import requests
+from helpers import Process, wait_until
+from websockets.sync.client import connect
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium")
+
+
+class Browser:
+    """One tab of a headless Chromium."""
+
+    def __init__(self, directory, log):
+        options = (
+            "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+            "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0"
+        )
+        self.process = Process(
+            CHROMIUM, *options.split(), f"--user-data-dir={directory}", "about:blank", log=log
+        )
+        file = directory / "DevToolsActivePort"
+        wait_until(lambda: file.exists() and len(file.read_text().split()) == 2, 30, "chromium")
+        port = file.read_text().split()[0]
+        tabs = requests.get(f"http://127.0.0.1:{port}/json/list", timeout=9).json()
+        url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+        self._ends = contextlib.ExitStack()
+        self._socket = self._ends.enter_context(connect(url, max_size=None))
+        self._number = 0
+
+    def send(self, method, **options):
+        self._number += 1
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": options}))
+        while True:
+            said = json.loads(self._socket.recv(timeout=20))
+            if said.get("id") == self._number:
+                assert "error" not in said, said
+                return said["result"]
+
+    def open(self, url):
+        self.send("Page.navigate", url=url)
+        wait_until(lambda: self.run("document.readyState") == "complete")
+
+    def run(self, script):
+        """The value of an expression in the page."""
+        said = self.send(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in said, said
+        return said["result"].get("value")
+
+    def text(self, selector):
+        return self.run(f"document.querySelector({json.dumps(selector)}).innerText") or ""
+
+    def close(self):
+        self._ends.close()
+        self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("browser")
+    with contextlib.closing(Browser(directory / "profile", directory / "chromium.log")) as found:
+        yield found
+
+
+def url_of(ownpod):
+    return f"http://127.0.0.1:{ownpod.port}/"
+
+
+def png():
+    """A picture of one pixel."""
+
+    def part(kind, data):
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    head = (1).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    pixel = zlib.compress(b"\0\xff\0\0")
+    made = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", pixel) + part(b"IEND", b"")
+    return base64.b64encode(made).decode()
+
+
+def test_the_page_shows_workers_and_jobs_and_stays_live(browser, shared):
+    browser.open(url_of(shared))
+    browser.run(
+        "document.querySelector('#endpoint').value = 'local-ep'; endpoint = 'local-ep'; look()"
+    )
+    wait_until(lambda: browser.text("#workers").count("● ready") == 2, 15)
+    job = shared.submit(text="seen", seconds=3)
+    wait_until(lambda: job in browser.text("#jobs"), 10)
+    wait_until(lambda: f"{job} for " in browser.text("#workers"), 10)
+    shared.ended(job)
+    row = f"[...document.querySelectorAll('#jobs tr')].find((r) => r.innerText.includes('{job}')).innerText"
+    wait_until(lambda: "✓ completed" in browser.run(row), 10)
+    assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_job_is_sent_watched_cancelled_and_retried(browser, shared):
+    browser.open(url_of(shared))
+    browser.run("endpoint = 'local-ep'; look()")
+    wait_until(lambda: browser.run("!document.querySelector('#main').hidden"))
+    send = "document.querySelector('#input').value = %s; document.querySelector('#send button').click()"
+    browser.run(send % json.dumps(json.dumps({"text": "from the page", "seconds": 4})))
+    wait_until(lambda: "◐ running" in browser.text("#job-state"), 15)
+    assert "from the page" in browser.text("#job-input")
+    browser.run("document.querySelector('#cancel').click()")
+    wait_until(lambda: "cancelled" in browser.text("#job-state"), 10)
+    browser.run("document.querySelector('#job').close()")
+    browser.run(send % json.dumps(json.dumps({"do": "error"})))
+    wait_until(lambda: "it says no" in browser.text("#job-state"), 15)
+    failed = browser.text("#job-id")
+    browser.run("document.querySelector('#retry').click()")
+    wait_until(lambda: browser.text("#job-id") != failed, 10)
+    browser.run("document.querySelector('#job').close()")
+    browser.run(send % json.dumps("{no JSON"))
+    wait_until(lambda: "the input is no JSON" in browser.text("#said"), 5)
+
+
+def test_an_output_is_text_and_its_pictures_are_shown(browser, shared):
+    evil = '<img src=x onerror="window.evil = 1">'
+    job = shared.submit(text=evil, picture=png())
+    shared.ended(job)
+    browser.open(url_of(shared))
+    browser.run(f"endpoint = 'local-ep'; open('{job}')")
+    wait_until(lambda: evil in json.loads(browser.text("#job-output") or "{}").get("echo", ""), 10)
+    assert browser.run("window.evil") is None
+    assert (
+        browser.run(f"images({{a: ['{png()}', 'text']}})[0].slice(0, 22)")
+        == "data:image/png;base64,"
+    )
+    browser.run(
+        f"at('images').replaceChildren(element('img', '', {{src: images(['{png()}'])[0]}}))"
+    )
+    wait_until(lambda: browser.run("document.querySelector('#images img').naturalWidth") == 1, 5)
+
+
+def test_a_key_is_asked_for_and_used(browser, start_ownpod):
+    ownpod = start_ownpod("http://127.0.0.1:1", OWNPOD_API_KEYS="open-sesame")
+    browser.open(url_of(ownpod))
+    wait_until(lambda: browser.run("!document.querySelector('#login').hidden"), 10)
+    assert browser.run("document.querySelector('#main').hidden")
+    browser.run(
+        "document.querySelector('#key').value = 'open-sesame'; "
+        "document.querySelector('#login button').click()"
+    )
+    wait_until(lambda: "✕ unhealthy" in browser.text("#workers"), 10)
+
+
+def test_a_phone_can_show_it(browser, shared):
+    browser.send(
+        "Emulation.setDeviceMetricsOverride",
+        width=390,
+        height=844,
+        deviceScaleFactor=1,
+        mobile=True,
+    )
+    browser.open(url_of(shared))
+    wait_until(lambda: browser.run("!document.querySelector('#main').hidden"))
+    assert browser.run("document.documentElement.scrollWidth <= 390")
+    browser.send("Emulation.clearDeviceMetricsOverride")

@@ -1,0 +1,57 @@
+"""The page: what the server does for it. A browser looks at it in acceptance/test_browser.py."""
+
+import pytest
+from helpers import job_store, load_settings, new_job
+
+from ownpod import keys
+from ownpod.api import create_app
+from ownpod.api.services import services_of
+from ownpod.recovery import Recovery
+from ownpod.store import SAMPLES, now_ms
+from ownpod.sweep import Sweep
+
+
+@pytest.fixture
+def api(client, redis_server, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {ep: {}}")
+    app = create_app(
+        load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, OWNPOD_API_KEYS="k")
+    )
+    yield app.test_client()
+    services_of(app).events.stop()
+
+
+def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(api):
+    with api.get("/") as page:
+        assert page.status_code == 200
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+        text = page.get_data(as_text=True)
+    assert "http" not in text
+    for file in ("page.js", "page.css"):
+        assert f'"/page/{file}"' in text
+        with api.get(f"/page/{file}") as found:
+            assert found.status_code == 200
+    assert api.get("/v2/").status_code == 401
+
+
+def test_the_last_hour_is_sampled_by_the_sweep_and_kept_short(api, client):
+    store = job_store(client)
+    store.create(new_job("a"))
+    store.create(new_job("b"))
+    store.claim("b", worker_id="w", claim="x", lease_s=60)
+    sweep = Sweep(store, Recovery(store, lambda: ["ep"], lease_s=60), lease_s=60)
+    before = now_ms()
+    sweep.once()
+    # Not again within the same 15 s.
+    sweep._sampled = now_ms() // 15_000
+    sweep.once()
+    headers = {"Authorization": "k"}
+    ((ms, waiting, running),) = api.get("/v2/ep/history", headers=headers).json["samples"]
+    assert before <= ms <= now_ms()
+    assert (waiting, running) == (1, 1)
+    client.lpush(keys.of_endpoint("ep", "history"), f"[{before - 3_700_000}, 9, 9]")
+    assert len(store.history("ep")) == 1
+    for _ in range(SAMPLES + 5):
+        store.sample("ep")
+    assert client.llen(keys.of_endpoint("ep", "history")) == SAMPLES
