@@ -27,7 +27,7 @@ demo: install
 	@$(BIN)/python examples/demo.py $(if $(ONCE),--once)
 
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist loadfile)
 
 check: install
 	@$(BIN)/ruff check .

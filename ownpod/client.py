@@ -28,17 +28,23 @@ class Client:
         url: the API's base URL, without ``/v2``.
         key: an API key, if it wants one.
         endpoint: whose jobs.
+        patient: waits some seconds for an API that is not there, as in a restart.
     """
 
-    def __init__(self, url: str, key: str | None, endpoint: str) -> None:
+    def __init__(self, url: str, key: str | None, endpoint: str, *, patient: bool = False) -> None:
         self._url = url.rstrip("/")
         self.endpoint = endpoint
         self._http = requests.Session()
         if key:
             self._http.headers["Authorization"] = f"Bearer {key}"
-        # A restart of the API, or of its Redis, is waited for; submissions carry a key against doubles.
+        # A Redis that is away is waited for; submissions carry a key against doubles.
         retry = Retry(
-            10, backoff_factor=0.2, backoff_max=5, status_forcelist=[502, 503], allowed_methods=None
+            10,
+            connect=8 if patient else 1,
+            backoff_factor=0.2,
+            backoff_max=5,
+            status_forcelist=[502, 503],
+            allowed_methods=None,
         )
         for scheme in ("http://", "https://"):
             self._http.mount(scheme, HTTPAdapter(pool_maxsize=128, max_retries=retry))

@@ -41,7 +41,8 @@ def remote(command: Command) -> Command:
     @click.option("--json", "as_json", is_flag=True, help="Answer as JSON, for programs.")
     @functools.wraps(command)
     def wrapped(url: str, key: str | None, endpoint: str, **options: Any) -> Any:
-        return command(Client(url, key, endpoint), **options)
+        patient = options.get("jsonl") is not None
+        return command(Client(url, key, endpoint, patient=patient), **options)
 
     return wrapped
 

@@ -15,7 +15,7 @@ from ownpod.jobs import JobStatus
 blueprint = Blueprint("openapi", __name__)
 
 DOCS = "/docs"
-WORKERS = ("Details", "History", "Workers", "WorkerAdded", "WorkerChanged")
+WORKERS = ("Details", "Endpoints", "History", "Workers", "WorkerAdded", "WorkerChanged")
 
 
 class NewWorkerSchema(WorkerSchema):
@@ -205,6 +205,17 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         if keys:
             operation["security"] = [{"key": []}]
         spec.path(f"/v2/{{endpoint_id}}/{path}", operations=dict.fromkeys(methods, operation))
+    spec.path(
+        "/v2/",
+        operations={
+            "get": {
+                "summary": "All endpoints",
+                "tags": ["v2"],
+                "responses": _responses("Endpoints", {}),
+                **({"security": [{"key": []}]} if keys else {}),
+            }
+        },
+    )
     document: dict[str, Any] = spec.to_dict()
     added = document["components"]["schemas"]["NewWorker"]["properties"]
     added["headers"]["propertyNames"] = {"pattern": HEADER_NAME}

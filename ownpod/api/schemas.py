@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any, NoReturn
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, validate
 
 from ownpod.endpoints import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.errors import BadRequest
@@ -213,6 +213,9 @@ class HealthSchema(Schema):
 class DetailsSchema(Schema):
     """The answer of ``/requests/{id}``: the job's record, with what it has."""
 
+    class Meta:
+        unknown = INCLUDE
+
     id = fields.String(required=True)
     status = fields.String(required=True)
     input = fields.Raw(required=True)
@@ -227,6 +230,12 @@ class HistorySchema(Schema):
         required=True,
         metadata={"description": "each [ms since the epoch, waiting, running], the oldest first"},
     )
+
+
+class EndpointsSchema(Schema):
+    """The answer of ``/v2/``."""
+
+    endpoints = fields.List(fields.String(), required=True, metadata={"description": "their ids"})
 
 
 class WorkerAddedSchema(Schema):

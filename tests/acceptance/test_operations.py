@@ -82,7 +82,7 @@ def test_curl_can_do_everything(shared):
     failed = curl("/runsync", "-XPOST", body={"input": {"do": "raise"}})["id"]
     again = curl(f"/retry/{failed}", "-XPOST")["id"]
     assert curl(f"/status-sync/{again}?wait=20000")["status"] == "FAILED"
-    jobs = busy(shared, 2)
+    jobs = busy(shared, 6)
     waiting = [curl("/run", "-XPOST", body={"input": {}})["id"] for _ in range(2)]
     assert curl(f"/cancel/{waiting[0]}", "-XPOST")["status"] == "CANCELLED"
     assert curl("/purge-queue", "-XPOST") == {"removed": 1, "status": "completed"}

@@ -82,7 +82,9 @@ def test_status_follows_the_job(api, store, method):
     def status():
         return getattr(api, method)(f"/v2/ep/status/{job_id}").json
 
-    assert status() == {"id": job_id, "status": "IN_QUEUE"}
+    waiting = status()
+    assert waiting.pop("waitingReason")
+    assert waiting == {"id": job_id, "status": "IN_QUEUE", "queuePosition": 1}
     attempt = begin(store, job_id)
     running = status()
     assert running.pop("delayTime") >= 0

@@ -241,7 +241,7 @@ def test_retry_can_keep_the_id(make_api, store):
     store.finish(begin(store, job_id), Outcome(JobStatus.FAILED, error="x"))
     assert api.post(f"/v2/ep/retry/{job_id}").json == {"id": job_id, "status": "IN_QUEUE"}
     again = api.get(f"/v2/ep/status/{job_id}").json
-    assert again == {"id": job_id, "status": "IN_QUEUE", "retries": 1}
+    assert (again["status"], again["retries"], "error" in again) == ("IN_QUEUE", 1, False)
 
 
 def test_retry_of_another_job_is_a_409_that_says_why(api, running):

@@ -37,8 +37,16 @@ def document(client, redis_server, tmp_path):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("mode", list(GenerationMode))
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+@pytest.mark.parametrize(
+    ("path", "method", "mode"),
+    [
+        (path, method, mode)
+        for path, method in OPERATIONS
+        for mode in GenerationMode
+        # What has nothing to fill in cannot be filled in wrongly.
+        if "{" in path or mode is GenerationMode.POSITIVE
+    ],
+)
 def test_generated_requests_find_nothing(document, path, method, mode):
     operation = document[path][method]
     jobs = [f"job-{status}" for status in JobStatus]
