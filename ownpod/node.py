@@ -30,7 +30,7 @@ from ownpod.jobs import Attempt, JobStatus
 from ownpod.processes import this_process
 from ownpod.recovery import Recovery
 from ownpod.registry import Registry, WorkerState, WorkerStatus
-from ownpod.runner import JobRunner
+from ownpod.runner import JobRunner, until_redis_answers
 from ownpod.settings import Settings
 from ownpod.stall import StallWatch
 from ownpod.store import JobStore
@@ -324,6 +324,8 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     store = open_store(config, client_name=sender)
     registry = Registry(load_endpoints(config), store.client, config)
     tasks.send_webhooks_with(Webhooks(store, config))
+    # Whose node this is may stand in Redis only.
+    until_redis_answers(registry.refresh)
     spec = registry.worker(worker_id)
     if spec is not None:
         _here.node = Node(

@@ -8,6 +8,9 @@ from flask import request
 from ownpod.api.services import services
 from ownpod.errors import Forbidden, Unauthorized
 
+LIST = "/v2/"
+"""Answers any key, with what that is for."""
+
 PROTECTED = ("/v2/", "/metrics")
 """Beginnings of paths that need a key."""
 
@@ -25,6 +28,15 @@ def caller() -> str:
     return hashlib.sha256(key.encode()).hexdigest() if key else ""
 
 
+def opened_endpoints() -> list[str]:
+    """The endpoints that this request's key is for."""
+    here, key = services(), presented_key()
+    known = here.registry.endpoints.values()
+    if not here.keys_needed or _is_one_of(key, here.settings.api_keys):
+        return sorted(endpoint.id for endpoint in known)
+    return sorted(endpoint.id for endpoint in known if _is_one_of(key, endpoint.api_keys))
+
+
 def check_key() -> None:
     """Before each request, where keys are needed.
 
@@ -39,14 +51,10 @@ def check_key() -> None:
     key = presented_key()
     if _is_one_of(key, here.settings.api_keys):
         return
-    of_endpoints = {
-        endpoint.id
-        for endpoint in here.registry.endpoints.values()
-        if _is_one_of(key, endpoint.api_keys)
-    }
+    of_endpoints = opened_endpoints()
     if not of_endpoints:
         raise Unauthorized
-    if asked not in of_endpoints:
+    if asked not in of_endpoints and request.path != LIST:
         raise Forbidden
 
 

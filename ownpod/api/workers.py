@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ownpod.api import schemas
+from ownpod.api.auth import opened_endpoints
 from ownpod.api.services import answer, services
 from ownpod.endpoints import WorkerSpec
 from ownpod.errors import BadRequest
@@ -16,8 +17,8 @@ endpoints = Blueprint("endpoints", __name__)
 
 @endpoints.get("/v2/")
 def all_endpoints() -> Response:
-    """The ids of all endpoints."""
-    return answer({"endpoints": sorted(services().registry.endpoints)})
+    """The ids of all endpoints, or of those that the key is for."""
+    return answer({"endpoints": opened_endpoints()})
 
 
 @blueprint.get("")

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
-from helpers import ROOT, OwnPod, answers, environment, sdk_worker, wait_until
+from helpers import ROOT, OwnPod, RedisServer, answers, environment, sdk_worker, wait_until
 
 from ownpod.processes import free_port
 
@@ -283,6 +284,28 @@ def test_sighup_reads_the_configuration_again(start_ownpod, start_worker, tmp_pa
     write("[}")
     ownpod.process.send(signal.SIGHUP)
     wait_until(lambda: "the old configuration stays: " in ownpod.output, 10)
+
+
+def test_the_node_of_an_added_worker_waits_for_redis(start_ownpod, start_worker, tmp_path):
+    redis = RedisServer(tmp_path)
+    url, _ = start_worker()
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {local-ep: {}}")
+    try:
+        ownpod = start_ownpod(OWNPOD_WORKERS_FILE=file, REDIS_URL=redis.url)
+        ownpod.post("/workers", {"url": url, "id": "added"})
+        assert ownpod.ended(ownpod.submit(text="x"))["status"] == "COMPLETED"
+        redis.stop()
+        for process in psutil.Process(ownpod.process.pid).children(recursive=True):
+            if "celeryd: added@" in " ".join(process.cmdline()):
+                process.kill()
+        wait_until(lambda: "node added ended by SIGKILL" in ownpod.output, 10)
+        wait_until(lambda: re.search(r"\[added\] waiting for Redis", ownpod.output), 20)
+        redis.start()
+        wait_until(lambda: "id" in ownpod.post("/run", {"input": {}}), 20)
+        assert ownpod.ended(ownpod.submit(text="x"))["status"] == "COMPLETED"
+    finally:
+        redis.stop()
 
 
 def test_flower_asks_for_a_key_where_there_are_keys_and_can_be_read_only(

@@ -372,6 +372,15 @@ def test_a_key_of_one_endpoint_opens_no_other(locked):
     assert code(locked, "ep", "Bearer only-mine") == 403
 
 
+@pytest.mark.parametrize(("key", "endpoints"), [("one", ["ep", "mine"]), ("only-mine", ["mine"])])
+def test_a_key_lists_the_endpoints_it_is_for(locked, key, endpoints):
+    answer = locked.get("/v2/", headers={"Authorization": key})
+    assert answer.json == {"endpoints": endpoints}
+    assert locked.get("/v2/").status_code == 401
+    metrics = locked.get("/metrics", headers={"Authorization": key})
+    assert metrics.status_code == (200 if key == "one" else 403)
+
+
 def test_the_health_check_of_the_process_needs_no_key(locked):
     assert locked.get("/health").status_code == 200
 
