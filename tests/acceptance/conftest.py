@@ -1,5 +1,8 @@
 """The real processes, started once for all tests that do not end any of them."""
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,6 +47,22 @@ def start_ownpod(tmp_path: Path) -> Iterator[Callable[..., OwnPod]]:
     for found in started:
         found.stop()
         print(found.output)
+
+
+@pytest.fixture(scope="session")
+def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with RunPod's JavaScript SDK."""
+    if not shutil.which("npm"):
+        if os.environ.get("CI"):
+            pytest.fail("no Node: these tests must run in CI")
+        pytest.skip("no Node: install node and npm to test the JavaScript client")
+    here = Path(__file__).parent / "javascript"
+    directory = tmp_path_factory.mktemp("javascript")
+    for name in ("package.json", "use.mjs"):
+        shutil.copy(here / name, directory)
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
+    subprocess.run(install, cwd=directory, check=True, timeout=180)
+    return directory
 
 
 @pytest.fixture(scope="session")

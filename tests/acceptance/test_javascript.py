@@ -1,36 +1,17 @@
 """RunPod's official JavaScript client against OwnPod, unmodified."""
 
 import json
-import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from helpers import environment
 
-HERE = Path(__file__).parent / "javascript"
-
-
-@pytest.fixture(scope="session")
-def project(tmp_path_factory):
-    if not shutil.which("npm"):
-        if os.environ.get("CI"):
-            pytest.fail("no Node: these tests must run in CI")
-        pytest.skip("no Node: install node and npm to test the JavaScript client")
-    directory = tmp_path_factory.mktemp("javascript")
-    for name in ("package.json", "use.mjs"):
-        shutil.copy(HERE / name, directory)
-    install = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
-    subprocess.run(install, cwd=directory, check=True, timeout=180)
-    return directory
-
 
 @pytest.mark.timeout(240)
-def test_every_operation_of_the_javascript_client(shared, project):
+def test_every_operation_of_the_javascript_client(shared, javascript):
     done = subprocess.run(
         ["node", "use.mjs"],
-        cwd=project,
+        cwd=javascript,
         env=environment(BASE=shared.base, KEY="any"),
         capture_output=True,
         text=True,
