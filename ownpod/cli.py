@@ -169,12 +169,13 @@ def add(  # noqa: PLR0917 - click
     ca_bundle: str | None,
 ) -> None:
     """Add a worker, or change one that was added. Stays until it is removed."""
+    from ownpod.endpoints import parse_headers
+
     values: dict[str, object] = {"url": url, "capacity": capacity}
     if worker_id is not None:
         values["id"] = worker_id
     if headers:
-        pairs = [header.partition(":") for header in headers]
-        values["headers"] = {name.strip(): value.strip() for name, _, value in pairs}
+        values["headers"] = parse_headers(headers)
     if no_verify_tls:
         values["verifyTls"] = False
     if ca_bundle is not None:
@@ -212,13 +213,9 @@ def remove(worker_id: str) -> None:
 
 def _parts() -> "tuple[Registry, JobStore]":
     """Workers and jobs, on this host's Redis."""
-    from ownpod.celery import open_store
-    from ownpod.endpoints import load_endpoints
-    from ownpod.registry import Registry
+    from ownpod.commands import open_parts
 
-    config = settings.current()
-    store = open_store(config, client_name="ownpod-cli")
-    return Registry(load_endpoints(config), store.client, config), store
+    return open_parts("ownpod-cli")
 
 
 def _check_redis(config: Settings) -> None:

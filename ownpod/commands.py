@@ -19,13 +19,18 @@ def _parts(ctx: click.Context) -> tuple["Registry", "JobStore"]:
     """Workers and jobs of the application that ``-A`` names."""
     if ctx.obj.app.main != "ownpod":
         raise click.UsageError("this is OwnPod's: celery -A ownpod ...")
+    return open_parts("ownpod-celery")
+
+
+def open_parts(client_name: str) -> tuple["Registry", "JobStore"]:
+    """Workers and jobs, in the Redis that the settings name."""
     from ownpod import settings
     from ownpod.celery import open_store
     from ownpod.endpoints import load_endpoints
     from ownpod.registry import Registry
 
     config = settings.current()
-    store = open_store(config, client_name="ownpod-celery")
+    store = open_store(config, client_name=client_name)
     return Registry(load_endpoints(config), store.client, config), store
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import click
 
 from ownpod import settings
-from ownpod.endpoints import WorkerSpec, worker_id_of
+from ownpod.endpoints import WorkerSpec, parse_headers, worker_id_of
 from ownpod.errors import WorkerError
 from ownpod.jobs import Attempt, Look, Outcome
 from ownpod.settings import check_http_url
@@ -64,15 +64,13 @@ def doctor(
         json.loads(job_input)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    pairs = [header.partition(":") for header in headers]
     config = settings.current()
-    own = {name.strip(): value.strip() for name, _, value in pairs}
     spec = WorkerSpec(
         id=worker_id_of(url),
         endpoint="doctor",
         url=url.rstrip("/"),
         capacity=1,
-        headers={**config.worker_headers, **own},
+        headers={**config.worker_headers, **parse_headers(headers)},
         verify_tls=config.worker_verify_tls,
         ca_bundle=config.worker_ca_bundle,
     )

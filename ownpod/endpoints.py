@@ -195,6 +195,12 @@ def first_problem(messages: Any, place: str = "") -> tuple[str, str]:
     return place or "the file", str(messages[0])
 
 
+def parse_headers(lines: Iterable[str]) -> dict[str, str]:
+    """Headers of ``NAME: VALUE`` lines, as a command takes them."""
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def worker_id_of(url: str) -> str:
     """A worker's id from its URL: readable, stable, the same on every host."""
     parts = urlsplit(url)

@@ -117,8 +117,10 @@ class JobRunner:
     def await_run(self, job_id: str, attempt: int) -> None:
         """Keeps a slot until the worker is done with a run that nobody waits for."""
         with self._attempts.keep_slot(job_id, attempt) as kept:
+            if not kept:
+                return
             run = until_redis_answers(lambda: self._store.run(self._worker_id, job_id, attempt))
-            if not kept or run is None:
+            if run is None:
                 return
             logger.info("job %s: attempt %d may still run in the worker, waiting", job_id, attempt)
             self._settle(run)

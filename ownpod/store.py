@@ -50,27 +50,10 @@ RECENT = 10_000
 ATTEMPTS_LOGGED = 20
 """A job's last attempts that were handed back; enough to see what happened."""
 
-BUCKETS_MS = tuple(
-    int(float(end))
-    for end in [
-        "5",
-        "10",
-        "25",
-        "50",
-        "100",
-        "250",
-        "500",
-        "1e3",
-        "2.5e3",
-        "5e3",
-        "1e4",
-        "3e4",
-        "6e4",
-        "3e5",
-        "6e5",
-        "1.8e6",
-        "3.6e6",
-    ]
+_MINUTE = 60_000
+BUCKETS_MS: tuple[int, ...] = (
+    *(5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000),
+    *(_MINUTE, 5 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, 60 * _MINUTE),
 )
 """Upper ends of the histograms' buckets."""
 

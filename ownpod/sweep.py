@@ -51,8 +51,9 @@ class Sweep(threading.Thread):
         if self._recover_at <= time.monotonic():
             self._recover_at = time.monotonic() + self._lease_s
             self._recovery.once()
-        if now_ms() // SAMPLE_EVERY_MS != self._sampled:
-            self._sampled = now_ms() // SAMPLE_EVERY_MS
+        period = now_ms() // SAMPLE_EVERY_MS
+        if period != self._sampled:
+            self._sampled = period
             for endpoint in self._recovery.endpoints():
                 self._store.sample(endpoint)
         for job_id in self._store.expire(limit=AT_ONCE):

@@ -96,6 +96,22 @@ class Process:
             raise
 
 
+def run_command(
+    *command: object, cwd: Path = ROOT, stdin: str = "", **environ: object
+) -> subprocess.CompletedProcess[str]:
+    """A command, to its end: exit code and what it said."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment(**environ),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
 class RedisServer:
     """A real Redis on a free port of loopback, AOF on."""
 

@@ -3,14 +3,13 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
-from helpers import ROOT, OwnPod, RedisServer, answers, environment, sdk_worker, wait_until
+from helpers import OwnPod, RedisServer, answers, run_command, sdk_worker, wait_until
 
 from ownpod.processes import free_port
 
@@ -28,15 +27,7 @@ class Operated(OwnPod):
 
     def command(self, *command):
         """What a command of this host says."""
-        done = subprocess.run(
-            [str(part) for part in command],
-            cwd=ROOT,
-            env=environment(**self.environ),
-            capture_output=True,
-            text=True,
-            timeout=40,
-            check=False,
-        )
+        done = run_command(*command, **self.environ)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -242,14 +233,8 @@ def test_shutdown_lets_a_node_finish_and_stay_away(operated):
     worker_id = operated.status(job)["workerId"]
     (other,) = set(operated.ids) - {worker_id}
     # It replies to nobody once it goes.
-    subprocess.run(
-        [BIN / "celery", "-A", "ownpod", "control", "shutdown", "-d", operated.node(worker_id)],
-        cwd=ROOT,
-        env=environment(**operated.environ),
-        capture_output=True,
-        timeout=40,
-        check=False,
-    )
+    shutdown = ("control", "shutdown", "-d", operated.node(worker_id))
+    run_command(BIN / "celery", "-A", "ownpod", *shutdown, **operated.environ)
     done = operated.ended(job)
     assert (done["status"], done["workerId"]) == ("COMPLETED", worker_id)
     wait_until(lambda: "was shut down and stays so" in operated.output, 15)

@@ -1,11 +1,10 @@
 """The examples that users copy, run as they stand."""
 
 import shutil
-import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, Process, answers, environment, wait_until
+from helpers import ROOT, Process, answers, run_command, wait_until
 
 from ownpod.processes import free_port
 
@@ -15,15 +14,8 @@ CLIENTS = ROOT / "examples" / "clients"
 @pytest.fixture
 def run(shared, tmp_path):
     def made(*command):
-        done = subprocess.run(
-            [str(part) for part in command],
-            cwd=tmp_path,
-            env=environment(OWNPOD_URL=shared.base.removesuffix("/v2")),
-            capture_output=True,
-            text=True,
-            timeout=50,
-            check=False,
-        )
+        url = shared.base.removesuffix("/v2")
+        done = run_command(*command, cwd=tmp_path, OWNPOD_URL=url)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

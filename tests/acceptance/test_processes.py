@@ -5,7 +5,6 @@ left. Also Celery's, gunicorn's and Flower's own commands on them.
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from helpers import ROOT, OwnPod, Process, RedisServer, answers, environment, wait_until
+from helpers import (
+    OwnPod,
+    Process,
+    RedisServer,
+    answers,
+    run_command,
+    wait_until,
+)
 
 from ownpod.processes import free_port
 from ownpod.store import connect
@@ -24,15 +30,7 @@ BIN = Path(sys.executable).parent
 
 def run(*command, **environ):
     """The command's exit code and everything it said."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment(**environ),
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
+    done = run_command(*command, **environ)
     return done.returncode, done.stdout + done.stderr
 
 

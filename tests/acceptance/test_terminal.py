@@ -1,12 +1,11 @@
 """`ownpod submit` and the other commands, on the real processes and workers."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import environment, wait_until
+from helpers import run_command, wait_until
 
 from ownpod.processes import free_port
 
@@ -19,16 +18,7 @@ def run(shared, tmp_path):
 
     def made(*command, stdin="", **environ):
         url = {"OWNPOD_URL": shared.base.removesuffix("/v2")} | environ
-        done = subprocess.run(
-            [OWNPOD, *map(str, command)],
-            cwd=tmp_path,
-            env=environment(**url),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=50,
-            check=False,
-        )
+        done = run_command(OWNPOD, *command, cwd=tmp_path, stdin=stdin, **url)
         return done.returncode, done.stdout, done.stderr
 
     return made
