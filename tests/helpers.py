@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import redis
 import requests
 
@@ -110,6 +111,20 @@ def run_command(
         timeout=50,
         check=False,
     )
+
+
+def node_processes(ownpod: "OwnPod", name: str = "") -> list[psutil.Process]:
+    """Living nodes below an `ownpod up`: all, or that of one worker. Others may end meanwhile."""
+    found = []
+    for process in psutil.Process(ownpod.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error, FileNotFoundError):
+            line = " ".join(process.cmdline())
+            if (
+                process.status() != psutil.STATUS_ZOMBIE
+                and f"celeryd: {name and f'{name}@'}" in line
+            ):
+                found.append(process)
+    return found
 
 
 class RedisServer:

@@ -3,21 +3,8 @@
 import random
 import time
 
-import psutil
 import pytest
-from helpers import wait_until
-
-
-def node_pids(ownpod):
-    tree = psutil.Process(ownpod.process.pid).children(recursive=True)
-    found = []
-    for process in tree:
-        try:
-            if "celeryd: " in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+from helpers import node_processes, wait_until
 
 
 @pytest.mark.timeout(150)
@@ -29,7 +16,7 @@ def test_no_job_is_lost_when_nodes_are_killed(start_worker, start_ownpod):
     for round_number in range(6):
         jobs += [ownpod.submit(text=f"{round_number}-{n}", seconds=0.01) for n in range(40)]
         time.sleep(chance.uniform(0, 0.3))
-        victims = wait_until(lambda: node_pids(ownpod))
+        victims = wait_until(lambda: node_processes(ownpod))
         chance.choice(victims).kill()
     done = [ownpod.ended(job, 90) for job in jobs]
     assert {d["status"] for d in done} == {"COMPLETED"}

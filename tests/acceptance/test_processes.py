@@ -17,6 +17,7 @@ from helpers import (
     Process,
     RedisServer,
     answers,
+    node_processes,
     run_command,
     wait_until,
 )
@@ -440,17 +441,9 @@ def test_a_node_that_dies_is_started_again(start_worker, start_ownpod):
     ownpod = start_ownpod(url)
     worker_id = ownpod.ended(ownpod.submit())["workerId"]
 
-    def node():
-        found = [
-            p
-            for p in children(ownpod.process.pid)
-            if p.status() != "zombie" and f"celeryd: {worker_id}@" in " ".join(p.cmdline())
-        ]
-        return found[0] if found else None
-
-    victim = wait_until(node)
+    (victim,) = wait_until(lambda: node_processes(ownpod, worker_id))
     victim.kill()
-    wait_until(lambda: node() is not None and node().pid != victim.pid)
+    wait_until(lambda: [p for p in node_processes(ownpod, worker_id) if p.pid != victim.pid])
     assert ownpod.ended(ownpod.submit(text="again"))["output"]["echo"] == "again"
     assert "ended by SIGKILL; starting it again in" in ownpod.output
 

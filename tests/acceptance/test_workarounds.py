@@ -40,7 +40,7 @@ def cluster(start_worker, tmp_path, lease_s):
     def begin(seconds):
         """A job that runs while another slot is free."""
         job = post("/run", seconds=seconds, note=str(note))["id"]
-        wait_until(note.exists)
+        wait_until(note.exists, 30)
         return job
 
     def ended(job):
