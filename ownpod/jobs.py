@@ -118,7 +118,7 @@ class Look(StrEnum):
     IDLE = "idle"
     """The worker answers nothing while it runs a job: one that answers is done."""
     NEVER = "never"
-    """Asking would run it again, and the worker answers meanwhile: wait its time out."""
+    """Asking would run it again, and the worker answers meanwhile, or may: wait its time out."""
 
 
 @dataclass(frozen=True)

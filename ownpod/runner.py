@@ -191,7 +191,7 @@ class JobRunner:
                 job_id=attempt.job_id,
                 attempt=attempt.number,
                 id=run_id,
-                look=Look.IDLE,
+                look=Look.NEVER,
                 execution_timeout_ms=attempt.execution_timeout_ms,
                 callback=self._callbacks,
             )

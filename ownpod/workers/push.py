@@ -56,7 +56,8 @@ BODY_S = 300.0
 """Longest time for the body of an answer, of which the beginning has come: 50 MiB at 170 KiB/s."""
 
 LEARN_AFTER_S = 1.0
-"""So long a generator runs before the worker is asked whether it answers meanwhile."""
+"""So long a generator runs before the worker is asked whether it answers meanwhile, and so long it
+may take to: one that does not answer within this time is blocked by its job."""
 
 LONGEST_ID = 255
 
@@ -170,8 +171,10 @@ class PushWorker:
                     answer = self._request("POST", f"/stream/{_quoted(run.id)}", patience_s)
                     return answer.json().get("error") == _NO_STREAM
                 case Look.IDLE | Look.NEVER:
+                    asked = time.monotonic()
                     self._request("GET", "/health", patience_s)
-                    return run.look is Look.NEVER
+                    blocked = time.monotonic() - asked > LEARN_AFTER_S
+                    return run.look is Look.NEVER and not blocked
         except (NewConnectionError, AttemptLost):
             # Nobody is there, or nobody who knows it.
             return False
@@ -181,7 +184,7 @@ class PushWorker:
     @property
     def _unasked(self) -> Look:
         """For a run that it would begin again if it were asked about it."""
-        return Look.NEVER if self._concurrent else Look.IDLE
+        return Look.IDLE if self._concurrent is False else Look.NEVER
 
     def _forget(self) -> None:
         """Whoever answers next may be another container."""
@@ -206,8 +209,8 @@ class PushWorker:
                 answered = True
             if not ended.is_set():
                 self._concurrent = answered
-                if answered:
-                    watch.look(Look.NEVER)
+                if not answered:
+                    watch.look(Look.IDLE)
 
         timer = threading.Timer(LEARN_AFTER_S, learn)
         timer.daemon = True

@@ -73,7 +73,20 @@ def generator(job):
         raise ValueError("boom")
 
 
-HANDLERS = {"sync": sync, "async": asynchronous, "generator": generator}
+async def asynchronous_generator(job):
+    data = begin(job)
+    for number in range(data.get("count", 3)):
+        await asyncio.sleep(data.get("seconds", 0))
+        yield {"number": number}
+    mark(data, "-")
+
+
+HANDLERS = {
+    "sync": sync,
+    "async": asynchronous,
+    "generator": generator,
+    "async-generator": asynchronous_generator,
+}
 config = {"handler": HANDLERS[os.environ["HANDLER"]]}
 if "CERTIFICATE" in os.environ:
     # As behind a proxy that speaks HTTPS, and wants a token.

@@ -2,25 +2,32 @@
 can still come.
 """
 
+import json
 import time
 
-import psutil
 import pytest
-from helpers import overlaps, wait_until
+from helpers import node_processes, overlaps, wait_until
 
+from ownpod.jobs import Look
 from ownpod.processes import free_port
+from ownpod.store import connect
+from ownpod.workers.push import LEARN_AFTER_S
 
 
 def kill_node(ownpod, worker_id):
-    for process in psutil.Process(ownpod.process.pid).children(recursive=True):
-        if f"celeryd: {worker_id}@" in " ".join(process.cmdline()):
-            process.kill()
-            return
-    raise AssertionError(f"no node {worker_id}")
+    (node,) = node_processes(ownpod, worker_id)
+    node.kill()
 
 
 def worker_id(url):
     return url.removeprefix("http://").replace(".", "-").replace(":", "-")
+
+
+def look_at_run(ownpod, url):
+    """How a later node could ask about the worker's only run."""
+    with connect(ownpod.redis_url) as client:
+        (run,) = client.hgetall(f"ownpod:runs:{worker_id(url)}").values()
+    return json.loads(run)["look"]
 
 
 def begun(runs, name):
@@ -34,10 +41,30 @@ def test_the_next_attempt_begins_when_the_worker_is_done_with_the_last(
     url, _ = start_worker(kind)
     ownpod = start_ownpod(url, OWNPOD_WORKER_CONNECT_TIMEOUT_S=1)
     runs = tmp_path / "runs"
-    seconds = 2 if kind == "generator" else 4
-    job = ownpod.submit(text="a", runs=str(runs), seconds=seconds, count=2)
+    job = ownpod.submit(text="a", runs=str(runs), seconds=3, count=2)
     wait_until(begun(runs, "a"))
-    time.sleep(0.2)
+    if kind == "generator":
+        wait_until(lambda: look_at_run(ownpod, url) == Look.IDLE)
+    kill_node(ownpod, worker_id(url))
+    done = ownpod.ended(job, 40)
+    assert (done["status"], done["retries"]) == ("COMPLETED", 1)
+    assert runs.read_text().count("+") == 2
+    assert overlaps(runs) == []
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_async_generator_gets_its_whole_time_before_the_next_attempt(
+    start_worker, start_ownpod, tmp_path, learned
+):
+    url, _ = start_worker("async-generator")
+    ownpod = start_ownpod(url, OWNPOD_WORKER_CONNECT_TIMEOUT_S=1)
+    runs = tmp_path / "runs"
+    job_input = {"text": "a", "runs": str(runs), "seconds": 2, "count": 3}
+    policy = {"executionTimeout": 9000}
+    job = ownpod.post("/run", {"input": job_input, "policy": policy})["id"]
+    wait_until(begun(runs, "a"))
+    if learned:
+        time.sleep(LEARN_AFTER_S * 1.5)
     kill_node(ownpod, worker_id(url))
     done = ownpod.ended(job, 40)
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)

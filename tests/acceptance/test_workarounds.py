@@ -75,11 +75,17 @@ def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("lease_s", [3])
-def test_a_redis_that_is_away_for_longer_than_the_lease_costs_no_attempt(cluster):
-    job = cluster.begin(8)
+@pytest.mark.parametrize(
+    ("lease_s", "away_s", "job_s"),
+    [
+        pytest.param(3, 6, 8, id="shorter-than-the-job"),
+        pytest.param(15, 30, 20, id="half-a-minute"),
+    ],
+)
+def test_a_redis_that_is_away_for_longer_than_the_lease_costs_no_attempt(cluster, away_s, job_s):
+    job = cluster.begin(job_s)
     cluster.redis.stop()
-    time.sleep(6)
+    time.sleep(away_s)
     cluster.redis.start()
     cluster.ended(job)
 

@@ -1,6 +1,7 @@
 """What a worker may still be at when its node has ended: gone on with, or waited for."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -172,6 +173,25 @@ def test_a_run_that_can_never_be_asked_is_waited_for_no_longer_than_its_time(nod
     node.runner.take_over("ep")
     node.runner.await_run("job-1", 1)
     assert fake.paths("GET /health")
+    assert store.left("w") == []
+
+
+def test_a_worker_that_was_silent_for_long_and_answers_is_free_whatever_else_is_known_of_it(
+    node, store, fake, monkeypatch
+):
+    monkeypatch.setattr("ownpod.workers.push.LEARN_AFTER_S", 0.05)
+    left(store, Look.NEVER)
+    free = threading.Event()
+    fake.routes["GET /health"] = Answer(404, {}, hold=free)
+    node.runner.take_over("ep")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(node.runner.await_run, "job-1", 1)
+        wait_until(lambda: fake.seen)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 0.1)
+        free.set()
+        waiting.result(5)
+    assert fake.paths("GET /health") == ["GET /health"]
     assert store.left("w") == []
 
 
