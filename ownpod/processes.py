@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from ownpod.errors import StartError
 
@@ -33,15 +34,26 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
+def _here() -> str:
+    """Where a pid means one process: a host, and on Linux a PID namespace, as each container has one,
+    whatever host name it goes by.
+    """
+    host = socket.gethostname()
+    try:
+        return f"{host}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return host
+
+
 def this_process() -> str:
-    """Names this process among all hosts': ``<host>:<pid>``."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """Names this process among all hosts': ``<host>/<pid namespace>:<pid>``."""
+    return f"{_here()}:{os.getpid()}"
 
 
 def is_dead_here(process: str) -> bool:
-    """Whether a process, named as above, was on this host and is gone. Others cannot be told."""
-    host, _, pid = process.rpartition(":")
-    if host != socket.gethostname() or not pid.isdecimal():
+    """Whether a process, named as above, was here and is gone. Others cannot be told."""
+    here, _, pid = process.rpartition(":")
+    if here != _here() or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)

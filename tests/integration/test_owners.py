@@ -59,6 +59,14 @@ def test_a_dead_dispatcher_of_this_host_is_succeeded_at_once(registry, dead):
     assert not registry.own("w", "other-host:1", ttl_s=60)
 
 
+def test_a_process_in_a_container_with_this_hosts_name_may_live(registry, dead):
+    here, _, pid = dead.rpartition(":")
+    elsewhere = f"{here.partition('/')[0]}/4026530000:{pid}"
+    assert registry.own("w", elsewhere, ttl_s=60)
+    assert registry.owner("w") == elsewhere
+    assert not registry.own("w", HERE, ttl_s=60)
+
+
 def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
     workers = registry.endpoint("local-ep").workers
     (worker,) = workers
