@@ -6,12 +6,14 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help install demo test check fix bench chaos clean
+.PHONY: help install demo test check fix bench chaos test-compose test-docker clean
 help:
 	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make bench    measure            make fix     format and mend what can be mended"
 	@echo "make chaos    kill everything, again and again, for SECONDS=300, by the chance of SEED=7"
+	@echo "make test-docker   the image, docker-compose.yml and nodes as containers; wants a Docker engine"
+	@echo "make test-compose  of these only docker-compose.yml"
 	@echo "make install  only install       make clean   remove .venv and var"
 
 install: $(BIN)/.installed
@@ -40,6 +42,12 @@ fix: install
 
 chaos: install
 	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py
+
+test-docker: install
+	@$(BIN)/python -m pytest tests/docker $(ARGS)
+
+test-compose: install
+	@$(BIN)/python -m pytest tests/docker/test_compose.py $(ARGS)
 
 bench: install
 	@$(BIN)/python bench/bench.py $(ARGS)

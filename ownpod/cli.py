@@ -64,8 +64,8 @@ class _Group(click.Group):
 def main() -> None:
     """The RunPod v2 API for the RunPod worker containers you run yourself.
 
-    `ownpod up` starts everything. `ownpod api` and `ownpod dispatch` are its two parts, for several
-    hosts; they need REDIS_URL. Settings are environment variables, see README.md.
+    `ownpod up` starts everything. `ownpod api`, `ownpod dispatch` and `ownpod flower` are its parts,
+    for several hosts; they need REDIS_URL. Settings are environment variables, see README.md.
 
     submit, status, history, health and top talk to an OwnPod that runs, here or at OWNPOD_URL.
     Completion for your shell: eval "$(_OWNPOD_COMPLETE=bash_source ownpod)", or zsh_source, fish_source.
@@ -136,6 +136,21 @@ def dispatch() -> None:
     from ownpod.dispatch import Dispatcher
 
     Dispatcher(config, Registry(endpoints, connect(config.broker_url()), config)).run()
+
+
+@main.command()
+@host_option
+@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True)
+def flower(host: str, port: int) -> None:
+    """Serve Flower, Celery's page. With keys: user "ownpod", any key as password."""
+    from ownpod.endpoints import load_endpoints
+    from ownpod.flower import serve
+
+    config = settings.current()
+    endpoints = load_endpoints(config)
+    check_port(host, port)
+    _check_redis(config)
+    serve(config, endpoints.values(), host=host, port=port)
 
 
 @main.group()

@@ -393,7 +393,7 @@ class SettingsSchema(Schema):
         data_key="OWNPOD_FLOWER_READ_ONLY",
         load_default=False,
         error_messages={"invalid": "must be true or false"},
-        metadata={"purpose": "the Flower of `ownpod up --flower` shows, and changes nothing"},
+        metadata={"purpose": "Flower, started by `ownpod`, shows and changes nothing"},
     )
 
 

@@ -13,10 +13,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import IO
 
+from ownpod import flower
 from ownpod.embedded import EmbeddedRedis
 from ownpod.endpoints import Endpoint, load_endpoints
 from ownpod.errors import OwnPodError, RedisUnavailable, StartError
@@ -236,6 +237,7 @@ class Up:
         endpoints = load_endpoints(self._config)
         check_port(self._host, self._port)
         if self._flower_port is not None:
+            flower.check(self._config, endpoints.values())
             check_port(self._host, self._flower_port)
         self._group.handle_signals()
         embedded = None
@@ -280,31 +282,11 @@ class Up:
         self._group.until(lambda: self._initialized(registry), "the dispatcher")
         if self._flower_port is not None and not self._group.stopping:
             # It looks for nodes when it starts, and not again by itself.
-            self._start_flower(self._flower_port, endpoints.values(), environ)
+            listen = ["--host", self._host, "--port", str(self._flower_port)]
+            self._group.spawn("flower", [*command, "flower", *listen], environ)
         self._group.settle()
         if not self._group.stopping:
             say("ownpod", self._ready_line(registry))
-
-    def _start_flower(
-        self, port: int, endpoints: Iterable[Endpoint], environ: dict[str, str]
-    ) -> None:
-        """Celery's page, for whoever may use all of the API: user "ownpod", any key as password."""
-        keys = self._config.api_keys
-        settings = {"FLOWER_PERSISTENT": "false"}
-        if keys:
-            settings["FLOWER_BASIC_AUTH"] = ",".join(f"ownpod:{key}" for key in keys)
-        elif any(endpoint.api_keys for endpoint in endpoints):
-            raise StartError(
-                "--flower shows all endpoints and there are keys for single ones only: "
-                "set OWNPOD_API_KEYS, too"
-            )
-        else:
-            settings["FLOWER_UNAUTHENTICATED_API"] = "true"
-        command = [sys.executable, "-m", "celery", "-A", "ownpod", "flower"]
-        options = [f"--port={port}", f"--address={self._host}"]
-        if self._config.flower_read_only:
-            options.append("--read_only")
-        self._group.spawn("flower", [*command, *options], environ | settings)
 
     def _check(self, registry: Registry) -> None:
         try:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,6 +126,13 @@ def node_processes(ownpod: "OwnPod", name: str = "") -> list[psutil.Process]:
             ):
                 found.append(process)
     return found
+
+
+def readme_blocks(*, docker: bool) -> list[str]:
+    """README's blocks of shell commands: those with Docker, or the others."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if ("docker" in block) == docker]
 
 
 class RedisServer:

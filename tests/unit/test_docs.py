@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+import yaml
+
+from ownpod.settings import SettingsSchema
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,3 +37,14 @@ def test_every_test_that_the_docs_name_is_there():
     for page in (ROOT / "docs").glob("*.md"):
         for name in re.findall(r"`(test_\w+)`", page.read_text()):
             assert f"def {name}(" in sources, (page.name, name)
+
+
+def test_the_compose_file_passes_every_variable_on():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    variables = {field.data_key for field in SettingsSchema().fields.values()}
+    # Of the embedded Redis, whose place the service redis takes.
+    variables -= {"OWNPOD_DATA_DIR", "OWNPOD_APPENDFSYNC"}
+    assert "OWNPOD_APPENDFSYNC" in services["redis"]["command"]
+    for name in ("api", "dispatcher", "flower"):
+        assert variables <= services[name]["environment"].keys(), name
+        assert services[name]["environment"]["REDIS_URL"].startswith("${REDIS_URL:-")

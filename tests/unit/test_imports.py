@@ -12,7 +12,7 @@ LAYERS = [
     {"settings", "jobs", "keys", "payload", "processes", "log", "workarounds", "stall", "tables"},
     {"broker"},
     {"store", "embedded", "control", "endpoints"},
-    {"registry", "events", "webhooks", "recovery", "celery"},
+    {"registry", "events", "webhooks", "recovery", "celery", "flower"},
     {"waiting"},
     {"workers", "workers.answers"},
     {"workers.push"},
