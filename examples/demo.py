@@ -9,7 +9,7 @@ from pathlib import Path
 
 import requests
 
-from ownpod.errors import OwnPodError
+from ownpod.errors import OwnPodError, StartError
 from ownpod.processes import check_port
 from ownpod.up import Group, say
 
@@ -29,7 +29,7 @@ def main() -> int:
     group.handle_signals()
     try:
         for port in (*WORKER_PORTS, 8000):
-            check_port("127.0.0.1", port)
+            _check(port)
         for letter, port in zip("AB", WORKER_PORTS, strict=True):
             handler = str(HERE / "worker-echo" / "handler.py")
             serve = ["--rp_serve_api", "--rp_api_host", "localhost", "--rp_api_port", str(port)]
@@ -48,6 +48,16 @@ def main() -> int:
     finally:
         group.end(60)
     return 0 if status == "COMPLETED" else 1
+
+
+def _check(port: int) -> None:
+    try:
+        check_port("127.0.0.1", port)
+    except StartError as error:
+        raise StartError(
+            f"{error.message.partition(';')[0]}; the demo needs ports 18000, 18001 and 8000: "
+            "end what listens there, or use `ownpod up --port`"
+        ) from None
 
 
 def _answers(port: int) -> bool:
