@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from ownpod import log
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import Attempt, JobStatus, Outcome
+from ownpod.patience import RETRY_S
 from ownpod.store import JobStore, now_ms
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
-
-RETRY_S = 1.0
-"""Pause before Redis is asked again after it did not answer."""
 
 
 @dataclass(eq=False)

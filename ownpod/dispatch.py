@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 # Everything a node needs, imported before the fork.
@@ -119,7 +119,7 @@ class Dispatcher:
         wanted = {worker.id: worker for worker in self._registry.workers()}
         for child in self._children:
             spec = wanted.pop(child.name, None)
-            if child.name == broker.HOUSEKEEPING or child.spec == spec:
+            if child.name == broker.HOUSEKEEPING or _same(child.spec, spec):
                 continue
             what = "removed" if spec is None else "changed"
             logger.info("worker %s was %s; its node ends when its jobs have", child.name, what)
@@ -214,6 +214,13 @@ class Dispatcher:
     def _signal(self, signum: signal.Signals) -> None:
         for child in self._alive():
             os.kill(child.pid, signum)
+
+
+def _same(old: WorkerSpec | None, new: WorkerSpec | None) -> bool:
+    """A node can go on: of a worker that pulls it follows the capacity by itself."""
+    if old is not None and new is not None and old.pulls:
+        old = replace(old, capacity=new.capacity)
+    return old == new
 
 
 def _become_node(name: str, config: Settings) -> None:

@@ -16,6 +16,8 @@ from ownpod.settings import DEFAULT_ENDPOINT, Settings, Whole, check_file, check
 
 DEFAULT_WORKERS = ("http://localhost:18000",)
 
+PULL = "pull:"
+
 EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 """RunPod's documented limits of ``executionTimeout``."""
 
@@ -34,6 +36,11 @@ class WorkerSpec:
     headers: Mapping[str, str] = field(repr=False)
     verify_tls: bool
     ca_bundle: str | None
+
+    @property
+    def pulls(self) -> bool:
+        """It asks for jobs by itself; ``url`` says so, as it has none."""
+        return self.url.startswith(PULL)
 
 
 @dataclass(frozen=True)
@@ -218,6 +225,19 @@ def make_worker(endpoint_id: str, values: dict[str, Any], settings: Settings) ->
         headers={**settings.worker_headers, **values["headers"]},
         verify_tls=values.get("verify_tls", settings.worker_verify_tls),
         ca_bundle=ca_bundle,
+    )
+
+
+def pull_worker(endpoint_id: str, worker_id: str, capacity: int) -> WorkerSpec:
+    """A worker that pulls."""
+    return WorkerSpec(
+        id=worker_id,
+        endpoint=endpoint_id,
+        url=f"{PULL}{worker_id}",
+        capacity=capacity,
+        headers={},
+        verify_tls=True,
+        ca_bundle=None,
     )
 
 

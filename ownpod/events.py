@@ -30,10 +30,16 @@ class _Waiter:
 
 
 class JobEvents:
-    """Tells waiting threads that a job has moved. Starts listening at the first wait."""
+    """Tells waiting threads that a job has moved. Starts listening at the first wait.
 
-    def __init__(self, client: redis.Redis) -> None:
+    Args:
+        client: from :func:`ownpod.store.connect`.
+        channel: where it is said, "<id> <what>"; by default of all jobs.
+    """
+
+    def __init__(self, client: redis.Redis, channel: str = keys.EVENTS) -> None:
         self._redis = client
+        self._channel = channel
         self._lock = threading.Lock()
         self._waiting: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._thread: threading.Thread | None = None
@@ -92,7 +98,7 @@ class JobEvents:
         while not self._stopped:
             try:
                 with self._redis.pubsub() as pubsub:
-                    pubsub.subscribe(keys.EVENTS)
+                    pubsub.subscribe(self._channel)
                     while not self._stopped:
                         message = pubsub.get_message(timeout=5)
                         if message is None:

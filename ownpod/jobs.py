@@ -118,7 +118,9 @@ class Look(StrEnum):
     IDLE = "idle"
     """The worker answers nothing while it runs a job: one that answers is done."""
     NEVER = "never"
-    """Asking would run it again, and the worker answers meanwhile, or may: wait its time out."""
+    """Asking would run it again, and the worker answers meanwhile: wait its time out."""
+    UNKNOWN = "unknown"
+    """Asking would run it again, and whether the worker answers meanwhile was not seen yet."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class Job:
     worker_id: str | None = None
     output: str | None = None
     error: str | None = None
+    progress: str | None = None
+    """What the handler last said while it runs; JSON text."""
 
     FIELDS: ClassVar = (
         "id",
@@ -200,6 +204,7 @@ class Job:
         "worker_id",
         "output",
         "error",
+        "progress",
     )
 
     @classmethod
@@ -231,6 +236,9 @@ class Job:
         return said
 
     def answer_json(self) -> str:
-        """The body of ``/status``. The output is JSON already and is not parsed for it."""
-        said = json.dumps(self.answer())
-        return said if self.output is None else f'{said[:-1]}, "output": {self.output}}}'
+        """The body of ``/status``. The output is JSON already and is not parsed for it.
+
+        As RunPod does, what a handler says of its progress is the output while it runs.
+        """
+        said, output = json.dumps(self.answer()), self.output or self.progress
+        return said if output is None else f'{said[:-1]}, "output": {output}}}'

@@ -1,4 +1,5 @@
-"""Names of everything OwnPod keeps in Redis; ``transitions.lua`` lists types and meanings.
+"""Names of everything OwnPod keeps in Redis; ``transitions.lua`` and ``pull.lua`` list types
+and meanings.
 
 Celery's own keys (queues, ``unacked``) are :mod:`ownpod.broker`'s.
 """
@@ -14,6 +15,9 @@ CHUNKS = f"{PREFIX}chunks:"
 RUNS = f"{PREFIX}runs:"
 ADDED = f"{PREFIX}workers:added"
 PAUSED = f"{PREFIX}workers:paused"
+PULLING = f"{PREFIX}workers:pulling"
+HEARD = f"{PREFIX}workers:heard"
+PULL = f"{PREFIX}pull:"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 
@@ -27,6 +31,10 @@ def chunks(job_id: str) -> str:
 
 def runs(worker_id: str) -> str:
     return f"{RUNS}{worker_id}"
+
+
+def pull(worker_id: str) -> str:
+    return f"{PULL}{worker_id}"
 
 
 def idempotency(digest: str) -> str:

@@ -6,6 +6,7 @@ runs the sweep. Any other name is a plain Celery worker of the housekeeping queu
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -15,28 +16,35 @@ import threading
 import time
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
 
-from ownpod import broker, control, log, settings, tasks, workarounds
+from ownpod import broker, control, keys, log, settings, tasks, workarounds
 from ownpod.attempts import Attempts
 from ownpod.celery import open_store
 from ownpod.endpoints import WorkerSpec, load_endpoints
 from ownpod.errors import RedisUnavailable
+from ownpod.events import JobEvents
 from ownpod.gate import Gate
 from ownpod.jobs import Attempt, JobStatus
+from ownpod.patience import until_redis_answers
 from ownpod.processes import this_process
+from ownpod.pull import Pulls
 from ownpod.recovery import Recovery
 from ownpod.registry import Registry, WorkerState, WorkerStatus
-from ownpod.runner import JobRunner, until_redis_answers
+from ownpod.runner import JobRunner
 from ownpod.settings import Settings
 from ownpod.stall import StallWatch
 from ownpod.store import JobStore
 from ownpod.sweep import Sweep
 from ownpod.webhooks import Webhooks
+from ownpod.workers.pull import PullWorker
 from ownpod.workers.push import PushWorker
+
+if TYPE_CHECKING:
+    from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +52,8 @@ FINISH = signal.SIGUSR2
 """Ends a node when what it runs has ended, however long that takes."""
 
 TICK_S = 0.25
+MOST_PULLED = 1000
+"""Jobs that a worker that pulls may have at a time, whatever it asks for."""
 SILENCE_S = 60.0
 """An event loop silent for longer is stuck; Celery's reconnects pause up to 30 s."""
 HOUSEKEEPING_THREADS = 16
@@ -78,7 +88,7 @@ class Node:
         self._stall = StallWatch(
             patience_s=2 * config.lease_s, silence_s=max(SILENCE_S, 2 * config.lease_s)
         )
-        worker = PushWorker(spec, config)
+        worker = _worker(spec, config, store)
         self.gate = Gate(worker.probe, self._announce, announce_every_s=config.lease_s / 6)
         self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
         self._attempts.on_over = self._tell_celery
@@ -96,7 +106,8 @@ class Node:
         self._own_queue = broker.worker_queue(spec.endpoint, spec.id)
         self._queue = broker.endpoint_queue(spec.endpoint)
         app.amqp.queues.select([self._own_queue, self._queue])
-        app.conf.worker_concurrency = spec.capacity
+        # A worker that pulls says what it can take as it goes; see `tick`.
+        app.conf.worker_concurrency = MOST_PULLED if spec.pulls else spec.capacity
         app.steps["consumer"].add(GateStep)
 
     def wait_for_worker(self) -> None:
@@ -147,7 +158,7 @@ class Node:
             "worker": self._spec.id,
             "endpoint": self._spec.endpoint,
             "url": self._spec.url,
-            "capacity": self._spec.capacity,
+            "capacity": self._capacity,
             "state": status.state.value,
             "reason": status.reason,
             "jobs": self._attempts.jobs,
@@ -188,6 +199,8 @@ class Node:
         """In the event loop's thread: keeps the queues as wanted, and stops when it is time."""
         self._ticked = time.monotonic()
         self._apply()
+        if self._spec.pulls and self._consumer is not None:
+            self._consumer.pool.limit = self._capacity
         if self._stop_at is None:
             return
         if self._attempts.running == 0 or time.monotonic() >= self._stop_at:
@@ -247,7 +260,7 @@ class Node:
         self._registry.announce(self._spec.id, said, node=self._name, ttl_s=self._lease_s)
         stalled = self._stall.look(
             time.monotonic(),
-            could_fetch=self._fetches and self._attempts.in_hand < self._spec.capacity,
+            could_fetch=self._fetches and self._attempts.in_hand < self._capacity,
             waiting=self._store.messages_waiting(self._spec.endpoint),
             begun=self._attempts.begun,
             ticked=self._ticked,
@@ -270,6 +283,12 @@ class Node:
                 logger.info("%d unfinished jobs handed back", left)
 
     @property
+    def _capacity(self) -> int:
+        """Jobs that the worker takes at a time, now."""
+        spec = self._registry.worker(self._spec.id) if self._spec.pulls else None
+        return min((spec or self._spec).capacity, MOST_PULLED)
+
+    @property
     def _fetches(self) -> bool:
         return self.gate.open and self._paused is None and self._stop_at is None
 
@@ -290,6 +309,15 @@ class Node:
                 consumer.add_task_queue(queue)
             elif not fetch and queue in consumer.app.amqp.queues.consume_from:
                 consumer.cancel_task_queue(queue)
+
+
+def _worker(spec: WorkerSpec, config: Settings, store: JobStore) -> "Worker":
+    if not spec.pulls:
+        return PushWorker(spec, config)
+    pulls = Pulls(store.client, gone_s=config.worker_gone_s)
+    news = JobEvents(store.client, keys.pull(spec.id))
+    expect = functools.partial(news.expect, end_only=False)
+    return PullWorker(spec, pulls, expect, gone_s=config.worker_gone_s)
 
 
 class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -340,7 +368,8 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     instance.app.amqp.queues.select(names)
     if worker_id == broker.HOUSEKEEPING:
         recovery = Recovery(store, lambda: registry.endpoints, lease_s=config.lease_s)
-        _here.sweep = Sweep(store, recovery, lease_s=config.lease_s)
+        pulls = Pulls(store.client, gone_s=config.worker_gone_s)
+        _here.sweep = Sweep(store, recovery, pulls, lease_s=config.lease_s)
         instance.app.conf.worker_concurrency = HOUSEKEEPING_THREADS
     elif any(broker.is_job_queue(name) for name in names):
         known = ", ".join(sorted(worker.id for worker in registry.workers()))

@@ -20,6 +20,7 @@ from ownpod.endpoints import (
     check_unique,
     first_problem,
     make_worker,
+    pull_worker,
 )
 from ownpod.errors import (
     BadRequest,
@@ -83,8 +84,8 @@ FRESH_S = 1.0
 class Registry:
     """Looks up endpoints and their workers, and keeps what each worker's node says about it in Redis.
 
-    Workers stand in the configuration, or were added at run time: those stand in Redis, and stay
-    until they are removed. Each process looks for them again after :data:`FRESH_S`.
+    Workers stand in the configuration, or came at run time. Those stand in Redis: who was added stays
+    until it is removed, who pulls while it does. Each process looks again after :data:`FRESH_S`.
 
     Args:
         endpoints: the configured ones, see :func:`load_endpoints`.
@@ -101,6 +102,7 @@ class Registry:
         self._script = client.register_script(_OWN)
         self._lock = threading.Lock()
         self._added: dict[str, str] = {}
+        self._pulling: dict[str, str] = {}
         self._fresh_until = 0.0
         self._known = dict(endpoints)
 
@@ -118,29 +120,36 @@ class Registry:
     @redis_errors
     def refresh(self) -> None:
         """Looks now."""
-        added: Any = self._redis.hgetall(keys.ADDED)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.ADDED)
+            pipe.hgetall(keys.PULLING)
+            added, pulling = pipe.execute()
         with self._lock:
-            if added != self._added:
-                self._known = self._with(added)
-                self._added = added
+            if (added, pulling) != (self._added, self._pulling):
+                self._added, self._pulling = added, pulling
+                self._known = self._all()
 
     def reload(self, endpoints: Mapping[str, Endpoint]) -> None:
         """The configuration has changed."""
         with self._lock:
             self._configured = endpoints
-            self._known = self._with(self._added)
+            self._known = self._all()
 
-    def _with(self, added: Mapping[str, str]) -> dict[str, Endpoint]:
+    def _all(self) -> dict[str, Endpoint]:
         known = dict(self._configured)
         taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
-        for text in added.values():
-            spec = self._spec(json.loads(text))
+        specs = [self._spec(json.loads(text)) for text in self._added.values()]
+        for worker_id, text in sorted(self._pulling.items()):
+            said = json.loads(text)
+            specs.append(pull_worker(said["endpoint"], worker_id, said["capacity"]))
+        for spec in specs:
             if spec.endpoint not in known or taken & {spec.id, spec.url}:
                 # The configuration has changed since, and comes first.
                 log.warning(
-                    "worker %s of %r, added at run time, is left out", spec.id, spec.endpoint
+                    "worker %s of %r, come at run time, is left out", spec.id, spec.endpoint
                 )
                 continue
+            taken |= {spec.id, spec.url}
             endpoint = known[spec.endpoint]
             known[spec.endpoint] = replace(endpoint, workers=(*endpoint.workers, spec))
         return known
@@ -187,7 +196,10 @@ class Registry:
             WorkerNotFound: there is no such worker.
             WorkerConflict: it stands in the configuration.
         """
-        self.find(worker_id, endpoint_id)
+        if self.find(worker_id, endpoint_id).pulls:
+            raise WorkerConflict(
+                f"worker {worker_id!r} pulls: stop it, then it is forgotten; or drain it"
+            )
         if worker_id not in self._added:
             raise WorkerConflict(
                 f"worker {worker_id!r} stands in the configuration: remove it there, then send SIGHUP; "

@@ -3,20 +3,18 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ownpod import log
-from ownpod.attempts import RETRY_S, Attempts, Running
-from ownpod.errors import AttemptLost, JobRejected, RedisUnavailable, WorkerUnavailable
+from ownpod.attempts import Attempts, Running
+from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
+from ownpod.patience import until_redis_answers
 from ownpod.store import JobStore
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 LONGEST_LOOK_S = 1.0
 """Looks whether a run has ended come after pauses of a tenth of the time waited, up to this."""
@@ -44,7 +42,8 @@ class _Watch:
         self.run = run
 
     def chunks(self, texts: list[str]) -> None:
-        until_redis_answers(lambda: self._store.add_chunks(self._attempt, texts))
+        attempt = self._attempt
+        until_redis_answers(lambda: self._store.add_chunks(attempt.job_id, attempt.number, texts))
 
     def look(self, look: Look) -> None:
         self.run = run = replace(self.run, look=look)
@@ -166,7 +165,11 @@ class JobRunner:
             self._hand_back(attempt, lost=True, reason=str(error), freed=watch is None)
             running.over = True
             if watch is not None:
-                self._settle(watch.run)
+                run = watch.run
+                if run.look is Look.UNKNOWN:
+                    # The connection was this node's: as a rule it ends with what was at the run.
+                    run = replace(run, look=Look.IDLE)
+                self._settle(run)
             return None
         if until_redis_answers(lambda: self._store.finish(attempt, outcome)):
             log.moved(
@@ -191,7 +194,7 @@ class JobRunner:
                 job_id=attempt.job_id,
                 attempt=attempt.number,
                 id=run_id,
-                look=Look.NEVER,
+                look=Look.UNKNOWN,
                 execution_timeout_ms=attempt.execution_timeout_ms,
                 callback=self._callbacks,
             )
@@ -245,13 +248,3 @@ class JobRunner:
             reason=f"{'lost' if lost else 'not begun'}: {reason}",
             requestId=attempt.request_id,
         )
-
-
-def until_redis_answers(call: Callable[[], T]) -> T:
-    """Repeats a call that changes nothing when repeated, until Redis is back."""
-    while True:
-        try:
-            return call()
-        except RedisUnavailable as error:
-            logger.warning("waiting for Redis: %s", error)
-            time.sleep(RETRY_S)

@@ -69,6 +69,8 @@ class Settings:
     cors_origins: tuple[str, ...]
     rate_limits: Mapping[str, str]
     callback_url: str | None
+    worker_keys: tuple[str, ...] = field(repr=False)
+    worker_gone_s: float
     lease_s: float
     shutdown_grace_s: float
     log_level: str
@@ -202,6 +204,7 @@ class SettingsSchema(Schema):
         "OWNPOD_WORKER_HEADERS",
         "OWNPOD_API_KEYS",
         "OWNPOD_WEBHOOK_SECRET",
+        "OWNPOD_WORKER_KEYS",
     }
     """Variables whose value is never shown."""
 
@@ -361,6 +364,21 @@ class SettingsSchema(Schema):
             "purpose": "the API's base URL as workers reach it, like `http://10.0.0.5:8000`: they post "
             "results there too, so that one that comes while no node waits for it counts"
         },
+    )
+    worker_keys = _List(
+        data_key="OWNPOD_WORKER_KEYS",
+        load_default=(),
+        metadata={
+            "default": "unset: any worker, unless there are API keys",
+            "purpose": "comma-separated keys of workers that pull, their `RUNPOD_AI_API_KEY`",
+        },
+    )
+    worker_gone_s = _number(
+        "OWNPOD_WORKER_GONE_S",
+        60,
+        10,
+        86400,
+        "s after which a worker that pulled, and asks for nothing any more, is forgotten",
     )
     lease_s = _number(
         "OWNPOD_LEASE_S",

@@ -441,9 +441,15 @@ class JobStore:
             raise JobNotFound(job_id)
         return JobStatus(status)
 
-    def add_chunks(self, attempt: Attempt, chunks: list[str]) -> bool:
+    def add_chunks(self, job_id: str, attempt: int, chunks: list[str]) -> bool:
         """Appends to what the attempt's handler has yielded; JSON texts. False: the job moved on."""
-        return bool(self._call("chunks", attempt.job_id, attempt.number, *chunks))
+        return bool(self._call("chunks", job_id, attempt, *chunks))
+
+    def progress(self, job_id: str, attempt: int, output: str) -> bool:
+        """What a running job's handler says of its progress, JSON text, is its output until it ends.
+        False: the job moved on.
+        """
+        return bool(self._call("progress", job_id, attempt, output))
 
     def finish(self, attempt: Attempt, outcome: Outcome, *, slot_free: bool = True) -> bool:
         """Writes how the attempt ended. False: the job has moved on, nothing was changed.
@@ -572,7 +578,7 @@ class JobStore:
             raise JobNotFound(job_id)
         for name in ("claim", "callback"):
             record.pop(name, None)
-        for name in ("input", "output", "s3_config", "attempts", "deliveries"):
+        for name in ("input", "output", "progress", "s3_config", "attempts", "deliveries"):
             if name in record:
                 record[name] = json.loads(record[name])
         if "s3_config" in record:

@@ -7,6 +7,7 @@ import time
 from ownpod import keys, log
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import JobStatus
+from ownpod.pull import Pulls
 from ownpod.recovery import Recovery
 from ownpod.store import JobStore, now_ms, redis_errors
 
@@ -19,16 +20,20 @@ AT_ONCE = 1000
 
 
 class Sweep(threading.Thread):
-    """Every second: jobs whose ttl has passed, webhooks that are due, jobs of silent nodes.
+    """Every second: jobs whose ttl has passed, webhooks that are due, jobs of silent nodes,
+    workers that pulled and are gone.
 
     Every ``lease_s``: what Celery has lost, see :mod:`ownpod.recovery`.
     """
 
-    def __init__(self, store: JobStore, recovery: Recovery, *, lease_s: float) -> None:
+    def __init__(
+        self, store: JobStore, recovery: Recovery, pulls: Pulls, *, lease_s: float
+    ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
         self._redis = store.client
         self._recovery = recovery
+        self._pulls = pulls
         self._lease_s = lease_s
         self._recover_at = time.monotonic()
         self._looked = 0.0
@@ -56,6 +61,8 @@ class Sweep(threading.Thread):
             self._sampled = period
             for endpoint in self._recovery.endpoints():
                 self._store.sample(endpoint)
+        for worker_id in self._pulls.forget_gone():
+            logger.info("worker %s, which pulled, is gone and forgotten", worker_id)
         for job_id in self._store.expire(limit=AT_ONCE):
             log.moved(job_id, JobStatus.TIMED_OUT, reason="it waited longer than its ttl")
         for job_id in self._store.webhooks_due(limit=AT_ONCE):

@@ -11,6 +11,7 @@
 --                                  `callback`, the token of the run's callback, and
 --                                  `returned`, the output that came that way while a node waited for
 --                                  its own; `resume`, the worker whose next node goes on with the run;
+--                                  `progress`, what its handler last said of that;
 --                                  `awaits`, only the callback can still bring the result
 -- RUNS<worker id>           hash   "<id>:<attempt>" -> what the worker may be at, a JSON object: `attempt`
 --                                  and, from before it may begin, `run`, its own id, `look` (jobs.py),
@@ -81,7 +82,7 @@ local function move(id, to, fields)
     redis.call('HDEL', of(endpoint, 'running'), id)
     redis.call('ZREM', LEASES, id)
   end
-  redis.call('HDEL', job, 'returned', 'resume', 'awaits')
+  redis.call('HDEL', job, 'returned', 'resume', 'awaits', 'progress')
   if to == S.IN_QUEUE then
     redis.call('HDEL', job, 'worker_id', 'started_ms', 'claim')
     enter_queue(id, endpoint, created_ms, ttl_ms)
@@ -349,6 +350,14 @@ function commands.chunks()
   end
   redis.call('PUBLISH', EVENTS, id .. ' CHUNK')
   return 1
+end
+
+-- id, attempt, output -> 1, or 0 if the attempt is no longer the job's
+function commands.progress()
+  if not holds(ARGV[3], ARGV[4]) then
+    return 0
+  end
+  return redis.call('HSET', JOB .. ARGV[3], 'progress', ARGV[5]) and 1
 end
 
 -- id, old cursor, new cursor: moves /stream's own cursor, unless somebody else has

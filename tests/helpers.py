@@ -25,6 +25,7 @@ from ownpod.embedded import find_server
 from ownpod.endpoints import WorkerSpec
 from ownpod.jobs import Attempt, NewJob
 from ownpod.processes import die_with_parent, free_port
+from ownpod.pull import worker_environment
 from ownpod.store import JobStore, connect, now_ms
 
 HERE = Path(__file__).parent
@@ -56,8 +57,16 @@ def environment(**values: object) -> dict[str, str]:
 class Process:
     """A process with its output in a file, ended by its own pid."""
 
-    def __init__(self, *command: object, log: Path, cwd: Path = ROOT, **environ: object) -> None:
+    def __init__(
+        self,
+        *command: object,
+        log: Path,
+        cwd: Path = ROOT,
+        session: bool = False,
+        **environ: object,
+    ) -> None:
         self.log = log
+        self._session = session
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
                 [str(part) for part in command],
@@ -66,6 +75,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=session,
                 preexec_fn=die_with_parent,
             )
         self.pid = self._popen.pid
@@ -79,6 +89,10 @@ class Process:
         return self._popen.poll() is None
 
     def kill(self) -> None:
+        """With whatever it has started, where it has a session of its own."""
+        if self._session:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         self.send(signal.SIGKILL)
         self.wait()
 
@@ -324,6 +338,23 @@ def sdk_worker(port: int, log: Path, *, kind: str = "sync", **environ: object) -
     serve = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", port)
     handlers = HERE / "acceptance" / "handlers.py"
     return Process(sys.executable, handlers, *serve, log=log, HANDLER=kind, **environ)
+
+
+def pull_worker(
+    port: int,
+    log: Path,
+    *,
+    name: str = "gpu-1",
+    kind: str = "sync",
+    python: object = sys.executable,
+    **environ: object,
+) -> Process:
+    """A worker on the real SDK in production mode, of the OwnPod at a port."""
+    base = f"http://127.0.0.1:{port}/v2/local-ep"
+    values = worker_environment(base, name, key="k") | {"RUNPOD_PING_INTERVAL": "1000"}
+    handlers = HERE / "acceptance" / "handlers.py"
+    # Its pings come from a process that outlives it.
+    return Process(python, handlers, log=log, session=True, HANDLER=kind, **values | environ)
 
 
 def overlaps(runs: Path) -> list[str]:

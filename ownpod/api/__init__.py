@@ -3,12 +3,25 @@
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from ownpod.api import auth, callbacks, health, jobs, limits, metrics, openapi, stream, ui, workers
+from ownpod.api import (
+    auth,
+    callbacks,
+    health,
+    jobs,
+    limits,
+    metrics,
+    openapi,
+    pull,
+    stream,
+    ui,
+    workers,
+)
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.celery import open_store
 from ownpod.endpoints import load_endpoints
 from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, Unauthorized
 from ownpod.events import JobEvents
+from ownpod.pull import Pulls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.waiting import Waiting
@@ -33,12 +46,13 @@ def create_app(settings: Settings) -> Flask:
         waiting=Waiting(registry),
         store=store,
         events=JobEvents(store.client),
+        pulls=Pulls(store.client, gone_s=settings.worker_gone_s),
     )
     provide(app, services)
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, metrics, ui, callbacks):
+    for module in (jobs, stream, health, workers, metrics, ui, callbacks, pull):
         app.register_blueprint(module.blueprint)
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)

@@ -46,6 +46,9 @@ def check_key() -> None:
     """
     if not request.path.startswith(PROTECTED) or request.method == "OPTIONS":
         return
+    if request.blueprint == "pull":
+        # Workers have keys of their own, see check_worker_key.
+        return
     here = services()
     asked = (request.view_args or {}).get("endpoint_id")
     key = presented_key()
@@ -56,6 +59,21 @@ def check_key() -> None:
         raise Unauthorized
     if asked not in of_endpoints and request.path != LIST:
         raise Forbidden
+
+
+def check_worker_key() -> None:
+    """Of a worker that pulls; it sends the bare key. Where API keys are needed, this is, too.
+
+    Raises:
+        Unauthorized: it has none of ``OWNPOD_WORKER_KEYS``.
+    """
+    here = services()
+    keys = here.settings.worker_keys
+    if (keys or here.keys_needed) and not _is_one_of(presented_key(), keys):
+        raise Unauthorized(
+            "a worker needs one of OWNPOD_WORKER_KEYS as its RUNPOD_AI_API_KEY; "
+            "see `ownpod worker-env`"
+        )
 
 
 def _is_one_of(key: str, keys: tuple[str, ...]) -> bool:

@@ -10,6 +10,7 @@ from flask import Flask, Response, current_app, request
 
 from ownpod.endpoints import Endpoint
 from ownpod.events import JobEvents
+from ownpod.pull import Pulls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import JobStore
@@ -30,6 +31,7 @@ class Services:
     store: JobStore
     events: JobEvents
     waiting: Waiting
+    pulls: Pulls
 
     @property
     def keys_needed(self) -> bool:

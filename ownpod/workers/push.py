@@ -170,11 +170,11 @@ class PushWorker:
                 case Look.LISTED:
                     answer = self._request("POST", f"/stream/{_quoted(run.id)}", patience_s)
                     return answer.json().get("error") == _NO_STREAM
-                case Look.IDLE | Look.NEVER:
+                case Look.IDLE | Look.NEVER | Look.UNKNOWN:
                     asked = time.monotonic()
                     self._request("GET", "/health", patience_s)
                     blocked = time.monotonic() - asked > LEARN_AFTER_S
-                    return run.look is Look.NEVER and not blocked
+                    return run.look is not Look.IDLE and not blocked
         except (NewConnectionError, AttemptLost):
             # Nobody is there, or nobody who knows it.
             return False
@@ -184,7 +184,7 @@ class PushWorker:
     @property
     def _unasked(self) -> Look:
         """For a run that it would begin again if it were asked about it."""
-        return Look.IDLE if self._concurrent is False else Look.NEVER
+        return {None: Look.UNKNOWN, True: Look.NEVER, False: Look.IDLE}[self._concurrent]
 
     def _forget(self) -> None:
         """Whoever answers next may be another container."""
@@ -209,8 +209,7 @@ class PushWorker:
                 answered = True
             if not ended.is_set():
                 self._concurrent = answered
-                if not answered:
-                    watch.look(Look.IDLE)
+                watch.look(self._unasked)
 
         timer = threading.Timer(LEARN_AFTER_S, learn)
         timer.daemon = True

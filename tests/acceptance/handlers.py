@@ -20,6 +20,8 @@ def begin(job):
             notes.write(f"{os.getpid()}\n")
     if data.get("do") == "exit":
         os._exit(1)
+    if data.get("do") == "progress":
+        runpod.serverless.progress_update(job, {"percent": 50})
     mark(data, "+")
     return data
 
@@ -41,6 +43,8 @@ def end(data):
             return {}
         case "none":
             return None
+        case "refresh":
+            return {"echo": "refreshed", "pid": os.getpid(), "refresh_worker": True}
         case "list":
             return [1, "two", None]
         case "big":
@@ -88,6 +92,10 @@ HANDLERS = {
     "async-generator": asynchronous_generator,
 }
 config = {"handler": HANDLERS[os.environ["HANDLER"]]}
+if "CONCURRENCY" in os.environ:
+    config["concurrency_modifier"] = lambda _: int(os.environ["CONCURRENCY"])
+if "AGGREGATE" in os.environ:
+    config["return_aggregate_stream"] = True
 if "CERTIFICATE" in os.environ:
     # As behind a proxy that speaks HTTPS, and wants a token.
     import uvicorn

@@ -28,7 +28,7 @@ def document(client, redis_server, tmp_path):
         store.create(new_job(f"job-{status}"))
         if status is not JobStatus.IN_QUEUE:
             attempt = store.claim(f"job-{status}", worker_id="w", claim=status, lease_s=60)
-            store.add_chunks(attempt, ["1"])
+            store.add_chunks(attempt.job_id, attempt.number, ["1"])
             if status is not JobStatus.IN_PROGRESS:
                 store.finish(attempt, Outcome(status, output="1", error="x"))
     # As when the process ends: whoever would wait is answered at once.

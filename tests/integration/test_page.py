@@ -6,6 +6,7 @@ from helpers import job_store, load_settings, new_job
 from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
+from ownpod.pull import Pulls
 from ownpod.recovery import Recovery
 from ownpod.store import SAMPLES, now_ms
 from ownpod.sweep import Sweep
@@ -40,7 +41,9 @@ def test_the_last_hour_is_sampled_by_the_sweep_and_kept_short(api, client):
     store.create(new_job("a"))
     store.create(new_job("b"))
     store.claim("b", worker_id="w", claim="x", lease_s=60)
-    sweep = Sweep(store, Recovery(store, lambda: ["ep"], lease_s=60), lease_s=60)
+    sweep = Sweep(
+        store, Recovery(store, lambda: ["ep"], lease_s=60), Pulls(client, gone_s=60), lease_s=60
+    )
     before = now_ms()
     sweep.once()
     # Not again within the same 15 s.

@@ -448,9 +448,9 @@ def test_an_answer_about_another_run_is_a_lost_attempt(fake):
 @pytest.mark.parametrize(
     ("stream", "looks"),
     [
-        (NO_STREAM, [Look.NEVER, Look.LISTED]),
-        ({"status": "COMPLETED", "stream": [{"output": 1}]}, [Look.NEVER]),
-        (None, [Look.NEVER, Look.NEVER]),
+        (NO_STREAM, [Look.UNKNOWN, Look.LISTED]),
+        ({"status": "COMPLETED", "stream": [{"output": 1}]}, [Look.UNKNOWN]),
+        (None, [Look.UNKNOWN, Look.UNKNOWN]),
     ],
 )
 def test_how_a_run_can_be_asked_about_is_told_before_it_begins(fake, stream, looks):
@@ -465,7 +465,7 @@ def test_a_run_that_was_polled_is_told_to_be_one(fake):
     told, states = Watched(), iter(["IN_PROGRESS", "COMPLETED"])
     fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(states)})
     push(fake.url).wait("r", told)
-    assert told.looks == [Look.NEVER, Look.NEVER, Look.POLL]
+    assert told.looks == [Look.UNKNOWN, Look.UNKNOWN, Look.POLL]
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -488,7 +488,7 @@ def test_whether_a_worker_answers_beside_its_generator_is_found_out(fake, monkey
         wait_until(lambda: worker._concurrent is answers)
         ended.set()
         running.result(5)
-    assert told.looks == ([Look.NEVER] if answers else [Look.NEVER, Look.IDLE])
+    assert told.looks == [Look.UNKNOWN, Look.NEVER if answers else Look.IDLE]
     # Known from now on.
     worker.wait("r", told)
     assert told.looks[-1] == (Look.NEVER if answers else Look.IDLE)

@@ -20,6 +20,7 @@ from helpers import (
 from ownpod.attempts import Attempts
 from ownpod.gate import Gate
 from ownpod.jobs import JobStatus
+from ownpod.pull import Pulls
 from ownpod.recovery import Recovery
 from ownpod.runner import JobRunner
 from ownpod.sweep import Sweep
@@ -208,7 +209,7 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
     client.delete(QUEUE)
     recovery = Recovery(node.store, lambda: ["ep"], lease_s=1)
-    sweep = Sweep(node.store, recovery, lease_s=1)
+    sweep = Sweep(node.store, recovery, Pulls(node.store.client, gone_s=60), lease_s=1)
     wait_until(lambda: node.store.expired(limit=1))
     sweep.once()
     assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)
@@ -219,7 +220,7 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
 
 def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
     recovery = Recovery(node.store, lambda: ["ep"], lease_s=30)
-    sweep = Sweep(node.store, recovery, lease_s=30)
+    sweep = Sweep(node.store, recovery, Pulls(node.store.client, gone_s=60), lease_s=30)
     node.store.create(new_job())
     node.store.claim("job-1", worker_id="w", claim="x", lease_s=0.01)
     wait_until(lambda: node.store.expired(limit=1))

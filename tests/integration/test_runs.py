@@ -168,8 +168,11 @@ def test_a_blocked_worker_is_asked_once_and_answers_when_it_is_free(node, store,
     assert node.attempts.in_hand == 0
 
 
-def test_a_run_that_can_never_be_asked_is_waited_for_no_longer_than_its_time(node, store, fake):
-    left(store, Look.NEVER, execution_timeout_ms=300)
+@pytest.mark.parametrize("look", [Look.NEVER, Look.UNKNOWN])
+def test_a_run_that_can_never_be_asked_is_waited_for_no_longer_than_its_time(
+    node, store, fake, look
+):
+    left(store, look, execution_timeout_ms=300)
     node.runner.take_over("ep")
     node.runner.await_run("job-1", 1)
     assert fake.paths("GET /health")
@@ -180,7 +183,7 @@ def test_a_worker_that_was_silent_for_long_and_answers_is_free_whatever_else_is_
     node, store, fake, monkeypatch
 ):
     monkeypatch.setattr("ownpod.workers.push.LEARN_AFTER_S", 0.05)
-    left(store, Look.NEVER)
+    left(store, Look.UNKNOWN)
     free = threading.Event()
     fake.routes["GET /health"] = Answer(404, {}, hold=free)
     node.runner.take_over("ep")

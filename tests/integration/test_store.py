@@ -305,14 +305,14 @@ def test_a_job_past_its_ttl_is_not_begun(store):
 def test_chunks_are_kept_in_order_and_fenced(store, client):
     store.create(new_job())
     first = claim(store, token="1")
-    assert store.add_chunks(first, ["1", "2"])
-    assert store.add_chunks(first, ["3"])
+    assert store.add_chunks(first.job_id, first.number, ["1", "2"])
+    assert store.add_chunks(first.job_id, first.number, ["3"])
     assert store.stream("job-1", "ep", (0, 0)).chunks == ["1", "2", "3"]
     hand_back(store, first, lost=True)
     second = claim(store, token="2")
-    assert not store.add_chunks(first, ["late"])
+    assert not store.add_chunks(first.job_id, first.number, ["late"])
     assert store.stream("job-1", "ep", (1, 3)).chunks == []
-    store.add_chunks(second, ["new"])
+    store.add_chunks(second.job_id, second.number, ["new"])
     # A cursor of an earlier attempt begins anew.
     assert store.stream("job-1", "ep", (1, 3)).chunks == ["new"]
     store.finish(second, DONE)
@@ -321,7 +321,8 @@ def test_chunks_are_kept_in_order_and_fenced(store, client):
 
 def test_the_drain_cursor_moves_only_when_told_and_once(store):
     store.create(new_job())
-    store.add_chunks(claim(store), ["1", "2"])
+    attempt = claim(store)
+    store.add_chunks(attempt.job_id, attempt.number, ["1", "2"])
     seen = store.stream("job-1", "ep", None)
     again = store.stream("job-1", "ep", None)
     assert seen.chunks == again.chunks == ["1", "2"]
@@ -334,7 +335,7 @@ def test_the_drain_cursor_moves_only_when_told_and_once(store):
 def failed_job(store, job_id="job-1", **changes):
     store.create(new_job(job_id, **changes))
     attempt = claim(store, job_id)
-    store.add_chunks(attempt, ["1"])
+    store.add_chunks(attempt.job_id, attempt.number, ["1"])
     store.finish(attempt, Outcome(JobStatus.FAILED, output="5", error="boom"))
     return attempt
 

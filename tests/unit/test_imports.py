@@ -9,13 +9,24 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
     {"", "errors"},
-    {"settings", "jobs", "keys", "payload", "processes", "log", "workarounds", "stall", "tables"},
+    {
+        "settings",
+        "jobs",
+        "keys",
+        "patience",
+        "payload",
+        "processes",
+        "log",
+        "workarounds",
+        "stall",
+        "tables",
+    },
     {"broker"},
     {"store", "embedded", "control", "endpoints"},
-    {"registry", "events", "webhooks", "recovery", "celery", "flower"},
+    {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
     {"waiting"},
     {"workers", "workers.answers"},
-    {"workers.push"},
+    {"workers.push", "workers.pull"},
     {"attempts"},
     {"runner", "gate", "sweep"},
     {"tasks"},
@@ -25,7 +36,7 @@ LAYERS = [
     {"api.auth", "api.metrics"},
     {"api.workers"},
     {"api.health", "api.openapi"},
-    {"api.jobs", "api.stream", "api.limits", "api.callbacks", "api.ui"},
+    {"api.jobs", "api.stream", "api.limits", "api.callbacks", "api.pull", "api.ui"},
     {"api"},
     {"api.server"},
     {"client"},
@@ -63,13 +74,14 @@ ONLY = {
                 "ui",
                 "workers",
                 "metrics",
+                "pull",
                 "server",
             ]
         ),
     },
     "urllib3": {"workers.push", "client"},
     "requests": {"webhooks", "client"},
-    "redis": {"store", "registry", "events", "recovery", "sweep", "embedded", "cli"},
+    "redis": {"store", "registry", "events", "pull", "recovery", "sweep", "embedded", "cli"},
 }
 
 # Must not be reached, however far the way.

@@ -22,6 +22,7 @@ said.stream = []
 for await (const chunk of generator.stream(streamed.id)) said.stream.push(chunk)
 
 const busy = [await endpoint.run({ input: { seconds: 2 } }), await endpoint.run({ input: { seconds: 2 } })]
+for (const job of busy) while ((await endpoint.status(job.id)).status !== "IN_PROGRESS") await pause(20)
 const waiting = await endpoint.run({ input: {} })
 said.cancel = await endpoint.cancel(waiting.id)
 await endpoint.run({ input: {} })

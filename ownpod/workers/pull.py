@@ -1,0 +1,219 @@
+"""RunPod's production protocol: the worker asks OwnPod for jobs, and posts chunks and results.
+
+Here is the node's side: a run is offered, and the worker takes it with its next request. The API
+(:mod:`ownpod.api.pull`) answers the worker. What real workers do stands in docs/architecture.md.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ownpod.endpoints import WorkerSpec
+from ownpod.errors import AttemptLost, RedisUnavailable, WorkerUnavailable
+from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
+from ownpod.patience import until_redis_answers
+from ownpod.workers import Watch
+
+log = logging.getLogger(__name__)
+
+OFFER_S = 6.0
+"""A worker with a free slot asks within this: the SDK looks once a second whether it has one."""
+
+BEGIN_S = 35.0
+"""A worker that pings has listed a job within this: three times the SDK's interval, and a little."""
+
+ASK_S = 40.0
+"""A worker with a free slot asks anew within this: its requests are held for 25 s."""
+
+STOPPING = "the worker wants its container to be restarted (refresh_worker), and was not yet"
+
+LOOK_S = 5.0
+"""Between looks at a run that nothing was heard of."""
+
+
+class RunLike(Protocol):
+    """See :class:`ownpod.pull.RunState`."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def left_s(self) -> float: ...
+    @property
+    def taken_s(self) -> float: ...
+    @property
+    def outcome(self) -> Outcome | None: ...
+
+
+class ContactLike(Protocol):
+    """See :class:`ownpod.pull.Contact`."""
+
+    @property
+    def heard_s(self) -> float | None: ...
+    @property
+    def asked_s(self) -> float | None: ...
+    @property
+    def pinged_s(self) -> float | None: ...
+    @property
+    def stopping(self) -> bool: ...
+
+
+class Desk(Protocol):
+    """Where worker and node meet, see :class:`ownpod.pull.Pulls`."""
+
+    def offer(
+        self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
+    ) -> None: ...
+    def withdraw(self, worker_id: str, run_id: str) -> bool: ...
+    def settle(self, worker_id: str, run_id: str) -> None: ...
+    def stop(self, worker_id: str, run_id: str) -> bool: ...
+    def run(self, worker_id: str, run_id: str) -> RunLike | None: ...
+    def contact(self, worker_id: str) -> ContactLike: ...
+
+
+Expect = Callable[[str], AbstractContextManager[Callable[[float], None]]]
+"""Watches a run: yields a function that waits for news of it, at most so many seconds."""
+
+
+class PullWorker:
+    """A worker in production mode. Implements :class:`ownpod.workers.Worker`."""
+
+    def __init__(self, spec: WorkerSpec, desk: Desk, expect: Expect, *, gone_s: float) -> None:
+        self._id = spec.id
+        self._desk = desk
+        self._expect = expect
+        self._gone_s = gone_s
+        self._begun: dict[str, Attempt] = {}
+        self._over: set[str] = set()
+        self._freed = time.monotonic()
+        """When it was last done with a run: it may have been too busy to ask before."""
+        self._refused = float("-inf")
+        """When it last did not take what was offered; both on the monotonic clock."""
+
+    def start(self, attempt: Attempt) -> str:
+        # The worker gets it in `wait`, when a later node can know of it.
+        try:
+            stopping = self._desk.contact(self._id).stopping
+        except RedisUnavailable as error:
+            raise WorkerUnavailable(str(error)) from error
+        if stopping:
+            raise WorkerUnavailable(STOPPING)
+        # The job's own id, so that handlers see it; another for each attempt, so that late answers
+        # of an earlier one are nobody's.
+        again = f"-{attempt.number}" if attempt.number > 1 else ""
+        run_id = f"{attempt.job_id}{again}"
+        self._begun[run_id] = attempt
+        return run_id
+
+    def wait(self, run_id: str, watch: Watch, *, resumed: bool = False) -> Outcome:
+        attempt = self._begun.pop(run_id, None)
+        with self._expect(run_id) as wait:
+            if attempt is not None and not resumed:
+                watch.look(Look.POLL)
+                until_redis_answers(lambda: self._offer(run_id, attempt))
+            offered = time.monotonic()
+            try:
+                while True:
+                    found = until_redis_answers(lambda: self._desk.run(self._id, run_id))
+                    outcome = self._end(run_id, found, time.monotonic() - offered)
+                    if outcome is not None:
+                        return outcome
+                    wait(min(LOOK_S, OFFER_S))
+            finally:
+                self._freed = time.monotonic()
+                self._over.discard(run_id)
+
+    def _offer(self, run_id: str, attempt: Attempt) -> None:
+        body = f'{{"id": {json.dumps(run_id)}, "input": {attempt.input}'
+        if attempt.s3_config is not None:
+            body += f', "s3Config": {attempt.s3_config}'
+        self._desk.offer(
+            self._id,
+            run_id,
+            job_id=attempt.job_id,
+            attempt=attempt.number,
+            body=f"{body}}}",
+            time_s=attempt.execution_timeout_ms / 1000,
+        )
+
+    def _end(self, run_id: str, found: RunLike | None, offered_s: float) -> Outcome | None:
+        """How it ended; None: it goes on. Raises as :meth:`wait` does, and WorkerUnavailable."""
+        stopped = Outcome(JobStatus.FAILED, error="the worker was told to stop it")
+        if found is None:
+            if run_id in self._over:
+                return stopped
+            raise AttemptLost("nothing is known of this run any more")
+        if found.outcome is not None:
+            self._settle(run_id)
+            return found.outcome
+        if found.state == "offered":
+            if offered_s > OFFER_S and until_redis_answers(
+                lambda: self._desk.withdraw(self._id, run_id)
+            ):
+                self._refused = time.monotonic()
+                raise WorkerUnavailable(f"the worker asked for no job within {OFFER_S:g} s")
+            return None
+        if found.state in {"unbegun", "gone"} or self._vanished(found):
+            self._settle(run_id)
+            if run_id in self._over:
+                # After a stop the worker says no more.
+                return stopped
+            if found.state in {"unbegun", "delivered"}:
+                raise WorkerUnavailable("the worker took the job and did not begin it")
+            raise AttemptLost("the worker has not got the job any more, and posted no result")
+        return None
+
+    def _vanished(self, found: RunLike) -> bool:
+        """Nothing was heard of the worker for so long that it cannot have the run any more."""
+        contact = until_redis_answers(lambda: self._desk.contact(self._id))
+        last_s = min(s for s in (contact.heard_s, contact.pinged_s, 1e9) if s is not None)
+        if last_s > self._gone_s:
+            # A sync handler blocks all but the pings, and not every worker pings.
+            return contact.pinged_s is not None or found.left_s + self._gone_s < 0
+        return (
+            found.state == "delivered"
+            and contact.pinged_s is not None
+            and min(found.taken_s, contact.pinged_s) > BEGIN_S
+        )
+
+    def _settle(self, run_id: str) -> None:
+        until_redis_answers(lambda: self._desk.settle(self._id, run_id))
+
+    def is_at(self, run: Run, patience_s: float) -> bool:  # noqa: ARG002
+        found = until_redis_answers(lambda: self._desk.run(self._id, run.id))
+        if found is None:
+            return False
+        if found.state == "offered":
+            return not until_redis_answers(lambda: self._desk.withdraw(self._id, run.id))
+        if found.state in {"done", "unbegun", "gone"} or self._vanished(found):
+            self._settle(run.id)
+            return False
+        return True
+
+    def cancel(self, run_id: str) -> bool:
+        self._over.add(run_id)
+        try:
+            if self._desk.withdraw(self._id, run_id):
+                return True
+            return self._desk.stop(self._id, run_id)
+        except RedisUnavailable as error:
+            log.info("stop of %s not told: %s", run_id, error)
+            return False
+
+    def probe(self) -> None:
+        try:
+            contact = self._desk.contact(self._id)
+        except RedisUnavailable as error:
+            raise WorkerUnavailable(str(error)) from error
+        if contact.stopping:
+            raise WorkerUnavailable(STOPPING)
+        now, asked_s = time.monotonic(), contact.asked_s
+        if (
+            asked_s is None
+            or asked_s > now - self._refused
+            or min(asked_s, now - self._freed) > ASK_S
+        ):
+            since = "" if asked_s is None else f" for {asked_s:.0f} s"
+            raise WorkerUnavailable(f"the worker has asked for no job{since}")

@@ -1,0 +1,281 @@
+"""Workers in production mode, on the real SDK: they ask OwnPod for jobs."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from helpers import OwnPod, Process, RedisServer, answers, overlaps, pull_worker, wait_until
+
+from ownpod import keys
+from ownpod.processes import free_port
+from ownpod.pull import Pulls
+from ownpod.store import connect
+
+OLD = "1.7.0"
+
+
+@pytest.fixture(scope="module")
+def python_with_the_old_sdk():
+    """Kept in .venv: it takes half a minute to make."""
+    folder = Path(sys.prefix) / f"runpod-{OLD}"
+    python = folder / "bin" / "python"
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
+        install = [python, "-m", "pip", "install", "--quiet", f"runpod=={OLD}", "setuptools<81"]
+        subprocess.run(install, check=True, timeout=300)
+        (folder / "done").touch()
+    return python
+
+
+@pytest.fixture
+def start_ownpod(tmp_path):
+    started = []
+
+    def start(**environ):
+        file = tmp_path / "workers.yaml"
+        file.write_text("endpoints: {local-ep: {}}")
+        started.append(OwnPod(tmp_path, OWNPOD_WORKERS_FILE=file, **environ))
+        return started[-1]
+
+    yield start
+    for ownpod in started:
+        ownpod.stop()
+        print(ownpod.output)
+
+
+@pytest.fixture
+def ownpod(start_ownpod):
+    return start_ownpod()
+
+
+@pytest.fixture
+def start_worker(tmp_path):
+    started: list[Process] = []
+
+    def start(ownpod, kind="sync", name="gpu-1", **environ):
+        log = tmp_path / f"{name}-{len(started)}.log"
+        started.append(pull_worker(ownpod.port, log, name=name, kind=kind, **environ))
+        wait_until(lambda: states(ownpod).get(name) == "ready", 40, f"{name} ready")
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.kill()
+        print(worker.output[-3000:])
+
+
+def states(ownpod):
+    found = ownpod.get("/health")["ownpod"]["workers"]
+    return {worker["id"]: worker["state"] for worker in found}
+
+
+def capacity(ownpod):
+    return [worker["capacity"] for worker in ownpod.get("/health")["ownpod"]["workers"]]
+
+
+def begun(runs, name="a"):
+    return lambda: runs.exists() and f" {name}\n" in runs.read_text()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("sdk", ["current", OLD])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_jobs_go_through_a_worker_that_pulls(request, ownpod, start_worker, kind, sdk):
+    python = (
+        sys.executable if sdk == "current" else request.getfixturevalue("python_with_the_old_sdk")
+    )
+    start_worker(ownpod, kind, python=python)
+    done = ownpod.post("/runsync", {"input": {"text": "x"}})
+    assert (done["status"], done["workerId"], done["output"]["echo"]) == ("COMPLETED", "gpu-1", "x")
+    ends = {
+        "raise": ("FAILED", "boom"),
+        "error": ("FAILED", "it says no"),
+        "empty": ("COMPLETED", None),
+        "list": ("COMPLETED", None),
+    }
+    jobs = {what: ownpod.submit(do=what) for what in ends}
+    for what, (status, error) in ends.items():
+        found = ownpod.ended(jobs[what])
+        assert found["status"] == status
+        assert (error or "") in found.get("error", "")
+    assert ownpod.status(jobs["empty"])["output"] == {}
+    assert ownpod.status(jobs["list"])["output"] == [1, "two", None]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("sdk", ["current", OLD])
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_chunks_come_while_the_handler_runs(request, ownpod, start_worker, aggregate, sdk):
+    python = (
+        sys.executable if sdk == "current" else request.getfixturevalue("python_with_the_old_sdk")
+    )
+    environ = {"AGGREGATE": 1} if aggregate else {}
+    start_worker(ownpod, "generator", python=python, **environ)
+    job = ownpod.submit(count=3, seconds=1)
+    came = []
+    url = f"{ownpod.endpoint}/stream/{job}"
+    with requests.get(url, headers={"Accept": "text/event-stream"}, stream=True, timeout=30) as got:
+        came = [(time.monotonic(), line) for line in got.iter_lines() if b'{"output"' in line]
+    chunks = [f'data: {{"output": {{"number": {number}}}}}'.encode() for number in range(3)]
+    assert [line for _, line in came[:3]] == chunks
+    assert came[2][0] - came[0][0] > 1.5
+    assert ownpod.status(job)["output"] == [{"number": number} for number in range(3)]
+
+
+def test_progress_is_the_output_until_the_end(ownpod, start_worker):
+    start_worker(ownpod, "async")
+    job = ownpod.submit(do="progress", seconds=2, text="x")
+    wait_until(lambda: ownpod.status(job).get("output") == {"percent": 50}, 10)
+    assert ownpod.status(job)["status"] == "IN_PROGRESS"
+    assert ownpod.ended(job)["output"]["echo"] == "x"
+
+
+@pytest.mark.parametrize("how", ["cancel", "executionTimeout"])
+def test_an_async_handler_is_stopped(ownpod, start_worker, tmp_path, how):
+    start_worker(ownpod, "async")
+    runs = tmp_path / "runs"
+    policy = {"executionTimeout": 5000 if how == "executionTimeout" else 60000}
+    body = {"input": {"text": "a", "runs": str(runs), "seconds": 30}, "policy": policy}
+    job = ownpod.post("/run", body)["id"]
+    wait_until(begun(runs))
+    if how == "cancel":
+        assert ownpod.post(f"/cancel/{job}")["status"] == "CANCELLED"
+    assert ownpod.ended(job)["status"] == ("CANCELLED" if how == "cancel" else "TIMED_OUT")
+    # The slot is free long before the handler would have ended.
+    assert ownpod.post("/runsync?wait=20000", {"input": {"text": "next"}})["status"] == "COMPLETED"
+    assert "-" not in runs.read_text()
+
+
+def test_a_sync_handler_keeps_its_slot_until_it_ends(ownpod, start_worker, tmp_path):
+    start_worker(ownpod)
+    runs = tmp_path / "runs"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=4)
+    wait_until(begun(runs))
+    assert ownpod.post(f"/cancel/{job}")["status"] == "CANCELLED"
+    following = ownpod.submit(text="b", runs=str(runs))
+    assert ownpod.ended(following, 30)["status"] == "COMPLETED"
+    assert overlaps(runs) == []
+
+
+def test_capacity_follows_what_the_worker_asks_for(ownpod, start_worker, tmp_path):
+    start_worker(ownpod, "async", CONCURRENCY=4)
+    wait_until(lambda: capacity(ownpod) == [4], 15)
+    runs = tmp_path / "runs"
+    jobs = [ownpod.submit(text=f"j{n}", runs=str(runs), seconds=2) for n in range(8)]
+    wait_until(lambda: runs.exists() and runs.read_text().count("+") == 4, 10)
+    for number, job in enumerate(jobs):
+        assert ownpod.ended(job, 30)["output"]["echo"] == f"j{number}"
+    running, most = 0, 0
+    for line in runs.read_text().splitlines():
+        running += 1 if line.startswith("+") else -1
+        most = max(most, running)
+    assert most == 4
+
+
+def test_a_worker_that_refreshes_gets_no_job_until_it_is_back(ownpod, start_worker):
+    worker = start_worker(ownpod)
+    first = ownpod.post("/runsync", {"input": {"do": "refresh"}})["output"]
+    following = ownpod.submit(text="next")
+    wait_until(lambda: states(ownpod)["gpu-1"] == "unhealthy", 20)
+    # The SDK's own process goes on asking; RunPod would stop the pod.
+    time.sleep(5)
+    assert ownpod.status(following)["status"] == "IN_QUEUE"
+    worker.kill()
+    start_worker(ownpod)
+    done = ownpod.ended(following)
+    assert done["output"]["pid"] != first["pid"]
+    assert "retries" not in done
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("when", ["idle", "running"])
+def test_a_worker_that_ends_costs_no_job(start_ownpod, start_worker, tmp_path, signum, when):
+    ownpod = start_ownpod(OWNPOD_WORKER_GONE_S=10)
+    worker = start_worker(ownpod, "async")
+    runs = tmp_path / "runs"
+    jobs = []
+    if when == "running":
+        jobs.append(ownpod.submit(text="a", runs=str(runs), seconds=3))
+        wait_until(begun(runs))
+    worker.send(signum)
+    jobs.append(ownpod.submit(text="b", runs=str(runs)))
+    if signum == signal.SIGKILL:
+        worker.wait(10)
+    start_worker(ownpod, "async", name="gpu-2")
+    if when == "running" and signum == signal.SIGKILL:
+        # Under its old name: what the old process had is lost, and known to be.
+        start_worker(ownpod, "async")
+    assert [ownpod.ended(job, 60)["status"] for job in jobs] == ["COMPLETED"] * len(jobs)
+    assert runs.read_text().count("+ ") == len(jobs) + (
+        when == "running" and signum == signal.SIGKILL
+    )
+
+
+def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_path):
+    ownpod.environ["OWNPOD_SHUTDOWN_GRACE_S"] = 0
+    ownpod.environ["OWNPOD_LEASE_S"] = 10
+    ownpod.stop()
+    ownpod.start()
+    start_worker(ownpod, "async")
+    runs = tmp_path / "runs"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=6)
+    wait_until(begun(runs))
+    assert ownpod.stop() == 0
+    ownpod.start()
+    done = ownpod.ended(job, 40)
+    assert (done["status"], done["output"]["echo"]) == ("COMPLETED", "a")
+    assert "retries" not in done
+    assert runs.read_text().count("+") == 1
+
+
+def test_a_worker_needs_one_of_its_keys_and_is_forgotten_when_it_is_gone(
+    start_ownpod, start_worker, tmp_path
+):
+    ownpod = start_ownpod(OWNPOD_WORKER_KEYS="k,other", OWNPOD_WORKER_GONE_S=10)
+    wrong = pull_worker(ownpod.port, tmp_path / "wrong.log", name="wrong", RUNPOD_AI_API_KEY="no")
+    try:
+        wait_until(lambda: "wrong gets no jobs: a worker needs one of" in ownpod.output, 30)
+    finally:
+        wrong.kill()
+    worker = start_worker(ownpod)
+    assert states(ownpod) == {"gpu-1": "ready"}
+    worker.kill()
+    wait_until(lambda: states(ownpod) == {}, 60)
+
+
+def test_two_hundred_idle_workers_wait_at_one_api_process(tmp_path):
+    redis, port = RedisServer(tmp_path), free_port()
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {ep: {}}")
+    environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS_FILE": file, "WEB_CONCURRENCY": 1}
+    command = (sys.executable, "-m", "ownpod", "api", "--port", port)
+    api = Process(*command, log=tmp_path / "api.log", **environ)
+    base = f"http://127.0.0.1:{port}/v2/ep"
+    try:
+        wait_until(lambda: answers(f"{base}/health"), 30)
+        with ThreadPoolExecutor(400) as pool, connect(redis.url) as client:
+            held = [
+                pool.submit(requests.get, f"{base}/{what}/w{n}?gpu=0&job_in_progress=0", timeout=60)
+                for n in range(200)
+                for what in ("job-take", "job-stop")
+            ]
+            wait_until(lambda: client.zcard(keys.HEARD) == 200, 20)
+            began = time.monotonic()
+            assert len(requests.get(f"{base}/workers", timeout=9).json()["workers"]) == 200
+            assert time.monotonic() - began < 3
+            pulls = Pulls(client, gone_s=60)
+            body = '{"id": "r", "input": {}}'
+            pulls.offer("w77", "r", job_id="j", attempt=1, body=body, time_s=60)
+            assert held[154].result(5).json() == {"id": "r", "input": {}}
+            assert {h.result(60).status_code for h in held} == {200, 204}
+    finally:
+        api.stop()
+        redis.stop()
