@@ -8,7 +8,8 @@ BIN := .venv/bin
 
 .PHONY: help install demo test check fix bench chaos test-compose test-docker clean
 help:
-	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop)"
+	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop;"
+	@echo "              PULL=1: workers ask for jobs)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make bench    measure            make fix     format and mend what can be mended"
 	@echo "make chaos    kill everything, again and again, for SECONDS=300, by the chance of SEED=7"
@@ -26,7 +27,7 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 demo: install
-	@$(BIN)/python examples/demo.py $(if $(ONCE),--once)
+	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PULL),--pull)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist loadfile)

@@ -5,12 +5,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import requests
 
 from ownpod.errors import OwnPodError, StartError
 from ownpod.processes import check_port
+from ownpod.pull import worker_environment
 from ownpod.up import Group, say
 
 HERE = Path(__file__).parent
@@ -24,22 +26,28 @@ def main() -> int:
     """Exit code 0 only if the job COMPLETED."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--once", action="store_true", help="end after the job")
-    once = options.parse_args().once
+    options.add_argument("--pull", action="store_true", help="workers ask OwnPod for jobs")
+    chosen = options.parse_args()
     group = Group()
     group.handle_signals()
     try:
-        for port in (*WORKER_PORTS, 8000):
+        for port in (8000,) if chosen.pull else (*WORKER_PORTS, 8000):
             _check(port)
-        for letter, port in zip("AB", WORKER_PORTS, strict=True):
-            handler = str(HERE / "worker-echo" / "handler.py")
-            serve = ["--rp_serve_api", "--rp_api_host", "localhost", "--rp_api_port", str(port)]
-            group.spawn(f"worker-{letter}", [sys.executable, handler, *serve], dict(os.environ))
-        group.until(lambda: all(_answers(port) for port in WORKER_PORTS), "the example workers")
-        command = [sys.executable, "-m", "ownpod", "up"]
-        group.spawn("ownpod up", command, {**os.environ, "OWNPOD_WORKERS": WORKERS})
-        group.until(_ready, "OwnPod")
+        if chosen.pull:
+            _start_ownpod(group, OWNPOD_WORKERS_FILE=str(HERE / "pull.yaml"))
+            group.until(_serves, "OwnPod")
+            for letter in "AB":
+                environ = worker_environment(ENDPOINT, f"worker-{letter}", key="any")
+                _start_worker(group, letter, environ=environ)
+        else:
+            for letter, port in zip("AB", WORKER_PORTS, strict=True):
+                serve = ["--rp_serve_api", "--rp_api_host", "localhost", "--rp_api_port", str(port)]
+                _start_worker(group, letter, *serve)
+            group.until(lambda: all(map(_answers, WORKER_PORTS)), "the example workers")
+            _start_ownpod(group, OWNPOD_WORKERS=WORKERS)
+        group.until(_ready, "two workers that are ready")
         status = "" if group.stopping else _one_job(group)
-        if not once:
+        if not chosen.once:
             while not group.stopping:
                 group.attend(1.0)
     except OwnPodError as error:
@@ -48,6 +56,18 @@ def main() -> int:
     finally:
         group.end(60)
     return 0 if status == "COMPLETED" else 1
+
+
+def _start_ownpod(group: Group, **environ: str) -> None:
+    group.spawn("ownpod up", [sys.executable, "-m", "ownpod", "up"], {**os.environ, **environ})
+
+
+def _start_worker(
+    group: Group, letter: str, *serve: str, environ: Mapping[str, str] | None = None
+) -> None:
+    handler = str(HERE / "worker-echo" / "handler.py")
+    command = [sys.executable, handler, *serve]
+    group.spawn(f"worker-{letter}", command, {**os.environ, **(environ or {})})
 
 
 def _check(port: int) -> None:
@@ -67,12 +87,21 @@ def _answers(port: int) -> bool:
         return False
 
 
+def _serves() -> bool:
+    return _ready_workers() is not None
+
+
 def _ready() -> bool:
+    return _ready_workers() == len(WORKER_PORTS)
+
+
+def _ready_workers() -> int | None:
     try:
         health = requests.get(f"{ENDPOINT}/health", timeout=2).json()
     except (requests.RequestException, ValueError):
-        return False
-    return health["workers"]["ready"] == len(WORKER_PORTS)
+        return None
+    ready: int = health["workers"]["ready"]
+    return ready
 
 
 def _one_job(group: Group) -> str:

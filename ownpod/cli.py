@@ -36,6 +36,7 @@ LATER = {
     "health": "ownpod.terminal",
     "top": "ownpod.terminal",
     "doctor": "ownpod.doctor",
+    "worker-env": "ownpod.worker_env",
 }
 """Commands, and the modules that have them: imported when one is used."""
 
@@ -48,7 +49,9 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in LATER:
-            command: click.Command = getattr(importlib.import_module(LATER[cmd_name]), cmd_name)
+            command: click.Command = getattr(
+                importlib.import_module(LATER[cmd_name]), cmd_name.replace("-", "_")
+            )
             return command
         return super().get_command(ctx, cmd_name)
 

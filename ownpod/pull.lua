@@ -190,9 +190,10 @@ end
 
 -- worker, run -> 1: it was not taken, and is not to be any more
 function commands.withdraw()
-  if redis.call('LREM', offers, 1, ARGV[4]) == 0 then
+  if redis.call('HGET', run_key(ARGV[4]), 'state') ~= 'offered' then
     return 0
   end
+  redis.call('LREM', offers, 1, ARGV[4])
   redis.call('DEL', run_key(ARGV[4]))
   redis.call('PUBLISH', base, ARGV[4] .. ' withdrawn')
   return 1
@@ -231,10 +232,11 @@ end
 function commands.forget()
   local gone = {}
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', HEARD, '-inf', now - tonumber(ARGV[4]))) do
-    if redis.call('SCARD', PULL .. name .. ':out') == 0 then
+    local key = PULL .. name
+    if redis.call('SCARD', key .. ':out') == 0 and redis.call('LLEN', key .. ':offers') == 0 then
       redis.call('ZREM', HEARD, name)
       redis.call('HDEL', PULLING, name)
-      redis.call('DEL', PULL .. name, PULL .. name .. ':offers', PULL .. name .. ':stops')
+      redis.call('DEL', key, key .. ':stops')
       gone[#gone + 1] = name
     end
   end

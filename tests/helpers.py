@@ -347,14 +347,14 @@ def pull_worker(
     name: str = "gpu-1",
     kind: str = "sync",
     python: object = sys.executable,
+    handler: Path = HERE / "acceptance" / "handlers.py",
     **environ: object,
 ) -> Process:
     """A worker on the real SDK in production mode, of the OwnPod at a port."""
     base = f"http://127.0.0.1:{port}/v2/local-ep"
     values = worker_environment(base, name, key="k") | {"RUNPOD_PING_INTERVAL": "1000"}
-    handlers = HERE / "acceptance" / "handlers.py"
     # Its pings come from a process that outlives it.
-    return Process(python, handlers, log=log, session=True, HANDLER=kind, **values | environ)
+    return Process(python, handler, log=log, session=True, HANDLER=kind, **values | environ)
 
 
 def overlaps(runs: Path) -> list[str]:

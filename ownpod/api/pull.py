@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 blueprint = Blueprint("pull", __name__, url_prefix="/v2/<endpoint_id>")
 
 HOLD_S = 25.0
-"""A request for jobs, or for what to stop, is held so long; the SDK leaves after 90 s."""
+"""A request for jobs, or for what to stop, is held so long at most; the SDK leaves after 90 s."""
 
 RESULT_S = 60.0
 """A result is held so long while Redis is away, before the worker is told to try again."""
@@ -62,7 +62,7 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
     try:
         _check(here, endpoint_id, worker_id)
         with here.events.expect(f"stop:{worker_id}", end_only=False) as wait:
-            until = time.monotonic() + HOLD_S
+            until = time.monotonic() + _hold_s(here)
             while (runs := here.pulls.stops(worker_id)) == []:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or here.events.stopped:
@@ -155,7 +155,7 @@ def _take(endpoint_id: str, worker_id: str, most: int) -> list[str] | Response:
             )
             if taken is None:
                 raise WorkerConflict(f"a worker of another endpoint goes by the id {worker_id!r}")
-            until = time.monotonic() + HOLD_S
+            until = time.monotonic() + _hold_s(here)
             while taken is not None and not (jobs := taken.jobs):
                 left_s = until - time.monotonic()
                 if left_s <= 0 or here.events.stopped:
@@ -169,6 +169,11 @@ def _take(endpoint_id: str, worker_id: str, most: int) -> list[str] | Response:
     except OwnPodError as error:
         return _refused(worker_id, error)
     return jobs or Response(status=204)
+
+
+def _hold_s(here: Services) -> float:
+    """Shorter than the time after which a worker that asks for nothing is forgotten."""
+    return min(HOLD_S, here.settings.worker_gone_s / 2)
 
 
 def _has_left() -> bool:

@@ -120,7 +120,8 @@ class PullWorker:
                     outcome = self._end(run_id, found, time.monotonic() - offered)
                     if outcome is not None:
                         return outcome
-                    wait(min(LOOK_S, OFFER_S))
+                    left_s = offered + OFFER_S - time.monotonic()
+                    wait(left_s + 0.05 if 0 < left_s < LOOK_S else LOOK_S)
             finally:
                 self._freed = time.monotonic()
                 self._over.discard(run_id)

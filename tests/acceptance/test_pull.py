@@ -11,11 +11,22 @@ from pathlib import Path
 
 import pytest
 import requests
-from helpers import OwnPod, Process, RedisServer, answers, overlaps, pull_worker, wait_until
+import yaml
+from helpers import (
+    ROOT,
+    OwnPod,
+    Process,
+    RedisServer,
+    answers,
+    overlaps,
+    pull_worker,
+    run_command,
+    wait_until,
+)
 
 from ownpod import keys
 from ownpod.processes import free_port
-from ownpod.pull import Pulls
+from ownpod.pull import Pulls, worker_environment
 from ownpod.store import connect
 
 OLD = "1.7.0"
@@ -268,9 +279,9 @@ def test_two_hundred_idle_workers_wait_at_one_api_process(tmp_path):
                 for what in ("job-take", "job-stop")
             ]
             wait_until(lambda: client.zcard(keys.HEARD) == 200, 20)
-            began = time.monotonic()
-            assert len(requests.get(f"{base}/workers", timeout=9).json()["workers"]) == 200
-            assert time.monotonic() - began < 3
+            wait_until(
+                lambda: len(requests.get(f"{base}/workers", timeout=5).json()["workers"]) == 200
+            )
             pulls = Pulls(client, gone_s=60)
             body = '{"id": "r", "input": {}}'
             pulls.offer("w77", "r", job_id="j", attempt=1, body=body, time_s=60)
@@ -279,3 +290,68 @@ def test_two_hundred_idle_workers_wait_at_one_api_process(tmp_path):
     finally:
         api.stop()
         redis.stop()
+
+
+def test_the_streaming_example_yields_words(ownpod, start_worker):
+    start_worker(ownpod, handler=ROOT / "examples" / "worker-stream" / "handler.py")
+    job = ownpod.submit(text="a b c", seconds=0.1)
+    assert ownpod.ended(job)["output"] == ["a", "b", "c"]
+
+
+def test_the_nvidia_smi_example_shows_its_machine(ownpod, start_worker, tmp_path):
+    start_worker(ownpod, handler=ROOT / "examples" / "worker-nvidia-smi" / "handler.py")
+    gpu = ownpod.post("/runsync", {"input": {}})["output"]
+    assert gpu["gpu"] is (shutil.which("nvidia-smi") is not None)
+    assert gpu["gpu"] or "no GPU here" in gpu["text"]
+    (tmp_path / "weights").mkdir()
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 3_000_000)
+    to = tmp_path / "weights" / "model"
+    job = ownpod.submit(do="download", url=source.as_uri(), to=str(to))
+    assert ownpod.ended(job)["output"] == {"path": str(to), "bytes": 3_000_000}
+    job = ownpod.submit(do="list", path=str(to.parent))
+    assert ownpod.ended(job)["output"] == {"files": [{"path": str(to), "bytes": 3_000_000}]}
+    assert ownpod.ended(ownpod.submit(do="list", path="/nothing"))["status"] == "FAILED"
+
+
+@pytest.mark.parametrize("form", ["shell", "docker", "compose"])
+def test_worker_env_prints_what_makes_a_container_a_worker(form):
+    command = (
+        "worker-env",
+        "my-ep",
+        "--id",
+        "gpu-9",
+        "--url",
+        "http://10.0.0.5:8000",
+        "--form",
+        form,
+    )
+    done = run_command(sys.executable, "-m", "ownpod", *command, OWNPOD_WORKER_KEYS="k1,k2")
+    assert done.returncode == 0, done.stderr
+    if form == "shell":
+        script = f"{done.stdout}\nenv -0"
+        lines = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, check=True, timeout=9
+        ).stdout.split("\0")
+        found = dict(line.split("=", 1) for line in lines if line.startswith("RUNPOD_"))
+    elif form == "docker":
+        words = done.stdout.split()
+        assert set(words[::2]) == {"-e"}
+        found = dict(word.split("=", 1) for word in words[1::2])
+    else:
+        found = yaml.safe_load(done.stdout)["environment"]
+        found = {name: value.replace("$$", "$") for name, value in found.items()}
+    assert found == worker_environment("http://10.0.0.5:8000/v2/my-ep", "gpu-9", key="k1")
+
+
+def test_worker_env_says_what_is_wrong():
+    for options, said in (
+        (["a b"], "ENDPOINT"),
+        (["ep", "--id", "x/y"], "--id"),
+        (["ep", "--key", "z"], "--key"),
+    ):
+        done = run_command(
+            sys.executable, "-m", "ownpod", "worker-env", *options, OWNPOD_WORKER_KEYS="k"
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert said in done.stderr

@@ -40,7 +40,7 @@ LAYERS = [
     {"api"},
     {"api.server"},
     {"client"},
-    {"commands", "terminal", "doctor"},
+    {"commands", "terminal", "doctor", "worker_env"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,67 @@
+"""``ownpod worker-env``: the variables that make an unmodified RunPod container pull jobs from here."""
+
+import shlex
+
+import click
+import yaml
+
+from ownpod import settings
+from ownpod.broker import NAME
+from ownpod.errors import BadRequest
+from ownpod.pull import worker_environment
+from ownpod.settings import DEFAULT_ENDPOINT
+
+ABOUT = {
+    "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "without it the SDK ends where it cannot reach 8.8.8.8:53",
+    "RUNPOD_AI_API_KEY": "one of OWNPOD_WORKER_KEYS; without any the SDK does not ping",
+    "RUNPOD_POD_ID": "the worker's id: another for each container",
+}
+
+
+@click.command("worker-env")
+@click.argument("endpoint", default=DEFAULT_ENDPOINT)
+@click.option("--id", "worker_id", default="gpu-1", show_default=True, help="The worker's id.")
+@click.option(
+    "--url",
+    envvar="OWNPOD_URL",
+    default="http://localhost:8000",
+    show_default=True,
+    help="OwnPod as the container reaches it; also OWNPOD_URL.",
+)
+@click.option("--key", help="Its key; by default the first of OWNPOD_WORKER_KEYS.")
+@click.option(
+    "--form",
+    type=click.Choice(["shell", "docker", "compose"]),
+    default="shell",
+    show_default=True,
+)
+def worker_env(endpoint: str, worker_id: str, url: str, key: str | None, form: str) -> None:
+    """Print what makes a RunPod container a worker of ENDPOINT that pulls.
+
+    \b
+    Examples:
+      eval "$(ownpod worker-env)" && python handler.py
+      docker run $(ownpod worker-env my-endpoint --id gpu-2 --url http://10.0.0.5:8000 --form docker) you/your-worker
+      ownpod worker-env --form compose >> docker-compose.override.yml
+    """  # noqa: D301 - click's mark for lines as they are
+    for name, value in (("ENDPOINT", endpoint), ("--id", worker_id)):
+        if not NAME.fullmatch(value):
+            raise BadRequest(f"{name}: {value!r} must be letters, digits, - and _")
+    keys = settings.current().worker_keys
+    if key is None:
+        key = keys[0] if keys else "any"
+    elif keys and key not in keys:
+        raise BadRequest("--key: must be one of OWNPOD_WORKER_KEYS")
+    values = worker_environment(f"{url.rstrip('/')}/v2/{endpoint}", worker_id, key=key)
+    match form:
+        case "shell":
+            for name, value in values.items():
+                about = f"  # {ABOUT[name]}" if name in ABOUT else ""
+                click.echo(f"export {name}={shlex.quote(value)}{about}")
+        case "docker":
+            # For $(...) unquoted: no value has a space, and a $ stays one.
+            click.echo(" ".join(f"-e {name}={value}" for name, value in values.items()))
+        case "compose":
+            # Compose takes $$ for a $.
+            doubled = {name: value.replace("$", "$$") for name, value in values.items()}
+            click.echo(yaml.safe_dump({"environment": doubled}, sort_keys=False), nl=False)

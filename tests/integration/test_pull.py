@@ -1,0 +1,311 @@
+"""Workers that pull: what the API, the worker's node and Redis do when something goes wrong."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from helpers import attempt, job_store, load_settings, new_job, wait_until, worker_spec
+
+from ownpod import keys
+from ownpod.api import create_app
+from ownpod.api.pull import result_of
+from ownpod.errors import AttemptLost, WorkerUnavailable
+from ownpod.events import JobEvents
+from ownpod.jobs import JobStatus, Look, Run
+from ownpod.pull import Pulls
+from ownpod.workers import pull
+from ownpod.workers.pull import PullWorker
+
+
+class Told:
+    def __init__(self):
+        self.looks = []
+
+    def chunks(self, texts):
+        raise AssertionError(texts)
+
+    def look(self, look):
+        self.looks.append(look)
+
+
+@pytest.fixture
+def pulls(client):
+    return Pulls(client, gone_s=60)
+
+
+@pytest.fixture
+def worker(client, pulls, monkeypatch):
+    monkeypatch.setattr(pull, "OFFER_S", 1.0)
+    monkeypatch.setattr(pull, "LOOK_S", 0.1)
+    expect = partial(JobEvents(client, keys.pull("w")).expect, end_only=False)
+    return PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
+
+
+@pytest.fixture
+def store(client):
+    return job_store(client)
+
+
+@pytest.fixture
+def api(redis_server, client, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {ep: {workers: [{url: 'http://a:1', id: pushed}]}, other: {}}")
+    settings = load_settings(
+        REDIS_URL=redis_server.url,
+        OWNPOD_WORKERS_FILE=file,
+        OWNPOD_WORKER_KEYS="k",
+        OWNPOD_WORKER_GONE_S=10,
+    )
+    test_client = create_app(settings).test_client()
+    test_client.environ_base["HTTP_AUTHORIZATION"] = "k"
+    return test_client
+
+
+@pytest.fixture
+def running(worker, store):
+    """A job of attempt 1 that the worker is waited for; ends with the test."""
+    store.create(new_job())
+    found = store.claim("job-1", worker_id="w", claim="x", lease_s=60)
+    with ThreadPoolExecutor(1) as pool:
+        run_id = worker.start(found)
+        yield pool.submit(worker.wait, run_id, Told())
+
+
+def take(pulls, *, most=1, in_progress=False, token="t"):
+    found = pulls.take("w", "ep", token, most=most, in_progress=in_progress)
+    return [json.loads(job)["id"] for job in found.jobs]
+
+
+def taken(pulls, **options):
+    return wait_until(lambda: take(pulls, **options), 5)
+
+
+def post(api, path, body):
+    return api.post(path, data=json.dumps(body), content_type="application/x-www-form-urlencoded")
+
+
+def test_a_run_is_told_before_the_worker_can_take_it_and_has_the_jobs_id(worker, pulls):
+    told = Told()
+    assert worker.start(attempt()) == "job-1"
+    assert worker.start(attempt(number=2)) == "job-1-2"
+    assert take(pulls) == []
+    with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerUnavailable, match="asked for no job"):
+        pool.submit(worker.wait, "job-1", told).result(9)
+    assert told.looks == [Look.POLL]
+    assert take(pulls) == []
+
+
+def test_a_worker_that_asks_with_nothing_in_hand_has_lost_what_it_took(running, pulls):
+    assert taken(pulls) == ["job-1"]
+    pulls.ping("w", ["job-1"])
+    assert take(pulls) == []
+    with pytest.raises(AttemptLost, match="has not got the job any more"):
+        running.result(5)
+
+
+def test_a_delivery_that_was_never_begun_goes_back_uncounted(running, pulls):
+    assert taken(pulls) == ["job-1"]
+    assert take(pulls) == []
+    with pytest.raises(WorkerUnavailable, match="did not begin it"):
+        running.result(5)
+
+
+def test_pings_that_stop_listing_a_run_end_it(running, pulls, client, monkeypatch):
+    assert taken(pulls) == ["job-1"]
+    pulls.ping("w", ["job-1"])
+    # A ping may have been on its way when the job was taken.
+    pulls.ping("w", [])
+    client.hset(f"{keys.pull('w')}:run:job-1", "taken_ms", 1)
+    pulls.ping("w", [])
+    pulls.ping("w", ["job-1"])
+    pulls.ping("w", [])
+    assert not running.done()
+    pulls.ping("w", [])
+    with pytest.raises(AttemptLost):
+        running.result(5)
+
+
+def test_a_worker_that_vanished_loses_its_run(running, pulls, client):
+    assert taken(pulls) == ["job-1"]
+    pulls.ping("w", ["job-1"])
+    client.zadd(keys.HEARD, {"w": 1})
+    client.hset(keys.pull("w"), "ping_ms", 1)
+    with pytest.raises(AttemptLost):
+        running.result(5)
+
+
+def test_a_worker_that_does_not_ping_keeps_its_run_for_its_whole_time(running, pulls, client):
+    assert taken(pulls) == ["job-1"]
+    client.zadd(keys.HEARD, {"w": 1})
+    threading.Event().wait(0.3)
+    assert not running.done()
+    client.hset(f"{keys.pull('w')}:run:job-1", "until_ms", 1)
+    with pytest.raises(WorkerUnavailable):
+        running.result(5)
+
+
+def test_a_result_ends_the_run_whoever_waits_and_a_later_one_changes_nothing(running, pulls, api):
+    assert taken(pulls) == ["job-1"]
+    url = "/v2/ep/job-done/w/job-1?gpu=0&isStream=false"
+    assert post(api, url, {"output": {"a": 1}}).status_code == 200
+    outcome = running.result(5)
+    assert (outcome.status, outcome.output) == (JobStatus.COMPLETED, '{"a": 1}')
+    assert outcome.execution_ms >= 0
+    assert post(api, url, {"output": 2}).status_code == 200
+    assert post(api, "/v2/ep/job-done/w/nothing?isStream=false", {"output": 2}).status_code == 200
+
+
+def test_another_process_goes_on_with_a_run(worker, running, pulls, client, api):
+    assert taken(pulls) == ["job-1"]
+    expect = partial(JobEvents(client, keys.pull("w")).expect, end_only=False)
+    after = PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(after.wait, "job-1", Told(), resumed=True)
+        post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
+        assert "1" in {f.result(5).output for f in (running, again) if not f.exception(5)}
+
+
+def test_late_progress_changes_nothing(running, pulls, api, store):
+    assert taken(pulls) == ["job-1"]
+    url = "/v2/ep/job-done/w/job-1?isStream=false"
+    post(api, url, {"status": "IN_PROGRESS", "output": {"percent": 10}})
+    assert json.loads(store.job("job-1", "ep").answer_json())["output"] == {"percent": 10}
+    post(api, url, {"output": "done"})
+    post(api, url, {"status": "IN_PROGRESS", "output": {"percent": 90}})
+    assert running.result(5).output == '"done"'
+    assert store.job("job-1", "ep").progress == '{"percent": 10}'
+    store.hand_back("job-1", "ep", 1, lost=True, reason="x")
+    assert store.job("job-1", "ep").progress is None
+
+
+def test_chunks_are_the_output_of_a_stream_that_was_not_aggregated(running, pulls, api):
+    assert taken(pulls) == ["job-1"]
+    for number in range(2):
+        post(api, "/v2/ep/job-stream/w/job-1?isStream=false", {"output": number})
+    post(api, "/v2/ep/job-done/w/job-1?isStream=true", {"output": []})
+    assert running.result(5).output == "[0, 1]"
+
+
+def test_a_cancelled_run_is_stopped_and_its_slot_is_free_when_the_worker_has_not_got_it(
+    worker, running, pulls, api
+):
+    assert taken(pulls) == ["job-1"]
+    assert worker.cancel("job-1")
+    assert api.get("/v2/ep/job-stop/w?gpu=0").json == {"jobsToStop": ["job-1"]}
+    assert not running.done()
+    assert take(pulls) == []
+    assert running.result(5).error == "the worker was told to stop it"
+
+
+def test_a_cancelled_offer_is_never_taken(worker, running, pulls):
+    assert take(pulls) == []
+    wait_until(lambda: worker.cancel("job-1"), 5)
+    assert running.result(5).status == JobStatus.FAILED
+    assert take(pulls) == []
+
+
+def test_only_the_last_request_of_a_worker_is_given_jobs(pulls, worker):
+    assert take(pulls, token="first") == []
+    assert take(pulls, token="second") == []
+    assert pulls.collect("w", "first", most=1) is None
+    assert pulls.collect("w", "second", most=1).jobs == []
+
+
+def test_a_batch_has_at_most_as_many_as_asked_for_and_capacity_counts_what_is_out(pulls, client):
+    for name in "abc":
+        body = json.dumps({"id": name, "input": {}})
+        pulls.offer("w", name, job_id=name, attempt=1, body=body, time_s=60)
+    assert take(pulls, most=2) == ["a", "b"]
+    assert take(pulls, most=2, in_progress=True) == ["c"]
+    assert json.loads(client.hget(keys.PULLING, "w")) == {"endpoint": "ep", "capacity": 4}
+
+
+def test_a_worker_that_is_to_be_restarted_gets_nothing_before(running, pulls, api, worker, client):
+    assert taken(pulls) == ["job-1"]
+    post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1, "stopPod": True})
+    running.result(5)
+    with pytest.raises(WorkerUnavailable, match="wants its container to be restarted"):
+        worker.probe()
+    with pytest.raises(WorkerUnavailable):
+        worker.start(attempt())
+    assert pulls.take("w", "ep", "t", most=1, in_progress=False).stopping
+    assert api.get("/v2/ep/job-stop/w?gpu=0").status_code == 204
+    client.hset(keys.pull("w"), "asked_ms", 1)
+    assert not pulls.take("w", "ep", "t", most=1, in_progress=False).stopping
+    worker.probe()
+
+
+def test_nothing_is_at_a_run_that_was_settled(worker, pulls):
+    run = Run(job_id="job-1", attempt=1, id="job-1", look=Look.POLL, execution_timeout_ms=60_000)
+    assert not worker.is_at(run, 1)
+    body = json.dumps({"id": "job-1", "input": {}})
+    pulls.offer("w", "job-1", job_id="job-1", attempt=1, body=body, time_s=60)
+    assert not worker.is_at(run, 1)
+    assert take(pulls) == []
+    pulls.offer("w", "job-1", job_id="job-1", attempt=1, body=body, time_s=60)
+    assert take(pulls) == ["job-1"]
+    assert worker.is_at(run, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "says"),
+    [
+        ("/v2/ep/job-take/w?gpu=0", "wrong", "OWNPOD_WORKER_KEYS"),
+        ("/v2/nobody/job-take/w?gpu=0", "k", "'nobody' not found"),
+        ("/v2/ep/job-take/pushed?gpu=0", "k", "is the id of a worker at http://a:1"),
+        ("/v2/ep/job-take/a.b?gpu=0", "k", "is no id for a worker"),
+        ("/v2/ep/job-take-batch/housekeeping?gpu=0&batch_size=2", "k", "is no id for a worker"),
+        ("/v2/ep/job-stop/w?gpu=0", "wrong", "OWNPOD_WORKER_KEYS"),
+    ],
+)
+def test_who_gets_no_jobs_is_refused_with_429_and_the_reason(api, path, key, says):
+    answer = api.get(path, headers={"Authorization": key})
+    assert answer.status_code == 429
+    assert says in answer.json["error"]
+
+
+def test_one_name_in_two_endpoints_is_refused_while_the_first_is_there(api, pulls, client):
+    take(pulls)
+    assert api.get("/v2/other/job-take/w?gpu=0").status_code == 429
+    client.zadd(keys.HEARD, {"w": 1})
+    began = time.monotonic()
+    assert api.get("/v2/other/job-take/w?gpu=0").status_code == 204
+    assert time.monotonic() - began > 4
+
+
+def test_results_need_a_key_too(api):
+    headers = {"Authorization": "wrong"}
+    assert api.post("/v2/ep/job-done/w/r", data="{}", headers=headers).status_code == 401
+    assert api.get("/v2/ep/ping/w", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "output", "error"),
+    [
+        ({"output": None}, "COMPLETED", "null", None),
+        ({}, "COMPLETED", "{}", None),
+        ({"error": "boom"}, "FAILED", None, "boom"),
+        ({"error": {"code": 1}, "output": 2}, "FAILED", "2", '{"code": 1}'),
+        ({"error": ""}, "FAILED", None, ""),
+        ([1], "FAILED", None, "the worker's result is no JSON object"),
+        (None, "FAILED", None, "the worker's result is no JSON object"),
+    ],
+)
+def test_a_result_is_read_as_the_sdk_writes_it(said, status, output, error):
+    outcome = result_of(said)
+    assert (outcome.status, outcome.output, outcome.error) == (status, output, error)
+
+
+def test_a_worker_that_is_gone_is_forgotten_but_for_what_it_has(pulls, client):
+    take(pulls)
+    assert pulls.forget_gone() == []
+    pulls.offer("w", "r", job_id="j", attempt=1, body='{"id": "r"}', time_s=60)
+    take(pulls)
+    client.zadd(keys.HEARD, {"w": 1})
+    assert pulls.forget_gone() == []
+    pulls.settle("w", "r")
+    assert pulls.forget_gone() == ["w"]
+    assert client.keys(f"{keys.PULL}*") == []
