@@ -106,7 +106,7 @@ class Node:
         self._own_queue = broker.worker_queue(spec.endpoint, spec.id)
         self._queue = broker.endpoint_queue(spec.endpoint)
         app.amqp.queues.select([self._own_queue, self._queue])
-        # A worker that pulls says what it can take as it goes; see `tick`.
+        # A worker that pulls says what it can take as it goes; see `_apply`.
         app.conf.worker_concurrency = MOST_PULLED if spec.pulls else spec.capacity
         app.steps["consumer"].add(GateStep)
 
@@ -199,8 +199,6 @@ class Node:
         """In the event loop's thread: keeps the queues as wanted, and stops when it is time."""
         self._ticked = time.monotonic()
         self._apply()
-        if self._spec.pulls and self._consumer is not None:
-            self._consumer.pool.limit = self._capacity
         if self._stop_at is None:
             return
         if self._attempts.running == 0 or time.monotonic() >= self._stop_at:
@@ -300,6 +298,9 @@ class Node:
         consumer = self._consumer
         if consumer is None or consumer.task_consumer is None:
             return
+        if self._spec.pulls:
+            # Celery fetches no more than its pool takes.
+            consumer.pool.limit = self._capacity
         # Its own queue holds what the worker is at already, so that is not the gate's business.
         for queue, fetch in (
             (self._own_queue, self._stop_at is None),

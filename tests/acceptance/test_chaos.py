@@ -3,6 +3,7 @@
 Short in `make test`; `make chaos` runs it for longer and prints what it saw.
 """
 
+import json
 import os
 import random
 import signal
@@ -10,12 +11,13 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
-from helpers import answers, overlaps, sdk_worker, wait_until
+from helpers import Process, answers, overlaps, pull_worker, sdk_worker, wait_until
 
 from ownpod.processes import free_port
 
@@ -27,27 +29,20 @@ PAUSE_S = (0.4, 1.6)
 PARTS = {
     "API worker": lambda line, depth: "gunicorn" in line and depth == 2,
     "dispatcher": lambda line, depth: "ownpod dispatch" in line and depth == 1,
-    "node": lambda line, _: "celeryd: 127" in line,
+    "node": lambda line, _: "celeryd: 127" in line or "celeryd: gpu" in line,
     "housekeeping": lambda line, _: "celeryd: housekeeping" in line,
     "Redis": lambda line, _: "redis-server" in line,
 }
 KINDS = [*PARTS, "RunPod worker"]
+HANDLERS = ["sync", "async", "sync"]
 
 
 class Workers:
     """Real workers that are started again when they are killed."""
 
-    def __init__(self, directory: Path, kinds: list[str]) -> None:
-        self._dir = directory
-        self._places = [(kind, free_port()) for kind in kinds]
-        self.urls = [f"http://127.0.0.1:{port}" for _, port in self._places]
-        self._processes = [self._start(n) for n in range(len(kinds))]
-        for url in self.urls:
-            wait_until(lambda url=url: answers(url), 60, "the workers")
-
-    def _start(self, number: int):
-        kind, port = self._places[number]
-        return sdk_worker(port, self._dir / f"{kind}-{port}.log", kind=kind)
+    def __init__(self, start: Callable[[int], Process], count: int) -> None:
+        self._start = start
+        self._processes = [start(number) for number in range(count)]
 
     def kill(self, chance: random.Random) -> None:
         number = chance.randrange(len(self._processes))
@@ -57,6 +52,17 @@ class Workers:
     def end(self) -> None:
         for process in self._processes:
             process.kill()
+
+
+def push_workers(directory: Path) -> tuple[Callable[[int], Process], list[str]]:
+    """What starts them, and their URLs."""
+    ports = [free_port() for _ in HANDLERS]
+
+    def start(number: int) -> Process:
+        port = ports[number]
+        return sdk_worker(port, directory / f"worker-{port}.log", kind=HANDLERS[number])
+
+    return start, [f"http://127.0.0.1:{port}" for port in ports]
 
 
 def processes_of(ownpod, part: str) -> list[psutil.Process]:
@@ -90,9 +96,10 @@ def soon(find):
 class Client:
     """Submits jobs as a careful client does: again, under the same key, until there is an answer."""
 
-    def __init__(self, ownpod, runs: Path, chance: random.Random) -> None:
+    def __init__(self, ownpod, runs: Path, chance: random.Random, pause_s: float) -> None:
         self.accepted: dict[str, str] = {}
         self.stop = threading.Event()
+        self._pause_s = pause_s
         self._ownpod = ownpod
         self._runs = runs
         self._chance = chance
@@ -122,7 +129,7 @@ class Client:
                 assert answer.status_code == 503, answer.text
                 time.sleep(0.05)
             number += 1
-            self.stop.wait(0.06)
+            self.stop.wait(self._pause_s)
 
     def end(self) -> None:
         self.stop.set()
@@ -131,17 +138,37 @@ class Client:
 
 
 @pytest.mark.timeout(120 + 4 * SECONDS)
-def test_every_accepted_job_is_completed_whatever_is_killed(start_ownpod, tmp_path, capsys):
+@pytest.mark.parametrize("protocol", ["push", "pull"])
+def test_every_accepted_job_is_completed_whatever_is_killed(
+    start_ownpod, tmp_path, capsys, protocol
+):
     chance = random.Random(SEED)
-    workers = Workers(tmp_path, ["sync", "async", "sync"])
+    start, urls = push_workers(tmp_path) if protocol == "push" else (None, [])
     file = tmp_path / "workers.yaml"
-    lines = "\n".join(f"      - url: {url}" for url in workers.urls)
     # More attempts than by default: in a minute here more dies than elsewhere in a year.
-    file.write_text(f"endpoints:\n  local-ep:\n    maxAttempts: 50\n    workers:\n{lines}\n")
+    endpoint = {"maxAttempts": 50, "workers": [{"url": url} for url in urls]}
+    file.write_text(json.dumps({"endpoints": {"local-ep": endpoint}}))
     runs = tmp_path / "runs"
+    workers = None
     try:
+        if start is not None:
+            workers = Workers(start, len(HANDLERS))
+            for url in urls:
+                wait_until(lambda url=url: answers(url), 60, "the workers")
         ownpod = start_ownpod(OWNPOD_WORKERS_FILE=file, OWNPOD_LEASE_S=4)
-        client = Client(ownpod, runs, random.Random(SEED + 1))
+        if workers is None:
+
+            def pull(number: int) -> Process:
+                name = f"gpu-{number}"
+                log = tmp_path / f"{name}.log"
+                return pull_worker(ownpod.port, log, name=name, kind=HANDLERS[number])
+
+            workers = Workers(pull, len(HANDLERS))
+            ready = lambda: ownpod.get("/health")["workers"]["ready"] == len(HANDLERS)  # noqa: E731
+            wait_until(ready, 60, "the workers")
+        # In production mode the SDK runs about a job a second, as it pauses so long between them.
+        pause_s = 0.06 if protocol == "push" else 0.4
+        client = Client(ownpod, runs, random.Random(SEED + 1), pause_s)
         killed: Counter[str] = Counter()
         began, longest = time.monotonic(), 0.0
         until = began + SECONDS
@@ -175,7 +202,7 @@ def test_every_accepted_job_is_completed_whatever_is_killed(start_ownpod, tmp_pa
         longest = time.monotonic() - drained
         more = len([line for line in runs.read_text().splitlines() if line.startswith("+")])
         said = (
-            f"\nseed {SEED}: {len(ended)} jobs accepted in {SECONDS:g} s, {sum(killed.values())} kills: "
+            f"\n{protocol}, seed {SEED}: {len(ended)} jobs accepted in {SECONDS:g} s, {sum(killed.values())} kills: "
             + ", ".join(f"{kind} {killed[kind]}" for kind in KINDS)
             + f"\n{more} runs, all done {longest:.1f} s after the last kill"
         )
@@ -188,4 +215,5 @@ def test_every_accepted_job_is_completed_whatever_is_killed(start_ownpod, tmp_pa
         assert len(ended) > SECONDS
         assert set(killed) == set(KINDS)
     finally:
-        workers.end()
+        if workers is not None:
+            workers.end()

@@ -141,6 +141,14 @@ def test_chunks_come_while_the_handler_runs(request, ownpod, start_worker, aggre
     assert ownpod.status(job)["output"] == [{"number": number} for number in range(3)]
 
 
+def test_a_node_that_starts_takes_no_more_than_the_worker_asks_for(ownpod, start_worker):
+    jobs = [ownpod.submit(text=f"j{n}") for n in range(5)]
+    start_worker(ownpod)
+    assert {ownpod.ended(job)["status"] for job in jobs} == {"COMPLETED"}
+    starts = sorted(ownpod.get(f"/requests/{job}")["started_ms"] for job in jobs)
+    assert starts[-1] - starts[0] > 2000
+
+
 def test_progress_is_the_output_until_the_end(ownpod, start_worker):
     start_worker(ownpod, "async")
     job = ownpod.submit(do="progress", seconds=2, text="x")
