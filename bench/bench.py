@@ -18,6 +18,7 @@ from pathlib import Path
 import urllib3
 
 from ownpod.processes import die_with_parent, free_port
+from ownpod.pull import worker_environment
 
 HERE = Path(__file__).parent
 http = urllib3.PoolManager(maxsize=64, retries=False)
@@ -42,8 +43,8 @@ def wait_for(what: str, look: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def running(workers: int) -> Iterator[tuple[str, str]]:
-    """OwnPod and its workers; the URLs of the endpoint and of the first worker."""
+def running(workers: int, *, pull: bool) -> Iterator[tuple[str, str]]:
+    """OwnPod and its workers; the URLs of the endpoint and of the first worker, if that has one."""
     processes, urls, port = [], [], free_port()
     quiet = {"RUNPOD_DEBUG_LEVEL": "ERROR", "UVICORN_LOG_LEVEL": "error"}
     with tempfile.TemporaryDirectory() as data_dir, Path(data_dir, "log").open("w") as log:
@@ -60,22 +61,28 @@ def running(workers: int) -> Iterator[tuple[str, str]]:
             )
 
         try:
-            for _ in range(workers):
-                worker_port = free_port()
-                urls.append(f"http://127.0.0.1:{worker_port}")
-                serve = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port")
-                start(str(HERE / "handler.py"), *serve, str(worker_port), **quiet)
-            for url in urls:
-                wait_for(url, lambda url=url: http.request("GET", f"{url}/health").status == 404)
-            start(
-                *("-m", "ownpod", "up", "--port", str(port), "--workers", ",".join(urls)),
-                OWNPOD_DATA_DIR=data_dir,
-                OWNPOD_WORKERS_FILE="",
-                REDIS_URL="",
-            )
             endpoint = f"http://127.0.0.1:{port}/v2/local-ep"
+            up = ("-m", "ownpod", "up", "--port", str(port))
+            environ = {"OWNPOD_DATA_DIR": data_dir, "REDIS_URL": ""}
+            if pull:
+                start(*up, **environ, OWNPOD_WORKERS_FILE=str(HERE.parent / "examples/pull.yaml"))
+                wait_for("the API", lambda: http.request("GET", f"{endpoint}/health").status == 200)
+                for number in range(workers):
+                    pulling = worker_environment(endpoint, f"gpu-{number}", key="any")
+                    start(str(HERE / "handler.py"), **quiet, **pulling)
+            else:
+                for _ in range(workers):
+                    worker_port = free_port()
+                    urls.append(f"http://127.0.0.1:{worker_port}")
+                    serve = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port")
+                    start(str(HERE / "handler.py"), *serve, str(worker_port), **quiet)
+                for url in urls:
+                    wait_for(
+                        url, lambda url=url: http.request("GET", f"{url}/health").status == 404
+                    )
+                start(*up, "--workers", ",".join(urls), **environ, OWNPOD_WORKERS_FILE="")
             wait_for("start", lambda: health(endpoint)["workers"]["ready"] == workers)
-            yield endpoint, urls[0]
+            yield endpoint, (urls or [""])[0]
         finally:
             for process in reversed(processes):
                 process.terminate()
@@ -87,15 +94,19 @@ def health(endpoint: str) -> dict:
 
 
 def no_ops(endpoint: str, worker: str, count: int) -> dict:
-    """A no-op through the worker itself and through OwnPod, in turn; ms."""
+    """A no-op through the worker itself (if it can be asked) and through OwnPod, in turn; ms."""
     direct, through = [], []
     for url, times in ((worker, direct), (endpoint, through)) * count:
+        if not url:
+            continue
         began = time.perf_counter()
         post(f"{url}/runsync", {"input": {"seconds": 0}})
         times.append((time.perf_counter() - began) * 1000)
     figures = {}
     for name, times in (("worker", direct), ("ownpod", through)):
-        cuts = statistics.quantiles(times[10:], n=100)
+        if not times:
+            continue
+        cuts = statistics.quantiles(times[len(times) // 10 :], n=100)
         figures |= {f"{name}_p50": cuts[49], f"{name}_p95": cuts[94], f"{name}_p99": cuts[98]}
     return figures
 
@@ -129,52 +140,71 @@ def against_ideal(endpoint: str, seconds: list[float], workers: int) -> dict:
     return {"took_s": took, "ideal_s": ideal, "share": ideal / took}
 
 
+def measure(what: str, *, pull: bool, no_op_count: int, drain_count: int) -> dict:
+    """All of it, once."""
+    workers = 4
+    with running(workers, pull=pull) as (endpoint, worker):
+        print(f"measuring {what}: no-ops", flush=True)
+        one = no_ops(endpoint, worker, no_op_count)
+        print(f"measuring {what}: drain", flush=True)
+        many = drain(endpoint, drain_count)
+        print(f"measuring {what}: equal jobs", flush=True)
+        equal = against_ideal(endpoint, [0.25] * 32, workers)
+        print(f"measuring {what}: mixed jobs", flush=True)
+        mixed = against_ideal(endpoint, [0.02, 0.02, 1.0, 0.02, 0.02] * 16, workers)
+    return {"no_ops_ms": one, "drain": many, "equal": equal, "mixed": mixed}
+
+
+def column(found: dict) -> list[str]:
+    """A kind of workers in the table."""
+    one, many = found["no_ops_ms"], found["drain"]
+    direct = "worker_p50" in one
+    return [
+        f"{one['worker_p50']:.1f} ms" if direct else "-",
+        f"{one['ownpod_p50']:.1f} ms",
+        f"{one['ownpod_p95']:.1f} ms",
+        f"{one['ownpod_p50'] - one['worker_p50']:.1f} ms" if direct else "-",
+        f"{many['jobs_per_s']:.0f} /s",
+        f"{many['submits_per_s']:.0f} /s",
+        f"{found['equal']['share']:.1%}",
+        f"{found['mixed']['share']:.1%}",
+    ]
+
+
+ROWS = (
+    ("no-op, worker itself, p50", ""),
+    ("no-op through /runsync, p50", ""),
+    ("no-op through /runsync, p95", ""),
+    ("OwnPod's part, p50", ""),
+    ("no-op jobs, 4 workers", "submitted and drained"),
+    ("submissions by /run", "while they are drained"),
+    ("32 x 0.25 s, 4 workers", "of the ideal 2.00 s"),
+    ("80 mixed, 4 workers", "of the ideal 4.32 s"),
+)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="fewer repetitions")
     quick = options.parse_args().quick
-    workers = 4
-    with running(workers) as (endpoint, worker):
-        print("measuring: no-ops", flush=True)
-        one = no_ops(endpoint, worker, 60 if quick else 300)
-        print("measuring: drain", flush=True)
-        many = drain(endpoint, 400 if quick else 2000)
-        print("measuring: equal jobs", flush=True)
-        equal = against_ideal(endpoint, [0.25] * 32, workers)
-        print("measuring: mixed jobs", flush=True)
-        mixed = against_ideal(endpoint, [0.02, 0.02, 1.0, 0.02, 0.02] * 16, workers)
+    found = {
+        "push": measure(
+            "push", pull=False, no_op_count=60 if quick else 300, drain_count=400 if quick else 2000
+        ),
+        # The SDK pauses up to a second between jobs in this mode, so fewer will do.
+        "pull": measure("pull", pull=True, no_op_count=20, drain_count=40),
+    }
     cores = os.cpu_count()
     packages = {name: version(name) for name in ("celery", "kombu", "redis", "runpod", "gunicorn")}
-    rows = [
-        ("no-op, worker itself", f"{one['worker_p50']:.1f} ms", f"p95 {one['worker_p95']:.1f} ms"),
-        (
-            "no-op through /runsync",
-            f"{one['ownpod_p50']:.1f} ms",
-            f"p95 {one['ownpod_p95']:.1f} ms",
-        ),
-        (
-            "OwnPod's part",
-            f"{one['ownpod_p50'] - one['worker_p50']:.1f} ms",
-            f"p95 {one['ownpod_p95'] - one['worker_p95']:.1f} ms",
-        ),
-        ("no-op jobs, 4 workers", f"{many['jobs_per_s']:.0f} /s", "submitted and drained"),
-        ("submissions by /run", f"{many['submits_per_s']:.0f} /s", "while they are drained"),
-        (
-            "32 x 0.25 s, 4 workers",
-            f"{equal['share']:.1%}",
-            f"of the ideal {equal['ideal_s']:.2f} s",
-        ),
-        ("80 mixed, 4 workers", f"{mixed['share']:.1%}", f"of the ideal {mixed['ideal_s']:.2f} s"),
-    ]
     print(f"\n{cores} cores, Python {platform.python_version()}, {packages}\n")
-    for name, figure, remark in rows:
-        print(f"{name:<24} {figure:>10}   {remark}")
+    print(f"{'':<28} {'push':>10} {'pull':>10}")
+    for (name, remark), *figures in zip(ROWS, *map(column, found.values()), strict=True):
+        print(f"{name:<28} {figures[0]:>10} {figures[1]:>10}   {remark}".rstrip())
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    found = {"cores": cores, "python": platform.python_version(), "packages": packages}
-    found |= {"no_ops_ms": one, "drain": many, "equal": equal, "mixed": mixed}
+    said = {"cores": cores, "python": platform.python_version(), "packages": packages} | found
     path = results / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps(found, indent=2))
+    path.write_text(json.dumps(said, indent=2))
     print(f"\nwritten to {path.relative_to(Path.cwd())}")
 
 

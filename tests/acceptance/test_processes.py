@@ -13,7 +13,6 @@ import psutil
 import pytest
 import requests
 from helpers import (
-    OwnPod,
     Process,
     RedisServer,
     answers,
@@ -454,9 +453,9 @@ def test_help_and_version_need_nothing():
     assert (code, said.split()[:2]) == (0, ["ownpod,", "version"])
 
 
-def test_the_demo_runs_once(tmp_path):
-    _ = OwnPod  # the demo starts its own
-    code, said = run("make", "demo", "ONCE=1", PATH=os.environ["PATH"])
+@pytest.mark.parametrize("options", [[], ["PULL=1"]], ids=["push", "pull"])
+def test_the_demo_runs_once(options):
+    code, said = run("make", "demo", "ONCE=1", *options, PATH=os.environ["PATH"])
     assert code == 0, said
     shown = [line for line in said.splitlines() if line.startswith("demo ") and '"status"' in line]
     assert '"IN_QUEUE"' in shown[0]

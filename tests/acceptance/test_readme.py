@@ -14,6 +14,7 @@ from ownpod.processes import free_port
 
 ELSEWHERE = {
     "make demo": "test_the_demo_runs_once",
+    "make demo PULL=1": "test_the_demo_runs_once",
     "make test": "this run",
     "make install": "this run's .venv",
 }
