@@ -18,7 +18,10 @@
 --                                  with done `status`, `output`, `error`
 -- EVENTS                    pub/sub "take:<worker> OFFER", "stop:<worker> STOP", both with LEAVE
 
-local command, now, worker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+-- Redis's clock: API and node may be on different hosts.
+local time = redis.call('TIME')
+local now = math.floor(time[1] * 1000 + time[2] / 1000)
+local command, worker = ARGV[1], ARGV[2]
 local base = PULL .. worker
 local offers, out = base .. ':offers', base .. ':out'
 
@@ -78,21 +81,21 @@ local commands = {}
 -- worker, endpoint, token, most, in progress (0|1), gone ms -> see hand_out, or nil: another endpoint's
 -- worker goes by this name
 function commands.take()
-  local endpoint, token, most, gone_ms = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
+  local endpoint, token, most, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
   local known = redis.call('HGET', PULLING, worker)
   local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or 0)
   if known and cjson.decode(known).endpoint ~= endpoint and heard_ms + gone_ms > now then
     return false
   end
   hear()
-  if ARGV[7] == '0' then
+  if ARGV[6] == '0' then
     -- It asks with nothing in hand: what it had has ended without a result.
     for _, run in ipairs(redis.call('SMEMBERS', out)) do
       lose(run)
     end
   end
   local asked_ms = tonumber(redis.call('HGET', base, 'asked_ms') or 0)
-  if ARGV[7] == '0' and asked_ms + RESTART_MS < now then
+  if ARGV[6] == '0' and asked_ms + RESTART_MS < now then
     -- A living one would have asked sooner.
     redis.call('HDEL', base, 'stopping')
   end
@@ -108,16 +111,16 @@ end
 
 -- worker, token, most -> see hand_out, or nil: it has asked anew since
 function commands.collect()
-  if redis.call('HGET', base, 'take') ~= ARGV[4] then
+  if redis.call('HGET', base, 'take') ~= ARGV[3] then
     return false
   end
   hear()
-  return hand_out(tonumber(ARGV[5]))
+  return hand_out(tonumber(ARGV[4]))
 end
 
 -- worker, token: who asked has closed the connection, so it is another process that asks next
 function commands.left()
-  if redis.call('HGET', base, 'take') == ARGV[4] then
+  if redis.call('HGET', base, 'take') == ARGV[3] then
     redis.call('HDEL', base, 'take', 'stopping')
   end
   return 1
@@ -128,7 +131,7 @@ function commands.ping()
   redis.call('HSET', base, 'ping_ms', now)
   redis.call('PEXPIRE', base, KEPT_MS)
   local listed = {}
-  for i = 4, #ARGV do
+  for i = 3, #ARGV do
     listed[ARGV[i]] = true
     begin(ARGV[i])
   end
@@ -147,20 +150,20 @@ end
 function commands.heard()
   hear()
   local job, attempt, state =
-    unpack(redis.call('HMGET', run_key(ARGV[4]), 'job', 'attempt', 'state'))
+    unpack(redis.call('HMGET', run_key(ARGV[3]), 'job', 'attempt', 'state'))
   if state ~= 'delivered' and state ~= 'begun' then
     return false
   end
-  begin(ARGV[4])
+  begin(ARGV[3])
   return {job, attempt}
 end
 
 -- worker, run, stopping (0|1), status, output, error (each may be ''): the run has ended -> 1, or 0 if
 -- nobody waits for it
 function commands.done()
-  local run = ARGV[4]
+  local run = ARGV[3]
   hear()
-  if ARGV[5] == '1' then
+  if ARGV[4] == '1' then
     redis.call('HSET', base, 'stopping', 1, 'asked_ms', now)
     -- It ends when nothing is held open for it.
     redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LEAVE')
@@ -171,17 +174,17 @@ function commands.done()
   if not state or state == 'done' then
     return 0
   end
-  redis.call('HSET', run_key(run), 'status', ARGV[6], 'output', ARGV[7], 'error', ARGV[8],
+  redis.call('HSET', run_key(run), 'status', ARGV[5], 'output', ARGV[6], 'error', ARGV[7],
     'ended_ms', now)
   set_state(run, 'done')
   return 1
 end
 
--- worker, run, job, attempt, body, until ms: the worker may have it, when it asks
+-- worker, run, job, attempt, body, ms that it may take: the worker may have it, when it asks
 function commands.offer()
-  local run = ARGV[4]
-  redis.call('HSET', run_key(run), 'job', ARGV[5], 'attempt', ARGV[6], 'body', ARGV[7],
-    'until_ms', ARGV[8], 'state', 'offered')
+  local run = ARGV[3]
+  redis.call('HSET', run_key(run), 'job', ARGV[4], 'attempt', ARGV[5], 'body', ARGV[6],
+    'until_ms', now + ARGV[7], 'state', 'offered')
   redis.call('PEXPIRE', run_key(run), KEPT_MS)
   redis.call('RPUSH', offers, run)
   redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' OFFER')
@@ -190,28 +193,28 @@ end
 
 -- worker, run -> 1: it was not taken, and is not to be any more
 function commands.withdraw()
-  if redis.call('HGET', run_key(ARGV[4]), 'state') ~= 'offered' then
+  if redis.call('HGET', run_key(ARGV[3]), 'state') ~= 'offered' then
     return 0
   end
-  redis.call('LREM', offers, 1, ARGV[4])
-  redis.call('DEL', run_key(ARGV[4]))
-  redis.call('PUBLISH', base, ARGV[4] .. ' withdrawn')
+  redis.call('LREM', offers, 1, ARGV[3])
+  redis.call('DEL', run_key(ARGV[3]))
+  redis.call('PUBLISH', base, ARGV[3] .. ' withdrawn')
   return 1
 end
 
--- worker, run: the node knows how it ended
+-- worker, run, ms: the node knows how it ended; what is known of it stays so long
 function commands.settle()
-  redis.call('SREM', out, ARGV[4])
-  redis.call('DEL', run_key(ARGV[4]))
+  redis.call('SREM', out, ARGV[3])
+  redis.call('PEXPIRE', run_key(ARGV[3]), ARGV[4])
   return 1
 end
 
 -- worker, run -> 1: it is to be stopped, and the worker has it
 function commands.stop()
-  if redis.call('SISMEMBER', out, ARGV[4]) == 0 then
+  if redis.call('SISMEMBER', out, ARGV[3]) == 0 then
     return 0
   end
-  redis.call('RPUSH', base .. ':stops', ARGV[4])
+  redis.call('RPUSH', base .. ':stops', ARGV[3])
   redis.call('PEXPIRE', base .. ':stops', KEPT_MS)
   redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' STOP')
   return 1
@@ -231,7 +234,7 @@ end
 -- '', gone ms -> workers that were not heard of for so long and have nothing in hand; they are forgotten
 function commands.forget()
   local gone = {}
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', HEARD, '-inf', now - tonumber(ARGV[4]))) do
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', HEARD, '-inf', now - tonumber(ARGV[3]))) do
     local key = PULL .. name
     if redis.call('SCARD', key .. ':out') == 0 and redis.call('LLEN', key .. ':offers') == 0 then
       redis.call('ZREM', HEARD, name)

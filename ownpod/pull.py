@@ -10,7 +10,7 @@ import redis
 
 from ownpod import keys
 from ownpod.jobs import JobStatus, Outcome
-from ownpod.store import now_ms, redis_errors
+from ownpod.store import redis_errors
 
 KEPT_MS = 8 * 86_400_000
 """What is known of a run or a worker is forgotten after this; no job runs longer."""
@@ -64,6 +64,11 @@ class Taken:
     stopping: bool
 
 
+def _ms(time: tuple[int, int]) -> int:
+    """Of Redis's clock."""
+    return time[0] * 1000 + time[1] // 1000
+
+
 def _taken(found: Any) -> Taken | None:
     return None if found is None else Taken(list(found[1]), stopping=bool(found[0]))
 
@@ -110,7 +115,7 @@ class Pulls:
 
     @redis_errors
     def _call(self, command: str, worker_id: str, *arguments: str | float) -> Any:
-        return self._script(args=[command, now_ms(), worker_id, *arguments])
+        return self._script(args=[command, worker_id, *arguments])
 
     # What a worker says; the API's part.
 
@@ -158,16 +163,15 @@ class Pulls:
         self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
     ) -> None:
         """Lets the worker take a run; it has so many s for it."""
-        until_ms = now_ms() + int(time_s * 1000)
-        self._call("offer", worker_id, run_id, job_id, attempt, body, until_ms)
+        self._call("offer", worker_id, run_id, job_id, attempt, body, int(time_s * 1000))
 
     def withdraw(self, worker_id: str, run_id: str) -> bool:
         """Takes an offer back. False: the worker has taken it."""
         return bool(self._call("withdraw", worker_id, run_id))
 
-    def settle(self, worker_id: str, run_id: str) -> None:
-        """The node knows how the run ended."""
-        self._call("settle", worker_id, run_id)
+    def settle(self, worker_id: str, run_id: str, *, keep_s: float = 0) -> None:
+        """The node knows how the run ended; a later one can still see it for so long."""
+        self._call("settle", worker_id, run_id, int(keep_s * 1000))
 
     def stop(self, worker_id: str, run_id: str) -> bool:
         """The worker is to stop a run. False: it has not got it."""
@@ -178,7 +182,10 @@ class Pulls:
         """Where a run is; None: settled, or withdrawn."""
         key = f"{keys.pull(worker_id)}:run:{run_id}"
         names = ("state", "until_ms", "taken_ms", "ended_ms", "status", "output", "error")
-        found: Any = self._redis.hmget(key, names)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(key, names)
+            pipe.time()
+            found, time = pipe.execute()
         state, until_ms, taken_ms, ended_ms, status, output, error = found
         if state is None:
             return None
@@ -190,7 +197,7 @@ class Pulls:
                 error=error or None,
                 execution_ms=int(ended_ms) - int(taken_ms),
             )
-        now = now_ms()
+        now = _ms(time)
         return RunState(
             state=state,
             left_s=(int(until_ms or 0) - now) / 1000,
@@ -204,8 +211,9 @@ class Pulls:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zscore(keys.HEARD, worker_id)
             pipe.hmget(keys.pull(worker_id), "asked_ms", "ping_ms", "stopping")
-            heard_ms, (asked_ms, ping_ms, stopping) = pipe.execute()
-        now = now_ms()
+            pipe.time()
+            heard_ms, (asked_ms, ping_ms, stopping), time = pipe.execute()
+        now = _ms(time)
         heard_s, asked_s, pinged_s = (
             None if ms is None else (now - int(ms)) / 1000 for ms in (heard_ms, asked_ms, ping_ms)
         )

@@ -28,6 +28,9 @@ BEGIN_S = 35.0
 ASK_S = 40.0
 """A worker with a free slot asks anew within this: its requests are held for 25 s."""
 
+RESULT_KEPT_S = 120.0
+"""A result stays so long after a node has heard it; that is started again within 30 s."""
+
 STOPPING = "the worker wants its container to be restarted (refresh_worker), and was not yet"
 
 LOOK_S = 5.0
@@ -67,7 +70,7 @@ class Desk(Protocol):
         self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
     ) -> None: ...
     def withdraw(self, worker_id: str, run_id: str) -> bool: ...
-    def settle(self, worker_id: str, run_id: str) -> None: ...
+    def settle(self, worker_id: str, run_id: str, *, keep_s: float = 0) -> None: ...
     def stop(self, worker_id: str, run_id: str) -> bool: ...
     def run(self, worker_id: str, run_id: str) -> RunLike | None: ...
     def contact(self, worker_id: str) -> ContactLike: ...
@@ -147,8 +150,12 @@ class PullWorker:
                 return stopped
             raise AttemptLost("nothing is known of this run any more")
         if found.outcome is not None:
-            self._settle(run_id)
+            # Should this node die before it has written that, the next one finds it.
+            self._settle(run_id, keep_s=RESULT_KEPT_S)
             return found.outcome
+        if run_id in self._over:
+            # Again each time: the SDK does not hear it of a job that it is just about to begin.
+            self.cancel(run_id)
         if found.state == "offered":
             if offered_s > OFFER_S and until_redis_answers(
                 lambda: self._desk.withdraw(self._id, run_id)
@@ -179,8 +186,8 @@ class PullWorker:
             and min(found.taken_s, contact.pinged_s) > BEGIN_S
         )
 
-    def _settle(self, run_id: str) -> None:
-        until_redis_answers(lambda: self._desk.settle(self._id, run_id))
+    def _settle(self, run_id: str, *, keep_s: float = 0) -> None:
+        until_redis_answers(lambda: self._desk.settle(self._id, run_id, keep_s=keep_s))
 
     def is_at(self, run: Run, patience_s: float) -> bool:  # noqa: ARG002
         found = until_redis_answers(lambda: self._desk.run(self._id, run.id))

@@ -168,6 +168,16 @@ def test_another_process_goes_on_with_a_run(worker, running, pulls, client, api)
         assert "1" in {f.result(5).output for f in (running, again) if not f.exception(5)}
 
 
+def test_a_result_is_there_for_the_next_node_when_this_one_dies_with_it(
+    worker, running, pulls, client, api
+):
+    assert taken(pulls) == ["job-1"]
+    post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
+    assert running.result(5).output == "1"
+    assert worker.wait("job-1", Told(), resumed=True).output == "1"
+    assert client.pttl(f"{keys.pull('w')}:run:job-1") > 60_000
+
+
 def test_late_progress_changes_nothing(running, pulls, api, store):
     assert taken(pulls) == ["job-1"]
     url = "/v2/ep/job-done/w/job-1?isStream=false"
@@ -200,9 +210,17 @@ def test_a_cancelled_run_is_stopped_and_its_slot_is_free_when_the_worker_has_not
     assert running.result(5).error == "the worker was told to stop it"
 
 
+def test_a_run_that_is_cancelled_before_it_is_offered_is_never_taken(worker, pulls):
+    run_id = worker.start(attempt())
+    assert not worker.cancel(run_id)
+    assert worker.wait(run_id, Told()).status == JobStatus.FAILED
+    assert take(pulls) == []
+
+
 def test_a_cancelled_offer_is_never_taken(worker, running, pulls):
     assert take(pulls) == []
-    wait_until(lambda: worker.cancel("job-1"), 5)
+    wait_until(lambda: pulls.run("w", "job-1"), 5)
+    assert worker.cancel("job-1")
     assert running.result(5).status == JobStatus.FAILED
     assert take(pulls) == []
 
