@@ -34,7 +34,9 @@ def main() -> int:
         for port in (8000,) if chosen.pull else (*WORKER_PORTS, 8000):
             _check(port)
         if chosen.pull:
-            _start_ownpod(group, OWNPOD_WORKERS_FILE=str(HERE / "pull.yaml"))
+            # A worker that is told to end waits until its request for jobs is answered: sooner so.
+            pull = {"OWNPOD_WORKERS_FILE": str(HERE / "pull.yaml"), "OWNPOD_WORKER_GONE_S": "10"}
+            _start_ownpod(group, **pull)
             group.until(_serves, "OwnPod")
             for letter in "AB":
                 environ = worker_environment(ENDPOINT, f"worker-{letter}", key="any")

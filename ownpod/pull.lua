@@ -214,6 +214,7 @@ function commands.stop()
   if redis.call('SISMEMBER', out, ARGV[3]) == 0 then
     return 0
   end
+  redis.call('LREM', base .. ':stops', 0, ARGV[3])
   redis.call('RPUSH', base .. ':stops', ARGV[3])
   redis.call('PEXPIRE', base .. ':stops', KEPT_MS)
   redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' STOP')

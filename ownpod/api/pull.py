@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 blueprint = Blueprint("pull", __name__, url_prefix="/v2/<endpoint_id>")
 
-HOLD_S = 25.0
-"""A request for jobs, or for what to stop, is held so long at most; the SDK leaves after 90 s."""
+HOLD_S = 20.0
+"""A request for jobs, or for what to stop, is held so long at most; the SDK leaves after 90 s,
+and a worker that is told to end waits for the answer."""
 
 RESULT_S = 60.0
 """A result is held so long while Redis is away, before the worker is told to try again."""

@@ -26,7 +26,7 @@ BEGIN_S = 35.0
 """A worker that pings has listed a job within this: three times the SDK's interval, and a little."""
 
 ASK_S = 40.0
-"""A worker with a free slot asks anew within this: its requests are held for 25 s."""
+"""A worker with a free slot asks anew within this: its requests are held for 20 s."""
 
 RESULT_KEPT_S = 120.0
 """A result stays so long after a node has heard it; that is started again within 30 s."""
