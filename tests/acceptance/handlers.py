@@ -94,6 +94,8 @@ HANDLERS = {
 config = {"handler": HANDLERS[os.environ["HANDLER"]]}
 if "CONCURRENCY" in os.environ:
     config["concurrency_modifier"] = lambda _: int(os.environ["CONCURRENCY"])
+if "REFRESH" in os.environ:
+    config["refresh_worker"] = True
 if "AGGREGATE" in os.environ:
     config["return_aggregate_stream"] = True
 if "CERTIFICATE" in os.environ:

@@ -46,14 +46,22 @@ def python_with_the_old_sdk():
     return python
 
 
+@pytest.fixture(params=["current", OLD])
+def python(request):
+    """With the SDK of each version."""
+    if request.param == OLD:
+        return request.getfixturevalue("python_with_the_old_sdk")
+    return sys.executable
+
+
 @pytest.fixture
 def start_ownpod(tmp_path):
     started = []
 
-    def start(**environ):
+    def start(*options, **environ):
         file = tmp_path / "workers.yaml"
         file.write_text("endpoints: {local-ep: {}}")
-        started.append(OwnPod(tmp_path, OWNPOD_WORKERS_FILE=file, **environ))
+        started.append(OwnPod(tmp_path, *options, OWNPOD_WORKERS_FILE=file, **environ))
         return started[-1]
 
     yield start
@@ -97,12 +105,8 @@ def begun(runs, name="a"):
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("sdk", ["current", OLD])
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_jobs_go_through_a_worker_that_pulls(request, ownpod, start_worker, kind, sdk):
-    python = (
-        sys.executable if sdk == "current" else request.getfixturevalue("python_with_the_old_sdk")
-    )
+def test_jobs_go_through_a_worker_that_pulls(ownpod, start_worker, kind, python):
     start_worker(ownpod, kind, python=python)
     done = ownpod.post("/runsync", {"input": {"text": "x"}})
     assert (done["status"], done["workerId"], done["output"]["echo"]) == ("COMPLETED", "gpu-1", "x")
@@ -122,12 +126,8 @@ def test_jobs_go_through_a_worker_that_pulls(request, ownpod, start_worker, kind
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("sdk", ["current", OLD])
 @pytest.mark.parametrize("aggregate", [False, True])
-def test_chunks_come_while_the_handler_runs(request, ownpod, start_worker, aggregate, sdk):
-    python = (
-        sys.executable if sdk == "current" else request.getfixturevalue("python_with_the_old_sdk")
-    )
+def test_chunks_come_while_the_handler_runs(ownpod, start_worker, aggregate, python):
     environ = {"AGGREGATE": 1} if aggregate else {}
     start_worker(ownpod, "generator", python=python, **environ)
     job = ownpod.submit(count=3, seconds=1)
@@ -149,8 +149,9 @@ def test_a_node_that_starts_takes_no_more_than_the_worker_asks_for(ownpod, start
     assert starts[-1] - starts[0] > 2000
 
 
-def test_progress_is_the_output_until_the_end(ownpod, start_worker):
-    start_worker(ownpod, "async")
+@pytest.mark.timeout(400)
+def test_progress_is_the_output_until_the_end(ownpod, start_worker, python):
+    start_worker(ownpod, "async", python=python)
     job = ownpod.submit(do="progress", seconds=2, text="x")
     wait_until(lambda: ownpod.status(job).get("output") == {"percent": 50}, 10)
     assert ownpod.status(job)["status"] == "IN_PROGRESS"
@@ -184,8 +185,9 @@ def test_a_sync_handler_keeps_its_slot_until_it_ends(ownpod, start_worker, tmp_p
     assert overlaps(runs) == []
 
 
-def test_capacity_follows_what_the_worker_asks_for(ownpod, start_worker, tmp_path):
-    start_worker(ownpod, "async", CONCURRENCY=4)
+@pytest.mark.timeout(400)
+def test_capacity_follows_what_the_worker_asks_for(ownpod, start_worker, tmp_path, python):
+    start_worker(ownpod, "async", CONCURRENCY=4, python=python)
     wait_until(lambda: capacity(ownpod) == [4], 15)
     runs = tmp_path / "runs"
     jobs = [ownpod.submit(text=f"j{n}", runs=str(runs), seconds=2) for n in range(8)]
@@ -214,6 +216,34 @@ def test_a_worker_that_refreshes_gets_no_job_until_it_is_back(ownpod, start_work
     assert "retries" not in done
 
 
+def test_a_worker_that_ends_itself_after_each_job_is_given_the_next_when_it_is_back(
+    ownpod, start_worker
+):
+    worker = start_worker(ownpod, REFRESH=1)
+    assert ownpod.post("/runsync", {"input": {"text": "a"}})["status"] == "COMPLETED"
+    following = ownpod.submit(text="b")
+    # Nothing is held open for it, so it ends soon.
+    worker.wait(8)
+    start_worker(ownpod, REFRESH=1)
+    done = ownpod.ended(following)
+    assert (done["output"]["echo"], "retries" in done) == ("b", False)
+
+
+def test_a_worker_that_pulls_shows_up_like_any_other(start_ownpod, start_worker, tmp_path):
+    flower = free_port()
+    ownpod = start_ownpod("--flower", "--flower-port", flower)
+    start_worker(ownpod)
+
+    def nodes():
+        url = f"http://127.0.0.1:{flower}/api/workers?refresh=1"
+        return {name.partition("@")[0] for name in requests.get(url, timeout=20).json()}
+
+    wait_until(lambda: "gpu-1" in nodes(), 30)
+    command = (sys.executable, "-m", "ownpod", "workers", "list")
+    listed = run_command(*command, cwd=tmp_path, **ownpod.environ)
+    assert "pull:gpu-1" in listed.stdout, listed.stderr
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("when", ["idle", "running"])
 def test_a_worker_that_ends_costs_no_job(start_ownpod, start_worker, tmp_path, signum, when):
@@ -238,12 +268,13 @@ def test_a_worker_that_ends_costs_no_job(start_ownpod, start_worker, tmp_path, s
     )
 
 
-def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_path):
+@pytest.mark.timeout(400)
+def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_path, python):
     ownpod.environ["OWNPOD_SHUTDOWN_GRACE_S"] = 0
     ownpod.environ["OWNPOD_LEASE_S"] = 10
     ownpod.stop()
     ownpod.start()
-    start_worker(ownpod, "async")
+    start_worker(ownpod, "async", python=python)
     runs = tmp_path / "runs"
     job = ownpod.submit(text="a", runs=str(runs), seconds=6)
     wait_until(begun(runs))
