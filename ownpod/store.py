@@ -525,8 +525,10 @@ class JobStore:
         Returns:
             How many were cancelled.
         """
-        self._call("purge", endpoint, *self.messages.lists(endpoint))
-        return self.finish_purge(endpoint, reason=reason)
+        # Not what is cancelled here: the sweep may help, as it finishes purges that broke off.
+        removed = int(self._call("purge", endpoint, *self.messages.lists(endpoint)))
+        self.finish_purge(endpoint, reason=reason)
+        return removed
 
     def finish_purge(self, endpoint: str, *, reason: str) -> int:
         """Cancels what a purge has taken out of the queue, also one that broke off; how many."""

@@ -212,8 +212,9 @@ def test_capacity_follows_what_the_worker_asks_for(ownpod, start_worker, tmp_pat
     assert most == 4
 
 
-def test_a_worker_that_refreshes_gets_no_job_until_it_is_back(ownpod, start_worker):
-    worker = start_worker(ownpod)
+@pytest.mark.timeout(400)
+def test_a_worker_that_refreshes_gets_no_job_until_it_is_back(ownpod, start_worker, python):
+    worker = start_worker(ownpod, python=python)
     first = ownpod.post("/runsync", {"input": {"do": "refresh"}})["output"]
     following = ownpod.submit(text="next")
     wait_until(lambda: states(ownpod)["gpu-1"] == "unhealthy", 20)
@@ -257,9 +258,12 @@ def test_a_worker_that_pulls_shows_up_like_any_other(start_ownpod, start_worker,
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("when", ["idle", "running"])
-def test_a_worker_that_ends_costs_no_job(start_ownpod, start_worker, tmp_path, signum, when):
+@pytest.mark.timeout(400)
+def test_a_worker_that_ends_costs_no_job(
+    start_ownpod, start_worker, tmp_path, signum, when, python
+):
     ownpod = start_ownpod(OWNPOD_WORKER_GONE_S=10)
-    worker = start_worker(ownpod, "async")
+    worker = start_worker(ownpod, "async", python=python)
     runs = tmp_path / "runs"
     jobs = []
     if when == "running":
@@ -269,14 +273,15 @@ def test_a_worker_that_ends_costs_no_job(start_ownpod, start_worker, tmp_path, s
     jobs.append(ownpod.submit(text="b", runs=str(runs)))
     if signum == signal.SIGKILL:
         worker.wait(10)
-    start_worker(ownpod, "async", name="gpu-2")
+    start_worker(ownpod, "async", name="gpu-2", python=python)
     if when == "running" and signum == signal.SIGKILL:
         # Under its old name: what the old process had is lost, and known to be.
-        start_worker(ownpod, "async")
+        start_worker(ownpod, "async", python=python)
     assert [ownpod.ended(job, 60)["status"] for job in jobs] == ["COMPLETED"] * len(jobs)
-    assert runs.read_text().count("+ ") == len(jobs) + (
-        when == "running" and signum == signal.SIGKILL
-    )
+    # With SIGTERM the current SDK finishes what it runs; 1.7.0 does not, and takes both jobs.
+    again = when == "running" and signum == signal.SIGKILL
+    if python == sys.executable:
+        assert runs.read_text().count("+ ") == len(jobs) + again
 
 
 @pytest.mark.timeout(400)
