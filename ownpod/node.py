@@ -77,6 +77,8 @@ class Node:
         self._process = this_process()
         self._lease_s = config.lease_s
         self._spec = spec
+        self._capacity = min(spec.capacity, MOST_PULLED)
+        """Jobs that the worker takes at a time, as it last said."""
         self._store = store
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
@@ -254,6 +256,9 @@ class Node:
         if not self._own():
             logger.critical("another node runs this worker now, so this one ends")
             os._exit(71)
+        if self._spec.pulls and (spec := self._registry.worker(self._spec.id)) is not None:
+            # Here, as it asks Redis; the event loop's next tick takes it over.
+            self._capacity = min(spec.capacity, MOST_PULLED)
         said = self._status(status)
         self._registry.announce(self._spec.id, said, node=self._name, ttl_s=self._lease_s)
         stalled = self._stall.look(
@@ -279,12 +284,6 @@ class Node:
         else:
             if left:
                 logger.info("%d unfinished jobs handed back", left)
-
-    @property
-    def _capacity(self) -> int:
-        """Jobs that the worker takes at a time, now."""
-        spec = self._registry.worker(self._spec.id) if self._spec.pulls else None
-        return min((spec or self._spec).capacity, MOST_PULLED)
 
     @property
     def _fetches(self) -> bool:

@@ -42,7 +42,7 @@ def worker_env(endpoint: str, worker_id: str, url: str, key: str | None, form: s
     Examples:
       eval "$(ownpod worker-env)" && python handler.py
       docker run $(ownpod worker-env my-endpoint --id gpu-2 --url http://10.0.0.5:8000 --form docker) you/your-worker
-      ownpod worker-env --form compose >> docker-compose.override.yml
+      ownpod worker-env --form compose      # goes below a service in a compose file
     """  # noqa: D301 - click's mark for lines as they are
     for name, value in (("ENDPOINT", endpoint), ("--id", worker_id)):
         if not NAME.fullmatch(value):

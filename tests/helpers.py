@@ -357,6 +357,11 @@ def pull_worker(
     return Process(python, handler, log=log, session=True, HANDLER=kind, **values | environ)
 
 
+def begun(runs: Path, name: str = "a") -> Callable[[], bool]:
+    """A condition: the run of that name has begun; see acceptance/handlers.py."""
+    return lambda: runs.exists() and f" {name}\n" in runs.read_text()
+
+
 def overlaps(runs: Path) -> list[str]:
     """Runs that began in a worker's process while another went on; see acceptance/handlers.py."""
     going: dict[str, str] = {}

@@ -113,15 +113,16 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
 
 
 def _write(here: Services, endpoint_id: str, worker_id: str, run_id: str, said: Any) -> None:
-    found = here.pulls.heard_of(worker_id, run_id)
     if isinstance(said, dict) and said.get("status") == JobStatus.IN_PROGRESS:
-        if found is not None:
+        if (found := here.pulls.heard_of(worker_id, run_id)) is not None:
             here.store.progress(*found, json.dumps(said.get("output")))
         return
     result = result_of(said)
-    if found is not None and request.args.get("isStream") == "true" and result.output == "[]":
+    if result.output == "[]" and request.args.get("isStream") == "true":
+        # The parts that were posted before are the result.
+        found = here.pulls.heard_of(worker_id, run_id)
         try:
-            chunks = here.store.stream(found[0], endpoint_id, (0, 0)).chunks
+            chunks = here.store.stream(found[0], endpoint_id, (0, 0)).chunks if found else []
         except JobNotFound:
             chunks = []
         result = Outcome(result.status, output=f"[{', '.join(chunks)}]")

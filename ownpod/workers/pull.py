@@ -97,12 +97,7 @@ class PullWorker:
 
     def start(self, attempt: Attempt) -> str:
         # The worker gets it in `wait`, when a later node can know of it.
-        try:
-            stopping = self._desk.contact(self._id).stopping
-        except RedisUnavailable as error:
-            raise WorkerUnavailable(str(error)) from error
-        if stopping:
-            raise WorkerUnavailable(STOPPING)
+        self._contact()
         # The job's own id, so that handlers see it; another for each attempt, so that late answers
         # of an earlier one are nobody's.
         again = f"-{attempt.number}" if attempt.number > 1 else ""
@@ -210,14 +205,18 @@ class PullWorker:
             log.info("stop of %s not told: %s", run_id, error)
             return False
 
-    def probe(self) -> None:
+    def _contact(self) -> ContactLike:
+        """How the worker was last heard of. Raises: WorkerUnavailable, also if it is to be restarted."""
         try:
             contact = self._desk.contact(self._id)
         except RedisUnavailable as error:
             raise WorkerUnavailable(str(error)) from error
         if contact.stopping:
             raise WorkerUnavailable(STOPPING)
-        now, asked_s = time.monotonic(), contact.asked_s
+        return contact
+
+    def probe(self) -> None:
+        now, asked_s = time.monotonic(), self._contact().asked_s
         if (
             asked_s is None
             or asked_s > now - self._refused

@@ -7,6 +7,7 @@ import sys
 import time
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ import requests
 import yaml
 from helpers import (
     ROOT,
-    OwnPod,
     Process,
     RedisServer,
     answers,
+    begun,
     overlaps,
     pull_worker,
     run_command,
@@ -55,19 +56,9 @@ def python(request):
 
 
 @pytest.fixture
-def start_ownpod(tmp_path):
-    started = []
-
-    def start(*options, **environ):
-        file = tmp_path / "workers.yaml"
-        file.write_text("endpoints: {local-ep: {}}")
-        started.append(OwnPod(tmp_path, *options, OWNPOD_WORKERS_FILE=file, **environ))
-        return started[-1]
-
-    yield start
-    for ownpod in started:
-        ownpod.stop()
-        print(ownpod.output)
+def start_ownpod(start_ownpod):
+    """Of an endpoint that lists no workers."""
+    return partial(start_ownpod, OWNPOD_WORKERS_FILE=ROOT / "examples" / "pull.yaml")
 
 
 @pytest.fixture
@@ -98,10 +89,6 @@ def states(ownpod):
 
 def capacity(ownpod):
     return [worker["capacity"] for worker in ownpod.get("/health")["ownpod"]["workers"]]
-
-
-def begun(runs, name="a"):
-    return lambda: runs.exists() and f" {name}\n" in runs.read_text()
 
 
 @pytest.mark.timeout(400)
@@ -158,12 +145,12 @@ def test_progress_is_the_output_until_the_end(ownpod, start_worker, python):
     assert ownpod.ended(job)["output"]["echo"] == "x"
 
 
-@pytest.mark.parametrize("how", ["cancel", "executionTimeout"])
+@pytest.mark.parametrize("how", ["cancel", "executionTimeout", "ttl"])
 def test_an_async_handler_is_stopped(ownpod, start_worker, tmp_path, how):
     start_worker(ownpod, "async")
     runs = tmp_path / "runs"
-    policy = {"executionTimeout": 5000 if how == "executionTimeout" else 60000}
-    body = {"input": {"text": "a", "runs": str(runs), "seconds": 30}, "policy": policy}
+    policy = {"cancel": {}, "executionTimeout": {"executionTimeout": 5000}, "ttl": {"ttl": 10000}}
+    body = {"input": {"text": "a", "runs": str(runs), "seconds": 30}, "policy": policy[how]}
     job = ownpod.post("/run", body)["id"]
     wait_until(begun(runs))
     if how == "cancel":
@@ -243,7 +230,7 @@ def test_a_worker_that_ends_itself_after_each_job_is_given_the_next_when_it_is_b
 
 def test_a_worker_that_pulls_shows_up_like_any_other(start_ownpod, start_worker, tmp_path):
     flower = free_port()
-    ownpod = start_ownpod("--flower", "--flower-port", flower)
+    ownpod = start_ownpod(options=("--flower", "--flower-port", flower))
     start_worker(ownpod)
 
     def nodes():

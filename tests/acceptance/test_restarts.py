@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from helpers import node_processes, overlaps, wait_until
+from helpers import begun, node_processes, overlaps, wait_until
 
 from ownpod.jobs import Look
 from ownpod.processes import free_port
@@ -28,10 +28,6 @@ def look_at_run(ownpod, url):
     with connect(ownpod.redis_url) as client:
         (run,) = client.hgetall(f"ownpod:runs:{worker_id(url)}").values()
     return json.loads(run)["look"]
-
-
-def begun(runs, name):
-    return lambda: runs.exists() and f" {name}\n" in runs.read_text()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "generator"])
