@@ -33,8 +33,9 @@ broker_channel_error_retry = True
 broker_pool_limit = 16
 broker_pool_acquire_timeout = 5
 broker_transport_options = {
-    # Longer than any job: an unacknowledged message comes back by OwnPod's leases, not by its age.
-    "visibility_timeout": 8 * 86400,
+    # No copy of each message in `unacked` while its job runs: that costs two transactions for each
+    # job, and nobody would read it. The record has a lease, and a lost message is made anew.
+    "ack_emulation": False,
     "priority_steps": broker.PRIORITY_STEPS,
     "sep": broker.PRIORITY_SEPARATOR,
     # In the order of adding: a worker's own queue first, then its endpoint's.

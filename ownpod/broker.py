@@ -1,7 +1,7 @@
 """Names of queues and nodes, and the message of a job as Celery and kombu would write it.
 
 A message is a ticket: it holds the job's id and nothing else, which is also its task id and its
-delivery tag (so ``HEXISTS unacked <job id>`` tells whether a node holds it).
+delivery tag.
 """
 
 import base64
@@ -45,9 +45,6 @@ DESCRIPTION = "@description@"
 SHOWN = 80
 """Characters of a job's input in its description."""
 
-UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
-"""Where kombu notes messages that nodes hold: a hash by delivery tag, and a zset by time in s."""
-
 _WEBHOOK, _AWAIT = "webhook-", "await-"
 _JOB_ID = "00000000-ownpod-template-0000"
 _QUEUE = "ownpod-template"
@@ -72,11 +69,6 @@ def endpoint_of(queue: str) -> str | None:
 
 def is_job_queue(name: str) -> bool:
     return name.startswith("ownpod.")
-
-
-def is_made_anew(tag: str) -> bool:
-    """Whether a delivery tag is that of a task which is made anew by itself when it is lost."""
-    return tag.startswith((_WEBHOOK, _AWAIT))
 
 
 def node_name(worker_id: str, host: str | None = None) -> str:

@@ -1,7 +1,7 @@
 """Names of everything OwnPod keeps in Redis; ``transitions.lua`` and ``pull.lua`` list types
 and meanings.
 
-Celery's own keys (queues, ``unacked``) are :mod:`ownpod.broker`'s.
+Celery's own keys, the queues, are :mod:`ownpod.broker`'s.
 """
 
 PREFIX = "ownpod:"

@@ -205,7 +205,6 @@ class Node:
             return
         if self._attempts.running == 0 or time.monotonic() >= self._stop_at:
             self._leave()
-            workarounds.acknowledge_running()
             workarounds.stop_node()
 
     def drain(self) -> None:

@@ -1,9 +1,8 @@
-"""Makes good what Celery on Redis loses: messages of waiting jobs, and what dead nodes held.
+"""Makes good what Celery on Redis loses: messages of waiting jobs.
 
-kombu pops a message and notes it in ``unacked`` in two steps; a node that is killed between them
-takes the message with it, one killed after them leaves it there for as long as the visibility
-timeout. The record is the truth, so a waiting job without a message gets a new one. One too many
-does no harm: the claim drops it.
+A node pops a message, then claims its job. One that is killed in between takes the message with it.
+The record is the truth, so a waiting job without a message gets a new one. One too many does no
+harm: the claim drops it.
 """
 
 import logging
@@ -20,7 +19,7 @@ PAGE = 10_000
 """Messages read in one go: some 20 ms of Redis's time."""
 
 AT_ONCE = 1000
-"""Messages made anew, and entries of dead nodes looked at, by one round."""
+"""Messages made anew by one round."""
 
 _ID = re.compile(r'"correlation_id": "([^"]+)"')
 
@@ -65,7 +64,6 @@ class Recovery:
                 self._suspected.add(endpoint)
             else:
                 made += self._remind(endpoint)
-        self._forget_what_ended()
         return made
 
     def _differs(self, endpoint: str) -> bool:
@@ -83,7 +81,7 @@ class Recovery:
         missing = set(old) - self._listed(endpoint)
         made = 0
         for job_id in [job_id for job_id in old if job_id in missing][:AT_ONCE]:
-            if not self._on_its_way(job_id) and self._store.remind(job_id, endpoint):
+            if self._store.remind(job_id, endpoint):
                 log.warning("job %s: its message was lost, it has a new one", job_id)
                 made += 1
         return made
@@ -100,21 +98,3 @@ class Recovery:
                     break
                 start += PAGE
         return found
-
-    def _on_its_way(self, job_id: str) -> bool:
-        noted: Any = self._redis.zscore(broker.UNACKED_INDEX, job_id)
-        return noted is not None and noted * 1000 > now_ms() - self._lease_ms
-
-    def _forget_what_ended(self) -> None:
-        """Drops what dead nodes hold of jobs that have ended, and of webhooks: they come anew."""
-        before_s = (now_ms() - max(self._lease_ms, 60_000)) / 1000
-        tags: Any = self._redis.zrange(
-            broker.UNACKED_INDEX, "-inf", before_s, byscore=True, offset=0, num=AT_ONCE
-        )
-        ended = [tag for tag in tags if broker.is_made_anew(tag) or self._store.has_ended(tag)]
-        if ended:
-            with self._redis.pipeline() as pipe:
-                pipe.zrem(broker.UNACKED_INDEX, *ended)
-                pipe.hdel(broker.UNACKED, *ended)
-                pipe.execute()
-            log.info("%d entries that dead nodes left were dropped", len(ended))

@@ -553,7 +553,7 @@ class JobStore:
     def remind(self, job_id: str, endpoint: str) -> bool:
         """Gives a waiting job a new message; False: it does not wait."""
         messages = self.messages.either(job_id, endpoint)
-        return bool(self._call("remind", job_id, broker.UNACKED, broker.UNACKED_INDEX, *messages))
+        return bool(self._call("remind", job_id, *messages))
 
     @redis_errors
     def find(self, job_id: str) -> Job | None:

@@ -512,16 +512,14 @@ function commands.expire()
   return ended
 end
 
--- id, unacked, unacked index, list, message, list, message (for low priority) -> 1 if the job waits: it
--- has a message again, in front, and no node holds one
+-- id, list, message, list, message (for low priority) -> 1 if the job waits: it has a message again, in
+-- front
 function commands.remind()
-  local id, unacked, index = ARGV[3], ARGV[4], ARGV[5]
+  local id = ARGV[3]
   if redis.call('HGET', JOB .. id, 'status') ~= S.IN_QUEUE then
     return 0
   end
-  redis.call('HDEL', unacked, id)
-  redis.call('ZREM', index, id)
-  redis.call('RPUSH', ticket(id, 6))
+  redis.call('RPUSH', ticket(id, 4))
   return 1
 end
 

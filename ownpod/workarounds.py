@@ -22,43 +22,17 @@ def apply() -> None:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     # And this one at each reconnect, of a setting that has no meaning for threads.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    if kombu.__version__.startswith("5.7.") and not hasattr(Channel, "_ownpod_connparams"):
-        _keep_connection_parameters()
+    # On a lost connection kombu would put the messages of running jobs back into their queues, or,
+    # without Redis, into a file. Their records know better.
+    Channel.do_restore = False
+    if kombu.__version__.startswith("5.7.") and not hasattr(Channel, "_ownpod_create_client"):
         _reuse_client()
-
-
-def _keep_connection_parameters() -> None:
-    """A Redis restart must not end a node that has a running job and a free slot.
-
-    kombu 5.7.0: on a lost connection the channel's first ``close()`` fails half way, the
-    transport's ``client`` becomes None, and the second ``close()`` and every later late ack trip
-    over it in ``_connparams``: "AttributeError: 'NoneType' object has no attribute 'hostname'",
-    which ends the node. Remember what the parameters are made of, and lend it for the call.
-    """
-    original = Channel._connparams  # noqa: SLF001
-
-    def _connparams(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002
-        transport = self.connection
-        if transport is not None and transport.client is not None:
-            self._ownpod_last = transport, transport.client
-            return original(self, asynchronous)
-        transport, client = self._ownpod_last
-        now = self.connection, transport.client
-        self.connection, transport.client = transport, client
-        try:
-            return original(self, asynchronous)
-        finally:
-            self.connection, transport.client = now
-
-    Channel._ownpod_connparams = original  # noqa: SLF001
-    Channel._connparams = _connparams  # noqa: SLF001
 
 
 def _reuse_client() -> None:
     """One Redis client for each channel instead of one for each command.
 
-    kombu 5.7.0 makes a new one for every acknowledgement and every message noted, a tenth of a
-    node's CPU for a short job. Clients are thread-safe, and hold nothing but the pool.
+    kombu 5.7.0 makes a new one for each. Clients are thread-safe, and hold nothing but the pool.
     """
     original = Channel._create_client  # noqa: SLF001
 
@@ -71,6 +45,7 @@ def _reuse_client() -> None:
             self._ownpod_client = self.pool, client
         return client
 
+    Channel._ownpod_create_client = original  # noqa: SLF001
     Channel._create_client = _create_client  # noqa: SLF001
 
 
@@ -110,9 +85,3 @@ class JobPool(TaskPool):  # type: ignore[misc]
 def stop_node() -> None:
     """Ends the node's event loop as soon as it looks; from the loop's own thread."""
     state.should_stop = 0
-
-
-def acknowledge_running() -> None:
-    """Acknowledges the messages of tasks that still run, as their jobs were handed back."""
-    for request in list(state.active_requests):
-        request.acknowledge()

@@ -31,12 +31,6 @@ def lose(client, job_id, *, low=False):
     return message
 
 
-def hold(client, job_id, message, *, age_s):
-    """As kombu notes a message that a node holds."""
-    client.zadd(broker.UNACKED_INDEX, {job_id: now_ms() / 1000 - age_s})
-    client.hset(broker.UNACKED, job_id, message)
-
-
 @pytest.mark.parametrize("low", [False, True])
 def test_a_lost_message_is_made_anew_when_its_loss_was_seen_twice(store, client, recovery, low):
     for job_id in ("a", "b", "c"):
@@ -62,35 +56,6 @@ def test_a_young_job_is_left_alone(store, client, recovery):
     create(store, "a", age_ms=0)
     lose(client, "a")
     assert [recovery.once() for _ in range(4)] == [0] * 4
-
-
-def test_a_message_that_a_living_node_holds_is_not_lost(store, client, recovery):
-    create(store, "a")
-    hold(client, "a", lose(client, "a"), age_s=1)
-    assert [recovery.once() for _ in range(3)] == [0] * 3
-
-
-def test_a_message_that_a_dead_node_held_is_made_anew(store, client, recovery):
-    create(store, "a")
-    hold(client, "a", lose(client, "a"), age_s=60)
-    recovery.once()
-    assert recovery.once() == 1
-    assert client.hlen(broker.UNACKED) == client.zcard(broker.UNACKED_INDEX) == 0
-    assert store.claim("a", worker_id="w", claim="t", lease_s=9) is not None
-
-
-def test_what_dead_nodes_held_of_ended_jobs_is_dropped(store, client, recovery):
-    for job_id in ("ended", "runs"):
-        create(store, job_id)
-        hold(client, job_id, lose(client, job_id), age_s=120)
-    attempt = store.claim("ended", worker_id="w", claim="1", lease_s=9)
-    store.finish(attempt, Outcome(JobStatus.COMPLETED))
-    store.claim("runs", worker_id="w", claim="2", lease_s=9)
-    hold(client, "gone", "{}", age_s=120)
-    hold(client, "webhook-x", "{}", age_s=120)
-    recovery.once()
-    assert client.hkeys(broker.UNACKED) == ["runs"]
-    assert client.zrange(broker.UNACKED_INDEX, 0, -1) == ["runs"]
 
 
 def test_many_lost_messages_come_back_in_their_order(store, client, recovery):
