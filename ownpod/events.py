@@ -1,4 +1,4 @@
-"""Waiting for a job to end, without polling: one listener for each process hears of every move.
+"""Waiting for news without polling: one listener for each process.
 
 A thread that waits for a job costs nothing until there is news.
 """
@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,12 +35,14 @@ class JobEvents:
 
     Args:
         client: from :func:`ownpod.store.connect`.
-        channel: where it is said, "<id> <what>"; by default of all jobs.
+        channels: where else "<id> <what>" is said, beside ``channel``.
     """
 
-    def __init__(self, client: redis.Redis, channel: str = keys.EVENTS) -> None:
+    def __init__(self, client: redis.Redis, *channels: str) -> None:
+        self.channel = f"{keys.EVENTS}{uuid.uuid4()}"
+        """This process's own: :meth:`ownpod.store.JobStore.watch` has a job's news sent there."""
         self._redis = client
-        self._channel = channel
+        self._channels = (self.channel, *channels)
         self._lock = threading.Lock()
         self._waiting: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._thread: threading.Thread | None = None
@@ -47,7 +50,7 @@ class JobEvents:
 
     @contextlib.contextmanager
     def expect(self, job_id: str, *, end_only: bool) -> Iterator[Callable[[float], None]]:
-        """Watches a job from now on, also one that is about to be created.
+        """Watches for what is said of a job from now on, also of one that is about to be created.
 
         Args:
             job_id: the job.
@@ -98,7 +101,7 @@ class JobEvents:
         while not self._stopped:
             try:
                 with self._redis.pubsub() as pubsub:
-                    pubsub.subscribe(self._channel)
+                    pubsub.subscribe(*self._channels)
                     while not self._stopped:
                         message = pubsub.get_message(timeout=5)
                         if message is None:

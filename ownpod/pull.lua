@@ -21,7 +21,7 @@
 -- Redis's clock: API and node may be on different hosts.
 local time = redis.call('TIME')
 local now = math.floor(time[1] * 1000 + time[2] / 1000)
-local command, worker = ARGV[1], ARGV[2]
+local worker = ARGV[2]
 local base = PULL .. worker
 local offers, out = base .. ':offers', base .. ':out'
 
@@ -246,5 +246,3 @@ function commands.forget()
   end
   return gone
 end
-
-return commands[command]()

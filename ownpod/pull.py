@@ -2,7 +2,6 @@
 job. Every change is one call of ``pull.lua``.
 """
 
-import importlib.resources
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import redis
 
 from ownpod import keys
 from ownpod.jobs import JobStatus, Outcome
+from ownpod.scripts import Scripts
 from ownpod.store import redis_errors
 
 KEPT_MS = 8 * 86_400_000
@@ -107,15 +107,14 @@ class Pulls:
         self._gone_ms = int(gone_s * 1000)
         constants = (
             f'local PULL, PULLING, HEARD = "{keys.PULL}", "{keys.PULLING}", "{keys.HEARD}"\n'
-            f'local EVENTS, KEPT_MS = "{keys.EVENTS}", {KEPT_MS}\n'
+            f'local EVENTS, KEPT_MS = "{keys.PULL_EVENTS}", {KEPT_MS}\n'
             f"local GRACE_MS, MISSES, RESTART_MS = {GRACE_MS}, {MISSES}, {RESTART_MS}\n"
         )
-        text = importlib.resources.files("ownpod").joinpath("pull.lua").read_text()
-        self._script = client.register_script(constants + text)
+        self._script = Scripts(client, "pull.lua", constants)
 
     @redis_errors
     def _call(self, command: str, worker_id: str, *arguments: str | float) -> Any:
-        return self._script(args=[command, worker_id, *arguments])
+        return self._script(command, worker_id, *arguments)
 
     # What a worker says; the API's part.
 

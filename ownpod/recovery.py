@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ownpod import broker, keys
+from ownpod import keys
 from ownpod.store import JobStore, now_ms, redis_errors
 
 log = logging.getLogger(__name__)

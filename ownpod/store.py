@@ -5,7 +5,6 @@ Losing a race is a return value, not an error. Any call raises
 """
 
 import functools
-import importlib.resources
 import json
 import re
 import time
@@ -28,6 +27,7 @@ from ownpod.errors import (
     RedisUnavailable,
 )
 from ownpod.jobs import MOVES, Attempt, Job, JobStatus, Look, NewJob, Outcome, Run
+from ownpod.scripts import Scripts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,27 +145,26 @@ def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
     return translated
 
 
-def _script(messages: JobMessages) -> str:
+def _constants(messages: JobMessages) -> str:
     moves = ", ".join(
         f"{old} = {{{', '.join(f'{new} = true' for new in sorted(allowed))}}}"
         for old, allowed in MOVES.items()
     )
     states = ", ".join(f"{status} = '{status}'" for status in JobStatus)
     webhook_list, webhook_message = messages.for_webhook("@job@")
-    constants = (
+    return (
         f"local S = {{{states}}}\n"
         f"local MOVES = {{{moves}}}\n"
         f'local JOB, ENDPOINT, CHUNKS = "{keys.JOB}", "{keys.ENDPOINT}", "{keys.CHUNKS}"\n'
         f'local RUNS, RUNS_KEPT_S = "{keys.RUNS}", {RUNS_KEPT_S}\n'
         f'local LEASES, EXPIRIES = "{keys.LEASES}", "{keys.EXPIRIES}"\n'
-        f'local WEBHOOKS, EVENTS = "{keys.WEBHOOKS}", "{keys.EVENTS}"\n'
+        f'local WEBHOOKS = "{keys.WEBHOOKS}"\n'
         f"local RECENT, WEBHOOK_LEASE_MS = {RECENT}, {WEBHOOK_LEASE_MS}\n"
         f"local BUCKETS_MS = {{{', '.join(map(str, BUCKETS_MS))}}}\n"
         f'local DESCRIPTION = "{broker.DESCRIPTION}"\n'
         f"local ATTEMPTS_LOGGED = {ATTEMPTS_LOGGED}\n"
         f'local WEBHOOK_LIST, WEBHOOK_MESSAGE = "{webhook_list}", [==[{webhook_message}]==]\n'
     )
-    return constants + importlib.resources.files("ownpod").joinpath("transitions.lua").read_text()
 
 
 @dataclass(frozen=True)
@@ -240,14 +239,19 @@ class JobStore:
         self.client = self._redis = client
         self.messages = messages
         self._result_ttl_s = result_ttl_s
-        self._script = client.register_script(_script(messages))
+        self._script = Scripts(client, "transitions.lua", _constants(messages))
 
     @redis_errors
     def _call(self, command: str, *arguments: str | float) -> Any:
-        return self._script(args=[command, now_ms(), *arguments])
+        return self._script(command, now_ms(), *arguments)
 
     def create(
-        self, job: NewJob, *, most_queued: int = 0, idempotency: Idempotency | None = None
+        self,
+        job: NewJob,
+        *,
+        most_queued: int = 0,
+        idempotency: Idempotency | None = None,
+        channel: str | None = None,
     ) -> str:
         """Writes record and message in one step; a repetition with the same id changes nothing.
 
@@ -255,6 +259,7 @@ class JobStore:
             job: the job.
             most_queued: how many jobs may wait in the endpoint; 0 is any number.
             idempotency: the key it is submitted under.
+            channel: is told of the job's end, as by :meth:`watch`.
 
         Returns:
             The job's id, or that of the job that was created earlier under the same key.
@@ -280,8 +285,10 @@ class JobStore:
             once.body,
             job.created_ms,
             job.ttl_ms,
+            int(job.low_priority),
             "description",
             description,
+            *(() if channel is None else ("watched", channel)),
             *(part for field in job.record().items() for part in field),
         )
         match found:
@@ -292,6 +299,12 @@ class JobStore:
             case [earlier, body] if body == once.body:
                 return str(earlier)
         raise IdempotencyConflict
+
+    def watch(self, job_id: str, channel: str, *, end_only: bool) -> None:
+        """From now on a channel of Redis is told of the job's end, or also of each move and chunk
+        before: "<job id> <what>".
+        """
+        self._call("watch", job_id, "watched" if end_only else "followed", channel)
 
     def retry(self, job_id: str, endpoint: str, new_id: str) -> None:
         """Submits a FAILED or TIMED_OUT job again, as a new job or, with its own id, as itself.

@@ -1,5 +1,5 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
--- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, RUNS, WEBHOOKS, EVENTS
+-- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, RUNS, WEBHOOKS
 -- (see keys.py), DESCRIPTION, WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT and
 -- ATTEMPTS_LOGGED (store.py).
 --
@@ -12,6 +12,8 @@
 --                                  `returned`, the output that came that way while a node waited for
 --                                  its own; `resume`, the worker whose next node goes on with the run;
 --                                  `progress`, what its handler last said of that;
+--                                  `watched`, the channels, with spaces between, of processes in
+--                                  which a request waits for its end, `followed`, for any news;
 --                                  `awaits`, only the callback can still bring the result
 -- RUNS<worker id>           hash   "<id>:<attempt>" -> what the worker may be at, a JSON object: `attempt`
 --                                  and, from before it may begin, `run`, its own id, `look` (jobs.py),
@@ -32,20 +34,47 @@
 -- LEASES                    zset   ids of jobs IN_PROGRESS, by the ms when the lease runs out
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when their ttl has passed
 -- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try
--- EVENTS                    pub/sub "<id> <state>" for each move, "<id> CHUNK" for new chunks
+-- EVENTS<process>           pub/sub "<id> <state>" for moves, "<id> CHUNK" for new chunks, of the jobs that
+--                                  have this channel in `watched` or `followed`
 -- Celery's lists (messages) come as arguments: their names and contents are broker.py's.
 --
 -- Keys are computed from ids, so this needs one Redis, not a cluster; so does Celery's broker.
 
-local command, now = ARGV[1], tonumber(ARGV[2])
+local now = tonumber(ARGV[2])
 
 local function of(endpoint, what)
   return ENDPOINT .. endpoint .. ':' .. what
 end
 
-local function enter_queue(id, endpoint, created_ms, ttl_ms)
+-- What moves depend on, read at once.
+local function read(id)
+  local found = redis.call(
+    'HMGET', JOB .. id, 'status', 'endpoint', 'attempt', 'created_ms', 'ttl_ms', 'started_ms',
+    'low_priority', 'worker_id', 'claim', 'callback', 'resume', 'returned', 'progress', 'awaits',
+    'webhook', 'watched', 'followed'
+  )
+  return {
+    status = found[1], endpoint = found[2], attempt = found[3], created_ms = found[4],
+    ttl_ms = found[5], started_ms = found[6], low = found[7] == '1', worker_id = found[8],
+    claim = found[9], callback = found[10], resume = found[11], returned = found[12],
+    passing = found[11] or found[12] or found[13] or found[14], awaits = found[14],
+    webhook = found[15], watched = found[16], followed = found[17]
+  }
+end
+
+local function holds(job, attempt)
+  return job.status == S.IN_PROGRESS and job.attempt == attempt
+end
+
+local function tell(channels, what)
+  for channel in string.gmatch(channels or '', '%S+') do
+    redis.call('PUBLISH', channel, what)
+  end
+end
+
+local function enter_queue(id, endpoint, created_ms, ttl_ms, low)
   redis.call('ZADD', of(endpoint, 'queued'), created_ms, id)
-  if redis.call('HGET', JOB .. id, 'low_priority') == '1' then
+  if low then
     redis.call('ZADD', of(endpoint, 'low'), created_ms, id)
   end
   redis.call('ZADD', EXPIRIES, created_ms + ttl_ms, id)
@@ -65,59 +94,61 @@ local function observe(key, ms)
 end
 
 -- Takes the job to a state, if the table of moves allows it. `fields` are name, value, ...
-local function move(id, to, fields)
-  local job = JOB .. id
-  local from, endpoint, created_ms, ttl_ms, low =
-    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'created_ms', 'ttl_ms', 'low_priority'))
+local function move(id, job, to, fields)
+  local from = job.status
   if not from or not MOVES[from][to] then
     return false
   end
   if from == S.IN_QUEUE then
-    redis.call('ZREM', of(endpoint, 'queued'), id)
-    if low == '1' then
-      redis.call('ZREM', of(endpoint, 'low'), id)
+    redis.call('ZREM', of(job.endpoint, 'queued'), id)
+    if job.low then
+      redis.call('ZREM', of(job.endpoint, 'low'), id)
     end
     redis.call('ZREM', EXPIRIES, id)
   else
-    redis.call('HDEL', of(endpoint, 'running'), id)
+    redis.call('HDEL', of(job.endpoint, 'running'), id)
     redis.call('ZREM', LEASES, id)
   end
-  redis.call('HDEL', job, 'returned', 'resume', 'awaits', 'progress')
-  if to == S.IN_QUEUE then
-    redis.call('HDEL', job, 'worker_id', 'started_ms', 'claim')
-    enter_queue(id, endpoint, created_ms, ttl_ms)
+  if job.passing then
+    redis.call('HDEL', JOB .. id, 'returned', 'resume', 'awaits', 'progress')
   end
-  redis.call('HSET', job, 'status', to, unpack(fields))
-  redis.call('PUBLISH', EVENTS, id .. ' ' .. to)
-  return endpoint
+  if to == S.IN_QUEUE then
+    redis.call('HDEL', JOB .. id, 'worker_id', 'started_ms', 'claim')
+    enter_queue(id, job.endpoint, job.created_ms, job.ttl_ms, job.low)
+  end
+  redis.call('HSET', JOB .. id, 'status', to, unpack(fields))
+  job.status = to
+  tell(job.followed, id .. ' ' .. to)
+  if next(MOVES[to]) == nil then
+    tell(job.watched, id .. ' ' .. to)
+  end
+  return true
 end
 
-local function finish(id, to, ttl_s, fields)
+local function finish(id, job, to, ttl_s, fields)
   fields[#fields + 1] = 'finished_ms'
   fields[#fields + 1] = now
-  local endpoint = move(id, to, fields)
-  if not endpoint then
+  if not move(id, job, to, fields) then
     return false
   end
   redis.call('EXPIRE', JOB .. id, ttl_s)
   redis.call('EXPIRE', CHUNKS .. id, ttl_s)
-  count(endpoint, to)
-  if redis.call('HEXISTS', JOB .. id, 'webhook') == 1 then
+  count(job.endpoint, to)
+  if job.webhook then
     redis.call('ZADD', WEBHOOKS, now + WEBHOOK_LEASE_MS, id)
     redis.call('LPUSH', WEBHOOK_LIST, (string.gsub(WEBHOOK_MESSAGE, '@job@', id)))
   end
   return true
 end
 
-local function holds(id, attempt)
-  local status, current = unpack(redis.call('HMGET', JOB .. id, 'status', 'attempt'))
-  return status == S.IN_PROGRESS and current == attempt
+-- Completes a job whose result came by callback while its node did not.
+local function returned(id, job, ttl_s)
+  return job.returned and finish(id, job, S.COMPLETED, ttl_s, {'output', job.returned})
 end
 
--- Completes a job whose result came by callback while its node did not.
-local function returned(id, ttl_s)
-  local output = redis.call('HGET', JOB .. id, 'returned')
-  return output and finish(id, S.COMPLETED, ttl_s, {'output', output})
+local function expire_job(id, job, ttl_s)
+  local waited = 'ttl: the job waited longer than ' .. (job.ttl_ms or 0) .. ' ms for a worker'
+  return job.status == S.IN_QUEUE and finish(id, job, S.TIMED_OUT, ttl_s, {'error', waited})
 end
 
 local function field(id, attempt)
@@ -150,8 +181,8 @@ local function filled(id, message)
 end
 
 -- List and message for the job's priority, of the four arguments that begin at `first`.
-local function ticket(id, first)
-  if redis.call('HGET', JOB .. id, 'low_priority') == '1' then
+local function ticket(id, job, first)
+  if job.low then
     first = first + 2
   end
   return ARGV[first], filled(id, ARGV[first + 1])
@@ -163,10 +194,47 @@ local function remember(id, endpoint, created_ms)
   redis.call('ZREMRANGEBYRANK', recent, 0, -RECENT - 1)
 end
 
+-- Writes into the job's log that its attempt ends here and another will begin, or none.
+local function log_attempt(id, job, lost, reason)
+  local log = redis.call('HGET', JOB .. id, 'attempts')
+  local entries = log and cjson.decode(log) or {}
+  entries[#entries + 1] = {
+    attempt = tonumber(job.attempt), workerId = job.worker_id, startedMs = tonumber(job.started_ms),
+    endedMs = now, lost = lost, reason = reason
+  }
+  while #entries > ATTEMPTS_LOGGED do
+    table.remove(entries, 1)
+  end
+  redis.call('HSET', JOB .. id, 'attempts', cjson.encode(entries))
+end
+
+-- Ends an attempt without a result: the job goes to the front of its endpoint's queue, with the ticket
+-- at `first`, unless it was lost once too often. -> the state the job has now
+local function give_up(id, job, lost, reason, ttl_s, first)
+  if returned(id, job, ttl_s) then
+    return S.COMPLETED
+  end
+  log_attempt(id, job, lost, reason)
+  if lost then
+    local times = redis.call('HINCRBY', JOB .. id, 'lost', 1)
+    local most = redis.call('HGET', JOB .. id, 'max_attempts')
+    count(job.endpoint, 'lost')
+    if times >= tonumber(most) then
+      finish(id, job, S.FAILED, ttl_s, {'error', reason})
+      return S.FAILED
+    end
+    redis.call('HINCRBY', JOB .. id, 'retries', 1)
+    count(job.endpoint, 'retried')
+  end
+  move(id, job, S.IN_QUEUE, {})
+  redis.call('RPUSH', ticket(id, job, first))
+  return S.IN_QUEUE
+end
+
 local commands = {}
 
 -- id, endpoint, list, message, most queued (0: any), idempotency key ('': none), its seconds, the
--- body's digest, created_ms, ttl_ms, name, value, ...
+-- body's digest, created_ms, ttl_ms, low priority (0|1), name, value, ...
 -- -> "created", or "full", or the id and digest of the job that was created under the same key
 function commands.create()
   local id, endpoint, list, message = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -184,8 +252,8 @@ function commands.create()
   if most > 0 and redis.call('ZCARD', of(endpoint, 'queued')) >= most then
     return {'full'}
   end
-  redis.call('HSET', JOB .. id, unpack(rest(13)))
-  enter_queue(id, endpoint, created_ms, ttl_ms)
+  redis.call('HSET', JOB .. id, unpack(rest(14)))
+  enter_queue(id, endpoint, created_ms, ttl_ms, ARGV[13] == '1')
   remember(id, endpoint, created_ms)
   redis.call('LPUSH', list, message)
   count(endpoint, 'submitted')
@@ -200,26 +268,27 @@ end
 -- FAILED or TIMED_OUT. nil if there is none. With its own id the job begins anew.
 function commands.retry()
   local id, endpoint, new_id = ARGV[3], ARGV[4], ARGV[5]
-  local job, again = JOB .. id, JOB .. new_id
-  local status, owner, ttl_ms = unpack(redis.call('HMGET', job, 'status', 'endpoint', 'ttl_ms'))
-  if owner ~= endpoint then
+  local key, again, job = JOB .. id, JOB .. new_id, read(id)
+  local status = job.status
+  if job.endpoint ~= endpoint then
     return false
   end
   if status ~= S.FAILED and status ~= S.TIMED_OUT then
     return status
   end
   if new_id == id then
-    redis.call('PERSIST', job)
-    redis.call('HINCRBY', job, 'retries', 1)
+    redis.call('PERSIST', key)
+    redis.call('HINCRBY', key, 'retries', 1)
   else
     if redis.call('EXISTS', again) == 1 then
       return status
     end
-    for _, name in ipairs(redis.call('HKEYS', job)) do
-      redis.call('HSET', again, name, redis.call('HGET', job, name))
+    for _, name in ipairs(redis.call('HKEYS', key)) do
+      redis.call('HSET', again, name, redis.call('HGET', key, name))
     end
     redis.call('HSET', again, 'id', new_id, 'attempt', 0, 'retries', 0, 'retry_of', id)
-    redis.call('HSET', job, 'retried_as', new_id)
+    redis.call('HDEL', again, 'watched', 'followed')
+    redis.call('HSET', key, 'retried_as', new_id)
   end
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
@@ -229,10 +298,12 @@ function commands.retry()
   redis.call('ZREM', WEBHOOKS, new_id)
   redis.call('HSET', again, 'status', S.IN_QUEUE, 'lost', 0, 'created_ms', now)
   count(endpoint, 'retried')
-  enter_queue(new_id, endpoint, now, ttl_ms)
+  enter_queue(new_id, endpoint, now, job.ttl_ms, job.low)
   remember(new_id, endpoint, now)
-  redis.call('LPUSH', ticket(new_id, 6))
-  redis.call('PUBLISH', EVENTS, new_id .. ' ' .. S.IN_QUEUE)
+  redis.call('LPUSH', ticket(new_id, job, 6))
+  if new_id == id then
+    tell(job.followed, id .. ' ' .. S.IN_QUEUE)
+  end
   return status
 end
 
@@ -242,47 +313,50 @@ end
 -- worker having seen it. A run that an earlier node of this worker began goes on as the same attempt.
 function commands.claim()
   local id, worker_id, claim, lease_end, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-  local job, runs = JOB .. id, RUNS .. worker_id
-  local status, attempt, held, created_ms, ttl_ms, resume =
-    unpack(redis.call('HMGET', job, 'status', 'attempt', 'claim', 'created_ms', 'ttl_ms', 'resume'))
-  if not status then
+  local key, runs, job = JOB .. id, RUNS .. worker_id, read(id)
+  if not job.status then
     return false
   end
-  local run = resume == worker_id and run_of(worker_id, id, attempt)
-  if held ~= claim and status == S.IN_PROGRESS and run then
-    redis.call('HDEL', job, 'resume')
-    redis.call('HSET', job, 'claim', claim)
-    if run.look ~= 'poll' then
-      redis.call('HSET', job, 'awaits', 1)
-    end
-    redis.call('ZADD', LEASES, lease_end, id)
-  elseif held ~= claim then
-    if status == S.IN_QUEUE and created_ms + ttl_ms <= now then
-      commands.expire_job(id, ttl_s)
-      return false
-    end
-    local number = attempt + 1
-    local fields = {
-      'attempt', number, 'worker_id', worker_id, 'claim', claim, 'callback', claim, 'started_ms', now
-    }
-    local endpoint = status == S.IN_QUEUE and move(id, S.IN_PROGRESS, fields)
-    if not endpoint then
-      local entry = redis.call('HGET', runs, field(id, attempt))
-      return entry and {entry}
-    end
-    attempt = number
-    count(endpoint, 'begun')
-    if number == 1 then
-      observe(of(endpoint, 'delay'), now - created_ms)
-    end
-    redis.call('DEL', CHUNKS .. id)
-    redis.call('HSET', of(endpoint, 'running'), id, worker_id)
-    redis.call('HSET', runs, field(id, number), '{"attempt": ' .. number .. '}')
-    redis.call('EXPIRE', runs, RUNS_KEPT_S)
-    redis.call('ZADD', LEASES, lease_end, id)
+  if job.claim == claim then
+    local entry = redis.call('HGET', runs, field(id, job.attempt)) or '{}'
+    return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
   end
-  local entry = redis.call('HGET', runs, field(id, attempt)) or '{}'
-  return {entry, unpack(redis.call('HMGET', job, unpack(rest(8))))}
+  if job.status == S.IN_PROGRESS and job.resume == worker_id then
+    local entry = redis.call('HGET', runs, field(id, job.attempt))
+    if entry then
+      redis.call('HDEL', key, 'resume')
+      redis.call('HSET', key, 'claim', claim)
+      if cjson.decode(entry).look ~= 'poll' then
+        redis.call('HSET', key, 'awaits', 1)
+      end
+      redis.call('ZADD', LEASES, lease_end, id)
+      return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
+    end
+  end
+  if job.status == S.IN_QUEUE and job.created_ms + job.ttl_ms <= now then
+    expire_job(id, job, ttl_s)
+    return false
+  end
+  local number = job.attempt + 1
+  local fields = {
+    'attempt', number, 'worker_id', worker_id, 'claim', claim, 'callback', claim, 'started_ms', now
+  }
+  if job.status ~= S.IN_QUEUE or not move(id, job, S.IN_PROGRESS, fields) then
+    local entry = redis.call('HGET', runs, field(id, job.attempt))
+    return entry and {entry}
+  end
+  count(job.endpoint, 'begun')
+  if number == 1 then
+    observe(of(job.endpoint, 'delay'), now - job.created_ms)
+  else
+    redis.call('DEL', CHUNKS .. id)
+  end
+  redis.call('HSET', of(job.endpoint, 'running'), id, worker_id)
+  local entry = '{"attempt": ' .. number .. '}'
+  redis.call('HSET', runs, field(id, number), entry)
+  redis.call('EXPIRE', runs, RUNS_KEPT_S)
+  redis.call('ZADD', LEASES, lease_end, id)
+  return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
 end
 
 -- worker id, id, attempt, entry: what the worker is at, unless its slot is free again
@@ -306,16 +380,17 @@ function commands.finish()
   if free ~= '' then
     redis.call('HDEL', RUNS .. free, field(id, attempt))
   end
-  if not holds(id, attempt) then
+  local job, fields = read(id), rest(8)
+  if not holds(job, attempt) or not finish(id, job, to, ttl_s, fields) then
     return 0
   end
-  local fields = rest(8)
-  if not finish(id, to, ttl_s, fields) then
-    return 0
+  local ran_ms = now - job.started_ms
+  for i = 1, #fields, 2 do
+    if fields[i] == 'execution_ms' then
+      ran_ms = tonumber(fields[i + 1])
+    end
   end
-  local endpoint, started_ms, ran_ms =
-    unpack(redis.call('HMGET', JOB .. id, 'endpoint', 'started_ms', 'execution_ms'))
-  observe(of(endpoint, 'execution'), tonumber(ran_ms) or now - started_ms)
+  observe(of(job.endpoint, 'execution'), ran_ms)
   return 1
 end
 
@@ -323,41 +398,47 @@ end
 -- A node that still waits gets the answer itself: then this is only kept, should the node not live.
 function commands.callback()
   local id, endpoint, token, ttl_s, output = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-  local job = JOB .. id
-  local status, owner, known, claim, awaits =
-    unpack(redis.call('HMGET', job, 'status', 'endpoint', 'callback', 'claim', 'awaits'))
-  if owner ~= endpoint or known ~= token then
+  local job = read(id)
+  if job.endpoint ~= endpoint or job.callback ~= token then
     return false
   end
-  if status == S.IN_PROGRESS and claim and not awaits then
-    redis.call('HSET', job, 'returned', output)
-    return status
+  if job.status == S.IN_PROGRESS and job.claim and not job.awaits then
+    redis.call('HSET', JOB .. id, 'returned', output)
+  else
+    finish(id, job, S.COMPLETED, ttl_s, {'output', output})
   end
-  if finish(id, S.COMPLETED, ttl_s, {'output', output}) then
-    return S.COMPLETED
-  end
-  return status
+  return job.status
 end
 
 -- id, attempt, chunk, ... -> 1, or 0 if the attempt is no longer the job's
 function commands.chunks()
-  local id, attempt = ARGV[3], ARGV[4]
-  if not holds(id, attempt) then
+  local id, job = ARGV[3], read(ARGV[3])
+  if not holds(job, ARGV[4]) then
     return 0
   end
   for i = 5, #ARGV do
     redis.call('RPUSH', CHUNKS .. id, ARGV[i])
   end
-  redis.call('PUBLISH', EVENTS, id .. ' CHUNK')
+  tell(job.followed, id .. ' CHUNK')
   return 1
 end
 
 -- id, attempt, output -> 1, or 0 if the attempt is no longer the job's
 function commands.progress()
-  if not holds(ARGV[3], ARGV[4]) then
+  if not holds(read(ARGV[3]), ARGV[4]) then
     return 0
   end
   return redis.call('HSET', JOB .. ARGV[3], 'progress', ARGV[5]) and 1
+end
+
+-- id, "watched" or "followed", channel: tells it what happens to the job from now on
+function commands.watch()
+  local key, name, channel = JOB .. ARGV[3], ARGV[4], ARGV[5]
+  local told, exists = unpack(redis.call('HMGET', key, name, 'id'))
+  if exists and not string.find(told or '', channel, 1, true) then
+    redis.call('HSET', key, name, (told and told .. ' ' or '') .. channel)
+  end
+  return 1
 end
 
 -- id, old cursor, new cursor: moves /stream's own cursor, unless somebody else has
@@ -369,45 +450,6 @@ function commands.drained()
   return 1
 end
 
--- Writes into the job's log that its attempt ends here and another will begin, or none.
-local function log_attempt(id, lost, reason)
-  local job = JOB .. id
-  local number, worker_id, started_ms, log =
-    unpack(redis.call('HMGET', job, 'attempt', 'worker_id', 'started_ms', 'attempts'))
-  local entries = log and cjson.decode(log) or {}
-  entries[#entries + 1] = {
-    attempt = tonumber(number), workerId = worker_id, startedMs = tonumber(started_ms), endedMs = now,
-    lost = lost, reason = reason
-  }
-  while #entries > ATTEMPTS_LOGGED do
-    table.remove(entries, 1)
-  end
-  redis.call('HSET', job, 'attempts', cjson.encode(entries))
-end
-
--- Ends an attempt without a result: the job goes to the front of its endpoint's queue, with the ticket
--- at `first`, unless it was lost once too often. -> the state the job has now
-local function give_up(id, lost, reason, ttl_s, first)
-  if returned(id, ttl_s) then
-    return S.COMPLETED
-  end
-  log_attempt(id, lost, reason)
-  if lost then
-    local times = redis.call('HINCRBY', JOB .. id, 'lost', 1)
-    local most, endpoint = unpack(redis.call('HMGET', JOB .. id, 'max_attempts', 'endpoint'))
-    count(endpoint, 'lost')
-    if times >= tonumber(most) then
-      finish(id, S.FAILED, ttl_s, {'error', reason})
-      return S.FAILED
-    end
-    redis.call('HINCRBY', JOB .. id, 'retries', 1)
-    count(endpoint, 'retried')
-  end
-  move(id, S.IN_QUEUE, {})
-  redis.call('RPUSH', ticket(id, first))
-  return S.IN_QUEUE
-end
-
 -- id, attempt, worker id if its slot is free, or '', lost (0|1), reason, ttl, expired before (0: whatever
 -- the lease says), list, message, list, message (for low priority) -> the state the job has now, or nil
 -- if the attempt is no longer the job's
@@ -416,25 +458,26 @@ function commands.hand_back()
   if free ~= '' then
     redis.call('HDEL', RUNS .. free, field(id, attempt))
   end
-  if not holds(id, attempt) then
+  local job = read(id)
+  if not holds(job, attempt) then
     return false
   end
   if expired_before > 0 and tonumber(redis.call('ZSCORE', LEASES, id) or 0) >= expired_before then
     return false
   end
-  return give_up(id, ARGV[6] == '1', ARGV[7], ARGV[8], 10)
+  return give_up(id, job, ARGV[6] == '1', ARGV[7], ARGV[8], 10)
 end
 
 -- id, attempt, worker id, ttl, reason, lease end, list, message, list, message (for low priority): a node
 -- leaves a job to its successor, where the run outlives it; else hands it back uncounted.
 -- -> the state the job has now, or nil if the attempt is no longer the job's
 function commands.leave()
-  local id, attempt, worker_id = ARGV[3], ARGV[4], ARGV[5]
-  if not holds(id, attempt) then
+  local id, attempt, worker_id, job = ARGV[3], ARGV[4], ARGV[5], read(ARGV[3])
+  if not holds(job, attempt) then
     return false
   end
   if not outlives(run_of(worker_id, id, attempt)) then
-    return give_up(id, false, ARGV[7], ARGV[6], 9)
+    return give_up(id, job, false, ARGV[7], ARGV[6], 9)
   end
   redis.call('HSET', JOB .. id, 'resume', worker_id)
   redis.call('HDEL', JOB .. id, 'claim')
@@ -449,21 +492,21 @@ end
 function commands.take_over()
   local id, attempt, worker_id, ttl_s, reason, lease_end =
     ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-  local job, own, go_on, wait = JOB .. id, ARGV[9], ARGV[10], ARGV[11]
-  local run = run_of(worker_id, id, attempt)
+  local own, go_on, wait = ARGV[9], ARGV[10], ARGV[11]
+  local job, run = read(id), run_of(worker_id, id, attempt)
   if not run then
     return 'free'
   end
-  if holds(id, attempt) and redis.call('HGET', job, 'worker_id') == worker_id then
-    if outlives(run) and not returned(id, ttl_s) then
-      redis.call('HSET', job, 'resume', worker_id)
-      redis.call('HDEL', job, 'claim')
+  if holds(job, attempt) and job.worker_id == worker_id then
+    if outlives(run) and not returned(id, job, ttl_s) then
+      redis.call('HSET', JOB .. id, 'resume', worker_id)
+      redis.call('HDEL', JOB .. id, 'claim')
       redis.call('ZADD', LEASES, lease_end, id)
       redis.call('RPUSH', own, filled(id, go_on))
       return 'resumed'
     end
-    if holds(id, attempt) then
-      give_up(id, true, reason, ttl_s, 12)
+    if holds(job, attempt) then
+      give_up(id, job, true, reason, ttl_s, 12)
     end
   end
   if run.run then
@@ -478,25 +521,16 @@ end
 -- now, or nil if there is none
 function commands.cancel()
   local id, endpoint, ttl_s, reason = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-  local status, owner = unpack(redis.call('HMGET', JOB .. id, 'status', 'endpoint'))
-  if owner ~= endpoint then
+  local job = read(id)
+  if job.endpoint ~= endpoint then
     return false
   end
-  if status == S.IN_QUEUE then
-    local list, message = ticket(id, 7)
+  if job.status == S.IN_QUEUE then
+    local list, message = ticket(id, job, 7)
     redis.call('LREM', list, 1, message)
   end
-  if finish(id, S.CANCELLED, ttl_s, {'error', reason}) then
-    return S.CANCELLED
-  end
-  return status
-end
-
-function commands.expire_job(id, ttl_s)
-  local ttl_ms = redis.call('HGET', JOB .. id, 'ttl_ms') or '0'
-  local waited = 'ttl: the job waited longer than ' .. ttl_ms .. ' ms for a worker'
-  return redis.call('HGET', JOB .. id, 'status') == S.IN_QUEUE
-    and finish(id, S.TIMED_OUT, ttl_s, {'error', waited})
+  finish(id, job, S.CANCELLED, ttl_s, {'error', reason})
+  return job.status
 end
 
 -- limit, ttl -> ids of jobs that waited longer than their ttl, and are TIMED_OUT now
@@ -504,7 +538,7 @@ function commands.expire()
   local ended = {}
   local ids = redis.call('ZRANGEBYSCORE', EXPIRIES, '-inf', now, 'LIMIT', 0, ARGV[3])
   for _, id in ipairs(ids) do
-    if commands.expire_job(id, ARGV[4]) then
+    if expire_job(id, read(id), ARGV[4]) then
       ended[#ended + 1] = id
     end
     redis.call('ZREM', EXPIRIES, id)
@@ -515,11 +549,11 @@ end
 -- id, list, message, list, message (for low priority) -> 1 if the job waits: it has a message again, in
 -- front
 function commands.remind()
-  local id = ARGV[3]
-  if redis.call('HGET', JOB .. id, 'status') ~= S.IN_QUEUE then
+  local id, job = ARGV[3], read(ARGV[3])
+  if job.status ~= S.IN_QUEUE then
     return 0
   end
-  redis.call('RPUSH', ticket(id, 4))
+  redis.call('RPUSH', ticket(id, job, 4))
   return 1
 end
 
@@ -527,7 +561,7 @@ end
 function commands.renew()
   local lease_end, gone = ARGV[3], {}
   for i = 4, #ARGV, 2 do
-    if holds(ARGV[i], ARGV[i + 1]) then
+    if holds(read(ARGV[i]), ARGV[i + 1]) then
       redis.call('ZADD', LEASES, lease_end, ARGV[i])
     else
       gone[#gone + 1] = ARGV[i]
@@ -549,8 +583,8 @@ function commands.purge_some()
   local purging, cancelled = of(ARGV[3], 'purging'), 0
   local ids = redis.call('ZRANGE', purging, 0, tonumber(ARGV[4]) - 1)
   for _, id in ipairs(ids) do
-    if redis.call('HGET', JOB .. id, 'status') == S.IN_QUEUE
-        and finish(id, S.CANCELLED, ARGV[5], {'error', ARGV[6]}) then
+    local job = read(id)
+    if job.status == S.IN_QUEUE and finish(id, job, S.CANCELLED, ARGV[5], {'error', ARGV[6]}) then
       cancelled = cancelled + 1
     end
   end
@@ -593,5 +627,3 @@ function commands.delivered()
   end
   return 1
 end
-
-return commands[command]()

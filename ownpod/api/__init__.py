@@ -3,6 +3,7 @@
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
+from ownpod import keys
 from ownpod.api import (
     auth,
     callbacks,
@@ -45,7 +46,7 @@ def create_app(settings: Settings) -> Flask:
         registry=registry,
         waiting=Waiting(registry),
         store=store,
-        events=JobEvents(store.client),
+        events=JobEvents(store.client, keys.PULL_EVENTS),
         pulls=Pulls(store.client, gone_s=settings.worker_gone_s),
     )
     provide(app, services)

@@ -49,14 +49,14 @@ def runsync(endpoint_id: str) -> Response:
     """Queues a job and waits for its end, at most ``?wait=`` ms; then answers how it is."""
     wait_s, new_id = _wait_s(), new_job_id(sync=True)
     deadline = time.monotonic() + wait_s
-    with services().events.expect(new_id, end_only=True) as wait:
-        job_id = _submit(endpoint_id, new_id, limit=RUNSYNC_LIMIT)
+    events = services().events
+    with events.expect(new_id, end_only=True) as wait:
+        job_id = _submit(endpoint_id, new_id, limit=RUNSYNC_LIMIT, channel=events.channel)
         if job_id == new_id:
             wait(wait_s)
             return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
     # Another request's job, by its Idempotency-Key.
-    with services().events.expect(job_id, end_only=True) as wait:
-        return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
+    return answer(_awaited(job_id, endpoint_id, deadline).answer_json())
 
 
 @blueprint.route("/status/<job_id>", methods=["GET", "POST"])
@@ -82,8 +82,7 @@ def status_sync(endpoint_id: str, job_id: str) -> Response:
     """As ``/status``, but waits for the job's end, at most ``?wait=`` ms."""
     services().registry.endpoint(endpoint_id)
     deadline = time.monotonic() + _wait_s()
-    with services().events.expect(job_id, end_only=True) as wait:
-        return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
+    return answer(_awaited(job_id, endpoint_id, deadline).answer_json())
 
 
 @blueprint.post("/cancel/<job_id>")
@@ -170,8 +169,11 @@ def _listed(found: Listed) -> dict[str, Any]:
     return said
 
 
-def _submit(endpoint_id: str, job_id: str, *, limit: int) -> str:
-    """The id of the job, or of the earlier one with the same ``Idempotency-Key``."""
+def _submit(endpoint_id: str, job_id: str, *, limit: int, channel: str | None = None) -> str:
+    """The id of the job, or of the earlier one with the same ``Idempotency-Key``.
+
+    ``channel`` is told of its end, see :class:`ownpod.events.JobEvents`.
+    """
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
     request.max_content_length = limit
@@ -181,6 +183,7 @@ def _submit(endpoint_id: str, job_id: str, *, limit: int) -> str:
         job,
         most_queued=endpoint.max_queue_depth,
         idempotency=_idempotency(endpoint_id, body),
+        channel=channel,
     )
     if created == job_id:
         log.moving(job_id, JobStatus.IN_QUEUE, endpoint=endpoint_id, requestId=job.request_id)
@@ -243,6 +246,14 @@ def _wait_s() -> float:
     if wait is None:
         return default_ms / 1000
     return schemas.whole_number("wait", wait, schemas.WAIT_MS) / 1000
+
+
+def _awaited(job_id: str, endpoint_id: str, deadline: float) -> Job:
+    """A job that was there before, at its end."""
+    here = services()
+    with here.events.expect(job_id, end_only=True) as wait:
+        here.store.watch(job_id, here.events.channel, end_only=True)
+        return _job_at_end(job_id, endpoint_id, wait, deadline)
 
 
 def _job_at_end(

@@ -75,6 +75,7 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
     """What there is, as soon as there is a chunk or an end, or when the time is over."""
     here = services()
     with here.events.expect(job_id, end_only=False) as wait:
+        here.store.watch(job_id, here.events.channel, end_only=False)
         while True:
             found = here.store.stream(job_id, endpoint_id, None if start is None else (0, 0))
             if start is not None:
@@ -87,10 +88,12 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
 
 def _events(endpoint_id: str, job_id: str) -> Response:
     last = request.headers.get("Last-Event-ID", "")
-    job = services().store.job(job_id, endpoint_id)
+    here = services()
+    job = here.store.job(job_id, endpoint_id)
     if last.endswith(f"-{END}") and job.status.terminal:
         # A browser that was told the end comes again; 204 makes it stay away.
         return Response(status=204)
+    here.store.watch(job_id, here.events.channel, end_only=False)
     seen = parse_cursor(last)
     start = (0, 0) if seen is None else (seen[0], seen[1] + 1)
     response = Response(

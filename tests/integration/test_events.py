@@ -4,6 +4,7 @@ import time
 import pytest
 from helpers import RedisServer, job_store, new_job
 
+from ownpod import keys
 from ownpod.events import JobEvents
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.store import connect
@@ -27,8 +28,8 @@ def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, clie
     with events.expect("job-1", end_only=True) as wait:
         # The first wait may return at once: listening has just begun.
         wait(0.2)
-        store.create(new_job())
-        store.create(new_job("other"))
+        store.create(new_job(), channel=events.channel)
+        store.create(new_job("other"), channel=events.channel)
         store.cancel("other", "ep", reason="x")
         attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=9)
         assert waited_s(wait, 0.3) >= 0.3
@@ -42,7 +43,7 @@ def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, clie
 
 def test_all_who_wait_for_a_job_are_woken(events, client):
     store = job_store(client)
-    store.create(new_job())
+    store.create(new_job(), channel=events.channel)
     woken = []
 
     def waiter():
@@ -64,6 +65,34 @@ def test_all_who_wait_for_a_job_are_woken(events, client):
     assert events._waiting == {}
 
 
+def test_only_who_asked_is_told(client):
+    store = job_store(client)
+    heard = []
+    with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        pubsub.psubscribe(**{"*": heard.append})
+        store.create(new_job("nobody"))
+        store.create(new_job("ends"), channel="ends")
+        store.create(new_job("both"), channel="ends")
+        for _ in range(2):
+            store.watch("both", "all", end_only=False)
+        store.watch("gone", "all", end_only=False)
+        for job_id in ("nobody", "ends", "both"):
+            attempt = store.claim(job_id, worker_id="w", claim="t", lease_s=9)
+            store.add_chunks(job_id, 1, ["1"])
+            store.finish(attempt, Outcome(JobStatus.COMPLETED, output="1"))
+        client.publish("last", "")
+        while not heard or heard[-1]["channel"] != "last":
+            pubsub.get_message(timeout=5)
+    assert [(said["channel"], said["data"]) for said in heard[:-1]] == [
+        ("ends", "ends COMPLETED"),
+        ("all", "both IN_PROGRESS"),
+        ("all", "both CHUNK"),
+        ("all", "both COMPLETED"),
+        ("ends", "both COMPLETED"),
+    ]
+    assert not client.exists(keys.job("gone"))
+
+
 def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
     server = RedisServer(tmp_path)
     try:
@@ -75,7 +104,7 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
                 threading.Timer(0.1, server.stop).start()
                 assert waited_s(wait, 20) < 10
             server.start()
-            store.create(new_job())
+            store.create(new_job(), channel=events.channel)
             with events.expect("job-1", end_only=True) as wait:
                 threading.Timer(1.5, store.cancel, ("job-1", "ep"), {"reason": "x"}).start()
                 began = time.monotonic()

@@ -3,8 +3,8 @@
 import pytest
 from helpers import job_message, job_messages, job_store, new_job
 
-from ownpod import broker, keys
-from ownpod.jobs import JobStatus, Outcome
+from ownpod import keys
+from ownpod.jobs import JobStatus
 from ownpod.recovery import Recovery
 from ownpod.store import now_ms
 

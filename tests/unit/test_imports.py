@@ -21,7 +21,7 @@ LAYERS = [
         "stall",
         "tables",
     },
-    {"broker"},
+    {"broker", "scripts"},
     {"store", "embedded", "control", "endpoints"},
     {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
     {"waiting"},
@@ -81,7 +81,17 @@ ONLY = {
     },
     "urllib3": {"workers.push", "client"},
     "requests": {"webhooks", "client"},
-    "redis": {"store", "registry", "events", "pull", "recovery", "sweep", "embedded", "cli"},
+    "redis": {
+        "store",
+        "registry",
+        "scripts",
+        "events",
+        "pull",
+        "recovery",
+        "sweep",
+        "embedded",
+        "cli",
+    },
 }
 
 # Must not be reached, however far the way.
