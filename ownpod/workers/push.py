@@ -1,31 +1,16 @@
 """RunPod's local worker API (``--rp_serve_api``) over HTTP: OwnPod pushes jobs to the worker.
 
-The one module that knows the HTTP client. What real workers do stands in docs/architecture.md; the
-surprising part is the hold: the SDK runs a job only when ``/status`` is POSTed, and answers when
+What real workers do stands in docs/architecture.md; the surprising part is the hold: the SDK runs a job only when ``/status`` is POSTed, and answers when
 the handler has ended. Asking twice runs it twice or throws its result away.
 """
 
 import contextlib
 import json
 import logging
-import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
-from urllib.parse import quote, urlsplit
-
-import urllib3
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    InsecureRequestWarning,
-    NewConnectionError,
-    ReadTimeoutError,
-    SSLError,
-)
-from urllib3.response import BaseHTTPResponse
+from collections.abc import Iterator
+from urllib.parse import quote
 
 from ownpod.endpoints import WorkerSpec
 from ownpod.errors import AttemptLost, JobRejected, WorkerSilent, WorkerUnavailable
@@ -40,6 +25,13 @@ from ownpod.workers.answers import (
     Answer,
     chunks_in,
     outcome_in,
+)
+from ownpod.workers.http import (
+    CannotConnect,
+    Connections,
+    NoAnswerInTime,
+    Reply,
+    WorkerHTTPError,
 )
 
 log = logging.getLogger(__name__)
@@ -68,15 +60,6 @@ _NO_STREAM = "Stream not supported, handler must be a generator."
 """The SDK's answer (200, FAILED) to ``/stream`` for a handler that does not yield; it ran nothing."""
 
 
-def _keepalive() -> list[tuple[int, int, int]]:
-    """A worker's host that vanished is noticed in about a minute; a held connection is silent."""
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return options
-
-
 class PushWorker:
     """A worker that serves RunPod's local API. Implements :class:`ownpod.workers.Worker`."""
 
@@ -91,23 +74,7 @@ class PushWorker:
         """Its /stream said that it does not, which runs nothing."""
         self._concurrent: bool | None = True if spec.capacity > 1 else None
         """Whether the worker answers while it runs a job; None: to be found out."""
-        verify = spec.verify_tls or spec.ca_bundle is not None
-        if not verify:
-            urllib3.disable_warnings(InsecureRequestWarning)
-        tls: dict[str, Any] = {}
-        if spec.url.startswith("https:"):
-            tls = {
-                "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE",
-                "ca_certs": spec.ca_bundle,
-            }
-        self._path = urlsplit(spec.url).path
-        self._headers = {**spec.headers, "Content-Type": "application/json"}
-        self._http = urllib3.connection_from_url(
-            spec.url,
-            maxsize=spec.capacity + 2,
-            socket_options=HTTPConnection.default_socket_options + _keepalive(),
-            **tls,
-        )
+        self._http = Connections(spec, connect_s=settings.worker_connect_timeout_s)
 
     def start(self, attempt: Attempt) -> str:
         body = f'{{"input": {attempt.input}'
@@ -118,14 +85,13 @@ class PushWorker:
             body += f', "webhook": {json.dumps(self._settings.callback_url + path)}'
         timeout_s = self._settings.worker_run_read_timeout_s
         try:
-            headers = {"X-Request-ID": attempt.request_id} if attempt.request_id else {}
-            answer = self._whole(
-                self._send("POST", "/run", timeout_s, body=f"{body}}}", headers=headers), timeout_s
-            )
-        except (NewConnectionError, ConnectTimeoutError, SSLError) as error:
+            headers = {"X-Request-ID": attempt.request_id} if attempt.request_id else None
+            reply = self._http.send("POST", "/run", timeout_s, body=f"{body}}}", headers=headers)
+            answer = self._whole(reply, timeout_s)
+        except CannotConnect as error:
             self._forget()
             raise WorkerUnavailable(f"cannot connect: {_reason(error)}") from error
-        except HTTPError as error:
+        except WorkerHTTPError as error:
             raise AttemptLost(f"the worker did not answer /run: {_reason(error)}") from error
         if answer.status in _JOB_REFUSED:
             raise JobRejected(f"the worker refused the job: {answer}")
@@ -142,7 +108,7 @@ class PushWorker:
             if resumed:
                 return self._poll(run_id, watch, self._settings.worker_status_timeout_s)
             return self._streamed(run_id, watch) or self._asked(run_id, watch)
-        except HTTPError as error:
+        except WorkerHTTPError as error:
             self._forget()
             raise AttemptLost(f"the worker died or was cut off: {_reason(error)}") from error
         except AttemptLost:
@@ -175,10 +141,10 @@ class PushWorker:
                     self._request("GET", "/health", patience_s)
                     blocked = time.monotonic() - asked > LEARN_AFTER_S
                     return run.look is not Look.IDLE and not blocked
-        except (NewConnectionError, AttemptLost):
+        except (CannotConnect, AttemptLost):
             # Nobody is there, or nobody who knows it.
             return False
-        except (HTTPError, JobRejected):
+        except (WorkerHTTPError, JobRejected):
             return True
 
     @property
@@ -203,7 +169,7 @@ class PushWorker:
         def learn() -> None:
             try:
                 self._request("GET", "/health", LEARN_AFTER_S)
-            except HTTPError:
+            except WorkerHTTPError:
                 answered = False
             else:
                 answered = True
@@ -233,8 +199,7 @@ class PushWorker:
             if response is None:
                 self._streams = self._says_so = False
                 return None
-            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if response.status < 300 and kind in LINES:
+            if response.status < 300 and response.content_type in LINES:
                 self._streams = True
                 watch.look(Look.POLL)
                 self._relay(run_id, response, watch)
@@ -264,35 +229,33 @@ class PushWorker:
         if not outputs:
             try:
                 return self._poll(run_id, watch, None)
-            except (AttemptLost, HTTPError):
+            except (AttemptLost, WorkerHTTPError):
                 log.debug("run %s at %s yielded nothing", run_id, self._url)
         return Outcome(JobStatus.COMPLETED, output=f"[{', '.join(outputs)}]")
 
-    def _open_stream(self, run_id: str) -> BaseHTTPResponse | None:
+    def _open_stream(self, run_id: str) -> Reply | None:
         for method in self._methods:
-            response = self._send(method, f"/stream/{_quoted(run_id)}", None)
+            response = self._http.send(method, f"/stream/{_quoted(run_id)}", None)
             if response.status not in _NO_SUCH_ROUTE:
                 return response
             self._whole(response)
         return None
 
-    def _relay(self, run_id: str, response: BaseHTTPResponse, watch: Watch) -> None:
+    def _relay(self, run_id: str, response: Reply, watch: Watch) -> None:
         """Events or JSON lines, each emitted as it comes; the end, and how it came, is not told."""
         rest, left = b"", self._settings.max_output_mb * 1024 * 1024
         try:
-            while left > 0 and (data := response.read1(65536)):
+            while left > 0 and (data := response.read(65536)):
                 left -= len(data)
                 *lines, rest = (rest + data).split(b"\n")
                 if outputs := [text for line in lines for text in chunks_in(line)]:
                     watch.chunks(outputs)
             if outputs := list(chunks_in(rest)):
                 watch.chunks(outputs)
-            if left > 0:
-                response.release_conn()
-            else:
+            if left <= 0:
                 log.warning("stream of %s at %s cut: see OWNPOD_MAX_OUTPUT_MB", run_id, self._url)
                 response.close()
-        except HTTPError as error:
+        except WorkerHTTPError as error:
             log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(error))
             response.close()
 
@@ -304,8 +267,8 @@ class PushWorker:
             try:
                 answer = self._status(run_id, timeout_s)
                 failures = 0
-            except HTTPError as error:
-                failures += not isinstance(error, ReadTimeoutError)
+            except WorkerHTTPError as error:
+                failures += not isinstance(error, NoAnswerInTime)
                 if timeout_s is None or failures >= POLL_FAILURES:
                     raise
                 log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
@@ -322,7 +285,7 @@ class PushWorker:
         try:
             timeout_s = self._settings.worker_cancel_timeout_s
             answer = self._request("POST", f"/cancel/{_quoted(run_id)}", timeout_s)
-        except HTTPError as error:
+        except WorkerHTTPError as error:
             log.info("cancel of %s at %s failed: %s", run_id, self._url, _reason(error))
             return False
         return answer.status < 300
@@ -331,9 +294,9 @@ class PushWorker:
         # Any answer but a server error will do: the SDK has no /health and says 404.
         try:
             answer = self._request("GET", "/health", self._settings.worker_connect_timeout_s)
-        except ReadTimeoutError as error:
+        except NoAnswerInTime as error:
             raise WorkerSilent(f"does not answer: {_reason(error)}") from error
-        except HTTPError as error:
+        except WorkerHTTPError as error:
             raise WorkerUnavailable(f"does not answer: {_reason(error)}") from error
         if answer.status >= 500:
             raise WorkerUnavailable(f"/health answered {answer}")
@@ -355,9 +318,9 @@ class PushWorker:
         path: str,
         read_s: float | None,
     ) -> Answer:
-        return self._whole(self._send(method, path, read_s))
+        return self._whole(self._http.send(method, path, read_s))
 
-    def _whole(self, response: BaseHTTPResponse, body_s: float | None = None) -> Answer:
+    def _whole(self, response: Reply, body_s: float | None = None) -> Answer:
         """An answer, read to its end, if that comes soon enough.
 
         Raises:
@@ -372,40 +335,19 @@ class PushWorker:
         )
         try:
             while left > 0:
-                part = response.read1(min(left, 1024 * 1024))
+                part = response.read(min(left, 1024 * 1024))
                 if not part:
-                    response.release_conn()
                     return Answer(response.status, b"".join(parts))
                 parts.append(part)
                 left -= len(part)
                 if time.monotonic() > until:
                     problem = f"the worker's answer did not end within {body_s:g} s"
                     break
-        except HTTPError:
+        except WorkerHTTPError:
             response.close()
             raise
         response.close()
         raise JobRejected(problem)
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        read_s: float | None,
-        *,
-        body: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> BaseHTTPResponse:
-        return self._http.urlopen(
-            method,
-            f"{self._path}{path}",
-            body=None if body is None else body.encode(),
-            headers={**self._headers, **headers} if headers else self._headers,
-            timeout=urllib3.Timeout(connect=self._settings.worker_connect_timeout_s, read=read_s),
-            retries=False,
-            redirect=False,
-            preload_content=False,
-        )
 
 
 def _quoted(run_id: str) -> str:

@@ -25,7 +25,7 @@ LAYERS = [
     {"store", "embedded", "control", "endpoints"},
     {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
     {"waiting"},
-    {"workers", "workers.answers"},
+    {"workers", "workers.answers", "workers.http"},
     {"workers.push", "workers.pull"},
     {"attempts"},
     {"runner", "gate", "sweep"},
@@ -79,7 +79,7 @@ ONLY = {
             ]
         ),
     },
-    "urllib3": {"workers.push", "client"},
+    "urllib3": {"workers.http", "client"},
     "requests": {"webhooks", "client"},
     "redis": {
         "store",

@@ -1,0 +1,126 @@
+"""The pure parts of the benchmark: percentiles, report, comparison. It is no package."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+client, compare, report = map(importlib.import_module, ("client", "compare", "report"))
+
+MACHINE = {"cores": 2, "cpu": "a CPU", "python": "3.11.7", "packages": {"celery": "5.7.0"}}
+
+
+def run(**measures):
+    return {"machine": MACHINE, "quick": False, "measures": measures}
+
+
+def line(lines, start):
+    return next(found for found in lines if found.startswith(start))
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [
+        ([5], 99, 5),
+        ([1, 2], 50, 1.5),
+        ([3, 1, 2], 50, 2),
+        ([3, 1, 2], 0, 1),
+        ([3, 1, 2], 100, 3),
+        (list(range(101)), 95, 95),
+        ([0, 10], 99, 9.9),
+    ],
+)
+def test_a_percentile_is_between_the_nearest_values(values, percent, expected):
+    assert client.percentile(values, percent) == pytest.approx(expected)
+
+
+def test_a_spread_has_three_percentiles():
+    assert client.spread("ms", [1.0, 1.0]) == {"ms_p50": 1, "ms_p95": 1, "ms_p99": 1}
+
+
+def test_a_request_has_its_length():
+    made = client.request("POST", "/v2/ep/run", {"input": {}})
+    head, body = made.split(b"\r\n\r\n")
+    assert head.startswith(b"POST /v2/ep/run HTTP/1.1\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+
+
+def test_the_table_says_whether_an_aim_is_reached():
+    lines = report.table(run(no_op={"part_ms": 2.0}, drain={"jobs_per_s": 400.0}))
+    assert line(lines, "OwnPod's part").split()[-4:] == ["<", "3", "ms", "yes"]
+    assert line(lines, "no-ops, submitted").split()[-4:] == [">", "500", "/s", "NO"]
+
+
+def test_the_table_has_percentiles_in_columns():
+    lines = report.table(run(way={"ms_p50": 2.0, "ms_p95": 3.0, "ms_p99": 14.0}))
+    assert line(lines, "worker's end").split()[-8:] == ["2", "3", "14", "<", "10", "ms", "NO"][
+        :0
+    ] + [
+        *("(ms)", "2", "3", "14"),
+        *("<", "10", "ms", "NO"),
+    ]
+
+
+def test_a_failed_measure_does_not_hide_the_others():
+    lines = report.table(run(no_op={"failed": "TimeoutError: late"}, way={"ms_p99": 1.0}))
+    assert "no_op: FAILED" in lines
+    assert "no_op: FAILED: TimeoutError: late" in lines
+    assert line(lines, "worker's end").endswith("yes")
+
+
+def test_the_table_has_the_cpu_of_a_job_by_processes():
+    lines = report.table(run(drain={"cpu_api_ms": 1.0, "cpu_node_ms": 2.5}))
+    assert "drain: CPU in ms for each job: api 1.00, node 2.50, all 3.50" in lines
+
+
+def test_every_figure_is_a_row_once():
+    names = [(row.measure, row.figure) for row in report.ROWS]
+    assert len(names) == len(set(names))
+
+
+def test_the_share_of_an_aim_is_more_when_it_is_better():
+    found = run(
+        no_op={"part_ms": 6.0},
+        drain={"jobs_per_s": 1000.0},
+        queued={"status_ms_slower_percent": -3.0},
+    )
+    assert [share for _, share in report.shares(found)] == [2.0, 0.5, 10.0][1::-1] + [10.0]
+
+
+def test_without_a_row_there_is_no_plot(tmp_path):
+    assert not report.plot(run(), tmp_path / "plot.svg")
+
+
+def calibrated(loop, http, **measures):
+    return run(calibration={"loop_ms": loop, "http_ms": http}, **measures)
+
+
+def test_a_comparison_takes_the_machines_speed_into_account():
+    old = calibrated(10.0, 1.0, no_op={"part_ms": 4.0}, drain={"jobs_per_s": 400.0})
+    new = calibrated(20.0, 2.0, no_op={"part_ms": 8.0}, drain={"jobs_per_s": 300.0})
+    assert compare.speed(old, new) == pytest.approx(2)
+    lines = compare.table(old, new)
+    assert line(lines, "no_op:").split()[-4:] == ["4", "8", "2.00", "1.00"]
+    assert line(lines, "drain:").split()[-5:] == ["400", "300", "0.75", "1.50", "better"]
+
+
+def test_a_comparison_marks_what_got_worse_only_by_more_than_a_tenth():
+    old = run(no_op={"part_ms": 4.0}, equal={"percent": 90.0}, payload={"total_x": 50.0})
+    new = run(no_op={"part_ms": 4.3}, equal={"percent": 70.0}, payload={"total_x": 20.0})
+    lines = compare.table(old, new)
+    assert "not known" in lines[0]
+    assert line(lines, "no_op:").endswith("1.07")
+    assert line(lines, "equal:").endswith("WORSE")
+    assert line(lines, "payload:").endswith("better")
+
+
+def test_a_comparison_leaves_out_what_one_run_has_not():
+    lines = compare.table(run(no_op={"failed": "x"}), run(no_op={"part_ms": 4.0}))
+    assert not any(found.startswith("no_op") for found in lines)
+
+
+def test_a_comparison_says_that_a_run_was_quick():
+    lines = compare.table(run(), run() | {"quick": True})
+    assert "quick" in lines[1]
