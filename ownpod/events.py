@@ -28,6 +28,7 @@ ENDS = {status.value for status in JobStatus if status.terminal}
 class _Waiter:
     end_only: bool
     woken: threading.Event = field(default_factory=threading.Event)
+    news: str = ""
 
 
 class JobEvents:
@@ -49,7 +50,7 @@ class JobEvents:
         self._stopped = False
 
     @contextlib.contextmanager
-    def expect(self, job_id: str, *, end_only: bool) -> Iterator[Callable[[float], None]]:
+    def expect(self, job_id: str, *, end_only: bool) -> Iterator[Callable[[float], str]]:
         """Watches for what is said of a job from now on, also of one that is about to be created.
 
         Args:
@@ -57,15 +58,16 @@ class JobEvents:
             end_only: only its end is news; else every move and every chunk.
 
         Yields:
-            A function that waits for news, at most so many seconds. It returns sooner when news may
-            have been missed, or when this process ends: look how the job is.
+            A function that waits for news, at most so many seconds, and answers what was told beside
+            the job's state. It returns "" sooner when news may have been missed, or when this process
+            ends: look how the job is.
         """
         waiter = _Waiter(end_only)
         self._listen()
         with self._lock:
             self._waiting[job_id].add(waiter)
         try:
-            yield lambda timeout_s: self._wait(waiter.woken, timeout_s)
+            yield lambda timeout_s: self._wait(waiter, timeout_s)
         finally:
             with self._lock:
                 self._waiting[job_id].discard(waiter)
@@ -77,9 +79,10 @@ class JobEvents:
         """This process ends, so nobody should wait any more."""
         return self._stopped
 
-    def _wait(self, woken: threading.Event, timeout_s: float) -> None:
-        if not self._stopped and woken.wait(timeout_s):
-            woken.clear()
+    def _wait(self, waiter: _Waiter, timeout_s: float) -> str:
+        if not self._stopped and waiter.woken.wait(timeout_s):
+            waiter.woken.clear()
+        return waiter.news
 
     def stop(self) -> None:
         """This process ends: everybody who waits gets what there is to see now.
@@ -112,7 +115,8 @@ class JobEvents:
                         elif message["type"] == "message":
                             job_id, _, what = message["data"].partition(" ")
                             if job_id in self._waiting:
-                                self._wake(job_id, ended=what in ENDS)
+                                state, _, news = what.partition(" ")
+                                self._wake(job_id, news, ended=state in ENDS)
             except (redis.RedisError, OSError) as error:
                 log.warning("listening for job events again: %s", error)
             except Exception:
@@ -122,10 +126,11 @@ class JobEvents:
             self._wake_all()
             time.sleep(RETRY_S)
 
-    def _wake(self, job_id: str, *, ended: bool) -> None:
+    def _wake(self, job_id: str, news: str, *, ended: bool) -> None:
         with self._lock:
             for waiter in self._waiting.get(job_id, ()):
                 if ended or not waiter.end_only:
+                    waiter.news = news
                     waiter.woken.set()
 
     def _wake_all(self) -> None:

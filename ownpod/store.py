@@ -63,6 +63,9 @@ WEBHOOK_LEASE_MS = 60_000
 SAMPLES = 240
 """Of an endpoint's history: an hour, with one each 15 s."""
 
+LONGEST_TOLD = 16_384
+"""Bytes of an output that who waits for it is sent with the news; a longer one is to be read."""
+
 RUNS_KEPT_S = 8 * 86_400
 """After a worker's last job, what it may still be at is forgotten; no job runs longer."""
 
@@ -162,7 +165,8 @@ def _constants(messages: JobMessages) -> str:
         f"local RECENT, WEBHOOK_LEASE_MS = {RECENT}, {WEBHOOK_LEASE_MS}\n"
         f"local BUCKETS_MS = {{{', '.join(map(str, BUCKETS_MS))}}}\n"
         f'local DESCRIPTION = "{broker.DESCRIPTION}"\n'
-        f"local ATTEMPTS_LOGGED = {ATTEMPTS_LOGGED}\n"
+        f"local ATTEMPTS_LOGGED, LONGEST_TOLD = {ATTEMPTS_LOGGED}, {LONGEST_TOLD}\n"
+        f"local ANSWER = {{{', '.join(map(repr, Job.FIELDS))}}}\n"
         f'local WEBHOOK_LIST, WEBHOOK_MESSAGE = "{webhook_list}", [==[{webhook_message}]==]\n'
     )
 
@@ -301,8 +305,8 @@ class JobStore:
         raise IdempotencyConflict
 
     def watch(self, job_id: str, channel: str, *, end_only: bool) -> None:
-        """From now on a channel of Redis is told of the job's end, or also of each move and chunk
-        before: "<job id> <what>".
+        """From now on a channel of Redis is told of the job's end, as "<job id> <state> <answer>" with
+        what :meth:`job_told` reads; or of each move and chunk, as "<job id> <what>".
         """
         self._call("watch", job_id, "watched" if end_only else "followed", channel)
 
@@ -729,6 +733,13 @@ class JobStore:
             keys.LEASES, "-inf", f"({now_ms()}", byscore=True, offset=0, num=limit
         )
         return [job for job in map(self._read, ids) if job is not None]
+
+    @staticmethod
+    def job_told(answer: str) -> Job | None:
+        """A job that has ended, out of the news of that; None: it is to be read."""
+        if not answer:
+            return None
+        return Job.from_record([None if part is False else part for part in json.loads(answer)])
 
     @redis_errors
     def job(self, job_id: str, endpoint: str) -> Job:

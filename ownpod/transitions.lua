@@ -1,7 +1,7 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
 -- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, RUNS, WEBHOOKS
--- (see keys.py), DESCRIPTION, WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT and
--- ATTEMPTS_LOGGED (store.py).
+-- (see keys.py), DESCRIPTION, WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT,
+-- ATTEMPTS_LOGGED, ANSWER and LONGEST_TOLD (store.py).
 --
 -- JOB<id>                   hash   the record; fields in jobs.py (NewJob.record, Job.FIELDS), and
 --                                  `claim`, the token of the delivery that runs it;
@@ -35,7 +35,8 @@
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when their ttl has passed
 -- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try
 -- EVENTS<process>           pub/sub "<id> <state>" for moves, "<id> CHUNK" for new chunks, of the jobs that
---                                  have this channel in `watched` or `followed`
+--                                  have this channel in `followed`, "<id> <state> <answer>" for the end
+--                                  of those that have it in `watched`
 -- Celery's lists (messages) come as arguments: their names and contents are broker.py's.
 --
 -- Keys are computed from ids, so this needs one Redis, not a cluster; so does Celery's broker.
@@ -70,6 +71,14 @@ local function tell(channels, what)
   for channel in string.gmatch(channels or '', '%S+') do
     redis.call('PUBLISH', channel, what)
   end
+end
+
+-- What whoever waits for a job's end is to answer: ANSWER's fields as a JSON list, '' if that is long.
+local function answer(id)
+  if redis.call('HSTRLEN', JOB .. id, 'output') > LONGEST_TOLD then
+    return ''
+  end
+  return cjson.encode(redis.call('HMGET', JOB .. id, unpack(ANSWER)))
 end
 
 local function enter_queue(id, endpoint, created_ms, ttl_ms, low)
@@ -119,8 +128,8 @@ local function move(id, job, to, fields)
   redis.call('HSET', JOB .. id, 'status', to, unpack(fields))
   job.status = to
   tell(job.followed, id .. ' ' .. to)
-  if next(MOVES[to]) == nil then
-    tell(job.watched, id .. ' ' .. to)
+  if job.watched and next(MOVES[to]) == nil then
+    tell(job.watched, id .. ' ' .. to .. ' ' .. answer(id))
   end
   return true
 end

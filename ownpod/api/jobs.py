@@ -53,8 +53,8 @@ def runsync(endpoint_id: str) -> Response:
     with events.expect(new_id, end_only=True) as wait:
         job_id = _submit(endpoint_id, new_id, limit=RUNSYNC_LIMIT, channel=events.channel)
         if job_id == new_id:
-            wait(wait_s)
-            return answer(_job_at_end(job_id, endpoint_id, wait, deadline).answer_json())
+            news = wait(wait_s)
+            return answer(_job_at_end(job_id, endpoint_id, wait, deadline, news).answer_json())
     # Another request's job, by its Idempotency-Key.
     return answer(_awaited(job_id, endpoint_id, deadline).answer_json())
 
@@ -257,13 +257,16 @@ def _awaited(job_id: str, endpoint_id: str, deadline: float) -> Job:
 
 
 def _job_at_end(
-    job_id: str, endpoint_id: str, wait: Callable[[float], None], deadline: float
+    job_id: str, endpoint_id: str, wait: Callable[[float], str], deadline: float, news: str = ""
 ) -> Job:
-    """The job when it has ended, or when the request's time or this process ends."""
+    """The job when it has ended, or when the request's time or this process ends.
+
+    ``wait`` and ``news`` are of :meth:`ownpod.events.JobEvents.expect`.
+    """
     here = services()
     while True:
-        job = here.store.job(job_id, endpoint_id)
+        job = here.store.job_told(news) or here.store.job(job_id, endpoint_id)
         left_s = deadline - time.monotonic()
         if job.status.terminal or left_s <= 0 or here.events.stopped:
             return job
-        wait(left_s)
+        news = wait(left_s)

@@ -76,7 +76,7 @@ class Desk(Protocol):
     def contact(self, worker_id: str) -> ContactLike: ...
 
 
-Expect = Callable[[str], AbstractContextManager[Callable[[float], None]]]
+Expect = Callable[[str], AbstractContextManager[Callable[[float], object]]]
 """Watches a run: yields a function that waits for news of it, at most so many seconds."""
 
 

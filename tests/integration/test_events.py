@@ -83,14 +83,28 @@ def test_only_who_asked_is_told(client):
         client.publish("last", "")
         while not heard or heard[-1]["channel"] != "last":
             pubsub.get_message(timeout=5)
-    assert [(said["channel"], said["data"]) for said in heard[:-1]] == [
-        ("ends", "ends COMPLETED"),
-        ("all", "both IN_PROGRESS"),
-        ("all", "both CHUNK"),
-        ("all", "both COMPLETED"),
-        ("ends", "both COMPLETED"),
+    said = [(one["channel"], *one["data"].split(" ", 2)) for one in heard[:-1]]
+    assert [tuple(parts[:3]) for parts in said] == [
+        ("ends", "ends", "COMPLETED"),
+        ("all", "both", "IN_PROGRESS"),
+        ("all", "both", "CHUNK"),
+        ("all", "both", "COMPLETED"),
+        ("ends", "both", "COMPLETED"),
     ]
+    assert store.job_told(said[-1][3]) == store.job("both", "ep")
     assert not client.exists(keys.job("gone"))
+
+
+@pytest.mark.parametrize("output", ["1", '"%s"' % ("x" * 20_000)])
+def test_who_waits_for_the_end_is_told_the_answer_unless_it_is_long(events, client, output):
+    store = job_store(client)
+    with events.expect("job-1", end_only=True) as wait:
+        store.create(new_job(), channel=events.channel)
+        wait(0.2)
+        attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=9)
+        store.finish(attempt, Outcome(JobStatus.FAILED, output=output, error=""))
+        told = store.job_told(wait(20))
+    assert told == (store.job("job-1", "ep") if output == "1" else None)
 
 
 def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
