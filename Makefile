@@ -6,12 +6,14 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help install demo test check fix bench chaos test-compose test-docker clean
+.PHONY: help install demo test check fix bench bench-compare chaos test-compose test-docker clean
 help:
 	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop;"
 	@echo "              PULL=1: workers ask for jobs)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make bench    measure            make fix     format and mend what can be mended"
+	@echo "              (ARGS=--quick; ARGS=--list)"
+	@echo "make bench-compare  two runs: A=old.json B=new.json, or the newest two"
 	@echo "make chaos    kill everything, again and again, for SECONDS=300, by the chance of SEED=7"
 	@echo "make test-docker   the image, docker-compose.yml and nodes as containers; wants a Docker engine"
 	@echo "make test-compose  of these only docker-compose.yml"
@@ -50,8 +52,17 @@ test-docker: install
 test-compose: install
 	@$(BIN)/python -m pytest tests/docker/test_compose.py $(ARGS)
 
-bench: install
+bench: $(BIN)/.installed-bench
 	@$(BIN)/python bench/bench.py $(ARGS)
+
+bench-compare: $(BIN)/.installed-bench
+	@$(BIN)/python bench/compare.py $(A) $(B)
+
+$(BIN)/.installed-bench: $(BIN)/.installed requirements-bench.txt
+	@echo "installing what draws the plot"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt \
+		|| echo "not installed: there will be no plot"
+	@touch $@
 
 clean:
 	rm -rf .venv var

@@ -1,4 +1,4 @@
-"""The measured worker: {"seconds": s} -> {}-like answer after s seconds."""
+"""The measured worker: waits for "seconds", and says when it was done; or gives back "text"."""
 
 import time
 
@@ -6,8 +6,11 @@ import runpod
 
 
 def handler(job):
-    time.sleep(job["input"].get("seconds", 0))
-    return {"ok": True}
+    given = job["input"]
+    if "text" in given:
+        return given["text"]
+    time.sleep(given.get("seconds", 0))
+    return {"ok": True, "at": time.time()}
 
 
 runpod.serverless.start({"handler": handler})

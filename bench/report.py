@@ -1,0 +1,194 @@
+"""What was measured, for a person: which figures have an aim, the table, the plot."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PERCENTILES = ("p50", "p95", "p99")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of a measure. ``spread``: it has p50, p95 and p99, and the aim is for ``figure``."""
+
+    measure: str
+    figure: str
+    what: str
+    unit: str
+    aim: float | None = None
+    below: bool = True
+    """Less is better, and the aim an upper bound; else a lower one. Rates (/s): more is better."""
+    spread: str = ""
+
+    def value(self, found: dict) -> float | None:
+        """Out of a result; None: it was not measured."""
+        return found["measures"].get(self.measure, {}).get(self.figure)
+
+    def reached(self, found: dict) -> bool | None:
+        """Whether the aim is; None: there is no aim, or no figure."""
+        value = self.value(found)
+        if self.aim is None or value is None:
+            return None
+        return value < self.aim if self.below else value > self.aim
+
+
+ROWS = (
+    Row("no_op", "worker_ms_p50", "a no-op, the worker itself", "ms", spread="worker_ms"),
+    Row("no_op", "ownpod_ms_p50", "a no-op through /runsync", "ms", spread="ownpod_ms"),
+    Row("no_op", "part_ms", "OwnPod's part of it", "ms", 3),
+    Row("drain", "jobs_per_s", "no-ops, submitted and drained", "/s", 500, below=False),
+    Row("drain", "submits_per_s", "submissions meanwhile", "/s"),
+    Row("submissions", "per_s", "/run, one API process", "/s", 1000, below=False),
+    Row("submissions", "ms_p50", "its latency, 4 clients", "ms", spread="ms"),
+    Row("clients", "jobs_per_s", "16 clients in /runsync", "/s", 500, below=False),
+    Row("clients", "ms_p50", "their latency", "ms", spread="ms"),
+    Row("equal", "percent", "32 x 0.25 s, of the ideal", "%", 99, below=False),
+    Row("mixed", "percent", "80 mixed, of the ideal", "%", 97, below=False),
+    Row("way", "ms_p99", "worker's end to waiting client", "ms", 10, spread="ms"),
+    Row("waiting", "answered", "answered of 2,000 that wait", "", 1999, below=False),
+    Row("waiting", "errors", "errors, or no answer in 60 s", ""),
+    Row("waiting", "waiting", "their jobs in the queue at once", "", below=False),
+    Row("waiting", "health_ms_p99", "/v2/<id>/health meanwhile", "ms", 100, spread="health_ms"),
+    Row("waiting", "alive_ms_p99", "/health meanwhile", "ms", 100, spread="alive_ms"),
+    Row("waiting", "purge_to_last_s", "from purge to the last answer", "s"),
+    Row("waiting", "api_pss_mb", "memory of the API's processes", "MB"),
+    Row("nodes", "ready_s", "100 workers ready", "s"),
+    Row("nodes", "node_pss_mb", "memory of each node", "MB", 20),
+    Row("nodes", "node_cpu_percent", "CPU of each node at rest", "%", 0.1),
+    Row("nodes", "redis_cpu_percent", "Redis's CPU", "%"),
+    Row("nodes", "dispatch_cpu_percent", "the dispatcher's CPU", "%"),
+    Row("nodes", "api_cpu_percent", "the API's CPU", "%"),
+    Row("queued", "jobs", "jobs that wait", ""),
+    Row("queued", "submits_per_s_few", "/run with few of them", "/s"),
+    Row("queued", "submits_per_s_many", "/run with all of them", "/s"),
+    Row("queued", "submits_per_s_slower_percent", "/run slower with all by", "%", 20),
+    Row("queued", "status_ms_few", "/status with few, p50", "ms"),
+    Row("queued", "status_ms_many", "/status with all, p50", "ms"),
+    Row("queued", "status_ms_slower_percent", "/status slower with all by", "%", 20),
+    Row("queued", "health_ms_few", "/health with few, p50", "ms"),
+    Row("queued", "health_ms_many", "/health with all, p50", "ms"),
+    Row("queued", "health_ms_slower_percent", "/health slower with all by", "%", 20),
+    Row("queued", "dispatch_per_s_few", "dispatch with few", "/s"),
+    Row("queued", "dispatch_per_s_many", "dispatch with all", "/s"),
+    Row("queued", "dispatch_per_s_slower_percent", "dispatch slower with all by", "%", 20),
+    Row("queued", "redis_kb", "Redis memory of a job", "KB", 2),
+    Row("payload", "copy_ms", "10 MB there and back, plain", "ms"),
+    Row("payload", "worker_ms", "by the worker itself", "ms"),
+    Row("payload", "ownpod_ms", "by OwnPod", "ms"),
+    Row("payload", "total_x", "OwnPod, of the plain copy", "x", 10),
+    Row("payload", "part_x", "above the worker, of the copy", "x"),
+    Row("payload", "api_peak_mb", "peak of an API process", "MB", 150),
+    Row("payload", "node_peak_mb", "peak of a node", "MB", 150),
+    Row("pull", "ms_p50", "pull: a no-op through /runsync", "ms", spread="ms"),
+    Row("pull", "jobs_per_s", "pull: no-ops", "/s"),
+    Row("pull", "equal_percent", "pull: 32 x 0.25 s, of the ideal", "%", below=False),
+    Row("pull", "mixed_percent", "pull: 80 mixed, of the ideal", "%", below=False),
+    Row("calibration", "loop_ms", "calibration: a loop in Python", "ms"),
+    Row("calibration", "http_ms", "calibration: an HTTP call", "ms"),
+)
+
+
+def number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def with_unit(value: float | None, unit: str) -> str:
+    return number(value) if value is None else f"{number(value)} {unit}".rstrip()
+
+
+def table(found: dict) -> list[str]:
+    """The lines of the whole report."""
+    machine = found["machine"]
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    head = [
+        f"{machine['cores']} cores, {machine['cpu']}, Python {machine['python']}, {packages}",
+        "",
+        f"{'':<33}{'':>10}{'p50':>9}{'p95':>9}{'p99':>9}   {'aim':<11}reached",
+    ]
+    failed = [
+        f"{name}: FAILED: {figures['failed']}"
+        for name, figures in found["measures"].items()
+        if "failed" in figures
+    ]
+    return [*head, *_lines(found), "", *_cpu_lines(found), *failed]
+
+
+def _lines(found: dict) -> Iterator[str]:
+    before = ""
+    for row in ROWS:
+        figures = found["measures"].get(row.measure)
+        if figures is None:
+            continue
+        if row.measure != before:
+            before = row.measure
+            yield from [f"{row.measure}: FAILED"] if "failed" in figures else []
+        if row.value(found) is not None:
+            yield _line(row, found, figures)
+
+
+def _line(row: Row, found: dict, figures: dict) -> str:
+    cells = [figures.get(f"{row.spread}_{name}") if row.spread else None for name in PERCENTILES]
+    shown = "".join(f"{number(cell) if row.spread else '':>9}" for cell in cells)
+    value = f"({row.unit})" if row.spread else with_unit(row.value(found), row.unit)
+    return f"{row.what:<33}{value:>10}{shown}   {_aim(row):<11}{_reached(row, found)}".rstrip()
+
+
+def _aim(row: Row) -> str:
+    if row.aim is None:
+        return ""
+    return f"{'<' if row.below else '>'} {with_unit(row.aim, row.unit)}"
+
+
+def _reached(row: Row, found: dict) -> str:
+    return {True: "yes", False: "NO", None: ""}[row.reached(found)]
+
+
+def _cpu_lines(found: dict) -> list[str]:
+    """CPU time for each job by kind of processes, where it was measured."""
+    lines = []
+    for name, figures in found["measures"].items():
+        used = {k[4:-3]: v for k, v in figures.items() if k.startswith("cpu_")}
+        if used:
+            said = ", ".join(f"{kind} {value:.2f}" for kind, value in used.items())
+            lines.append(f"{name}: CPU in ms for each job: {said}, all {sum(used.values()):.2f}")
+    return [*lines, ""] if lines else []
+
+
+def shares(found: dict) -> list[tuple[str, float]]:
+    """Each row with an aim: how much of the aim is reached; 1 and more is all of it."""
+    said = []
+    for row in ROWS:
+        value = row.value(found)
+        if row.aim is None or value is None:
+            continue
+        part, whole = (row.aim, value) if row.below else (value, row.aim)
+        label = f"{row.measure}: {row.what} {with_unit(value, row.unit)} ({_aim(row)})"
+        # What is slower by nothing or less has reached any aim.
+        said.append((label, part / whole if whole > 0 else 10.0))
+    return said
+
+
+def plot(found: dict, path: Path) -> bool:
+    """Writes the picture; False: matplotlib is not there, or there is nothing to show."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return False
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    said = shares(found)[::-1]
+    if not said:
+        return False
+    figure, axes = plt.subplots(figsize=(11, 1 + 0.32 * len(said)))
+    colours = ["#2a7f4f" if share >= 1 else "#c0392b" for _, share in said]
+    axes.barh([label for label, _ in said], [min(share, 3) for _, share in said], color=colours)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlim(0, 3)
+    axes.set_xlabel("so much of its aim is reached (1: the aim; 3: three times as good, or more)")
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+    return True

@@ -1,0 +1,311 @@
+"""Starts and ends the measured processes, and tells what they use."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+from client import allow_many_files, ask, request, together
+
+from ownpod import settings
+from ownpod.celery import open_store
+from ownpod.processes import die_with_parent, free_port
+from ownpod.pull import worker_environment
+from ownpod.store import JobStore
+
+HERE = Path(__file__).parent
+ENDPOINT, PARKED = "local-ep", "parked"
+"""The endpoint with workers, and one without any: its jobs wait."""
+
+KINDS = ("api", "node", "redis", "worker")
+QUIET = {"RUNPOD_DEBUG_LEVEL": "ERROR", "UVICORN_LOG_LEVEL": "error"}
+FOREIGN = ("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "WEB_CONCURRENCY", "GUNICORN_")
+END_S = 20
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for(what: str, look: Callable[[], object], seconds: float = 90) -> None:
+    """Until it is so. Raises: TimeoutError."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if look():
+                return
+        time.sleep(0.01)
+    raise TimeoutError(f"{what} did not happen within {seconds:g} s")
+
+
+class Processes:
+    """Processes with one log and a session each, ended by their pids."""
+
+    def __init__(self) -> None:
+        allow_many_files()
+        self._directory = tempfile.TemporaryDirectory()
+        self.directory = Path(self._directory.name)
+        self._log = (self.directory / "log").open("ab")
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: object, **environ: object) -> int:
+        """A Python program; its pid."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=kept | {name: str(value) for name, value in environ.items()},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        self._started.append(process)
+        return process.pid
+
+    def lives(self, pid: int) -> bool:
+        """Raises: RuntimeError, if the process has ended."""
+        if any(process.pid == pid and process.poll() is not None for process in self._started):
+            raise RuntimeError("a process has ended by itself")
+        return True
+
+    def server(self, kind: str) -> int:
+        """The port of one of servers.py."""
+        port = free_port()
+        self.start(HERE / "servers.py", kind, port)
+        wait_for(f"server {kind}", lambda: _listens(port))
+        return port
+
+    def workers(self, count: int) -> tuple[list[str], list[int]]:
+        """URLs and pids of workers on the SDK's local API."""
+        ports = [free_port() for _ in range(count)]
+        serve = (HERE / "handler.py", "--rp_serve_api", "--rp_api_host", "127.0.0.1")
+        pids = [self.start(*serve, "--rp_api_port", port, **QUIET) for port in ports]
+        for port in ports:
+            wait_for("a worker", lambda port=port: _listens(port))
+        return [f"http://127.0.0.1:{port}" for port in ports], pids
+
+    def said(self) -> str:
+        """The end of the log."""
+        lines = (self.directory / "log").read_text(errors="replace").splitlines()
+        return "\n".join(lines[-15:])
+
+    def end(self) -> None:
+        """Ends them all, with whatever they have left behind in their sessions."""
+        for process in reversed(self._started):
+            process.terminate()
+        until = time.monotonic() + END_S
+        for process in reversed(self._started):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._log.close()
+        self._directory.cleanup()
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[Processes]:
+    """Processes that end with the block. Their log is shown when it failed."""
+    started = Processes()
+    try:
+        yield started
+    except Exception:
+        print(started.said(), file=sys.stderr)
+        raise
+    finally:
+        started.end()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 2)):
+        return True
+
+
+class OwnPod:
+    """An ``ownpod up`` with a Redis of its own, and two endpoints: one with these workers, one without."""
+
+    def __init__(
+        self,
+        group: Processes,
+        urls: list[str],
+        pids: list[int],
+        *,
+        api: int = 2,
+        name: str = "pod",
+        **environ: object,
+    ) -> None:
+        self.urls, self._worker_pids = urls, pids
+        self.port = free_port()
+        directory = group.directory / name
+        directory.mkdir()
+        workers = directory / "workers.yaml"
+        listed = {ENDPOINT: {"workers": [{"url": url} for url in urls]}, PARKED: {}}
+        workers.write_text(json.dumps({"endpoints": listed}))
+        self._environ = {"OWNPOD_DATA_DIR": str(directory), "OWNPOD_WORKERS_FILE": str(workers)}
+        self.began = time.monotonic()
+        up = ("-m", "ownpod", "up", "--port", self.port)
+        self._pid = group.start(*up, **self._environ, WEB_CONCURRENCY=api, **environ)
+        self._directory = directory
+        wait_for("OwnPod", lambda: group.lives(self._pid) and self.health(PARKED))
+
+    def ready(self, count: int) -> None:
+        """Until so many workers are ready."""
+        wait_for("workers", lambda: self.health()["workers"]["ready"] == count)
+
+    def health(self, endpoint: str = ENDPOINT) -> dict:
+        return ask(self.port, request("GET", f"/v2/{endpoint}/health"), 10).json()
+
+    def post(self, path: str, body: object = None, endpoint: str = ENDPOINT) -> dict:
+        return ask(self.port, request("POST", f"/v2/{endpoint}{path}", body)).json()
+
+    @property
+    def redis_url(self) -> str:
+        return (self._directory / settings.REDIS_URL_FILE).read_text().strip()
+
+    def store(self) -> JobStore:
+        return open_job_store(self.redis_url)
+
+    def drain(self) -> None:
+        """Its workers take no more jobs; what they have is done."""
+        for worker in self.health()["ownpod"]["workers"]:
+            self.post(f"/workers/{worker['id']}/drain")
+        wait_for("a rest", lambda: self._throttled() == len(self.urls))
+        wait_for("a rest", lambda: self.health()["jobs"]["inProgress"] == 0)
+
+    def resume(self) -> None:
+        """Its workers take jobs again; when the nodes have heard of it."""
+        for worker in self.health()["ownpod"]["workers"]:
+            self.post(f"/workers/{worker['id']}/resume")
+        self.ready(len(self.urls))
+
+    def _throttled(self) -> int:
+        return self.health()["workers"]["throttled"]
+
+    def pids(self) -> dict[str, list[int]]:
+        """Pids by kind; ``dispatch`` is the supervisor of the nodes."""
+        found: dict[str, list[int]] = {kind: [] for kind in (*KINDS, "dispatch")}
+        found["worker"] = list(self._worker_pids)
+        for child in psutil.Process(self._pid).children():
+            below = [process.pid for process in child.children(recursive=True)]
+            line = " ".join(child.cmdline())
+            if "redis" in line or "valkey" in line:
+                found["redis"] += [child.pid]
+            elif "dispatch" in line:
+                found["dispatch"] += [child.pid]
+                found["node"] += below
+            else:
+                found["api"] += [child.pid, *below]
+        return found
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU time used by each kind of processes, and by this one."""
+        used = {kind: sum(map(cpu_s, pids)) for kind, pids in self.pids().items()}
+        return used | {"client": time.process_time()}
+
+
+def open_job_store(redis_url: str) -> JobStore:
+    """The project's own way to the jobs. Celery's settings want a REDIS_URL, too."""
+    os.environ["REDIS_URL"] = redis_url
+    return open_store(settings.load({"REDIS_URL": redis_url}), client_name="bench")
+
+
+def completed(store: JobStore, endpoint: str = ENDPOINT) -> int:
+    """Jobs that were ever COMPLETED."""
+    return store.counts(endpoint)[2].get("COMPLETED", 0)
+
+
+class Stage:
+    """The usual system, four workers and two API processes, kept up for one measure after the other."""
+
+    def __init__(self) -> None:
+        self._kept = contextlib.ExitStack()
+        self._system: OwnPod | None = None
+
+    def system(self) -> OwnPod:
+        if self._system is None:
+            group = self._kept.enter_context(processes())
+            self._system = usual(group)
+        return self._system
+
+    def close(self) -> None:
+        """Ends it; it is made anew when it is wanted again."""
+        self._system = None
+        self._kept.close()
+
+
+def usual(group: Processes, *, api: int = 2, workers: int = 4) -> OwnPod:
+    """OwnPod and real workers, ready."""
+    system = OwnPod(group, *group.workers(workers), api=api)
+    system.ready(workers)
+    # A node's first jobs wait for it up to a second, and each process's first take longer.
+    warm = request("POST", f"/v2/{ENDPOINT}/runsync", {"input": {}})
+    together(system.port, [warm] * workers * 10, workers * 2)
+    return system
+
+
+def pulling(group: Processes, workers: int) -> OwnPod:
+    """OwnPod and real workers that ask for jobs."""
+    system = OwnPod(group, [], [])
+    endpoint = f"http://127.0.0.1:{system.port}/v2/{ENDPOINT}"
+    for number in range(workers):
+        values = worker_environment(endpoint, f"gpu-{number}", key="any")
+        group.start(HERE / "handler.py", **QUIET, **values)
+    system.ready(workers)
+    return system
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process, in s."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0.0
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) * TICK_S
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process, its part of what is shared included, in MB."""
+    return _kb(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") / 1000
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a process ever had, in MB."""
+    return _kb(Path(f"/proc/{pid}/status"), "VmHWM:") / 1000
+
+
+def _kb(path: Path, field: str) -> float:
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1.024
+    return 0.0
+
+
+class Used:
+    """CPU time since it was made, for each of some jobs."""
+
+    def __init__(self, system: OwnPod) -> None:
+        self._system = system
+        self._before = system.cpu_s()
+
+    def per_job(self, count: int) -> dict[str, float]:
+        """In ms by kind: ``cpu_<kind>_ms``."""
+        now = self._system.cpu_s()
+        return {f"cpu_{k}_ms": (now[k] - self._before[k]) / count * 1000 for k in now}
+
+
+def exit_at_signals() -> None:
+    """SIGTERM ends as Ctrl-C does: with everything that was started."""
+
+    def stop(signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt(signum)
+
+    signal.signal(signal.SIGTERM, stop)
