@@ -38,6 +38,9 @@ REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|MASTERDOWN|NOREPLICAS)\b
 PURGE_STEP = 1000
 """Jobs cancelled by one call of the script: some 10 ms in which Redis does nothing else."""
 
+CONNECTIONS = 64
+"""To Redis, of a process; thousands of requests that are woken at once wait for one of them."""
+
 SCAN_STEP = 500
 """Records read in one go when looking for recent jobs."""
 
@@ -96,8 +99,10 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
 
     Nothing is sent before the first command.
     """
-    return redis.Redis.from_url(
+    pool = redis.BlockingConnectionPool.from_url(
         url,
+        max_connections=CONNECTIONS,
+        timeout=5,
         decode_responses=True,
         socket_connect_timeout=3,
         socket_timeout=5,
@@ -107,6 +112,7 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
         retry=Retry(NoBackoff(), 1),
         client_name=client_name,
     )
+    return redis.Redis.from_pool(pool)
 
 
 def _run(job_id: str, entry: str) -> Run | None:
