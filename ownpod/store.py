@@ -27,6 +27,7 @@ from ownpod.errors import (
     RedisUnavailable,
 )
 from ownpod.jobs import MOVES, Attempt, Job, JobStatus, Look, NewJob, Outcome, Run
+from ownpod.payload import readable
 from ownpod.scripts import Scripts
 
 P = ParamSpec("P")
@@ -605,7 +606,7 @@ class JobStore:
             record.pop(name, None)
         for name in ("input", "output", "progress", "s3_config", "attempts", "deliveries"):
             if name in record:
-                record[name] = json.loads(record[name])
+                record[name] = readable(record[name])
         if "s3_config" in record:
             record["s3_config"] = "..."
         return {

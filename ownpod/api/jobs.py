@@ -18,6 +18,7 @@ from ownpod.celery import app as celery_app
 from ownpod.endpoints import Endpoint
 from ownpod.errors import BadRequest
 from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
+from ownpod.payload import readable
 from ownpod.store import Idempotency, Listed, now_ms
 
 logger = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def _submit(endpoint_id: str, job_id: str, *, limit: int, channel: str | None = 
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
     request.max_content_length = limit
-    body = schemas.parse(_run_schema, request.get_data(cache=False))
+    body = schemas.parse(_run_schema, request.get_data(cache=False), text="input")
     job = _new_job(job_id, endpoint, body)
     created = here.store.create(
         job,
@@ -196,7 +197,7 @@ def _new_job(job_id: str, endpoint: Endpoint, body: dict[str, Any]) -> NewJob:
     return NewJob(
         id=job_id,
         endpoint=endpoint.id,
-        input=json.dumps(body["input"]),
+        input=body["input"],
         s3_config=None if s3_config is None else json.dumps(s3_config),
         webhook=body["webhook"],
         execution_timeout_ms=policy.get("execution_timeout_ms") or endpoint.execution_timeout_ms,
@@ -215,9 +216,11 @@ def _idempotency(endpoint_id: str, body: dict[str, Any]) -> Idempotency | None:
     if not IDEMPOTENCY_KEY.fullmatch(key):
         raise BadRequest("Idempotency-Key: must be 1 to 255 visible ASCII characters")
     owner = json.dumps([endpoint_id, caller(), key])
+    # The same job, however it is written.
+    said = body | {"input": readable(body["input"])}
     return Idempotency(
         key=hashlib.sha256(owner.encode()).hexdigest(),
-        body=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
+        body=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest(),
         ttl_s=services().settings.idempotency_ttl_s,
     )
 

@@ -13,6 +13,7 @@ from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, valid
 from ownpod.endpoints import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.errors import BadRequest
 from ownpod.jobs import JobStatus
+from ownpod.payload import split
 from ownpod.settings import Whole
 
 WAIT_MS = (1_000, 300_000)
@@ -304,13 +305,15 @@ def parse_json(body: bytes) -> Any:
         raise BadRequest(f"the body must be JSON{reason}") from None
 
 
-def parse(schema: Schema, body: bytes) -> dict[str, Any]:
-    """A body checked against a schema.
+def parse(schema: Schema, body: bytes, *, text: str = "") -> dict[str, Any]:
+    """A body checked against a schema; the member ``text`` stays JSON text.
 
     Raises:
         BadRequest: with the first field that is wrong, and how.
     """
-    content = parse_json(body)
+    content, kept = split(body, text, parse_json)
+    if kept is not None:
+        content[text] = None if kept == "null" else kept
     if not isinstance(content, dict):
         raise BadRequest('the body must be a JSON object like {"input": {...}}')
     try:

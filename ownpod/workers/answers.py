@@ -7,7 +7,7 @@ from typing import Any
 
 from ownpod.errors import AttemptLost
 from ownpod.jobs import JobStatus, Outcome
-from ownpod.payload import loads, output_of
+from ownpod.payload import loads, output_of, split
 
 STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
 UNKNOWN_METHOD = {404, 405}
@@ -32,6 +32,14 @@ class Answer:
         except (ValueError, RecursionError):
             value = None
         return value if isinstance(value, dict) else {}
+
+    def outcome(self) -> tuple[dict[str, Any], str | None]:
+        """The same without ``output``, and that as JSON text."""
+        try:
+            said, output = split(self.body, "output", loads)
+        except (ValueError, RecursionError):
+            return {}, None
+        return (said, output) if isinstance(said, dict) else ({}, None)
 
     def __str__(self) -> str:
         text = self.body[:200].decode("utf-8", "replace").strip()
@@ -67,7 +75,7 @@ def outcome_in(answer: Answer, run_id: str) -> Outcome | None:
         raise AttemptLost(f"the worker does not know the run any more: {answer}")
     if answer.status >= 300:
         return Outcome(JobStatus.FAILED, error=f"the worker's /status answered {answer}")
-    said = answer.json()
+    said, output = answer.outcome()
     state, error = said.get("status"), said.get("error")
     if said.get("id", run_id) != run_id:
         raise AttemptLost(f"the worker answered about another run, {str(said['id'])[:80]!r}")
@@ -85,10 +93,9 @@ def outcome_in(answer: Answer, run_id: str) -> Outcome | None:
         state = JobStatus.FAILED
     elif state != JobStatus.COMPLETED and error is None:
         error = f"the worker ended the job as {state} without a reason"
-    output = said.get("output")
     return Outcome(
         JobStatus(str(state)),
-        output=None if output is None else json.dumps(output),
+        output=None if output == "null" else output,
         error=error,
         execution_ms=None if execution_ms is None else max(0, int(execution_ms)),
     )

@@ -79,6 +79,7 @@ ONLY = {
             ]
         ),
     },
+    "msgspec": {"payload"},
     "urllib3": {"workers.http", "client"},
     "requests": {"webhooks", "client"},
     "redis": {
