@@ -55,6 +55,9 @@ PRELOADED = (
 TELL_AFTER = 3
 """Ends in a row after which ``/health`` speaks of them."""
 
+HEARTBEAT_S = 5.0
+"""Between a node's heartbeats, by which Flower knows that it is there; Celery's own are 2 s apart."""
+
 KILL_AFTER_S = 5.0
 """After the grace: what has not ended by then is killed."""
 
@@ -244,6 +247,7 @@ def _become_node(name: str, config: Settings) -> None:
             loglevel=config.log_level,
             without_gossip=True,
             without_mingle=True,
+            heartbeat_interval=HEARTBEAT_S,
             quiet=True,
         )
         worker.start()
