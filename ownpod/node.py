@@ -78,6 +78,7 @@ class Node:
         self._name = name
         self._process = this_process()
         self._lease_s = config.lease_s
+        self._own_s = max(config.lease_s / 2, 1.0)
         self._spec = spec
         self._capacity = min(spec.capacity, MOST_PULLED)
         """Jobs that the worker takes at a time, as it last said."""
@@ -135,6 +136,7 @@ class Node:
             except RedisUnavailable as error:
                 logger.warning("standing by: %s", error)
             time.sleep(self._lease_s / 6)
+        self._paused = until_redis_answers(lambda: self._registry.paused(self._spec.id))
         self._runner.take_over(self._spec.endpoint)
 
     def start(self) -> None:
@@ -234,8 +236,7 @@ class Node:
         self._leave()
 
     def _own(self) -> bool:
-        ttl_s = max(self._lease_s / 2, 1.0)
-        return self._registry.own(self._spec.id, self._process, ttl_s=ttl_s)
+        return self._registry.own(self._spec.id, self._process, ttl_s=self._own_s)
 
     def _set_paused(self, reason: str | None) -> None:
         if reason != self._paused:
@@ -267,21 +268,30 @@ class Node:
     def _announce(self, status: WorkerStatus) -> None:
         if self._left:
             return
-        self._set_paused(self._registry.paused(self._spec.id))
-        if not self._own():
-            logger.critical("another node runs this worker now, so this one ends")
-            os._exit(71)
         if self._spec.pulls and (spec := self._registry.worker(self._spec.id)) is not None:
             # Here, as it asks Redis; the event loop takes it over.
             capacity, self._capacity = self._capacity, min(spec.capacity, MOST_PULLED)
             if capacity != self._capacity:
                 self._turned()
-        said = self._status(status)
-        self._registry.announce(self._spec.id, said, node=self._name, ttl_s=self._lease_s)
+        heard = self._registry.attend(
+            self._spec.id,
+            self._status(status),
+            process=self._process,
+            node=self._name,
+            own_s=self._own_s,
+            ttl_s=self._lease_s,
+            queues=self._store.messages.lists(self._spec.endpoint),
+        )
+        if not heard.owned:
+            if not self._own():
+                logger.critical("another node runs this worker now, so this one ends")
+                os._exit(71)
+            return
+        self._set_paused(heard.paused)
         stalled = self._stall.look(
             time.monotonic(),
             could_fetch=self._fetches and self._attempts.in_hand < self._capacity,
-            waiting=self._store.messages_waiting(self._spec.endpoint),
+            waiting=heard.waiting,
             begun=self._attempts.begun,
             ticked=self._ticked,
         )

@@ -62,6 +62,16 @@ class WorkerStatus:
     """No node speaks for it."""
 
 
+@dataclass(frozen=True)
+class Attended:
+    """What a node hears about its worker. The rest is only known if the worker is the node's."""
+
+    owned: bool
+    paused: str | None
+    """Why it is to take no jobs."""
+    waiting: int
+
+
 _OWN = """
 local owner = redis.call('GET', KEYS[1])
 if not owner or owner == ARGV[1] or owner == ARGV[2] then
@@ -75,6 +85,25 @@ end
 return owner
 """
 """KEYS owner; ARGV who wants it, whose ownership does not count, ms (0: give it up) -> who has it."""
+
+
+_ATTEND = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then
+  return {owner, false, 0}
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+redis.call('HSET', KEYS[2], 'state', ARGV[5], 'reason', ARGV[6], 'held', ARGV[7], 'node', ARGV[8],
+  'seen_ms', ARGV[9])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+local waiting = 0
+for i = 4, #KEYS do
+  waiting = waiting + redis.call('LLEN', KEYS[i])
+end
+return {ARGV[1], redis.call('HGET', KEYS[3], ARGV[2]), waiting}
+"""
+"""KEYS owner, worker, paused workers, lists; ARGV process, worker id, ms to own, ms to remember, and the
+status -> who has the worker; and if that is the process, why it is paused and how many messages wait."""
 
 
 FRESH_S = 1.0
@@ -100,6 +129,7 @@ class Registry:
         self._settings = settings
         self._redis = client
         self._script = client.register_script(_OWN)
+        self._attend = client.register_script(_ATTEND)
         self._lock = threading.Lock()
         self._added: dict[str, str] = {}
         self._pulling: dict[str, str] = {}
@@ -270,6 +300,30 @@ class Registry:
             pipe.hset(key, mapping=values)
             pipe.pexpire(key, int(ttl_s * 1000))
             pipe.execute()
+
+    @redis_errors
+    def attend(
+        self,
+        worker_id: str,
+        status: WorkerStatus,
+        *,
+        process: str,
+        node: str,
+        own_s: float,
+        ttl_s: float,
+        queues: list[str],
+    ) -> Attended:
+        """All that a node tells and asks again and again, in one round trip: it keeps its worker
+        (:meth:`own`) and then announces it (:meth:`announce`), hears whether it is paused, and how many
+        messages wait in these lists.
+        """
+        held_keys = [keys.owner(worker_id), keys.worker(worker_id), keys.PAUSED, *queues]
+        times = (int(own_s * 1000), int(ttl_s * 1000))
+        said = (status.state.value, status.reason, status.held, node, now_ms())
+        owner, paused, waiting = self._attend(
+            keys=held_keys, args=[process, worker_id, *times, *said]
+        )
+        return Attended(owner == process, paused, waiting)
 
     @redis_errors
     def owner(self, worker_id: str) -> str | None:

@@ -849,14 +849,6 @@ class JobStore:
         )
 
     @redis_errors
-    def messages_waiting(self, endpoint: str) -> int:
-        """Messages in an endpoint's queue."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for name in self.messages.lists(endpoint):
-                pipe.llen(name)
-            return sum(pipe.execute())
-
-    @redis_errors
     def ping(self) -> None:
         """Whether Redis answers."""
         self._redis.ping()

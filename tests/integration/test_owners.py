@@ -8,7 +8,7 @@ from helpers import load_settings, wait_until
 
 from ownpod.endpoints import load_endpoints
 from ownpod.processes import this_process
-from ownpod.registry import Registry, WorkerState, WorkerStatus
+from ownpod.registry import Attended, Registry, WorkerState, WorkerStatus
 
 HERE = this_process()
 
@@ -78,3 +78,26 @@ def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
     wait_until(lambda: registry.statuses(workers)[worker.id].unattended, 3)
     assert time.monotonic() - began < 2
     assert registry.node_of(worker.id) is None
+
+
+def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
+    def attend(process):
+        return registry.attend(
+            "w",
+            WorkerStatus(WorkerState.READY, held=1),
+            process=process,
+            node=f"{process}@h",
+            own_s=9,
+            ttl_s=9,
+            queues=["one", "two"],
+        )
+
+    client.rpush("one", "a", "b")
+    client.rpush("two", "c")
+    assert attend("one:1") == Attended(owned=True, paused=None, waiting=3)
+    registry.pause("w", "lunch")
+    assert attend("one:1").paused == "lunch"
+    # Another process hears nothing and says nothing.
+    assert attend("two:2") == Attended(owned=False, paused=None, waiting=0)
+    assert not registry.own("w", "two:2", ttl_s=5)
+    assert registry.node_of("w") == "one:1@h"
