@@ -12,7 +12,15 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 from ownpod.broker import NAME
 from ownpod.errors import ConfigurationError
 from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
-from ownpod.settings import DEFAULT_ENDPOINT, Settings, Whole, check_file, check_http_url
+from ownpod.settings import (
+    DEFAULT_ENDPOINT,
+    HEADER_NAME,
+    HEADER_VALUE,
+    Settings,
+    Whole,
+    check_file,
+    check_http_url,
+)
 
 DEFAULT_WORKERS = ("http://localhost:18000",)
 
@@ -58,7 +66,6 @@ class Endpoint:
     """Keys for this endpoint only."""
 
 
-HEADER_NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 WORKER_URL = r"^https?://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[1-9][0-9]{0,3})?$"
 """For the API's documentation; more are taken."""
 
@@ -69,7 +76,7 @@ _HEADER_NAME = fields.String(
 )
 _HEADER_VALUE = fields.String(
     validate=validate.Regexp(
-        r"^[\t\x20-\x7e]*\Z", error="a header's value must be one line of ASCII"
+        rf"{HEADER_VALUE[:-1]}\Z", error="a header's value must be one line of ASCII"
     ),
     metadata={"pattern": "^[ -~]*$"},
 )

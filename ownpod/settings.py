@@ -6,6 +6,7 @@ The table in README.md is tested against :class:`SettingsSchema`.
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -148,6 +149,10 @@ class _RateLimits(fields.Field[dict[str, str]]):
         return rates
 
 
+HEADER_NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+HEADER_VALUE = r"^[\t\x20-\x7e]*$"
+
+
 class _Headers(fields.Field[dict[str, str]]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> dict[str, str]:
         problem = 'must be a JSON object of strings, like {"Authorization": "Bearer ..."}'
@@ -157,6 +162,11 @@ class _Headers(fields.Field[dict[str, str]]):
             raise ValidationError(problem) from None
         if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
             raise ValidationError(problem)
+        for name, text in headers.items():
+            if not re.fullmatch(HEADER_NAME[1:-1], name):
+                raise ValidationError(f"{problem}; a header's name has letters, digits and -")
+            if not re.fullmatch(HEADER_VALUE[1:-1], text):
+                raise ValidationError(f"{problem}; a header's value must be one line of ASCII")
         return headers
 
 

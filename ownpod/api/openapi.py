@@ -9,8 +9,9 @@ from flask_swagger_ui import get_swaggerui_blueprint
 
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
-from ownpod.endpoints import HEADER_NAME, WorkerSchema
+from ownpod.endpoints import WorkerSchema
 from ownpod.jobs import JobStatus
+from ownpod.settings import HEADER_NAME
 
 blueprint = Blueprint("openapi", __name__)
 

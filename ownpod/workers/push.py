@@ -245,7 +245,7 @@ class PushWorker:
         """Events or JSON lines, each emitted as it comes; the end, and how it came, is not told."""
         rest, left = b"", self._settings.max_output_mb * 1024 * 1024
         try:
-            while left > 0 and (data := response.read(65536)):
+            while left > 0 and (data := response.read()):
                 left -= len(data)
                 *lines, rest = (rest + data).split(b"\n")
                 if outputs := [text for line in lines for text in chunks_in(line)]:
@@ -335,7 +335,7 @@ class PushWorker:
         )
         try:
             while left > 0:
-                part = response.read(min(left, 1024 * 1024))
+                part = response.read()
                 if not part:
                     return Answer(response.status, b"".join(parts))
                 parts.append(part)

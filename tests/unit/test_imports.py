@@ -80,6 +80,7 @@ ONLY = {
         ),
     },
     "msgspec": {"payload"},
+    "httptools": {"workers.http"},
     "urllib3": {"workers.http", "client"},
     "requests": {"webhooks", "client"},
     "redis": {
