@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import extremes
+import growth
 import measures
 import report
 from system import Stage, exit_at_signals, processes
@@ -35,6 +36,7 @@ ALONE: dict[str, Callable] = {
     "nodes": extremes.nodes,
     "queued": extremes.queued,
     "payload": extremes.payload,
+    "growth": growth.growth,
     "pull": measures.pull,
 }
 """Each on a system of its own."""
@@ -135,7 +137,7 @@ def main() -> None:
     took = time.monotonic() - began
     result = {"machine": machine(), "quick": options.quick, "took_s": took, "measures": found}
     result["calibrations"] = [before, after]
-    print("\n" + "\n".join(report.table(result)))
+    print("\n" + "\n".join([*report.table(result), *growth.lines(found), ""]))
     print(f"took {took:.0f} s{', quick' if options.quick else ''}")
     write(result)
     sys.exit(any("failed" in figures for figures in found.values()))

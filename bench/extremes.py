@@ -23,11 +23,12 @@ from client import (
 from measures import WORKERS, Figures, job, port_of, wait_until
 from system import (
     ENDPOINT,
+    JOB_INPUT,
     PARKED,
     OwnPod,
     Stage,
     completed,
-    open_job_store,
+    create_jobs,
     peak_mb,
     processes,
     pss_mb,
@@ -36,9 +37,8 @@ from system import (
 
 from ownpod import keys
 from ownpod.errors import OwnPodError
-from ownpod.jobs import NewJob, new_job_id
 from ownpod.processes import die_with_parent
-from ownpod.store import JobStore, now_ms
+from ownpod.store import JobStore
 
 CROWD = 2000
 CROWD_S = 60
@@ -47,7 +47,6 @@ PROBE_S = 2.0
 
 NODES = 100
 PAYLOAD = 10_000_000
-JOB_INPUT = '{"seconds": 0}'
 DISPATCHED = 500
 
 
@@ -209,29 +208,9 @@ def _fill_measured(executor: Executor, system: OwnPod, count: int) -> Figures:
 
 
 def _fill(executor: Executor, system: OwnPod, count: int) -> None:
-    parts = [executor.submit(_create, system.redis_url, count // 2) for _ in range(2)]
+    parts = [executor.submit(create_jobs, system.redis_url, count // 2) for _ in range(2)]
     for part in parts:
         part.result()
-
-
-def _create(redis_url: str, count: int) -> None:
-    """In a process of its own."""
-    store = open_job_store(redis_url)
-    for _ in range(count):
-        store.create(
-            NewJob(
-                id=new_job_id(sync=False),
-                endpoint=ENDPOINT,
-                input=JOB_INPUT,
-                s3_config=None,
-                webhook=None,
-                execution_timeout_ms=600_000,
-                ttl_ms=86_400_000,
-                low_priority=False,
-                max_attempts=3,
-                created_ms=now_ms(),
-            )
-        )
 
 
 def _compared(

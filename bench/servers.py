@@ -1,8 +1,11 @@
-"""Small servers to compare with: ``python servers.py missing|copy PORT``."""
+"""Small servers to compare with: ``python servers.py missing|waits|copy PORT``."""
 
 import asyncio
+import json
+import re
 import socket
 import sys
+import uuid
 
 from ownpod.processes import die_with_parent
 
@@ -23,9 +26,43 @@ class Missing(asyncio.Protocol):
             self._transport.write(MISSING)
 
 
-async def missing(port: int) -> None:
+class Waits(asyncio.Protocol):
+    """Many workers of the SDK's kind whose handler sleeps: `/status` answers after a quarter second."""
+
+    def connection_made(self, transport):
+        self._transport = transport
+        self._rest = b""
+
+    def data_received(self, data):
+        self._rest += data
+        head, end, rest = self._rest.partition(b"\r\n\r\n")
+        found = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
+        length = int(found[1]) if found else 0
+        if not end or len(rest) < length:
+            return
+        self._rest = rest[length:]
+        path = head.split(b" ", 2)[1].decode()
+        run = path.rpartition("/")[2]
+        if path.endswith("/run"):
+            self._answer({"id": f"test-{uuid.uuid4()}", "status": "IN_PROGRESS"})
+        elif "/stream/" in path:
+            said = "Stream not supported, handler must be a generator."
+            self._answer({"id": run, "status": "FAILED", "error": said})
+        elif "/status/" in path:
+            said = {"id": run, "status": "COMPLETED", "output": {"ok": True}}
+            asyncio.get_running_loop().call_later(0.25, self._answer, said)
+        else:
+            self._transport.write(MISSING)
+
+    def _answer(self, said):
+        body = json.dumps(said).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        self._transport.write(f"{head}\r\n\r\n".encode() + body)
+
+
+async def serve(kind: type[asyncio.Protocol], port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Missing, "127.0.0.1", port, backlog=1024)
+    server = await loop.create_server(kind, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 
@@ -53,7 +90,7 @@ def receive(connection: socket.socket, length: int) -> bytearray:
 
 if __name__ == "__main__":
     die_with_parent()
-    if sys.argv[1] == "missing":
-        asyncio.run(missing(int(sys.argv[2])))
-    else:
+    if sys.argv[1] == "copy":
         copy(int(sys.argv[2]))
+    else:
+        asyncio.run(serve({"missing": Missing, "waits": Waits}[sys.argv[1]], int(sys.argv[2])))

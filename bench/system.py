@@ -17,14 +17,16 @@ from client import allow_many_files, ask, request, together
 
 from ownpod import settings
 from ownpod.celery import open_store
+from ownpod.jobs import NewJob, new_job_id
 from ownpod.processes import die_with_parent, free_port
 from ownpod.pull import worker_environment
-from ownpod.store import JobStore
+from ownpod.store import JobStore, now_ms
 
 HERE = Path(__file__).parent
 ENDPOINT, PARKED = "local-ep", "parked"
 """The endpoint with workers, and one without any: its jobs wait."""
 
+JOB_INPUT = '{"seconds": 0}'
 KINDS = ("api", "node", "redis", "worker")
 QUIET = {"RUNPOD_DEBUG_LEVEL": "ERROR", "UVICORN_LOG_LEVEL": "error"}
 FOREIGN = ("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "WEB_CONCURRENCY", "GUNICORN_")
@@ -214,6 +216,26 @@ def open_job_store(redis_url: str) -> JobStore:
     """The project's own way to the jobs. Celery's settings want a REDIS_URL, too."""
     os.environ["REDIS_URL"] = redis_url
     return open_store(settings.load({"REDIS_URL": redis_url}), client_name="bench")
+
+
+def create_jobs(redis_url: str, count: int) -> None:
+    """Jobs that wait, written as the API does."""
+    store = open_job_store(redis_url)
+    for _ in range(count):
+        store.create(
+            NewJob(
+                id=new_job_id(sync=False),
+                endpoint=ENDPOINT,
+                input=JOB_INPUT,
+                s3_config=None,
+                webhook=None,
+                execution_timeout_ms=600_000,
+                ttl_ms=86_400_000,
+                low_priority=False,
+                max_attempts=3,
+                created_ms=now_ms(),
+            )
+        )
 
 
 def completed(store: JobStore, endpoint: str = ENDPOINT) -> int:

@@ -110,7 +110,11 @@ class Connections:
         try:
             # Who refuses a request before its end has answered it.
             with contextlib.suppress(BrokenPipeError):
-                connection.sock.sendall(head + content)
+                if len(content) < PIECE:
+                    connection.sock.sendall(head + content)
+                else:
+                    connection.sock.sendall(head)
+                    connection.sock.sendall(content)
         except OSError as error:
             connection.close()
             raise (

@@ -77,16 +77,17 @@ class PushWorker:
         self._http = Connections(spec, connect_s=settings.worker_connect_timeout_s)
 
     def start(self, attempt: Attempt) -> str:
-        body = f'{{"input": {attempt.input}'
+        body = ['{"input": ', attempt.input]
         if attempt.s3_config is not None:
-            body += f', "s3Config": {attempt.s3_config}'
+            body += [', "s3Config": ', attempt.s3_config]
         if self._settings.callback_url is not None:
             path = f"/callback/{attempt.endpoint}/{attempt.job_id}/{attempt.callback_token}"
-            body += f', "webhook": {json.dumps(self._settings.callback_url + path)}'
+            body += [', "webhook": ', json.dumps(self._settings.callback_url + path)]
+        body.append("}")
         timeout_s = self._settings.worker_run_read_timeout_s
         try:
             headers = {"X-Request-ID": attempt.request_id} if attempt.request_id else None
-            reply = self._http.send("POST", "/run", timeout_s, body=f"{body}}}", headers=headers)
+            reply = self._http.send("POST", "/run", timeout_s, body="".join(body), headers=headers)
             answer = self._whole(reply, timeout_s)
         except CannotConnect as error:
             self._forget()
