@@ -1,5 +1,7 @@
 """What Celery on Redis loses is made good, and nothing is done where nothing was lost."""
 
+import threading
+
 import pytest
 from helpers import job_message, job_messages, job_store, new_job
 
@@ -50,6 +52,17 @@ def test_where_nothing_was_lost_nothing_is_done(store, client, recovery):
         create(store, str(number))
     assert [recovery.once() for _ in range(4)] == [0] * 4
     assert client.llen("ownpod.ep") == 10
+
+
+def test_messages_on_their_way_are_no_loss(store, client, recovery):
+    create(store, "a")
+    for _ in range(4):
+        message = lose(client, "a")
+        claimed = threading.Timer(0.03, client.lpush, ("ownpod.ep", message))
+        claimed.start()
+        assert recovery.once() == 0
+        claimed.join()
+    assert client.llen("ownpod.ep") == 1
 
 
 def test_a_young_job_is_left_alone(store, client, recovery):
