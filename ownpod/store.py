@@ -68,7 +68,7 @@ SAMPLES = 240
 """Of an endpoint's history: an hour, with one each 15 s."""
 
 LONGEST_TOLD = 16_384
-"""Bytes of an output that who waits for it is sent with the news; a longer one is to be read."""
+"""Bytes of output and error that who waits for a job is sent with the news; longer ones are to be read."""
 
 RUNS_KEPT_S = 8 * 86_400
 """After a worker's last job, what it may still be at is forgotten; no job runs longer."""

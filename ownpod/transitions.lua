@@ -75,10 +75,11 @@ end
 
 -- What whoever waits for a job's end is to answer: ANSWER's fields as a JSON list, '' if that is long.
 local function answer(id)
-  if redis.call('HSTRLEN', JOB .. id, 'output') > LONGEST_TOLD then
+  local key = JOB .. id
+  if redis.call('HSTRLEN', key, 'output') + redis.call('HSTRLEN', key, 'error') > LONGEST_TOLD then
     return ''
   end
-  return cjson.encode(redis.call('HMGET', JOB .. id, unpack(ANSWER)))
+  return cjson.encode(redis.call('HMGET', key, unpack(ANSWER)))
 end
 
 local function enter_queue(id, endpoint, created_ms, ttl_ms, low)

@@ -19,8 +19,8 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from ownpod.endpoints import WorkerSpec
 
-PIECE = 1024 * 1024
-"""Bytes read at once, at most."""
+FIRST, PIECE = 65_536, 1024 * 1024
+"""Bytes read at once, at most: of an answer's beginning, and of a longer one's rest."""
 
 
 class WorkerHTTPError(Exception):
@@ -185,7 +185,7 @@ class Reply:
 
     def _receive(self) -> None:
         try:
-            data = self._connection.sock.recv(PIECE)
+            data = self._connection.sock.recv(PIECE if self._begun else FIRST)
             if data:
                 self._parser.feed_data(data)
             elif self._begun and not self._sized:

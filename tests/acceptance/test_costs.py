@@ -16,7 +16,7 @@ JOBS = 40
 
 @pytest.fixture
 def ownpod(start_worker, start_ownpod):
-    ownpod = start_ownpod(start_worker()[0], OWNPOD_LEASE_S=60)
+    ownpod = start_ownpod(start_worker()[0], OWNPOD_LEASE_S=6)
     # What is found out once: whether the handler yields.
     ownpod.post("/runsync", {"input": {"text": "first"}})
     return ownpod
@@ -25,6 +25,7 @@ def ownpod(start_worker, start_ownpod):
 def drain(ownpod):
     (worker,) = ownpod.get("/health")["ownpod"]["workers"]
     ownpod.post(f"/workers/{worker['id']}/drain")
+    wait_until(lambda: ownpod.get("/health")["workers"]["throttled"] == 1)
 
 
 def used(client):

@@ -2,6 +2,7 @@
 left. Also Celery's, gunicorn's and Flower's own commands on them.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -94,8 +95,12 @@ def test_a_part_that_ends_is_started_again(start_ownpod, start_worker, part):
 
     def find():
         mine = psutil.Process(ownpod.process.pid).children()
-        found = [p for p in mine if p.status() != "zombie" and part in " ".join(p.cmdline())]
-        return found[0] if found else None
+        for process in mine:
+            # One that has just ended is not there.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != "zombie" and part in " ".join(process.cmdline()):
+                    return process
+        return None
 
     victim = find()
     victim.kill()

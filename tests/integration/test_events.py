@@ -9,6 +9,8 @@ from ownpod.events import JobEvents
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.store import connect
 
+LONG = "x" * 20_000
+
 
 @pytest.fixture
 def events(client):
@@ -95,16 +97,16 @@ def test_only_who_asked_is_told(client):
     assert not client.exists(keys.job("gone"))
 
 
-@pytest.mark.parametrize("output", ["1", '"%s"' % ("x" * 20_000)])
-def test_who_waits_for_the_end_is_told_the_answer_unless_it_is_long(events, client, output):
+@pytest.mark.parametrize(("output", "error"), [("1", ""), (f'"{LONG}"', ""), ("1", LONG)])
+def test_who_waits_for_the_end_is_told_the_answer_unless_it_is_long(events, client, output, error):
     store = job_store(client)
     with events.expect("job-1", end_only=True) as wait:
         store.create(new_job(), channel=events.channel)
         wait(0.2)
         attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=9)
-        store.finish(attempt, Outcome(JobStatus.FAILED, output=output, error=""))
+        store.finish(attempt, Outcome(JobStatus.FAILED, output=output, error=error))
         told = store.job_told(wait(20))
-    assert told == (store.job("job-1", "ep") if output == "1" else None)
+    assert told == (None if LONG in output + error else store.job("job-1", "ep"))
 
 
 def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
