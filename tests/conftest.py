@@ -17,19 +17,15 @@ for _name in list(os.environ):
 os.environ["REDIS_URL"] = "redis://127.0.0.1:1/0"
 
 
-LONGEST, OLD = "test_pull_workers.py", "1.7.0"
-"""Runs for as long as half of the rest: begins first, and with the old SDK by itself."""
+LONGEST = "pull"
+"""The folder of the tests that take longest: they begin first."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         level = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         item.add_marker(level)
-        # What one process runs with `-n`: a file, as its tests share what was started.
-        old = "-old" if item.path.name == LONGEST and OLD in item.name else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name}{old}"))
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    items.sort(key=lambda item: item.path.parent.name != LONGEST)
 
 
 @pytest.fixture(scope="session")

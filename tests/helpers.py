@@ -357,6 +357,12 @@ def pull_worker(
     return Process(python, handler, log=log, session=True, HANDLER=kind, **values | environ)
 
 
+def worker_states(ownpod: "OwnPod") -> dict[str, str]:
+    """By worker id."""
+    found = ownpod.get("/health")["ownpod"]["workers"]
+    return {worker["id"]: worker["state"] for worker in found}
+
+
 def begun(runs: Path, name: str = "a") -> Callable[[], bool]:
     """A condition: the run of that name has begun; see acceptance/handlers.py."""
     return lambda: runs.exists() and f" {name}\n" in runs.read_text()

@@ -1,14 +1,10 @@
 """Workers in production mode, on the real SDK: they ask OwnPod for jobs."""
 
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import venv
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 
 import pytest
 import requests
@@ -20,7 +16,6 @@ from helpers import (
     answers,
     begun,
     overlaps,
-    pull_worker,
     run_command,
     wait_until,
 )
@@ -29,62 +24,6 @@ from ownpod import keys
 from ownpod.processes import free_port
 from ownpod.pull import Pulls, worker_environment
 from ownpod.store import connect
-
-OLD = "1.7.0"
-
-
-@pytest.fixture(scope="module")
-def python_with_the_old_sdk():
-    """Kept in .venv: it takes half a minute to make."""
-    folder = Path(sys.prefix) / f"runpod-{OLD}"
-    python = folder / "bin" / "python"
-    if not (folder / "done").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet", f"runpod=={OLD}", "setuptools<81"]
-        subprocess.run(install, check=True, timeout=300)
-        (folder / "done").touch()
-    return python
-
-
-@pytest.fixture(params=["current", OLD])
-def python(request):
-    """With the SDK of each version."""
-    if request.param == OLD:
-        return request.getfixturevalue("python_with_the_old_sdk")
-    return sys.executable
-
-
-@pytest.fixture
-def start_ownpod(start_ownpod):
-    """Of an endpoint that lists no workers."""
-    return partial(start_ownpod, OWNPOD_WORKERS_FILE=ROOT / "examples" / "pull.yaml")
-
-
-@pytest.fixture
-def ownpod(start_ownpod):
-    return start_ownpod()
-
-
-@pytest.fixture
-def start_worker(tmp_path):
-    started: list[Process] = []
-
-    def start(ownpod, kind="sync", name="gpu-1", **environ):
-        log = tmp_path / f"{name}-{len(started)}.log"
-        started.append(pull_worker(ownpod.port, log, name=name, kind=kind, **environ))
-        wait_until(lambda: states(ownpod).get(name) == "ready", 40, f"{name} ready")
-        return started[-1]
-
-    yield start
-    for worker in started:
-        worker.kill()
-        print(worker.output[-3000:])
-
-
-def states(ownpod):
-    found = ownpod.get("/health")["ownpod"]["workers"]
-    return {worker["id"]: worker["state"] for worker in found}
 
 
 def capacity(ownpod):
@@ -199,35 +138,6 @@ def test_capacity_follows_what_the_worker_asks_for(ownpod, start_worker, tmp_pat
     assert most == 4
 
 
-@pytest.mark.timeout(400)
-def test_a_worker_that_refreshes_gets_no_job_until_it_is_back(ownpod, start_worker, python):
-    worker = start_worker(ownpod, python=python)
-    first = ownpod.post("/runsync", {"input": {"do": "refresh"}})["output"]
-    following = ownpod.submit(text="next")
-    wait_until(lambda: states(ownpod)["gpu-1"] == "unhealthy", 20)
-    # The SDK's own process goes on asking; RunPod would stop the pod.
-    time.sleep(5)
-    assert ownpod.status(following)["status"] == "IN_QUEUE"
-    worker.kill()
-    start_worker(ownpod)
-    done = ownpod.ended(following)
-    assert done["output"]["pid"] != first["pid"]
-    assert "retries" not in done
-
-
-def test_a_worker_that_ends_itself_after_each_job_is_given_the_next_when_it_is_back(
-    ownpod, start_worker
-):
-    worker = start_worker(ownpod, REFRESH=1)
-    assert ownpod.post("/runsync", {"input": {"text": "a"}})["status"] == "COMPLETED"
-    following = ownpod.submit(text="b")
-    # Nothing is held open for it, so it ends soon.
-    worker.wait(8)
-    start_worker(ownpod, REFRESH=1)
-    done = ownpod.ended(following)
-    assert (done["output"]["echo"], "retries" in done) == ("b", False)
-
-
 def test_a_worker_that_pulls_shows_up_like_any_other(start_ownpod, start_worker, tmp_path):
     flower = free_port()
     ownpod = start_ownpod(options=("--flower", "--flower-port", flower))
@@ -241,68 +151,6 @@ def test_a_worker_that_pulls_shows_up_like_any_other(start_ownpod, start_worker,
     command = (sys.executable, "-m", "ownpod", "workers", "list")
     listed = run_command(*command, cwd=tmp_path, **ownpod.environ)
     assert "pull:gpu-1" in listed.stdout, listed.stderr
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("when", ["idle", "running"])
-@pytest.mark.timeout(400)
-def test_a_worker_that_ends_costs_no_job(
-    start_ownpod, start_worker, tmp_path, signum, when, python
-):
-    ownpod = start_ownpod(OWNPOD_WORKER_GONE_S=10)
-    worker = start_worker(ownpod, "async", python=python)
-    runs = tmp_path / "runs"
-    jobs = []
-    if when == "running":
-        jobs.append(ownpod.submit(text="a", runs=str(runs), seconds=3))
-        wait_until(begun(runs))
-    worker.send(signum)
-    jobs.append(ownpod.submit(text="b", runs=str(runs)))
-    if signum == signal.SIGKILL:
-        worker.wait(10)
-    start_worker(ownpod, "async", name="gpu-2", python=python)
-    if when == "running" and signum == signal.SIGKILL:
-        # Under its old name: what the old process had is lost, and known to be.
-        start_worker(ownpod, "async", python=python)
-    assert [ownpod.ended(job, 60)["status"] for job in jobs] == ["COMPLETED"] * len(jobs)
-    # With SIGTERM the current SDK finishes what it runs; 1.7.0 does not, and takes both jobs.
-    again = when == "running" and signum == signal.SIGKILL
-    if python == sys.executable:
-        assert runs.read_text().count("+ ") == len(jobs) + again
-
-
-@pytest.mark.timeout(400)
-def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_path, python):
-    ownpod.environ["OWNPOD_SHUTDOWN_GRACE_S"] = 0
-    ownpod.environ["OWNPOD_LEASE_S"] = 10
-    ownpod.stop()
-    ownpod.start()
-    start_worker(ownpod, "async", python=python)
-    runs = tmp_path / "runs"
-    job = ownpod.submit(text="a", runs=str(runs), seconds=6)
-    wait_until(begun(runs))
-    assert ownpod.stop() == 0
-    ownpod.start()
-    done = ownpod.ended(job, 40)
-    assert (done["status"], done["output"]["echo"]) == ("COMPLETED", "a")
-    assert "retries" not in done
-    assert runs.read_text().count("+") == 1
-
-
-def test_a_worker_needs_one_of_its_keys_and_is_forgotten_when_it_is_gone(
-    start_ownpod, start_worker, tmp_path
-):
-    ownpod = start_ownpod(OWNPOD_WORKER_KEYS="k,other", OWNPOD_WORKER_GONE_S=10)
-    wrong = pull_worker(ownpod.port, tmp_path / "wrong.log", name="wrong", RUNPOD_AI_API_KEY="no")
-    try:
-        wait_until(lambda: "wrong gets no jobs: a worker needs one of" in ownpod.output, 30)
-    finally:
-        wrong.kill()
-    worker = start_worker(ownpod)
-    # Another API process may look within a second only.
-    wait_until(lambda: states(ownpod) == {"gpu-1": "ready"}, 5)
-    worker.kill()
-    wait_until(lambda: states(ownpod) == {}, 60)
 
 
 def test_two_hundred_idle_workers_wait_at_one_api_process(tmp_path):

@@ -1,0 +1,104 @@
+"""Workers that pull, and what happens when they, or OwnPod, end."""
+
+import signal
+import sys
+import time
+
+import pytest
+from helpers import (
+    begun,
+    pull_worker,
+    wait_until,
+    worker_states,
+)
+
+
+@pytest.mark.timeout(400)
+def test_a_worker_that_refreshes_gets_no_job_until_it_is_back(ownpod, start_worker, python):
+    worker = start_worker(ownpod, python=python)
+    first = ownpod.post("/runsync", {"input": {"do": "refresh"}})["output"]
+    following = ownpod.submit(text="next")
+    wait_until(lambda: worker_states(ownpod)["gpu-1"] == "unhealthy", 20)
+    # The SDK's own process goes on asking; RunPod would stop the pod.
+    time.sleep(5)
+    assert ownpod.status(following)["status"] == "IN_QUEUE"
+    worker.kill()
+    start_worker(ownpod)
+    done = ownpod.ended(following)
+    assert done["output"]["pid"] != first["pid"]
+    assert "retries" not in done
+
+
+def test_a_worker_that_ends_itself_after_each_job_is_given_the_next_when_it_is_back(
+    ownpod, start_worker
+):
+    worker = start_worker(ownpod, REFRESH=1)
+    assert ownpod.post("/runsync", {"input": {"text": "a"}})["status"] == "COMPLETED"
+    following = ownpod.submit(text="b")
+    # Nothing is held open for it, so it ends soon.
+    worker.wait(8)
+    start_worker(ownpod, REFRESH=1)
+    done = ownpod.ended(following)
+    assert (done["output"]["echo"], "retries" in done) == ("b", False)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("when", ["idle", "running"])
+@pytest.mark.timeout(400)
+def test_a_worker_that_ends_costs_no_job(
+    start_ownpod, start_worker, tmp_path, signum, when, python
+):
+    ownpod = start_ownpod(OWNPOD_WORKER_GONE_S=10)
+    worker = start_worker(ownpod, "async", python=python)
+    runs = tmp_path / "runs"
+    jobs = []
+    if when == "running":
+        jobs.append(ownpod.submit(text="a", runs=str(runs), seconds=3))
+        wait_until(begun(runs))
+    worker.send(signum)
+    jobs.append(ownpod.submit(text="b", runs=str(runs)))
+    if signum == signal.SIGKILL:
+        worker.wait(10)
+    start_worker(ownpod, "async", name="gpu-2", python=python)
+    if when == "running" and signum == signal.SIGKILL:
+        # Under its old name: what the old process had is lost, and known to be.
+        start_worker(ownpod, "async", python=python)
+    assert [ownpod.ended(job, 60)["status"] for job in jobs] == ["COMPLETED"] * len(jobs)
+    # With SIGTERM the current SDK finishes what it runs; 1.7.0 does not, and takes both jobs.
+    again = when == "running" and signum == signal.SIGKILL
+    if python == sys.executable:
+        assert runs.read_text().count("+ ") == len(jobs) + again
+
+
+@pytest.mark.timeout(400)
+def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_path, python):
+    ownpod.environ["OWNPOD_SHUTDOWN_GRACE_S"] = 0
+    ownpod.environ["OWNPOD_LEASE_S"] = 10
+    ownpod.stop()
+    ownpod.start()
+    start_worker(ownpod, "async", python=python)
+    runs = tmp_path / "runs"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=6)
+    wait_until(begun(runs))
+    assert ownpod.stop() == 0
+    ownpod.start()
+    done = ownpod.ended(job, 40)
+    assert (done["status"], done["output"]["echo"]) == ("COMPLETED", "a")
+    assert "retries" not in done
+    assert runs.read_text().count("+") == 1
+
+
+def test_a_worker_needs_one_of_its_keys_and_is_forgotten_when_it_is_gone(
+    start_ownpod, start_worker, tmp_path
+):
+    ownpod = start_ownpod(OWNPOD_WORKER_KEYS="k,other", OWNPOD_WORKER_GONE_S=10)
+    wrong = pull_worker(ownpod.port, tmp_path / "wrong.log", name="wrong", RUNPOD_AI_API_KEY="no")
+    try:
+        wait_until(lambda: "wrong gets no jobs: a worker needs one of" in ownpod.output, 30)
+    finally:
+        wrong.kill()
+    worker = start_worker(ownpod)
+    # Another API process may look within a second only.
+    wait_until(lambda: worker_states(ownpod) == {"gpu-1": "ready"}, 5)
+    worker.kill()
+    wait_until(lambda: worker_states(ownpod) == {}, 60)
