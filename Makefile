@@ -32,7 +32,7 @@ demo: install
 	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PULL),--pull)
 
 test: install
-	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
 
 check: install
 	@$(BIN)/ruff check .

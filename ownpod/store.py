@@ -602,7 +602,7 @@ class JobStore:
         record: Any = self._redis.hgetall(keys.job(job_id))
         if not record:
             raise JobNotFound(job_id)
-        for name in ("claim", "callback"):
+        for name in ("claim", "callback", "watched", "followed"):
             record.pop(name, None)
         for name in ("input", "output", "progress", "s3_config", "attempts", "deliveries"):
             if name in record:

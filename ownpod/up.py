@@ -70,14 +70,13 @@ class Child:
         self._rest = lines.pop()
         if not data and self._rest:
             lines, self._rest = [*lines, self._rest], b""
-        for line in lines:
-            say(self.name, line.decode(errors="replace"))
+        say(self.name, *(line.decode(errors="replace") for line in lines))
         return bool(data)
 
 
-def say(name: str, line: str) -> None:
-    """One line of the common log."""
-    sys.stdout.write(f"{name:<10} | {line}\n")
+def say(name: str, *lines: str) -> None:
+    """Lines of the common log, written at once."""
+    sys.stdout.write("".join(f"{name:<10} | {line}\n" for line in lines))
     sys.stdout.flush()
 
 

@@ -17,7 +17,7 @@ from ownpod.api.services import needs_keys, services_of
 from ownpod.endpoints import load_endpoints
 from ownpod.processes import is_loopback
 
-worker_class = "gthread"
+worker_class = "ownpod.api.worker.PromptWorker"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 # A request that waits for its job takes a thread, which is made when it is needed and costs some 40 KB
 # while it waits. Two processes share the connections unevenly, so each can take 2,000 by itself.

@@ -215,7 +215,7 @@ def test_a_worker_is_added_changed_drained_and_removed_while_jobs_run(operated, 
         added = operated.post("/workers", {"url": url, "id": "third", "capacity": 2})
         assert added == {"id": "third", "url": url, "capacity": 2}
         assert operated.ended(job)["status"] == "COMPLETED"
-        both = [running(operated, 3), running(operated, 3)]
+        both = [running(operated, 6), running(operated, 4)]
         assert operated.worker("third")["running"] == 2
         requests.delete(f"{operated.endpoint}/workers/third", timeout=9).raise_for_status()
         assert [operated.ended(one)["status"] for one in both] == ["COMPLETED"] * 2

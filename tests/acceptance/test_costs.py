@@ -16,7 +16,7 @@ JOBS = 40
 
 @pytest.fixture
 def ownpod(start_worker, start_ownpod):
-    ownpod = start_ownpod(start_worker()[0], OWNPOD_LEASE_S=6)
+    ownpod = start_ownpod(start_worker()[0], OWNPOD_LEASE_S=6, WEB_CONCURRENCY=1)
     # What is found out once: whether the handler yields.
     ownpod.post("/runsync", {"input": {"text": "first"}})
     return ownpod
@@ -69,7 +69,7 @@ def test_a_waiting_job_takes_less_than_2_kb_of_redis_beside_its_payload(ownpod):
 
 
 def test_many_clients_wait_at_once_and_others_are_answered(ownpod):
-    clients = 1200
+    clients = 700
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     drain(ownpod)

@@ -95,6 +95,7 @@ def test_only_who_asked_is_told(client):
     ]
     assert store.job_told(said[-1][3]) == store.job("both", "ep")
     assert not client.exists(keys.job("gone"))
+    assert not {"watched", "followed"} & store.details("both").keys()
 
 
 @pytest.mark.parametrize(("output", "error"), [("1", ""), (f'"{LONG}"', ""), ("1", LONG)])

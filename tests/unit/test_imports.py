@@ -32,7 +32,7 @@ LAYERS = [
     {"tasks"},
     {"node"},
     {"dispatch", "up"},
-    {"api.services", "api.schemas"},
+    {"api.services", "api.schemas", "api.worker"},
     {"api.auth", "api.metrics"},
     {"api.workers"},
     {"api.health", "api.openapi"},
@@ -81,7 +81,7 @@ ONLY = {
     },
     "msgspec": {"payload"},
     "httptools": {"workers.http"},
-    "urllib3": {"workers.http", "client"},
+    "urllib3": {"workers.http", "client", "api.worker"},
     "requests": {"webhooks", "client"},
     "redis": {
         "store",
