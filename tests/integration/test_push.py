@@ -120,7 +120,7 @@ def test_a_worker_that_answers_at_once_is_polled_with_growing_pauses(fake, metho
     def answer(_path, _body):
         times.append(time.monotonic())
         running = {"id": "r", "status": "IN_PROGRESS"}
-        return Answer(body=running if len(times) < 12 else {"status": "COMPLETED", "output": 5})
+        return Answer(body=running if len(times) < 30 else {"status": "COMPLETED", "output": 5})
 
     if method == "GET":
         fake.routes["POST /status"] = Answer(405, {})

@@ -78,7 +78,7 @@ def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_pat
     ownpod.start()
     start_worker(ownpod, "async", python=python)
     runs = tmp_path / "runs"
-    job = ownpod.submit(text="a", runs=str(runs), seconds=6)
+    job = ownpod.submit(text="a", runs=str(runs), seconds=12)
     wait_until(begun(runs))
     assert ownpod.stop() == 0
     ownpod.start()
