@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-client, compare, report = map(importlib.import_module, ("client", "compare", "report"))
+client, compare, growth, report = map(
+    importlib.import_module, ("client", "compare", "growth", "report")
+)
 
 MACHINE = {"cores": 2, "cpu": "a CPU", "python": "3.11.7", "packages": {"celery": "5.7.0"}}
 
@@ -137,3 +139,32 @@ def test_a_comparison_knows_what_should_be_more_and_what_less():
     assert line(lines, "waiting:     answered").endswith("WORSE")
     assert line(lines, "queued:      jobs").endswith("2.00")
     assert line(lines, "calibration: calibration: a loop").endswith("2.00")
+
+
+MEASURED = {
+    "drain": {"cpu_node_ms": 1.5, "cpu_redis_ms": 0.4},
+    "submissions": {"cpu_redis_ms": 0.1, "cpu_api_ms": 0.8},
+    "clients": {"cpu_api_ms": 1.0},
+    "nodes": {"node_cpu_percent": 0.1, "redis_cpu_percent": 2.0, "node_pss_mb": 20.0},
+    "queued": {"redis_kb": 2.0},
+}
+
+
+def test_costs_add_up():
+    costs = growth.costs(MEASURED)
+    assert growth.use(costs, 100, 50) == pytest.approx({"node": 20, "redis": 5, "api": 10})
+    # Jobs that wait already have been paid for.
+    assert growth.use(costs, 100, 0, submitted=False) == pytest.approx(
+        {"node": 15, "redis": 3, "api": 0}
+    )
+
+
+def test_the_model_is_shown_beside_its_measured_point_or_not_at_all():
+    point = {"jobs_per_s": 200.0, "node_percent": 33.0, "redis_percent": 7.1}
+    lines = growth.lines(MEASURED | {"growth": point})
+    assert "2000 jobs/s, or 4000 workers at rest; 500,000 queued jobs in each GB" in lines[1]
+    assert lines[-2:] == [
+        "    node   33.0 % of a core, by the model 35.0 %",
+        "    redis  7.1 % of a core, by the model 7.0 %",
+    ]
+    assert growth.lines({"drain": MEASURED["drain"]}) == []
