@@ -44,8 +44,12 @@ def _keepalive() -> list[tuple[int, int, int]]:
     return options
 
 
-def _lines(headers: Mapping[str, str]) -> str:
-    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+def _lines(*headers: Mapping[str, str]) -> str:
+    """Each header once, however its name is written: the last that is given."""
+    said = {
+        name.lower(): f"{name}: {value}\r\n" for some in headers for name, value in some.items()
+    }
+    return "".join(said.values())
 
 
 class Connections:
@@ -59,14 +63,9 @@ class Connections:
     def __init__(self, spec: WorkerSpec, *, connect_s: float) -> None:
         parts = urlsplit(spec.url)
         self._path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
-        self._headers = _lines(
-            {
-                "Host": parts.netloc.rpartition("@")[2],
-                "User-Agent": "ownpod",
-                **spec.headers,
-                "Content-Type": "application/json",
-            }
-        )
+        own = {"Host": parts.netloc.rpartition("@")[2], "User-Agent": "ownpod"}
+        self._headers = (own, spec.headers, {"Content-Type": "application/json"})
+        self._lines = _lines(*self._headers)
         self._options: dict[str, Any] = {
             "host": parts.hostname or "",
             "port": parts.port,
@@ -100,10 +99,8 @@ class Connections:
         """
         content = b"" if body is None else body.encode()
         length = "" if method == "GET" else f"Content-Length: {len(content)}\r\n"
-        head = (
-            f"{method} {self._path}{path} HTTP/1.1\r\n"
-            f"{self._headers}{_lines(headers or {})}{length}\r\n"
-        ).encode()
+        lines = _lines(*self._headers, headers) if headers else self._lines
+        head = f"{method} {self._path}{path} HTTP/1.1\r\n{lines}{length}\r\n".encode()
         connection = self._connected()
         connection.sock.settimeout(read_s)
         reply = Reply(connection, self._idle)
@@ -117,9 +114,7 @@ class Connections:
                     connection.sock.sendall(content)
         except OSError as error:
             connection.close()
-            raise (
-                NoAnswerInTime if isinstance(error, TimeoutError) else WorkerHTTPError
-            ) from error
+            raise _failure(error) from error
         reply.begin()
         return reply
 
@@ -137,6 +132,11 @@ class Connections:
             connection.close()
             raise CannotConnect from error
         return connection
+
+
+def _failure(error: Exception) -> WorkerHTTPError:
+    """Of a request that was sent, or may have been."""
+    return NoAnswerInTime() if isinstance(error, TimeoutError) else WorkerHTTPError()
 
 
 def _close_all(connections: deque[HTTPConnection]) -> None:
@@ -194,9 +194,7 @@ class Reply:
                 raise ConnectionError("the worker closed the connection before its answer's end")
         except (OSError, httptools.HttpParserError) as error:
             self._connection.close()
-            raise (
-                NoAnswerInTime if isinstance(error, TimeoutError) else WorkerHTTPError
-            ) from error
+            raise _failure(error) from error
 
     # What the parser tells.
 

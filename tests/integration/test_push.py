@@ -51,6 +51,20 @@ def outcome_of(fake, answer, method="POST"):
     return push(fake.url).wait("r", Watched())
 
 
+def test_each_header_is_sent_once_however_it_is_written(fake):
+    fake.routes["POST /run"] = Answer(body={"id": "r1"})
+    given = {"HOST": "gpu", "User-agent": "me", "x-request-id": "fixed", "CONTENT-TYPE": "no"}
+    push(fake.url, headers=given).start(attempt(request_id="trace-1"))
+    ((headers, _),) = fake.raw
+    names = {name.lower() for name in given}
+    assert {name: value for name, value in headers.items() if name.lower() in names} == {
+        "HOST": "gpu",
+        "User-agent": "me",
+        "X-Request-ID": "trace-1",
+        "Content-Type": "application/json",
+    }
+
+
 def test_start_sends_the_clients_request_id(fake):
     fake.routes["POST /run"] = Answer(body={"id": "r1"})
     push(fake.url).start(attempt(request_id="trace-1"))
