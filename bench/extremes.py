@@ -33,6 +33,7 @@ from system import (
     processes,
     pss_mb,
     usual,
+    waiting_workers,
 )
 
 from ownpod import keys
@@ -141,10 +142,7 @@ def nodes(_stage: Stage, *, quick: bool) -> Figures:
     """100 worker URLs on one host, at rest."""
     seconds = 5 if quick else 20
     with processes() as group:
-        port = group.server("missing")
-        urls = [f"http://{HOST}:{port}/w{number}" for number in range(NODES)]
-        system = OwnPod(group, urls, [])
-        system.ready(NODES)
+        system = waiting_workers(group, NODES)
         ready = time.monotonic() - system.began
         time.sleep(2 if quick else 5)
         pids = system.pids()

@@ -8,8 +8,7 @@ all cores of their hosts.
 import time
 from dataclasses import dataclass
 
-from client import HOST
-from system import OwnPod, Stage, completed, create_jobs, processes
+from system import Stage, completed, create_jobs, processes, waiting_workers
 
 WORKERS, JOB_S = 50, 0.25
 BUSY = 0.8
@@ -105,10 +104,7 @@ def growth(_stage: Stage, *, quick: bool) -> dict[str, float]:
     """50 workers that only wait, with jobs of 0.25 s: how near to 200 jobs/s, and what it takes."""
     seconds = 4 if quick else 10
     with processes() as group:
-        port = group.server("waits")
-        urls = [f"http://{HOST}:{port}/w{number}" for number in range(WORKERS)]
-        system = OwnPod(group, urls, [])
-        system.ready(WORKERS)
+        system = waiting_workers(group, WORKERS)
         store = system.store()
         create_jobs(system.redis_url, int(WORKERS / JOB_S * (seconds + 4)))
         time.sleep(2)

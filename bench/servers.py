@@ -1,4 +1,4 @@
-"""Small servers to compare with: ``python servers.py missing|waits|copy PORT``."""
+"""Small servers to compare with: ``python servers.py waits|copy PORT``."""
 
 import asyncio
 import json
@@ -12,22 +12,10 @@ from ownpod.processes import die_with_parent
 MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 
 
-class Missing(asyncio.Protocol):
-    """Answers 404 to each request without a body, and keeps the connection: a worker at rest."""
-
-    def connection_made(self, transport):
-        self._transport = transport
-        self._rest = b""
-
-    def data_received(self, data):
-        self._rest += data
-        while b"\r\n\r\n" in self._rest:
-            _, self._rest = self._rest.split(b"\r\n\r\n", 1)
-            self._transport.write(MISSING)
-
-
 class Waits(asyncio.Protocol):
-    """Many workers of the SDK's kind whose handler sleeps: `/status` answers after a quarter second."""
+    """Many workers of the SDK's kind whose handler sleeps: `/status` answers after a quarter second;
+    404 to all else.
+    """
 
     def connection_made(self, transport):
         self._transport = transport
@@ -60,9 +48,9 @@ class Waits(asyncio.Protocol):
         self._transport.write(f"{head}\r\n\r\n".encode() + body)
 
 
-async def serve(kind: type[asyncio.Protocol], port: int) -> None:
+async def waits(port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(kind, "127.0.0.1", port, backlog=1024)
+    server = await loop.create_server(Waits, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 
@@ -93,4 +81,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "copy":
         copy(int(sys.argv[2]))
     else:
-        asyncio.run(serve({"missing": Missing, "waits": Waits}[sys.argv[1]], int(sys.argv[2])))
+        asyncio.run(waits(int(sys.argv[2])))

@@ -272,6 +272,14 @@ def usual(group: Processes, *, api: int = 2, workers: int = 4) -> OwnPod:
     return system
 
 
+def waiting_workers(group: Processes, count: int) -> OwnPod:
+    """OwnPod and so many workers that only wait, in one small process; see servers.py."""
+    port = group.server("waits")
+    system = OwnPod(group, [f"http://127.0.0.1:{port}/w{number}" for number in range(count)], [])
+    system.ready(count)
+    return system
+
+
 def pulling(group: Processes, workers: int) -> OwnPod:
     """OwnPod and real workers that ask for jobs."""
     system = OwnPod(group, [], [])

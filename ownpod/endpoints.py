@@ -71,12 +71,12 @@ WORKER_URL = r"^https?://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[1-9][0-9]{0,3})?$"
 
 _HEADER_NAME = fields.String(
     validate=validate.Regexp(
-        rf"{HEADER_NAME[:-1]}\Z", error="a header's name has letters, digits and -"
+        rf"^{HEADER_NAME}\Z", error="a header's name has letters, digits and -"
     )
 )
 _HEADER_VALUE = fields.String(
     validate=validate.Regexp(
-        rf"{HEADER_VALUE[:-1]}\Z", error="a header's value must be one line of ASCII"
+        rf"^{HEADER_VALUE}\Z", error="a header's value must be one line of ASCII"
     ),
     metadata={"pattern": "^[ -~]*$"},
 )

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -200,12 +201,8 @@ class Node:
         if self._attempts.in_hand == 0:
             # Also heard while Redis is away and the loop waits for it.
             workarounds.stop_node()
-        threading.Thread(target=self._turn, name="stop", daemon=True).start()
+        threading.Thread(target=self._soon, args=(self.tick,), name="stop", daemon=True).start()
         return not told
-
-    def _turn(self) -> None:
-        if self._consumer is not None:
-            self._consumer.call_soon(self.tick)
 
     def tick(self) -> None:
         """In the event loop's thread, whenever that turns: keeps the queues as wanted, and stops when
@@ -221,7 +218,7 @@ class Node:
         if not self._stopping:
             self._stopping = True
             self._consumer.timer.call_repeatedly(STOP_TICK_S, self.tick)
-        if self._attempts.running == 0 or time.monotonic() >= self._stop_at:
+        if self._attempts.running == 0 or now >= self._stop_at:
             self._leave()
             workarounds.stop_node()
 
@@ -317,8 +314,12 @@ class Node:
         return self.gate.open and self._paused is None and self._stop_at is None
 
     def _turned(self) -> None:
+        self._soon(self._apply)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        """In the event loop's thread; not to be called by a signal handler."""
         if self._consumer is not None:
-            self._consumer.call_soon(self._apply)
+            self._consumer.call_soon(call)
 
     def _apply(self) -> None:
         consumer = self._consumer

@@ -62,6 +62,17 @@ class WorkerStatus:
     """No node speaks for it."""
 
 
+def _announced(status: WorkerStatus, node: str) -> dict[Any, Any]:
+    """The fields of a worker's key."""
+    return {
+        "state": status.state.value,
+        "reason": status.reason,
+        "held": status.held,
+        "node": node,
+        "seen_ms": now_ms(),
+    }
+
+
 @dataclass(frozen=True)
 class Attended:
     """What a node hears about its worker. The rest is only known if the worker is the node's."""
@@ -93,8 +104,7 @@ if owner and owner ~= ARGV[1] then
   return {owner, false, 0}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-redis.call('HSET', KEYS[2], 'state', ARGV[5], 'reason', ARGV[6], 'held', ARGV[7], 'node', ARGV[8],
-  'seen_ms', ARGV[9])
+redis.call('HSET', KEYS[2], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 local waiting = 0
 for i = 4, #KEYS do
@@ -103,7 +113,7 @@ end
 return {ARGV[1], redis.call('HGET', KEYS[3], ARGV[2]), waiting}
 """
 """KEYS owner, worker, paused workers, lists; ARGV process, worker id, ms to own, ms to remember, and the
-status -> who has the worker; and if that is the process, why it is paused and how many messages wait."""
+fields of the status -> who has the worker; and if that is the process, why it is paused and how many messages wait."""
 
 
 FRESH_S = 1.0
@@ -289,15 +299,8 @@ class Registry:
     def announce(self, worker_id: str, status: WorkerStatus, *, node: str, ttl_s: float) -> None:
         """What a node says about its worker; forgotten if it is not said again within ``ttl_s``."""
         key = keys.worker(worker_id)
-        values: dict[Any, Any] = {
-            "state": status.state.value,
-            "reason": status.reason,
-            "held": status.held,
-            "node": node,
-            "seen_ms": now_ms(),
-        }
         with self._redis.pipeline() as pipe:
-            pipe.hset(key, mapping=values)
+            pipe.hset(key, mapping=_announced(status, node))
             pipe.pexpire(key, int(ttl_s * 1000))
             pipe.execute()
 
@@ -319,7 +322,7 @@ class Registry:
         """
         held_keys = [keys.owner(worker_id), keys.worker(worker_id), keys.PAUSED, *queues]
         times = (int(own_s * 1000), int(ttl_s * 1000))
-        said = (status.state.value, status.reason, status.held, node, now_ms())
+        said = [part for field in _announced(status, node).items() for part in field]
         owner, paused, waiting = self._attend(
             keys=held_keys, args=[process, worker_id, *times, *said]
         )

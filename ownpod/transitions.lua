@@ -324,12 +324,15 @@ end
 function commands.claim()
   local id, worker_id, claim, lease_end, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
   local key, runs, job = JOB .. id, RUNS .. worker_id, read(id)
+  local function given(entry)
+    return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
+  end
   if not job.status then
     return false
   end
   if job.claim == claim then
     local entry = redis.call('HGET', runs, field(id, job.attempt)) or '{}'
-    return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
+    return given(entry)
   end
   if job.status == S.IN_PROGRESS and job.resume == worker_id then
     local entry = redis.call('HGET', runs, field(id, job.attempt))
@@ -340,7 +343,7 @@ function commands.claim()
         redis.call('HSET', key, 'awaits', 1)
       end
       redis.call('ZADD', LEASES, lease_end, id)
-      return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
+      return given(entry)
     end
   end
   if job.status == S.IN_QUEUE and job.created_ms + job.ttl_ms <= now then
@@ -366,7 +369,7 @@ function commands.claim()
   redis.call('HSET', runs, field(id, number), entry)
   redis.call('EXPIRE', runs, RUNS_KEPT_S)
   redis.call('ZADD', LEASES, lease_end, id)
-  return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
+  return given(entry)
 end
 
 -- worker id, id, attempt, entry: what the worker is at, unless its slot is free again

@@ -219,7 +219,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
     )
     document: dict[str, Any] = spec.to_dict()
     added = document["components"]["schemas"]["NewWorker"]["properties"]
-    added["headers"]["propertyNames"] = {"pattern": HEADER_NAME}
+    added["headers"]["propertyNames"] = {"pattern": f"^{HEADER_NAME}$"}
     return document
 
 
