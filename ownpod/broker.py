@@ -213,5 +213,5 @@ def _filled(
     return text.replace('"\\u0000"', json.dumps(body))
 
 
-NAME = re.compile(r"[A-Za-z0-9_-]+")
-"""What endpoint ids, worker ids and job ids look like; also valid in queue and node names."""
+NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+"""Endpoint, worker, job and run ids; also valid in queue names, node names and Redis keys."""

@@ -8,6 +8,7 @@ from ownpod.api import (
     auth,
     callbacks,
     health,
+    ids,
     jobs,
     limits,
     metrics,
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> Flask:
         pulls=Pulls(store.client, gone_s=settings.worker_gone_s),
     )
     provide(app, services)
+    ids.check_ids(app)
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)

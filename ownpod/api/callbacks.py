@@ -18,7 +18,7 @@ from ownpod.payload import loads, output_of
 blueprint = Blueprint("callbacks", __name__, url_prefix="/callback")
 
 
-@blueprint.post("/<endpoint_id>/<job_id>/<token>")
+@blueprint.post("/<id:endpoint_id>/<id:job_id>/<id:token>")
 def callback(endpoint_id: str, job_id: str, token: str) -> Response:
     """A worker's result. It counts if nobody waits for the worker's own answer any more."""
     here = services()

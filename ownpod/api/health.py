@@ -22,14 +22,14 @@ def liveness() -> Response:
     return answer({"status": "ok"})
 
 
-@blueprint.get("/v2/<endpoint_id>/history")
+@blueprint.get("/v2/<id:endpoint_id>/history")
 def history(endpoint_id: str) -> Response:
     """How many jobs waited and ran over the last hour: [ms since the epoch, waiting, running]."""
     here = services()
     return answer({"samples": here.store.history(here.registry.endpoint(endpoint_id).id)})
 
 
-@blueprint.get("/v2/<endpoint_id>/health")
+@blueprint.get("/v2/<id:endpoint_id>/health")
 def health(endpoint_id: str) -> Response:
     """Jobs and workers by state, all whole numbers; under ``ownpod`` each worker by itself."""
     here = services()

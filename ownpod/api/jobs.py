@@ -23,7 +23,7 @@ from ownpod.store import Idempotency, Listed, now_ms
 
 logger = logging.getLogger(__name__)
 
-blueprint = Blueprint("jobs", __name__, url_prefix="/v2/<endpoint_id>")
+blueprint = Blueprint("jobs", __name__, url_prefix="/v2/<id:endpoint_id>")
 
 RUN_LIMIT = 10 * 1024 * 1024
 RUNSYNC_LIMIT = 20 * 1024 * 1024
@@ -60,7 +60,7 @@ def runsync(endpoint_id: str) -> Response:
     return answer(_awaited(job_id, endpoint_id, deadline).answer_json())
 
 
-@blueprint.route("/status/<job_id>", methods=["GET", "POST"])
+@blueprint.route("/status/<id:job_id>", methods=["GET", "POST"])
 def status(endpoint_id: str, job_id: str) -> Response:
     """How a job is. ``?ttl=`` ms shortens how long a finished job's record stays."""
     here = services()
@@ -78,7 +78,7 @@ def status(endpoint_id: str, job_id: str) -> Response:
     return response
 
 
-@blueprint.route("/status-sync/<job_id>", methods=["GET", "POST"])
+@blueprint.route("/status-sync/<id:job_id>", methods=["GET", "POST"])
 def status_sync(endpoint_id: str, job_id: str) -> Response:
     """As ``/status``, but waits for the job's end, at most ``?wait=`` ms."""
     services().registry.endpoint(endpoint_id)
@@ -86,7 +86,7 @@ def status_sync(endpoint_id: str, job_id: str) -> Response:
     return answer(_awaited(job_id, endpoint_id, deadline).answer_json())
 
 
-@blueprint.post("/cancel/<job_id>")
+@blueprint.post("/cancel/<id:job_id>")
 def cancel(endpoint_id: str, job_id: str) -> Response:
     """Cancels a job; one that has ended stays as it is, and the answer says how."""
     here = services()
@@ -98,7 +98,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     return answer({"id": job_id, "status": state})
 
 
-@blueprint.post("/retry/<job_id>")
+@blueprint.post("/retry/<id:job_id>")
 def retry(endpoint_id: str, job_id: str) -> Response:
     """Submits a FAILED or TIMED_OUT job again."""
     here = services()
@@ -132,7 +132,7 @@ def requests(endpoint_id: str) -> Response:
     return answer({"requests": [_listed(found) for found in jobs], "next": following})
 
 
-@blueprint.get("/requests/<job_id>")
+@blueprint.get("/requests/<id:job_id>")
 def request_details(endpoint_id: str, job_id: str) -> Response:
     """All that is known of a job: input, output, each attempt, each try of its webhook."""
     here = services()

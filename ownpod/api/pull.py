@@ -16,7 +16,7 @@ from flask import Blueprint, Response, request
 
 from ownpod.api.auth import check_worker_key
 from ownpod.api.services import Services, answer, services
-from ownpod.broker import NAME
+from ownpod.broker import HOUSEKEEPING
 from ownpod.errors import JobNotFound, OwnPodError, RedisUnavailable, WorkerConflict
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.patience import until_redis_answers
@@ -25,7 +25,7 @@ from ownpod.pull import Result
 
 log = logging.getLogger(__name__)
 
-blueprint = Blueprint("pull", __name__, url_prefix="/v2/<endpoint_id>")
+blueprint = Blueprint("pull", __name__, url_prefix="/v2/<id:endpoint_id>")
 
 HOLD_S = 20.0
 """A request for jobs, or for what to stop, is held so long at most; the SDK leaves after 90 s,
@@ -40,14 +40,14 @@ MOST = 1000
 STOPPING_LOOK_S = 1.0
 
 
-@blueprint.get("/job-take/<worker_id>")
+@blueprint.get("/job-take/<id:worker_id>")
 def take(endpoint_id: str, worker_id: str) -> Response:
     """A job for a worker, or 204."""
     jobs = _take(endpoint_id, worker_id, 1)
     return jobs if isinstance(jobs, Response) else answer(jobs[0])
 
 
-@blueprint.get("/job-take-batch/<worker_id>")
+@blueprint.get("/job-take-batch/<id:worker_id>")
 def take_batch(endpoint_id: str, worker_id: str) -> Response:
     """Jobs for a worker, or 204."""
     asked = request.args.get("batch_size", "1")
@@ -56,7 +56,7 @@ def take_batch(endpoint_id: str, worker_id: str) -> Response:
     return jobs if isinstance(jobs, Response) else answer(f"[{', '.join(jobs)}]")
 
 
-@blueprint.get("/job-stop/<worker_id>")
+@blueprint.get("/job-stop/<id:worker_id>")
 def stop(endpoint_id: str, worker_id: str) -> Response:
     """Runs that a worker is to stop, or 204."""
     here = services()
@@ -74,7 +74,7 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
     return answer({"jobsToStop": runs}) if runs else Response(status=204)
 
 
-@blueprint.get("/ping/<worker_id>")
+@blueprint.get("/ping/<id:worker_id>")
 def ping(endpoint_id: str, worker_id: str) -> Response:
     """A worker lives, and says what it has in hand."""
     check_worker_key()
@@ -86,7 +86,7 @@ def ping(endpoint_id: str, worker_id: str) -> Response:
     return answer({})
 
 
-@blueprint.post("/job-stream/<worker_id>/<run_id>")
+@blueprint.post("/job-stream/<id:worker_id>/<id:run_id>")
 def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:  # noqa: ARG001
     """What a generator has yielded."""
     said = _body()
@@ -101,7 +101,7 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:  # noqa: A
     return answer({})
 
 
-@blueprint.post("/job-done/<worker_id>/<run_id>")
+@blueprint.post("/job-done/<id:worker_id>/<id:run_id>")
 def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """A result, or progress: the SDK posts that to the same place, also after the result."""
     said = _body()
@@ -195,8 +195,8 @@ def _check(here: Services, endpoint_id: str, worker_id: str) -> None:
     """Raises: Unauthorized, EndpointNotFound, WorkerConflict."""
     check_worker_key()
     here.registry.endpoint(endpoint_id)
-    if not NAME.fullmatch(worker_id) or worker_id == "housekeeping":
-        raise WorkerConflict(f"{worker_id!r} is no id for a worker: letters, digits, - and _")
+    if worker_id == HOUSEKEEPING:
+        raise WorkerConflict(f"the worker id {HOUSEKEEPING!r} is taken")
     known = here.registry.worker(worker_id)
     if known is not None and not known.pulls:
         raise WorkerConflict(f"{worker_id!r} is the id of a worker at {known.url}")

@@ -12,7 +12,7 @@ from ownpod.api.services import answer, services
 from ownpod.errors import JobNotFound, RedisUnavailable
 from ownpod.store import Stream, parse_cursor
 
-blueprint = Blueprint("stream", __name__, url_prefix="/v2/<endpoint_id>")
+blueprint = Blueprint("stream", __name__, url_prefix="/v2/<id:endpoint_id>")
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ KEEP_ALIVE_S = 15.0
 END = "end"
 
 
-@blueprint.route("/stream/<job_id>", methods=["GET", "POST"])
+@blueprint.route("/stream/<id:job_id>", methods=["GET", "POST"])
 def stream(endpoint_id: str, job_id: str) -> Response:
     """Chunks: the next ones for each call, all from ``?from=`` on, or events as they come."""
     services().registry.endpoint(endpoint_id)

@@ -11,7 +11,7 @@ from ownpod.endpoints import WorkerSpec
 from ownpod.errors import BadRequest
 from ownpod.registry import WorkerStatus
 
-blueprint = Blueprint("workers", __name__, url_prefix="/v2/<endpoint_id>/workers")
+blueprint = Blueprint("workers", __name__, url_prefix="/v2/<id:endpoint_id>/workers")
 endpoints = Blueprint("endpoints", __name__)
 
 
@@ -55,14 +55,14 @@ def add(endpoint_id: str) -> Response:
     return answer({"id": spec.id, "url": spec.url, "capacity": spec.capacity})
 
 
-@blueprint.delete("/<worker_id>")
+@blueprint.delete("/<id:worker_id>")
 def remove(endpoint_id: str, worker_id: str) -> Response:
     """Removes a worker that was added; what it runs, it finishes."""
     services().registry.remove(worker_id, endpoint_id)
     return answer({"id": worker_id, "removed": True})
 
 
-@blueprint.post("/<worker_id>/drain")
+@blueprint.post("/<id:worker_id>/drain")
 def drain(endpoint_id: str, worker_id: str) -> Response:
     """The worker takes no more jobs; what it runs, it finishes."""
     registry = services().registry
@@ -70,7 +70,7 @@ def drain(endpoint_id: str, worker_id: str) -> Response:
     return answer({"id": worker_id, "drained": True})
 
 
-@blueprint.post("/<worker_id>/resume")
+@blueprint.post("/<id:worker_id>/resume")
 def resume(endpoint_id: str, worker_id: str) -> Response:
     """The worker takes jobs again."""
     registry = services().registry

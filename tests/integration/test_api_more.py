@@ -461,7 +461,7 @@ def test_the_openapi_document_shows_what_is_served(api):
     document = api.get("/openapi.json").json
     assert document["openapi"].startswith("3.1")
     served = {
-        (rule.rule.replace("<", "{").replace(">", "}"), method.lower())
+        (rule.rule.replace("<id:", "{").replace(">", "}"), method.lower())
         for rule in api.application.url_map.iter_rules()
         # Workers' own protocol is the SDK's business.
         if rule.rule.startswith("/v2/") and not rule.endpoint.startswith("pull.")

@@ -275,8 +275,8 @@ def test_nothing_is_at_a_run_that_was_settled(worker, pulls):
         ("/v2/ep/job-take/w?gpu=0", "wrong", "OWNPOD_WORKER_KEYS"),
         ("/v2/nobody/job-take/w?gpu=0", "k", "'nobody' not found"),
         ("/v2/ep/job-take/pushed?gpu=0", "k", "is the id of a worker at http://a:1"),
-        ("/v2/ep/job-take/a.b?gpu=0", "k", "is no id for a worker"),
-        ("/v2/ep/job-take-batch/housekeeping?gpu=0&batch_size=2", "k", "is no id for a worker"),
+        ("/v2/ep/job-take/a.b?gpu=0", "k", "letters, digits, - and _"),
+        ("/v2/ep/job-take-batch/housekeeping?gpu=0&batch_size=2", "k", "is taken"),
         ("/v2/ep/job-stop/w?gpu=0", "wrong", "OWNPOD_WORKER_KEYS"),
     ],
 )
