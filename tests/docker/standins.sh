@@ -18,6 +18,31 @@ if [ "${1-}" = remove ]; then
     exit
 fi
 
+# Prints "<mirror> <release> <components>" of this machine's own apt sources, for the release that it runs.
+apt_source() {
+    local distribution release sources mirror
+    distribution=$(. /etc/os-release && echo "$ID")
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
+    # The origin tells the distribution's own packages from those that others publish for the same release.
+    sources=$(apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v origin="$distribution" -v release="$release" 'tolower($1) == origin && $2 == release { print $3, $4 }' | sort -u)
+    mirror=$(awk '$1 == "main" { print $2; exit }' <<<"$sources")
+    if [ -z "$mirror" ]; then
+        echo "apt knows no packages of $distribution $release; apt-get update, then see apt-get indextargets" >&2
+        return 1
+    fi
+    local components
+    components=$(awk -v mirror="$mirror" '$2 == mirror { print $1 }' <<<"$sources" | paste -sd, -)
+    # Images for clouds name a file with mirrors.
+    if [[ $mirror == mirror+file:* ]]; then mirror=$(grep -om1 '^http[^[:space:]]*' "${mirror#mirror+file:}"); fi
+    echo "$mirror $release $components"
+}
+
+if [ "${1-}" = apt-source ]; then
+    apt_source
+    exit
+fi
+
 missing=()
 for image in "${pythons[@]}" "$redis"; do
     exists "$image" || timeout 300 docker pull --quiet "$image" 2>/dev/null || missing+=("$image")
@@ -27,11 +52,13 @@ echo "cannot be pulled: ${missing[*]}; building stand-ins from Debian packages" 
 
 if ! exists "$standin"; then
     command -v debootstrap >/dev/null || { echo "debootstrap is needed: apt-get install debootstrap" >&2; exit 1; }
+    source=$(apt_source)
+    read -r mirror release components <<<"$source"
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
-    debootstrap --variant=minbase \
+    debootstrap --variant=minbase --components="$components" \
         --include=ca-certificates,python3,python3-venv,python3-pip,redis-server,redis-tools \
-        bookworm "$root" http://deb.debian.org/debian >"${TMPDIR:-/tmp}/debootstrap.log"
+        "$release" "$root" "$mirror" >"${TMPDIR:-/tmp}/debootstrap.log"
     # As in the images they stand in for: `python`, and a pip that installs.
     ln -s python3 "$root/usr/bin/python"
     rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
