@@ -62,6 +62,11 @@ def counts(endpoint: str) -> str:
     return of_endpoint(endpoint, "counts")
 
 
+def housekeeping(host: str) -> str:
+    """A string that a host's housekeeping node renews with each sweep; it expires when the node does not."""
+    return f"{PREFIX}housekeeping:{host}"
+
+
 def owner(worker_id: str) -> str:
     return f"{PREFIX}worker:{worker_id}:owner"
 

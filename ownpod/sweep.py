@@ -1,6 +1,7 @@
 """Finds what nobody looks after any more. Runs on the housekeeping node, one at a time."""
 
 import logging
+import socket
 import threading
 import time
 
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 SAMPLE_EVERY_MS = 15_000
+ALIVE_S = 10
+"""After so many seconds without a sweep the housekeeping node counts as dead, see :mod:`ownpod.alive`."""
 AT_ONCE = 1000
 """Jobs that one sweep ends or takes up again; the rest waits for the next."""
 
@@ -39,6 +42,7 @@ class Sweep(threading.Thread):
         self._looked = 0.0
         self._sampled = 0
         self._patient_until = 0.0
+        self._alive = keys.housekeeping(socket.gethostname())
 
     def run(self) -> None:
         while True:
@@ -101,5 +105,8 @@ class Sweep(threading.Thread):
 
     @redis_errors
     def _is_mine(self) -> bool:
-        """One sweep at a time, whichever host's."""
-        return bool(self._redis.set(keys.SWEEP_LOCK, "1", nx=True, px=int(EVERY_S * 900)))
+        """One sweep at a time, whichever host's. Each host's turn shows that its node is alive."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._alive, "1", ex=ALIVE_S)
+            pipe.set(keys.SWEEP_LOCK, "1", nx=True, px=int(EVERY_S * 900))
+            return bool(pipe.execute()[1])

@@ -14,6 +14,8 @@ from helpers import ROOT, environment, readme_blocks, wait_until
 API = "http://localhost:8000"
 ENDPOINT = f"{API}/v2/local-ep"
 
+DEMO = "http://worker-a:8000,http://worker-b:8000"
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -41,8 +43,8 @@ def bash(script, **environ):
 
 def take_down():
     bash("docker compose logs --tail 30 --no-color; docker compose ps")
-    bash("docker compose --profile demo down --volumes --timeout 20")
     bash("docker rm --force worker-a worker-b >/dev/null 2>&1 || true")
+    bash("docker compose --profile demo down --volumes --timeout 20")
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def demo(images):
     """All of it, with the two example workers; answers a service's container."""
     up = "docker compose --profile demo up -d"
     try:
-        bash(up, OWNPOD_LEASE_S="3")
+        bash(up, OWNPOD_LEASE_S="3", OWNPOD_WORKERS=DEMO)
         yield lambda name: bash(f"docker compose ps -q {name}").split()[-1]
     finally:
         take_down()
@@ -90,18 +92,38 @@ def submit(**job_input):
 
 
 def test_readmes_quick_start(images, clean):
-    workers, start = readme_blocks(docker=True)
+    start, workers, job = readme_blocks(docker=True)
+    bash(start)
     bash(workers)
-    up, _, job = start.partition("\n\n")
-    bash(up)
+    assert published("worker-a", "worker-b") == set()
     wait_for_workers()
     job, _, down = job.rpartition("\n")[0].rpartition("\n")
-    said = bash(job)
+    run_job(job)
+    bash(down)
+    assert "ownpod" not in bash("docker network ls --format '{{.Name}}'").split()
+
+
+def test_workers_that_are_published_on_the_host_are_reached_as_localhost(images, clean):
+    for name, port in {"worker-a": 18000, "worker-b": 18001}.items():
+        bash(f"docker run -d --rm --name {name} -p {port}:8000 ownpod/worker-echo")
+    workers = "http://localhost:18000,http://localhost:18001"
+    bash("docker compose up -d", OWNPOD_WORKERS=workers)
+    wait_for_workers()
+    run_job(readme_blocks(docker=True)[-1].rpartition("docker stop")[0])
+
+
+def run_job(script):
+    said = bash(script)
     assert re.search(r'"status": "(IN_QUEUE|IN_PROGRESS|COMPLETED)"', said)
     assert re.search(r"^event: status$", said, re.MULTILINE)
     last = json.loads(said[said.rindex("\n{\n") :])
     assert (last["status"], last["output"]["reversed"]) == ("COMPLETED", "nur omed dopnwo")
-    bash(down)
+
+
+def published(*containers):
+    """The host's addresses at which ports of these containers can be reached."""
+    form = "{{range .NetworkSettings.Ports}}{{range .}}{{println .HostIp}}{{end}}{{end}}"
+    return set(bash(f"docker inspect --format '{form}' {' '.join(containers)}").split())
 
 
 @pytest.mark.parametrize("name", ["dispatcher", "api", "redis", "worker-a"])
@@ -114,7 +136,7 @@ def test_a_container_that_dies_is_started_again_and_costs_no_job(demo, name):
     if name == "worker-a":
         # As the demo's workers have no restart policy: whoever runs them starts them.
         time.sleep(1)
-        bash("docker compose --profile demo up -d", OWNPOD_LEASE_S="3")
+        bash("docker compose --profile demo up -d", OWNPOD_LEASE_S="3", OWNPOD_WORKERS=DEMO)
     outputs = [ended(job)["output"]["echo"] for job in jobs]
     assert outputs == [f"{name} {n}" for n in range(4)]
 
@@ -129,13 +151,40 @@ def test_stopping_lets_a_running_job_finish(demo):
     assert (status["status"], "retries" in status) == ("COMPLETED", False)
 
 
+def test_only_this_host_reaches_the_api_and_flower_and_no_worker_reaches_redis(demo):
+    assert published(*map(demo, ("worker-a", "worker-b", "redis", "dispatcher"))) == set()
+    assert published(demo("api"), demo("flower")) == {"127.0.0.1"}
+    inside = f"docker exec {demo('worker-a')} python -c"
+    # The dispatcher's address is known there, so names are; those of the other network are not.
+    bash(f"{inside} 'import socket; socket.gethostbyname(\"dispatcher\")'")
+    for name, port in {"redis": 6379, "api": 8000, "flower": 5555}.items():
+        script = f'import socket; socket.create_connection(("{address(demo(name))}", {port}), 3)'
+        bash(f"! {inside} '{script}' 2>/dev/null")
+
+
+def address(container):
+    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    return bash(f"docker inspect --format '{form}' {container}").strip()
+
+
+def test_the_dispatchers_health_check_follows_redis(demo):
+    container = demo("dispatcher")
+    bash(f"docker exec {container} python -m ownpod.alive")
+    bash(f"docker pause {demo('redis')}")
+    try:
+        bash(f"! docker exec {container} python -m ownpod.alive")
+    finally:
+        bash(f"docker unpause {demo('redis')}")
+    wait_for_workers()
+
+
 def test_the_image_is_not_roots_and_all_is_healthy(demo):
     for name in ("api", "dispatcher", "flower"):
         assert bash(f"docker exec {demo(name)} id -u").strip() == "1000"
     for name in ("redis", "api", "dispatcher", "flower"):
         command = f"docker inspect --format '{{{{.State.Health.Status}}}}' {demo(name)}"
         wait_until(lambda command=command: bash(command).strip() == "healthy", 60, name)
-    names = {"housekeeping", "localhost-18000", "localhost-18001"}
+    names = {"housekeeping", "worker-a-8000", "worker-b-8000"}
 
     def flower():
         nodes = requests.get("http://localhost:5555/api/workers?refresh=1", timeout=20).json()

@@ -48,3 +48,28 @@ def test_the_compose_file_passes_every_variable_on():
     for name in ("api", "dispatcher", "flower"):
         assert variables <= services[name]["environment"].keys(), name
         assert services[name]["environment"]["REDIS_URL"].startswith("${REDIS_URL:-")
+
+
+def test_no_command_and_no_service_publishes_a_port_to_the_whole_network():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*.yml")]
+    pages += [page for page in (ROOT / "examples").rglob("*") if page.suffix in {".md", ".yaml"}]
+    published = re.compile(r"(?:\s-p|--publish)[ =\n]+(\S+)")
+    found = [
+        (page.name, port)
+        for page in pages
+        for port in published.findall(page.read_text())
+        if not port.startswith(("127.0.0.1:", "172.17.0.1:"))
+    ]
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    ports = {name: service.get("ports", []) for name, service in services.items()}
+    found += [
+        (name, port) for name in ports for port in ports[name] if not port.startswith("127.0.0.1:")
+    ]
+    assert found == []
+    assert [name for name in ports if ports[name]] == ["api", "flower"]
+
+
+def test_the_readme_names_both_forms_of_compose():
+    start = (ROOT / "README.md").read_text().partition("## Without Docker")[0]
+    assert "docker compose" in start
+    assert "docker-compose`" in start

@@ -21,7 +21,7 @@ LAYERS = [
         "stall",
         "tables",
     },
-    {"broker", "scripts"},
+    {"broker", "scripts", "alive"},
     {"store", "embedded", "control", "endpoints"},
     {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
     {"waiting"},
@@ -94,6 +94,7 @@ ONLY = {
         "sweep",
         "embedded",
         "cli",
+        "alive",
     },
 }
 
