@@ -20,11 +20,15 @@ from ownpod.settings import Settings
 from ownpod.workers import Watch
 from ownpod.workers.answers import (
     LINES,
+    NOT_REACHED,
     STILL_RUNNING,
     UNKNOWN_METHOD,
     Answer,
-    chunks_in,
+    PollFailures,
+    WorkerNotReached,
+    Yielded,
     outcome_in,
+    yielded_in,
 )
 from ownpod.workers.http import (
     CannotConnect,
@@ -41,8 +45,8 @@ LONGEST_POLL_S = 1.0
 POLL_SHARE = 0.1
 """A poll's pause as a share of the time a job has run: so polling adds at most a tenth to it."""
 
-POLL_FAILURES = 3
-"""Polls in a row that may fail before a run counts as lost."""
+FAILED_POLL_PAUSE_S = 1.0
+"""Shortest pause in seconds after a poll that failed."""
 
 BODY_S = 300.0
 """Longest time for the body of an answer, of which the beginning has come: 50 MiB at 170 KiB/s."""
@@ -128,6 +132,14 @@ class PushWorker:
         watch.look(Look.LISTED if self._says_so else self._unasked)
         return self._poll(run_id, watch, None)
 
+    def _confirmed(self, run_id: str, watch: Watch, reason: str) -> Outcome:
+        """The end of a run whose stream told that its handler failed: as ``/status`` has it, or so."""
+        try:
+            return self._poll(run_id, watch, None, reason)
+        except (AttemptLost, WorkerHTTPError) as error:
+            log.debug("run %s at %s failed, and then: %s", run_id, self._url, _reason(error))
+            return Outcome(JobStatus.FAILED, error=reason)
+
     def is_at(self, run: Run, patience_s: float) -> bool:
         try:
             match run.look:
@@ -136,12 +148,18 @@ class PushWorker:
                     return outcome_in(self._status(run.id, timeout_s), run.id) is None
                 case Look.LISTED:
                     answer = self._request("POST", f"/stream/{_quoted(run.id)}", patience_s)
-                    return answer.json().get("error") == _NO_STREAM
+                    listed = answer.json().get("error") == _NO_STREAM
+                    return listed or answer.status in NOT_REACHED
                 case Look.IDLE | Look.NEVER | Look.UNKNOWN:
                     asked = time.monotonic()
-                    self._request("GET", "/health", patience_s)
+                    answer = self._request("GET", "/health", patience_s)
+                    if answer.status in NOT_REACHED:
+                        return True
                     blocked = time.monotonic() - asked > LEARN_AFTER_S
                     return run.look is not Look.IDLE and not blocked
+        except WorkerNotReached:
+            # The proxy before the worker knows nothing about the run.
+            return True
         except (CannotConnect, AttemptLost):
             # Nobody is there, or nobody who knows it.
             return False
@@ -194,32 +212,38 @@ class PushWorker:
         say so. It is asked without a time-out and once, like the SDK's ``/status``; other servers
         stream events or JSON lines, or answer at once with what there is.
         """
-        began, asked_again = time.monotonic(), False
+        began, asked_again, failures = time.monotonic(), False, PollFailures()
         while True:
-            response = self._open_stream(run_id)
-            if response is None:
-                self._streams = self._says_so = False
-                return None
-            if response.status < 300 and response.content_type in LINES:
-                self._streams = True
-                watch.look(Look.POLL)
-                self._relay(run_id, response, watch)
-                return None
-            answer = self._whole(response)
-            said = answer.json()
-            if said.get("error") == _NO_STREAM:
-                self._streams, self._says_so = False, True
-                return None
-            if answer.status >= 300 or not isinstance(said.get("stream"), list):
-                return outcome_in(answer, run_id)
+            try:
+                response = self._open_stream(run_id)
+                if response is None:
+                    self._streams = self._says_so = False
+                    return None
+                if response.status < 300 and response.content_type in LINES:
+                    return self._relayed(run_id, response, watch)
+                answer = self._whole(response)
+                said = answer.json()
+                if said.get("error") == _NO_STREAM:
+                    self._streams, self._says_so = False, True
+                    return None
+                if answer.status >= 300 or not isinstance(said.get("stream"), list):
+                    return outcome_in(answer, run_id, route="/stream")
+            except (WorkerHTTPError, WorkerNotReached) as error:
+                if not asked_again or self._is_lost(run_id, failures, error):
+                    raise
+                _pause(began, FAILED_POLL_PAUSE_S)
+                continue
+            failures.answered()
             self._streams = True
-            outputs = [json.dumps(output_of(chunk)) for chunk in said["stream"]]
-            if outputs:
-                watch.chunks(outputs)
+            found = yielded_in([answer.body])
+            if found.chunks:
+                watch.chunks(found.chunks)
             if said.get("status") not in STILL_RUNNING:
+                if found.error is not None:
+                    return Outcome(JobStatus.FAILED, error=found.error)
                 if said.get("status") != JobStatus.COMPLETED or asked_again:
                     return None
-                return self._end_of_generator(run_id, outputs, watch)
+                return self._end_of_generator(run_id, found.chunks, watch)
             if not asked_again:
                 watch.look(Look.POLL)
             asked_again = True
@@ -242,45 +266,69 @@ class PushWorker:
             self._whole(response)
         return None
 
-    def _relay(self, run_id: str, response: Reply, watch: Watch) -> None:
-        """Events or JSON lines, each emitted as it comes; the end, and how it came, is not told."""
+    def _relayed(self, run_id: str, response: Reply, watch: Watch) -> Outcome | None:
+        """The end of a run that the worker streams, as far as the stream has it; None: ask ``/status``."""
+        self._streams = True
+        watch.look(Look.POLL)
+        error = self._relay(run_id, response, watch)
+        return None if error is None else self._confirmed(run_id, watch, error)
+
+    def _relay(self, run_id: str, response: Reply, watch: Watch) -> str | None:
+        """Events or JSON lines, each emitted as it comes. Returns the handler's reason, if one comes."""
         rest, left = b"", self._settings.max_output_mb * 1024 * 1024
+        error: str | None = None
+
+        def emit(found: Yielded) -> None:
+            nonlocal error
+            error = found.error or error
+            if found.chunks:
+                watch.chunks(found.chunks)
+
         try:
             while left > 0 and (data := response.read()):
                 left -= len(data)
                 *lines, rest = (rest + data).split(b"\n")
-                if outputs := [text for line in lines for text in chunks_in(line)]:
-                    watch.chunks(outputs)
-            if outputs := list(chunks_in(rest)):
-                watch.chunks(outputs)
+                emit(yielded_in(lines))
+            emit(yielded_in([rest]))
             if left <= 0:
                 log.warning("stream of %s at %s cut: see OWNPOD_MAX_OUTPUT_MB", run_id, self._url)
                 response.close()
-        except WorkerHTTPError as error:
-            log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(error))
+        except WorkerHTTPError as problem:
+            log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(problem))
             response.close()
+        return error
 
-    def _poll(self, run_id: str, watch: Watch, timeout_s: float | None) -> Outcome:
+    def _poll(
+        self, run_id: str, watch: Watch, timeout_s: float | None, reason: str | None = None
+    ) -> Outcome:
         # The first request has no time-out: until a worker has answered while a job runs, it may
         # be one that holds. After that it is polled.
-        began, failures = time.monotonic(), 0
+        began, failures = time.monotonic(), PollFailures()
         while True:
             try:
                 answer = self._status(run_id, timeout_s)
-                failures = 0
-            except WorkerHTTPError as error:
-                failures += not isinstance(error, NoAnswerInTime)
-                if timeout_s is None or failures >= POLL_FAILURES:
+                outcome = outcome_in(answer, run_id, reason=reason)
+            except (WorkerHTTPError, WorkerNotReached) as error:
+                # A held request runs the job: a second one would run it again.
+                if timeout_s is None or self._is_lost(run_id, failures, error):
                     raise
-                log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
+                _pause(began, FAILED_POLL_PAUSE_S)
             else:
-                outcome = outcome_in(answer, run_id)
+                failures.answered()
                 if outcome is not None:
                     return outcome
                 if timeout_s is None:
                     watch.look(Look.POLL)
                 timeout_s = self._settings.worker_status_timeout_s
-            _pause(began)
+                _pause(began)
+
+    def _is_lost(self, run_id: str, failures: PollFailures, error: Exception) -> bool:
+        """Whether a poll that failed was one too many. Silence alone ends with the job's own time."""
+        log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
+        if isinstance(error, NoAnswerInTime):
+            return False
+        now = time.monotonic()
+        return failures.refused(now) if isinstance(error, WorkerNotReached) else failures.cut(now)
 
     def cancel(self, run_id: str) -> bool:
         try:
@@ -334,19 +382,22 @@ class PushWorker:
             f"the worker's answer is larger than {self._settings.max_output_mb} MiB, see "
             "OWNPOD_MAX_OUTPUT_MB"
         )
+        too_slow = f"the worker's answer did not end within {body_s:g} s"
         try:
             while left > 0:
-                part = response.read()
+                part = response.read(until)
                 if not part:
                     return Answer(response.status, b"".join(parts))
                 parts.append(part)
                 left -= len(part)
                 if time.monotonic() > until:
-                    problem = f"the worker's answer did not end within {body_s:g} s"
+                    problem = too_slow
                     break
         except WorkerHTTPError:
             response.close()
-            raise
+            if time.monotonic() < until:
+                raise
+            problem = too_slow
         response.close()
         raise JobRejected(problem)
 
@@ -356,10 +407,10 @@ def _quoted(run_id: str) -> str:
     return quote(run_id, safe="")
 
 
-def _pause(began: float) -> None:
+def _pause(began: float, least_s: float = FIRST_POLL_S) -> None:
     """Between polls, growing with the time since ``began``."""
     elapsed = time.monotonic() - began
-    time.sleep(min(max(FIRST_POLL_S, elapsed * POLL_SHARE), LONGEST_POLL_S))
+    time.sleep(min(max(least_s, elapsed * POLL_SHARE), LONGEST_POLL_S))
 
 
 def _reason(error: Exception) -> str:
