@@ -60,13 +60,26 @@ class Answer:
 
 @dataclass
 class Yielded:
-    """What a part of a stream has: chunks as JSON texts, and the handler's reason if it failed."""
+    """What a part of a stream has: chunks as JSON texts, the handler's reason if it failed, the job's state."""
 
     chunks: list[str] = field(default_factory=list)
     error: str | None = None
+    status: Any = None
 
-    def add(self, item: Any) -> None:
-        """A chunk, or ``{"error": ...}``, which the SDK makes of a generator's exception."""
+    def add(self, said: Any) -> None:
+        """An answer of ``/stream``, or a line of one."""
+        if not isinstance(said, dict) or "output" in said or not said.keys() & {"stream", "status"}:
+            self._add_item(said)
+            return
+        items = said.get("stream")
+        for item in items if isinstance(items, list) else []:
+            self._add_item(item)
+        self.status = said.get("status")
+        if said.get("error") and self.status not in {JobStatus.COMPLETED.value, *STILL_RUNNING}:
+            self.error = _text(said["error"])
+
+    def _add_item(self, item: Any) -> None:
+        # The SDK makes {"error": ...} of a generator's exception.
         if isinstance(item, dict) and item.keys() == {"error"}:
             self.error = _text(item["error"])
         else:
@@ -82,26 +95,13 @@ def yielded_in(lines: Iterable[bytes]) -> Yielded:
             text = text[5:].strip()
         elif text.startswith((":", "event:", "id:", "retry:")):
             continue
-        if not text or text == "[DONE]":
-            continue
-        try:
-            said = loads(text)
-        except (ValueError, RecursionError):
-            said = text
-        _add(said, found)
+        if text and text != "[DONE]":
+            try:
+                said = loads(text)
+            except (ValueError, RecursionError):
+                said = text
+            found.add(said)
     return found
-
-
-def _add(said: Any, found: Yielded) -> None:
-    if not isinstance(said, dict) or "output" in said:
-        found.add(said)
-    elif isinstance(said.get("stream"), list):
-        for item in said["stream"]:
-            found.add(item)
-    elif "status" not in said:
-        found.add(said)
-    if isinstance(said, dict) and said.get("status") == JobStatus.FAILED and said.get("error"):
-        found.error = _text(said["error"])
 
 
 def _text(error: Any) -> str:
@@ -155,10 +155,7 @@ def outcome_in(
         WorkerNotReached: a proxy answered, or the worker is overloaded.
         AttemptLost: the worker does not know the run: it was restarted, or speaks of another.
     """
-    if answer.status in UNKNOWN_METHOD:
-        raise AttemptLost(f"the worker does not know the run any more: {answer}")
-    if answer.status in NOT_REACHED:
-        raise WorkerNotReached(f"{route} was answered {answer}, by a proxy before the worker")
+    _check(answer, route)
     if answer.status >= 300:
         return Outcome(JobStatus.FAILED, error=f"the worker's {route} answered {answer}")
     said, output = answer.outcome()
@@ -185,3 +182,11 @@ def outcome_in(
         error=error,
         execution_ms=None if execution_ms is None else max(0, int(execution_ms)),
     )
+
+
+def _check(answer: Answer, route: str) -> None:
+    """Raises: AttemptLost, if the answer is not about a run."""
+    if answer.status in UNKNOWN_METHOD:
+        raise AttemptLost(f"the worker does not know the run any more: {answer}")
+    if answer.status in NOT_REACHED:
+        raise WorkerNotReached(f"{route} was answered {answer}, by a proxy before the worker")

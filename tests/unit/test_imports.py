@@ -26,6 +26,7 @@ LAYERS = [
     {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
     {"waiting"},
     {"workers", "workers.answers", "workers.http"},
+    {"workers.local_api"},
     {"workers.push", "workers.pull"},
     {"attempts"},
     {"runner", "gate", "sweep"},
