@@ -12,8 +12,8 @@ from ownpod import settings
 from ownpod.endpoints import WorkerSpec, parse_headers, worker_id_of
 from ownpod.errors import WorkerError
 from ownpod.jobs import Attempt, Look, Outcome
-from ownpod.settings import check_http_url
 from ownpod.store import now_ms
+from ownpod.urls import check_http_url
 from ownpod.workers.push import PushWorker
 
 SIGNS = {"ok": "ok   ", "note": "note ", "bad": "BAD  "}

@@ -19,12 +19,15 @@ from ownpod.settings import (
     Settings,
     Whole,
     check_file,
-    check_http_url,
 )
+from ownpod.urls import HTTP_URL, LONGEST_URL, check_http_url
 
 DEFAULT_WORKERS = ("http://localhost:18000",)
 
 PULL = "pull:"
+
+LONGEST_ID = 255
+"""Characters of an id that is made from a URL; see :data:`ownpod.broker.NAME`."""
 
 EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 """RunPod's documented limits of ``executionTimeout``."""
@@ -66,9 +69,6 @@ class Endpoint:
     """Keys for this endpoint only."""
 
 
-WORKER_URL = r"^https?://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[1-9][0-9]{0,3})?$"
-"""For the API's documentation; more are taken."""
-
 _HEADER_NAME = fields.String(
     validate=validate.Regexp(
         rf"^{HEADER_NAME}\Z", error="a header's name has letters, digits and -"
@@ -88,7 +88,11 @@ class WorkerSchema(Schema):
     class Meta:
         unknown = RAISE
 
-    url = fields.String(required=True, validate=check_http_url, metadata={"pattern": WORKER_URL})
+    url = fields.String(
+        required=True,
+        validate=check_http_url,
+        metadata={"pattern": f"^{HTTP_URL}$", "maxLength": LONGEST_URL},
+    )
     id = fields.String(
         validate=validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, - and _"),
         metadata={"pattern": f"^{NAME.pattern}$"},
@@ -102,6 +106,12 @@ class WorkerSchema(Schema):
     headers = fields.Dict(keys=_HEADER_NAME, values=_HEADER_VALUE, load_default=dict)
     verify_tls = fields.Boolean(data_key="verifyTls", truthy={True}, falsy={False})
     ca_bundle = fields.String(data_key="caBundle", validate=check_file)
+
+
+class AddedWorkerSchema(WorkerSchema):
+    """A worker that was added at run time. Its files are checked where its node opens them: each host has its own."""
+
+    ca_bundle = fields.String(data_key="caBundle")
 
 
 class _EndpointSchema(Schema):
@@ -218,7 +228,8 @@ def parse_headers(lines: Iterable[str]) -> dict[str, str]:
 def worker_id_of(url: str) -> str:
     """A worker's id from its URL: readable, stable, the same on every host."""
     parts = urlsplit(url)
-    return re.sub(r"[^A-Za-z0-9]+", "-", f"{parts.netloc}{parts.path}").strip("-")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{parts.netloc}{parts.path}").strip("-")
+    return name[:LONGEST_ID] or "worker"
 
 
 def make_worker(endpoint_id: str, values: dict[str, Any], settings: Settings) -> WorkerSpec:

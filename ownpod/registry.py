@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -14,13 +14,12 @@ from marshmallow import ValidationError
 
 from ownpod import keys
 from ownpod.endpoints import (
+    AddedWorkerSchema,
     Endpoint,
-    WorkerSchema,
     WorkerSpec,
     check_unique,
     first_problem,
     make_worker,
-    pull_worker,
 )
 from ownpod.errors import (
     BadRequest,
@@ -31,6 +30,7 @@ from ownpod.errors import (
     WorkerNotFound,
 )
 from ownpod.processes import is_dead_here
+from ownpod.roster import LeftOut, merge
 from ownpod.settings import Settings
 from ownpod.store import now_ms, redis_errors
 
@@ -116,6 +116,28 @@ return {ARGV[1], redis.call('HGET', KEYS[3], ARGV[2]), waiting}
 fields of the status -> who has the worker; and if that is the process, why it is paused and how many messages wait."""
 
 
+def _hash(found: Any) -> dict[str, str]:
+    """What HGETALL answered; empty where the key is no hash."""
+    if isinstance(found, redis.ResponseError) and str(found).startswith("WRONGTYPE"):
+        log.error("a key of workers in Redis is no hash, so these are left out: %s", found)
+        return {}
+    if isinstance(found, Exception):
+        raise found
+    return dict(found)
+
+
+def _status(state: str | None, reason: str | None, held: str | None) -> WorkerStatus:
+    """The status that a worker's key has; unhealthy where it cannot be read."""
+    if not state:
+        return WorkerStatus(
+            WorkerState.UNHEALTHY, "no node runs for it: is the dispatcher up?", unattended=True
+        )
+    try:
+        return WorkerStatus(WorkerState(state), reason or "", int(held or 0))
+    except ValueError:
+        return WorkerStatus(WorkerState.UNHEALTHY, f"its node published {state[:40]!r}")
+
+
 FRESH_S = 1.0
 """So old may be what a process knows of workers that were added at run time."""
 
@@ -145,6 +167,7 @@ class Registry:
         self._pulling: dict[str, str] = {}
         self._fresh_until = 0.0
         self._known = dict(endpoints)
+        self._left_out: tuple[LeftOut, ...] = ()
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
@@ -163,40 +186,35 @@ class Registry:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(keys.ADDED)
             pipe.hgetall(keys.PULLING)
-            added, pulling = pipe.execute()
+            added, pulling = (_hash(found) for found in pipe.execute(raise_on_error=False))
         with self._lock:
             if (added, pulling) != (self._added, self._pulling):
                 self._added, self._pulling = added, pulling
-                self._known = self._all()
+                self._merge()
 
     def reload(self, endpoints: Mapping[str, Endpoint]) -> None:
         """The configuration has changed."""
         with self._lock:
             self._configured = endpoints
-            self._known = self._all()
+            self._merge()
 
-    def _all(self) -> dict[str, Endpoint]:
-        known = dict(self._configured)
-        taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
-        specs = [self._spec(json.loads(text)) for text in self._added.values()]
-        for worker_id, text in sorted(self._pulling.items()):
-            said = json.loads(text)
-            specs.append(pull_worker(said["endpoint"], worker_id, said["capacity"]))
-        for spec in specs:
-            if spec.endpoint not in known or taken & {spec.id, spec.url}:
-                # The configuration has changed since, and comes first.
-                log.warning(
-                    "worker %s of %r, come at run time, is left out", spec.id, spec.endpoint
-                )
-                continue
-            taken |= {spec.id, spec.url}
-            endpoint = known[spec.endpoint]
-            known[spec.endpoint] = replace(endpoint, workers=(*endpoint.workers, spec))
-        return known
+    def _merge(self) -> None:
+        before = self._left_out
+        self._known, self._left_out = merge(
+            self._configured, self._added, self._pulling, self._spec
+        )
+        for entry in self._left_out:
+            if entry not in before:
+                log.warning("worker %r, come at run time, is left out: %s", entry.id, entry.reason)
 
-    def _spec(self, said: dict[str, Any]) -> WorkerSpec:
-        endpoint_id = said.pop("endpoint")
-        return make_worker(endpoint_id, WorkerSchema().load(said), self._settings)
+    def left_out(self, endpoint_id: str) -> list[LeftOut]:
+        """An endpoint's workers that came at run time and cannot be used, and those of no endpoint."""
+        return [entry for entry in self._left_out if entry.endpoint in {None, endpoint_id}]
+
+    def _spec(self, values: dict[str, Any]) -> WorkerSpec:
+        values = dict(values)
+        endpoint_id = values.pop("endpoint")
+        return make_worker(endpoint_id, AddedWorkerSchema().load(values), self._settings)
 
     def add(self, endpoint_id: str, values: dict[str, Any]) -> WorkerSpec:
         """Adds a worker, or changes one that was added.
@@ -236,6 +254,11 @@ class Registry:
             WorkerNotFound: there is no such worker.
             WorkerConflict: it stands in the configuration.
         """
+        self.refresh()
+        entries = self._left_out if endpoint_id is None else self.left_out(endpoint_id)
+        if worker_id in self._added and any(entry.id == worker_id for entry in entries):
+            self._write(worker_id, None)
+            return
         if self.find(worker_id, endpoint_id).pulls:
             raise WorkerConflict(
                 f"worker {worker_id!r} pulls: stop it, then it is forgotten; or drain it"
@@ -369,10 +392,4 @@ class Registry:
             for worker in workers:
                 pipe.hmget(keys.worker(worker.id), "state", "reason", "held")
             found = pipe.execute()
-        none = WorkerStatus(
-            WorkerState.UNHEALTHY, "no node runs for it: is the dispatcher up?", unattended=True
-        )
-        return {
-            worker.id: WorkerStatus(WorkerState(state), reason, int(held)) if state else none
-            for worker, (state, reason, held) in zip(workers, found, strict=True)
-        }
+        return {worker.id: _status(*values) for worker, values in zip(workers, found, strict=True)}

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
-from urllib.parse import urlsplit
 
 import limits
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from ownpod.errors import ConfigurationError
+from ownpod.urls import check_http_url
 
 DEFAULT_ENDPOINT = "local-ep"
 REDIS_URL_FILE = "redis.url"
@@ -93,22 +93,6 @@ class Settings:
                 f"REDIS_URL is not set and no embedded Redis runs in {self.data_dir}: "
                 "set REDIS_URL, or start everything with `ownpod up`"
             ) from None
-
-
-def check_http_url(value: str) -> None:
-    """A base URL: http or https, a host, no query.
-
-    Raises:
-        ValidationError: with what is allowed.
-    """
-    problem = f"must be an http:// or https:// URL, not {value!r}"
-    try:
-        url = urlsplit(value)
-        valid = url.scheme in {"http", "https"} and url.hostname and url.port != 0
-    except ValueError:
-        valid = False
-    if not valid or url.query or url.fragment or url.username:
-        raise ValidationError(problem)
 
 
 class Whole(fields.Integer):

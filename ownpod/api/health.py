@@ -5,7 +5,7 @@ from collections import Counter
 from flask import Blueprint, Response
 
 from ownpod.api.services import answer, services
-from ownpod.api.workers import describe
+from ownpod.api.workers import describe, left_out
 from ownpod.jobs import JobStatus
 from ownpod.registry import WorkerState
 
@@ -57,6 +57,9 @@ def health(endpoint_id: str) -> Response:
                 "retried": ended.get("retried", 0),
             },
             "workers": workers,
-            "ownpod": {"workers": [describe(w, statuses[w.id], running) for w in endpoint.workers]},
+            "ownpod": {
+                "workers": [describe(w, statuses[w.id], running) for w in endpoint.workers],
+                "leftOut": left_out(endpoint_id),
+            },
         }
     )

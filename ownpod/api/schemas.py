@@ -267,10 +267,18 @@ class WorkerSchema(WorkerAddedSchema):
     )
 
 
+class LeftOutSchema(Schema):
+    """A worker that came at run time and cannot be used."""
+
+    id = fields.String(required=True)
+    reason = fields.String(required=True)
+
+
 class WorkersSchema(Schema):
     """The answer of ``/workers``."""
 
     workers = fields.List(fields.Nested(WorkerSchema), required=True)
+    leftOut = fields.List(fields.Nested(LeftOutSchema), required=True)  # noqa: N815
 
 
 class ErrorSchema(Schema):

@@ -23,12 +23,19 @@ def all_endpoints() -> Response:
 
 @blueprint.get("")
 def listed(endpoint_id: str) -> Response:
-    """Each worker, how it is, and its jobs."""
+    """Each worker, how it is, and its jobs; and the workers that are left out, with the reason."""
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
     running = here.store.counts(endpoint_id)[1]
     statuses = here.registry.statuses(endpoint.workers)
-    return answer({"workers": [describe(w, statuses[w.id], running) for w in endpoint.workers]})
+    workers = [describe(w, statuses[w.id], running) for w in endpoint.workers]
+    return answer({"workers": workers, "leftOut": left_out(endpoint_id)})
+
+
+def left_out(endpoint_id: str) -> list[dict[str, str]]:
+    """Workers that came at run time and cannot be used, as the API shows them."""
+    entries = services().registry.left_out(endpoint_id)
+    return [{"id": entry.id, "reason": entry.reason} for entry in entries]
 
 
 def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What a worker's answers mean: pure, without HTTP."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ownpod.errors import AttemptLost
@@ -11,6 +11,8 @@ from ownpod.payload import loads, output_of, split
 
 STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
 UNKNOWN_METHOD = {404, 405}
+NOT_REACHED = {429, 502, 503, 504}
+"""Answers of a proxy before the worker, or of a worker with too much to do, about no run."""
 LINES = {
     "text/event-stream",
     "application/x-ndjson",
@@ -19,6 +21,16 @@ LINES = {
 }
 _NOT_FOUND = "Job ID not found"
 """The SDK's answer (200, FAILED) for a job that it does not have: it was restarted in between."""
+
+POLL_FAILURES = 3
+"""Polls in a row without any answer after which a run counts as lost."""
+
+POLL_FAILURES_S = 60.0
+"""Seconds of failed polls in a row after which a run counts as lost. A proxy that reloads refuses for less."""
+
+
+class WorkerNotReached(AttemptLost):
+    """A proxy answered instead of the worker. Only a worker that is polled can be asked again."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +58,106 @@ class Answer:
         return f"HTTP {self.status}" + (f": {text}" if text else "")
 
 
-def chunks_in(line: bytes) -> Iterator[str]:
-    """The chunks in a line of a stream: JSON, or an event's ``data:``. Others hold none."""
-    text = line.decode("utf-8", "replace").strip()
-    if text.startswith("data:"):
-        text = text[5:].strip()
-    elif text.startswith((":", "event:", "id:", "retry:")):
-        return
-    if not text or text == "[DONE]":
-        return
-    try:
-        said = loads(text)
-    except (ValueError, RecursionError):
-        said = text
-    if isinstance(said, dict) and isinstance(said.get("stream"), list):
-        yield from (json.dumps(output_of(chunk)) for chunk in said["stream"])
-    elif not (isinstance(said, dict) and "status" in said and "output" not in said):
-        yield json.dumps(output_of(said))
+@dataclass
+class Yielded:
+    """What a part of a stream has: chunks as JSON texts, the handler's reason if it failed, the job's state."""
+
+    chunks: list[str] = field(default_factory=list)
+    error: str | None = None
+    status: Any = None
+
+    def add(self, said: Any) -> None:
+        """An answer of ``/stream``, or a line of one."""
+        if not isinstance(said, dict) or "output" in said or not said.keys() & {"stream", "status"}:
+            self._add_item(said)
+            return
+        items = said.get("stream")
+        for item in items if isinstance(items, list) else []:
+            self._add_item(item)
+        self.status = said.get("status")
+        if said.get("error") and self.status not in {JobStatus.COMPLETED.value, *STILL_RUNNING}:
+            self.error = _text(said["error"])
+
+    def _add_item(self, item: Any) -> None:
+        # The SDK makes {"error": ...} of a generator's exception.
+        if isinstance(item, dict) and item.keys() == {"error"}:
+            self.error = _text(item["error"])
+        else:
+            self.chunks.append(json.dumps(output_of(item)))
 
 
-def outcome_in(answer: Answer, run_id: str) -> Outcome | None:
+def yielded_in(lines: Iterable[bytes]) -> Yielded:
+    """What lines of a stream have: JSON, or an event's ``data:``. Other lines have nothing."""
+    found = Yielded()
+    for line in lines:
+        text = line.decode("utf-8", "replace").strip()
+        if text.startswith("data:"):
+            text = text[5:].strip()
+        elif text.startswith((":", "event:", "id:", "retry:")):
+            continue
+        if text and text != "[DONE]":
+            try:
+                said = loads(text)
+            except (ValueError, RecursionError):
+                said = text
+            found.add(said)
+    return found
+
+
+def _text(error: Any) -> str:
+    """A handler's reason: mostly a text, but any JSON may come."""
+    return error if isinstance(error, str) else json.dumps(error)
+
+
+class PollFailures:
+    """Counts the polls of a run that failed in a row.
+
+    Args:
+        longest_s: see :data:`POLL_FAILURES_S`.
+    """
+
+    def __init__(self, longest_s: float = POLL_FAILURES_S) -> None:
+        self._longest_s = longest_s
+        self.answered()
+
+    def answered(self) -> None:
+        """The worker answered a poll."""
+        self._unanswered = 0
+        self._since: float | None = None
+
+    def refused(self, now: float) -> bool:
+        """A proxy answered at ``now``, in seconds. True: the run is lost."""
+        self._unanswered = 0
+        return self._too_long(now)
+
+    def cut(self, now: float) -> bool:
+        """The connection was refused or cut at ``now``, in seconds. True: the run is lost."""
+        self._unanswered += 1
+        return self._too_long(now) or self._unanswered >= POLL_FAILURES
+
+    def _too_long(self, now: float) -> bool:
+        self._since = now if self._since is None else self._since
+        return now - self._since >= self._longest_s
+
+
+def outcome_in(
+    answer: Answer, run_id: str, *, route: str = "/status", reason: str | None = None
+) -> Outcome | None:
     """The outcome in an answer to ``/status``, None while the job runs.
 
+    Args:
+        answer: the answer.
+        run_id: the run that the worker was asked about.
+        route: what the worker was asked for; an error names it.
+        reason: why the handler failed, as the run's stream had it, for an answer that has no reason.
+
     Raises:
+        WorkerNotReached: a proxy answered, or the worker is overloaded.
         AttemptLost: the worker does not know the run: it was restarted, or speaks of another.
     """
-    if answer.status in UNKNOWN_METHOD:
-        raise AttemptLost(f"the worker does not know the run any more: {answer}")
+    _check(answer, route)
     if answer.status >= 300:
-        return Outcome(JobStatus.FAILED, error=f"the worker's /status answered {answer}")
+        return Outcome(JobStatus.FAILED, error=f"the worker's {route} answered {answer}")
     said, output = answer.outcome()
     state, error = said.get("status"), said.get("error")
     if said.get("id", run_id) != run_id:
@@ -86,16 +169,24 @@ def outcome_in(answer: Answer, run_id: str) -> Outcome | None:
     execution_ms = said.get("executionTime")
     if isinstance(execution_ms, bool) or not isinstance(execution_ms, int | float):
         execution_ms = None
-    if error is not None and not isinstance(error, str):
-        error = json.dumps(error)
+    if error is not None:
+        error = _text(error)
     if state not in list(JobStatus):
         error = f"the worker answered /status with an unknown state: {answer}"
         state = JobStatus.FAILED
     elif state != JobStatus.COMPLETED and error is None:
-        error = f"the worker ended the job as {state} without a reason"
+        error = reason or f"the worker ended the job as {state} without a reason"
     return Outcome(
         JobStatus(str(state)),
         output=None if output == "null" else output,
         error=error,
         execution_ms=None if execution_ms is None else max(0, int(execution_ms)),
     )
+
+
+def _check(answer: Answer, route: str) -> None:
+    """Raises: AttemptLost, if the answer is not about a run."""
+    if answer.status in UNKNOWN_METHOD:
+        raise AttemptLost(f"the worker does not know the run any more: {answer}")
+    if answer.status in NOT_REACHED:
+        raise WorkerNotReached(f"{route} was answered {answer}, by a proxy before the worker")

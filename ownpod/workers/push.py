@@ -10,29 +10,24 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from urllib.parse import quote
 
 from ownpod.endpoints import WorkerSpec
 from ownpod.errors import AttemptLost, JobRejected, WorkerSilent, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
-from ownpod.payload import output_of
 from ownpod.settings import Settings
 from ownpod.workers import Watch
 from ownpod.workers.answers import (
     LINES,
+    NOT_REACHED,
     STILL_RUNNING,
-    UNKNOWN_METHOD,
-    Answer,
-    chunks_in,
+    PollFailures,
+    WorkerNotReached,
+    Yielded,
     outcome_in,
+    yielded_in,
 )
-from ownpod.workers.http import (
-    CannotConnect,
-    Connections,
-    NoAnswerInTime,
-    Reply,
-    WorkerHTTPError,
-)
+from ownpod.workers.http import CannotConnect, NoAnswerInTime, Reply, WorkerHTTPError
+from ownpod.workers.local_api import LocalApi, quoted
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +36,8 @@ LONGEST_POLL_S = 1.0
 POLL_SHARE = 0.1
 """A poll's pause as a share of the time a job has run: so polling adds at most a tenth to it."""
 
-POLL_FAILURES = 3
-"""Polls in a row that may fail before a run counts as lost."""
-
-BODY_S = 300.0
-"""Longest time for the body of an answer, of which the beginning has come: 50 MiB at 170 KiB/s."""
+FAILED_POLL_PAUSE_S = 1.0
+"""Shortest pause in seconds after a poll that failed."""
 
 LEARN_AFTER_S = 1.0
 """So long a generator runs before the worker is asked whether it answers meanwhile, and so long it
@@ -67,14 +59,13 @@ class PushWorker:
         self._url = spec.url
         self._capacity = spec.capacity
         self._settings = settings
-        self._methods = ["POST", "GET"]
         self._streams: bool | None = None
         """Whether the handler yields, as its /stream last showed; None: to be found out."""
         self._says_so = False
         """Its /stream said that it does not, which runs nothing."""
         self._concurrent: bool | None = True if spec.capacity > 1 else None
         """Whether the worker answers while it runs a job; None: to be found out."""
-        self._http = Connections(spec, connect_s=settings.worker_connect_timeout_s)
+        self._api = LocalApi(spec, settings)
 
     def start(self, attempt: Attempt) -> str:
         body = ['{"input": ', attempt.input]
@@ -87,8 +78,8 @@ class PushWorker:
         timeout_s = self._settings.worker_run_read_timeout_s
         try:
             headers = {"X-Request-ID": attempt.request_id} if attempt.request_id else None
-            reply = self._http.send("POST", "/run", timeout_s, body="".join(body), headers=headers)
-            answer = self._whole(reply, timeout_s)
+            reply = self._api.send("POST", "/run", timeout_s, body="".join(body), headers=headers)
+            answer = self._api.whole(reply, timeout_s)
         except CannotConnect as error:
             self._forget()
             raise WorkerUnavailable(f"cannot connect: {_reason(error)}") from error
@@ -128,23 +119,33 @@ class PushWorker:
         watch.look(Look.LISTED if self._says_so else self._unasked)
         return self._poll(run_id, watch, None)
 
+    def _confirmed(self, run_id: str, watch: Watch, reason: str) -> Outcome:
+        """The end of a run whose stream told that its handler failed: as ``/status`` has it, or so."""
+        try:
+            return self._poll(run_id, watch, None, reason)
+        except (AttemptLost, WorkerHTTPError) as error:
+            log.debug("run %s at %s failed, and then: %s", run_id, self._url, _reason(error))
+            return Outcome(JobStatus.FAILED, error=reason)
+
     def is_at(self, run: Run, patience_s: float) -> bool:
         try:
             match run.look:
                 case Look.POLL:
                     timeout_s = self._settings.worker_status_timeout_s
-                    return outcome_in(self._status(run.id, timeout_s), run.id) is None
+                    return outcome_in(self._api.status(run.id, timeout_s), run.id) is None
                 case Look.LISTED:
-                    answer = self._request("POST", f"/stream/{_quoted(run.id)}", patience_s)
-                    return answer.json().get("error") == _NO_STREAM
+                    answer = self._api.answer("POST", f"/stream/{quoted(run.id)}", patience_s)
+                    listed = answer.json().get("error") == _NO_STREAM
+                    return listed or answer.status in NOT_REACHED
                 case Look.IDLE | Look.NEVER | Look.UNKNOWN:
                     asked = time.monotonic()
-                    self._request("GET", "/health", patience_s)
+                    answer = self._api.answer("GET", "/health", patience_s)
                     blocked = time.monotonic() - asked > LEARN_AFTER_S
-                    return run.look is not Look.IDLE and not blocked
-        except (CannotConnect, AttemptLost):
-            # Nobody is there, or nobody who knows it.
-            return False
+                    done = run.look is Look.IDLE or blocked
+                    return not done or answer.status in NOT_REACHED
+        except (CannotConnect, AttemptLost) as error:
+            # The worker is away or does not know the run; a proxy before it knows nothing about it.
+            return isinstance(error, WorkerNotReached)
         except (WorkerHTTPError, JobRejected):
             return True
 
@@ -169,7 +170,7 @@ class PushWorker:
 
         def learn() -> None:
             try:
-                self._request("GET", "/health", LEARN_AFTER_S)
+                self._api.answer("GET", "/health", LEARN_AFTER_S)
             except WorkerHTTPError:
                 answered = False
             else:
@@ -194,36 +195,50 @@ class PushWorker:
         say so. It is asked without a time-out and once, like the SDK's ``/status``; other servers
         stream events or JSON lines, or answer at once with what there is.
         """
-        began, asked_again = time.monotonic(), False
+        began, polled, failures = time.monotonic(), False, PollFailures()
         while True:
-            response = self._open_stream(run_id)
-            if response is None:
-                self._streams = self._says_so = False
-                return None
-            if response.status < 300 and response.content_type in LINES:
-                self._streams = True
-                watch.look(Look.POLL)
-                self._relay(run_id, response, watch)
-                return None
-            answer = self._whole(response)
-            said = answer.json()
-            if said.get("error") == _NO_STREAM:
-                self._streams, self._says_so = False, True
-                return None
-            if answer.status >= 300 or not isinstance(said.get("stream"), list):
-                return outcome_in(answer, run_id)
-            self._streams = True
-            outputs = [json.dumps(output_of(chunk)) for chunk in said["stream"]]
-            if outputs:
-                watch.chunks(outputs)
-            if said.get("status") not in STILL_RUNNING:
-                if said.get("status") != JobStatus.COMPLETED or asked_again:
+            try:
+                found = self._part_of_stream(run_id, watch)
+            except (WorkerHTTPError, WorkerNotReached) as error:
+                if not polled or self._is_lost(run_id, failures, error):
+                    raise
+                _pause(began, FAILED_POLL_PAUSE_S)
+                continue
+            if not isinstance(found, Yielded):
+                return found
+            failures.answered()
+            if found.chunks:
+                watch.chunks(found.chunks)
+            if found.status not in STILL_RUNNING:
+                if found.error is not None:
+                    return Outcome(JobStatus.FAILED, error=found.error)
+                if found.status != JobStatus.COMPLETED or polled:
                     return None
-                return self._end_of_generator(run_id, outputs, watch)
-            if not asked_again:
+                return self._end_of_generator(run_id, found.chunks, watch)
+            if not polled:
                 watch.look(Look.POLL)
-            asked_again = True
+            polled = True
             _pause(began)
+
+    def _part_of_stream(self, run_id: str, watch: Watch) -> Yielded | Outcome | None:
+        """What one request to ``/stream`` brings; None: ask ``/status`` for the run's end."""
+        response = self._open_stream(run_id)
+        if response is None:
+            self._streams = self._says_so = False
+            return None
+        if response.status < 300 and response.content_type in LINES:
+            return self._relayed(run_id, response, watch)
+        answer = self._api.whole(response)
+        said = answer.json()
+        if said.get("error") == _NO_STREAM:
+            self._streams, self._says_so = False, True
+            return None
+        if answer.status >= 300 or not isinstance(said.get("stream"), list):
+            return outcome_in(answer, run_id, route="/stream")
+        self._streams = True
+        found = Yielded()
+        found.add(said)
+        return found
 
     def _end_of_generator(self, run_id: str, outputs: list[str], watch: Watch) -> Outcome:
         """What it yielded is its output. Without any ``/status`` may have one; the SDK's has not."""
@@ -235,57 +250,81 @@ class PushWorker:
         return Outcome(JobStatus.COMPLETED, output=f"[{', '.join(outputs)}]")
 
     def _open_stream(self, run_id: str) -> Reply | None:
-        for method in self._methods:
-            response = self._http.send(method, f"/stream/{_quoted(run_id)}", None)
+        for method in self._api.methods:
+            response = self._api.send(method, f"/stream/{quoted(run_id)}", None)
             if response.status not in _NO_SUCH_ROUTE:
                 return response
-            self._whole(response)
+            self._api.whole(response)
         return None
 
-    def _relay(self, run_id: str, response: Reply, watch: Watch) -> None:
-        """Events or JSON lines, each emitted as it comes; the end, and how it came, is not told."""
+    def _relayed(self, run_id: str, response: Reply, watch: Watch) -> Outcome | None:
+        """The end of a run that the worker streams, as far as the stream has it; None: ask ``/status``."""
+        self._streams = True
+        watch.look(Look.POLL)
+        error = self._relay(run_id, response, watch)
+        return None if error is None else self._confirmed(run_id, watch, error)
+
+    def _relay(self, run_id: str, response: Reply, watch: Watch) -> str | None:
+        """Events or JSON lines, each emitted as it comes. Returns the handler's reason, if one comes."""
         rest, left = b"", self._settings.max_output_mb * 1024 * 1024
+        error: str | None = None
+
+        def emit(found: Yielded) -> None:
+            nonlocal error
+            error = found.error or error
+            if found.chunks:
+                watch.chunks(found.chunks)
+
         try:
             while left > 0 and (data := response.read()):
                 left -= len(data)
                 *lines, rest = (rest + data).split(b"\n")
-                if outputs := [text for line in lines for text in chunks_in(line)]:
-                    watch.chunks(outputs)
-            if outputs := list(chunks_in(rest)):
-                watch.chunks(outputs)
+                emit(yielded_in(lines))
+            emit(yielded_in([rest]))
             if left <= 0:
                 log.warning("stream of %s at %s cut: see OWNPOD_MAX_OUTPUT_MB", run_id, self._url)
                 response.close()
-        except WorkerHTTPError as error:
-            log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(error))
+        except WorkerHTTPError as problem:
+            log.info("stream of %s at %s broke: %s", run_id, self._url, _reason(problem))
             response.close()
+        return error
 
-    def _poll(self, run_id: str, watch: Watch, timeout_s: float | None) -> Outcome:
+    def _poll(
+        self, run_id: str, watch: Watch, timeout_s: float | None, reason: str | None = None
+    ) -> Outcome:
         # The first request has no time-out: until a worker has answered while a job runs, it may
         # be one that holds. After that it is polled.
-        began, failures = time.monotonic(), 0
+        began, failures = time.monotonic(), PollFailures()
         while True:
             try:
-                answer = self._status(run_id, timeout_s)
-                failures = 0
-            except WorkerHTTPError as error:
-                failures += not isinstance(error, NoAnswerInTime)
-                if timeout_s is None or failures >= POLL_FAILURES:
+                answer = self._api.status(run_id, timeout_s)
+                outcome = outcome_in(answer, run_id, reason=reason)
+            except (WorkerHTTPError, WorkerNotReached) as error:
+                # A held request runs the job: a second one would run it again.
+                if timeout_s is None or self._is_lost(run_id, failures, error):
                     raise
-                log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
+                _pause(began, FAILED_POLL_PAUSE_S)
             else:
-                outcome = outcome_in(answer, run_id)
+                failures.answered()
                 if outcome is not None:
                     return outcome
                 if timeout_s is None:
                     watch.look(Look.POLL)
                 timeout_s = self._settings.worker_status_timeout_s
-            _pause(began)
+                _pause(began)
+
+    def _is_lost(self, run_id: str, failures: PollFailures, error: Exception) -> bool:
+        """Whether a poll that failed was one too many. Silence alone ends with the job's own time."""
+        log.info("poll of %s at %s failed: %s", run_id, self._url, _reason(error))
+        if isinstance(error, NoAnswerInTime):
+            return False
+        now = time.monotonic()
+        return failures.refused(now) if isinstance(error, WorkerNotReached) else failures.cut(now)
 
     def cancel(self, run_id: str) -> bool:
         try:
             timeout_s = self._settings.worker_cancel_timeout_s
-            answer = self._request("POST", f"/cancel/{_quoted(run_id)}", timeout_s)
+            answer = self._api.answer("POST", f"/cancel/{quoted(run_id)}", timeout_s)
         except WorkerHTTPError as error:
             log.info("cancel of %s at %s failed: %s", run_id, self._url, _reason(error))
             return False
@@ -294,7 +333,7 @@ class PushWorker:
     def probe(self) -> None:
         # Any answer but a server error will do: the SDK has no /health and says 404.
         try:
-            answer = self._request("GET", "/health", self._settings.worker_connect_timeout_s)
+            answer = self._api.answer("GET", "/health", self._settings.worker_connect_timeout_s)
         except NoAnswerInTime as error:
             raise WorkerSilent(f"does not answer: {_reason(error)}") from error
         except WorkerHTTPError as error:
@@ -302,64 +341,11 @@ class PushWorker:
         if answer.status >= 500:
             raise WorkerUnavailable(f"/health answered {answer}")
 
-    def _status(self, run_id: str, timeout_s: float | None) -> Answer:
-        """One status request, in the way this worker takes it; remembers which that is."""
-        path = f"/status/{_quoted(run_id)}"
-        answer = self._request(self._methods[0], path, timeout_s)
-        if answer.status in UNKNOWN_METHOD:
-            other = self._request(self._methods[1], path, timeout_s)
-            if other.status not in UNKNOWN_METHOD:
-                self._methods = self._methods[::-1]
-                return other
-        return answer
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        read_s: float | None,
-    ) -> Answer:
-        return self._whole(self._http.send(method, path, read_s))
-
-    def _whole(self, response: Reply, body_s: float | None = None) -> Answer:
-        """An answer, read to its end, if that comes soon enough.
-
-        Raises:
-            JobRejected: it is too large, too slow, or endless.
-        """
-        body_s = BODY_S if body_s is None else body_s
-        limit, until = self._settings.max_output_mb * 1024 * 1024, time.monotonic() + body_s
-        parts, left = list[bytes](), limit + 1
-        problem = (
-            f"the worker's answer is larger than {self._settings.max_output_mb} MiB, see "
-            "OWNPOD_MAX_OUTPUT_MB"
-        )
-        try:
-            while left > 0:
-                part = response.read()
-                if not part:
-                    return Answer(response.status, b"".join(parts))
-                parts.append(part)
-                left -= len(part)
-                if time.monotonic() > until:
-                    problem = f"the worker's answer did not end within {body_s:g} s"
-                    break
-        except WorkerHTTPError:
-            response.close()
-            raise
-        response.close()
-        raise JobRejected(problem)
-
-
-def _quoted(run_id: str) -> str:
-    """As a part of a path: the worker chose it."""
-    return quote(run_id, safe="")
-
-
-def _pause(began: float) -> None:
+def _pause(began: float, least_s: float = FIRST_POLL_S) -> None:
     """Between polls, growing with the time since ``began``."""
     elapsed = time.monotonic() - began
-    time.sleep(min(max(FIRST_POLL_S, elapsed * POLL_SHARE), LONGEST_POLL_S))
+    time.sleep(min(max(least_s, elapsed * POLL_SHARE), LONGEST_POLL_S))
 
 
 def _reason(error: Exception) -> str:

@@ -417,7 +417,7 @@ def test_an_endless_stream_is_cut_and_status_is_asked(fake):
     ("route", "end"), [("POST /run", JobRejected), ("POST /status", JobRejected)]
 )
 def test_an_answer_that_comes_byte_by_byte_is_given_up(fake, monkeypatch, route, end):
-    monkeypatch.setattr("ownpod.workers.push.BODY_S", 0.3)
+    monkeypatch.setattr("ownpod.workers.local_api.BODY_S", 0.3)
 
     def drip():
         for _ in range(200):

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
     {"", "errors"},
+    {"urls"},
     {
         "settings",
         "jobs",
@@ -23,9 +24,11 @@ LAYERS = [
     },
     {"broker", "scripts", "alive"},
     {"store", "embedded", "control", "endpoints"},
+    {"roster"},
     {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
     {"waiting"},
     {"workers", "workers.answers", "workers.http"},
+    {"workers.local_api"},
     {"workers.push", "workers.pull"},
     {"attempts"},
     {"runner", "gate", "sweep"},
