@@ -22,8 +22,15 @@ workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 # A request that waits for its job takes a thread, which is made when it is needed and costs some 40 KB
 # while it waits. Two processes share the connections unevenly, so each can take 2,000 by itself.
 threads = 2048
+# Where there are more, the one that has been slow or idle longest makes room for a new one.
 worker_connections = 4096
 keepalive = 75
+# Bytes of a request line (a ping names all runs of its worker), headers, bytes of each.
+limit_request_line = 8190
+limit_request_fields = 100
+limit_request_field_size = 8190
+# gunicorn would wait for the client in the middle of a file; see ownpod.api.channel.
+sendfile = False
 # Threads beat by themselves: this ends only a process that is stuck.
 timeout = 30
 graceful_timeout = 10

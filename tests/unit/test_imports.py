@@ -35,6 +35,8 @@ LAYERS = [
     {"tasks"},
     {"node"},
     {"dispatch", "up"},
+    {"api.arrival"},
+    {"api.channel"},
     {"api.services", "api.schemas", "api.worker"},
     {"api.auth", "api.ids", "api.metrics"},
     {"api.workers"},

@@ -1,0 +1,304 @@
+"""A client's connection: reading and writing with limits of time.
+
+The socket never blocks. Before a request has a thread, the worker's poller calls :meth:`Channel.receive`;
+afterwards gunicorn's parser and response use :meth:`Channel.recv` and :meth:`Channel.sendall`, which wait.
+"""
+
+import errno
+import logging
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from werkzeug.exceptions import RequestTimeout, ServiceUnavailable
+
+from ownpod.api.arrival import (
+    BODY_BYTES,
+    HEADER_S,
+    LONG_BODY_BYTES,
+    Arrival,
+    Budget,
+    Pace,
+    State,
+)
+
+log = logging.getLogger(__name__)
+
+PIECE = 16_384
+"""Bytes read at once before a request has a thread."""
+
+TLS_PIECE = 65_536
+"""Bytes written at once through TLS: progress is seen after each."""
+
+RETRY_AFTER_S = 5
+
+LOG_S = 1.0
+"""Seconds between two log lines about slow clients."""
+
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Shares:
+    """What slow clients may use of a process at the same time, together.
+
+    So many threads may wait for them while reading, and while sending; a request that would take one more
+    is refused, so that others always find a thread.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.reading = threading.Semaphore(threads)
+        self.sending = threading.Semaphore(threads)
+        self.buffers = Budget()
+        self._logged: dict[str, tuple[float, int]] = {}
+
+    def log(self, reason: str, client: str) -> None:
+        """One line a second for each reason, with how many there were since the last line."""
+        now = time.monotonic()
+        logged_s, count = self._logged.get(reason, (-LOG_S, 0))
+        if now - logged_s < LOG_S:
+            self._logged[reason] = (logged_s, count + 1)
+            return
+        self._logged[reason] = (now, 0)
+        more = f" ({count} more before)" if count else ""
+        log.info("%s: connection of %s is closed%s", reason, client, more)
+
+
+class Channel:
+    """One client's socket. One thread uses it at a time: the poller's, or that of its request."""
+
+    def __init__(self, sock: socket.socket, client: str, shares: Shares) -> None:
+        sock.settimeout(0)
+        self._sock = sock
+        self._client = client
+        self._shares = shares
+        self._accepted_s = time.monotonic()
+        self._limit_s: float | None = None
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._handshake = self._tls
+        self.waits_for = select.POLLIN
+        """What the last call that could not go on waits for: POLLIN or POLLOUT."""
+        self.arrival = Arrival()
+        self._buffered = 0
+        self.continued = False
+        """``100 Continue`` was sent already."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._release_buffer()
+        self._sock.close()
+
+    @property
+    def began_s(self) -> float:
+        """When the first byte of a request came; of no request, when the client connected."""
+        return self.arrival.began_s or self._accepted_s
+
+    @property
+    def due_s(self) -> float | None:
+        """When more must have come, by ``time.monotonic()``; None: at any time."""
+        return self._accepted_s + HEADER_S if self._handshake else self.arrival.due_s
+
+    def receive(self) -> State:
+        """Reads what has come of a request, without waiting."""
+        arrival = self.arrival
+        try:
+            if self._handshake and not self._shake_hands():
+                return State.MORE
+            while (state := arrival.state) is State.MORE:
+                if (data := self._read(PIECE)) is None:
+                    break
+                if not data:
+                    return State.GONE
+                arrival.add(data, time.monotonic())
+                self._reserve_buffer()
+            if state is State.MORE and arrival.expects and not self.continued:
+                self.continued = True
+                self._sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except OSError:
+            return State.GONE
+        return arrival.state
+
+    def next_request(self, read_ahead: bytes) -> None:
+        """The request was answered; ``read_ahead`` are bytes of the next that the parser has."""
+        self._release_buffer()
+        left = read_ahead + bytes(self.arrival.buffer)
+        self.arrival, self.continued, self._limit_s = Arrival(), False, None
+        if left:
+            self.arrival.add(left, time.monotonic())
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """As a socket's, waiting at most until the request's time is over. It peeks without waiting.
+
+        Raises:
+            RequestTimeout: the body comes too slowly.
+            ServiceUnavailable: too many threads wait for slow clients already.
+            TimeoutError: the time of :meth:`settimeout` is over.
+            OSError: the connection broke; BlockingIOError: there is nothing to peek at.
+        """
+        if flags & socket.MSG_PEEK:
+            return self._peek(size)
+        if self.arrival.buffer:
+            return self.arrival.take(size)
+        data = self._read(size)
+        if data is None:
+            with self._slot_for_reading():
+                while data is None:
+                    self._await_body()
+                    data = self._read(size)
+        if self.arrival.pace is not None:
+            self.arrival.pace.earn(len(data), time.monotonic())
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        """As a socket's, but a client that reads too slowly is given up; see :class:`Pace`.
+
+        Raises:
+            BrokenPipeError: the client reads too slowly.
+            OSError: the connection broke.
+        """
+        sent = self._send(data)
+        if sent < len(data):
+            self._send_rest(memoryview(data), sent)
+
+    def send(self, data: bytes) -> int:
+        self.sendall(data)
+        return len(data)
+
+    def setblocking(self, flag: bool) -> None:  # noqa: FBT001
+        """Nothing: only this class waits."""
+
+    def settimeout(self, seconds: float | None) -> None:
+        """A limit for the next calls of :meth:`recv` together, besides the request's own."""
+        self._limit_s = None if seconds is None else time.monotonic() + seconds
+
+    def gettimeout(self) -> float | None:
+        return None
+
+    def discard(self, most: int) -> bool:
+        """Reads and forgets what has come; whether the client has closed, or sent more than ``most``."""
+        try:
+            while most > 0:
+                if (data := self._read(PIECE)) is None:
+                    return False
+                if not data:
+                    return True
+                most -= len(data)
+        except OSError:
+            pass
+        return True
+
+    def send_now(self, data: bytes) -> None:
+        """As much as goes without waiting, for a connection that is closed then."""
+        with suppress(OSError):
+            self._sock.send(data)
+
+    def _reserve_buffer(self) -> None:
+        """A long body is awaited without a thread, where there is memory for it."""
+        length = self.arrival.length
+        if self._buffered or not BODY_BYTES < length <= LONG_BODY_BYTES:
+            return
+        if self._shares.buffers.take(length):
+            self._buffered = length
+            self.arrival.await_body(length)
+
+    def _release_buffer(self) -> None:
+        if self._buffered:
+            self._shares.buffers.give_back(self._buffered)
+            self._buffered = 0
+
+    def _shake_hands(self) -> bool:
+        try:
+            self._sock.do_handshake()  # type: ignore[attr-defined]
+        except _NOT_NOW as error:
+            self._note(error)
+            return False
+        self._handshake = False
+        return True
+
+    def _note(self, error: BaseException) -> None:
+        writes = isinstance(error, ssl.SSLWantWriteError)
+        self.waits_for = select.POLLOUT if writes else select.POLLIN
+
+    def _read(self, size: int) -> bytes | None:
+        """None: nothing has come."""
+        try:
+            return self._sock.recv(size)
+        except _NOT_NOW as error:
+            self._note(error)
+            return None
+
+    def _send(self, data: bytes | memoryview) -> int:
+        """How much was taken."""
+        try:
+            return self._sock.send(data[:TLS_PIECE] if self._tls else data)
+        except ssl.SSLWantReadError:
+            self.waits_for = select.POLLIN
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            self.waits_for = select.POLLOUT
+        return 0
+
+    def _peek(self, size: int) -> bytes:
+        if not self.arrival.buffer:
+            data = self._read(PIECE)
+            if data is None:
+                raise BlockingIOError
+            self.arrival.buffer += data
+        return bytes(self.arrival.buffer[:size])
+
+    @contextmanager
+    def _slot_for_reading(self) -> Iterator[None]:
+        if not self._shares.reading.acquire(blocking=False):
+            self._shares.log("too many clients send slowly", self._client)
+            raise ServiceUnavailable("too many slow clients; try again", retry_after=RETRY_AFTER_S)
+        try:
+            yield
+        finally:
+            self._shares.reading.release()
+
+    def _await_body(self) -> None:
+        now = time.monotonic()
+        due_s = self.due_s or now
+        until = due_s if self._limit_s is None else min(due_s, self._limit_s)
+        if until > now and self._wait(until - now):
+            return
+        if self._limit_s is not None:
+            raise TimeoutError
+        self._shares.log("a body comes too slowly", self._client)
+        raise RequestTimeout("the body came too slowly")
+
+    def _send_rest(self, data: memoryview, sent: int) -> None:
+        pace = Pace(time.monotonic())
+        slot = False
+        try:
+            while sent < len(data):
+                if taken := self._send(data[sent:]):
+                    sent += taken
+                    pace.earn(taken, time.monotonic())
+                    continue
+                if not slot and not (slot := self._shares.sending.acquire(blocking=False)):
+                    raise self._given_up("too many clients read slowly")
+                left_s = pace.due_s - time.monotonic()
+                if left_s <= 0 or not self._wait(left_s):
+                    raise self._given_up("an answer is read too slowly")
+        finally:
+            if slot:
+                self._shares.sending.release()
+
+    def _given_up(self, reason: str) -> BrokenPipeError:
+        self._shares.log(reason, self._client)
+        # gunicorn takes this for a client that has left.
+        return BrokenPipeError(errno.EPIPE, reason)
+
+    def _wait(self, seconds: float) -> bool:
+        poller = select.poll()
+        poller.register(self._sock.fileno(), self.waits_for)
+        return bool(poller.poll(seconds * 1000))

@@ -1,0 +1,110 @@
+"""When a request has arrived, and how long a slow one may take."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ownpod.api.arrival import (
+    BODY_BYTES,
+    CREDIT_S,
+    HEADER_BYTES,
+    HEADER_S,
+    Arrival,
+    Budget,
+    Pace,
+    State,
+)
+
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /run HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = b"POST /run HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKS = CHUNKED + b"5\r\nhello\r\n0\r\n\r\n"
+NOTHING = CHUNKED + b"0\r\n\r\n"
+TRAILERS = CHUNKED + b"5\r\nhello\r\n0;x=1\r\nA: b\r\nC: d\r\n\r\n"
+LOWER = b"POST /run HTTP/1.1\r\nhost: x\r\ncontent-length:5 \r\nA: b\r\n\r\nhello"
+REQUESTS = [GET, POST, CHUNKS, NOTHING, TRAILERS, LOWER]
+
+
+def arrived(*pieces, now_s=0.0):
+    arrival = Arrival()
+    for piece in pieces:
+        arrival.add(piece, now_s)
+    return arrival
+
+
+@pytest.mark.parametrize("request_bytes", REQUESTS)
+@given(data=st.data())
+def test_a_request_is_ready_with_its_last_byte_however_it_is_cut(request_bytes, data):
+    ends = st.lists(st.integers(1, len(request_bytes) - 1), unique=True, max_size=6)
+    cuts = [0, *sorted(data.draw(ends)), len(request_bytes)]
+    pieces = [request_bytes[a:b] for a, b in itertools.pairwise(cuts)]
+    assert arrived(*pieces[:-1]).state is State.MORE
+    found = arrived(*pieces)
+    assert found.state is State.READY
+    assert found.take(10**6) == request_bytes
+
+
+def test_of_a_long_body_only_the_beginning_is_awaited_without_memory_for_more():
+    header = b"POST / HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n"
+    found = arrived(header, b"x" * (BODY_BYTES - 1))
+    assert found.state is State.MORE
+    found.add(b"x", 0)
+    assert found.state is State.READY
+    found.await_body(3_000_000)
+    assert found.state is State.MORE
+
+
+def test_a_header_that_the_parser_refuses_is_ready_at_once():
+    assert arrived(b"GET / HTTP/1.1\nHost: x").state is State.READY
+    assert arrived(b"GET / HTTP/1.1\r", b"\nHost: x").state is State.MORE
+
+
+def test_a_header_without_end_is_too_large():
+    assert arrived(b"x" * (HEADER_BYTES + 1)).state is State.TOO_LARGE
+
+
+def test_who_waits_for_100_continue_is_known():
+    expect = b"POST / HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n"
+    assert arrived(expect).expects
+    assert not arrived(expect.replace(b"1.1", b"1.0")).expects
+    assert not arrived(POST).expects
+
+
+def test_a_header_has_10_s_from_its_first_byte_whatever_comes():
+    found = Arrival()
+    assert found.due_s is None
+    for second in range(9):
+        found.add(b"x", 100.0 + second)
+    assert found.due_s == 100 + HEADER_S
+
+
+def ends_after(bytes_per_s, total):
+    """Seconds after which a body at a rate is refused; None: it comes whole."""
+    pace, sent = Pace(0), 0
+    for second in range(1, 10_000):
+        sent += bytes_per_s
+        if pace.due_s < second:
+            return second
+        if sent >= total:
+            return None
+        pace.earn(bytes_per_s, second)
+    raise AssertionError
+
+
+def test_20_mb_at_100_kb_a_second_pass_and_a_byte_a_second_ends_after_30_s():
+    assert ends_after(100_000, 20_000_000) is None
+    assert ends_after(1, 20_000_000) == CREDIT_S + 1
+    # Also of one that was fast before.
+    pace = Pace(0)
+    pace.earn(10**9, 1)
+    assert pace.due_s == 1 + CREDIT_S
+
+
+def test_a_budget_is_never_above_its_size():
+    budget = Budget(10)
+    assert budget.take(6)
+    assert not budget.take(5)
+    budget.give_back(6)
+    assert budget.take(10)
