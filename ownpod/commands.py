@@ -175,4 +175,6 @@ def show_workers(registry: "Registry", store: "JobStore") -> None:
             status = statuses[worker.id]
             busy = f"{running.count(worker.id) + status.held}/{worker.capacity}"
             rows.append((worker.id, endpoint.id, worker.url, status.state, busy, status.reason))
+    for entry in registry.left_out():
+        rows.append((entry.id, entry.endpoint or "", "", "left out", "", entry.reason))  # noqa: PERF401
     tables.show(("WORKER", "ENDPOINT", "URL", "STATE", "BUSY", "REASON"), rows)
