@@ -167,7 +167,7 @@ def show_workers(registry: "Registry", store: "JobStore") -> None:
     """A table of all workers of all endpoints."""
     from ownpod import tables
 
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for endpoint in registry.endpoints.values():
         running = list(store.counts(endpoint.id)[1].values())
         statuses = registry.statuses(endpoint.workers)
