@@ -273,11 +273,14 @@ class TwoHosts:
         self.endpoint = f"http://127.0.0.1:{port}/v2/local-ep"
         common = {"REDIS_URL": self.redis.url, "OWNPOD_LEASE_S": lease_s}
         wrong = wrong_clock(directory, offset_s)
-        parts = [
-            ("api", ("api", "--port", port), [*urls[0], *urls[1]], {}),
+        dispatchers = [
             ("right", ("dispatch",), urls[0], {}),
             ("wrong", ("dispatch",), urls[1], wrong),
         ]
+        # The first to sweep is mostly the one that does: that is the host whose clock is ahead, for which leases
+        # of the other seem to be over.
+        dispatchers.sort(key=lambda part: (part[0] == "wrong") != (offset_s > 0))
+        parts = [("api", ("api", "--port", port), [*urls[0], *urls[1]], {}), *dispatchers]
         for name, arguments, listed, clock in parts:
             file = directory / f"{name}.yaml"
             endpoint = {"workers": [{"url": url} for url in listed]}
@@ -285,7 +288,10 @@ class TwoHosts:
             command = (sys.executable, "-m", "ownpod", *arguments)
             log = directory / f"{name}.log"
             environ = {**common, **clock, "OWNPOD_WORKERS_FILE": file}
-            self._started.append(Process(*command, log=log, **environ))
+            process = Process(*command, log=log, **environ)
+            self._started.append(process)
+            if name != "api":
+                wait_until(lambda process=process: "ready." in process.output, 30, name)
 
     def wait_until_ready(self, workers: int) -> None:
         def ready() -> bool:
