@@ -14,7 +14,7 @@ help:
 	@echo "make bench    measure            make fix     format and mend what can be mended"
 	@echo "              (ARGS=--quick; ARGS=--list)"
 	@echo "make bench-compare  two runs: A=old.json B=new.json, or the newest two"
-	@echo "make chaos    kill everything, again and again, for SECONDS=300, by the chance of SEED=7"
+	@echo "make chaos    kill everything and stop Redis, again and again, for SECONDS=300, by the chance of SEED=7"
 	@echo "make test-docker   the image, docker-compose.yml and nodes as containers; wants a Docker engine"
 	@echo "make test-compose  of these only docker-compose.yml"
 	@echo "make install  only install       make clean   remove .venv and var"

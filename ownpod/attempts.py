@@ -106,9 +106,9 @@ class Attempts(threading.Thread):
     @property
     def jobs(self) -> list[str]:
         """Ids of the jobs in hand, also of those that are over."""
-        return sorted(
-            {r.attempt.job_id for r in list(self._running)} | {name for name, _ in self._awaited}
-        )
+        with self._changed:
+            known = {r.attempt.job_id for r in self._running} | {name for name, _ in self._awaited}
+        return sorted(known)
 
     @contextlib.contextmanager
     def keep_slot(self, job_id: str, number: int) -> Iterator[bool]:

@@ -167,7 +167,7 @@ def show_workers(registry: "Registry", store: "JobStore") -> None:
     """A table of all workers of all endpoints."""
     from ownpod import tables
 
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for endpoint in registry.endpoints.values():
         running = list(store.counts(endpoint.id)[1].values())
         statuses = registry.statuses(endpoint.workers)
@@ -175,4 +175,6 @@ def show_workers(registry: "Registry", store: "JobStore") -> None:
             status = statuses[worker.id]
             busy = f"{running.count(worker.id) + status.held}/{worker.capacity}"
             rows.append((worker.id, endpoint.id, worker.url, status.state, busy, status.reason))
+    for entry in registry.left_out():
+        rows.append((entry.id, entry.endpoint or "", "", "left out", "", entry.reason))  # noqa: PERF401
     tables.show(("WORKER", "ENDPOINT", "URL", "STATE", "BUSY", "REASON"), rows)

@@ -207,9 +207,13 @@ class Registry:
             if entry not in before:
                 log.warning("worker %r, come at run time, is left out: %s", entry.id, entry.reason)
 
-    def left_out(self, endpoint_id: str) -> list[LeftOut]:
-        """An endpoint's workers that came at run time and cannot be used, and those of no endpoint."""
-        return [entry for entry in self._left_out if entry.endpoint in {None, endpoint_id}]
+    def left_out(self, endpoint_id: str | None = None) -> list[LeftOut]:
+        """Workers that came at run time and cannot be used: all, or an endpoint's and those of no endpoint."""
+        return [
+            entry
+            for entry in self._left_out
+            if endpoint_id is None or entry.endpoint in {None, endpoint_id}
+        ]
 
     def _spec(self, values: dict[str, Any]) -> WorkerSpec:
         values = dict(values)
@@ -255,8 +259,9 @@ class Registry:
             WorkerConflict: it stands in the configuration.
         """
         self.refresh()
-        entries = self._left_out if endpoint_id is None else self.left_out(endpoint_id)
-        if worker_id in self._added and any(entry.id == worker_id for entry in entries):
+        if worker_id in self._added and any(
+            entry.id == worker_id for entry in self.left_out(endpoint_id)
+        ):
             self._write(worker_id, None)
             return
         if self.find(worker_id, endpoint_id).pulls:

@@ -170,10 +170,12 @@ class PushWorker:
 
         def learn() -> None:
             try:
-                self._api.answer("GET", "/health", LEARN_AFTER_S)
+                answer = self._api.answer("GET", "/health", LEARN_AFTER_S)
             except WorkerHTTPError:
                 answered = False
             else:
+                if answer.status in NOT_REACHED:
+                    return
                 answered = True
             if not ended.is_set():
                 self._concurrent = answered

@@ -65,8 +65,15 @@ def test_a_generator_gives_the_list_of_what_it_made(shared):
     assert done["output"] == [{"number": 0}, {"number": 1}, {"number": 2}]
 
 
-def test_a_generator_that_raises_fails(shared):
-    assert run(shared, "generator-ep", do="raise")["status"] == "FAILED"
+def test_a_generator_that_raises_fails_with_all_that_the_sdk_tells_and_ran_once(shared, tmp_path):
+    note = tmp_path / "note"
+    done = run(shared, "generator-ep", do="raise", count=2, note=str(note))
+    assert done["status"] == "FAILED"
+    # The SDK's local API breaks where it reads the exception: neither chunks nor the reason leave the worker.
+    assert done["error"] == "the worker's /stream answered HTTP 500: Internal Server Error"
+    assert len(note.read_text().splitlines()) == 1
+    # The worker takes the next one.
+    assert run(shared, "generator-ep", count=1)["output"] == [{"number": 0}]
 
 
 def test_an_input_that_the_sdk_refuses_fails_at_once(shared):

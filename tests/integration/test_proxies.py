@@ -1,10 +1,12 @@
 """A pushed worker behind a proxy that answers for it, and streams that tell how they ended."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import Answer, FakeWorker, load_settings, worker_spec
+from helpers import Answer, FakeWorker, load_settings, wait_until, worker_spec
 
 from ownpod.errors import AttemptLost, WorkerUnavailable
 from ownpod.jobs import JobStatus, Look, Run
@@ -28,12 +30,13 @@ def push(url, **changes):
 class Watched:
     def __init__(self):
         self.yielded = []
+        self.looks = []
 
     def chunks(self, texts):
         self.yielded += [json.loads(text) for text in texts]
 
     def look(self, look):
-        pass
+        self.looks.append(look)
 
 
 RUNNING = Answer(body={"id": "r", "status": "IN_PROGRESS"})
@@ -97,6 +100,32 @@ def test_a_run_may_go_on_while_a_proxy_answers_for_its_worker(fake, look, status
     fake.routes |= {"POST /status": refused, "POST /stream": refused, "GET /health": refused}
     run = Run(job_id="job-1", attempt=1, id="r", look=look, execution_timeout_ms=1000)
     assert push(fake.url).is_at(run, 5)
+
+
+@pytest.mark.parametrize(
+    ("status", "looks"), [(404, [Look.UNKNOWN, Look.NEVER]), (503, [Look.UNKNOWN])]
+)
+def test_a_proxys_answer_beside_a_generator_does_not_show_that_its_worker_answers(
+    fake, status, looks
+):
+    ended, asked = threading.Event(), threading.Event()
+
+    def health(*_):
+        asked.set()
+        return Answer(status, {})
+
+    fake.routes["GET /health"] = health
+    done = {"status": "COMPLETED", "stream": [{"output": 1}]}
+    fake.routes["POST /stream"] = Answer(body=done, hold=ended)
+    watched = Watched()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(push(fake.url).wait, "r", watched)
+        assert asked.wait(10)
+        if status == 404:
+            wait_until(lambda: watched.looks == looks)
+        ended.set()
+        running.result(5)
+    assert watched.looks == looks
 
 
 # How a stream ends.
