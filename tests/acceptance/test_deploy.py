@@ -232,8 +232,10 @@ def test_systemd_accepts_the_units(tmp_path):
 def test_systemd_finds_little_that_the_units_leave_open(unit):
     # The threshold is in tenths; before these units were hardened it was 87.
     found = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=25"]
-        + [DEPLOY / "systemd" / unit],
+        [
+            *("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=25"),
+            DEPLOY / "systemd" / unit,
+        ],
         capture_output=True,
         text=True,
         timeout=30,
