@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 import redis
 from helpers import RedisServer
+from no_skips import (  # noqa: F401 - pytest's hooks
+    pytest_addoption,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 from ownpod.store import connect
 
