@@ -12,7 +12,8 @@ from typing import Any
 import redis
 from marshmallow import ValidationError
 
-from ownpod import keys
+from ownpod import keys, schema
+from ownpod.connection import redis_errors
 from ownpod.endpoints import (
     Endpoint,
     WorkerSchema,
@@ -32,7 +33,6 @@ from ownpod.errors import (
 )
 from ownpod.processes import is_dead_here
 from ownpod.settings import Settings
-from ownpod.store import now_ms, redis_errors
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,6 @@ def _announced(status: WorkerStatus, node: str) -> dict[Any, Any]:
         "reason": status.reason,
         "held": status.held,
         "node": node,
-        "seen_ms": now_ms(),
     }
 
 
@@ -138,8 +137,8 @@ class Registry:
         self._configured = endpoints
         self._settings = settings
         self._redis = client
-        self._script = client.register_script(_OWN)
-        self._attend = client.register_script(_ATTEND)
+        self._script = client.register_script(schema.lua() + _OWN)
+        self._attend = client.register_script(schema.lua() + _ATTEND)
         self._lock = threading.Lock()
         self._added: dict[str, str] = {}
         self._pulling: dict[str, str] = {}

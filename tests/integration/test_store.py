@@ -5,7 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import job_message, job_messages, job_store, new_job, wait_until
+from helpers import job_message, job_messages, job_store, new_job, now_ms, wait_until
 
 from ownpod import keys
 from ownpod.errors import (
@@ -16,7 +16,7 @@ from ownpod.errors import (
     RedisUnavailable,
 )
 from ownpod.jobs import MOVES, JobStatus, Outcome
-from ownpod.store import Idempotency, connect, now_ms
+from ownpod.store import Idempotency, connect
 
 DONE = Outcome(JobStatus.COMPLETED, output='{"a": 1}', execution_ms=7)
 QUEUE = "ownpod.ep"
@@ -231,7 +231,7 @@ def test_only_leases_that_ran_out_are_found_and_taken_up(store):
     alive = store.claim("alive", worker_id="w", claim="2", lease_s=60)
     (found,) = wait_until(lambda: store.expired(limit=10))
     assert found.id == "dead"
-    options = {"lost": True, "reason": "silent", "expired_only": True}
+    options = {"lost": True, "reason": "silent", "lease_end_ms": found.lease_end_ms}
     assert store.hand_back("alive", "ep", alive.number, **options) is None
     assert store.hand_back("dead", "ep", found.attempt, **options) is JobStatus.IN_QUEUE
     assert store.expired(limit=10) == []
