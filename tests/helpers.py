@@ -214,7 +214,7 @@ def new_job(job_id: str = "job-1", endpoint: str = "ep", **changes: object) -> N
         "ttl_ms": 86_400_000,
         "low_priority": False,
         "max_attempts": 3,
-        "created_ms": now_ms(),
+        "created_ms": None,
     }
     return NewJob(**values | changes)
 
