@@ -13,7 +13,7 @@ import redis
 from marshmallow import ValidationError
 
 from ownpod import keys, schema
-from ownpod.connection import redis_errors
+from ownpod.connection import redis_errors, schema_version
 from ownpod.endpoints import (
     Endpoint,
     WorkerSchema,
@@ -139,6 +139,7 @@ class Registry:
         self._redis = client
         self._script = client.register_script(schema.lua() + _OWN)
         self._attend = client.register_script(schema.lua() + _ATTEND)
+        self._schema = schema.Guard(lambda: schema_version(client))
         self._lock = threading.Lock()
         self._added: dict[str, str] = {}
         self._pulling: dict[str, str] = {}
@@ -257,6 +258,7 @@ class Registry:
 
     @redis_errors
     def _write(self, worker_id: str, text: str | None) -> None:
+        self._schema.check()
         if text is None:
             self._redis.hdel(keys.ADDED, worker_id)
             self._redis.hdel(keys.PAUSED, worker_id)
@@ -267,11 +269,13 @@ class Registry:
     @redis_errors
     def pause(self, worker_id: str, reason: str) -> None:
         """The worker is to take no jobs, also after restarts; what it has, it finishes."""
+        self._schema.check()
         self._redis.hset(keys.PAUSED, worker_id, reason)
 
     @redis_errors
     def resume(self, worker_id: str) -> None:
         """The worker is to take jobs again."""
+        self._schema.check()
         self._redis.hdel(keys.PAUSED, worker_id)
 
     @redis_errors
@@ -297,6 +301,7 @@ class Registry:
     @redis_errors
     def announce(self, worker_id: str, status: WorkerStatus, *, node: str, ttl_s: float) -> None:
         """What a node says about its worker; forgotten if it is not said again within ``ttl_s``."""
+        self._schema.check()
         key = keys.worker(worker_id)
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=_announced(status, node))

@@ -28,7 +28,18 @@ from ownpod.errors import (
     NotRetryable,
     QueueFull,
 )
-from ownpod.jobs import LONGEST_MS, MOVES, Attempt, Job, JobStatus, Look, NewJob, Outcome, Run
+from ownpod.jobs import (
+    LONGEST_MS,
+    MOVES,
+    Attempt,
+    Job,
+    JobStatus,
+    Look,
+    NewJob,
+    Outcome,
+    Run,
+    execution_ms,
+)
 from ownpod.payload import readable
 from ownpod.schema import Guard
 from ownpod.scripts import Scripts
@@ -526,7 +537,7 @@ class JobStore:
         for name, value in (
             ("output", outcome.output),
             ("error", outcome.error),
-            ("execution_ms", outcome.execution_ms),
+            ("execution_ms", execution_ms(outcome.execution_ms)),
         ):
             if value is not None:
                 fields += [name, value]
