@@ -7,7 +7,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
@@ -70,7 +70,9 @@ def execution_ms(value: object) -> int | None:
 
     None for what is no number; infinite and negative ones are taken as the nearest end.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and math.isnan(value):
         return None
     return int(min(max(value, 0), LONGEST_MS))
 
@@ -171,7 +173,7 @@ class Attempt:
     expires_ms: int
     """When the job's ``ttl`` has passed, in ms since the epoch."""
     started_ms: int
-    ran_ms: int = 0
+    ran_ms: int = field(default=0, compare=False)
     """How long the attempt had run when it was claimed: a node may adopt what an earlier one began.
     Measured on Redis's clock, as the other times here; they are compared with each other only."""
     callback_token: str = ""

@@ -83,7 +83,7 @@ def test_a_record_that_cannot_be_read_keeps_no_other_job_waiting(store, client, 
     assert store.expired(limit=1) == []
 
 
-@pytest.mark.parametrize("figure", [10**300, -5, 10**19])
+@pytest.mark.parametrize("figure", [10**400, -5, 10**19])
 def test_any_figure_of_a_worker_ends_the_job_well(store, client, figure):
     store.create(new_job())
     assert store.finish(claim(store), Outcome(JobStatus.COMPLETED, output="1", execution_ms=figure))

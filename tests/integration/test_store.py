@@ -473,9 +473,18 @@ def test_a_purge_of_100000_jobs_takes_seconds(store, client):
             pipe.zadd(keys.queued("ep"), {job_id: began_ms})
             if number % 10_000 == 9_999:
                 pipe.execute()
+        pipe.lpush(QUEUE, *(f"message {number}" for number in range(100_000)))
+        pipe.execute()
+    client.config_set("slowlog-log-slower-than", 20_000)
+    client.slowlog_reset()
     began = time.monotonic()
     assert store.purge("ep", reason="purged") == 100_000
     assert time.monotonic() - began < 60
+    # The queue is taken away at once, whatever its length: Redis serves others meanwhile.
+    slow = [entry["command"] for entry in client.slowlog_get(100)]
+    assert not [command for command in slow if b" purge " in command or b"DEL" in command]
+    client.config_set("slowlog-log-slower-than", 10_000)
+    assert client.llen(QUEUE) == 0
     assert store.job("j99999", "ep").status is JobStatus.CANCELLED
 
 
