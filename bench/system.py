@@ -20,7 +20,7 @@ from ownpod.celery import open_store
 from ownpod.jobs import NewJob, new_job_id
 from ownpod.processes import die_with_parent, free_port
 from ownpod.pull import worker_environment
-from ownpod.store import JobStore, now_ms
+from ownpod.store import JobStore
 
 HERE = Path(__file__).parent
 ENDPOINT, PARKED = "local-ep", "parked"
@@ -233,7 +233,6 @@ def create_jobs(redis_url: str, count: int) -> None:
                 ttl_ms=86_400_000,
                 low_priority=False,
                 max_attempts=3,
-                created_ms=now_ms(),
             )
         )
 

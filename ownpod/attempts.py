@@ -15,7 +15,7 @@ from ownpod import log
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import Attempt, JobStatus, Outcome
 from ownpod.patience import RETRY_S
-from ownpod.store import JobStore, now_ms
+from ownpod.store import JobStore
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Running:
-    """An attempt in hand. ``deadline`` is on the monotonic clock, in s."""
+    """An attempt in hand. ``began`` and ``deadline`` are on the monotonic clock, in s."""
 
     attempt: Attempt
+    began: float
     deadline: float
     too_long: str
     """What a client is told when the deadline passes."""
@@ -35,12 +36,17 @@ class Running:
 
 
 def _start(attempt: Attempt) -> Running:
-    """Its deadline: the end of its ``executionTimeout`` or its ``ttl``, whichever comes first."""
-    end_ms = attempt.started_ms + attempt.execution_timeout_ms
-    too_long = f"executionTimeout: the job ran longer than {attempt.execution_timeout_ms} ms"
-    if attempt.expires_ms < end_ms:
-        end_ms, too_long = attempt.expires_ms, "ttl: the job was not done when its ttl had passed"
-    return Running(attempt, time.monotonic() + (end_ms - now_ms()) / 1000, too_long)
+    """Its deadline: the end of its ``executionTimeout`` or its ``ttl``, whichever comes first.
+
+    Only durations on Redis's clock enter, so this host's clock may be wrong.
+    """
+    began = time.monotonic() - attempt.ran_ms / 1000
+    longest_ms = attempt.execution_timeout_ms
+    too_long = f"executionTimeout: the job ran longer than {longest_ms} ms"
+    ttl_left_ms = attempt.expires_ms - attempt.started_ms
+    if ttl_left_ms < longest_ms:
+        longest_ms, too_long = ttl_left_ms, "ttl: the job was not done when its ttl had passed"
+    return Running(attempt, began, began + longest_ms / 1000, too_long)
 
 
 class Attempts(threading.Thread):
@@ -158,6 +164,10 @@ class Attempts(threading.Thread):
                     renew_at = time.monotonic() + self.lease_s / 3
             except RedisUnavailable as error:
                 logger.warning("leases and deadlines wait: %s", error)
+                time.sleep(RETRY_S)
+            except Exception:
+                # One record that Redis cannot read: the other leases are renewed all the same.
+                logger.exception("leases and deadlines wait")
                 time.sleep(RETRY_S)
 
     def look(self) -> None:

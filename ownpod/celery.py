@@ -4,8 +4,9 @@ from celery import Celery
 
 from ownpod import broker, control, settings, workarounds
 from ownpod.broker import JobMessages
+from ownpod.connection import connect
 from ownpod.settings import Settings
-from ownpod.store import JobStore, connect
+from ownpod.store import JobStore
 
 workarounds.apply()
 

@@ -128,9 +128,10 @@ def api(host: str, port: int) -> None:
 @main.command()
 def dispatch() -> None:
     """Run the dispatcher: one Celery node for each worker."""
+    from ownpod.connection import connect, schema_version
     from ownpod.endpoints import load_endpoints
     from ownpod.registry import Registry
-    from ownpod.store import connect
+    from ownpod.schema import Guard
 
     config = settings.current()
     endpoints = load_endpoints(config)
@@ -138,7 +139,9 @@ def dispatch() -> None:
     log.configure(config.log_level, "dispatcher", config.log_format)
     from ownpod.dispatch import Dispatcher
 
-    Dispatcher(config, Registry(endpoints, connect(config.broker_url()), config)).run()
+    client = connect(config.broker_url())
+    Guard(lambda: schema_version(client)).wait()
+    Dispatcher(config, Registry(endpoints, client, config)).run()
 
 
 @main.command()

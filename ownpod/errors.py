@@ -113,6 +113,21 @@ class RedisUnavailable(OwnPodError):
     http_status = 503
 
 
+class AnswerLost(RedisUnavailable):
+    """Redis did not answer in time. Whether it did what was asked is not known: look before you repeat it."""
+
+
+class SchemaMismatch(RedisUnavailable):
+    """The records in Redis are another OwnPod version's; nothing was changed."""
+
+    def __init__(self, found: str, own: int) -> None:
+        super().__init__(
+            f"the records in this Redis have schema version {found}, this OwnPod works with version "
+            f"{own} only: run the OwnPod that fits them, or upgrade as docs/operations.md describes; "
+            "nothing was changed"
+        )
+
+
 class JobNotCompleted(OwnPodError):
     """The job is FAILED or TIMED_OUT: so its Celery task fails, too."""
 

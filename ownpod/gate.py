@@ -103,6 +103,9 @@ class Gate(threading.Thread):
                 self._announce(self.status)
             except RedisUnavailable as error:
                 log.warning("worker status not announced: %s", error)
+            except Exception:
+                # A key that Redis cannot read must not end the node, and with it the worker's jobs.
+                log.exception("worker status not announced")
             pause_s = min(self._probe_at - time.monotonic(), self._announce_every_s)
             self._woken.wait(max(0.0, pause_s))
 

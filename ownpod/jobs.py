@@ -4,9 +4,10 @@ No Redis, HTTP, Celery, clock or environment: time comes in as milliseconds sinc
 """
 
 import json
+import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
@@ -60,6 +61,22 @@ DEFAULT_EXECUTION_TIMEOUT_MS = 600_000
 DEFAULT_TTL_MS = 86_400_000
 """RunPod's documented default, counted from submission over queue and run."""
 
+LONGEST_MS = 8 * 86_400_000
+"""Longest time, in ms, that is believed of a run: a job's ``ttl`` and ``executionTimeout`` end sooner."""
+
+
+def execution_ms(value: object) -> int | None:
+    """A worker's figure of how long a run took, in whole ms from 0 to :data:`LONGEST_MS`.
+
+    None for what is no number; infinite and negative ones are taken as the nearest end.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return int(min(max(value, 0), LONGEST_MS))
+
+
 DEFAULT_MAX_ATTEMPTS = 3
 """Attempts that reached a worker and were lost before the job is FAILED."""
 
@@ -82,7 +99,8 @@ class NewJob:
     ttl_ms: int
     low_priority: bool
     max_attempts: int
-    created_ms: int
+    created_ms: int | None = None
+    """Ms since the epoch; None, as for every job of a client: Redis's clock when the record is made."""
     request_id: str | None = None
     """The client's ``X-Request-ID``: passed on to the worker, the webhook and the log."""
 
@@ -155,6 +173,9 @@ class Attempt:
     expires_ms: int
     """When the job's ``ttl`` has passed, in ms since the epoch."""
     started_ms: int
+    ran_ms: int = field(default=0, compare=False)
+    """How long the attempt had run when it was claimed: a node may adopt what an earlier one began.
+    Measured on Redis's clock, as the other times here; they are compared with each other only."""
     callback_token: str = ""
     """What a result must name that comes by callback."""
     request_id: str | None = None
@@ -164,7 +185,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. ``output`` is JSON text; ``execution_ms`` is the worker's own figure."""
+    """How an attempt ended. ``output`` is JSON text; ``execution_ms`` is the worker's own figure, see
+    :func:`execution_ms`.
+    """
 
     status: JobStatus
     output: str | None = None

@@ -5,6 +5,7 @@ Celery's own keys, the queues, are :mod:`ownpod.broker`'s.
 """
 
 PREFIX = "ownpod:"
+SCHEMA = f"{PREFIX}schema"
 JOB = f"{PREFIX}job:"
 ENDPOINT = f"{PREFIX}endpoint:"
 LEASES = f"{PREFIX}leases"
@@ -52,6 +53,10 @@ def recent(endpoint: str) -> str:
 
 def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
+
+
+def left(endpoint: str) -> str:
+    return of_endpoint(endpoint, "left")
 
 
 def running(endpoint: str) -> str:

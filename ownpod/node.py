@@ -381,6 +381,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     store = open_store(config, client_name=sender)
     registry = Registry(load_endpoints(config), store.client, config)
     tasks.send_webhooks_with(Webhooks(store, config))
+    store.schema.wait()
     # Whose node this is may stand in Redis only.
     until_redis_answers(registry.refresh)
     spec = registry.worker(worker_id)

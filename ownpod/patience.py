@@ -11,22 +11,31 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LOG_S = 30.0
+"""Seconds between two log lines with the same reason: many threads may wait for long."""
+
 RETRY_S = 1.0
 """Pause before Redis is asked again after it did not answer."""
 
 
 def until_redis_answers(call: Callable[[], T], *, longest_s: float | None = None) -> T:
-    """Repeats a call that changes nothing when repeated, until Redis is back.
+    """Repeats a call until Redis is back.
+
+    A call whose answer is lost may have been executed, so the call must be one that may be executed
+    twice: a read, or a command whose fence (attempt, claim, token) is made before this and not within.
 
     Raises:
         RedisUnavailable: not within ``longest_s``.
     """
-    began = time.monotonic()
+    began, reason, log_at = time.monotonic(), "", 0.0
     while True:
         try:
             return call()
         except RedisUnavailable as error:
             if longest_s is not None and time.monotonic() - began > longest_s:
                 raise
-            logger.warning("waiting for Redis: %s", error)
+            now = time.monotonic()
+            if reason != str(error) or log_at <= now:
+                reason, log_at = str(error), now + LOG_S
+                logger.warning("waiting for Redis: %s", error)
             time.sleep(RETRY_S)

@@ -8,9 +8,9 @@ from typing import Any
 import redis
 
 from ownpod import keys
+from ownpod.connection import redis_errors
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.scripts import Scripts
-from ownpod.store import redis_errors
 
 KEPT_MS = 8 * 86_400_000
 """What is known of a run or a worker is forgotten after this; no job runs longer."""

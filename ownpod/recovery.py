@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ownpod import keys
-from ownpod.store import JobStore, now_ms, redis_errors
+from ownpod.connection import redis_errors
+from ownpod.errors import RedisUnavailable
+from ownpod.store import JobStore
 
 log = logging.getLogger(__name__)
 
 PAGE = 10_000
 """Messages read in one go: some 20 ms of Redis's time."""
+
+LONGEST_PAUSE = 7
+"""Rounds between two comparisons of a whole queue that found nothing lost: some minutes."""
 
 AT_ONCE = 1000
 """Messages made anew by one round."""
@@ -52,8 +57,10 @@ class Recovery:
         self.endpoints = endpoints
         self._lease_ms = int(lease_s * 1000)
         self._suspected: set[str] = set()
+        self._rounds: dict[str, int] = {}
+        """Of each endpoint that differs: rounds until its whole queue is compared again."""
+        self._pauses: dict[str, int] = {}
 
-    @redis_errors
     def once(self) -> int:
         """One round; answers how many messages were made anew.
 
@@ -61,13 +68,37 @@ class Recovery:
         """
         made = 0
         for endpoint in self.endpoints():
-            self._store.finish_purge(endpoint, reason="removed from the queue by a purge")
-            if not self._differs(endpoint):
-                self._suspected.discard(endpoint)
-            elif endpoint not in self._suspected:
-                self._suspected.add(endpoint)
-            else:
-                made += self._remind(endpoint)
+            try:
+                made += self._look_at(endpoint)
+            except RedisUnavailable:
+                raise
+            except Exception:
+                # A key of one endpoint that Redis cannot read must not stop the others' recovery.
+                log.exception("endpoint %s: no recovery", endpoint)
+        return made
+
+    @redis_errors
+    def _look_at(self, endpoint: str) -> int:
+        self._store.finish_purge(endpoint, reason="removed from the queue by a purge")
+        if not self._differs(endpoint):
+            self._suspected.discard(endpoint)
+            self._rounds.pop(endpoint, None)
+            self._pauses.pop(endpoint, None)
+        elif endpoint not in self._suspected:
+            self._suspected.add(endpoint)
+        elif self._rounds.get(endpoint, 0) > 0:
+            self._rounds[endpoint] -= 1
+        else:
+            return self._compare(endpoint)
+        return 0
+
+    def _compare(self, endpoint: str) -> int:
+        """Republishes what is lost. If nothing is, the next comparison waits twice as many rounds, at
+        most :data:`LONGEST_PAUSE`: it reads the whole queue.
+        """
+        made = self._remind(endpoint)
+        pause = 0 if made else min(LONGEST_PAUSE, 2 * self._pauses.get(endpoint, 0) + 1)
+        self._pauses[endpoint] = self._rounds[endpoint] = pause
         return made
 
     def _differs(self, endpoint: str) -> bool:
@@ -81,16 +112,22 @@ class Recovery:
     def _has_fewer(self, endpoint: str) -> bool:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(keys.queued(endpoint))
+            # Messages of cancelled jobs, which no job waits for.
+            pipe.zcard(keys.left(endpoint))
             for name in self._messages.lists(endpoint):
                 pipe.llen(name)
-            waiting, *listed = pipe.execute()
-        return bool(waiting > sum(listed))
+            waiting, left, *listed = pipe.execute()
+        return bool(waiting > sum(listed) - left)
 
     def _remind(self, endpoint: str) -> int:
         old: Any = self._redis.zrange(
-            keys.queued(endpoint), "-inf", now_ms() - self._lease_ms, byscore=True
+            keys.queued(endpoint), "-inf", self._store.now_ms() - self._lease_ms, byscore=True
         )
-        missing = set(old) - self._listed(endpoint)
+        left: Any = self._redis.zrange(keys.left(endpoint), 0, -1)
+        listed = self._listed(endpoint)
+        if gone := [job_id for job_id in left if job_id not in listed]:
+            self._redis.zrem(keys.left(endpoint), *gone)
+        missing = set(old) - listed
         made = 0
         for job_id in [job_id for job_id in old if job_id in missing][:AT_ONCE]:
             if self._store.remind(job_id, endpoint):

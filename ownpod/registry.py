@@ -12,7 +12,8 @@ from typing import Any
 import redis
 from marshmallow import ValidationError
 
-from ownpod import keys
+from ownpod import keys, schema
+from ownpod.connection import redis_errors, schema_version
 from ownpod.endpoints import (
     AddedWorkerSchema,
     Endpoint,
@@ -32,7 +33,6 @@ from ownpod.errors import (
 from ownpod.processes import is_dead_here
 from ownpod.roster import LeftOut, merge
 from ownpod.settings import Settings
-from ownpod.store import now_ms, redis_errors
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,6 @@ def _announced(status: WorkerStatus, node: str) -> dict[Any, Any]:
         "reason": status.reason,
         "held": status.held,
         "node": node,
-        "seen_ms": now_ms(),
     }
 
 
@@ -160,8 +159,9 @@ class Registry:
         self._configured = endpoints
         self._settings = settings
         self._redis = client
-        self._script = client.register_script(_OWN)
-        self._attend = client.register_script(_ATTEND)
+        self._script = client.register_script(schema.lua() + _OWN)
+        self._attend = client.register_script(schema.lua() + _ATTEND)
+        self._schema = schema.Guard(lambda: schema_version(client))
         self._lock = threading.Lock()
         self._added: dict[str, str] = {}
         self._pulling: dict[str, str] = {}
@@ -286,6 +286,7 @@ class Registry:
 
     @redis_errors
     def _write(self, worker_id: str, text: str | None) -> None:
+        self._schema.check()
         if text is None:
             self._redis.hdel(keys.ADDED, worker_id)
             self._redis.hdel(keys.PAUSED, worker_id)
@@ -296,11 +297,13 @@ class Registry:
     @redis_errors
     def pause(self, worker_id: str, reason: str) -> None:
         """The worker is to take no jobs, also after restarts; what it has, it finishes."""
+        self._schema.check()
         self._redis.hset(keys.PAUSED, worker_id, reason)
 
     @redis_errors
     def resume(self, worker_id: str) -> None:
         """The worker is to take jobs again."""
+        self._schema.check()
         self._redis.hdel(keys.PAUSED, worker_id)
 
     @redis_errors
@@ -326,6 +329,7 @@ class Registry:
     @redis_errors
     def announce(self, worker_id: str, status: WorkerStatus, *, node: str, ttl_s: float) -> None:
         """What a node says about its worker; forgotten if it is not said again within ``ttl_s``."""
+        self._schema.check()
         key = keys.worker(worker_id)
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=_announced(status, node))

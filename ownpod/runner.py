@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from ownpod.attempts import Attempts, Running
 from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
 from ownpod.patience import until_redis_answers
-from ownpod.store import JobStore
+from ownpod.store import JobStore, call_token
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -36,14 +37,22 @@ class Health(Protocol):
 class _Watch:
     """Writes down what a worker tells while it runs an attempt."""
 
-    def __init__(self, store: JobStore, attempt: Attempt, run: Run) -> None:
+    def __init__(
+        self, store: JobStore, attempt: Attempt, run: Run, on_over: Callable[[], None]
+    ) -> None:
         self._store = store
+        self._on_over = on_over
         self._attempt = attempt
         self.run = run
 
     def chunks(self, texts: list[str]) -> None:
-        attempt = self._attempt
-        until_redis_answers(lambda: self._store.add_chunks(attempt.job_id, attempt.number, texts))
+        attempt, token = self._attempt, call_token()
+        added = until_redis_answers(
+            lambda: self._store.add_chunks(attempt.job_id, attempt.number, texts, token=token)
+        )
+        if not added:
+            # It was cancelled, or these were too many: the worker is told to stop now.
+            self._on_over()
 
     def look(self, look: Look) -> None:
         self.run = run = replace(self.run, look=look)
@@ -177,7 +186,7 @@ class JobRunner:
                 outcome.status,
                 worker=self._worker_id,
                 attempt=attempt.number,
-                ms=time.time_ns() // 1_000_000 - attempt.started_ms,
+                ms=int((time.monotonic() - running.began) * 1000),
                 requestId=attempt.request_id,
             )
             return outcome
@@ -202,7 +211,7 @@ class JobRunner:
             logger.info("job %s: going on with attempt %d", attempt.job_id, attempt.number)
         if not self._attempts.knows(running, run.id):
             raise AttemptLost(f"the worker gave the id {run.id[:80]!r} to two runs at a time")
-        return _Watch(self._store, attempt, run)
+        return _Watch(self._store, attempt, run, self._attempts.look)
 
     def _await_callback(self, running: Running, run: Run) -> None:
         """The worker's callback brings the result, or nothing does: then the job is tried again."""

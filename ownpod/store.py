@@ -1,49 +1,58 @@
 """Job records in Redis. Every change is one call of ``transitions.lua``, fenced by the attempt.
 
 Losing a race is a return value, not an error. Any call raises
-:class:`~ownpod.errors.RedisUnavailable` when Redis is away or refuses to write.
+:class:`~ownpod.errors.RedisUnavailable` when Redis is away or refuses to write, and
+:class:`~ownpod.errors.AnswerLost` when it may have done what was asked.
+
+Instants are Redis's: callers pass durations, and no host's clock is read here.
 """
 
-import functools
 import json
+import logging
 import re
-import time
+import secrets
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from ownpod import broker, keys
 from ownpod.broker import JobMessages
+from ownpod.connection import clock_ms, connect, redis_errors, redis_reads, schema_version
 from ownpod.errors import (
     IdempotencyConflict,
     JobNotFound,
     NotRetryable,
     QueueFull,
-    RedisUnavailable,
 )
-from ownpod.jobs import MOVES, Attempt, Job, JobStatus, Look, NewJob, Outcome, Run
+from ownpod.jobs import (
+    LONGEST_MS,
+    MOVES,
+    Attempt,
+    Job,
+    JobStatus,
+    Look,
+    NewJob,
+    Outcome,
+    Run,
+    execution_ms,
+)
 from ownpod.payload import readable
+from ownpod.schema import Guard
 from ownpod.scripts import Scripts
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|MASTERDOWN|NOREPLICAS)\b")
-"""In an answer of Redis: it is full, read-only, cannot save, or not up yet."""
+__all__ = ["JobStore", "connect", "redis_errors"]
 
 PURGE_STEP = 1000
 """Jobs cancelled by one call of the script: some 10 ms in which Redis does nothing else."""
 
-CONNECTIONS = 64
-"""To Redis, of a process; thousands of requests that are woken at once wait for one of them."""
-
 SCAN_STEP = 500
 """Records read in one go when looking for recent jobs."""
+
+log = logging.getLogger(__name__)
 
 RETRYABLE = (JobStatus.FAILED, JobStatus.TIMED_OUT)
 """As RunPod documents; a retry is a new submission, not a move of the state machine."""
@@ -64,8 +73,39 @@ BUCKETS_MS: tuple[int, ...] = (
 WEBHOOK_LEASE_MS = 60_000
 """After which a webhook whose task was lost is sent again; longer than a try may take."""
 
-SAMPLES = 240
-"""Of an endpoint's history: an hour, with one each 15 s."""
+SAMPLES, SAMPLE_MS = 240, 15_000
+"""Entries of an endpoint's history, and the ms between two: an hour."""
+
+CHUNK_BYTES = 64 * 1024 * 1024
+"""Bytes of chunks that are kept of a job. A generator without an end must not fill Redis: at its
+``maxmemory`` it refuses every job."""
+
+BROKEN_MS = 60_000
+"""Pause in ms before a record that cannot be read is read again; it must not keep the others waiting."""
+
+LREM_MOST = 10_000
+"""Messages that a cancel compares at most, some 1 ms, to find its own; see ``transitions.lua``."""
+
+CALL_TOKEN_BYTES, CALLS_KEPT = 4, 4
+"""Random bytes in the token of a call that adds chunks, and how many tokens a record keeps."""
+
+REPEATABLE = frozenset(
+    {
+        *("create", "watch", "retry", "claim", "note", "release", "take_over", "leave", "callback"),
+        *("chunks", "progress", "drained", "hand_back", "finish", "cancel", "expire", "expired"),
+        *("sample", "renew", "purge", "purge_some"),
+    }
+)
+"""Commands of ``transitions.lua`` that change nothing when they are executed a second time."""
+
+INSIST = frozenset({"create", "retry", "cancel", "callback", "purge"})
+"""Those that clients ask for: an error would say "not done" of what Redis may have done."""
+
+RETRIED = (
+    *("endpoint", "input", "s3_config", "webhook", "execution_timeout_ms", "ttl_ms"),
+    *("low_priority", "max_attempts", "request_id", "description"),
+)
+"""Fields that a retry's record takes over."""
 
 LONGEST_TOLD = 16_384
 """Bytes of output and error that who waits for a job is sent with the news; longer ones are to be read."""
@@ -89,31 +129,16 @@ _ATTEMPT_FIELDS = (
 )
 
 
+_CURSOR = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
+
+
 def parse_cursor(text: str) -> tuple[int, int] | None:
-    """Attempt and index of a cursor "<attempt>-<index>"; None if it is none."""
-    attempt, _, index = text.partition("-")
-    return (int(attempt), int(index)) if attempt.isdecimal() and index.isdecimal() else None
+    """Attempt and index of a cursor "<attempt>-<index>"; None if it is none.
 
-
-def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
-    """A client with bounded waits: 3 s to connect, 5 s for an answer, one repetition.
-
-    Nothing is sent before the first command.
+    Nine digits are more than Redis keeps of either; a longer number is no cursor.
     """
-    pool = redis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=CONNECTIONS,
-        timeout=5,
-        decode_responses=True,
-        socket_connect_timeout=3,
-        socket_timeout=5,
-        socket_keepalive=True,
-        # No PING before a command: a Redis that cannot save refuses it, and still reads.
-        health_check_interval=0,
-        retry=Retry(NoBackoff(), 1),
-        client_name=client_name,
-    )
-    return redis.Redis.from_pool(pool)
+    found = _CURSOR.fullmatch(text)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def _run(job_id: str, entry: str) -> Run | None:
@@ -129,30 +154,6 @@ def _run(job_id: str, entry: str) -> Run | None:
         execution_timeout_ms=said["timeoutMs"],
         callback=said["callback"],
     )
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
-
-
-def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
-    """Turns the driver's errors into RedisUnavailable, here and nowhere else."""
-
-    @functools.wraps(method)
-    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}") from error
-        except redis.ResponseError as error:
-            # The driver takes the word off errors that it has a class for.
-            known = isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError))
-            if not known and not REFUSALS.search(str(error)):
-                raise
-            raise RedisUnavailable(f"Redis refuses to write: {error}") from error
-
-    return translated
 
 
 def _constants(messages: JobMessages) -> str:
@@ -173,6 +174,9 @@ def _constants(messages: JobMessages) -> str:
         f"local BUCKETS_MS = {{{', '.join(map(str, BUCKETS_MS))}}}\n"
         f'local DESCRIPTION = "{broker.DESCRIPTION}"\n'
         f"local ATTEMPTS_LOGGED, LONGEST_TOLD = {ATTEMPTS_LOGGED}, {LONGEST_TOLD}\n"
+        f"local CHUNK_BYTES, LONGEST_MS, BROKEN_MS = {CHUNK_BYTES}, {LONGEST_MS}, {BROKEN_MS}\n"
+        f"local LREM_MOST, CALLS_KEPT = {LREM_MOST}, {CALLS_KEPT * (2 * CALL_TOKEN_BYTES + 1)}\n"
+        f"local RETRIED = {{{', '.join(map(repr, RETRIED))}}}\n"
         f"local ANSWER = {{{', '.join(map(repr, Job.FIELDS))}}}\n"
         f'local WEBHOOK_LIST, WEBHOOK_MESSAGE = "{webhook_list}", [==[{webhook_message}]==]\n'
     )
@@ -237,6 +241,27 @@ class Figures:
     execution: Histogram
 
 
+@dataclass(frozen=True)
+class Expired:
+    """A running attempt whose lease has run out at ``lease_end_ms``, on Redis's clock."""
+
+    id: str
+    endpoint: str
+    attempt: int
+    worker_id: str
+    lease_end_ms: int
+
+
+def call_token() -> str:
+    """A new token for :meth:`JobStore.add_chunks`."""
+    return secrets.token_hex(CALL_TOKEN_BYTES)
+
+
+def _log_broken(ids: Iterable[str]) -> None:
+    for job_id in ids:
+        log.error("job %s: its record cannot be read, it is left out for a while", job_id)
+
+
 class JobStore:
     """Job records, and the messages that go with them.
 
@@ -250,11 +275,22 @@ class JobStore:
         self.client = self._redis = client
         self.messages = messages
         self._result_ttl_s = result_ttl_s
-        self._script = Scripts(client, "transitions.lua", _constants(messages))
+        self._script = Scripts(
+            client,
+            "transitions.lua",
+            _constants(messages),
+            repeatable=REPEATABLE,
+            insist=INSIST,
+        )
+        self.schema = Guard(lambda: schema_version(client))
+        """Checks the version of the records, for what runs no script."""
 
-    @redis_errors
-    def _call(self, command: str, *arguments: str | float) -> Any:
-        return self._script(command, now_ms(), *arguments)
+    def now_ms(self) -> int:
+        """Redis's clock, in ms since the epoch: what instants in records are compared with."""
+        return clock_ms(self._redis)
+
+    def _call(self, command: str, *arguments: str | float, token: str = "") -> Any:
+        return self._script(command, token, *arguments)
 
     def create(
         self,
@@ -273,7 +309,8 @@ class JobStore:
             channel: is told of the job's end, as by :meth:`watch`.
 
         Returns:
-            The job's id, or that of the job that was created earlier under the same key.
+            The job's id, or that of the job that was created earlier under the same key and whose
+            record is still there.
 
         Raises:
             QueueFull: so many wait already.
@@ -294,7 +331,7 @@ class JobStore:
             keys.idempotency(once.key) if once.key else "",
             once.ttl_s,
             once.body,
-            job.created_ms,
+            "" if job.created_ms is None else job.created_ms,
             job.ttl_ms,
             int(job.low_priority),
             "description",
@@ -325,7 +362,7 @@ class JobStore:
             NotRetryable: it is in another state.
         """
         messages = self.messages.either(new_id, endpoint)
-        status = self._call("retry", job_id, endpoint, new_id, *messages)
+        status = self._call("retry", job_id, endpoint, new_id, *messages, token=str(uuid.uuid4()))
         if status is None:
             raise JobNotFound(job_id)
         if status not in RETRYABLE:
@@ -342,8 +379,7 @@ class JobStore:
             The attempt. A run: the job is not to be run, but the worker may still be at that one.
             None: there is nothing to do.
         """
-        lease_end_ms = now_ms() + int(lease_s * 1000)
-        options = (worker_id, claim, lease_end_ms, self._result_ttl_s)
+        options = (worker_id, claim, int(lease_s * 1000), self._result_ttl_s)
         found = self._call("claim", job_id, *options, *_ATTEMPT_FIELDS)
         if found is None:
             return None
@@ -351,6 +387,7 @@ class JobStore:
         run = _run(job_id, entry)
         if not values:
             return run
+        now_ms = int(values.pop(0))
         record = dict(zip(_ATTEMPT_FIELDS, values, strict=True))
         return Attempt(
             job_id=job_id,
@@ -362,6 +399,7 @@ class JobStore:
             execution_timeout_ms=int(record["execution_timeout_ms"]),
             expires_ms=int(record["created_ms"]) + int(record["ttl_ms"]),
             started_ms=int(record["started_ms"]),
+            ran_ms=max(0, now_ms - int(record["started_ms"])),
             callback_token=record["callback"],
             request_id=record["request_id"],
             run=run,
@@ -382,13 +420,13 @@ class JobStore:
         """The worker is done with an attempt that was over before: its slot is free."""
         self._call("release", worker_id, job_id, attempt)
 
-    @redis_errors
+    @redis_reads
     def run(self, worker_id: str, job_id: str, attempt: int) -> Run | None:
         """What a worker may still be at of a job; None: nothing."""
         entry: Any = self._redis.hget(keys.runs(worker_id), f"{job_id}:{attempt}")
         return None if entry is None else _run(job_id, entry)
 
-    @redis_errors
+    @redis_reads
     def left(self, worker_id: str) -> list[tuple[str, int]]:
         """Job and attempt of all that a worker may be at."""
         names: Any = self._redis.hkeys(keys.runs(worker_id))
@@ -420,7 +458,7 @@ class JobStore:
                 worker_id,
                 self._result_ttl_s,
                 reason,
-                now_ms() + int(lease_s * 1000),
+                int(lease_s * 1000),
                 *own,
                 *self.messages.either(job_id, endpoint),
             )
@@ -446,7 +484,7 @@ class JobStore:
             worker_id,
             self._result_ttl_s,
             reason,
-            now_ms() + int(lease_s * 1000),
+            int(lease_s * 1000),
             *self.messages.either(job_id, endpoint),
         )
         return None if status is None else JobStatus(status)
@@ -465,9 +503,24 @@ class JobStore:
             raise JobNotFound(job_id)
         return JobStatus(status)
 
-    def add_chunks(self, job_id: str, attempt: int, chunks: list[str]) -> bool:
-        """Appends to what the attempt's handler has yielded; JSON texts. False: the job moved on."""
-        return bool(self._call("chunks", job_id, attempt, *chunks))
+    def add_chunks(
+        self, job_id: str, attempt: int, chunks: list[str], *, token: str | None = None
+    ) -> bool:
+        """Appends to what the attempt's handler has yielded.
+
+        Args:
+            job_id: the job.
+            attempt: the number of the attempt.
+            chunks: JSON texts.
+            token: from :func:`call_token`; a call with the same one again adds nothing. Needed where
+                the caller repeats the call by itself.
+
+        Returns:
+            False: the job has moved on, so the run can be stopped. Also after these chunks, if they
+            are more than :data:`CHUNK_BYTES` in all: the job is FAILED then.
+        """
+        token = call_token() if token is None else token
+        return bool(self._call("chunks", job_id, attempt, self._result_ttl_s, *chunks, token=token))
 
     def progress(self, job_id: str, attempt: int, output: str) -> bool:
         """What a running job's handler says of its progress, JSON text, is its output until it ends.
@@ -484,7 +537,7 @@ class JobStore:
         for name, value in (
             ("output", outcome.output),
             ("error", outcome.error),
-            ("execution_ms", outcome.execution_ms),
+            ("execution_ms", execution_ms(outcome.execution_ms)),
         ):
             if value is not None:
                 fields += [name, value]
@@ -502,7 +555,7 @@ class JobStore:
         lost: bool,
         reason: str,
         freed: str = "",
-        expired_only: bool = False,
+        lease_end_ms: int = 0,
     ) -> JobStatus | None:
         """Puts the job at the front of its endpoint's queue, for the next attempt.
 
@@ -513,7 +566,7 @@ class JobStore:
             lost: the worker may have begun it. Counts; the last one allowed ends in FAILED.
             reason: the error of a job that ends here.
             freed: the worker, if it has nothing of the job.
-            expired_only: only if the attempt's lease has run out.
+            lease_end_ms: only if the attempt's lease is still this one, see :class:`Expired`.
 
         Returns:
             The job's state now; None if the job has moved on and nothing was changed.
@@ -526,7 +579,7 @@ class JobStore:
             int(lost),
             reason,
             self._result_ttl_s,
-            now_ms() if expired_only else 0,
+            lease_end_ms,
             *self.messages.either(job_id, endpoint),
         )
         return None if status is None else JobStatus(status)
@@ -550,7 +603,13 @@ class JobStore:
             How many were cancelled.
         """
         # Not what is cancelled here: the sweep may help, as it finishes purges that broke off.
-        removed = int(self._call("purge", endpoint, *self.messages.lists(endpoint)))
+        token = str(uuid.uuid4())
+        while (
+            removed := int(
+                self._call("purge", endpoint, *self.messages.lists(endpoint), token=token)
+            )
+        ) < 0:
+            self.finish_purge(endpoint, reason=reason)
         self.finish_purge(endpoint, reason=reason)
         return removed
 
@@ -568,18 +627,20 @@ class JobStore:
         arguments = [part for held in attempts for part in (held.job_id, held.number)]
         if not arguments:
             return set()
-        return set(self._call("renew", now_ms() + int(lease_s * 1000), *arguments))
+        return set(self._call("renew", int(lease_s * 1000), *arguments))
 
     def expire(self, *, limit: int) -> list[str]:
         """Ends jobs that waited longer than their ttl; answers their ids."""
-        return list(self._call("expire", limit, self._result_ttl_s))
+        ended, broken = self._call("expire", limit, self._result_ttl_s)
+        _log_broken(broken)
+        return list(ended)
 
     def remind(self, job_id: str, endpoint: str) -> bool:
         """Gives a waiting job a new message; False: it does not wait."""
         messages = self.messages.either(job_id, endpoint)
         return bool(self._call("remind", job_id, *messages))
 
-    @redis_errors
+    @redis_reads
     def find(self, job_id: str) -> Job | None:
         """The record without its payload, of whichever endpoint."""
         return self._read(job_id)
@@ -591,7 +652,7 @@ class JobStore:
             raise JobNotFound(job_id)
         return job
 
-    @redis_errors
+    @redis_reads
     def retried_as(self, job_id: str) -> str | None:
         """The job that a retry of this one made."""
         return self._fields(job_id, "retried_as")[0]
@@ -614,7 +675,7 @@ class JobStore:
             for name, value in record.items()
         }
 
-    @redis_errors
+    @redis_reads
     def has_ended(self, job_id: str) -> bool:
         """Whether a job is in a terminal state, or gone."""
         (status,) = self._fields(job_id, "status")
@@ -643,15 +704,15 @@ class JobStore:
         pause = "" if again_s is None else int(again_s * 1000)
         self._call("delivered", job_id, json.dumps(delivery), pause, self._result_ttl_s, result)
 
-    @redis_errors
-    def stream(self, job_id: str, endpoint: str, start: tuple[int, int] | None) -> Stream:
+    @redis_reads
+    def stream(self, job_id: str, endpoint: str, start: tuple[int | None, int] | None) -> Stream:
         """What a job's handler has yielded.
 
         Args:
             job_id: the job.
             endpoint: its endpoint.
-            start: attempt and index to begin with (of another attempt: from the beginning); None:
-                where ``/stream`` was read to.
+            start: attempt and index to begin with (of another attempt: from the beginning; an attempt
+                None is any); None: where ``/stream`` was read to.
 
         Raises:
             JobNotFound: the endpoint has no such job.
@@ -673,7 +734,7 @@ class JobStore:
             job = Job.from_record(values)
             if job.endpoint != endpoint:
                 raise JobNotFound(job_id)
-            if index == 0 or job.attempt == attempt:
+            if index == 0 or attempt in {None, job.attempt}:
                 return Stream(job=job, start=index, chunks=chunks, cursor=cursor)
             # What was read so far is another attempt's: this one from its beginning.
             index = 0
@@ -733,13 +794,14 @@ class JobStore:
                 return found, None
             offset += SCAN_STEP
 
-    @redis_errors
-    def expired(self, *, limit: int) -> list[Job]:
+    def expired(self, *, limit: int) -> list[Expired]:
         """Running jobs whose lease has run out, the oldest first."""
-        ids: Any = self._redis.zrange(
-            keys.LEASES, "-inf", f"({now_ms()}", byscore=True, offset=0, num=limit
-        )
-        return [job for job in map(self._read, ids) if job is not None]
+        found, broken = self._call("expired", limit)
+        _log_broken(broken)
+        return [
+            Expired(job_id, endpoint, int(attempt), worker_id, int(float(lease_end)))
+            for job_id, endpoint, attempt, worker_id, lease_end in found
+        ]
 
     @staticmethod
     def job_told(answer: str) -> Job | None:
@@ -748,7 +810,7 @@ class JobStore:
             return None
         return Job.from_record([None if part is False else part for part in json.loads(answer)])
 
-    @redis_errors
+    @redis_reads
     def job(self, job_id: str, endpoint: str) -> Job:
         """The record, without its payload.
 
@@ -775,7 +837,7 @@ class JobStore:
         if left_ms > ttl_ms:
             self._redis.pexpire(keys.job(job.id), ttl_ms)
 
-    @redis_errors
+    @redis_reads
     def counts(self, endpoint: str) -> tuple[int, dict[str, str], dict[str, int]]:
         """How many jobs wait, which run (id -> worker id), and how many ever ended in each state.
 
@@ -805,24 +867,15 @@ class JobStore:
         before = rank - lower if low_rank is None else all_waiting - all_low + low_rank
         return int(max(0, before)) + 1
 
-    @redis_errors
     def sample(self, endpoint: str) -> None:
-        """Notes how many jobs wait and run now, for :meth:`history`."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(keys.queued(endpoint))
-            pipe.hlen(keys.running(endpoint))
-            waiting, running = pipe.execute()
-        key = keys.of_endpoint(endpoint, "history")
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.rpush(key, json.dumps([now_ms(), waiting, running]))
-            pipe.ltrim(key, -SAMPLES, -1)
-            pipe.execute()
+        """Adds to :meth:`history` how many jobs wait and run now, once each :data:`SAMPLE_MS`."""
+        self._call("sample", endpoint, SAMPLE_MS, SAMPLES)
 
-    @redis_errors
+    @redis_reads
     def history(self, endpoint: str) -> list[list[int]]:
         """The last hour: ms since the epoch, jobs that waited, jobs that ran; the oldest first."""
         samples: Any = self._redis.lrange(keys.of_endpoint(endpoint, "history"), 0, -1)
-        hour_ago = now_ms() - 3_600_000
+        hour_ago = self.now_ms() - 3_600_000
         return [sample for sample in map(json.loads, samples) if sample[0] >= hour_ago]
 
     @redis_errors

@@ -1,25 +1,37 @@
-"""Finds what nobody looks after any more. Runs on the housekeeping node, one at a time."""
+"""Periodic maintenance of what no node takes care of: expired leases, jobs past their ttl, due webhooks.
+Runs on the housekeeping node, one at a time.
+"""
 
 import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from ownpod import keys, log
+from ownpod.connection import redis_errors
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import JobStatus
 from ownpod.pull import Pulls
 from ownpod.recovery import Recovery
-from ownpod.store import JobStore, now_ms, redis_errors
+from ownpod.store import Expired, JobStore
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-SAMPLE_EVERY_MS = 15_000
 ALIVE_S = 10
 """After so many seconds without a sweep the housekeeping node counts as dead, see :mod:`ownpod.alive`."""
+SAMPLE_EVERY_S = 5.0
+"""Seconds between two attempts to add to the history; Redis keeps one entry each ``SAMPLE_MS``."""
 AT_ONCE = 1000
 """Jobs that one sweep ends or takes up again; the rest waits for the next."""
+
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Monotonic, and it goes on while the host sleeps: its nodes renew no lease meanwhile."""
+
+
+def _now_s() -> float:
+    return time.clock_gettime(CLOCK)
 
 
 class Sweep(threading.Thread):
@@ -39,8 +51,8 @@ class Sweep(threading.Thread):
         self._pulls = pulls
         self._lease_s = lease_s
         self._recover_at = time.monotonic()
-        self._looked = 0.0
-        self._sampled = 0
+        self._sample_at = 0.0
+        self._seen: float | None = None
         self._patient_until = 0.0
         self._alive = keys.housekeeping(socket.gethostname())
 
@@ -49,63 +61,116 @@ class Sweep(threading.Thread):
             time.sleep(EVERY_S)
             try:
                 mine = self._is_mine()
-                self._have_patience(time.time())
+                self._have_patience(_now_s())
                 if mine:
                     self.once()
             except RedisUnavailable as error:
                 logger.warning("no sweep: %s", error)
+            except Exception:
+                logger.exception("no sweep")
 
     def once(self) -> None:
-        """One sweep."""
+        """One sweep. A step that fails keeps no other one from being done.
+
+        Raises:
+            RedisUnavailable: Redis is away, or its records are of another version.
+        """
+        for step in (
+            self._recover,
+            self._sample,
+            self._forget_workers,
+            self._expire,
+            self._send_webhooks,
+            self._take_up_the_lost,
+        ):
+            self._try(step.__name__.strip("_"), step)
+
+    @staticmethod
+    def _try(what: str, step: Callable[[], None]) -> None:
+        """One bad record must not stop what every job needs, so the step's error ends here."""
+        try:
+            step()
+        except RedisUnavailable:
+            raise
+        except Exception:
+            logger.exception("sweep: %s failed", what)
+
+    def _recover(self) -> None:
         if self._recover_at <= time.monotonic():
             self._recover_at = time.monotonic() + self._lease_s
             self._recovery.once()
-        period = now_ms() // SAMPLE_EVERY_MS
-        if period != self._sampled:
-            self._sampled = period
+
+    def _sample(self) -> None:
+        if self._sample_at <= time.monotonic():
+            self._sample_at = time.monotonic() + SAMPLE_EVERY_S
             for endpoint in self._recovery.endpoints():
-                self._store.sample(endpoint)
+                self._try(
+                    f"the sample of endpoint {endpoint}",
+                    lambda endpoint=endpoint: self._store.sample(endpoint),  # type: ignore[misc]
+                )
+
+    def _forget_workers(self) -> None:
         for worker_id in self._pulls.forget_gone():
             logger.info("worker %s, which pulled, is gone and forgotten", worker_id)
+
+    def _expire(self) -> None:
         for job_id in self._store.expire(limit=AT_ONCE):
             log.moved(job_id, JobStatus.TIMED_OUT, reason="it waited longer than its ttl")
+
+    def _send_webhooks(self) -> None:
         for job_id in self._store.webhooks_due(limit=AT_ONCE):
             logger.debug("job %s: its webhook is due", job_id)
-        if time.time() >= self._patient_until:
-            self._take_up_the_lost()
 
-    def _have_patience(self, now: float) -> None:
-        """After a time in which this did not see Redis, nodes may not have seen it either: they get
+    def _have_patience(self, now_s: float) -> None:
+        """After a time in which the sweep did not see Redis, nodes may not have seen it either: they get
         a lease's time to renew theirs. At a start, after an outage, after the host slept.
         """
-        if now - self._looked > self._lease_s / 3 + 2 * EVERY_S:
-            self._patient_until = now + self._lease_s
-        self._looked = now
+        if self._seen is None or self._is_late(now_s):
+            self._patient_until = now_s + self._lease_s
+        self._seen = now_s
+
+    def _is_late(self, now_s: float) -> bool:
+        """Redis has not answered for about the time between two renewals of a lease."""
+        return self._seen is not None and now_s - self._seen > self._lease_s / 3 + 2 * EVERY_S
 
     def _take_up_the_lost(self) -> None:
-        reason = "the node that ran the job fell silent and did not come back"
-        for job in self._store.expired(limit=AT_ONCE):
-            status = self._store.hand_back(
-                job.id,
-                job.endpoint,
-                job.attempt,
-                lost=True,
-                reason=reason,
-                expired_only=True,
+        if _now_s() < self._patient_until:
+            return
+        expired = self._store.expired(limit=AT_ONCE)
+        if self._is_late(_now_s()):
+            # Redis stood still before it answered: the nodes' renewals wait behind this answer. What
+            # it did answer in time is safe to requeue later, as a renewed lease is another one.
+            return
+        for attempt in expired:
+            self._try(
+                f"the requeue of job {attempt.id}",
+                lambda attempt=attempt: self._requeue(attempt),  # type: ignore[misc]
             )
-            if status is not None:
-                log.moved(
-                    job.id,
-                    status,
-                    level=logging.WARNING,
-                    worker=job.worker_id,
-                    attempt=job.attempt,
-                    reason=f"lost: {reason}",
-                )
+
+    def _requeue(self, attempt: Expired) -> None:
+        reason = "the node that ran the job fell silent and did not come back"
+        status = self._store.hand_back(
+            attempt.id,
+            attempt.endpoint,
+            attempt.attempt,
+            lost=True,
+            reason=reason,
+            lease_end_ms=attempt.lease_end_ms,
+        )
+        if status is not None:
+            log.moved(
+                attempt.id,
+                status,
+                level=logging.WARNING,
+                worker=attempt.worker_id,
+                attempt=attempt.attempt,
+                reason=f"lost: {reason}",
+            )
 
     @redis_errors
     def _is_mine(self) -> bool:
         """One sweep at a time, whichever host's. Each host's turn shows that its node is alive."""
+        self._store.schema.check()
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(self._alive, "1", ex=ALIVE_S)
             pipe.set(keys.SWEEP_LOCK, "1", nx=True, px=int(EVERY_S * 900))

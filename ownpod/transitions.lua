@@ -1,7 +1,12 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
 -- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, RUNS, WEBHOOKS
 -- (see keys.py), DESCRIPTION, WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT,
--- ATTEMPTS_LOGGED, ANSWER and LONGEST_TOLD (store.py).
+-- ATTEMPTS_LOGGED, ANSWER, LONGEST_TOLD, CHUNK_BYTES, RETRIED and LREM_MOST (store.py); scripts.py puts
+-- `now` there, Redis's clock in ms: arguments are durations, as callers' clocks may differ.
+--
+-- ARGV[2] of every command is the call's token, the same when the call is repeated after a lost answer;
+-- '' where the command needs none. Every command but remind, webhooks_due and delivered changes nothing
+-- when it is executed again.
 --
 -- JOB<id>                   hash   the record; fields in jobs.py (NewJob.record, Job.FIELDS), and
 --                                  `claim`, the token of the delivery that runs it;
@@ -14,7 +19,10 @@
 --                                  `progress`, what its handler last said of that;
 --                                  `watched`, the channels, with spaces between, of processes in
 --                                  which a request waits for its end, `followed`, for any news;
---                                  `awaits`, only the callback can still bring the result
+--                                  `awaits`, only the callback can still bring the result;
+--                                  `chunk_bytes`, the size of CHUNKS, `chunk_calls`, the tokens of the
+--                                  last calls that added to it; `retry_call`, the token of the call that
+--                                  made the job wait again
 -- RUNS<worker id>           hash   "<id>:<attempt>" -> what the worker may be at, a JSON object: `attempt`
 --                                  and, from before it may begin, `run`, its own id, `look` (jobs.py),
 --                                  `timeoutMs`, `callback`. Stays until its slot is free
@@ -22,6 +30,8 @@
 -- ENDPOINT<ep>:queued       zset   ids of jobs IN_QUEUE, by created_ms
 -- ENDPOINT<ep>:low          zset   those of them with low priority
 -- ENDPOINT<ep>:purging      zset   ids taken out of `queued` by a purge, on their way to CANCELLED
+-- ENDPOINT<ep>:purged       string "<token> <jobs>" of the last purge
+-- ENDPOINT<ep>:left         zset   ids of CANCELLED jobs whose message is still in its list
 -- ENDPOINT<ep>:running      hash   ids of jobs IN_PROGRESS -> worker id
 -- ENDPOINT<ep>:recent       zset   ids of the last RECENT jobs, by created_ms; some may be gone
 -- ENDPOINT<ep>:counts       hash   terminal state, "submitted", "retried" (jobs), "begun", "lost" (attempts)
@@ -41,7 +51,7 @@
 --
 -- Keys are computed from ids, so this needs one Redis, not a cluster; so does Celery's broker.
 
-local now = tonumber(ARGV[2])
+local token = ARGV[2]
 
 local function of(endpoint, what)
   return ENDPOINT .. endpoint .. ':' .. what
@@ -94,8 +104,12 @@ local function count(endpoint, what)
   redis.call('HINCRBY', of(endpoint, 'counts'), what, 1)
 end
 
+-- `ms` may be a worker's own figure, so anything that is a number.
 local function observe(key, ms)
   local bucket = 1
+  if not (ms >= 0 and ms <= LONGEST_MS) then
+    ms = ms > LONGEST_MS and LONGEST_MS or 0
+  end
   while BUCKETS_MS[bucket] and ms > BUCKETS_MS[bucket] do
     bucket = bucket + 1
   end
@@ -244,25 +258,26 @@ end
 local commands = {}
 
 -- id, endpoint, list, message, most queued (0: any), idempotency key ('': none), its seconds, the
--- body's digest, created_ms, ttl_ms, low priority (0|1), name, value, ...
--- -> "created", or "full", or the id and digest of the job that was created under the same key
+-- body's digest, created_ms ('': now), ttl_ms, low priority (0|1), name, value, ...
+-- -> "created", or "full", or the id and digest of the job that was created under the same key, while
+-- there is a record of it
 function commands.create()
   local id, endpoint, list, message = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   local most, key, key_s, digest = tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
-  local created_ms, ttl_ms = tonumber(ARGV[11]), tonumber(ARGV[12])
+  local created_ms, ttl_ms = tonumber(ARGV[11]) or now, tonumber(ARGV[12])
   if redis.call('EXISTS', JOB .. id) == 1 then
     return {'created'}
   end
   if key ~= '' then
     local earlier = redis.call('HMGET', key, 'job', 'digest')
-    if earlier[1] then
+    if earlier[1] and redis.call('EXISTS', JOB .. earlier[1]) == 1 then
       return earlier
     end
   end
   if most > 0 and redis.call('ZCARD', of(endpoint, 'queued')) >= most then
     return {'full'}
   end
-  redis.call('HSET', JOB .. id, unpack(rest(14)))
+  redis.call('HSET', JOB .. id, 'created_ms', created_ms, unpack(rest(14)))
   enter_queue(id, endpoint, created_ms, ttl_ms, ARGV[13] == '1')
   remember(id, endpoint, created_ms)
   redis.call('LPUSH', list, message)
@@ -280,6 +295,10 @@ function commands.retry()
   local id, endpoint, new_id = ARGV[3], ARGV[4], ARGV[5]
   local key, again, job = JOB .. id, JOB .. new_id, read(id)
   local status = job.status
+  if redis.call('HGET', again, 'retry_call') == token then
+    -- The answer was lost; the old job was FAILED or TIMED_OUT.
+    return S.FAILED
+  end
   if job.endpoint ~= endpoint then
     return false
   end
@@ -293,20 +312,23 @@ function commands.retry()
     if redis.call('EXISTS', again) == 1 then
       return status
     end
-    for _, name in ipairs(redis.call('HKEYS', key)) do
-      redis.call('HSET', again, name, redis.call('HGET', key, name))
+    local values, fields = redis.call('HMGET', key, unpack(RETRIED)), {}
+    for i, name in ipairs(RETRIED) do
+      if values[i] then
+        fields[#fields + 1] = name
+        fields[#fields + 1] = values[i]
+      end
     end
-    redis.call('HSET', again, 'id', new_id, 'attempt', 0, 'retries', 0, 'retry_of', id)
-    redis.call('HDEL', again, 'watched', 'followed')
+    redis.call('HSET', again, 'id', new_id, 'attempt', 0, 'retries', 0, 'retry_of', id, unpack(fields))
     redis.call('HSET', key, 'retried_as', new_id)
   end
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
-    'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as'
+    'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as', 'chunk_bytes', 'chunk_calls'
   )
   redis.call('DEL', CHUNKS .. new_id)
   redis.call('ZREM', WEBHOOKS, new_id)
-  redis.call('HSET', again, 'status', S.IN_QUEUE, 'lost', 0, 'created_ms', now)
+  redis.call('HSET', again, 'status', S.IN_QUEUE, 'lost', 0, 'created_ms', now, 'retry_call', token)
   count(endpoint, 'retried')
   enter_queue(new_id, endpoint, now, job.ttl_ms, job.low)
   remember(new_id, endpoint, now)
@@ -317,15 +339,15 @@ function commands.retry()
   return status
 end
 
--- id, worker id, claim, lease end, record ttl, name, ... -> what RUNS says of it, and the named fields
--- if it can be claimed; nil if there is nothing to do. The same claim again is the same delivery,
+-- id, worker id, claim, lease ms, record ttl, name, ... -> what RUNS says of it, and, if it can be
+-- claimed, `now` and the named fields; nil if there is nothing to do. The same claim again is the same delivery,
 -- repeated because its answer was lost on the way. A job whose ttl has passed ends here, without a
 -- worker having seen it. A run that an earlier node of this worker began goes on as the same attempt.
 function commands.claim()
-  local id, worker_id, claim, lease_end, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+  local id, worker_id, claim, lease_ms, ttl_s = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
   local key, runs, job = JOB .. id, RUNS .. worker_id, read(id)
   local function given(entry)
-    return {entry, unpack(redis.call('HMGET', key, unpack(rest(8))))}
+    return {entry, now, unpack(redis.call('HMGET', key, unpack(rest(8))))}
   end
   if not job.status then
     return false
@@ -342,7 +364,7 @@ function commands.claim()
       if cjson.decode(entry).look ~= 'poll' then
         redis.call('HSET', key, 'awaits', 1)
       end
-      redis.call('ZADD', LEASES, lease_end, id)
+      redis.call('ZADD', LEASES, now + lease_ms, id)
       return given(entry)
     end
   end
@@ -355,6 +377,7 @@ function commands.claim()
     'attempt', number, 'worker_id', worker_id, 'claim', claim, 'callback', claim, 'started_ms', now
   }
   if job.status ~= S.IN_QUEUE or not move(id, job, S.IN_PROGRESS, fields) then
+    redis.call('ZREM', of(job.endpoint, 'left'), id)
     local entry = redis.call('HGET', runs, field(id, job.attempt))
     return entry and {entry}
   end
@@ -363,12 +386,13 @@ function commands.claim()
     observe(of(job.endpoint, 'delay'), now - job.created_ms)
   else
     redis.call('DEL', CHUNKS .. id)
+    redis.call('HDEL', key, 'chunk_bytes', 'chunk_calls')
   end
   redis.call('HSET', of(job.endpoint, 'running'), id, worker_id)
   local entry = '{"attempt": ' .. number .. '}'
   redis.call('HSET', runs, field(id, number), entry)
   redis.call('EXPIRE', runs, RUNS_KEPT_S)
-  redis.call('ZADD', LEASES, lease_end, id)
+  redis.call('ZADD', LEASES, now + lease_ms, id)
   return given(entry)
 end
 
@@ -400,7 +424,7 @@ function commands.finish()
   local ran_ms = now - job.started_ms
   for i = 1, #fields, 2 do
     if fields[i] == 'execution_ms' then
-      ran_ms = tonumber(fields[i + 1])
+      ran_ms = tonumber(fields[i + 1]) or ran_ms
     end
   end
   observe(of(job.endpoint, 'execution'), ran_ms)
@@ -423,15 +447,33 @@ function commands.callback()
   return job.status
 end
 
--- id, attempt, chunk, ... -> 1, or 0 if the attempt is no longer the job's
+-- id, attempt, ttl, chunk, ... -> 1, or 0 if the attempt is no longer the job's. The token of a call that
+-- has added its chunks adds them no second time. A job with more than CHUNK_BYTES of chunks is FAILED.
 function commands.chunks()
-  local id, job = ARGV[3], read(ARGV[3])
+  local id, key, job = ARGV[3], JOB .. ARGV[3], read(ARGV[3])
   if not holds(job, ARGV[4]) then
     return 0
   end
-  for i = 5, #ARGV do
+  local bytes, calls = unpack(redis.call('HMGET', key, 'chunk_bytes', 'chunk_calls'))
+  if token ~= '' and string.find(calls or '', token, 1, true) then
+    return 1
+  end
+  bytes = tonumber(bytes) or 0
+  for i = 6, #ARGV do
+    bytes = bytes + #ARGV[i]
+  end
+  if bytes > CHUNK_BYTES then
+    local most = string.format('%d MiB', CHUNK_BYTES / 1024 / 1024)
+    finish(id, job, S.FAILED, ARGV[5], {'error', 'the handler yielded more than ' .. most
+      .. ' of chunks, the most that is kept of a job'})
+    return 0
+  end
+  for i = 6, #ARGV do
     redis.call('RPUSH', CHUNKS .. id, ARGV[i])
   end
+  -- Of several calls, as a late copy of one may come after the next.
+  calls = string.sub(token .. ' ' .. (calls or ''), 1, CALLS_KEPT)
+  redis.call('HSET', key, 'chunk_bytes', bytes, 'chunk_calls', calls)
   tell(job.followed, id .. ' CHUNK')
   return 1
 end
@@ -463,11 +505,11 @@ function commands.drained()
   return 1
 end
 
--- id, attempt, worker id if its slot is free, or '', lost (0|1), reason, ttl, expired before (0: whatever
--- the lease says), list, message, list, message (for low priority) -> the state the job has now, or nil
--- if the attempt is no longer the job's
+-- id, attempt, worker id if its slot is free, or '', lost (0|1), reason, ttl, lease end (as `expired`
+-- answered it: only if the lease was not renewed since; 0: whatever the lease is), list, message, list,
+-- message (for low priority) -> the state the job has now, or nil if the attempt is no longer the job's
 function commands.hand_back()
-  local id, attempt, free, expired_before = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[9])
+  local id, attempt, free, lease_end = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[9])
   if free ~= '' then
     redis.call('HDEL', RUNS .. free, field(id, attempt))
   end
@@ -475,13 +517,13 @@ function commands.hand_back()
   if not holds(job, attempt) then
     return false
   end
-  if expired_before > 0 and tonumber(redis.call('ZSCORE', LEASES, id) or 0) >= expired_before then
+  if lease_end > 0 and tonumber(redis.call('ZSCORE', LEASES, id) or lease_end) ~= lease_end then
     return false
   end
   return give_up(id, job, ARGV[6] == '1', ARGV[7], ARGV[8], 10)
 end
 
--- id, attempt, worker id, ttl, reason, lease end, list, message, list, message (for low priority): a node
+-- id, attempt, worker id, ttl, reason, lease ms, list, message, list, message (for low priority): a node
 -- leaves a job to its successor, where the run outlives it; else hands it back uncounted.
 -- -> the state the job has now, or nil if the attempt is no longer the job's
 function commands.leave()
@@ -494,16 +536,16 @@ function commands.leave()
   end
   redis.call('HSET', JOB .. id, 'resume', worker_id)
   redis.call('HDEL', JOB .. id, 'claim')
-  redis.call('ZADD', LEASES, ARGV[8], id)
+  redis.call('ZADD', LEASES, now + ARGV[8], id)
   return S.IN_PROGRESS
 end
 
--- id, attempt, worker id, ttl, reason, lease end, the worker's own list, message that goes on with the
+-- id, attempt, worker id, ttl, reason, lease ms, the worker's own list, message that goes on with the
 -- run, message that waits for its end, list, message, list, message (for low priority): a new node of
 -- the worker, before it takes any job, settles what an earlier one has left. -> "resumed", "waits" for the
 -- end of the run, or "free"
 function commands.take_over()
-  local id, attempt, worker_id, ttl_s, reason, lease_end =
+  local id, attempt, worker_id, ttl_s, reason, lease_ms =
     ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
   local own, go_on, wait = ARGV[9], ARGV[10], ARGV[11]
   local job, run = read(id), run_of(worker_id, id, attempt)
@@ -514,7 +556,7 @@ function commands.take_over()
     if outlives(run) and not returned(id, job, ttl_s) then
       redis.call('HSET', JOB .. id, 'resume', worker_id)
       redis.call('HDEL', JOB .. id, 'claim')
-      redis.call('ZADD', LEASES, lease_end, id)
+      redis.call('ZADD', LEASES, now + lease_ms, id)
       redis.call('RPUSH', own, filled(id, go_on))
       return 'resumed'
     end
@@ -539,24 +581,77 @@ function commands.cancel()
     return false
   end
   if job.status == S.IN_QUEUE then
+    -- Each message from the end to this one is compared, so it is looked for from the nearer end, and not
+    -- far. One that is not found stays, if it is there; the claim drops it.
+    local set = of(endpoint, job.low and 'low' or 'queued')
+    local oldest_first = (redis.call('ZRANK', set, id) or 0) < redis.call('ZCARD', set) / 2
     local list, message = ticket(id, job, 7)
-    redis.call('LREM', list, 1, message)
+    local from = oldest_first and -1 or 1
+    if redis.call('LPOS', list, message, 'RANK', from, 'MAXLEN', LREM_MOST) then
+      redis.call('LREM', list, from, message)
+    else
+      redis.call('ZADD', of(endpoint, 'left'), now, id)
+    end
   end
   finish(id, job, S.CANCELLED, ttl_s, {'error', reason})
   return job.status
 end
 
--- limit, ttl -> ids of jobs that waited longer than their ttl, and are TIMED_OUT now
+-- limit, ttl -> ids of jobs that waited longer than their ttl, and are TIMED_OUT now; ids of those that
+-- cannot be read, which are tried again later
 function commands.expire()
-  local ended = {}
+  local ended, broken = {}, {}
   local ids = redis.call('ZRANGEBYSCORE', EXPIRIES, '-inf', now, 'LIMIT', 0, ARGV[3])
   for _, id in ipairs(ids) do
-    if expire_job(id, read(id), ARGV[4]) then
-      ended[#ended + 1] = id
+    local read_well, is_over = pcall(function() return expire_job(id, read(id), ARGV[4]) end)
+    if not read_well then
+      broken[#broken + 1] = id
+      redis.call('ZADD', EXPIRIES, now + BROKEN_MS, id)
+    else
+      redis.call('ZREM', EXPIRIES, id)
+      if is_over then
+        ended[#ended + 1] = id
+      end
     end
-    redis.call('ZREM', EXPIRIES, id)
   end
-  return ended
+  return {ended, broken}
+end
+
+-- limit -> {id, endpoint, attempt, worker id, lease end} of running jobs whose lease has run out, the
+-- oldest first; ids of those that cannot be read, which come again later. What does not run has no lease.
+function commands.expired()
+  local found, broken = {}, {}
+  local ids = redis.call(
+    'ZRANGEBYSCORE', LEASES, '-inf', '(' .. string.format('%.0f', now), 'WITHSCORES', 'LIMIT', 0, ARGV[3]
+  )
+  for i = 1, #ids, 2 do
+    local id = ids[i]
+    local read_well, job = pcall(read, id)
+    if not read_well then
+      broken[#broken + 1] = id
+      redis.call('ZADD', LEASES, now + BROKEN_MS, id)
+    elseif job.status == S.IN_PROGRESS then
+      found[#found + 1] = {id, job.endpoint, job.attempt, job.worker_id or '', ids[i + 1]}
+    else
+      redis.call('ZREM', LEASES, id)
+    end
+  end
+  return {found, broken}
+end
+
+-- endpoint, ms, most: adds to the history how many jobs wait and run, once in each period of so many ms,
+-- and keeps the last entries -> 1, or 0 if this period has one
+function commands.sample()
+  local key, period_ms = of(ARGV[3], 'history'), tonumber(ARGV[4])
+  local last = redis.call('LINDEX', key, -1)
+  if last and math.floor(cjson.decode(last)[1] / period_ms) >= math.floor(now / period_ms) then
+    return 0
+  end
+  local waiting = redis.call('ZCARD', of(ARGV[3], 'queued'))
+  local running = redis.call('HLEN', of(ARGV[3], 'running'))
+  redis.call('RPUSH', key, cjson.encode({now, waiting, running}))
+  redis.call('LTRIM', key, -ARGV[5], -1)
+  return 1
 end
 
 -- id, list, message, list, message (for low priority) -> 1 if the job waits: it has a message again, in
@@ -570,11 +665,13 @@ function commands.remind()
   return 1
 end
 
--- lease end, id, attempt, id, attempt, ... -> ids whose attempt is no longer the job's
+-- lease ms, id, attempt, id, attempt, ... -> ids whose attempt is no longer the job's. A record that
+-- cannot be read keeps no other job's lease from being renewed.
 function commands.renew()
-  local lease_end, gone = ARGV[3], {}
+  local lease_end, gone = now + ARGV[3], {}
   for i = 4, #ARGV, 2 do
-    if holds(read(ARGV[i]), ARGV[i + 1]) then
+    local read_well, job = pcall(read, ARGV[i])
+    if not read_well or holds(job, ARGV[i + 1]) then
       redis.call('ZADD', LEASES, lease_end, ARGV[i])
     else
       gone[#gone + 1] = ARGV[i]
@@ -583,12 +680,24 @@ function commands.renew()
   return gone
 end
 
--- endpoint, list, ... -> how many jobs are to be cancelled by purge_some
+-- endpoint, list, ... -> how many jobs are to be cancelled by purge_some; -1: an earlier purge is to be
+-- finished first. Takes the same time for any queue.
 function commands.purge()
-  local queued, purging = of(ARGV[3], 'queued'), of(ARGV[3], 'purging')
-  redis.call('ZUNIONSTORE', purging, 2, purging, queued, 'AGGREGATE', 'MIN')
-  redis.call('DEL', queued, of(ARGV[3], 'low'), unpack(rest(4)))
-  return redis.call('ZCARD', purging)
+  local queued, purging, purged = of(ARGV[3], 'queued'), of(ARGV[3], 'purging'), of(ARGV[3], 'purged')
+  local last, removed = string.match(redis.call('GET', purged) or '', '^(%S+) (%d+)$')
+  if last == token then
+    return tonumber(removed)
+  end
+  if redis.call('EXISTS', purging) == 1 then
+    return -1
+  end
+  if redis.call('EXISTS', queued) == 1 then
+    redis.call('RENAME', queued, purging)
+  end
+  redis.call('UNLINK', of(ARGV[3], 'low'), of(ARGV[3], 'left'), unpack(rest(4)))
+  local jobs = redis.call('ZCARD', purging)
+  redis.call('SET', purged, token .. ' ' .. jobs, 'EX', 3600)
+  return jobs
 end
 
 -- endpoint, limit, ttl, reason -> cancelled, left

@@ -17,14 +17,14 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import IO
 
-from ownpod import flower
+from ownpod import flower, schema
+from ownpod.connection import connect, schema_version
 from ownpod.embedded import EmbeddedRedis
 from ownpod.endpoints import Endpoint, load_endpoints
 from ownpod.errors import OwnPodError, RedisUnavailable, StartError
 from ownpod.processes import Pauses, check_port, describe_exit, die_with_parent
 from ownpod.registry import Registry, WorkerState
 from ownpod.settings import Settings
-from ownpod.store import connect
 
 logger = logging.getLogger(__name__)
 
@@ -270,8 +270,9 @@ class Up:
             redis = self._group.add("redis", embedded.start)
             embedded.wait(redis.process)
             url = embedded.url
-        registry = Registry(endpoints, connect(url, client_name="ownpod-up"), self._config)
-        self._check(registry)
+        client = connect(url, client_name="ownpod-up")
+        registry = Registry(endpoints, client, self._config)
+        self._check(registry, lambda: schema_version(client))
         environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "ownpod"]
         self._group.spawn("dispatch", [*command, "dispatch"], environ, reloads=True)
@@ -287,8 +288,9 @@ class Up:
         if not self._group.stopping:
             say("ownpod", self._ready_line(registry))
 
-    def _check(self, registry: Registry) -> None:
+    def _check(self, registry: Registry, version: Callable[[], str | None]) -> None:
         try:
+            schema.check(version())
             registry.statuses(tuple(registry.workers()))
         except RedisUnavailable as error:
             raise StartError(f"REDIS_URL: {error}") from None

@@ -11,7 +11,7 @@ import time
 import requests
 
 from ownpod.settings import Settings
-from ownpod.store import JobStore, now_ms
+from ownpod.store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,12 @@ class Webhooks:
         done = error is None
         tries += 1
         last = done or tries >= self._settings.webhook_tries
-        delivery = {"try": tries, "timeMs": now_ms(), "httpStatus": status, "error": error}
+        delivery = {
+            "try": tries,
+            "timeMs": time.time_ns() // 1_000_000,
+            "httpStatus": status,
+            "error": error,
+        }
         self._store.delivered(
             job_id,
             delivery,

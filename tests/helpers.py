@@ -26,7 +26,7 @@ from ownpod.endpoints import WorkerSpec
 from ownpod.jobs import Attempt, NewJob
 from ownpod.processes import die_with_parent, free_port
 from ownpod.pull import worker_environment
-from ownpod.store import JobStore, connect, now_ms
+from ownpod.store import JobStore, connect
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -52,6 +52,11 @@ def environment(**values: object) -> dict[str, str]:
         if not name.startswith(("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "FLOWER_"))
     }
     return kept | {name: str(value) for name, value in values.items()}
+
+
+def now_ms() -> int:
+    """This host's clock; with a Redis on the same host, that of the records."""
+    return time.time_ns() // 1_000_000
 
 
 class Process:
@@ -209,7 +214,7 @@ def new_job(job_id: str = "job-1", endpoint: str = "ep", **changes: object) -> N
         "ttl_ms": 86_400_000,
         "low_priority": False,
         "max_attempts": 3,
-        "created_ms": now_ms(),
+        "created_ms": None,
     }
     return NewJob(**values | changes)
 

@@ -59,6 +59,8 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(module.blueprint)
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
+    # Before anything is read: records of another version would be misread.
+    app.before_request(store.schema.check)
     if services.keys_needed:
         app.before_request(auth.check_key)
     app.after_request(_tell_request_id)
@@ -75,8 +77,9 @@ def _tell_request_id(response: Response) -> Response:
 
 def _own_error(error: OwnPodError) -> Response:
     response = answer({"error": error.message}, error.http_status)
-    if type(error) in RETRY_AFTER_S:
-        response.headers["Retry-After"] = RETRY_AFTER_S[type(error)]
+    for kind, seconds in RETRY_AFTER_S.items():
+        if isinstance(error, kind):
+            response.headers["Retry-After"] = seconds
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

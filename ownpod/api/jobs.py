@@ -19,7 +19,7 @@ from ownpod.endpoints import Endpoint
 from ownpod.errors import BadRequest
 from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.payload import readable
-from ownpod.store import Idempotency, Listed, now_ms
+from ownpod.store import Idempotency, Listed
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,12 @@ _run_schema = schemas.RunSchema()
 @blueprint.post("/run")
 def run(endpoint_id: str) -> Response:
     """Queues a job and answers at once."""
-    job_id = _submit(endpoint_id, new_job_id(sync=False), limit=RUN_LIMIT)
-    return answer({"id": job_id, "status": JobStatus.IN_QUEUE})
+    new_id, status = new_job_id(sync=False), JobStatus.IN_QUEUE
+    job_id = _submit(endpoint_id, new_id, limit=RUN_LIMIT)
+    if job_id != new_id and (earlier := services().store.find(job_id)) is not None:
+        # Another request's job, by its Idempotency-Key: it may have ended.
+        status = earlier.status
+    return answer({"id": job_id, "status": status})
 
 
 @blueprint.post("/runsync")
@@ -204,7 +208,6 @@ def _new_job(job_id: str, endpoint: Endpoint, body: dict[str, Any]) -> NewJob:
         ttl_ms=policy.get("ttl_ms") or endpoint.ttl_ms,
         low_priority=policy.get("low_priority") or False,
         max_attempts=endpoint.max_attempts,
-        created_ms=now_ms(),
         request_id=request_id(),
     )
 

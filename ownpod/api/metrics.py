@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from ownpod.api.services import Services, services
 from ownpod.jobs import JobStatus
 from ownpod.registry import WorkerState
-from ownpod.store import BUCKETS_MS, Histogram, now_ms
+from ownpod.store import BUCKETS_MS, Histogram
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -64,6 +64,7 @@ class _Figures(Collector):
             "ownpod_worker_held", "Slots that jobs which have ended still take", labels=labels
         )
         capacity = GaugeMetricFamily("ownpod_worker_capacity", "Slots of a worker", labels=labels)
+        now_ms = self._here.store.now_ms()
         for endpoint in self._here.registry.endpoints.values():
             found, name = self._here.store.figures(endpoint.id), [endpoint.id]
             submitted.add_metric(name, found.counts.get("submitted", 0))
@@ -77,7 +78,7 @@ class _Figures(Collector):
                 webhooks.add_metric([*name, result], found.webhooks.get(result, 0))
             jobs.add_metric([*name, JobStatus.IN_QUEUE], found.waiting)
             jobs.add_metric([*name, JobStatus.IN_PROGRESS], sum(found.running.values()))
-            waited_ms = 0 if found.oldest_ms is None else now_ms() - found.oldest_ms
+            waited_ms = 0 if found.oldest_ms is None else now_ms - found.oldest_ms
             oldest.add_metric(name, max(0, waited_ms) / 1000)
             _add(delay, name, found.delay)
             _add(execution, name, found.execution)

@@ -77,9 +77,7 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
     with here.events.expect(job_id, end_only=False) as wait:
         here.store.watch(job_id, here.events.channel, end_only=False)
         while True:
-            found = here.store.stream(job_id, endpoint_id, None if start is None else (0, 0))
-            if start is not None:
-                found = Stream(found.job, start, found.chunks[start:], found.cursor)
+            found = here.store.stream(job_id, endpoint_id, None if start is None else (None, start))
             left_s = deadline - time.monotonic()
             if found.chunks or found.job.status.terminal or left_s <= 0 or here.events.stopped:
                 return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ownpod.errors import AttemptLost
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.jobs import JobStatus, Outcome, execution_ms
 from ownpod.payload import loads, output_of, split
 
 STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
@@ -166,9 +166,6 @@ def outcome_in(
         return None
     if state == "FAILED" and error == _NOT_FOUND:
         raise AttemptLost("the worker does not know the run any more: it was restarted")
-    execution_ms = said.get("executionTime")
-    if isinstance(execution_ms, bool) or not isinstance(execution_ms, int | float):
-        execution_ms = None
     if error is not None:
         error = _text(error)
     if state not in list(JobStatus):
@@ -180,7 +177,7 @@ def outcome_in(
         JobStatus(str(state)),
         output=None if output == "null" else output,
         error=error,
-        execution_ms=None if execution_ms is None else max(0, int(execution_ms)),
+        execution_ms=execution_ms(said.get("executionTime")),
     )
 
 

@@ -4,13 +4,12 @@ import json
 import re
 
 import pytest
-from helpers import ROOT, job_store, load_settings, new_job
+from helpers import ROOT, job_store, load_settings, new_job, now_ms
 from prometheus_client.parser import text_string_to_metric_families
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.jobs import JobStatus, Outcome
-from ownpod.store import now_ms
 
 WORKERS = "endpoints: {ep: {workers: [{url: 'http://a:1', id: w, capacity: 2}]}, other: {}}"
 

@@ -3,12 +3,11 @@
 import threading
 
 import pytest
-from helpers import job_message, job_messages, job_store, new_job
+from helpers import job_message, job_messages, job_store, new_job, now_ms
 
 from ownpod import keys
 from ownpod.jobs import JobStatus
 from ownpod.recovery import Recovery
-from ownpod.store import now_ms
 
 OLD_MS = 60_000
 

@@ -23,7 +23,7 @@ from ownpod.jobs import JobStatus
 from ownpod.pull import Pulls
 from ownpod.recovery import Recovery
 from ownpod.runner import JobRunner
-from ownpod.sweep import Sweep
+from ownpod.sweep import CLOCK, Sweep
 from ownpod.workers.push import PushWorker
 
 QUEUE = "ownpod.ep"
@@ -204,6 +204,34 @@ def test_a_node_that_ends_hands_its_jobs_back_uncounted(node, fake, client):
     assert (job.status, job.retries) == (JobStatus.IN_QUEUE, 0)
 
 
+def test_a_run_that_yields_too_much_is_stopped_at_once(client, fake):
+    settings = load_settings(OWNPOD_MAX_OUTPUT_MB=100, OWNPOD_WORKER_RUN_READ_TIMEOUT_S=5)
+    store, worker = job_store(client), PushWorker(worker_spec(fake.url), settings)
+    gate = Gate(worker.probe, lambda _: None, announce_every_s=5)
+    # No renewal of a lease finds the end of the job by itself.
+    attempts = Attempts(store, worker, lease_s=600, on_change=gate.wake)
+    attempts.start()
+    line = b'{"output": "' + b"x" * (4 * 1024 * 1024) + b'"}\n'
+    over = threading.Event()
+
+    def parts():
+        yield from [line] * 17
+        over.wait(20)
+
+    fake.routes["GET /stream"] = fake.routes["POST /stream"] = lambda *_: Answer(
+        kind="application/x-ndjson", parts=parts()
+    )
+    fake.routes["POST /cancel"] = Answer(body={"status": "CANCELLED"})
+    runner = JobRunner(store, worker, attempts, gate, worker_id="w")
+    store.create(new_job())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(runner.run, "job-1")
+        wait_until(lambda: fake.paths("POST /cancel"), 20)
+        over.set()
+        assert running.result(20).status is JobStatus.FAILED
+    assert "64 MiB" in store.job("job-1", "ep").error
+
+
 def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     node.store.create(new_job(max_attempts=2))
     node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
@@ -224,13 +252,13 @@ def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
     node.store.create(new_job())
     node.store.claim("job-1", worker_id="w", claim="x", lease_s=0.01)
     wait_until(lambda: node.store.expired(limit=1))
-    now = time.time()
+    now = time.clock_gettime(CLOCK)
     # It has not looked for long: at its start, or because Redis was away for everybody.
     sweep._have_patience(now)
     sweep.once()
     assert status_of(node) is JobStatus.IN_PROGRESS
     for second in range(31):
-        sweep._have_patience(now - 31 + second)
+        sweep._have_patience(now - 30 + second)
     sweep._patient_until = min(sweep._patient_until, now - 1)
     sweep.once()
     assert status_of(node) is JobStatus.IN_QUEUE

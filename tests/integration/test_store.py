@@ -5,7 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import job_message, job_messages, job_store, new_job, wait_until
+from helpers import job_message, job_messages, job_store, new_job, now_ms, wait_until
 
 from ownpod import keys
 from ownpod.errors import (
@@ -16,7 +16,7 @@ from ownpod.errors import (
     RedisUnavailable,
 )
 from ownpod.jobs import MOVES, JobStatus, Outcome
-from ownpod.store import Idempotency, connect, now_ms
+from ownpod.store import Idempotency, connect
 
 DONE = Outcome(JobStatus.COMPLETED, output='{"a": 1}', execution_ms=7)
 QUEUE = "ownpod.ep"
@@ -231,7 +231,7 @@ def test_only_leases_that_ran_out_are_found_and_taken_up(store):
     alive = store.claim("alive", worker_id="w", claim="2", lease_s=60)
     (found,) = wait_until(lambda: store.expired(limit=10))
     assert found.id == "dead"
-    options = {"lost": True, "reason": "silent", "expired_only": True}
+    options = {"lost": True, "reason": "silent", "lease_end_ms": found.lease_end_ms}
     assert store.hand_back("alive", "ep", alive.number, **options) is None
     assert store.hand_back("dead", "ep", found.attempt, **options) is JobStatus.IN_QUEUE
     assert store.expired(limit=10) == []
@@ -473,9 +473,18 @@ def test_a_purge_of_100000_jobs_takes_seconds(store, client):
             pipe.zadd(keys.queued("ep"), {job_id: began_ms})
             if number % 10_000 == 9_999:
                 pipe.execute()
+        pipe.lpush(QUEUE, *(f"message {number}" for number in range(100_000)))
+        pipe.execute()
+    client.config_set("slowlog-log-slower-than", 20_000)
+    client.slowlog_reset()
     began = time.monotonic()
     assert store.purge("ep", reason="purged") == 100_000
     assert time.monotonic() - began < 60
+    # The queue is taken away at once, whatever its length: Redis serves others meanwhile.
+    slow = [entry["command"] for entry in client.slowlog_get(100)]
+    assert not [command for command in slow if b" purge " in command or b"DEL" in command]
+    client.config_set("slowlog-log-slower-than", 10_000)
+    assert client.llen(QUEUE) == 0
     assert store.job("j99999", "ep").status is JobStatus.CANCELLED
 
 
