@@ -5,6 +5,7 @@ import threading
 import time
 
 from ownpod import keys, log
+from ownpod.deliveries import Deliveries
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import JobStatus
 from ownpod.pull import Pulls
@@ -34,6 +35,7 @@ class Sweep(threading.Thread):
         self._redis = store.client
         self._recovery = recovery
         self._pulls = pulls
+        self._deliveries = Deliveries(store.client, store.messages)
         self._lease_s = lease_s
         self._recover_at = time.monotonic()
         self._looked = 0.0
@@ -65,8 +67,11 @@ class Sweep(threading.Thread):
             logger.info("worker %s, which pulled, is gone and forgotten", worker_id)
         for job_id in self._store.expire(limit=AT_ONCE):
             log.moved(job_id, JobStatus.TIMED_OUT, reason="it waited longer than its ttl")
-        for job_id in self._store.webhooks_due(limit=AT_ONCE):
+        due = self._deliveries.due(limit=AT_ONCE)
+        for job_id in due.queued:
             logger.debug("job %s: its webhook is due", job_id)
+        for job_id in due.gone:
+            logger.warning("job %s: its webhook is given up: the job's record is gone", job_id)
         if time.time() >= self._patient_until:
             self._take_up_the_lost()
 
