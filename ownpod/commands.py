@@ -64,13 +64,15 @@ def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limi
     """The last jobs, the newest first."""
     from ownpod import tables
     from ownpod.jobs import JobStatus
+    from ownpod.listing import Listing
 
     registry, store = _parts(ctx)
+    listing = Listing(store.client)
     wanted = None if status is None else JobStatus(status.upper())
     found = [
         listed.job
         for name in _endpoints(registry, endpoint)
-        for listed in store.recent(name, status=wanted, before=None, limit=limit)[0]
+        for listed in listing.recent(name, status=wanted, before=None, limit=limit, logs=False)[0]
     ]
     found.sort(key=lambda job: -job.created_ms)
     tables.show(
@@ -99,8 +101,10 @@ def show_job(ctx: click.Context, job_id: str) -> None:
     """All there is to know about a job, as JSON."""
     import json
 
+    from ownpod.listing import Listing
+
     _, store = _parts(ctx)
-    click.echo(json.dumps(store.details(job_id), indent=2))
+    click.echo(json.dumps(Listing(store.client).details(job_id), indent=2))
 
 
 @click.command(cls=_Command)
@@ -117,10 +121,12 @@ def retry(
     """Submit FAILED and TIMED_OUT jobs of OwnPod again; prints old and new ids."""
     from ownpod import settings
     from ownpod.jobs import JobStatus, new_job_id
+    from ownpod.listing import Listing
 
     if failed == bool(job_ids) or (failed and endpoint is None):
         raise click.UsageError("name jobs, or say --failed --endpoint <endpoint>")
     registry, store = _parts(ctx)
+    listing = Listing(store.client)
     same_id = settings.current().retry_same_id
     if failed:
         name = registry.endpoint(str(endpoint)).id
@@ -128,12 +134,14 @@ def retry(
         ids = [
             listed.job.id
             for state in states
-            for listed in store.recent(name, status=state, before=None, limit=100_000)[0]
+            for listed in listing.recent(
+                name, status=state, before=None, limit=100_000, logs=False
+            )[0]
         ]
         job_ids = tuple(job_id for job_id in ids if same_id or not store.retried_as(job_id))
     for job_id in job_ids:
         new_id = job_id if same_id else new_job_id(sync=False)
-        store.retry(job_id, store.get(job_id).endpoint, new_id)
+        store.retry(job_id, listing.get(job_id).endpoint, new_id)
         click.echo(f"{job_id} -> {new_id}")
     if failed:
         click.echo(f"{len(job_ids)} jobs submitted again", err=True)
@@ -145,10 +153,12 @@ def retry(
 def cancel(ctx: click.Context, job_ids: tuple[str, ...]) -> None:
     """Cancel jobs of OwnPod, whether they wait or run; prints their states."""
     from ownpod import broker
+    from ownpod.listing import Listing
 
     registry, store = _parts(ctx)
+    listing = Listing(store.client)
     for job_id in job_ids:
-        job = store.get(job_id)
+        job = listing.get(job_id)
         state = store.cancel(job_id, job.endpoint, reason="cancelled with `celery cancel`")
         node = registry.node_of(job.worker_id) if job.worker_id else None
         if node is not None:

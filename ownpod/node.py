@@ -24,11 +24,13 @@ from celery.worker.consumer.tasks import Tasks
 from ownpod import broker, control, keys, log, settings, tasks, workarounds
 from ownpod.attempts import Attempts
 from ownpod.celery import open_store
+from ownpod.deliveries import Deliveries
 from ownpod.endpoints import WorkerSpec, load_endpoints
 from ownpod.errors import RedisUnavailable
 from ownpod.events import JobEvents
 from ownpod.gate import Gate
 from ownpod.jobs import Attempt, JobStatus
+from ownpod.listing import Listing
 from ownpod.patience import until_redis_answers
 from ownpod.processes import this_process
 from ownpod.pull import Pulls
@@ -84,6 +86,7 @@ class Node:
         self._capacity = min(spec.capacity, MOST_PULLED)
         """Jobs that the worker takes at a time, as it last said."""
         self._store = store
+        self._listing = Listing(store.client)
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
         self._consumer: Any = None
@@ -186,7 +189,7 @@ class Node:
 
     def cancel(self, job_id: str, reason: str) -> None:
         """Cancels a job, whoever has it."""
-        job = self._store.find(job_id)
+        job = self._listing.find(job_id)
         if job is not None:
             self._store.cancel(job_id, job.endpoint, reason=reason)
             self.look()
@@ -250,7 +253,7 @@ class Node:
     def _tell_celery(self, attempt: Attempt) -> None:
         """A job that is over while its task goes on: Flower hears it now."""
         try:
-            job = self._store.find(attempt.job_id)
+            job = self._listing.find(attempt.job_id)
         except RedisUnavailable:
             return
         events = self._consumer and self._consumer.event_dispatcher
@@ -380,7 +383,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     worker_id = broker.worker_of(sender)
     store = open_store(config, client_name=sender)
     registry = Registry(load_endpoints(config), store.client, config)
-    tasks.send_webhooks_with(Webhooks(store, config))
+    tasks.send_webhooks_with(Webhooks(Deliveries(store.client, store.messages), config))
     store.schema.wait()
     # Whose node this is may stand in Redis only.
     until_redis_answers(registry.refresh)

@@ -11,6 +11,7 @@ from ownpod import log
 from ownpod.attempts import Attempts, Running
 from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
+from ownpod.listing import Listing
 from ownpod.patience import until_redis_answers
 from ownpod.store import JobStore, call_token
 from ownpod.workers import Worker
@@ -42,6 +43,7 @@ class _Watch:
     ) -> None:
         self._store = store
         self._on_over = on_over
+        self._listing = Listing(store.client)
         self._attempt = attempt
         self.run = run
 
@@ -84,6 +86,7 @@ class JobRunner:
         callbacks: bool = False,
     ) -> None:
         self._store = store
+        self._listing = Listing(store.client)
         self._worker = worker
         self._attempts = attempts
         self._health = health
@@ -118,7 +121,7 @@ class JobRunner:
                 self.await_run(job_id, found.attempt)
             case None:
                 logger.info("job %s: nothing to do, it does not wait any more", job_id)
-        if outcome is None and (job := until_redis_answers(lambda: self._store.find(job_id))):
+        if outcome is None and (job := until_redis_answers(lambda: self._listing.find(job_id))):
             outcome = Outcome(job.status, error=job.error)
         return outcome
 

@@ -67,6 +67,7 @@ class Settings:
     webhook_secret: str | None = field(repr=False)
     webhook_tries: int
     webhook_delay_s: float
+    webhook_allow: str
     cors_origins: tuple[str, ...]
     rate_limits: Mapping[str, str]
     callback_url: str | None
@@ -332,6 +333,15 @@ class SettingsSchema(Schema):
     webhook_tries = _whole("OWNPOD_WEBHOOK_TRIES", 3, 1, 20, "tries of a webhook")
     webhook_delay_s = _number(
         "OWNPOD_WEBHOOK_DELAY_S", 10, 0.1, 3600, "s between them; doubled each time after the third"
+    )
+    webhook_allow = fields.String(
+        data_key="OWNPOD_WEBHOOK_ALLOW",
+        load_default="any",
+        validate=validate.OneOf(["any", "public"], error="must be one of {choices}"),
+        metadata={
+            "purpose": "addresses that webhooks are sent to: `any`, or `public`: none that is loopback, "
+            "private, link-local or a cloud's metadata service"
+        },
     )
     cors_origins = _List(
         data_key="OWNPOD_CORS_ORIGINS",

@@ -40,7 +40,6 @@ from ownpod.jobs import (
     Run,
     execution_ms,
 )
-from ownpod.payload import readable
 from ownpod.schema import Guard
 from ownpod.scripts import Scripts
 
@@ -48,9 +47,6 @@ __all__ = ["JobStore", "connect", "redis_errors"]
 
 PURGE_STEP = 1000
 """Jobs cancelled by one call of the script: some 10 ms in which Redis does nothing else."""
-
-SCAN_STEP = 500
-"""Records read in one go when looking for recent jobs."""
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +67,12 @@ BUCKETS_MS: tuple[int, ...] = (
 """Upper ends of the histograms' buckets."""
 
 WEBHOOK_LEASE_MS = 60_000
-"""After which a webhook whose task was lost is sent again; longer than a try may take."""
+"""ms until a webhook's message is looked for again, and until a try that ended without a result is
+repeated; longer than a try may take."""
+
+WEBHOOK_KEPT_S = 86_400
+"""s that a record stays at least while its webhook is owed; counted from the job's end, and again from each
+time that the webhook is due or tried."""
 
 SAMPLES, SAMPLE_MS = 240, 15_000
 """Entries of an endpoint's history, and the ms between two: an hour."""
@@ -112,8 +113,6 @@ LONGEST_TOLD = 16_384
 
 RUNS_KEPT_S = 8 * 86_400
 """After a worker's last job, what it may still be at is forgotten; no job runs longer."""
-
-_COUNTS = {"attempt", "lost", "retries", "max_attempts", "low_priority"}
 
 _ATTEMPT_FIELDS = (
     "endpoint",
@@ -171,6 +170,7 @@ def _constants(messages: JobMessages) -> str:
         f'local LEASES, EXPIRIES = "{keys.LEASES}", "{keys.EXPIRIES}"\n'
         f'local WEBHOOKS = "{keys.WEBHOOKS}"\n'
         f"local RECENT, WEBHOOK_LEASE_MS = {RECENT}, {WEBHOOK_LEASE_MS}\n"
+        f"local WEBHOOK_KEPT_S = {WEBHOOK_KEPT_S}\n"
         f"local BUCKETS_MS = {{{', '.join(map(str, BUCKETS_MS))}}}\n"
         f'local DESCRIPTION = "{broker.DESCRIPTION}"\n'
         f"local ATTEMPTS_LOGGED, LONGEST_TOLD = {ATTEMPTS_LOGGED}, {LONGEST_TOLD}\n"
@@ -202,15 +202,6 @@ class Stream:
     chunks: list[str]
     cursor: str
     """The stored cursor of ``/stream`` as it was read."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A job with the log of its webhook and that of its attempts that were handed back."""
-
-    job: Job
-    deliveries: list[dict[str, Any]]
-    attempts: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -641,68 +632,15 @@ class JobStore:
         return bool(self._call("remind", job_id, *messages))
 
     @redis_reads
-    def find(self, job_id: str) -> Job | None:
-        """The record without its payload, of whichever endpoint."""
-        return self._read(job_id)
-
-    def get(self, job_id: str) -> Job:
-        """The same. Raises: JobNotFound."""
-        job = self.find(job_id)
-        if job is None:
-            raise JobNotFound(job_id)
-        return job
-
-    @redis_reads
     def retried_as(self, job_id: str) -> str | None:
         """The job that a retry of this one made."""
         return self._fields(job_id, "retried_as")[0]
-
-    @redis_errors
-    def details(self, job_id: str) -> dict[str, Any]:
-        """All that the record says, for people. Raises: JobNotFound."""
-        record: Any = self._redis.hgetall(keys.job(job_id))
-        if not record:
-            raise JobNotFound(job_id)
-        for name in ("claim", "callback", "watched", "followed"):
-            record.pop(name, None)
-        for name in ("input", "output", "progress", "s3_config", "attempts", "deliveries"):
-            if name in record:
-                record[name] = readable(record[name])
-        if "s3_config" in record:
-            record["s3_config"] = "..."
-        return {
-            name: int(value) if name.endswith("_ms") or name in _COUNTS else value
-            for name, value in record.items()
-        }
 
     @redis_reads
     def has_ended(self, job_id: str) -> bool:
         """Whether a job is in a terminal state, or gone."""
         (status,) = self._fields(job_id, "status")
         return status is None or JobStatus(status).terminal
-
-    def webhooks_due(self, *, limit: int) -> list[str]:
-        """Jobs whose webhook is to be tried again; each has a message for it now."""
-        return list(self._call("webhooks_due", limit))
-
-    @redis_errors
-    def webhook_of(self, job_id: str) -> tuple[Job, str, int, str | None] | None:
-        """A finished job, its webhook's URL, how many tries there were, and the client's request id."""
-        job = self._read(job_id)
-        url, log, request_id = self._fields(job_id, "webhook", "deliveries", "request_id")
-        if job is None or not job.status.terminal or url is None:
-            return None
-        return job, url, len(json.loads(log or "[]")), request_id
-
-    def delivered(
-        self, job_id: str, delivery: Mapping[str, Any], *, again_s: float | None, result: str = ""
-    ) -> None:
-        """Writes a try of a webhook into the job's log; ``again_s`` until the next, None: the last.
-
-        ``result`` is counted: "delivered", "failed" or "given_up".
-        """
-        pause = "" if again_s is None else int(again_s * 1000)
-        self._call("delivered", job_id, json.dumps(delivery), pause, self._result_ttl_s, result)
 
     @redis_reads
     def stream(self, job_id: str, endpoint: str, start: tuple[int | None, int] | None) -> Stream:
@@ -744,56 +682,6 @@ class JobStore:
         end = f"{stream.job.attempt}-{stream.start + len(stream.chunks)}"
         self._call("drained", stream.job.id, stream.cursor, end)
 
-    @redis_errors
-    def recent(
-        self, endpoint: str, *, status: JobStatus | None, before: tuple[int, str] | None, limit: int
-    ) -> tuple[list[Listed], tuple[int, str] | None]:
-        """The endpoint's last jobs, the newest first, each with its logs.
-
-        Args:
-            endpoint: the endpoint.
-            status: only jobs in this state.
-            before: where an earlier page ended.
-            limit: how many.
-
-        Returns:
-            The jobs, and where to go on; None: there are no more.
-        """
-        key, found = keys.recent(endpoint), list[Listed]()
-        highest: str | int = "+inf" if before is None else before[0]
-        offset = 0
-        while True:
-            page: Any = self._redis.zrange(
-                key,
-                highest,
-                "-inf",
-                desc=True,
-                byscore=True,
-                offset=offset,
-                num=SCAN_STEP,
-                withscores=True,
-            )
-            with self._redis.pipeline(transaction=False) as pipe:
-                for job_id, _ in page:
-                    pipe.hmget(keys.job(job_id), *Job.FIELDS, "deliveries", "attempts")
-                records = pipe.execute()
-            for (job_id, score), (*values, deliveries, attempts) in zip(page, records, strict=True):
-                place = (int(score), job_id)
-                if before is not None and place >= before:
-                    continue
-                if values[0] is None:
-                    self._redis.zrem(key, job_id)
-                    continue
-                job = Job.from_record(values)
-                if status in {None, job.status}:
-                    logs = (json.loads(text or "[]") for text in (deliveries, attempts))
-                    found.append(Listed(job, *logs))
-                    if len(found) == limit:
-                        return found, place
-            if len(page) < SCAN_STEP:
-                return found, None
-            offset += SCAN_STEP
-
     def expired(self, *, limit: int) -> list[Expired]:
         """Running jobs whose lease has run out, the oldest first."""
         found, broken = self._call("expired", limit)
@@ -812,7 +700,7 @@ class JobStore:
 
     @redis_reads
     def job(self, job_id: str, endpoint: str) -> Job:
-        """The record, without its payload.
+        """The record with its output and progress; :meth:`ownpod.listing.Listing.get` reads neither.
 
         Raises:
             JobNotFound: the endpoint has no such job.
@@ -829,13 +717,6 @@ class JobStore:
     def _fields(self, job_id: str, *names: str) -> list[str | None]:
         values: Any = self._redis.hmget(keys.job(job_id), names)
         return list(values)
-
-    @redis_errors
-    def shorten_ttl(self, job: Job, ttl_ms: int) -> None:
-        """Lets a finished job's record go after ``ttl_ms``, if that is sooner than it would."""
-        left_ms: Any = self._redis.pttl(keys.job(job.id))
-        if left_ms > ttl_ms:
-            self._redis.pexpire(keys.job(job.id), ttl_ms)
 
     @redis_reads
     def counts(self, endpoint: str) -> tuple[int, dict[str, str], dict[str, int]]:

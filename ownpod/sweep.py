@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ownpod import keys, log
 from ownpod.connection import redis_errors
+from ownpod.deliveries import Deliveries
 from ownpod.errors import RedisUnavailable
 from ownpod.jobs import JobStatus
 from ownpod.pull import Pulls
@@ -49,6 +50,7 @@ class Sweep(threading.Thread):
         self._redis = store.client
         self._recovery = recovery
         self._pulls = pulls
+        self._deliveries = Deliveries(store.client, store.messages)
         self._lease_s = lease_s
         self._recover_at = time.monotonic()
         self._sample_at = 0.0
@@ -118,8 +120,11 @@ class Sweep(threading.Thread):
             log.moved(job_id, JobStatus.TIMED_OUT, reason="it waited longer than its ttl")
 
     def _send_webhooks(self) -> None:
-        for job_id in self._store.webhooks_due(limit=AT_ONCE):
+        due = self._deliveries.due(limit=AT_ONCE)
+        for job_id in due.queued:
             logger.debug("job %s: its webhook is due", job_id)
+        for job_id in due.gone:
+            logger.warning("job %s: its webhook is given up: the job's record is gone", job_id)
 
     def _have_patience(self, now_s: float) -> None:
         """After a time in which the sweep did not see Redis, nodes may not have seen it either: they get

@@ -1,17 +1,17 @@
 -- Every change of a job record, each one atomic step. store.py puts the constants in front:
 -- S (states), MOVES (allowed moves), JOB, ENDPOINT, LEASES, EXPIRIES, CHUNKS, RUNS, WEBHOOKS
--- (see keys.py), DESCRIPTION, WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS, RECENT,
--- ATTEMPTS_LOGGED, ANSWER, LONGEST_TOLD, CHUNK_BYTES, RETRIED and LREM_MOST (store.py); scripts.py puts
--- `now` there, Redis's clock in ms: arguments are durations, as callers' clocks may differ.
+-- (see keys.py), DESCRIPTION, WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), WEBHOOK_LEASE_MS,
+-- WEBHOOK_KEPT_S, RECENT, ATTEMPTS_LOGGED, ANSWER, LONGEST_TOLD, CHUNK_BYTES, RETRIED and LREM_MOST
+-- (store.py); scripts.py puts `now` there, Redis's clock in ms: arguments are durations, as callers'
+-- clocks may differ.
 --
 -- ARGV[2] of every command is the call's token, the same when the call is repeated after a lost answer;
--- '' where the command needs none. Every command but remind, webhooks_due and delivered changes nothing
--- when it is executed again.
+-- '' where the command needs none. Every command but remind changes nothing when it is executed again.
 --
 -- JOB<id>                   hash   the record; fields in jobs.py (NewJob.record, Job.FIELDS), and
 --                                  `claim`, the token of the delivery that runs it;
 --                                  `drained`, the "<attempt>-<index>" up to which /stream was read;
---                                  `deliveries`, the JSON log of its webhook;
+--                                  `deliveries`, the JSON log of its webhook; `webhook_try`, see deliveries.lua;
 --                                  `attempts`, the JSON log of attempts that were handed back;
 --                                  `callback`, the token of the run's callback, and
 --                                  `returned`, the output that came that way while a node waited for
@@ -43,7 +43,7 @@
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 -- LEASES                    zset   ids of jobs IN_PROGRESS, by the ms when the lease runs out
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when their ttl has passed
--- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try
+-- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try; see deliveries.lua
 -- EVENTS<process>           pub/sub "<id> <state>" for moves, "<id> CHUNK" for new chunks, of the jobs that
 --                                  have this channel in `followed`, "<id> <state> <answer>" for the end
 --                                  of those that have it in `watched`
@@ -159,6 +159,7 @@ local function finish(id, job, to, ttl_s, fields)
   redis.call('EXPIRE', CHUNKS .. id, ttl_s)
   count(job.endpoint, to)
   if job.webhook then
+    redis.call('EXPIRE', JOB .. id, math.max(ttl_s, WEBHOOK_KEPT_S))
     redis.call('ZADD', WEBHOOKS, now + WEBHOOK_LEASE_MS, id)
     redis.call('LPUSH', WEBHOOK_LIST, (string.gsub(WEBHOOK_MESSAGE, '@job@', id)))
   end
@@ -714,38 +715,4 @@ function commands.purge_some()
     redis.call('ZREM', purging, unpack(ids))
   end
   return {cancelled, redis.call('ZCARD', purging)}
-end
-
--- limit -> ids of jobs whose webhook is due: each has a message now, and is due again only after the
--- lease, in case that message is lost
-function commands.webhooks_due()
-  local ids = redis.call('ZRANGEBYSCORE', WEBHOOKS, '-inf', now, 'LIMIT', 0, ARGV[3])
-  for _, id in ipairs(ids) do
-    redis.call('ZADD', WEBHOOKS, now + WEBHOOK_LEASE_MS, id)
-    redis.call('LPUSH', WEBHOOK_LIST, (string.gsub(WEBHOOK_MESSAGE, '@job@', id)))
-  end
-  return ids
-end
-
--- id, delivery (JSON), pause ('': this was the last try), ttl, result: writes a try into the job's log
-function commands.delivered()
-  local id, delivery, pause_ms, ttl_s, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-  local job = JOB .. id
-  if redis.call('EXISTS', job) == 0 or pause_ms == '' then
-    redis.call('ZREM', WEBHOOKS, id)
-  else
-    redis.call('ZADD', WEBHOOKS, now + pause_ms, id)
-    if redis.call('TTL', job) < pause_ms / 1000 + ttl_s then
-      redis.call('EXPIRE', job, math.ceil(pause_ms / 1000 + ttl_s))
-    end
-  end
-  if redis.call('EXISTS', job) == 1 then
-    local log, endpoint = unpack(redis.call('HMGET', job, 'deliveries', 'endpoint'))
-    if result ~= '' then
-      redis.call('HINCRBY', of(endpoint, 'webhooks'), result, 1)
-    end
-    redis.call('HSET', job, 'deliveries', log and (string.sub(log, 1, -2) .. ',' .. delivery .. ']')
-      or '[' .. delivery .. ']')
-  end
-  return 1
 end

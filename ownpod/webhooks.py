@@ -1,22 +1,24 @@
 """Calls a finished job's webhook, as RunPod does: a POST of what ``/status`` says.
 
-When to try again stands in Redis (:data:`ownpod.keys.WEBHOOKS`), not in a process's memory.
+When the next try is due stands in Redis (:mod:`ownpod.deliveries`), not in a process's memory.
 """
 
 import hashlib
 import hmac
 import logging
 import time
+import uuid
 
-import requests
-
+from ownpod.addresses import is_public
+from ownpod.deliveries import Deliveries, Try
+from ownpod.outbound import Outbound, Unanswered
+from ownpod.patience import until_redis_answers
 from ownpod.settings import Settings
-from ownpod.store import JobStore
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = (5, 15)
-"""To connect, and for the answer."""
+DEADLINE_S = 20.0
+"""s for a whole try; a third of a try's lease."""
 
 STEADY_TRIES = 3
 """After so many the pauses double. RunPod makes two more tries, 10 s apart."""
@@ -27,56 +29,81 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
+def make_outbound(settings: Settings, *, deadline_s: float = DEADLINE_S) -> Outbound:
+    """The sender of webhooks, with the addresses that ``OWNPOD_WEBHOOK_ALLOW`` permits."""
+    public_only = settings.webhook_allow == "public"
+    return Outbound(
+        allowed=is_public if public_only else lambda _address: True, deadline_s=deadline_s
+    )
+
+
 class Webhooks:
     """Sends webhooks, one try at a time.
 
     Args:
-        store: where the jobs are.
+        deliveries: the webhooks that are owed.
         settings: tries, pauses and the secret.
+        outbound: sends a POST; by default :func:`make_outbound`.
     """
 
-    def __init__(self, store: JobStore, settings: Settings) -> None:
-        self._store = store
+    def __init__(
+        self, deliveries: Deliveries, settings: Settings, outbound: Outbound | None = None
+    ) -> None:
+        self._deliveries = deliveries
         self._settings = settings
+        self._outbound = make_outbound(settings) if outbound is None else outbound
 
     def send(self, job_id: str) -> None:
-        """One try of a job's webhook; says in the record how it went and when the next is due."""
-        found = self._store.webhook_of(job_id)
-        if found is None:
-            # Retried under its own id, or its time is over.
-            self._store.delivered(job_id, {}, again_s=None)
+        """One try of a job's webhook, if one is owed now and no other sender makes it.
+
+        Raises:
+            RedisUnavailable: for half a lease. The try is made again when its lease has run out.
+        """
+        token, patience_s = uuid.uuid4().hex, self._deliveries.lease_s / 2
+        made = until_redis_answers(
+            lambda: self._deliveries.claim(job_id, token), longest_s=patience_s
+        )
+        if made is None:
+            log.debug("job %s: no try of its webhook is owed now", job_id)
             return
-        job, url, tries, request_id = found
-        error, status = self._post(url, job.answer_json().encode(), request_id)
-        done = error is None
-        tries += 1
-        last = done or tries >= self._settings.webhook_tries
+        status, reason, cause = self._post(made)
+        done = reason is None
+        last = done or made.number >= self._settings.webhook_tries
         delivery = {
-            "try": tries,
+            "try": made.number,
             "timeMs": time.time_ns() // 1_000_000,
             "httpStatus": status,
-            "error": error,
+            "error": reason,
         }
-        self._store.delivered(
-            job_id,
-            delivery,
-            again_s=None if last else self._pause_s(tries),
-            result="delivered" if done else "given_up" if last else "failed",
+        written = until_redis_answers(
+            lambda: self._deliveries.settle(
+                made,
+                delivery,
+                again_s=None if last else self._pause_s(made.number),
+                result="delivered" if done else "given_up" if last else "failed",
+                result_ttl_s=self._settings.result_ttl_s,
+            ),
+            longest_s=patience_s,
         )
-        if done:
-            log.info("job %s: webhook delivered, try %d", job_id, tries)
+        if not written:
+            log.info(
+                "job %s: result of webhook try %d dropped: it was replaced", job_id, made.number
+            )
+        elif done:
+            log.info("job %s: webhook delivered, try %d", job_id, made.number)
         else:
             what = "given up" if last else "to be tried again"
-            log.warning("job %s: webhook try %d failed (%s), %s", job_id, tries, error, what)
+            log.warning("job %s: webhook try %d failed (%s), %s", job_id, made.number, cause, what)
 
     def _pause_s(self, tries: int) -> float:
         return self._settings.webhook_delay_s * 2.0 ** max(0, tries - STEADY_TRIES + 1)
 
-    def _post(self, url: str, body: bytes, request_id: str | None) -> tuple[str | None, int | None]:
-        """What went wrong, if something did, and the HTTP status, if there was one."""
+    def _post(self, made: Try) -> tuple[int | None, str | None, str | None]:
+        """The HTTP status, if there was one; and of a failure the reason for clients, and for the log."""
+        body = made.job.answer_json().encode()
         headers = {"Content-Type": "application/json", "User-Agent": "OwnPod"}
-        if request_id is not None:
-            headers["X-Request-ID"] = request_id
+        if made.request_id is not None:
+            headers["X-Request-ID"] = made.request_id
         if self._settings.webhook_secret is not None:
             timestamp = str(int(time.time()))
             headers["X-OwnPod-Timestamp"] = timestamp
@@ -84,16 +111,8 @@ class Webhooks:
                 self._settings.webhook_secret, timestamp, body
             )
         try:
-            with requests.post(
-                url,
-                data=body,
-                headers=headers,
-                timeout=TIMEOUT_S,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                if 200 <= response.status_code < 300:
-                    return None, response.status_code
-                return f"HTTP {response.status_code}", response.status_code
-        except (requests.RequestException, ValueError) as error:
-            return type(error).__name__, None
+            status = self._outbound.post(made.url, body, headers)
+        except Unanswered as error:
+            return None, error.reason, str(error)
+        problem = None if 200 <= status < 300 else f"HTTP {status}"
+        return status, problem, problem

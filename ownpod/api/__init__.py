@@ -20,9 +20,11 @@ from ownpod.api import (
 )
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.celery import open_store
+from ownpod.deliveries import Deliveries
 from ownpod.endpoints import load_endpoints
 from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, Unauthorized
 from ownpod.events import JobEvents
+from ownpod.listing import Listing
 from ownpod.pull import Pulls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
@@ -49,6 +51,8 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         events=JobEvents(store.client, keys.PULL_EVENTS),
         pulls=Pulls(store.client, gone_s=settings.worker_gone_s),
+        listing=Listing(store.client),
+        deliveries=Deliveries(store.client, store.messages),
     )
     provide(app, services)
     ids.check_ids(app)

@@ -18,8 +18,9 @@ from ownpod.celery import app as celery_app
 from ownpod.endpoints import Endpoint
 from ownpod.errors import BadRequest
 from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
+from ownpod.listing import Listed
 from ownpod.payload import readable
-from ownpod.store import Idempotency, Listed
+from ownpod.store import Idempotency
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def run(endpoint_id: str) -> Response:
     """Queues a job and answers at once."""
     new_id, status = new_job_id(sync=False), JobStatus.IN_QUEUE
     job_id = _submit(endpoint_id, new_id, limit=RUN_LIMIT)
-    if job_id != new_id and (earlier := services().store.find(job_id)) is not None:
+    if job_id != new_id and (earlier := services().listing.find(job_id)) is not None:
         # Another request's job, by its Idempotency-Key: it may have ended.
         status = earlier.status
     return answer({"id": job_id, "status": status})
@@ -75,7 +76,7 @@ def status(endpoint_id: str, job_id: str) -> Response:
         ttl_ms = schemas.whole_number("ttl", ttl, (1, here.settings.result_ttl_s * 1000))
     job = here.store.job(job_id, endpoint_id)
     if ttl_ms is not None and job.status.terminal:
-        here.store.shorten_ttl(job, ttl_ms)
+        here.deliveries.shorten_ttl(job_id, ttl_ms)
     response = answer(_with_reason(job))
     response.set_etag(hashlib.sha256(response.get_data()).hexdigest())
     response.make_conditional(request)
@@ -98,7 +99,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     state = here.store.cancel(job_id, endpoint_id, reason="cancelled by a client")
     if state is JobStatus.CANCELLED:
         log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
-        _tell_node(here.store.job(job_id, endpoint_id))
+        _tell_node(here.listing.get(job_id, endpoint_id))
     return answer({"id": job_id, "status": state})
 
 
@@ -129,7 +130,7 @@ def requests(endpoint_id: str) -> Response:
     here = services()
     here.registry.endpoint(endpoint_id)
     limit = schemas.whole_number("limit", request.args.get("limit", str(DEFAULT_PAGE)), PAGE)
-    jobs, end = here.store.recent(
+    jobs, end = here.listing.recent(
         endpoint_id, status=_wanted_status(), before=_before(), limit=limit
     )
     following = None if end is None else "-".join(map(str, end))
@@ -140,8 +141,8 @@ def requests(endpoint_id: str) -> Response:
 def request_details(endpoint_id: str, job_id: str) -> Response:
     """All that is known of a job: input, output, each attempt, each try of its webhook."""
     here = services()
-    here.store.job(job_id, here.registry.endpoint(endpoint_id).id)
-    return answer(here.store.details(job_id))
+    here.listing.get(job_id, here.registry.endpoint(endpoint_id).id)
+    return answer(here.listing.details(job_id))
 
 
 def _wanted_status() -> JobStatus | None:
@@ -159,9 +160,9 @@ def _before() -> tuple[int, str] | None:
     before = request.args.get("before")
     if before is None:
         return None
-    created_ms, _, job_id = before.partition("-")
-    if not schemas.WHOLE_NUMBER.fullmatch(created_ms) or not broker.NAME.fullmatch(job_id):
+    if not re.fullmatch(schemas.PLACE, before):
         raise BadRequest("before: must be the `next` of an earlier answer")
+    created_ms, _, job_id = before.partition("-")
     return int(created_ms), job_id
 
 

@@ -28,7 +28,13 @@ class NewWorkerSchema(WorkerSchema):
 
 def _number(name: str, what: str) -> dict[str, Any]:
     """A query that is a whole number."""
-    return {"name": name, "in": "query", "schema": {"type": "integer"}, "description": what}
+    limits = {"minimum": -schemas.LARGEST, "maximum": schemas.LARGEST}
+    return {
+        "name": name,
+        "in": "query",
+        "schema": {"type": "integer", **limits},
+        "description": what,
+    }
 
 
 _WAIT = _number("wait", "ms to wait at most; brought into 1000 to 300000")
@@ -52,11 +58,11 @@ _LISTING: list[dict[str, Any]] = [
         "in": "query",
         "schema": {"type": "string", "enum": [status.value for status in JobStatus]},
     },
-    _number("limit", "1 to 1000"),
+    _number("limit", "jobs in the answer; brought into 1 to 1000"),
     {
         "name": "before",
         "in": "query",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,15}-[A-Za-z0-9_-]+$"},
+        "schema": {"type": "string", "pattern": f"^{schemas.PLACE}$"},
         "description": "the `next` of an earlier answer",
     },
 ]

@@ -24,6 +24,12 @@ WEBHOOK = r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?([/?#][!-
 
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,30}")
 
+LARGEST = 2**53 - 1
+"""The largest magnitude of a whole number in a query: what JSON numbers hold exactly."""
+
+PLACE = r"[0-9]{1,15}-[A-Za-z0-9_-]{1,255}"
+"""What ``next`` and ``?before=`` of a listing look like: ms since the epoch, and a job's id."""
+
 
 class _Flag(fields.Boolean):
     """true or false, and nothing that looks like it."""
@@ -167,6 +173,9 @@ class AttemptSchema(Schema):
 
 class ListedSchema(StatusSchema):
     """A job in ``/requests``: without its output, with the logs of webhook and attempts."""
+
+    class Meta:
+        exclude = ("output", "queuePosition", "waitingReason")
 
     createdAt = fields.Integer(  # noqa: N815
         required=True, metadata={"description": "ms since the epoch"}
@@ -344,8 +353,10 @@ def whole_number(name: str, text: str, limits: tuple[int, int]) -> int:
     """A query's whole number, brought into the limits as RunPod does.
 
     Raises:
-        BadRequest: it is no whole number.
+        BadRequest: it is no whole number, or one beyond :data:`LARGEST`.
     """
-    if not WHOLE_NUMBER.fullmatch(text):
-        raise BadRequest(f"{name}: must be a whole number, not {text[:40]!r}")
+    if not WHOLE_NUMBER.fullmatch(text) or abs(int(text)) > LARGEST:
+        raise BadRequest(
+            f"{name}: must be a whole number from -{LARGEST} to {LARGEST}, not {text[:40]!r}"
+        )
     return min(max(int(text), limits[0]), limits[1])

@@ -8,8 +8,10 @@ from typing import Any
 
 from flask import Flask, Response, current_app, request
 
+from ownpod.deliveries import Deliveries
 from ownpod.endpoints import Endpoint
 from ownpod.events import JobEvents
+from ownpod.listing import Listing
 from ownpod.pull import Pulls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
@@ -32,6 +34,8 @@ class Services:
     events: JobEvents
     waiting: Waiting
     pulls: Pulls
+    listing: Listing
+    deliveries: Deliveries
 
     @property
     def keys_needed(self) -> bool:

@@ -1,15 +1,17 @@
 """Streams, retries, policies, keys, limits and the rest of the API on a real Redis."""
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import job_store, load_settings
+from helpers import job_store, load_settings, wait_until
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
+from ownpod.deliveries import Deliveries
 from ownpod.jobs import JobStatus, Outcome
 
 WORKERS = """
@@ -278,6 +280,61 @@ def test_a_wrong_listing_is_a_400(api, query):
     answer = api.get(f"/v2/ep/requests?{query}")
     assert answer.status_code == 400
     assert answer.json["error"].startswith(query.partition("=")[0])
+
+
+def test_a_status_with_a_short_ttl_does_not_cost_the_webhook(api, store, client):
+    job_id = run(api, webhook="http://127.0.0.1:1/hook").json["id"]
+    store.finish(begin(store, job_id), Outcome(JobStatus.COMPLETED, output="1"))
+    assert api.get(f"/v2/ep/status/{job_id}?ttl=1").json["output"] == 1
+    deliveries = Deliveries(client, store.messages)
+    made = deliveries.claim(job_id, "t")
+    assert made.job.output == "1"
+    options = {"again_s": None, "result": "delivered", "result_ttl_s": 60}
+    assert deliveries.settle(made, {"try": 1}, **options)
+    wait_until(lambda: api.get(f"/v2/ep/status/{job_id}").status_code == 404)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("limit", "/requests"),
+        ("wait", "/status-sync/{}"),
+        ("wait", "/stream/{}"),
+        ("ttl", "/status/{}"),
+        ("from", "/stream/{}"),
+    ],
+)
+def test_the_document_says_how_large_a_number_of_a_query_may_be(api, running, name, path):
+    services_of(api.application).events.stop()
+    operation = api.get("/openapi.json").json["paths"][
+        "/v2/{endpoint_id}" + path.format("{job_id}")
+    ]
+    (schema,) = (
+        parameter["schema"]
+        for parameter in operation["get"]["parameters"]
+        if parameter["name"] == name
+    )
+    url = f"/v2/ep{path.format(running[0])}"
+    for allowed in (schema["minimum"], schema["maximum"], -1, 0):
+        assert api.get(url, query_string={name: allowed}, headers=JSON).status_code == 200
+    for refused in (schema["minimum"] - 1, schema["maximum"] + 1, 10**40, "1.5", "x"):
+        answer = api.get(url, query_string={name: refused}, headers=JSON)
+        assert answer.status_code == 400
+        assert answer.json["error"].startswith(f"{name}: must be a whole number")
+
+
+def test_a_page_begins_only_where_the_document_says(api):
+    parameters = api.get("/openapi.json").json["paths"]["/v2/{endpoint_id}/requests"]["get"]
+    (pattern,) = (
+        parameter["schema"]["pattern"]
+        for parameter in parameters["parameters"]
+        if parameter["name"] == "before"
+    )
+    for before in ("1-a", "1-a-b", f"{'9' * 15}-{'a' * 255}", "0-_"):
+        assert re.search(pattern, before)
+        assert api.get("/v2/ep/requests", query_string={"before": before}).status_code == 200
+    for before in ("+1-a", "-1-a", f"{'9' * 16}-a", f"1-{'a' * 256}", "1-", "1-a\n", "1-ä"):
+        assert api.get("/v2/ep/requests", query_string={"before": before}).status_code == 400
 
 
 # --- Idempotency-Key, ETag

@@ -7,6 +7,7 @@ from helpers import RedisServer, job_store, new_job
 from ownpod import keys
 from ownpod.events import JobEvents
 from ownpod.jobs import JobStatus, Outcome
+from ownpod.listing import Listing
 from ownpod.store import connect
 
 LONG = "x" * 20_000
@@ -95,7 +96,7 @@ def test_only_who_asked_is_told(client):
     ]
     assert store.job_told(said[-1][3]) == store.job("both", "ep")
     assert not client.exists(keys.job("gone"))
-    assert not {"watched", "followed"} & store.details("both").keys()
+    assert not {"watched", "followed"} & Listing(client).details("both").keys()
 
 
 @pytest.mark.parametrize(("output", "error"), [("1", ""), (f'"{LONG}"', ""), ("1", LONG)])

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
+from ownpod.deliveries import Deliveries
 from ownpod.jobs import JobStatus, Outcome
 
 WORKERS = "endpoints: {ep: {workers: [{url: 'http://a:1', id: w, capacity: 2}]}, other: {}}"
@@ -71,13 +72,16 @@ def test_jobs_are_counted_and_timed(api, store):
     assert found["ownpod_workers", "unhealthy"] == 1
 
 
-def test_retries_lost_attempts_and_webhooks_are_counted(api, store):
+def test_retries_lost_attempts_and_webhooks_are_counted(api, store, client):
     store.create(new_job("a", webhook="http://a/"))
     store.claim("a", worker_id="w", claim="x", lease_s=60)
     store.hand_back("a", "ep", 1, lost=True, reason="gone")
     store.cancel("a", "ep", reason="by hand")
-    store.delivered("a", {"try": 1}, again_s=10, result="failed")
-    store.delivered("a", {"try": 2}, again_s=None, result="delivered")
+    deliveries = Deliveries(client, store.messages)
+    for token, again_s, result in [("1", 0, "failed"), ("2", None, "delivered")]:
+        made = deliveries.claim("a", token)
+        options = {"again_s": again_s, "result": result, "result_ttl_s": 60}
+        assert deliveries.settle(made, {"try": made.number}, **options)
     found = samples(api)
     assert (found["ownpod_attempts_lost_total",], found["ownpod_jobs_retried_total",]) == (1, 1)
     assert found["ownpod_webhooks_total", "failed"] == 1

@@ -146,7 +146,7 @@ def test_a_jobs_position_counts_those_that_go_before_it(api, client):
         store.create(new_job(f"job-{number}", low_priority=low, created_ms=1000 + number))
 
     def position(number):
-        return store.position(store.get(f"job-{number}"))
+        return store.position(store.job(f"job-{number}", "ep"))
 
     assert [position(n) for n in range(5)] == [1, 4, 2, 5, 3]
     store.cancel("job-0", "ep", reason="by hand")

@@ -8,6 +8,7 @@ import pytest
 from helpers import job_message, job_messages, job_store, new_job, now_ms, wait_until
 
 from ownpod import keys
+from ownpod.deliveries import Deliveries
 from ownpod.errors import (
     IdempotencyConflict,
     JobNotFound,
@@ -16,6 +17,7 @@ from ownpod.errors import (
     RedisUnavailable,
 )
 from ownpod.jobs import MOVES, JobStatus, Outcome
+from ownpod.listing import Listing
 from ownpod.store import Idempotency, connect
 
 DONE = Outcome(JobStatus.COMPLETED, output='{"a": 1}', execution_ms=7)
@@ -248,10 +250,10 @@ def test_a_renewed_lease_does_not_run_out(store):
 def test_a_shorter_stay_of_a_record_is_never_a_longer_one(store, client):
     store.create(new_job())
     store.finish(claim(store), DONE)
-    job = store.job("job-1", "ep")
-    store.shorten_ttl(job, 5_000)
+    deliveries = Deliveries(client, store.messages)
+    deliveries.shorten_ttl("job-1", 5_000)
     assert client.pttl(keys.job("job-1")) <= 5_000
-    store.shorten_ttl(job, 60_000)
+    deliveries.shorten_ttl("job-1", 60_000)
     assert client.pttl(keys.job("job-1")) <= 5_000
 
 
@@ -418,7 +420,7 @@ def test_a_full_queue_takes_no_more(store):
 
 def listed(store, **options):
     options = {"status": None, "before": None, "limit": 100} | options
-    jobs, end = store.recent("ep", **options)
+    jobs, end = Listing(store.client).recent("ep", **options)
     return [found.job.id for found in jobs], end
 
 
@@ -455,12 +457,6 @@ def test_a_webhook_is_owed_from_the_end_on_and_has_a_message(store, client):
     store.cancel("job-1", "ep", reason="x")
     assert client.llen("ownpod-housekeeping") == 1
     assert '[["job-1"], {}' in json.loads(client.lindex("ownpod-housekeeping", 0))["body"]
-    # Its message is only made anew if it seems lost.
-    assert store.webhooks_due(limit=10) == []
-    client.zadd(keys.WEBHOOKS, {"job-1": 1})
-    assert store.webhooks_due(limit=10) == ["job-1"]
-    assert client.llen("ownpod-housekeeping") == 2
-    assert store.webhooks_due(limit=10) == []
 
 
 @pytest.mark.timeout(120)
@@ -493,7 +489,7 @@ def test_the_history_of_attempts_says_where_and_why_they_ended(store):
     hand_back(store, claim(store, token="0"), reason="refused")
     hand_back(store, claim(store, token="1"), lost=True, reason="it died")
     hand_back(store, claim(store, token="2"), lost=True, reason="it died again")
-    (found,), _ = store.recent("ep", status=JobStatus.FAILED, before=None, limit=1)
+    (found,), _ = Listing(store.client).recent("ep", status=JobStatus.FAILED, before=None, limit=1)
     assert [(e["attempt"], e["workerId"], e["lost"], e["reason"]) for e in found.attempts] == [
         (1, "w", False, "refused"),
         (2, "w", True, "it died"),
@@ -506,5 +502,5 @@ def test_a_history_that_grows_and_grows_keeps_its_end(store):
     store.create(new_job())
     for number in range(30):
         hand_back(store, claim(store, token=str(number)))
-    (found,), _ = store.recent("ep", status=None, before=None, limit=1)
+    (found,), _ = Listing(store.client).recent("ep", status=None, before=None, limit=1)
     assert [entry["attempt"] for entry in found.attempts] == list(range(11, 31))
