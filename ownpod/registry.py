@@ -116,6 +116,20 @@ return {ARGV[1], redis.call('HGET', KEYS[3], ARGV[2]), waiting}
 fields of the status -> who has the worker; and if that is the process, why it is paused and how many messages wait."""
 
 
+def _pulled(worker_id: str, text: str) -> WorkerSpec | None:
+    """A worker that pulls; None, and a log line, if what Redis holds of it cannot be used."""
+    try:
+        said = json.loads(text)
+        endpoint_id, capacity = said["endpoint"], said["capacity"]
+        if isinstance(endpoint_id, str) and isinstance(capacity, int):
+            return pull_worker(endpoint_id, worker_id, capacity)
+        problem = "endpoint or capacity has a wrong type"
+    except (ValueError, TypeError, KeyError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    log.warning("the entry of worker %r, which pulls, is left out: %s", worker_id, problem)
+    return None
+
+
 FRESH_S = 1.0
 """So old may be what a process knows of workers that were added at run time."""
 
@@ -179,9 +193,7 @@ class Registry:
         known = dict(self._configured)
         taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
         specs = [self._spec(json.loads(text)) for text in self._added.values()]
-        for worker_id, text in sorted(self._pulling.items()):
-            said = json.loads(text)
-            specs.append(pull_worker(said["endpoint"], worker_id, said["capacity"]))
+        specs += filter(None, (_pulled(*entry) for entry in sorted(self._pulling.items())))
         for spec in specs:
             if spec.endpoint not in known or taken & {spec.id, spec.url}:
                 # The configuration has changed since, and comes first.

@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask, Response, current_app, request
 
+from ownpod.api.held import HeldConnections
 from ownpod.endpoints import Endpoint
 from ownpod.events import JobEvents
 from ownpod.pull import Pulls
@@ -32,6 +33,7 @@ class Services:
     events: JobEvents
     waiting: Waiting
     pulls: Pulls
+    held: HeldConnections = field(default_factory=HeldConnections)
 
     @property
     def keys_needed(self) -> bool:

@@ -32,6 +32,7 @@ LAYERS = [
     {"tasks"},
     {"node"},
     {"dispatch", "up"},
+    {"api.held", "api.bodies"},
     {"api.services", "api.schemas", "api.worker"},
     {"api.auth", "api.ids", "api.metrics"},
     {"api.workers"},
@@ -65,6 +66,7 @@ ONLY = {
             for name in [
                 "services",
                 "auth",
+                "bodies",
                 "health",
                 "ids",
                 "openapi",
