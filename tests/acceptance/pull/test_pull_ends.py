@@ -102,3 +102,27 @@ def test_a_worker_needs_one_of_its_keys_and_is_forgotten_when_it_is_gone(
     wait_until(lambda: worker_states(ownpod) == {"gpu-1": "ready"}, 5)
     worker.kill()
     wait_until(lambda: worker_states(ownpod) == {}, 60)
+
+
+@pytest.mark.timeout(300)
+def test_a_job_submitted_right_after_four_of_five_workers_were_killed_runs_at_once(
+    start_ownpod, start_worker
+):
+    ownpod = start_ownpod(OWNPOD_LEASE_S=30)
+    names = [f"gpu-{number}" for number in range(1, 6)]
+    workers = {name: start_worker(ownpod, name=name) for name in names}
+    for name in names[:4]:
+        workers[name].send(signal.SIGKILL)
+    began = time.monotonic()
+    job = ownpod.submit(text="after")
+    done = ownpod.ended(job)
+    took_s = time.monotonic() - began
+    assert (done["status"], done["workerId"]) == ("COMPLETED", "gpu-5")
+    assert took_s < 3, took_s
+    states = worker_states(ownpod)
+    assert states.pop("gpu-5") == "ready"
+    assert set(states.values()) == {"unhealthy"}
+    (reason, *_) = {
+        w["reason"] for w in ownpod.get("/health")["ownpod"]["workers"] if w["id"] != "gpu-5"
+    }
+    assert reason == "the worker closed its request for a job, and has not asked again"
