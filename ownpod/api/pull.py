@@ -27,6 +27,7 @@ from ownpod.errors import (
     JobNotFound,
     OwnPodError,
     RedisUnavailable,
+    Unauthorized,
     WorkerConflict,
 )
 from ownpod.jobs import JobStatus, Outcome
@@ -48,7 +49,7 @@ RESULT_S = 60.0
 STOPPING_LOOK_S = 1.0
 
 OTHER_KEY = (
-    "a result is taken with the key only with which the worker took the job: put that one back into "
+    "this worker took its jobs with another key, and results count only with that: put that one back into "
     "OWNPOD_WORKER_KEYS, or restart the worker with its new RUNPOD_AI_API_KEY"
 )
 
@@ -80,6 +81,8 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
     here, channel = services(), f"stop:{worker_id}"
     try:
         _check(here, endpoint_id, worker_id)
+        if not _has_key_of(here, endpoint_id, worker_id):
+            raise Unauthorized(OTHER_KEY)
         with (
             here.events.expect(channel, end_only=False) as wait,
             here.held.watch(_peer(), lambda: here.events.wake(channel)) as connection,
@@ -101,12 +104,9 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
 def ping(endpoint_id: str, worker_id: str) -> Response:
     """A worker lives, and says what it has in hand."""
     here = services()
-    try:
-        _check_key(endpoint_id, worker_id)
-    except OwnPodError:
-        # What it runs goes on also when its key was replaced since.
-        if not _is_key(here.pulls.key_of(worker_id)):
-            raise
+    # What it runs goes on also when its key was replaced since.
+    if not _has_key_of(here, endpoint_id, worker_id):
+        raise Unauthorized(OTHER_KEY)
     here.registry.endpoint(endpoint_id)
     # The SDK joins them with commas; requests may send the parameter several times.
     runs = [run for given in request.args.getlist("job_id") for run in given.split(",") if run]
@@ -118,7 +118,7 @@ def ping(endpoint_id: str, worker_id: str) -> Response:
 def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """What a generator has yielded."""
     here = services()
-    if not _may_post(here, endpoint_id, worker_id, run_id):
+    if not _has_key_of(here, endpoint_id, worker_id, run_id):
         return _other_key(here, endpoint_id, worker_id, run_id)
     body = read_body(here.settings.max_output_mb)
 
@@ -139,7 +139,7 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
 def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """A result, or progress: the SDK posts that to the same place, also after the result."""
     here = services()
-    if not _may_post(here, endpoint_id, worker_id, run_id):
+    if not _has_key_of(here, endpoint_id, worker_id, run_id):
         return _other_key(here, endpoint_id, worker_id, run_id)
     body = read_body(here.settings.max_output_mb)
     if body.whole is None:
@@ -283,9 +283,11 @@ def _remember(here: Services, endpoint_id: str, worker_id: str, reason: str) -> 
         here.pulls.refuse(worker_id, here.registry.endpoint(endpoint_id).id, reason)
 
 
-def _may_post(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> bool:
-    """Whether this request's key is the one with which the worker took the run: also one that is no
-    longer in the settings, and no other one that is.
+def _has_key_of(
+    here: Services, endpoint_id: str, worker_id: str, run_id: str | None = None
+) -> bool:
+    """Whether this request's key is the one with which the worker took the run, or last asked for jobs:
+    also one that is no longer in the settings, and no other one that is.
     """
     try:
         _check_key(endpoint_id, worker_id)
@@ -295,11 +297,7 @@ def _may_post(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> 
     if not (here.keys_needed or here.settings.worker_keys):
         return valid
     known = until_redis_answers(lambda: here.pulls.key_of(worker_id, run_id), longest_s=RESULT_S)
-    return valid if known is None else _is_key(known)
-
-
-def _is_key(digest: str | None) -> bool:
-    return digest is not None and hmac.compare_digest(digest, caller())
+    return valid if known is None else hmac.compare_digest(known, caller())
 
 
 def _other_key(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> Response:

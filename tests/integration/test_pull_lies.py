@@ -82,7 +82,7 @@ def test_a_result_counts_with_the_key_that_took_the_job_after_that_was_replaced(
     old = {"Authorization": "k"}
     assert post(after, "/v2/ep/job-done/w/r?isStream=false", {"output": 1}).status_code == 503
     assert pulls.run("w", "r").state == "delivered"
-    assert "the key only with which the worker took the job" in refused(after)["w"]
+    assert "this worker took its jobs with another key" in refused(after)["w"]
     assert after.get("/v2/ep/ping/w?job_id=r", headers=old).status_code == 200
     assert pulls.run("w", "r").state == "begun"
     url = "/v2/ep/job-done/w/r?isStream=false"
@@ -163,6 +163,20 @@ def test_any_batch_size_is_taken(pulls, api, size):
     offer(pulls)
     answer = api.get("/v2/ep/job-take-batch/w", query_string={"batch_size": size})
     assert [job["id"] for job in answer.json] == ["r"]
+
+
+def test_with_another_workers_key_nothing_of_a_worker_is_changed(pulls, start_api):
+    api = start_api(worker_keys="k,liar")
+    deliver(pulls, api)
+    pulls.stop("w", "r")
+    headers = {"Authorization": "liar"}
+    assert api.get("/v2/ep/ping/w?job_id=r", headers=headers).status_code == 401
+    assert api.get("/v2/ep/job-stop/w?gpu=0", headers=headers).status_code == 429
+    for path in ("job-done", "job-stream"):
+        answer = post(api, f"/v2/ep/{path}/w/r?isStream=false", {"output": 1}, headers=headers)
+        assert answer.status_code == 503
+    assert pulls.run("w", "r").state == "delivered"
+    assert api.get("/v2/ep/job-stop/w?gpu=0").json == {"jobsToStop": ["r"]}
 
 
 def test_a_ping_lists_what_it_will_and_changes_its_own_runs_only(pulls, api, client):
@@ -331,6 +345,7 @@ def test_what_was_handed_to_a_request_that_was_closed_was_not_begun(pulls):
 
 def test_a_node_that_begins_waits_for_the_workers_next_request_before_it_is_ready(pulls, worker):
     pulls.take("w", "ep", "t", most=1, in_progress=False)
+    wait_until(lambda: pulls.contact("w").asked_s > 0.01, 5)
     later = PullWorker(worker_spec("pull:w", id="w"), pulls, lambda _: None, gone_s=60)
     seen = []
     gate = Gate(later.probe, seen.append, announce_every_s=1)
