@@ -136,8 +136,8 @@ class Gate(threading.Thread):
             log.info("worker ready")
 
     def _wait_for_worker(self, reason: str, *, busy: bool) -> None:
-        """Of a node that has just begun: not unhealthy yet, and probed often."""
-        self._probe_at = time.monotonic() + FIRST_RETRY_S
+        """Of a node that has just begun: not unhealthy yet, and probed often unless it is busy."""
+        self._probe_at = time.monotonic() + (LONGEST_RETRY_S if busy else FIRST_RETRY_S)
         with self._lock:
             self._turn(WorkerState.BUSY if busy else WorkerState.INITIALIZING, reason)
 

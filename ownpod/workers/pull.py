@@ -114,6 +114,8 @@ class PullWorker:
         self._gone_s = gone_s
         self._begun: dict[str, Attempt] = {}
         self._over: set[str] = set()
+        self._awaited: set[str] = set()
+        """Runs that :meth:`wait` waits for."""
         self._began = time.monotonic()
         self._seen = False
         """The worker has asked for a job since this object was made."""
@@ -134,6 +136,7 @@ class PullWorker:
 
     def wait(self, run_id: str, watch: Watch, *, resumed: bool = False) -> Outcome:
         attempt = self._begun.pop(run_id, None)
+        self._awaited.add(run_id)
         with self._expect(run_id) as wait:
             if attempt is not None and not resumed:
                 watch.look(Look.POLL)
@@ -150,6 +153,7 @@ class PullWorker:
             finally:
                 self._freed = time.monotonic()
                 self._over.discard(run_id)
+                self._awaited.discard(run_id)
 
     def _offer(self, run_id: str, attempt: Attempt) -> None:
         body = f'{{"id": {json.dumps(run_id)}, "input": {attempt.input}'
@@ -270,7 +274,8 @@ class PullWorker:
         now, asked_s = time.monotonic(), self._contact().asked_s
         if not self._seen:
             self._seen = asked_s is not None and asked_s < now - self._began
-            if not self._seen and now - self._began < ASK_S:
+            # A sync handler asks for nothing while it runs a job that a node before this one offered.
+            if not self._seen and (now - self._began < ASK_S or self._awaited):
                 # The API may hold a request that came before this node began.
                 with contextlib.suppress(RedisUnavailable):
                     self._desk.await_worker(self._id)
