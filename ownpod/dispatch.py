@@ -78,6 +78,11 @@ class _Child:
     pauses: Pauses = field(default_factory=Pauses)
 
 
+def to_start(children: list[_Child], now: float) -> list[_Child]:
+    """Children whose node is to be forked now, at most :data:`STARTS`."""
+    return [child for child in children if child.pid == 0 and child.start_at <= now][:STARTS]
+
+
 class Dispatcher:
     """Keeps one node alive for each worker; ends with SIGTERM or SIGINT, draining.
 
@@ -112,10 +117,10 @@ class Dispatcher:
                 self._reload()
             self._match()
             now = time.monotonic()
-            due = [child for child in self._children if child.pid == 0 and child.start_at <= now]
-            for child in due[:STARTS]:
+            due = to_start(self._children, now)
+            for child in due:
                 self._start(child)
-            if len(due) > STARTS:
+            if len(due) == STARTS:
                 self._sleep(STARTS_EVERY_S)
             else:
                 later = [child.start_at for child in self._children if child.pid == 0]

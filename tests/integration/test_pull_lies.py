@@ -100,6 +100,15 @@ def test_a_result_that_is_too_large_ends_the_run_with_the_reason_and_no_4xx(pull
     assert outcome.error == ("the worker's answer is larger than 1 MiB, see OWNPOD_MAX_OUTPUT_MB")
 
 
+def test_a_result_whose_connection_breaks_is_not_taken_for_a_whole_one(pulls, api):
+    deliver(pulls, api)
+    # As gunicorn gives it: a body that ends early, without an error.
+    broken = {"CONTENT_LENGTH": "100", "wsgi.input_terminated": True}
+    url = "/v2/ep/job-done/w/r?isStream=false"
+    assert post(api, url, b'{"output": 1}', environ_overrides=broken).status_code == 503
+    assert pulls.run("w", "r").state == "delivered"
+
+
 def test_progress_that_is_too_large_ends_nothing(pulls, api):
     deliver(pulls, api)
     body = {"status": "IN_PROGRESS", "output": "x" * 1_500_000}
