@@ -58,6 +58,9 @@ TELL_AFTER = 3
 HEARTBEAT_S = 5.0
 """Between a node's heartbeats, by which Flower knows that it is there; Celery's own are 2 s apart."""
 
+STARTS, STARTS_EVERY_S = 8, 0.5
+"""Nodes that are forked within so many s at most: many workers that come at once must not load the host."""
+
 KILL_AFTER_S = 5.0
 """After the grace: what has not ended by then is killed."""
 
@@ -73,6 +76,11 @@ class _Child:
     started: float = 0.0
     start_at: float = 0.0
     pauses: Pauses = field(default_factory=Pauses)
+
+
+def to_start(children: list[_Child], now: float) -> list[_Child]:
+    """Children whose node is to be forked now, at most :data:`STARTS`."""
+    return [child for child in children if child.pid == 0 and child.start_at <= now][:STARTS]
 
 
 class Dispatcher:
@@ -109,11 +117,14 @@ class Dispatcher:
                 self._reload()
             self._match()
             now = time.monotonic()
-            for child in self._children:
-                if child.pid == 0 and child.start_at <= now:
-                    self._start(child)
-            due = [child.start_at for child in self._children if child.pid == 0]
-            self._sleep(min([FRESH_S, *(at - time.monotonic() for at in due)]))
+            due = to_start(self._children, now)
+            for child in due:
+                self._start(child)
+            if len(due) == STARTS:
+                self._sleep(STARTS_EVERY_S)
+            else:
+                later = [child.start_at for child in self._children if child.pid == 0]
+                self._sleep(min([FRESH_S, *(at - time.monotonic() for at in later)]))
             self._reap()
         self._end_all()
 

@@ -29,6 +29,9 @@ PULL = "pull:"
 LONGEST_ID = 255
 """Characters of an id that is made from a URL; see :data:`ownpod.broker.NAME`."""
 
+DEFAULT_MAX_WORKERS = 64
+"""Pulling workers that an endpoint may have: each has a node, a process of some 20 MB."""
+
 EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 """RunPod's documented limits of ``executionTimeout``."""
 
@@ -67,6 +70,8 @@ class Endpoint:
     """Jobs that may wait; 0 is any number."""
     api_keys: tuple[str, ...] = field(repr=False, default=())
     """Keys for this endpoint only."""
+    max_workers: int = DEFAULT_MAX_WORKERS
+    """Pulling workers that it may have."""
 
 
 _HEADER_NAME = fields.String(
@@ -140,6 +145,12 @@ class _EndpointSchema(Schema):
         validate=validate.Range(0, error="must be a whole number, 0 for any"),
     )
     api_keys = fields.List(fields.String(), data_key="apiKeys", load_default=list)
+    max_workers = fields.Integer(
+        data_key="maxWorkers",
+        strict=True,
+        load_default=DEFAULT_MAX_WORKERS,
+        validate=validate.Range(0, 10_000, error="must be a whole number from {min} to {max}"),
+    )
     max_attempts = fields.Integer(
         data_key="maxAttempts",
         strict=True,
@@ -185,6 +196,7 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
             max_attempts=values["max_attempts"],
             max_queue_depth=values["max_queue_depth"],
             api_keys=tuple(values["api_keys"]),
+            max_workers=values["max_workers"],
         )
         for endpoint_id, values in given.items()
     }

@@ -95,6 +95,17 @@ class QueueFull(OwnPodError):
         )
 
 
+class TooManyWorkers(OwnPodError):
+    """The endpoint has as many pulling workers as it may have."""
+
+    http_status = 429
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"the endpoint has {most} pulling workers, its maxWorkers; stop one, or raise that"
+        )
+
+
 class Unauthorized(OwnPodError):
     """This needs an API key: send it as 'Authorization: Bearer <key>'."""
 
@@ -142,6 +153,16 @@ class WorkerUnavailable(WorkerError):
 
 class WorkerSilent(WorkerUnavailable):
     """The worker can be reached, but answers nothing; it may be busy."""
+
+
+class WorkerAwaited(WorkerUnavailable):
+    """A worker that pulls has not asked for a job since its node began."""
+
+
+class WorkerRecordBroken(WorkerUnavailable):
+    """What Redis keeps of a worker that pulls cannot be used."""
+
+    http_status = 503
 
 
 class JobRejected(WorkerError):

@@ -84,6 +84,10 @@ class JobEvents:
             waiter.woken.clear()
         return waiter.news
 
+    def wake(self, job_id: str) -> None:
+        """Lets those who wait for news of it look now."""
+        self._wake(job_id, "", ended=True)
+
     def stop(self) -> None:
         """This process ends: everybody who waits gets what there is to see now.
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ownpod.errors import RedisUnavailable, WorkerSilent, WorkerUnavailable
+from ownpod.errors import RedisUnavailable, WorkerAwaited, WorkerSilent, WorkerUnavailable
 from ownpod.registry import WorkerState, WorkerStatus
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,11 @@ class Gate(threading.Thread):
         if turned:
             log.warning("worker unhealthy, its jobs go to others: %s", reason)
 
+    def recheck(self) -> None:
+        """The worker may take jobs again: probes it now. From any thread."""
+        self._probe_at = time.monotonic()
+        self._woken.set()
+
     def worked(self) -> None:
         """The worker took a job."""
         self._failures = 0
@@ -118,7 +123,9 @@ class Gate(threading.Thread):
         try:
             self._probe()
         except WorkerUnavailable as error:
-            if isinstance(error, WorkerSilent) and taken:
+            if isinstance(error, WorkerAwaited):
+                self._wait_for_worker(str(error), busy=taken > 0)
+            elif isinstance(error, WorkerSilent) and taken:
                 # A sync handler blocks the SDK's server; when it ends, its slot is free, and this woken.
                 with self._lock:
                     self._turn(WorkerState.BUSY, "it is at a run that began before its node")
@@ -130,6 +137,12 @@ class Gate(threading.Thread):
             turned = self._turn(WorkerState.READY, "")
         if turned:
             log.info("worker ready")
+
+    def _wait_for_worker(self, reason: str, *, busy: bool) -> None:
+        """Of a node that has just begun: not unhealthy yet, and probed often unless it is busy."""
+        self._probe_at = time.monotonic() + (LONGEST_RETRY_S if busy else FIRST_RETRY_S)
+        with self._lock:
+            self._turn(WorkerState.BUSY if busy else WorkerState.INITIALIZING, reason)
 
     def _turn(self, state: WorkerState, reason: str) -> bool:
         turned = state is not self._state

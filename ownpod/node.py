@@ -100,6 +100,7 @@ class Node:
         )
         worker = _worker(spec, config, store)
         self.gate = Gate(worker.probe, self._announce, announce_every_s=config.lease_s / 6)
+        self._follow = worker.follow if isinstance(worker, PullWorker) else None
         self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
         self._attempts.on_over = self._tell_celery
         self.gate.slots = self._attempts
@@ -147,6 +148,8 @@ class Node:
         """Starts the threads; the gate opens when the worker has been reached."""
         self._attempts.start()
         self.gate.start()
+        if self._follow is not None:
+            self._follow(self.gate)
 
     def attach(self, consumer: Any) -> None:
         """A connection to the broker is there; called again after each reconnect."""

@@ -1,32 +1,87 @@
 -- What workers that pull and their nodes tell each other, each call one atomic step. pull.py puts the
--- constants in front: PULL, PULLING, HEARD, EVENTS (see keys.py), KEPT_MS, GRACE_MS, MISSES,
--- RESTART_MS.
+-- constants in front: PULL, PULLING, HEARD, EVENTS, ENDPOINT (see keys.py), KEPT_MS, GRACE_MS, MISSES,
+-- RESTART_MS, WITHDRAWN_MS, MOST_REFUSED, NAMED_MS; scripts.py puts `now` there, Redis's clock in ms.
 --
 -- PULLING                   hash   worker id -> {"endpoint", "capacity"}: who pulls
--- HEARD                     zset   worker ids, by the ms when they last asked for anything, or posted; pings
---                                  do not count, their process may outlive the worker
--- PULL<worker>              hash   `take`, the token of the last request for jobs; `asked_ms`, when that came
+-- HEARD                     zset   worker ids, by the ms when they last asked for anything, or posted, on the
+--                                  endpoint that they are registered for; pings do not count, their process may
+--                                  outlive the worker
+-- PULL<worker>              hash   `take`, the token of the last request for jobs, deleted when the worker closes
+--                                  that request: without it the worker has left; `asked_ms`, when that came
 --                                  or was last held; `ping_ms`, when it last pinged; `stopping`, it wants
---                                  its container to be restarted: no job until it is another process
---                                  pub/sub of the same name: "<run> <state>" for each change of a run
+--                                  its container to be restarted: no job until it is another process; `key`, the
+--                                  digest of the key of the last request for jobs; `awaited`, its node waits for
+--                                  its next request
+--                                  pub/sub of the same name: "<run> <state>" for each change of a run, "<run> left"
+--                                  for each offer when the worker leaves, "@worker <what>" when it leaves or comes
 -- PULL<worker>:offers       list   runs that the worker may take
 -- PULL<worker>:out          set    runs that it took and that have not ended
 -- PULL<worker>:stops        list   runs that it is to stop
 -- PULL<worker>:run:<run>    hash   `job`, `attempt`, `body` (what the worker is given), `until_ms` (its
 --                                  executionTimeout); `state`: offered, delivered (taken), begun (it was
---                                  heard of), done, gone; `taken_ms`, `ended_ms`; `misses`, pings in a row without it;
---                                  with done `status`, `output`, `error`
--- EVENTS                    pub/sub "take:<worker> OFFER", "stop:<worker> STOP", both with LEAVE
+--                                  heard of), done, unbegun, gone, withdrawn; `taken_ms`, `ended_ms`; `token`, `endpoint`, `key` of the
+--                                  request that took it; `misses`, pings in a row without it; `spoiled`, why it
+--                                  cannot be COMPLETED; with done `status`, `output`, `error`
+-- ENDPOINT<endpoint>:refused hash  worker id -> "<ms> <reason>" of the last refusal, at most MOST_REFUSED
+-- EVENTS                    pub/sub "take:<worker> OFFER", "stop:<worker> STOP", both with LEAVE, the first with LOOK
 
--- Redis's clock: API and node may be on different hosts.
-local time = redis.call('TIME')
-local now = math.floor(time[1] * 1000 + time[2] / 1000)
 local worker = ARGV[2]
 local base = PULL .. worker
 local offers, out = base .. ':offers', base .. ':out'
 
 local function run_key(run)
   return base .. ':run:' .. run
+end
+
+local function is_a(key, kind)
+  return redis.call('TYPE', key).ok == kind
+end
+
+-- A key of another type cannot be used, and would end each script that reads it. -> whether there was one
+local function drop_broken()
+  local broken = false
+  for key, kind in pairs({[base] = 'hash', [offers] = 'list', [out] = 'set', [base .. ':stops'] = 'list'}) do
+    local found = redis.call('TYPE', key).ok
+    if found ~= 'none' and found ~= kind then
+      redis.call('DEL', key)
+      broken = true
+    end
+  end
+  return broken
+end
+
+-- The endpoint in an entry of PULLING; nil: there is none that can be read.
+local function endpoint_in(entry)
+  if not entry then
+    return nil
+  end
+  local read, found = pcall(cjson.decode, entry)
+  return read and type(found) == 'table' and type(found.endpoint) == 'string' and found.endpoint or nil
+end
+
+local function registered_for()
+  return endpoint_in(redis.call('HGET', PULLING, worker))
+end
+
+-- Remembers why an endpoint's worker gets no jobs. `weak`: only if nothing was remembered lately.
+local function refuse(endpoint, reason, weak)
+  local key = ENDPOINT .. endpoint .. ':refused'
+  local known = redis.call('HGET', key, worker)
+  if weak and known and (tonumber(string.match(known, '^%d+')) or 0) + NAMED_MS > now then
+    return
+  end
+  if not known and redis.call('HLEN', key) >= MOST_REFUSED then
+    local all, oldest = redis.call('HGETALL', key), nil
+    for i = 1, #all, 2 do
+      local at = tonumber(string.match(all[i + 1], '^%d+')) or 0
+      if not oldest or at < oldest[1] then
+        oldest = {at, all[i]}
+      end
+    end
+    redis.call('HDEL', key, oldest[2])
+  end
+  redis.call('HSET', key, worker, string.format('%.0f ', now) .. reason)
+  redis.call('PEXPIRE', key, 2 * NAMED_MS)
 end
 
 local function set_state(run, state)
@@ -53,91 +108,166 @@ local function lose(run)
   end
 end
 
--- -> whether it is to be restarted, and bodies of runs that are the worker's now
-local function hand_out(most)
+-- Whether the worker took the run, with a request on this endpoint.
+local function has_taken(run, endpoint)
+  local taken_ms, of = unpack(redis.call('HMGET', run_key(run), 'taken_ms', 'endpoint'))
+  return taken_ms and (not of or of == endpoint)
+end
+
+-- -> whether it is to be restarted (0|1), and bodies of runs that are the worker's now
+local function hand_out(most, endpoint)
   redis.call('HSET', base, 'asked_ms', now)
+  if redis.call('HDEL', base, 'awaited') == 1 then
+    redis.call('PUBLISH', base, '@worker asked')
+  end
   local bodies = {}
   if redis.call('HEXISTS', base, 'stopping') == 1 then
     return {1, bodies}
   end
+  local token, key = unpack(redis.call('HMGET', base, 'take', 'key'))
   while #bodies < most do
-    local run = redis.call('LPOP', offers)
+    -- An offer leaves its list after all that could break this script.
+    local run = redis.call('LINDEX', offers, 0)
     if not run then
       break
     end
-    local body = redis.call('HGET', run_key(run), 'body')
+    local body = is_a(run_key(run), 'hash') and redis.call('HGET', run_key(run), 'body')
     if body then
-      redis.call('HSET', run_key(run), 'taken_ms', now)
       redis.call('SADD', out, run)
+      redis.call('HSET', run_key(run), 'taken_ms', now, 'token', token or '', 'endpoint', endpoint,
+        'key', key or '')
       set_state(run, 'delivered')
       bodies[#bodies + 1] = body
     end
+    redis.call('LPOP', offers)
   end
   return {0, bodies}
 end
 
 local commands = {}
 
--- worker, endpoint, token, most, in progress (0|1), gone ms -> see hand_out, or nil: another endpoint's
--- worker goes by this name
+-- worker, endpoint, token, most, in progress (0|1), gone ms, digest of the key, most workers of the
+-- endpoint -> see hand_out, or {-1, {}, its endpoint}: a worker of another endpoint goes by this name,
+-- or {-2, {}}: the endpoint has as many workers as it may have
 function commands.take()
   local endpoint, token, most, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
+  drop_broken()
   local known = redis.call('HGET', PULLING, worker)
+  local before = endpoint_in(known)
   local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or 0)
-  if known and cjson.decode(known).endpoint ~= endpoint and heard_ms + gone_ms > now then
-    return false
+  local asked_ms, last = unpack(redis.call('HMGET', base, 'asked_ms', 'take'))
+  asked_ms = tonumber(asked_ms or 0)
+  if before and before ~= endpoint and last and heard_ms + gone_ms > now then
+    return {-1, {}, before}
+  end
+  if before ~= endpoint then
+    local workers = 0
+    for _, entry in ipairs(redis.call('HVALS', PULLING)) do
+      if endpoint_in(entry) == endpoint then
+        workers = workers + 1
+      end
+    end
+    if workers >= tonumber(ARGV[9]) then
+      return {-2, {}}
+    end
+  end
+  if before and before ~= endpoint then
+    -- It is another endpoint's process from now on: what that one offered goes back.
+    for _, run in ipairs(redis.call('LRANGE', offers, 0, -1)) do
+      if is_a(run_key(run), 'hash') then
+        set_state(run, 'unbegun')
+      end
+    end
+    redis.call('DEL', offers, base .. ':stops')
   end
   hear()
-  if ARGV[6] == '0' then
+  if ARGV[6] == '0' or (before and before ~= endpoint) then
     -- It asks with nothing in hand: what it had has ended without a result.
     for _, run in ipairs(redis.call('SMEMBERS', out)) do
       lose(run)
     end
   end
-  local asked_ms = tonumber(redis.call('HGET', base, 'asked_ms') or 0)
   if ARGV[6] == '0' and asked_ms + RESTART_MS < now then
     -- A living one would have asked sooner.
     redis.call('HDEL', base, 'stopping')
   end
-  redis.call('HSET', base, 'take', token)
+  redis.call('HSET', base, 'take', token, 'key', ARGV[8])
+  if not last then
+    redis.call('HSET', base, 'awaited', 1)
+  end
   redis.call('PEXPIRE', base, KEPT_MS)
+  redis.call('HDEL', ENDPOINT .. endpoint .. ':refused', worker)
   local capacity = most + redis.call('SCARD', out)
   local entry = cjson.encode({endpoint = endpoint, capacity = capacity})
   if known ~= entry then
     redis.call('HSET', PULLING, worker, entry)
   end
-  return hand_out(most)
+  return hand_out(most, endpoint)
 end
 
--- worker, token, most -> see hand_out, or nil: it has asked anew since
+-- worker, endpoint, token, most -> see hand_out, or nil: it has asked anew since
 function commands.collect()
-  if redis.call('HGET', base, 'take') ~= ARGV[3] then
+  if redis.call('HGET', base, 'take') ~= ARGV[4] then
     return false
   end
   hear()
-  return hand_out(tonumber(ARGV[4]))
+  return hand_out(tonumber(ARGV[5]), ARGV[3])
 end
 
--- worker, token: who asked has closed the connection, so it is another process that asks next
+-- worker, token: the connection of that request is closed, so it is another process that asks next; what
+-- this one would have been given with the answer was not begun
 function commands.left()
   if redis.call('HGET', base, 'take') == ARGV[3] then
+    for _, run in ipairs(redis.call('SMEMBERS', out)) do
+      if redis.call('HGET', run_key(run), 'token') == ARGV[3] then
+        lose(run)
+      end
+    end
     redis.call('HDEL', base, 'take', 'stopping')
+    redis.call('PUBLISH', base, '@worker left')
+    for _, run in ipairs(redis.call('LRANGE', offers, 0, -1)) do
+      redis.call('PUBLISH', base, run .. ' left')
+    end
   end
   return 1
 end
 
--- worker, run, ...: it pings, with these in hand
+-- worker: its node has just begun, and wants to know whether a request of it is held
+function commands.await()
+  drop_broken()
+  redis.call('HSET', base, 'awaited', 1)
+  redis.call('PEXPIRE', base, KEPT_MS)
+  redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LOOK')
+  return 1
+end
+
+-- worker, endpoint, reason: it gets no jobs
+function commands.refuse()
+  refuse(ARGV[3], ARGV[4], false)
+  return 1
+end
+
+-- worker, endpoint, run, ...: it pings, with these in hand
 function commands.ping()
+  local before = registered_for()
+  if before ~= ARGV[3] then
+    local reason = 'it pings, and has not asked for a job'
+    if before then
+      reason = reason .. " here: it is registered for the endpoint '" .. before .. "'"
+    end
+    refuse(ARGV[3], reason, true)
+    return 0
+  end
   redis.call('HSET', base, 'ping_ms', now)
   redis.call('PEXPIRE', base, KEPT_MS)
   local listed = {}
-  for i = 3, #ARGV do
+  for i = 4, #ARGV do
     listed[ARGV[i]] = true
-    begin(ARGV[i])
   end
   for _, run in ipairs(redis.call('SMEMBERS', out)) do
     local taken_ms = tonumber(redis.call('HGET', run_key(run), 'taken_ms') or 0)
     if listed[run] then
+      begin(run)
       redis.call('HDEL', run_key(run), 'misses')
     elseif taken_ms + GRACE_MS < now and redis.call('HINCRBY', run_key(run), 'misses', 1) >= MISSES then
       lose(run)
@@ -146,43 +276,70 @@ function commands.ping()
   return 1
 end
 
--- worker, run -> job and attempt of a run that goes on, or nil: the worker was heard of it
+-- worker, endpoint, run -> job and attempt of a run that goes on, or nil: the worker was heard of it
 function commands.heard()
-  hear()
-  local job, attempt, state =
-    unpack(redis.call('HMGET', run_key(ARGV[3]), 'job', 'attempt', 'state'))
-  if state ~= 'delivered' and state ~= 'begun' then
+  local run = ARGV[4]
+  if registered_for() == ARGV[3] then
+    hear()
+  end
+  local job, attempt, state = unpack(redis.call('HMGET', run_key(run), 'job', 'attempt', 'state'))
+  if (state ~= 'delivered' and state ~= 'begun') or not has_taken(run, ARGV[3]) then
     return false
   end
-  begin(ARGV[3])
+  begin(run)
   return {job, attempt}
 end
 
--- worker, run, stopping (0|1), status, output, error (each may be ''): the run has ended -> 1, or 0 if
--- nobody waits for it
-function commands.done()
-  local run = ARGV[3]
-  hear()
-  if ARGV[4] == '1' then
-    redis.call('HSET', base, 'stopping', 1, 'asked_ms', now)
-    -- It ends when nothing is held open for it.
-    redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LEAVE')
-    redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
-  end
-  redis.call('SREM', out, run)
-  local state = redis.call('HGET', run_key(run), 'state')
-  if not state or state == 'done' then
+-- worker, endpoint, run, reason: whatever its result is, the run cannot be COMPLETED
+function commands.spoil()
+  if not has_taken(ARGV[4], ARGV[3]) then
     return 0
   end
-  redis.call('HSET', run_key(run), 'status', ARGV[5], 'output', ARGV[6], 'error', ARGV[7],
+  redis.call('HSETNX', run_key(ARGV[4]), 'spoiled', ARGV[5])
+  return 1
+end
+
+-- worker, endpoint, run, stopping (0|1), status, output, error (each may be ''): the run has ended -> 1, or
+-- 0 if nobody waits for it
+function commands.done()
+  local run = ARGV[4]
+  if registered_for() == ARGV[3] then
+    hear()
+    if ARGV[5] == '1' then
+      redis.call('HSET', base, 'stopping', 1, 'asked_ms', now)
+      -- It ends when nothing is held open for it.
+      redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LEAVE')
+      redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
+    end
+  end
+  local state, spoiled = unpack(redis.call('HMGET', run_key(run), 'state', 'spoiled'))
+  if not state then
+    redis.call('SREM', out, run)
+    return 0
+  end
+  if state == 'done' or not has_taken(run, ARGV[3]) then
+    return 0
+  end
+  local status, output, problem = ARGV[6], ARGV[7], ARGV[8]
+  if spoiled and status == 'COMPLETED' then
+    status, output, problem = 'FAILED', '', spoiled
+  end
+  redis.call('HSET', run_key(run), 'status', status, 'output', output, 'error', problem,
     'ended_ms', now)
+  redis.call('SREM', out, run)
   set_state(run, 'done')
   return 1
 end
 
--- worker, run, job, attempt, body, ms that it may take: the worker may have it, when it asks
+-- worker, run, job, attempt, body, ms that it may take: the worker may have it, when it asks. Repeated,
+-- because the answer was lost, it changes nothing: a run that is listed twice would be handed out twice.
 function commands.offer()
   local run = ARGV[3]
+  drop_broken()
+  local state = redis.call('HGET', run_key(run), 'state')
+  if state and state ~= 'withdrawn' then
+    return 1
+  end
   redis.call('HSET', run_key(run), 'job', ARGV[4], 'attempt', ARGV[5], 'body', ARGV[6],
     'until_ms', now + ARGV[7], 'state', 'offered')
   redis.call('PEXPIRE', run_key(run), KEPT_MS)
@@ -191,13 +348,18 @@ function commands.offer()
   return 1
 end
 
--- worker, run -> 1: it was not taken, and is not to be any more
+-- worker, run -> 1: it was not taken, and is not to be any more. The run is kept for a minute, so that the
+-- call, repeated because its answer was lost, answers the same
 function commands.withdraw()
-  if redis.call('HGET', run_key(ARGV[3]), 'state') ~= 'offered' then
-    return 0
+  local key = run_key(ARGV[3])
+  local state = redis.call('HGET', key, 'state')
+  if state ~= 'offered' then
+    return state == 'withdrawn' and 1 or 0
   end
   redis.call('LREM', offers, 1, ARGV[3])
-  redis.call('DEL', run_key(ARGV[3]))
+  redis.call('HSET', key, 'state', 'withdrawn')
+  redis.call('HDEL', key, 'body')
+  redis.call('PEXPIRE', key, WITHDRAWN_MS)
   redis.call('PUBLISH', base, ARGV[3] .. ' withdrawn')
   return 1
 end
@@ -221,8 +383,12 @@ function commands.stop()
   return 1
 end
 
--- worker -> runs to stop, each told once, or nil: it is to be restarted
+-- worker, endpoint -> runs to stop, each told once, or nil: it is to be restarted
 function commands.stops()
+  if registered_for() ~= ARGV[3] then
+    -- Its registration with another endpoint must not be renewed by this.
+    return {}
+  end
   hear()
   if redis.call('HEXISTS', base, 'stopping') == 1 then
     return false
@@ -232,17 +398,19 @@ function commands.stops()
   return runs
 end
 
--- '', gone ms -> workers that were not heard of for so long and have nothing in hand; they are forgotten
+-- worker, gone ms -> 1: it was not heard of for so long and has nothing in hand, so it is forgotten; 2: the
+-- same, and what was kept of it was broken
 function commands.forget()
-  local gone = {}
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', HEARD, '-inf', now - tonumber(ARGV[3]))) do
-    local key = PULL .. name
-    if redis.call('SCARD', key .. ':out') == 0 and redis.call('LLEN', key .. ':offers') == 0 then
-      redis.call('ZREM', HEARD, name)
-      redis.call('HDEL', PULLING, name)
-      redis.call('DEL', key, key .. ':stops')
-      gone[#gone + 1] = name
-    end
+  local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or now)
+  if heard_ms + tonumber(ARGV[3]) > now then
+    return 0
   end
-  return gone
+  local broken = drop_broken()
+  if redis.call('SCARD', out) > 0 or redis.call('LLEN', offers) > 0 then
+    return 0
+  end
+  redis.call('ZREM', HEARD, worker)
+  redis.call('HDEL', PULLING, worker)
+  redis.call('DEL', base, base .. ':stops')
+  return broken and 2 or 1
 end

@@ -2,15 +2,23 @@
 job. Every change is one call of ``pull.lua``.
 """
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import redis
 
 from ownpod import keys
+from ownpod.broker import NAME
 from ownpod.connection import redis_errors
+from ownpod.endpoints import DEFAULT_MAX_WORKERS
+from ownpod.errors import BadRequest, TooManyWorkers, WorkerConflict, WorkerRecordBroken
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.scripts import Scripts
+
+log = logging.getLogger(__name__)
 
 KEPT_MS = 8 * 86_400_000
 """What is known of a run or a worker is forgotten after this; no job runs longer."""
@@ -25,6 +33,24 @@ RESTART_MS = 1500
 """A worker's process that lives asks again within this: the SDK pauses 1 s. One that was restarted
 does not, it has to import first.
 """
+
+WITHDRAWN_MS = 60_000
+"""A withdrawn run is kept so long: its node may repeat the call while Redis does not answer."""
+
+MOST_RUNS = 1000
+"""Runs that one request may take, or one ping may list; further ones are ignored."""
+
+MOST_REFUSED = 32
+"""Refused workers that are remembered for an endpoint; the oldest goes first."""
+
+NAMED_MS = 60_000
+"""A refused worker is shown so long after its last try; a refused SDK tries every 5 s."""
+
+MOST_FORGOTTEN = 1000
+"""Workers that one call of :meth:`Pulls.forget_gone` checks."""
+
+WORKER = "@worker"
+"""Stands for the worker itself, where its runs' news have a run's id: no id begins with ``@``."""
 
 
 def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[str, str]:
@@ -46,6 +72,25 @@ def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[s
         # Else the worker ends where it cannot reach the internet.
         "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
     }
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _broken_records(method: Callable[P, R]) -> Callable[P, R]:
+    """A key of a wrong type, which a script or a read met, is an error of that one worker."""
+
+    @functools.wraps(method)
+    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except redis.ResponseError as error:
+            raise WorkerRecordBroken(
+                f"what Redis keeps of a worker that pulls cannot be used: {error}"
+            ) from error
+
+    return translated
 
 
 @dataclass(frozen=True)
@@ -74,6 +119,15 @@ def _taken(found: Any) -> Taken | None:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why a worker of an endpoint gets no jobs, and how many s ago it last tried."""
+
+    worker_id: str
+    reason: str
+    ago_s: float
+
+
+@dataclass(frozen=True)
 class Contact:
     """How long ago, in s, a worker said anything, asked for jobs, and pinged; None: never."""
 
@@ -81,6 +135,8 @@ class Contact:
     asked_s: float | None
     pinged_s: float | None
     stopping: bool
+    left: bool = False
+    """It closed its last request for jobs, and has not sent another."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +148,8 @@ class RunState:
     taken_s: float
     """How long ago the worker took it."""
     outcome: Outcome | None
+    left: bool = False
+    """See :class:`Contact`."""
 
 
 class Pulls:
@@ -107,54 +165,122 @@ class Pulls:
         self._gone_ms = int(gone_s * 1000)
         constants = (
             f'local PULL, PULLING, HEARD = "{keys.PULL}", "{keys.PULLING}", "{keys.HEARD}"\n'
-            f'local EVENTS, KEPT_MS = "{keys.PULL_EVENTS}", {KEPT_MS}\n'
+            f'local EVENTS, ENDPOINT = "{keys.PULL_EVENTS}", "{keys.ENDPOINT}"\n'
+            f"local KEPT_MS, MOST_REFUSED, NAMED_MS = {KEPT_MS}, {MOST_REFUSED}, {NAMED_MS}\n"
             f"local GRACE_MS, MISSES, RESTART_MS = {GRACE_MS}, {MISSES}, {RESTART_MS}\n"
+            f"local WITHDRAWN_MS = {WITHDRAWN_MS}\n"
         )
         self._script = Scripts(client, "pull.lua", constants)
 
+    @_broken_records
     @redis_errors
     def _call(self, command: str, worker_id: str, *arguments: str | float) -> Any:
+        """Raises: BadRequest, for an id that would be part of another key; WorkerRecordBroken."""
+        if not NAME.fullmatch(worker_id):
+            raise BadRequest(f"{worker_id[:100]!r} cannot be a worker's id")
         return self._script(command, worker_id, *arguments)
 
     # What a worker says; the API's part.
 
     def take(
-        self, worker_id: str, endpoint: str, token: str, *, most: int, in_progress: bool
-    ) -> Taken | None:
-        """It asks for at most so many jobs; ``in_progress``: beside others that it has.
+        self,
+        worker_id: str,
+        endpoint: str,
+        token: str,
+        *,
+        most: int,
+        in_progress: bool,
+        key: str = "",
+        max_workers: int = DEFAULT_MAX_WORKERS,
+    ) -> Taken:
+        """It asks for at most so many jobs.
 
-        None: a worker of another endpoint goes by this id.
+        Args:
+            worker_id: its id.
+            endpoint: of the URL that it asks at.
+            token: this request's own id.
+            most: jobs that it has room for.
+            in_progress: it asks beside others that it has; else those have ended without a result.
+            key: digest of the key that it presents: results of these jobs count with that key.
+            max_workers: pulling workers that the endpoint may have.
+
+        Raises:
+            WorkerConflict: a worker of another endpoint goes by this id.
+            TooManyWorkers: the endpoint has ``max_workers`` others.
         """
-        options = (most, int(in_progress), self._gone_ms)
-        return _taken(self._call("take", worker_id, endpoint, token, *options))
+        limit = min(max(most, 1), MOST_RUNS)
+        options = (limit, int(in_progress), self._gone_ms, key, max_workers)
+        found = self._call("take", worker_id, endpoint, token, *options)
+        if found[0] == -1:
+            raise WorkerConflict(
+                f"a worker of the endpoint {found[2]!r} goes by the id {worker_id!r}; it is taken here "
+                f"when that one has asked for nothing for {self._gone_ms / 1000:g} s"
+            )
+        if found[0] == -2:
+            raise TooManyWorkers(max_workers)
+        return Taken(list(found[1]), stopping=bool(found[0]))
 
-    def collect(self, worker_id: str, token: str, *, most: int) -> Taken | None:
+    def collect(self, worker_id: str, endpoint: str, token: str, *, most: int) -> Taken | None:
         """Looks again for a request that waits. None: it is not the worker's last."""
-        return _taken(self._call("collect", worker_id, token, most))
+        limit = min(max(most, 1), MOST_RUNS)
+        return _taken(self._call("collect", worker_id, endpoint, token, limit))
 
     def left(self, worker_id: str, token: str) -> None:
-        """Who made that request has closed the connection: its process has ended."""
+        """The connection of that request is closed: the worker gets nothing until it asks again."""
         self._call("left", worker_id, token)
 
-    def ping(self, worker_id: str, runs: list[str]) -> None:
-        """It lives, and has these in hand."""
-        self._call("ping", worker_id, *runs)
+    def ping(self, worker_id: str, endpoint: str, runs: list[str]) -> None:
+        """It lives, and has these in hand. Does nothing for a worker that is not this endpoint's."""
+        listed = [run for run in runs if NAME.fullmatch(run)][:MOST_RUNS]
+        self._call("ping", worker_id, endpoint, *listed)
 
-    def heard_of(self, worker_id: str, run_id: str) -> tuple[str, int] | None:
-        """It says something about a run: job and attempt; None: that has ended."""
-        found = self._call("heard", worker_id, run_id)
+    def heard_of(self, worker_id: str, endpoint: str, run_id: str) -> tuple[str, int] | None:
+        """It says something about a run: job and attempt; None: the run has ended, or never was its own."""
+        found = self._call("heard", worker_id, endpoint, run_id)
         return None if found is None else (found[0], int(found[1]))
 
-    def done(self, worker_id: str, run_id: str, result: Result) -> bool:
-        """It has a result. False: nobody waits for that."""
+    def spoil(self, worker_id: str, endpoint: str, run_id: str, reason: str) -> None:
+        """A part of the run's output is lost: with whatever result it ends, it has FAILED."""
+        self._call("spoil", worker_id, endpoint, run_id, reason)
+
+    def done(self, worker_id: str, endpoint: str, run_id: str, result: Result) -> bool:
+        """It has a result. False: nobody waits for that, or the run never was the worker's."""
         outcome = result.outcome
         said = (outcome.status, outcome.output or "", outcome.error or "")
-        return bool(self._call("done", worker_id, run_id, int(result.stopping), *said))
+        return bool(self._call("done", worker_id, endpoint, run_id, int(result.stopping), *said))
 
-    def stops(self, worker_id: str) -> list[str] | None:
+    def stops(self, worker_id: str, endpoint: str) -> list[str] | None:
         """Runs that it is to stop; each is told once. None: it is to be restarted."""
-        found = self._call("stops", worker_id)
+        found = self._call("stops", worker_id, endpoint)
         return None if found is None else list(found)
+
+    def refuse(self, worker_id: str, endpoint: str, reason: str) -> None:
+        """Remembers for a while why the worker gets no jobs of an endpoint, see :meth:`refusals`."""
+        self._call("refuse", worker_id, endpoint, reason)
+
+    @_broken_records
+    @redis_errors
+    def refusals(self, endpoint: str) -> list[Refusal]:
+        """Workers that came to the endpoint within the last minute and got no jobs."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.of_endpoint(endpoint, "refused"))
+            pipe.time()
+            found, time = pipe.execute()
+        now, refused = _ms(time), []
+        for worker_id, text in sorted(found.items()):
+            at, _, reason = text.partition(" ")
+            ago_ms = now - int(at)
+            if ago_ms < NAMED_MS:
+                refused.append(Refusal(worker_id, reason, ago_ms / 1000))
+        return refused
+
+    @_broken_records
+    @redis_errors
+    def key_of(self, worker_id: str, run_id: str | None = None) -> str | None:
+        """Digest of the key with which the worker took a run, or last asked for jobs; None: not known."""
+        base = keys.pull(worker_id)
+        key: Any = self._redis.hget(base if run_id is None else f"{base}:run:{run_id}", "key")
+        return str(key) if key else None
 
     # What a node says.
 
@@ -176,6 +302,7 @@ class Pulls:
         """The worker is to stop a run. False: it has not got it."""
         return bool(self._call("stop", worker_id, run_id))
 
+    @_broken_records
     @redis_errors
     def run(self, worker_id: str, run_id: str) -> RunState | None:
         """Where a run is; None: settled, or withdrawn."""
@@ -183,10 +310,11 @@ class Pulls:
         names = ("state", "until_ms", "taken_ms", "ended_ms", "status", "output", "error")
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(key, names)
+            pipe.hmget(keys.pull(worker_id), "asked_ms", "take")
             pipe.time()
-            found, time = pipe.execute()
+            found, asked, time = pipe.execute()
         state, until_ms, taken_ms, ended_ms, status, output, error = found
-        if state is None:
+        if state in {None, "withdrawn"}:
             return None
         outcome = None
         if state == "done":
@@ -202,22 +330,62 @@ class Pulls:
             left_s=(int(until_ms or 0) - now) / 1000,
             taken_s=(now - int(taken_ms or now)) / 1000,
             outcome=outcome,
+            left=asked[0] is not None and asked[1] is None,
         )
 
+    @_broken_records
     @redis_errors
     def contact(self, worker_id: str) -> Contact:
         """How it was last heard of."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zscore(keys.HEARD, worker_id)
-            pipe.hmget(keys.pull(worker_id), "asked_ms", "ping_ms", "stopping")
+            pipe.hmget(keys.pull(worker_id), "asked_ms", "ping_ms", "stopping", "take")
             pipe.time()
-            heard_ms, (asked_ms, ping_ms, stopping), time = pipe.execute()
+            heard_ms, (asked_ms, ping_ms, stopping, take), time = pipe.execute()
         now = _ms(time)
         heard_s, asked_s, pinged_s = (
             None if ms is None else (now - int(ms)) / 1000 for ms in (heard_ms, asked_ms, ping_ms)
         )
-        return Contact(heard_s, asked_s, pinged_s, stopping=stopping is not None)
+        return Contact(
+            heard_s,
+            asked_s,
+            pinged_s,
+            stopping=stopping is not None,
+            left=asked_ms is not None and take is None,
+        )
+
+    def await_worker(self, worker_id: str) -> None:
+        """Asks the API whether it holds a request of the worker; if so, that counts as asked now."""
+        self._call("await", worker_id)
 
     def forget_gone(self) -> list[str]:
-        """Forgets workers that were gone for too long and have nothing in hand; answers their ids."""
-        return list(self._call("forget", "", self._gone_ms))
+        """Forgets workers that were gone for too long and have nothing in hand; answers their ids.
+
+        A worker whose keys cannot be used is logged, and changes nothing for the others.
+        """
+        gone = []
+        for worker_id in self._silent():
+            try:
+                how = self._call("forget", worker_id, self._gone_ms)
+            except (BadRequest, WorkerRecordBroken) as error:
+                log.error("worker %r is dropped: %s", worker_id, error)  # noqa: TRY400 - one line
+                self._drop(worker_id)
+                continue
+            if how == 2:
+                log.warning("worker %s: keys of the wrong type were deleted", worker_id)
+            if how:
+                gone.append(worker_id)
+        return gone
+
+    @redis_errors
+    def _silent(self) -> list[str]:
+        """Workers that were not heard of for long, at most :data:`MOST_FORGOTTEN`, the oldest first."""
+        until = _ms(self._redis.time()) - self._gone_ms
+        found: Any = self._redis.zrangebyscore(keys.HEARD, "-inf", until, 0, MOST_FORGOTTEN)
+        return list(found)
+
+    @redis_errors
+    def _drop(self, worker_id: str) -> None:
+        """Takes a worker that no request can reach any more off the lists."""
+        self._redis.zrem(keys.HEARD, worker_id)
+        self._redis.hdel(keys.PULLING, worker_id)

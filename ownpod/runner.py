@@ -43,7 +43,6 @@ class _Watch:
     ) -> None:
         self._store = store
         self._on_over = on_over
-        self._listing = Listing(store.client)
         self._attempt = attempt
         self.run = run
 

@@ -44,13 +44,14 @@ def create_app(settings: Settings) -> Flask:
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
     registry = Registry(load_endpoints(settings), store.client, settings)
+    pulls = Pulls(store.client, gone_s=settings.worker_gone_s)
     services = Services(
         settings=settings,
         registry=registry,
-        waiting=Waiting(registry),
+        waiting=Waiting(registry, pulls.refusals),
         store=store,
         events=JobEvents(store.client, keys.PULL_EVENTS),
-        pulls=Pulls(store.client, gone_s=settings.worker_gone_s),
+        pulls=pulls,
         listing=Listing(store.client),
         deliveries=Deliveries(store.client, store.messages),
     )

@@ -31,7 +31,9 @@ def history(endpoint_id: str) -> Response:
 
 @blueprint.get("/v2/<id:endpoint_id>/health")
 def health(endpoint_id: str) -> Response:
-    """Jobs and workers by state, all whole numbers; under ``ownpod`` each worker by itself."""
+    """Jobs and workers by state, all whole numbers; under ``ownpod`` each worker by itself,
+    and workers that came within the last minute and get no jobs, with the reason.
+    """
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
     waiting, running, ended = here.store.counts(endpoint_id)
@@ -60,6 +62,10 @@ def health(endpoint_id: str) -> Response:
             "ownpod": {
                 "workers": [describe(w, statuses[w.id], running) for w in endpoint.workers],
                 "leftOut": left_out(endpoint_id),
+                "refused": [
+                    {"id": found.worker_id, "reason": found.reason, "seconds": round(found.ago_s)}
+                    for found in here.pulls.refusals(endpoint_id)
+                ],
             },
         }
     )

@@ -2,26 +2,39 @@
 
 The SDK's loops decide the answers: a request for jobs is held, as an answer at once makes an idle
 worker ask thousands of times a second; refused with 429 only, after which it sleeps 5 s, as any other
-error makes it ask again at once; a result is never answered 4xx, as that loses it.
+error makes it ask again at once; a result is never answered 4xx, as that loses it: 503 makes the SDK
+post it again, three times in all.
 """
 
+import contextlib
+import functools
+import hmac
 import json
 import logging
-import socket
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ownpod.api.auth import check_worker_key
+from ownpod.api.auth import caller, check_worker_key
+from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.services import Services, answer, services
 from ownpod.broker import HOUSEKEEPING
-from ownpod.errors import JobNotFound, OwnPodError, RedisUnavailable, WorkerConflict
+from ownpod.endpoints import Endpoint
+from ownpod.errors import (
+    JobNotFound,
+    OwnPodError,
+    RedisUnavailable,
+    Unauthorized,
+    WorkerConflict,
+)
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.patience import until_redis_answers
 from ownpod.payload import loads, output_of
-from ownpod.pull import Result
+from ownpod.pull import MOST_RUNS, Result, Taken
+from ownpod.store import call_token
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +47,12 @@ and a worker that is told to end waits for the answer."""
 RESULT_S = 60.0
 """A result is held so long while Redis is away, before the worker is told to try again."""
 
-MOST = 1000
-"""Largest batch that is taken for real."""
-
 STOPPING_LOOK_S = 1.0
+
+OTHER_KEY = (
+    "this worker took its jobs with another key, and results count only with that: put that one back into "
+    "OWNPOD_WORKER_KEYS, or restart the worker with its new RUNPOD_AI_API_KEY"
+)
 
 
 @blueprint.get("/job-take/<id:worker_id>")
@@ -51,51 +66,71 @@ def take(endpoint_id: str, worker_id: str) -> Response:
 def take_batch(endpoint_id: str, worker_id: str) -> Response:
     """Jobs for a worker, or 204."""
     asked = request.args.get("batch_size", "1")
-    most = min(int(asked), MOST) if asked.isdecimal() and int(asked) else 1
-    jobs = _take(endpoint_id, worker_id, most)
+    # No more digits than the limit has: int() of thousands of them is an error.
+    most = (
+        min(int(asked), MOST_RUNS)
+        if asked.isascii() and asked.isdecimal() and len(asked) < 9
+        else 1
+    )
+    jobs = _take(endpoint_id, worker_id, max(most, 1))
     return jobs if isinstance(jobs, Response) else answer(f"[{', '.join(jobs)}]")
 
 
 @blueprint.get("/job-stop/<id:worker_id>")
 def stop(endpoint_id: str, worker_id: str) -> Response:
     """Runs that a worker is to stop, or 204."""
-    here = services()
+    here, channel = services(), f"stop:{worker_id}"
     try:
         _check(here, endpoint_id, worker_id)
-        with here.events.expect(f"stop:{worker_id}", end_only=False) as wait:
+        if not _has_key_of(here, endpoint_id, worker_id):
+            raise Unauthorized(OTHER_KEY)
+        with (
+            here.events.expect(channel, end_only=False) as wait,
+            here.held.watch(_peer(), lambda: here.events.wake(channel)) as connection,
+        ):
             until = time.monotonic() + _hold_s(here)
-            while (runs := here.pulls.stops(worker_id)) == []:
+            while (runs := here.pulls.stops(worker_id, endpoint_id)) == []:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or here.events.stopped:
                     break
-                wait(left_s)
+                wait(min(left_s, connection.check_s))
+                if connection.closed:
+                    break
     except OwnPodError as error:
-        return _refused(worker_id, error)
+        return _refused(here, endpoint_id, worker_id, error)
     return answer({"jobsToStop": runs}) if runs else Response(status=204)
 
 
 @blueprint.get("/ping/<id:worker_id>")
 def ping(endpoint_id: str, worker_id: str) -> Response:
     """A worker lives, and says what it has in hand."""
-    check_worker_key()
     here = services()
+    # What it runs goes on also when its key was replaced since.
+    if not _has_key_of(here, endpoint_id, worker_id):
+        raise Unauthorized(OTHER_KEY)
     here.registry.endpoint(endpoint_id)
     # The SDK joins them with commas; requests may send the parameter several times.
     runs = [run for given in request.args.getlist("job_id") for run in given.split(",") if run]
-    here.pulls.ping(worker_id, runs)
+    here.pulls.ping(worker_id, endpoint_id, runs)
     return answer({})
 
 
 @blueprint.post("/job-stream/<id:worker_id>/<id:run_id>")
-def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:  # noqa: ARG001
+def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """What a generator has yielded."""
-    said = _body()
     here = services()
+    if not _has_key_of(here, endpoint_id, worker_id, run_id):
+        return _other_key(here, endpoint_id, worker_id, run_id)
+    body, token = read_body(here.settings.max_output_mb), call_token()
 
     def write() -> None:
-        found = here.pulls.heard_of(worker_id, run_id)
+        if body.whole is None:
+            reason = _too_large(here, "a chunk")
+            here.pulls.spoil(worker_id, endpoint_id, run_id, reason)
+            return
+        found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
         if found is not None:
-            here.store.add_chunks(*found, [json.dumps(output_of(said))])
+            here.store.add_chunks(*found, [_text(output_of(_parsed(body.whole)))], token=token)
 
     until_redis_answers(write, longest_s=RESULT_S)
     return answer({})
@@ -104,31 +139,49 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:  # noqa: A
 @blueprint.post("/job-done/<id:worker_id>/<id:run_id>")
 def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """A result, or progress: the SDK posts that to the same place, also after the result."""
-    said = _body()
     here = services()
-    until_redis_answers(
-        lambda: _write(here, endpoint_id, worker_id, run_id, said), longest_s=RESULT_S
-    )
+    if not _has_key_of(here, endpoint_id, worker_id, run_id):
+        return _other_key(here, endpoint_id, worker_id, run_id)
+    body = read_body(here.settings.max_output_mb)
+    if body.whole is None:
+        if body.head.replace(b" ", b"").startswith(b'{"status":"IN_PROGRESS"'):
+            log.info(
+                "run %s of worker %s: progress that is too large is dropped", run_id, worker_id
+            )
+            return answer({})
+        said, outcome = None, _failed(_too_large(here, "the worker's answer"))
+    else:
+        said = _parsed(body.whole)
+        outcome = result_of(said)
+    said = said if isinstance(said, dict) else {}
+    result = Result(outcome, stopping=bool(said.get("stopPod")))
+
+    def write() -> None:
+        if said.get("status") == JobStatus.IN_PROGRESS:
+            found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
+            if found is not None:
+                here.store.progress(*found, _text(said.get("output")))
+        else:
+            _finish(here, endpoint_id, worker_id, run_id, result)
+
+    until_redis_answers(write, longest_s=RESULT_S)
     return answer({})
 
 
-def _write(here: Services, endpoint_id: str, worker_id: str, run_id: str, said: Any) -> None:
-    if isinstance(said, dict) and said.get("status") == JobStatus.IN_PROGRESS:
-        if (found := here.pulls.heard_of(worker_id, run_id)) is not None:
-            here.store.progress(*found, json.dumps(said.get("output")))
-        return
-    result = result_of(said)
-    if result.output == "[]" and request.args.get("isStream") == "true":
+def _finish(here: Services, endpoint_id: str, worker_id: str, run_id: str, result: Result) -> None:
+    outcome = result.outcome
+    if outcome.output == "[]" and request.args.get("isStream") == "true":
         # The parts that were posted before are the result.
-        found = here.pulls.heard_of(worker_id, run_id)
+        found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
         try:
             chunks = here.store.stream(found[0], endpoint_id, (0, 0)).chunks if found else []
         except JobNotFound:
             chunks = []
-        result = Outcome(result.status, output=f"[{', '.join(chunks)}]")
-    stopping = isinstance(said, dict) and bool(said.get("stopPod"))
-    if not here.pulls.done(worker_id, run_id, Result(result, stopping=stopping)):
-        log.info("run %s of worker %s: its result came too late", run_id, worker_id)
+        result = replace(result, outcome=replace(outcome, output=f"[{', '.join(chunks)}]"))
+    if not here.pulls.done(worker_id, endpoint_id, run_id, result):
+        log.info(
+            "run %s of worker %s: its result came too late, or is another's", run_id, worker_id
+        )
 
 
 def result_of(said: Any) -> Outcome:
@@ -137,39 +190,54 @@ def result_of(said: Any) -> Outcome:
     ``{"output": X}``; with ``"error"``, any JSON, it failed; ``{}`` of a handler that returned ``{}``.
     """
     if not isinstance(said, dict):
-        return Outcome(JobStatus.FAILED, error="the worker's result is no JSON object")
-    output = json.dumps(said["output"]) if "output" in said else None
-    if (error := said.get("error")) is not None:
-        text = error if isinstance(error, str) else json.dumps(error)
-        return Outcome(JobStatus.FAILED, output=output, error=text)
+        return _failed("the worker's result is no JSON object")
+    try:
+        output = json.dumps(said["output"]) if "output" in said else None
+        if (error := said.get("error")) is not None:
+            text = error if isinstance(error, str) else json.dumps(error)
+            # Half a surrogate pair is JSON, and no text that Redis takes.
+            text = text.encode("utf-8", "replace").decode()
+            return Outcome(JobStatus.FAILED, output=output, error=text)
+    except (RecursionError, ValueError):
+        return _failed("the worker's result is JSON that cannot be read")
     return Outcome(JobStatus.COMPLETED, output="{}" if output is None else output)
 
 
 def _take(endpoint_id: str, worker_id: str, most: int) -> list[str] | Response:
-    here, token = services(), str(uuid.uuid4())
+    here, token, channel = services(), str(uuid.uuid4()), f"take:{worker_id}"
     in_progress = request.args.get("job_in_progress", "0") != "0"
-    jobs: list[str] | None = None
+    jobs: list[str] = []
     try:
-        _check(here, endpoint_id, worker_id)
-        with here.events.expect(f"take:{worker_id}", end_only=False) as wait:
-            taken = here.pulls.take(
-                worker_id, endpoint_id, token, most=most, in_progress=in_progress
+        endpoint = _check(here, endpoint_id, worker_id)
+        with (
+            here.events.expect(channel, end_only=False) as wait,
+            here.held.watch(_peer(), lambda: here.events.wake(channel)) as connection,
+        ):
+            taken: Taken | None = here.pulls.take(
+                worker_id,
+                endpoint_id,
+                token,
+                most=most,
+                in_progress=in_progress,
+                key=caller(),
+                max_workers=endpoint.max_workers,
             )
-            if taken is None:
-                raise WorkerConflict(f"a worker of another endpoint goes by the id {worker_id!r}")
             until = time.monotonic() + _hold_s(here)
             while taken is not None and not (jobs := taken.jobs):
                 left_s = until - time.monotonic()
                 if left_s <= 0 or here.events.stopped:
                     break
                 # Of one that is to be restarted the end is looked for.
-                wait(min(left_s, STOPPING_LOOK_S) if taken.stopping else left_s)
-                if _has_left():
-                    here.pulls.left(worker_id, token)
+                wait(min(left_s, connection.check_s, STOPPING_LOOK_S if taken.stopping else left_s))
+                if connection.closed:
                     break
-                taken = here.pulls.collect(worker_id, token, most=most)
+                taken = here.pulls.collect(worker_id, endpoint_id, token, most=most)
+            if connection.closed:
+                # Jobs that were just handed out go back with it.
+                until_redis_answers(lambda: here.pulls.left(worker_id, token), longest_s=RESULT_S)
+                return Response(status=204)
     except OwnPodError as error:
-        return _refused(worker_id, error)
+        return _refused(here, endpoint_id, worker_id, error)
     return jobs or Response(status=204)
 
 
@@ -178,44 +246,95 @@ def _hold_s(here: Services) -> float:
     return min(HOLD_S, here.settings.worker_gone_s / 2)
 
 
-def _has_left() -> bool:
-    """Whoever asked has closed the connection: a job for it would be lost on the way."""
-    peer: socket.socket | None = request.environ.get("gunicorn.socket")
-    if peer is None:
-        return False
-    try:
-        return peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+def _peer() -> Any:
+    """The socket of this request; None where another server than gunicorn answers it."""
+    return request.environ.get("gunicorn.socket")
 
 
-def _check(here: Services, endpoint_id: str, worker_id: str) -> None:
-    """Raises: Unauthorized, EndpointNotFound, WorkerConflict."""
+def _check_key(endpoint_id: str, worker_id: str) -> None:  # noqa: ARG001 - for keys that are bound
+    """Raises: Unauthorized."""
     check_worker_key()
-    here.registry.endpoint(endpoint_id)
+
+
+def _check(here: Services, endpoint_id: str, worker_id: str) -> Endpoint:
+    """Raises: Unauthorized, EndpointNotFound, WorkerConflict."""
+    _check_key(endpoint_id, worker_id)
+    endpoint = here.registry.endpoint(endpoint_id)
     if worker_id == HOUSEKEEPING:
         raise WorkerConflict(f"the worker id {HOUSEKEEPING!r} is taken")
     known = here.registry.worker(worker_id)
     if known is not None and not known.pulls:
         raise WorkerConflict(f"{worker_id!r} is the id of a worker at {known.url}")
+    return endpoint
 
 
-def _refused(worker_id: str, error: OwnPodError) -> Response:
-    """The worker sleeps 5 s, says nothing, and asks again; so the reason is told here."""
+def _refused(here: Services, endpoint_id: str, worker_id: str, error: OwnPodError) -> Response:
+    """The worker sleeps 5 s, logs nothing, and asks again; so the reason is shown here."""
     level = logging.INFO if isinstance(error, RedisUnavailable) else logging.WARNING
     log.log(level, "worker %s gets no jobs: %s", worker_id[:100], error)
+    _remember(here, endpoint_id, worker_id, error.message)
     response = answer({"error": error.message}, 429)
     response.headers["Retry-After"] = "5"
     return response
 
 
-def _body() -> Any:
-    """The JSON of a result, which the SDK labels as a form."""
-    check_worker_key()
-    request.max_content_length = services().settings.max_output_mb * 1024 * 1024
+def _remember(here: Services, endpoint_id: str, worker_id: str, reason: str) -> None:
+    """Shows in ``/health`` of an endpoint that there is why a worker of it is refused."""
+    with contextlib.suppress(OwnPodError):
+        here.pulls.refuse(worker_id, here.registry.endpoint(endpoint_id).id, reason)
+
+
+def _has_key_of(
+    here: Services, endpoint_id: str, worker_id: str, run_id: str | None = None
+) -> bool:
+    """Whether this request's key is the one with which the worker took the run, or last asked for jobs:
+    also one that is no longer in the settings, and no other one that is.
+    """
     try:
-        return loads(request.get_data(cache=False))
+        _check_key(endpoint_id, worker_id)
+        valid = True
+    except OwnPodError:
+        valid = False
+    if not (here.keys_needed or here.settings.worker_keys):
+        return valid
+    known = until_redis_answers(lambda: here.pulls.key_of(worker_id, run_id), longest_s=RESULT_S)
+    return valid if known is None else hmac.compare_digest(known, caller())
+
+
+def _other_key(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> Response:
+    """Nothing is written; the SDK posts a result again after a 503, and would drop it after a 4xx."""
+    skip_body()
+    _log_other_key(worker_id, run_id)
+    _remember(here, endpoint_id, worker_id, OTHER_KEY)
+    response = answer({"error": OTHER_KEY}, 503)
+    response.headers["Retry-After"] = "5"
+    return response
+
+
+@functools.lru_cache(1000)
+def _log_other_key(worker_id: str, run_id: str) -> None:
+    """Once for each run."""
+    log.warning("worker %s, run %s: not taken: %s", worker_id[:100], run_id[:100], OTHER_KEY)
+
+
+def _failed(reason: str) -> Outcome:
+    return Outcome(JobStatus.FAILED, error=reason)
+
+
+def _too_large(here: Services, what: str) -> str:
+    return f"{what} is larger than {here.settings.max_output_mb} MiB, see OWNPOD_MAX_OUTPUT_MB"
+
+
+def _parsed(body: bytes) -> Any:
+    """The JSON of a result, which the SDK labels as a form."""
+    try:
+        return loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+def _text(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (RecursionError, ValueError):
+        return "null"

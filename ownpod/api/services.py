@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask, Response, current_app, request
 
+from ownpod.api.held import HeldConnections
 from ownpod.deliveries import Deliveries
 from ownpod.endpoints import Endpoint
 from ownpod.events import JobEvents
@@ -36,6 +37,7 @@ class Services:
     pulls: Pulls
     listing: Listing
     deliveries: Deliveries
+    held: HeldConnections = field(default_factory=HeldConnections)
 
     @property
     def keys_needed(self) -> bool:

@@ -4,15 +4,17 @@ Here is the node's side: a run is offered, and the worker takes it with its next
 (:mod:`ownpod.api.pull`) answers the worker. What real workers do stands in docs/architecture.md.
 """
 
+import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ownpod.endpoints import WorkerSpec
-from ownpod.errors import AttemptLost, RedisUnavailable, WorkerUnavailable
+from ownpod.errors import AttemptLost, RedisUnavailable, WorkerAwaited, WorkerUnavailable
 from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
 from ownpod.patience import until_redis_answers
 from ownpod.workers import Watch
@@ -33,8 +35,16 @@ RESULT_KEPT_S = 120.0
 
 STOPPING = "the worker wants its container to be restarted (refresh_worker), and was not yet"
 
+LEFT = "the worker closed its request for a job, and has not asked again"
+
+WORKER = "@worker"
+"""The worker itself, among ids of runs; see :data:`ownpod.pull.WORKER`."""
+
 LOOK_S = 5.0
 """Between looks at a run that nothing was heard of."""
+
+FOLLOW_S = 60.0
+"""Between checks whether the worker has left, where no notification came; one is enough by itself."""
 
 
 class RunLike(Protocol):
@@ -48,6 +58,8 @@ class RunLike(Protocol):
     def taken_s(self) -> float: ...
     @property
     def outcome(self) -> Outcome | None: ...
+    @property
+    def left(self) -> bool: ...
 
 
 class ContactLike(Protocol):
@@ -61,6 +73,17 @@ class ContactLike(Protocol):
     def pinged_s(self) -> float | None: ...
     @property
     def stopping(self) -> bool: ...
+    @property
+    def left(self) -> bool: ...
+
+
+class GateLike(Protocol):
+    """See :class:`ownpod.gate.Gate`."""
+
+    @property
+    def open(self) -> bool: ...
+    def trip(self, reason: str) -> None: ...
+    def recheck(self) -> None: ...
 
 
 class Desk(Protocol):
@@ -74,6 +97,7 @@ class Desk(Protocol):
     def stop(self, worker_id: str, run_id: str) -> bool: ...
     def run(self, worker_id: str, run_id: str) -> RunLike | None: ...
     def contact(self, worker_id: str) -> ContactLike: ...
+    def await_worker(self, worker_id: str) -> None: ...
 
 
 Expect = Callable[[str], AbstractContextManager[Callable[[float], object]]]
@@ -90,6 +114,11 @@ class PullWorker:
         self._gone_s = gone_s
         self._begun: dict[str, Attempt] = {}
         self._over: set[str] = set()
+        self._awaited: set[str] = set()
+        """Runs that :meth:`wait` waits for."""
+        self._began = time.monotonic()
+        self._seen = False
+        """The worker has asked for a job since this object was made."""
         self._freed = time.monotonic()
         """When it was last done with a run: it may have been too busy to ask before."""
         self._refused = float("-inf")
@@ -107,6 +136,7 @@ class PullWorker:
 
     def wait(self, run_id: str, watch: Watch, *, resumed: bool = False) -> Outcome:
         attempt = self._begun.pop(run_id, None)
+        self._awaited.add(run_id)
         with self._expect(run_id) as wait:
             if attempt is not None and not resumed:
                 watch.look(Look.POLL)
@@ -123,6 +153,7 @@ class PullWorker:
             finally:
                 self._freed = time.monotonic()
                 self._over.discard(run_id)
+                self._awaited.discard(run_id)
 
     def _offer(self, run_id: str, attempt: Attempt) -> None:
         body = f'{{"id": {json.dumps(run_id)}, "input": {attempt.input}'
@@ -152,11 +183,7 @@ class PullWorker:
             # Again each time: the SDK does not hear it of a job that it is just about to begin.
             self.cancel(run_id)
         if found.state == "offered":
-            if offered_s > OFFER_S and until_redis_answers(
-                lambda: self._desk.withdraw(self._id, run_id)
-            ):
-                self._refused = time.monotonic()
-                raise WorkerUnavailable(f"the worker asked for no job within {OFFER_S:g} s")
+            self._check_offer(run_id, offered_s, left=found.left)
             return None
         if found.state in {"unbegun", "gone"} or self._vanished(found):
             self._settle(run_id)
@@ -167,6 +194,16 @@ class PullWorker:
                 raise WorkerUnavailable("the worker took the job and did not begin it")
             raise AttemptLost("the worker has not got the job any more, and posted no result")
         return None
+
+    def _check_offer(self, run_id: str, offered_s: float, *, left: bool) -> None:
+        """Raises: WorkerUnavailable, when the worker has not taken it, and will not."""
+        if not left and offered_s <= OFFER_S:
+            return
+        if until_redis_answers(lambda: self._desk.withdraw(self._id, run_id)):
+            if left:
+                raise WorkerUnavailable(LEFT)
+            self._refused = time.monotonic()
+            raise WorkerUnavailable(f"the worker asked for no job within {OFFER_S:g} s")
 
     def _vanished(self, found: RunLike) -> bool:
         """Nothing was heard of the worker for so long that it cannot have the run any more."""
@@ -213,10 +250,36 @@ class PullWorker:
             raise WorkerUnavailable(str(error)) from error
         if contact.stopping:
             raise WorkerUnavailable(STOPPING)
+        if contact.left:
+            raise WorkerUnavailable(LEFT)
         return contact
+
+    def follow(self, gate: GateLike) -> None:
+        """Starts a thread that closes the gate at once when the worker leaves, and has it probed when
+        the worker asks again.
+        """
+        threading.Thread(target=self._follow, args=(gate,), name="follow", daemon=True).start()
+
+    def _follow(self, gate: GateLike) -> None:
+        with self._expect(WORKER) as wait:
+            while True:
+                wait(FOLLOW_S)
+                left = until_redis_answers(lambda: self._desk.contact(self._id)).left
+                if not left:
+                    gate.recheck()
+                elif gate.open:
+                    gate.trip(LEFT)
 
     def probe(self) -> None:
         now, asked_s = time.monotonic(), self._contact().asked_s
+        if not self._seen:
+            self._seen = asked_s is not None and asked_s < now - self._began
+            # A sync handler asks for nothing while it runs a job that a node before this one offered.
+            if not self._seen and (now - self._began < ASK_S or self._awaited):
+                # The API may hold a request that came before this node began.
+                with contextlib.suppress(RedisUnavailable):
+                    self._desk.await_worker(self._id)
+                raise WorkerAwaited("its node has begun, and waits for the worker's next request")
         if (
             asked_s is None
             or asked_s > now - self._refused

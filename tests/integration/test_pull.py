@@ -102,7 +102,7 @@ def test_a_run_is_told_before_the_worker_can_take_it_and_has_the_jobs_id(worker,
 
 def test_a_worker_that_asks_with_nothing_in_hand_has_lost_what_it_took(running, pulls):
     assert taken(pulls) == ["job-1"]
-    pulls.ping("w", ["job-1"])
+    pulls.ping("w", "ep", ["job-1"])
     assert take(pulls) == []
     with pytest.raises(AttemptLost, match="has not got the job any more"):
         running.result(5)
@@ -117,22 +117,22 @@ def test_a_delivery_that_was_never_begun_goes_back_uncounted(running, pulls):
 
 def test_pings_that_stop_listing_a_run_end_it(running, pulls, client, monkeypatch):
     assert taken(pulls) == ["job-1"]
-    pulls.ping("w", ["job-1"])
+    pulls.ping("w", "ep", ["job-1"])
     # A ping may have been on its way when the job was taken.
-    pulls.ping("w", [])
+    pulls.ping("w", "ep", [])
     client.hset(f"{keys.pull('w')}:run:job-1", "taken_ms", 1)
-    pulls.ping("w", [])
-    pulls.ping("w", ["job-1"])
-    pulls.ping("w", [])
+    pulls.ping("w", "ep", [])
+    pulls.ping("w", "ep", ["job-1"])
+    pulls.ping("w", "ep", [])
     assert not running.done()
-    pulls.ping("w", [])
+    pulls.ping("w", "ep", [])
     with pytest.raises(AttemptLost):
         running.result(5)
 
 
 def test_a_worker_that_vanished_loses_its_run(running, pulls, client):
     assert taken(pulls) == ["job-1"]
-    pulls.ping("w", ["job-1"])
+    pulls.ping("w", "ep", ["job-1"])
     client.zadd(keys.HEARD, {"w": 1})
     client.hset(keys.pull("w"), "ping_ms", 1)
     with pytest.raises(AttemptLost):
@@ -229,8 +229,8 @@ def test_a_cancelled_offer_is_never_taken(worker, running, pulls):
 def test_only_the_last_request_of_a_worker_is_given_jobs(pulls, worker):
     assert take(pulls, token="first") == []
     assert take(pulls, token="second") == []
-    assert pulls.collect("w", "first", most=1) is None
-    assert pulls.collect("w", "second", most=1).jobs == []
+    assert pulls.collect("w", "ep", "first", most=1) is None
+    assert pulls.collect("w", "ep", "second", most=1).jobs == []
 
 
 def test_a_batch_has_at_most_as_many_as_asked_for_and_capacity_counts_what_is_out(pulls, client):
@@ -297,7 +297,9 @@ def test_one_name_in_two_endpoints_is_refused_while_the_first_is_there(api, pull
 
 def test_results_need_a_key_too(api):
     headers = {"Authorization": "wrong"}
-    assert api.post("/v2/ep/job-done/w/r", data="{}", headers=headers).status_code == 401
+    answer = api.post("/v2/ep/job-done/w/r", data="{}", headers=headers)
+    # A 4xx would make the SDK drop the result at once.
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert api.get("/v2/ep/ping/w", headers=headers).status_code == 401
 
 
@@ -328,3 +330,14 @@ def test_a_worker_that_is_gone_is_forgotten_but_for_what_it_has(pulls, client):
     pulls.settle("w", "r")
     assert pulls.forget_gone() == ["w"]
     assert client.keys(f"{keys.PULL}*") == []
+
+
+def test_an_offer_and_its_withdrawal_change_nothing_when_they_are_repeated(pulls, client):
+    take(pulls)
+    for _ in range(2):
+        pulls.offer("w", "r", job_id="job-1", attempt=1, body='{"id": "r"}', time_s=10)
+    assert client.llen(f"{keys.pull('w')}:offers") == 1
+    assert pulls.withdraw("w", "r")
+    assert pulls.withdraw("w", "r")
+    assert pulls.run("w", "r") is None
+    assert take(pulls, most=2) == []

@@ -141,7 +141,10 @@ def test_a_read_is_repeated(store, lossy):
 
 def test_a_connection_that_redis_has_closed_costs_no_command(store, client):
     store.create(new_job())
+    mine = client.client_id()
+    before = {int(found["id"]) for found in client.client_list()} - {mine}
     client.client_kill_filter(_type="normal", skipme=True)
+    wait_until(lambda: not before & {int(found["id"]) for found in client.client_list()})
     assert store.remind("job-1", "ep")
 
 

@@ -40,7 +40,7 @@ LAYERS = [
     {"tasks"},
     {"node"},
     {"dispatch", "up"},
-    {"api.arrival"},
+    {"api.arrival", "api.held", "api.bodies"},
     {"api.channel"},
     {"api.services", "api.schemas", "api.worker"},
     {"api.auth", "api.ids", "api.metrics"},
@@ -75,6 +75,7 @@ ONLY = {
             for name in [
                 "services",
                 "auth",
+                "bodies",
                 "health",
                 "ids",
                 "openapi",

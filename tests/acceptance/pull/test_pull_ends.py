@@ -7,10 +7,13 @@ import time
 import pytest
 from helpers import (
     begun,
+    node_processes,
     pull_worker,
     wait_until,
     worker_states,
 )
+
+from ownpod.pull import worker_environment
 
 
 @pytest.mark.timeout(400)
@@ -102,3 +105,71 @@ def test_a_worker_needs_one_of_its_keys_and_is_forgotten_when_it_is_gone(
     wait_until(lambda: worker_states(ownpod) == {"gpu-1": "ready"}, 5)
     worker.kill()
     wait_until(lambda: worker_states(ownpod) == {}, 60)
+
+
+@pytest.mark.timeout(300)
+def test_a_job_submitted_right_after_four_of_five_workers_were_killed_runs_at_once(
+    start_ownpod, start_worker
+):
+    ownpod = start_ownpod(OWNPOD_LEASE_S=30)
+    names = [f"gpu-{number}" for number in range(1, 6)]
+    workers = {name: start_worker(ownpod, name=name) for name in names}
+    for name in names[:4]:
+        workers[name].send(signal.SIGKILL)
+    began = time.monotonic()
+    job = ownpod.submit(text="after")
+    done = ownpod.ended(job)
+    took_s = time.monotonic() - began
+    assert (done["status"], done["workerId"]) == ("COMPLETED", "gpu-5")
+    assert took_s < 3, took_s
+    states = worker_states(ownpod)
+    assert states.pop("gpu-5") == "ready"
+    assert set(states.values()) == {"unhealthy"}
+    (reason, *_) = {
+        w["reason"] for w in ownpod.get("/health")["ownpod"]["workers"] if w["id"] != "gpu-5"
+    }
+    assert reason == "the worker closed its request for a job, and has not asked again"
+
+
+@pytest.mark.timeout(200)
+def test_a_worker_that_comes_to_another_endpoint_under_its_old_id_is_taken_there(
+    start_ownpod, start_worker, tmp_path
+):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {local-ep: {}, other: {}}")
+    ownpod = start_ownpod(OWNPOD_WORKERS_FILE=file)
+    start_worker(ownpod).kill()
+    environ = worker_environment(f"{ownpod.base}/other", "gpu-1", key="k")
+    moved = pull_worker(ownpod.port, tmp_path / "moved.log", RUNPOD_PING_INTERVAL=1000, **environ)
+    try:
+        ownpod.endpoint = f"{ownpod.base}/other"
+        assert ownpod.ended(ownpod.submit(text="there"), 30)["workerId"] == "gpu-1"
+        ownpod.endpoint = f"{ownpod.base}/local-ep"
+        assert worker_states(ownpod) == {}
+    finally:
+        moved.kill()
+
+
+@pytest.mark.timeout(200)
+def test_after_a_restart_a_worker_is_ready_when_it_has_asked_and_not_before(ownpod, start_worker):
+    worker = start_worker(ownpod)
+    # Its node alone begins anew: the request that the API holds is known to it at once.
+    (node,) = node_processes(ownpod, "gpu-1")
+    node.kill()
+    wait_until(lambda: worker_states(ownpod)["gpu-1"] != "ready", 15)
+    wait_until(lambda: worker_states(ownpod)["gpu-1"] == "ready", 15)
+    assert ownpod.stop() == 0
+    worker.kill()
+    ownpod.start()
+    seen = set()
+
+    def look():
+        seen.add(worker_states(ownpod).get("gpu-1"))
+        return "initializing" in seen
+
+    wait_until(look, 20)
+    waited = time.monotonic() + 5
+    wait_until(lambda: look() and time.monotonic() > waited, 20)
+    assert "ready" not in seen
+    start_worker(ownpod)
+    assert ownpod.post("/runsync", {"input": {"text": "x"}})["status"] == "COMPLETED"

@@ -156,7 +156,7 @@ def test_a_worker_that_pulls_shows_up_like_any_other(start_ownpod, start_worker,
 def test_two_hundred_idle_workers_wait_at_one_api_process(tmp_path):
     redis, port = RedisServer(tmp_path), free_port()
     file = tmp_path / "workers.yaml"
-    file.write_text("endpoints: {ep: {}}")
+    file.write_text("endpoints: {ep: {maxWorkers: 200}}")
     environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS_FILE": file, "WEB_CONCURRENCY": 1}
     command = (sys.executable, "-m", "ownpod", "api", "--port", port)
     api = Process(*command, log=tmp_path / "api.log", **environ)
