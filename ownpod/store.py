@@ -5,6 +5,7 @@ Losing a race is a return value, not an error. Any call raises
 """
 
 import functools
+import hmac
 import json
 import re
 import time
@@ -450,6 +451,14 @@ class JobStore:
             *self.messages.either(job_id, endpoint),
         )
         return None if status is None else JobStatus(status)
+
+    def awaits_callback(self, job_id: str, endpoint: str, token: str) -> bool:
+        """Whether the token is that of the job's last run: one small read, before a result is parsed."""
+        found: Any = self._redis.hmget(keys.job(job_id), ["endpoint", "callback"])
+        of_endpoint, of_run = (value or "" for value in found)
+        # Tokens are compared in constant time, and also where the endpoint is wrong.
+        same = hmac.compare_digest(of_run.encode(), token.encode())
+        return bool(of_run) and same and of_endpoint == endpoint
 
     def callback(self, job_id: str, endpoint: str, token: str, output: str) -> JobStatus:
         """A result that the worker posted by itself; JSON text. Completes the job, if no node can.
