@@ -1,6 +1,7 @@
 """One line for each event: time, level, who, what; as text, or as JSON for programs."""
 
 import logging
+import re
 import sys
 from typing import Any
 
@@ -36,6 +37,34 @@ def configure(level: str, name: str = "", form: str = "text") -> None:
     logging.getLogger("celery.redirected").setLevel(logging.WARNING)
 
 
+_UNPRINTED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What could begin a line, drive a terminal or turn a line's direction, and halves of characters."""
+
+
+def escaped(text: str) -> str:
+    """Text on one line: what comes from outside cannot end it and begin one of its own."""
+    return _UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _OneLine(logging.Formatter):
+    """A line for each record. A traceback follows on lines that begin with spaces, as no record does."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return escaped(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Not splitlines(): what else it takes for a line's end is escaped.
+        first, *more = super().format(record).split("\n")
+        return "\n".join((first, *(f"  {escaped(line)}" for line in more)))
+
+
+def text_formatter(line: str, dates: str | None = None) -> logging.Formatter:
+    """A formatter for people, whose lines no caller can forge."""
+    return _OneLine(line, dates)
+
+
 def formatter(name: str, form: str) -> logging.Formatter:
     """How a line looks."""
     if form == "json":
@@ -46,7 +75,7 @@ def formatter(name: str, form: str) -> logging.Formatter:
             datefmt="%Y-%m-%dT%H:%M:%S%z",
         )
     who = f"[{name}] " if name else ""
-    return logging.Formatter(f"%(asctime)s %(levelname)-7s {who}%(message)s", "%H:%M:%S")
+    return _OneLine(f"%(asctime)s %(levelname)-7s {who}%(message)s", "%H:%M:%S")
 
 
 def moved(job_id: str, status: str, *, level: int = logging.INFO, **fields: Any) -> None:

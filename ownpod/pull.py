@@ -12,7 +12,7 @@ import redis
 
 from ownpod import keys
 from ownpod.broker import NAME
-from ownpod.connection import redis_errors
+from ownpod.connection import redis_errors, redis_reads
 from ownpod.endpoints import DEFAULT_MAX_WORKERS
 from ownpod.errors import BadRequest, TooManyWorkers, WorkerConflict, WorkerRecordBroken
 from ownpod.jobs import JobStatus, Outcome
@@ -259,7 +259,7 @@ class Pulls:
         self._call("refuse", worker_id, endpoint, reason)
 
     @_broken_records
-    @redis_errors
+    @redis_reads
     def refusals(self, endpoint: str) -> list[Refusal]:
         """Workers that came to the endpoint within the last minute and got no jobs."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -275,7 +275,7 @@ class Pulls:
         return refused
 
     @_broken_records
-    @redis_errors
+    @redis_reads
     def key_of(self, worker_id: str, run_id: str | None = None) -> str | None:
         """Digest of the key with which the worker took a run, or last asked for jobs; None: not known."""
         base = keys.pull(worker_id)
@@ -303,7 +303,7 @@ class Pulls:
         return bool(self._call("stop", worker_id, run_id))
 
     @_broken_records
-    @redis_errors
+    @redis_reads
     def run(self, worker_id: str, run_id: str) -> RunState | None:
         """Where a run is; None: settled, or withdrawn."""
         key = f"{keys.pull(worker_id)}:run:{run_id}"
@@ -334,7 +334,7 @@ class Pulls:
         )
 
     @_broken_records
-    @redis_errors
+    @redis_reads
     def contact(self, worker_id: str) -> Contact:
         """How it was last heard of."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -377,7 +377,7 @@ class Pulls:
                 gone.append(worker_id)
         return gone
 
-    @redis_errors
+    @redis_reads
     def _silent(self) -> list[str]:
         """Workers that were not heard of for long, at most :data:`MOST_FORGOTTEN`, the oldest first."""
         until = _ms(self._redis.time()) - self._gone_ms

@@ -13,7 +13,7 @@ import redis
 from marshmallow import ValidationError
 
 from ownpod import keys, schema
-from ownpod.connection import redis_errors, schema_version
+from ownpod.connection import redis_errors, redis_reads, schema_version
 from ownpod.endpoints import (
     AddedWorkerSchema,
     Endpoint,
@@ -180,7 +180,7 @@ class Registry:
                 log.debug("workers not looked up: %s", error)
         return self._known
 
-    @redis_errors
+    @redis_reads
     def refresh(self) -> None:
         """Looks now."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -306,7 +306,7 @@ class Registry:
         self._schema.check()
         self._redis.hdel(keys.PAUSED, worker_id)
 
-    @redis_errors
+    @redis_reads
     def paused(self, worker_id: str) -> str | None:
         """Why the worker is to take no jobs; None: it may."""
         reason: Any = self._redis.hget(keys.PAUSED, worker_id)
@@ -360,7 +360,7 @@ class Registry:
         )
         return Attended(owner == process, paused, waiting)
 
-    @redis_errors
+    @redis_reads
     def owner(self, worker_id: str) -> str | None:
         """The node that runs a worker now, as ``<host>:<pid>``; None: none, or one that is dead."""
         found: Any = self._redis.get(keys.owner(worker_id))
@@ -388,13 +388,13 @@ class Registry:
         """The worker's node has ended."""
         self._redis.delete(keys.worker(worker_id))
 
-    @redis_errors
+    @redis_reads
     def node_of(self, worker_id: str) -> str | None:
         """The Celery node that speaks for a worker now."""
         node: Any = self._redis.hget(keys.worker(worker_id), "node")
         return str(node) if node else None
 
-    @redis_errors
+    @redis_reads
     def statuses(self, workers: tuple[WorkerSpec, ...]) -> dict[str, WorkerStatus]:
         """How each worker is, by id. One that no node speaks for is unhealthy."""
         with self._redis.pipeline(transaction=False) as pipe:

@@ -7,6 +7,7 @@ Losing a race is a return value, not an error. Any call raises
 Instants are Redis's: callers pass durations, and no host's clock is read here.
 """
 
+import hmac
 import json
 import logging
 import re
@@ -480,6 +481,15 @@ class JobStore:
         )
         return None if status is None else JobStatus(status)
 
+    @redis_reads
+    def awaits_callback(self, job_id: str, endpoint: str, token: str) -> bool:
+        """Whether the token is that of the job's last run: one small read, before a result is parsed."""
+        found: Any = self._redis.hmget(keys.job(job_id), ["endpoint", "callback"])
+        of_endpoint, of_run = (value or "" for value in found)
+        # Tokens are compared in constant time, and also where the endpoint is wrong.
+        same = hmac.compare_digest(of_run.encode(), token.encode())
+        return bool(of_run) and same and of_endpoint == endpoint
+
     def callback(self, job_id: str, endpoint: str, token: str, output: str) -> JobStatus:
         """A result that the worker posted by itself; JSON text. Completes the job, if no node can.
 
@@ -732,7 +742,7 @@ class JobStore:
         told = {*JobStatus, "retried"}
         return waiting, running, {name: int(ended[name]) for name in ended if name in told}
 
-    @redis_errors
+    @redis_reads
     def position(self, job: Job) -> int | None:
         """How many go before a waiting job, and it; None: it waits no more. Cheap in any queue."""
         queued, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
@@ -759,7 +769,7 @@ class JobStore:
         hour_ago = self.now_ms() - 3_600_000
         return [sample for sample in map(json.loads, samples) if sample[0] >= hour_ago]
 
-    @redis_errors
+    @redis_reads
     def figures(self, endpoint: str) -> Figures:
         """What is measured of an endpoint."""
         with self._redis.pipeline(transaction=False) as pipe:

@@ -60,8 +60,10 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, metrics, ui, callbacks, pull):
+    for module in (jobs, stream, health, workers, metrics, ui, pull):
         app.register_blueprint(module.blueprint)
+    if settings.callback_url is not None:
+        app.register_blueprint(callbacks.blueprint)
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     # Before anything is read: records of another version would be misread.

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from flask import Flask
+from gunicorn.glogging import Logger
 
 from ownpod import log, settings
 from ownpod.api import create_app
@@ -38,14 +39,26 @@ control_socket_disable = True
 proc_name = "ownpod-api"
 
 
-def on_starting(server: Any) -> None:
-    """Gunicorn's own lines look as all others; as many connections as the system allows."""
+class GunicornLog(Logger):  # type: ignore[misc]
+    """gunicorn's own lines, as all others: JSON if it is asked for, and none that a caller can forge."""
+
+    def setup(self, cfg: Any) -> None:
+        """Also called at a reload."""
+        super().setup(cfg)
+        form = settings.current().log_format
+        for found, line in ((self.error_log, self.error_fmt), (self.access_log, self.access_fmt)):
+            text = log.text_formatter(line, self.datefmt)
+            for handler in found.handlers:
+                handler.setFormatter(log.formatter("api", "json") if form == "json" else text)
+
+
+logger_class = GunicornLog
+
+
+def on_starting(_server: Any) -> None:
+    """As many connections as the system allows."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    config = settings.current()
-    if config.log_format == "json":
-        for handler in (*server.log.error_log.handlers, *server.log.access_log.handlers):
-            handler.setFormatter(log.formatter("api", "json"))
 
 
 def application() -> Flask:

@@ -1,4 +1,8 @@
-"""The API against its own OpenAPI document: generated requests, checked answers."""
+"""The API against its own OpenAPI documents, the published and the internal one: generated requests,
+checked answers.
+"""
+
+import re
 
 import pytest
 from helpers import job_store, load_settings, new_job
@@ -7,22 +11,41 @@ from schemathesis import GenerationMode, openapi
 
 from ownpod.api import create_app
 from ownpod.api.openapi import make_spec
+from ownpod.api.openapi_internal import make_internal_spec
 from ownpod.api.services import services_of
 from ownpod.jobs import JobStatus, Outcome
 
+PUBLISHED = make_spec(["ep"], keys=False)
+INTERNAL = make_internal_spec(["ep"], keys=False)
 OPERATIONS = [
-    (path, method)
-    for path, item in make_spec(["ep"], keys=False)["paths"].items()
+    (kind, path, method)
+    for kind, spec in (("published", PUBLISHED), ("internal", INTERNAL))
+    for path, item in spec["paths"].items()
     for method in item
 ]
+PAGES = {
+    "/",
+    "/page/{filename}",
+    "/openapi.json",
+    "/docs/",
+    "/docs/{path}",
+    "/docs/dist/{filename}",
+}
+"""For people, and the document itself."""
 
 
 @pytest.fixture
-def document(client, redis_server, tmp_path):
-    """The document of an API that has jobs in every state, and holds no request."""
+def app(client, redis_server, tmp_path):
+    """An API that has jobs in every state, and holds no request."""
     file = tmp_path / "workers.yaml"
     file.write_text("endpoints: {ep: {}}")
-    app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file))
+    app = create_app(
+        load_settings(
+            REDIS_URL=redis_server.url,
+            OWNPOD_WORKERS_FILE=file,
+            OWNPOD_CALLBACK_URL="http://10.0.0.5:8000",
+        )
+    )
     store = job_store(client)
     for status in JobStatus:
         store.create(new_job(f"job-{status}"))
@@ -33,22 +56,47 @@ def document(client, redis_server, tmp_path):
                 store.finish(attempt, Outcome(status, output="1", error="x"))
     # As when the process ends: whoever would wait is answered at once.
     services_of(app).events.stop()
-    return openapi.from_wsgi("/openapi.json", app)
+    return app
+
+
+@pytest.fixture
+def documents(app):
+    internal = openapi.from_dict(INTERNAL)
+    internal.app = app
+    return {"published": openapi.from_wsgi("/openapi.json", app), "internal": internal}
+
+
+def test_every_route_is_in_one_of_both_documents(app):
+    routes = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    documented = {(path, method) for _, path, method in OPERATIONS}
+    assert documented - routes == set()
+    assert {path for path, _ in routes - documented} == PAGES
+    assert set(PUBLISHED["paths"]) & set(INTERNAL["paths"]) == set()
+
+
+def test_the_internal_document_is_not_published(app):
+    told = app.test_client().get("/openapi.json").text
+    assert "job-take" not in told
+    assert "callback" not in told
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("path", "method", "mode"),
+    ("kind", "path", "method", "mode"),
     [
-        (path, method, mode)
-        for path, method in OPERATIONS
+        (kind, path, method, mode)
+        for kind, path, method in OPERATIONS
         for mode in GenerationMode
         # What has nothing to fill in cannot be filled in wrongly.
         if "{" in path or mode is GenerationMode.POSITIVE
     ],
 )
-def test_generated_requests_find_nothing(document, path, method, mode):
-    operation = document[path][method]
+def test_generated_requests_find_nothing(documents, kind, path, method, mode):
+    operation = documents[kind][path][method]
     jobs = [f"job-{status}" for status in JobStatus]
 
     @settings(

@@ -297,7 +297,10 @@ def api(client, tmp_path, redis_server):
     file.write_text("endpoints: {ep: {}}")
     app = create_app(
         load_settings(
-            REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, OWNPOD_API_KEYS="secret"
+            REDIS_URL=redis_server.url,
+            OWNPOD_WORKERS_FILE=file,
+            OWNPOD_API_KEYS="secret",
+            OWNPOD_CALLBACK_URL="http://10.0.0.5:8000",
         )
     )
     yield app.test_client()
@@ -386,6 +389,38 @@ def test_a_result_of_an_attempt_that_was_followed_by_another_changes_nothing(api
     store.claim("job-1", worker_id="other", claim="second", lease_s=60)
     assert post(api, {"output": 7}).status_code == 404
     assert job(store).status is JobStatus.IN_PROGRESS
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("ep/job-1/wrong", b'{"output": 7}'),
+        ("ep/job-2/token", b'{"output": 7}'),
+        ("nothing/job-1/token", b'{"output": 7}'),
+        ("ep/job-1/wrong", b"not JSON"),
+        ("ep/job-1/wrong", b"x" * 60_000_000),
+    ],
+    ids=["token", "job", "endpoint", "body-not-looked-at", "length-not-looked-at"],
+)
+def test_a_callback_without_its_token_is_one_plain_404_before_its_body_is_read(
+    api, store, path, body
+):
+    left(store, callback=True)
+    answer = api.post(f"/callback/{path}", data=body)
+    unknown = api.post("/nothing/there")
+    assert (answer.status_code, answer.json) == (404, unknown.json)
+    assert store.job("job-1", "ep").status is JobStatus.IN_PROGRESS
+
+
+def test_a_callback_is_bounded_and_exists_only_where_its_url_is_set(
+    api, store, redis_server, tmp_path
+):
+    left(store, callback=True)
+    assert api.post("/callback/ep/job-1/token", data=b"x" * 60_000_000).status_code == 413
+    values = {"REDIS_URL": redis_server.url, "OWNPOD_WORKERS_FILE": tmp_path / "workers.yaml"}
+    without = create_app(load_settings(**values))
+    assert not [rule for rule in without.url_map.iter_rules() if "callback" in rule.rule]
+    services_of(without).events.stop()
 
 
 def test_a_result_of_a_cancelled_job_changes_nothing(api, store):

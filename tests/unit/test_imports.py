@@ -45,7 +45,7 @@ LAYERS = [
     {"api.services", "api.schemas", "api.worker"},
     {"api.auth", "api.ids", "api.metrics"},
     {"api.workers"},
-    {"api.health", "api.openapi"},
+    {"api.health", "api.openapi", "api.openapi_internal"},
     {"api.jobs", "api.stream", "api.limits", "api.callbacks", "api.pull", "api.ui"},
     {"api"},
     {"api.server"},
