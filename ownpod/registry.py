@@ -196,7 +196,8 @@ class Registry:
 
     def _spec(self, said: dict[str, Any]) -> WorkerSpec:
         endpoint_id = said.pop("endpoint")
-        return make_worker(endpoint_id, WorkerSchema().load(said), self._settings)
+        values = WorkerSchema().load(said)
+        return make_worker(endpoint_id, values, self._settings, configured=False)
 
     def add(self, endpoint_id: str, values: dict[str, Any]) -> WorkerSpec:
         """Adds a worker, or changes one that was added.

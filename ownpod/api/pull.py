@@ -77,7 +77,7 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
 @blueprint.get("/ping/<id:worker_id>")
 def ping(endpoint_id: str, worker_id: str) -> Response:
     """A worker lives, and says what it has in hand."""
-    check_worker_key()
+    check_worker_key(endpoint_id, worker_id)
     here = services()
     here.registry.endpoint(endpoint_id)
     # The SDK joins them with commas; requests may send the parameter several times.
@@ -87,9 +87,9 @@ def ping(endpoint_id: str, worker_id: str) -> Response:
 
 
 @blueprint.post("/job-stream/<id:worker_id>/<id:run_id>")
-def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:  # noqa: ARG001
+def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """What a generator has yielded."""
-    said = _body()
+    said = _body(endpoint_id, worker_id)
     here = services()
 
     def write() -> None:
@@ -104,7 +104,7 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:  # noqa: A
 @blueprint.post("/job-done/<id:worker_id>/<id:run_id>")
 def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """A result, or progress: the SDK posts that to the same place, also after the result."""
-    said = _body()
+    said = _body(endpoint_id, worker_id)
     here = services()
     until_redis_answers(
         lambda: _write(here, endpoint_id, worker_id, run_id, said), longest_s=RESULT_S
@@ -192,8 +192,8 @@ def _has_left() -> bool:
 
 
 def _check(here: Services, endpoint_id: str, worker_id: str) -> None:
-    """Raises: Unauthorized, EndpointNotFound, WorkerConflict."""
-    check_worker_key()
+    """Raises: Unauthorized, Forbidden, EndpointNotFound, WorkerConflict."""
+    check_worker_key(endpoint_id, worker_id)
     here.registry.endpoint(endpoint_id)
     if worker_id == HOUSEKEEPING:
         raise WorkerConflict(f"the worker id {HOUSEKEEPING!r} is taken")
@@ -211,9 +211,9 @@ def _refused(worker_id: str, error: OwnPodError) -> Response:
     return response
 
 
-def _body() -> Any:
+def _body(endpoint_id: str, worker_id: str) -> Any:
     """The JSON of a result, which the SDK labels as a form."""
-    check_worker_key()
+    check_worker_key(endpoint_id, worker_id)
     request.max_content_length = services().settings.max_output_mb * 1024 * 1024
     try:
         return loads(request.get_data(cache=False))

@@ -8,7 +8,8 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
-    {"", "errors"},
+    {"", "errors", "credentials", "origins"},
+    {"access"},
     {
         "settings",
         "jobs",
@@ -34,7 +35,7 @@ LAYERS = [
     {"dispatch", "up"},
     {"api.services", "api.schemas", "api.worker"},
     {"api.auth", "api.ids", "api.metrics"},
-    {"api.workers"},
+    {"api.workers", "api.guard"},
     {"api.health", "api.openapi"},
     {"api.jobs", "api.stream", "api.limits", "api.callbacks", "api.pull", "api.ui"},
     {"api"},
@@ -65,6 +66,7 @@ ONLY = {
             for name in [
                 "services",
                 "auth",
+                "guard",
                 "health",
                 "ids",
                 "openapi",
