@@ -69,9 +69,13 @@ def is_foreign_page(
         host: the value of ``Host``.
         allowed: origins whose pages may call: literal, ``*``, or regular expressions.
     """
+    site = None if fetch_site is None else fetch_site.strip().lower()
+    if site == "same-origin":
+        # Also behind a proxy that has changed the port in Host.
+        return False
     if origin is not None:
         return not (_is_same(origin, host) or is_named(origin, allowed))
-    return fetch_site is not None and fetch_site.strip().lower() not in {"same-origin", "none"}
+    return site is not None and site != "none"
 
 
 def is_named(origin: str, allowed: Collection[str]) -> bool:

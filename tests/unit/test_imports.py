@@ -25,6 +25,7 @@ LAYERS = [
     {"broker", "scripts"},
     {"store", "embedded", "control", "endpoints"},
     {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
+    {"flower_guard"},
     {"waiting"},
     {"workers", "workers.answers", "workers.http"},
     {"workers.push", "workers.pull"},
@@ -41,7 +42,7 @@ LAYERS = [
     {"api"},
     {"api.server"},
     {"client"},
-    {"commands", "terminal", "doctor", "worker_env"},
+    {"commands", "terminal", "doctor", "worker_env", "new_keys"},
     {"cli"},
     {"__main__"},
 ]
@@ -57,6 +58,7 @@ ONLY = {
         "control",
         "dispatch",
         "commands",
+        "flower_guard",
     },
     "kombu": {"broker", "workarounds", "dispatch"},
     "flask": {
