@@ -97,7 +97,7 @@ def make_api(client, tmp_path, redis_server):
         services_of(apps[-1]).events.stop()
         return apps[-1].test_client()
 
-    yield make
+    return make
 
 
 def routes(app):
