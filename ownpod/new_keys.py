@@ -60,7 +60,7 @@ def new(
     click.echo(f"key:   {key}")
     click.echo(f"line:  {line}")
     click.echo(f"\nThe key is for {use}. It is shown once, and OwnPod keeps only its digest.")
-    click.echo(f"Put the line into {where}, then restart OwnPod.")
+    click.echo(f"Put the line into {where}. Then restart OwnPod; for a file, SIGHUP is enough.")
 
 
 def _where(*, admin: bool, endpoint: str | None, worker: bool) -> tuple[str, str]:
