@@ -14,7 +14,7 @@ from ownpod.settings import Settings
 
 @dataclass(frozen=True)
 class Door:
-    """Who may use Flower: any of these keys, everybody on this machine where there are none."""
+    """Who may use Flower: the holders of these keys; without keys every program on this machine."""
 
     keys: tuple[Credential, ...]
     read_only: bool

@@ -69,10 +69,10 @@ def _password(header: str) -> str:
 
 
 class Refused(RequestHandler):
-    """Answers a request that Flower is not to see."""
+    """Answers a refused request, instead of Flower's handler."""
 
     def initialize(self, status: int, sentence: str) -> None:
-        """Takes what the guard has found."""
+        """Takes the status and the sentence of the refusal."""
         self._status, self._sentence = status, sentence
 
     def prepare(self) -> None:

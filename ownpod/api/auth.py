@@ -58,7 +58,7 @@ MANAGING_IS_OFF = (
 
 
 def access_of(view: str | None) -> Access:
-    """What a view needs. A URL that no route has needs any key, so that it tells nothing without one.
+    """What a view needs. A URL that no route has needs any key, so that a caller without one learns nothing.
 
     A view that is in neither table needs an admin key: one that was forgotten stays closed.
     """

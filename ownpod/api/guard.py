@@ -41,7 +41,7 @@ def _refuse() -> Response | None:
     if here.keys_needed:
         return None
     problem = _problem(here.settings.cors_origins)
-    # A page does not know a key, so a caller with one is none.
+    # A page of another site does not know a key.
     if problem is None or known_caller():
         return None
     if request.blueprint == "pull" and request.path.split("/")[-2] in POLLS:
