@@ -37,6 +37,7 @@ LATER = {
     "top": "ownpod.terminal",
     "doctor": "ownpod.doctor",
     "worker-env": "ownpod.worker_env",
+    "keys": "ownpod.new_keys",
 }
 """Commands, and the modules that have them: imported when one is used."""
 
@@ -148,7 +149,7 @@ def dispatch() -> None:
 @host_option
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True)
 def flower(host: str, port: int) -> None:
-    """Serve Flower, Celery's page. With keys: user "ownpod", any key as password."""
+    """Serve Flower, Celery's page. With keys: user "ownpod", an admin key as password."""
     from ownpod.endpoints import load_endpoints
     from ownpod.flower import serve
 

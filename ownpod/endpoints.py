@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 import yaml
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
+from ownpod import credentials
 from ownpod.broker import NAME
+from ownpod.credentials import Credential
 from ownpod.errors import ConfigurationError
 from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.settings import (
@@ -68,7 +70,7 @@ class Endpoint:
     max_attempts: int
     max_queue_depth: int
     """Jobs that may wait; 0 is any number."""
-    api_keys: tuple[str, ...] = field(repr=False, default=())
+    api_keys: tuple[Credential, ...] = field(repr=False, default=())
     """Keys for this endpoint only."""
     max_workers: int = DEFAULT_MAX_WORKERS
     """Pulling workers that it may have."""
@@ -119,6 +121,16 @@ class AddedWorkerSchema(WorkerSchema):
     ca_bundle = fields.String(data_key="caBundle")
 
 
+class _ApiKey(fields.Field[Credential]):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Credential:
+        if not isinstance(value, str):
+            raise ValidationError(f"must be a text: {credentials.ALLOWED}")
+        try:
+            return credentials.parse(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
 class _EndpointSchema(Schema):
     class Meta:
         unknown = RAISE
@@ -144,7 +156,7 @@ class _EndpointSchema(Schema):
         load_default=0,
         validate=validate.Range(0, error="must be a whole number, 0 for any"),
     )
-    api_keys = fields.List(fields.String(), data_key="apiKeys", load_default=list)
+    api_keys = fields.List(_ApiKey(), data_key="apiKeys", load_default=list)
     max_workers = fields.Integer(
         data_key="maxWorkers",
         strict=True,
@@ -244,15 +256,22 @@ def worker_id_of(url: str) -> str:
     return name[:LONGEST_ID] or "worker"
 
 
-def make_worker(endpoint_id: str, values: dict[str, Any], settings: Settings) -> WorkerSpec:
-    """A worker, of what :class:`WorkerSchema` has loaded."""
+def make_worker(
+    endpoint_id: str, values: dict[str, Any], settings: Settings, *, configured: bool = True
+) -> WorkerSpec:
+    """A worker, of what :class:`WorkerSchema` has loaded.
+
+    ``OWNPOD_WORKER_HEADERS`` go to configured workers only: they may be secrets, and a worker that was
+    added at run time is another caller's choice.
+    """
+    common = settings.worker_headers if configured else {}
     ca_bundle = values.get("ca_bundle", settings.worker_ca_bundle)
     return WorkerSpec(
         id=values.get("id") or worker_id_of(values["url"]),
         endpoint=endpoint_id,
         url=values["url"].rstrip("/"),
         capacity=values["capacity"],
-        headers={**settings.worker_headers, **values["headers"]},
+        headers={**common, **values["headers"]},
         verify_tls=values.get("verify_tls", settings.worker_verify_tls),
         ca_bundle=ca_bundle,
     )

@@ -84,6 +84,12 @@ class WorkerConflict(OwnPodError):
     http_status = 409
 
 
+class UnsupportedMediaType(OwnPodError):
+    """The body must have the content type application/json."""
+
+    http_status = 415
+
+
 class QueueFull(OwnPodError):
     """The endpoint's queue is full; try again later."""
 

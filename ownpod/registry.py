@@ -218,7 +218,8 @@ class Registry:
     def _spec(self, values: dict[str, Any]) -> WorkerSpec:
         values = dict(values)
         endpoint_id = values.pop("endpoint")
-        return make_worker(endpoint_id, AddedWorkerSchema().load(values), self._settings)
+        loaded = AddedWorkerSchema().load(values)
+        return make_worker(endpoint_id, loaded, self._settings, configured=False)
 
     def add(self, endpoint_id: str, values: dict[str, Any]) -> WorkerSpec:
         """Adds a worker, or changes one that was added.

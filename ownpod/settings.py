@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import limits
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, ValidationError, fields, validate
 
+from ownpod.access import SECRET, Access, AccessSchema
 from ownpod.errors import ConfigurationError
 from ownpod.urls import check_http_url
 
@@ -39,7 +40,7 @@ OPERATIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Access):
     """What the environment says; see the field of the same name in :class:`SettingsSchema`."""
 
     workers: tuple[str, ...] | None
@@ -61,17 +62,13 @@ class Settings:
     worker_cancel_timeout_s: float
     max_output_mb: int
     idempotency_ttl_s: int
-    api_keys: tuple[str, ...] = field(repr=False)
-    api_keys_file: str | None
     retry_same_id: bool
     webhook_secret: str | None = field(repr=False)
     webhook_tries: int
     webhook_delay_s: float
     webhook_allow: str
-    cors_origins: tuple[str, ...]
     rate_limits: Mapping[str, str]
     callback_url: str | None
-    worker_keys: tuple[str, ...] = field(repr=False)
     worker_gone_s: float
     lease_s: float
     shutdown_grace_s: float
@@ -112,11 +109,6 @@ class _Urls(fields.Field[tuple[str, ...]]):
         for url in urls:
             check_http_url(url)
         return urls
-
-
-class _List(fields.Field[tuple[str, ...]]):
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:
-        return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
 class _RateLimits(fields.Field[dict[str, str]]):
@@ -188,7 +180,7 @@ def _whole(name: str, default: int, least: int, most: int, purpose: str) -> fiel
     )
 
 
-class SettingsSchema(Schema):
+class SettingsSchema(AccessSchema):
     """Every variable, its default, its limits and its purpose. An empty value counts as unset."""
 
     class Meta:
@@ -197,9 +189,8 @@ class SettingsSchema(Schema):
     secret: ClassVar[set[str]] = {
         "REDIS_URL",
         "OWNPOD_WORKER_HEADERS",
-        "OWNPOD_API_KEYS",
         "OWNPOD_WEBHOOK_SECRET",
-        "OWNPOD_WORKER_KEYS",
+        *SECRET,
     }
     """Variables whose value is never shown."""
 
@@ -273,7 +264,10 @@ class SettingsSchema(Schema):
     worker_headers = _Headers(
         data_key="OWNPOD_WORKER_HEADERS",
         load_default=dict,
-        metadata={"purpose": "JSON object of extra headers sent to workers; never logged"},
+        metadata={
+            "purpose": "JSON object of extra headers sent to configured workers, not to those "
+            "that are added at run time; never logged"
+        },
     )
     worker_connect_timeout_s = _number(
         "OWNPOD_WORKER_CONNECT_TIMEOUT_S", 5, 0.1, 300, "s for a TCP connection to a worker"
@@ -300,21 +294,6 @@ class SettingsSchema(Schema):
         1,
         30 * 86400,
         "s an `Idempotency-Key` is remembered",
-    )
-    api_keys = _List(
-        data_key="OWNPOD_API_KEYS",
-        load_default=(),
-        metadata={
-            "default": "unset: any caller",
-            "purpose": "comma-separated keys; when there are any, every `/v2` call needs one. Keys "
-            "for single endpoints stand in `workers.yaml`",
-        },
-    )
-    api_keys_file = fields.String(
-        data_key="OWNPOD_API_KEYS_FILE",
-        load_default=None,
-        validate=check_file,
-        metadata={"purpose": "a file with more such keys, one a line"},
     )
     retry_same_id = fields.Boolean(
         data_key="OWNPOD_RETRY_SAME_ID",
@@ -343,15 +322,6 @@ class SettingsSchema(Schema):
             "private, link-local or a cloud's metadata service"
         },
     )
-    cors_origins = _List(
-        data_key="OWNPOD_CORS_ORIGINS",
-        load_default=(),
-        metadata={
-            "default": "unset: none",
-            "purpose": "comma-separated origins whose pages may call the API, like "
-            "`https://app.example.com`",
-        },
-    )
     rate_limits = _RateLimits(
         data_key="OWNPOD_RATE_LIMITS",
         load_default=dict,
@@ -367,14 +337,6 @@ class SettingsSchema(Schema):
         metadata={
             "purpose": "the API's base URL as workers reach it, like `http://10.0.0.5:8000`: they post "
             "results there too, so that one that comes while no node waits for it counts"
-        },
-    )
-    worker_keys = _List(
-        data_key="OWNPOD_WORKER_KEYS",
-        load_default=(),
-        metadata={
-            "default": "unset: any worker, unless there are API keys",
-            "purpose": "comma-separated keys of workers that pull, their `RUNPOD_AI_API_KEY`",
         },
     )
     worker_gone_s = _number(
@@ -434,9 +396,6 @@ def load(environ: Mapping[str, str]) -> Settings:
         name, problems = next(iter(error.normalized_messages().items()))
         shown = "..." if name in schema.secret else repr(environ.get(name))
         raise ConfigurationError(f"{name}={shown}: {problems[0]}") from None
-    if values["api_keys_file"] is not None:
-        lines = Path(values["api_keys_file"]).read_text().splitlines()
-        values["api_keys"] += tuple(line.strip() for line in lines if line.strip())
     if values["callback_url"] is not None:
         values["callback_url"] = values["callback_url"].rstrip("/")
     values["data_dir"] = Path(values["data_dir"])
@@ -448,6 +407,17 @@ def load(environ: Mapping[str, str]) -> Settings:
 def current() -> Settings:
     """The settings of this process. Raises: ConfigurationError, see :func:`load`."""
     return load(os.environ)
+
+
+def reload() -> None:
+    """Reads the environment and the files that it names again, for :func:`current`.
+
+    Raises:
+        ConfigurationError: see :func:`load`; the settings stay as they were.
+    """
+    load(os.environ)
+    current.cache_clear()
+    current()
 
 
 def exit_on(error: Exception) -> NoReturn:

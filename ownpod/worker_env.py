@@ -7,6 +7,7 @@ import yaml
 
 from ownpod import settings
 from ownpod.broker import NAME
+from ownpod.credentials import Credential, matches
 from ownpod.errors import BadRequest
 from ownpod.pull import worker_environment
 from ownpod.settings import DEFAULT_ENDPOINT
@@ -28,7 +29,7 @@ ABOUT = {
     show_default=True,
     help="OwnPod as the container reaches it; also OWNPOD_URL.",
 )
-@click.option("--key", help="Its key; by default the first of OWNPOD_WORKER_KEYS.")
+@click.option("--key", help="Its key; by default the first plain one of OWNPOD_WORKER_KEYS.")
 @click.option(
     "--form",
     type=click.Choice(["shell", "docker", "compose"]),
@@ -48,10 +49,7 @@ def worker_env(endpoint: str, worker_id: str, url: str, key: str | None, form: s
         if not NAME.fullmatch(value):
             raise BadRequest(f"{name}: {value!r} must be letters, digits, - and _")
     keys = settings.current().worker_keys
-    if key is None:
-        key = keys[0] if keys else "any"
-    elif keys and key not in keys:
-        raise BadRequest("--key: must be one of OWNPOD_WORKER_KEYS")
+    key = _key_of(endpoint, worker_id, key, keys)
     values = worker_environment(f"{url.rstrip('/')}/v2/{endpoint}", worker_id, key=key)
     match form:
         case "shell":
@@ -65,3 +63,23 @@ def worker_env(endpoint: str, worker_id: str, url: str, key: str | None, form: s
             # Compose takes $$ for a $.
             doubled = {name: value.replace("$", "$$") for name, value in values.items()}
             click.echo(yaml.safe_dump({"environment": doubled}, sort_keys=False), nl=False)
+
+
+def _key_of(endpoint: str, worker_id: str, key: str | None, keys: tuple[Credential, ...]) -> str:
+    """The key to print; any text where none is needed. Raises: BadRequest, if no worker can use it."""
+    if not keys:
+        return "any" if key is None else key
+    if key is None:
+        plain = (known.plain for known in keys if known.plain is not None)
+        if (first := next(plain, None)) is not None:
+            return first
+        raise BadRequest(
+            "--key: is needed, because OWNPOD_WORKER_KEYS has digests only; "
+            "`ownpod keys new --worker` makes a key"
+        )
+    found = matches(key, keys)
+    if not found:
+        raise BadRequest("--key: must be one of OWNPOD_WORKER_KEYS")
+    if not any(known.permits(endpoint, worker_id) for known in found):
+        raise BadRequest("--key: is bound to another endpoint or worker; see OWNPOD_WORKER_KEYS")
+    return key

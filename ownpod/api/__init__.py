@@ -7,6 +7,7 @@ from ownpod import keys
 from ownpod.api import (
     auth,
     callbacks,
+    guard,
     health,
     ids,
     jobs,
@@ -66,13 +67,14 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(callbacks.blueprint)
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
+    guard.guard_source(app)
     # Before anything is read: records of another version would be misread.
     app.before_request(store.schema.check)
-    if services.keys_needed:
-        app.before_request(auth.check_key)
+    app.before_request(auth.check_key)
     app.after_request(_tell_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
+    limits.trust_proxies(app, settings.trusted_proxies)
     return app
 
 

@@ -1,18 +1,71 @@
-"""Who may call: API keys, for all endpoints or for one."""
+"""Roles: which key a route needs, and whether a request has it.
 
-import hashlib
-import hmac
+An admin key opens everything but the workers' protocol, an API key the jobs of all endpoints, an endpoint's key its
+jobs, a worker key the workers' protocol only.
+"""
 
-from flask import request
+from enum import StrEnum
 
-from ownpod.api.services import services
+from flask import Request, request
+
+from ownpod import credentials
+from ownpod.api.services import Services, services
 from ownpod.errors import Forbidden, Unauthorized
 
-LIST = "/v2/"
-"""Answers any key, with what that is for."""
 
-PROTECTED = ("/v2/", "/metrics")
-"""Beginnings of paths that need a key."""
+class Access(StrEnum):
+    """What a route needs, where keys are configured."""
+
+    OPEN = "open"
+    """Nothing: pages without data, the process's health, and callbacks, which have a token of their own."""
+    JOBS = "jobs"
+    """A key of the endpoint in the URL."""
+    LIST = "list"
+    """Any key; the answer depends on the key."""
+    ALL = "all"
+    """An API key: the answer shows all endpoints."""
+    MANAGE = "manage"
+    """An admin key."""
+    WORKER = "worker"
+    """A worker key; each view calls :func:`check_worker_key`."""
+
+
+BLUEPRINTS = {
+    "ui": Access.OPEN,
+    "openapi": Access.OPEN,
+    "swagger_ui": Access.OPEN,
+    "callbacks": Access.OPEN,
+    "jobs": Access.JOBS,
+    "stream": Access.JOBS,
+    "health": Access.JOBS,
+    "workers": Access.MANAGE,
+    "pull": Access.WORKER,
+}
+"""By the blueprint of a view."""
+
+VIEWS = {
+    "health.liveness": Access.OPEN,
+    "workers.listed": Access.JOBS,
+    "endpoints.all_endpoints": Access.LIST,
+    "metrics.metrics": Access.ALL,
+}
+"""By view; comes before :data:`BLUEPRINTS`."""
+
+MANAGING_IS_OFF = (
+    "managing workers over HTTP needs an admin key and none is configured: set OWNPOD_ADMIN_KEYS "
+    "(`ownpod keys new --admin` makes one), or use `ownpod workers` on OwnPod's host"
+)
+
+
+def access_of(view: str | None) -> Access:
+    """What a view needs. A URL that no route has needs any key, so that a caller without one learns nothing.
+
+    A view that is in neither table needs an admin key: one that was forgotten stays closed.
+    """
+    if view is None:
+        return Access.LIST
+    found = VIEWS.get(view) or BLUEPRINTS.get(view.partition(".")[0])
+    return found or Access.MANAGE
 
 
 def presented_key() -> str:
@@ -23,60 +76,97 @@ def presented_key() -> str:
 
 
 def caller() -> str:
-    """Who calls, without telling the key: its digest; "" for nobody in particular."""
+    """The digest of the presented key, known or not; "" without a key."""
     key = presented_key()
-    return hashlib.sha256(key.encode()).hexdigest() if key else ""
+    return credentials.digest_of(key) if key else ""
+
+
+def known_caller() -> str:
+    """The digest of the presented key if it is configured, as any kind of key; else ""."""
+    here, key = services(), presented_key()
+    config = here.settings
+    known = (*config.admin_keys, *config.api_keys, *config.worker_keys)
+    if not credentials.matches(key, known) and not _endpoints_of(here, key):
+        return ""
+    return credentials.digest_of(key)
 
 
 def opened_endpoints() -> list[str]:
     """The endpoints that this request's key is for."""
     here, key = services(), presented_key()
+    every = sorted(here.registry.endpoints)
+    config = here.settings
+    if not here.keys_needed or credentials.matches(key, (*config.admin_keys, *config.api_keys)):
+        return every
+    return _endpoints_of(here, key)
+
+
+def _endpoints_of(here: Services, key: str) -> list[str]:
+    """The endpoints that a key of single endpoints is for."""
     known = here.registry.endpoints.values()
-    if not here.keys_needed or _is_one_of(key, here.settings.api_keys):
-        return sorted(endpoint.id for endpoint in known)
-    return sorted(endpoint.id for endpoint in known if _is_one_of(key, endpoint.api_keys))
+    return sorted(e.id for e in known if credentials.matches(key, e.api_keys))
 
 
 def check_key() -> None:
-    """Before each request, where keys are needed.
+    """Before each request. Asks each time whether keys are needed.
 
     Raises:
-        Unauthorized: it has no key, or one that nobody knows.
-        Forbidden: its key is for other endpoints.
+        Unauthorized: the request has no key, or an unknown one.
+        Forbidden: its key is for something else.
     """
-    if not request.path.startswith(PROTECTED) or request.method == "OPTIONS":
+    access = access_of(request.endpoint)
+    if access in {Access.OPEN, Access.WORKER} or request.method == "OPTIONS":
         return
-    if request.blueprint == "pull":
-        # Workers have keys of their own, see check_worker_key.
+    if request.endpoint is None and not request.path.startswith("/v2/"):
         return
     here = services()
-    asked = (request.view_args or {}).get("endpoint_id")
-    key = presented_key()
-    if _is_one_of(key, here.settings.api_keys):
+    if credentials.matches(presented_key(), here.settings.admin_keys):
         return
-    of_endpoints = opened_endpoints()
-    if not of_endpoints:
+    if access is Access.MANAGE:
+        _refuse_managing(here)
+    elif here.keys_needed:
+        _check_jobs(here, access, request)
+
+
+def _refuse_managing(here: Services) -> None:
+    """Of a request without an admin key; without any keys, managing is open."""
+    if not here.keys_needed and not here.settings.admin_keys:
+        return
+    if not known_caller():
         raise Unauthorized
-    if asked not in of_endpoints and request.path != LIST:
+    if not here.settings.admin_keys:
+        raise Forbidden(MANAGING_IS_OFF)
+    raise Forbidden("managing workers needs an admin key, one of OWNPOD_ADMIN_KEYS")
+
+
+def _check_jobs(here: Services, access: Access, asked: Request) -> None:
+    if credentials.matches(presented_key(), here.settings.api_keys):
+        return
+    opened = opened_endpoints()
+    if not opened:
+        raise Unauthorized
+    if access is Access.ALL:
+        raise Forbidden("this shows all endpoints and needs a key for all of them")
+    if access is Access.JOBS and (asked.view_args or {}).get("endpoint_id") not in opened:
         raise Forbidden
 
 
-def check_worker_key() -> None:
-    """Of a worker that pulls; it sends the bare key. Where API keys are needed, this is, too.
+def check_worker_key(endpoint_id: str, worker_id: str) -> None:
+    """Of a worker that pulls; the SDK sends the bare key. Needed where there are worker keys or API keys.
 
     Raises:
-        Unauthorized: it has none of ``OWNPOD_WORKER_KEYS``.
+        Unauthorized: the request has none of ``OWNPOD_WORKER_KEYS``.
+        Forbidden: its key is bound to another endpoint or worker.
     """
     here = services()
     keys = here.settings.worker_keys
-    if (keys or here.keys_needed) and not _is_one_of(presented_key(), keys):
+    if not keys and not here.keys_needed:
+        return
+    found = credentials.matches(presented_key(), keys)
+    if not found:
         raise Unauthorized(
             "a worker needs one of OWNPOD_WORKER_KEYS as its RUNPOD_AI_API_KEY; "
             "see `ownpod worker-env`"
         )
-
-
-def _is_one_of(key: str, keys: tuple[str, ...]) -> bool:
-    """Looks at all of them, each in constant time."""
-    given = key.encode()
-    return sum(hmac.compare_digest(given, known.encode()) for known in keys) > 0
+    if not any(known.permits(endpoint_id, worker_id) for known in found):
+        raise Forbidden("this worker key is bound to another endpoint or worker")

@@ -5,9 +5,10 @@ from typing import Any
 from flask import Flask, request
 from flask_cors import CORS
 from flask_limiter import Limiter
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ownpod import keys
-from ownpod.api.auth import caller
+from ownpod.api.auth import known_caller
 
 VIEWS = {
     "run": ["jobs.run"],
@@ -55,6 +56,17 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
             app.view_functions[view] = limited
 
 
+def trust_proxies(app: Flask, count: int) -> None:
+    """Takes the caller's address from ``X-Forwarded-For``, as the last ``count`` proxies have written it.
+
+    With 0 the header counts for nothing, because any client can send it.
+    """
+    if count:
+        application: Any = app
+        application.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=0, x_host=0)
+
+
 def _who() -> str:
+    """Only a known key counts as a caller: a made-up one would be a fresh allowance each time."""
     endpoint = (request.view_args or {}).get("endpoint_id", "")
-    return f"{endpoint}:{caller() or request.remote_addr}"
+    return f"{endpoint}:{known_caller() or request.remote_addr}"

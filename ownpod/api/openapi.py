@@ -9,7 +9,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
-from ownpod.endpoints import WorkerSchema
+from ownpod.api.workers import NewWorkerSchema
 from ownpod.jobs import JobStatus
 from ownpod.settings import HEADER_NAME
 
@@ -17,13 +17,6 @@ blueprint = Blueprint("openapi", __name__)
 
 DOCS = "/docs"
 WORKERS = ("Details", "Endpoints", "History", "Workers", "WorkerAdded", "WorkerChanged")
-
-
-class NewWorkerSchema(WorkerSchema):
-    """Without what names a file on the server."""
-
-    class Meta(WorkerSchema.Meta):
-        exclude = ("ca_bundle",)
 
 
 def _number(name: str, what: str) -> dict[str, Any]:
@@ -69,7 +62,7 @@ _LISTING: list[dict[str, Any]] = [
 _ERRORS = {
     400: "the request has a value that cannot be used",
     401: "a key is needed",
-    403: "the key is not for this endpoint",
+    403: "the key is not for this; or, without keys, the request may come from a page of another site",
     404: "no such endpoint, or no such job",
     429: "too many calls, or a full queue; Retry-After says in how many s",
     503: "Redis is away, or refuses to write",
@@ -84,6 +77,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     }
     too_large = {413: "the body is too large"}
     conflict = {409: "the key was used for another body"}
+    no_json = {415: "the body has no JSON content type"}
     taken = {409: "it stands in the configuration, or its id or URL is another worker's"}
     submit = {"requestBody": body, "errors": too_large | conflict}
     return [
@@ -140,7 +134,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
                     "required": True,
                     "content": {"application/json": {"schema": NewWorkerSchema}},
                 },
-                "errors": taken,
+                "errors": taken | no_json,
             },
         ),
         (

@@ -24,6 +24,7 @@ from ownpod.api.services import Services, answer, services
 from ownpod.broker import HOUSEKEEPING
 from ownpod.endpoints import Endpoint
 from ownpod.errors import (
+    Forbidden,
     JobNotFound,
     OwnPodError,
     RedisUnavailable,
@@ -82,8 +83,7 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
     here, channel = services(), f"stop:{worker_id}"
     try:
         _check(here, endpoint_id, worker_id)
-        if not _has_key_of(here, endpoint_id, worker_id):
-            raise Unauthorized(OTHER_KEY)
+        _check_key_of(here, endpoint_id, worker_id)
         with (
             here.events.expect(channel, end_only=False) as wait,
             here.held.watch(_peer(), lambda: here.events.wake(channel)) as connection,
@@ -106,8 +106,7 @@ def ping(endpoint_id: str, worker_id: str) -> Response:
     """A worker lives, and says what it has in hand."""
     here = services()
     # What it runs goes on also when its key was replaced since.
-    if not _has_key_of(here, endpoint_id, worker_id):
-        raise Unauthorized(OTHER_KEY)
+    _check_key_of(here, endpoint_id, worker_id)
     here.registry.endpoint(endpoint_id)
     # The SDK joins them with commas; requests may send the parameter several times.
     runs = [run for given in request.args.getlist("job_id") for run in given.split(",") if run]
@@ -119,8 +118,8 @@ def ping(endpoint_id: str, worker_id: str) -> Response:
 def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """What a generator has yielded."""
     here = services()
-    if not _has_key_of(here, endpoint_id, worker_id, run_id):
-        return _other_key(here, endpoint_id, worker_id, run_id)
+    if (problem := _key_problem(here, endpoint_id, worker_id, run_id)) is not None:
+        return problem
     body, token = read_body(here.settings.max_output_mb), call_token()
 
     def write() -> None:
@@ -140,8 +139,8 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
 def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     """A result, or progress: the SDK posts that to the same place, also after the result."""
     here = services()
-    if not _has_key_of(here, endpoint_id, worker_id, run_id):
-        return _other_key(here, endpoint_id, worker_id, run_id)
+    if (problem := _key_problem(here, endpoint_id, worker_id, run_id)) is not None:
+        return problem
     body = read_body(here.settings.max_output_mb)
     if body.whole is None:
         if body.head.replace(b" ", b"").startswith(b'{"status":"IN_PROGRESS"'):
@@ -251,14 +250,9 @@ def _peer() -> Any:
     return request.environ.get("gunicorn.socket")
 
 
-def _check_key(endpoint_id: str, worker_id: str) -> None:  # noqa: ARG001 - for keys that are bound
-    """Raises: Unauthorized."""
-    check_worker_key()
-
-
 def _check(here: Services, endpoint_id: str, worker_id: str) -> Endpoint:
-    """Raises: Unauthorized, EndpointNotFound, WorkerConflict."""
-    _check_key(endpoint_id, worker_id)
+    """Raises: Unauthorized, Forbidden, EndpointNotFound, WorkerConflict."""
+    check_worker_key(endpoint_id, worker_id)
     endpoint = here.registry.endpoint(endpoint_id)
     if worker_id == HOUSEKEEPING:
         raise WorkerConflict(f"the worker id {HOUSEKEEPING!r} is taken")
@@ -284,37 +278,47 @@ def _remember(here: Services, endpoint_id: str, worker_id: str, reason: str) -> 
         here.pulls.refuse(worker_id, here.registry.endpoint(endpoint_id).id, reason)
 
 
-def _has_key_of(
+def _check_key_of(
     here: Services, endpoint_id: str, worker_id: str, run_id: str | None = None
-) -> bool:
-    """Whether this request's key is the one with which the worker took the run, or last asked for jobs:
-    also one that is no longer in the settings, and no other one that is.
+) -> None:
+    """Of the key with which the worker took the run, or last asked for jobs: also one that is no longer in
+    the settings counts, and no other one that is.
+
+    Raises:
+        Unauthorized: the request has another key; or the worker took nothing yet, and its key is unknown.
+        Forbidden: the same, and its key is bound to another endpoint or worker.
+    """
+    if not (here.keys_needed or here.settings.worker_keys):
+        return
+    known = until_redis_answers(lambda: here.pulls.key_of(worker_id, run_id), longest_s=RESULT_S)
+    if known is None:
+        check_worker_key(endpoint_id, worker_id)
+    elif not hmac.compare_digest(known, caller()):
+        raise Unauthorized(OTHER_KEY)
+
+
+def _key_problem(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> Response | None:
+    """For a request with a result under another key: nothing is written. The SDK posts a result again
+    after a 503, and would drop it after a 4xx.
     """
     try:
-        _check_key(endpoint_id, worker_id)
-        valid = True
-    except OwnPodError:
-        valid = False
-    if not (here.keys_needed or here.settings.worker_keys):
-        return valid
-    known = until_redis_answers(lambda: here.pulls.key_of(worker_id, run_id), longest_s=RESULT_S)
-    return valid if known is None else hmac.compare_digest(known, caller())
-
-
-def _other_key(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> Response:
-    """Nothing is written; the SDK posts a result again after a 503, and would drop it after a 4xx."""
+        _check_key_of(here, endpoint_id, worker_id, run_id)
+    except (Unauthorized, Forbidden) as error:
+        reason = error.message
+    else:
+        return None
     skip_body()
-    _log_other_key(worker_id, run_id)
-    _remember(here, endpoint_id, worker_id, OTHER_KEY)
-    response = answer({"error": OTHER_KEY}, 503)
+    _log_other_key(worker_id, run_id, reason)
+    _remember(here, endpoint_id, worker_id, reason)
+    response = answer({"error": reason}, 503)
     response.headers["Retry-After"] = "5"
     return response
 
 
 @functools.lru_cache(1000)
-def _log_other_key(worker_id: str, run_id: str) -> None:
+def _log_other_key(worker_id: str, run_id: str, reason: str) -> None:
     """Once for each run."""
-    log.warning("worker %s, run %s: not taken: %s", worker_id[:100], run_id[:100], OTHER_KEY)
+    log.warning("worker %s, run %s: not taken: %s", worker_id[:100], run_id[:100], reason)
 
 
 def _failed(reason: str) -> Outcome:

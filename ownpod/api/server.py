@@ -14,8 +14,11 @@ from gunicorn.glogging import Logger
 
 from ownpod import log, settings
 from ownpod.api import create_app
+from ownpod.api.auth import MANAGING_IS_OFF
+from ownpod.api.guard import add_own_hosts
 from ownpod.api.services import needs_keys, services_of
 from ownpod.endpoints import load_endpoints
+from ownpod.errors import ConfigurationError
 from ownpod.processes import is_loopback
 
 worker_class = "ownpod.api.worker.PromptWorker"
@@ -61,6 +64,14 @@ def on_starting(_server: Any) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def on_reload(server: Any) -> None:
+    """At SIGHUP key files are read again; if one has become wrong, the keys stay as they are."""
+    try:
+        settings.reload()
+    except ConfigurationError as error:
+        server.log.warning("settings stay as they were: %s", error)
+
+
 def application() -> Flask:
     """What gunicorn serves for ``ownpod api``, wherever that is started."""
     return create_app(settings.current())
@@ -77,16 +88,20 @@ def when_ready(server: Any) -> None:
     ]
     if open_to and not needs_keys(config, endpoints):
         server.log.warning(
-            "the API listens on %s and no key is needed: whoever reaches it can run jobs; "
+            "the API listens on %s and no key is needed: every program that reaches it can run jobs%s; "
             "set OWNPOD_API_KEYS, or listen on 127.0.0.1",
             ", ".join(open_to),
+            "" if config.admin_keys else " and add workers",
         )
+    elif needs_keys(config, endpoints) and not config.admin_keys:
+        server.log.info(MANAGING_IS_OFF)
 
 
 def post_worker_init(worker: Any) -> None:
     """At SIGTERM requests that wait for a job are answered at once, with its present state."""
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
+    add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))
     events = services_of(worker.wsgi).events
     finish_requests = signal.getsignal(signal.SIGTERM)
 

@@ -3,16 +3,24 @@
 from typing import Any
 
 from flask import Blueprint, Response, request
+from marshmallow import ValidationError
 
 from ownpod.api import schemas
 from ownpod.api.auth import opened_endpoints
 from ownpod.api.services import answer, services
-from ownpod.endpoints import WorkerSpec
-from ownpod.errors import BadRequest
+from ownpod.endpoints import WorkerSchema, WorkerSpec, first_problem
+from ownpod.errors import BadRequest, UnsupportedMediaType
 from ownpod.registry import WorkerStatus
 
 blueprint = Blueprint("workers", __name__, url_prefix="/v2/<id:endpoint_id>/workers")
 endpoints = Blueprint("endpoints", __name__)
+
+
+class NewWorkerSchema(WorkerSchema):
+    """A worker that is added over HTTP: without what names a file on the server."""
+
+    class Meta(WorkerSchema.Meta):
+        exclude = ("ca_bundle",)
 
 
 @endpoints.get("/v2/")
@@ -55,9 +63,17 @@ def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) 
 @blueprint.post("")
 def add(endpoint_id: str) -> Response:
     """Adds a worker, or changes one that was added; its node starts within a second or two."""
+    if not request.is_json:
+        # A page of another site can send any other type without asking the API first.
+        raise UnsupportedMediaType
     values = schemas.parse_json(request.get_data(cache=False))
     if not isinstance(values, dict):
         raise BadRequest('the body must be a JSON object like {"url": "http://10.0.0.12:8000"}')
+    try:
+        NewWorkerSchema().load(values)
+    except ValidationError as error:
+        place, problem = first_problem(error.normalized_messages())
+        raise BadRequest(f"{place}: {problem}") from None
     spec = services().registry.add(endpoint_id, values)
     return answer({"id": spec.id, "url": spec.url, "capacity": spec.capacity})
 

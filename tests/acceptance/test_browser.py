@@ -20,13 +20,14 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get in
 class Browser:
     """One tab of a headless Chromium."""
 
-    def __init__(self, directory, log):
+    def __init__(self, directory, log, *more):
         options = (
             "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
             "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0"
         )
         self.process = Process(
-            CHROMIUM, *options.split(), f"--user-data-dir={directory}", "about:blank", log=log
+            *(CHROMIUM, *options.split(), *more, f"--user-data-dir={directory}", "about:blank"),
+            log=log,
         )
         file = directory / "DevToolsActivePort"
         wait_until(lambda: file.exists() and len(file.read_text().split()) == 2, 30, "chromium")

@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
-    {"", "errors"},
-    {"urls"},
+    {"", "errors", "credentials", "origins"},
+    {"urls", "access"},
     {
         "settings",
         "addresses",
@@ -31,6 +31,7 @@ LAYERS = [
     {"roster"},
     {"deliveries", "listing"},
     {"registry", "events", "pull", "webhooks", "recovery", "celery", "flower"},
+    {"flower_guard"},
     {"waiting"},
     {"workers", "workers.answers", "workers.http"},
     {"workers.local_api"},
@@ -44,13 +45,13 @@ LAYERS = [
     {"api.channel"},
     {"api.services", "api.schemas", "api.worker"},
     {"api.auth", "api.ids", "api.metrics"},
-    {"api.workers"},
+    {"api.workers", "api.guard"},
     {"api.health", "api.openapi", "api.openapi_internal"},
     {"api.jobs", "api.stream", "api.limits", "api.callbacks", "api.pull", "api.ui"},
     {"api"},
     {"api.server"},
     {"client"},
-    {"commands", "terminal", "doctor", "worker_env"},
+    {"commands", "terminal", "doctor", "worker_env", "new_keys"},
     {"cli"},
     {"__main__"},
 ]
@@ -66,6 +67,7 @@ ONLY = {
         "control",
         "dispatch",
         "commands",
+        "flower_guard",
     },
     "kombu": {"broker", "workarounds", "dispatch"},
     "flask": {
@@ -76,6 +78,7 @@ ONLY = {
                 "services",
                 "auth",
                 "bodies",
+                "guard",
                 "health",
                 "ids",
                 "openapi",

@@ -76,7 +76,7 @@ def test_keys_come_from_the_variable_and_the_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text("three\n\n four \n")
     found = settings.load({"OWNPOD_API_KEYS": "one, two", "OWNPOD_API_KEYS_FILE": str(file)})
-    assert found.api_keys == ("one", "two", "three", "four")
+    assert [key.plain for key in found.api_keys] == ["one", "two", "three", "four"]
 
 
 def test_no_secret_is_in_the_repr(tmp_path):

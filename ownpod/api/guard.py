@@ -1,0 +1,76 @@
+"""Without keys, only this machine may call, and no web page of another site: 403 for all others."""
+
+import logging
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, current_app, request
+
+from ownpod.api.auth import known_caller
+from ownpod.api.ids import POLLS, RETRY_AFTER_S
+from ownpod.api.services import answer, services, services_of
+from ownpod.origins import host_name, is_foreign_page, is_own_host
+
+log = logging.getLogger(__name__)
+
+PAGES = ("ui", "swagger_ui")
+"""Blueprints of files without data: a link on any page may lead there."""
+
+_OWN = "ownpod_own_hosts"
+
+
+def guard_source(app: Flask) -> None:
+    """Installs the check. Call before the check of keys."""
+    config = services_of(app).settings
+    names = set(config.hosts)
+    if config.callback_url is not None:
+        # Workers post results there, so it is a name of this machine.
+        names.add(urlsplit(config.callback_url).hostname or "")
+    app.extensions[_OWN] = names
+    app.before_request(_refuse)
+
+
+def add_own_hosts(app: Flask, hosts: Iterable[str]) -> None:
+    """Names that the server listens on."""
+    names = {host_name(host) for host in hosts} - {None, "", "0.0.0.0"}  # noqa: S104 - left out
+    app.extensions[_OWN] = app.extensions[_OWN] | names
+
+
+def _refuse() -> Response | None:
+    here = services()
+    if here.keys_needed:
+        return None
+    problem = _problem(here.settings.cors_origins)
+    # A page of another site does not know a key.
+    if problem is None or known_caller():
+        return None
+    if request.blueprint == "pull" and request.path.split("/")[-2] in POLLS:
+        # The SDK logs no reason, and polls again at once after any other status.
+        log.warning("a worker gets no jobs: %s", problem)
+        response = answer({"error": problem}, 429)
+        response.headers["Retry-After"] = RETRY_AFTER_S
+        return response
+    return answer({"error": problem}, 403)
+
+
+def _problem(allowed: tuple[str, ...]) -> str | None:
+    """Why this request is refused; None: it is not."""
+    host = request.environ.get("HTTP_HOST")
+    origin = request.headers.get("Origin")
+    if not is_own_host(host, current_app.extensions[_OWN]):
+        return (
+            f"without keys OwnPod answers under its own names only, and {_shown(host)} is none of them: "
+            "set OWNPOD_HOSTS to that name, or OWNPOD_API_KEYS"
+        )
+    if request.blueprint in PAGES and request.method in {"GET", "HEAD"}:
+        return None
+    if is_foreign_page(origin, request.headers.get("Sec-Fetch-Site"), host, allowed):
+        return (
+            f"without keys no page of another site may call OwnPod, and {_shown(origin or 'one')} did: "
+            "set OWNPOD_CORS_ORIGINS to that origin, or OWNPOD_API_KEYS"
+        )
+    return None
+
+
+def _shown(text: str | None) -> str:
+    return repr((text or "")[:100])

@@ -1,0 +1,102 @@
+"""Whether a request without a key may come from a web page of another site. Pure: no IO.
+
+A browser lets any page send requests to this machine. Two headers that a page cannot change show it: ``Origin``
+and ``Sec-Fetch-Site`` name the page's site, and ``Host`` has the page's own name after DNS rebinding, where
+the name of a foreign site resolves to this machine.
+"""
+
+import ipaddress
+import re
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+CONTAINER_SUFFIXES = (".localhost", ".docker.internal", ".containers.internal")
+"""Names of the host in containers (Docker, Podman), and of loopback: no site can own one of them."""
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._~-]+)?\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_PORTS = {"http": 80, "https": 443}
+_PATTERN_SIGNS = frozenset("*\\]?$^[]()")
+"""A configured origin with one of these is a regular expression, as for flask-cors."""
+
+
+def host_name(header: str) -> str | None:
+    """The name or address in a ``Host`` header: lower case, without port, brackets and trailing dot.
+
+    None: the header is not a host, for example because it was sent twice and joined.
+    """
+    found = _HOST.fullmatch(header.strip())
+    if found is None:
+        return None
+    return found[1].lower().strip("[]").removesuffix(".") or None
+
+
+def is_own_host(header: str | None, own_names: Collection[str]) -> bool:
+    """Whether a ``Host`` header names this machine.
+
+    Addresses and names without a dot pass, because no foreign page has one. So does a missing
+    header, because every browser sends one.
+
+    Args:
+        header: the value of ``Host``; None: missing.
+        own_names: further names of this machine, in lower case.
+    """
+    if header is None or not header.strip():
+        return True
+    name = host_name(header)
+    if name is None:
+        return False
+    if "." not in name or name in own_names or name.endswith(CONTAINER_SUFFIXES):
+        return True
+    return _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_foreign_page(
+    origin: str | None, fetch_site: str | None, host: str | None, allowed: Collection[str]
+) -> bool:
+    """Whether a page of another origin sends this request.
+
+    Args:
+        origin: the value of ``Origin``; None: missing.
+        fetch_site: the value of ``Sec-Fetch-Site``; None: missing.
+        host: the value of ``Host``.
+        allowed: origins whose pages may call: literal, ``*``, or regular expressions.
+    """
+    site = None if fetch_site is None else fetch_site.strip().lower()
+    if site == "same-origin":
+        # Also behind a proxy that has changed the port in Host.
+        return False
+    if origin is not None:
+        return not (_is_same(origin, host) or is_named(origin, allowed))
+    return site is not None and site != "none"
+
+
+def is_named(origin: str, allowed: Collection[str]) -> bool:
+    """Whether a list of origins, as in ``OWNPOD_CORS_ORIGINS``, has this one."""
+    for known in allowed:
+        if known == "*" or known.lower() == origin.lower():
+            return True
+        if not _PATTERN_SIGNS.isdisjoint(known) and re.fullmatch(known, origin, re.IGNORECASE):
+            return True
+    return False
+
+
+def _is_same(origin: str, host: str | None) -> bool:
+    """The scheme is not compared: a proxy that ends TLS changes it, and a site cannot."""
+    try:
+        page = urlsplit(origin)
+        page_port = page.port or _PORTS[page.scheme]
+    except (ValueError, KeyError):
+        return False
+    here = _HOST.fullmatch((host or "").strip())
+    if here is None or page.hostname is None:
+        return False
+    port = int(here[2]) if here[2] else _PORTS[page.scheme]
+    return (page.hostname.removesuffix("."), page_port) == (host_name(host or ""), port)
