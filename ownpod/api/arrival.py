@@ -35,6 +35,7 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _LAST_CHUNK = re.compile(rb"\r\n0+(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_RESULT = re.compile(rb"POST /v2/[^/\r\n]+/job-(?:done|stream)/")
 _TRAILER_BYTES = 8_192
 
 
@@ -168,6 +169,11 @@ class Arrival:
         if self.pace is not None:
             return self.pace.due_s
         return None if self.began_s is None else self.began_s + HEADER_S
+
+    @property
+    def is_result(self) -> bool:
+        """A worker posts it: RunPod's SDK drops what is answered 4xx, and posts it again after a 5xx."""
+        return _RESULT.match(self.buffer) is not None
 
     def take(self, size: int) -> bytes:
         """The next bytes of the buffer, for the parser."""

@@ -108,3 +108,9 @@ def test_a_budget_is_never_above_its_size():
     assert not budget.take(5)
     budget.give_back(6)
     assert budget.take(10)
+
+
+def test_a_workers_result_is_known_by_its_path():
+    assert arrived(b"POST /v2/ep/job-done/w/r HTTP/1.1\r\nContent-Length: 5\r\n\r\n").is_result
+    assert not arrived(POST).is_result
+    assert not arrived(b"POST /v2/ep/job-d").is_result
