@@ -138,7 +138,9 @@ class Arrival:
         header = bytes(self.buffer[:end])
         self._chunked = _CHUNKED.search(header) is not None
         length = _LENGTH.search(header)
-        self.length = int(length[1]) if length and not self._chunked else 0
+        self.length = int(length[1]) if length else 0
+        # Not both: the parser refuses it at once.
+        self._ended = self._chunked and length is not None
         self.await_body(BODY_BYTES)
         if self._chunked or self.length:
             line = header.find(b"\r\n")

@@ -58,6 +58,8 @@ def test_of_a_long_body_only_the_beginning_is_awaited_without_memory_for_more():
 
 def test_a_header_that_the_parser_refuses_is_ready_at_once():
     assert arrived(b"GET / HTTP/1.1\nHost: x").state is State.READY
+    both = b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"
+    assert arrived(b"POST / HTTP/1.1\r\n" + both + b"\r\n").state is State.READY
     assert arrived(b"GET / HTTP/1.1\r", b"\nHost: x").state is State.MORE
 
 
