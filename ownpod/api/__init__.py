@@ -1,7 +1,8 @@
 """The v2 API: requests become job records and Celery messages. It never talks to a worker."""
 
-from flask import Flask, Response, current_app
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, current_app, request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException, RequestTimeout
 
 from ownpod import keys
 from ownpod.api import (
@@ -34,6 +35,8 @@ from ownpod.waiting import Waiting
 RETRY_AFTER_S = {QueueFull: "5", RedisUnavailable: "2"}
 """Whole seconds: RunPod's clients read no dates."""
 
+UNREACHABLE = ("Redis cannot be reached:", "Redis did not answer:")
+
 
 def create_app(settings: Settings) -> Flask:
     """The WSGI application. Connects to nothing before the first request.
@@ -60,6 +63,7 @@ def create_app(settings: Settings) -> Flask:
     ids.check_ids(app)
     app.register_error_handler(OwnPodError, _own_error)
     app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
     for module in (jobs, stream, health, workers, metrics, ui, pull):
         app.register_blueprint(module.blueprint)
@@ -85,7 +89,12 @@ def _tell_request_id(response: Response) -> Response:
 
 
 def _own_error(error: OwnPodError) -> Response:
-    response = answer({"error": error.message}, error.http_status)
+    message = error.message
+    if isinstance(error, RedisUnavailable) and message.startswith(UNREACHABLE):
+        # The driver's words name Redis's address, which is not for callers.
+        current_app.logger.info("answered 503: %s", message)
+        message = type(error)().message
+    response = answer({"error": message}, error.http_status)
     for kind, seconds in RETRY_AFTER_S.items():
         if isinstance(error, kind):
             response.headers["Retry-After"] = seconds
@@ -95,12 +104,27 @@ def _own_error(error: OwnPodError) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    response = answer({"error": f"{error.name}: {error.description}"}, error.code or 500)
+    status = error.code or 500
+    if isinstance(error, RequestTimeout):
+        status = _of_transfer(status)
+    response = answer({"error": f"{error.name}: {error.description}"}, status)
     # What the error adds, like Allow for a wrong method.
     for name, value in error.get_headers():
         if name.lower() != "content-type":
             response.headers.add(name, value)
     return response
+
+
+def _broken_framing(error: ParseException) -> Response:
+    """The chunks of a body are none; gunicorn sees this while it is read."""
+    return answer({"error": f"Bad Request: {error}"}, _of_transfer(400))
+
+
+def _of_transfer(status: int) -> int:
+    """The status of a body that did not arrive: RunPod's SDK drops a result that is answered 4xx, and
+    posts it again after a 5xx.
+    """
+    return 503 if request.blueprint == "pull" else status
 
 
 def _unexpected_error(error: Exception) -> Response:

@@ -35,6 +35,7 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _LAST_CHUNK = re.compile(rb"\r\n0+(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_RESULT = re.compile(rb"POST /v2/[^/\r\n]+/job-(?:done|stream)/")
 _TRAILER_BYTES = 8_192
 
 
@@ -137,7 +138,9 @@ class Arrival:
         header = bytes(self.buffer[:end])
         self._chunked = _CHUNKED.search(header) is not None
         length = _LENGTH.search(header)
-        self.length = int(length[1]) if length and not self._chunked else 0
+        self.length = int(length[1]) if length else 0
+        # Not both: the parser refuses it at once.
+        self._ended = self._chunked and length is not None
         self.await_body(BODY_BYTES)
         if self._chunked or self.length:
             line = header.find(b"\r\n")
@@ -168,6 +171,11 @@ class Arrival:
         if self.pace is not None:
             return self.pace.due_s
         return None if self.began_s is None else self.began_s + HEADER_S
+
+    @property
+    def is_result(self) -> bool:
+        """A worker posts it: RunPod's SDK drops what is answered 4xx, and posts it again after a 5xx."""
+        return _RESULT.match(self.buffer) is not None
 
     def take(self, size: int) -> bytes:
         """The next bytes of the buffer, for the parser."""

@@ -43,6 +43,8 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
         _who,
         app=app,
         storage_uri=storage_url,
+        # Without these a Redis that does not answer would hold requests for ever.
+        storage_options={"socket_connect_timeout": 3, "socket_timeout": 5},
         key_prefix=f"{keys.PREFIX}rate",
         headers_enabled=True,
         retry_after="delta-seconds",

@@ -244,7 +244,8 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
                 self._drop(conn)
         for conn in slow:
             part = "body" if conn.sock.arrival.pace else "header"
-            self._refuse(conn, 408, f"the request's {part} came too slowly")
+            status = 503 if conn.sock.arrival.is_result else 408
+            self._refuse(conn, status, f"the request's {part} came too slowly")
         if slow:
             clients = sorted({str(conn.client[0]) for conn in slow if conn.client})
             self.log.info(

@@ -284,7 +284,26 @@ def test_redis_away_is_a_503(tmp_path, settings, method, path):
     url = "/health" if path.startswith("..") else f"/v2/ep/{path}"
     answer = getattr(api, method)(url, json={"input": {}} if method == "post" else None)
     assert answer.status_code == 503
-    assert "Redis cannot be reached" in answer.json["error"]
+    # Its address is not for callers.
+    assert answer.json == {"error": "Redis cannot be reached; nothing was changed, try again."}
+    services_of(app).events.stop()
+
+
+def test_redis_away_is_a_503_also_in_front_of_the_routes_and_two_slashes_open_nothing(
+    tmp_path, settings
+):
+    away = load_settings(
+        OWNPOD_WORKERS_FILE=settings.workers_file,
+        REDIS_URL="redis://127.0.0.1:1/0",
+        OWNPOD_API_KEYS="secret",
+        OWNPOD_RATE_LIMITS='{"status": "1/minute"}',
+    )
+    app = create_app(away)
+    api, key = app.test_client(), {"Authorization": "Bearer secret"}
+    for _ in range(2):
+        assert api.get("/v2/ep/status/x", headers=key).status_code == 503
+    assert api.get("/v2/ep/status/x").status_code == 401
+    assert api.get("/", environ_overrides={"PATH_INFO": "//v2/ep/status/x"}).status_code == 401
     services_of(app).events.stop()
 
 

@@ -4,10 +4,12 @@ import contextlib
 import errno
 import itertools
 import socket
+import ssl
 import threading
 from types import SimpleNamespace
 
 import pytest
+import trustme
 from gunicorn.config import Config
 from helpers import wait_until
 from werkzeug.exceptions import RequestTimeout, ServiceUnavailable
@@ -189,3 +191,32 @@ def test_what_gunicorn_cannot_read_is_answered_as_json(worker, connect):
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n")
     assert b'{"error": "Bad Request: ' in body
     assert refusal(408, "x").endswith(b'\r\nContent-Length: 14\r\n\r\n{"error": "x"}')
+
+
+def test_through_tls_a_request_is_received_and_a_long_answer_sent_without_a_blocking_call():
+    authority = trustme.CA()
+    server, trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("ownpod.example").configure_cert(server)
+    authority.configure_trust(trusted)
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10)
+    wrapped = server.wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
+    channel = Channel(wrapped, "10.0.0.9", Shares(8))
+    assert channel.receive() is State.MORE
+    assert channel.due_s is not None
+    data, got = b"x" * 5_000_000, bytearray()
+
+    def call():
+        with trusted.wrap_socket(theirs, server_hostname="ownpod.example") as client:
+            client.sendall(GET)
+            while len(got) < len(data):
+                got.extend(client.recv(100_000))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    wait_until(lambda: channel.receive() is State.READY)
+    assert channel.recv(100) == GET
+    channel.sendall(data)
+    caller.join()
+    assert got == data
+    channel.close()

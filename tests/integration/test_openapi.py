@@ -29,7 +29,6 @@ PAGES = {
     "/openapi.json",
     "/docs/",
     "/docs/{path}",
-    "/docs/dist/{filename}",
 }
 """For people, and the document itself."""
 

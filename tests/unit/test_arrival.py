@@ -58,6 +58,8 @@ def test_of_a_long_body_only_the_beginning_is_awaited_without_memory_for_more():
 
 def test_a_header_that_the_parser_refuses_is_ready_at_once():
     assert arrived(b"GET / HTTP/1.1\nHost: x").state is State.READY
+    both = b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"
+    assert arrived(b"POST / HTTP/1.1\r\n" + both + b"\r\n").state is State.READY
     assert arrived(b"GET / HTTP/1.1\r", b"\nHost: x").state is State.MORE
 
 
@@ -108,3 +110,9 @@ def test_a_budget_is_never_above_its_size():
     assert not budget.take(5)
     budget.give_back(6)
     assert budget.take(10)
+
+
+def test_a_workers_result_is_known_by_its_path():
+    assert arrived(b"POST /v2/ep/job-done/w/r HTTP/1.1\r\nContent-Length: 5\r\n\r\n").is_result
+    assert not arrived(POST).is_result
+    assert not arrived(b"POST /v2/ep/job-d").is_result
