@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,8 @@ def nginx(tmp_path, port, upstream):
     (tmp_path / "site.conf").write_text(site)
     config = tmp_path / "nginx.conf"
     config.write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
+        # Run by root it would change to a user who cannot write here.
+        f"{'user root; ' if os.geteuid() == 0 else ''}daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
         f"http {{ access_log off; client_body_temp_path {tmp_path}/body; "
         f"proxy_temp_path {tmp_path}/proxy; include {tmp_path}/site.conf; }}\n"
     )
@@ -181,7 +183,7 @@ def test_nginx_sends_a_slow_body_on_when_it_is_complete(upstream, tmp_path):
     with started(nginx, tmp_path, upstream_port) as url:
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 9) as client:
-            head = b"POST /v2/local-ep/run HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+            head = b"POST /v2/local-ep/run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n"
             client.sendall(head + b"{")
             # Another request meanwhile: what the first has sent would have arrived before it.
             assert requests.get(url, timeout=9).status_code == 200
@@ -203,7 +205,7 @@ def impatient_caddy(tmp_path, port, upstream):
 def test_caddy_ends_a_body_that_does_not_come_and_bounds_no_answer(shared, tmp_path):
     with started(impatient_caddy, tmp_path, shared.port) as url:
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 20) as client:
-            head = b"POST /v2/local-ep/run HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+            head = b"POST /v2/local-ep/run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n"
             client.sendall(head + b"{")
             answer = client.recv(100)
             assert b" 504 " in answer or b" 400 " in answer or not answer, answer

@@ -62,7 +62,10 @@ if ! exists "$standin"; then
     # As in the images they stand in for: `python`, and a pip that installs.
     ln -s python3 "$root/usr/bin/python"
     rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
-    # A registry may be behind a proxy that this host's certificates know.
+    # Packages come from the index that this machine's pip uses, unless that is a directory.
+    index=${PIP_INDEX_URL:-$(pip config get global.index-url 2>/dev/null || true)}
+    if [[ $index == http* ]]; then printf '[global]\nindex-url = %s\n' "$index" >"$root/etc/pip.conf"; fi
+    # The index may be behind a proxy that this host's certificates know.
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
     tar -C "$root" --exclude=./proc/* --exclude=./sys/* --exclude=./dev/* --exclude=./var/cache/apt/archives/*.deb -c . |
         docker import --change 'ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt' \
