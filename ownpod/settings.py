@@ -171,8 +171,8 @@ class _Headers(fields.Field[dict[str, str]]):
 
 
 def _check_redis_url(value: str) -> None:
-    if not value.startswith(("redis://", "rediss://")):
-        raise ValidationError("must be a redis:// or rediss:// URL")
+    if not value.startswith(("redis://", "rediss://", "unix:///")):
+        raise ValidationError("must be a redis://, rediss:// or unix:/// URL")
 
 
 def check_file(value: str) -> None:

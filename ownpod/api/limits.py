@@ -6,7 +6,7 @@ from flask import Flask, request
 from flask_cors import CORS
 from flask_limiter import Limiter
 
-from ownpod import keys
+from ownpod import keys, redis_url
 from ownpod.api.auth import caller
 
 VIEWS = {
@@ -41,7 +41,7 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
     limiter = Limiter(
         _who,
         app=app,
-        storage_uri=storage_url,
+        storage_uri=redis_url.for_limits(storage_url),
         key_prefix=f"{keys.PREFIX}rate",
         headers_enabled=True,
         retry_after="delta-seconds",

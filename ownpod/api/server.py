@@ -15,7 +15,7 @@ from ownpod import log, settings
 from ownpod.api import create_app
 from ownpod.api.services import needs_keys, services_of
 from ownpod.endpoints import load_endpoints
-from ownpod.processes import is_loopback
+from ownpod.processes import die_with_parent, is_loopback
 
 worker_class = "ownpod.api.worker.PromptWorker"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
@@ -61,6 +61,13 @@ def when_ready(server: Any) -> None:
             "set OWNPOD_API_KEYS, or listen on 127.0.0.1",
             ", ".join(open_to),
         )
+
+
+def post_fork(_server: Any, _worker: Any) -> None:
+    """A process of a killed gunicorn would keep the port for up to ten seconds, so that the next
+    gunicorn could not listen.
+    """
+    die_with_parent()
 
 
 def post_worker_init(worker: Any) -> None:
