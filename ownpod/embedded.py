@@ -224,9 +224,11 @@ class EmbeddedRedis:
         self._running = True
 
     def ended(self) -> None:
-        """Removes the URL after the server has exited, if this instance wrote it."""
+        """Releases the data directory after the server has exited, and removes its URL."""
         if self._running:
             self._url_file.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
 
 
 def socket_path(files: Path) -> Path:

@@ -26,8 +26,30 @@ START_S = 60.0
 QUIET_S, LONGEST_SETTLE_S = 0.3, 1.0
 
 
+class Output:
+    """What a process and its children write, copied line by line behind its name."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.file = file
+        self._name = name
+        self._rest = b""
+        os.set_blocking(file.fileno(), False)
+
+    def copy(self) -> bool:
+        """Copies what there is; False at its end."""
+        data = self.file.read(65536)
+        if data is None:
+            return True
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if not data and self._rest:
+            lines, self._rest = [*lines, self._rest], b""
+        write(self._name, *(line.decode(errors="replace") for line in lines))
+        return bool(data)
+
+
 class Child:
-    """A process, and its successors, whose output is copied line by line behind its name."""
+    """A process and its successors."""
 
     def __init__(
         self,
@@ -47,15 +69,13 @@ class Child:
         self.backoff = Backoff()
         self._launch = launch
         self._serves = serves
-        self._rest = b""
         self.start()
 
     def start(self) -> None:
         """Starts it, for the first time or again."""
         self.process = self._launch()
         assert self.process.stdout is not None  # noqa: S101 - for the type checker
-        self.stdout: IO[bytes] = self.process.stdout
-        os.set_blocking(self.stdout.fileno(), False)
+        self.output = Output(self.name, self.process.stdout)
         self.started = time.monotonic()
         self.served_since: float | None = None
         """When this process began to serve, on the monotonic clock; None: it does not yet."""
@@ -70,18 +90,6 @@ class Child:
     def served_s(self) -> float:
         """Seconds for which this process has served."""
         return 0.0 if self.served_since is None else time.monotonic() - self.served_since
-
-    def copy(self) -> bool:
-        """Copies the output there is; False at its end."""
-        data = self.stdout.read(65536)
-        if data is None:
-            return True
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
-        if not data and self._rest:
-            lines, self._rest = [*lines, self._rest], b""
-        write(self.name, *(line.decode(errors="replace") for line in lines))
-        return bool(data)
 
 
 def write(name: str, *lines: str) -> None:
@@ -148,7 +156,7 @@ class Group:
         """Starts a process in a way of its own."""
         child = Child(name, launch, serves=serves, reloads=reloads)
         self.children.append(child)
-        self._selector.register(child.stdout, selectors.EVENT_READ, child)
+        self._copy_from(child.output)
         return child
 
     @property
@@ -197,13 +205,12 @@ class Group:
             when = f"in {pause_s:g} s" if pause_s else "at once"
             write("ownpod", f"{child.name} {describe_exit(code)}; starting it again {when}")
         if child.start_at <= now:
-            if child.stdout in self._files():
-                self._selector.unregister(child.stdout)
+            # The output of the process before is copied on: its children may still write.
             child.start()
-            self._selector.register(child.stdout, selectors.EVENT_READ, child)
+            self._copy_from(child.output)
 
-    def _files(self) -> list[object]:
-        return [key.fileobj for key in self._selector.get_map().values()]
+    def _copy_from(self, output: Output) -> None:
+        self._selector.register(output.file, selectors.EVENT_READ, output)
 
     def settle(self) -> None:
         """Attends until the log is quiet, or for a second: what is written next is likely the last."""
@@ -228,6 +235,9 @@ class Group:
                     child.process.wait()
                 self._copy(CHECK_INTERVAL_S)
         self._copy(0)
+        for key in list(self._selector.get_map().values()):
+            self._close(key.data)
+        self._selector.close()
 
     def _copy(self, timeout_s: float) -> bool:
         if not self._selector.get_map():
@@ -235,5 +245,9 @@ class Group:
         ready = self._selector.select(timeout_s)
         for key, _ in ready:
             if not key.data.copy():
-                self._selector.unregister(key.fileobj)
+                self._close(key.data)
         return bool(ready)
+
+    def _close(self, output: Output) -> None:
+        self._selector.unregister(output.file)
+        output.file.close()
