@@ -231,7 +231,10 @@ class SettingsSchema(Schema):
         data_key="REDIS_URL",
         load_default=None,
         validate=_check_redis_url,
-        metadata={"purpose": "Redis to use; when unset `ownpod up` runs one of its own"},
+        metadata={
+            "purpose": "Redis to use, `redis://`, `rediss://` or `unix:///path?db=0`; when unset `ownpod up` "
+            "runs one of its own"
+        },
     )
     data_dir = fields.String(
         data_key="OWNPOD_DATA_DIR",

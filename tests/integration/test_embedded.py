@@ -112,6 +112,11 @@ def test_the_only_server_that_can_read_the_files_is_used_in_spite_of_holes(tmp_p
     old = program(tmp_path / "old", "7.4.2")
     found = embedded.choose(tmp_path / "redis")
     assert (found.path, found.holes()) == (old, ["CVE-2025-49844"])
+    redis = EmbeddedRedis(tmp_path, appendfsync="everysec")
+    redis.prepare()
+    assert "Redis 7.4.2" in redis.warning()
+    assert "has known holes (CVE-2025-49844)" in redis.warning()
+    redis.ended()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartError, match="written by another kind or a newer version"):
         embedded.choose(tmp_path / "redis")
