@@ -4,7 +4,7 @@ WORKDIR /app
 RUN python -m venv --without-pip /opt/ownpod
 COPY requirements.txt .
 RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir -r requirements.txt
-COPY pyproject.toml README.md LICENSE celeryconfig.py wsgi.py ./
+COPY pyproject.toml README.md LICENSE ./
 COPY ownpod ownpod
 RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir --no-deps .
 
@@ -13,7 +13,7 @@ RUN useradd --uid 1000 --create-home --skel /dev/null --home-dir /app ownpod
 COPY --from=build /opt/ownpod /opt/ownpod
 ENV PATH=/opt/ownpod/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /app
-COPY workers.yaml .
+COPY workers.yaml celeryconfig.py wsgi.py ./
 USER ownpod
 EXPOSE 8000
 STOPSIGNAL SIGTERM

@@ -1,4 +1,4 @@
-"""The Celery application: ``celery -A ownpod ...`` finds it here. Settings: ``celeryconfig.py``."""
+"""The Celery application: ``celery -A ownpod ...`` finds it here. Settings: :mod:`ownpod.celeryconfig`."""
 
 from celery import Celery
 
@@ -11,7 +11,8 @@ from ownpod.store import JobStore
 workarounds.apply()
 
 app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node"])
-app.config_from_object("celeryconfig")
+# By its full name: another project may have a module `celeryconfig` in the current folder.
+app.config_from_object("ownpod.celeryconfig")
 
 
 def open_store(config: Settings, *, client_name: str) -> JobStore:

@@ -42,6 +42,8 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
 
     Nothing is sent before the first command.
     """
+    # redis-py has no keep-alive for a unix socket, and raises a TypeError for the option.
+    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     pool = redis.BlockingConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS,
@@ -49,7 +51,7 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
         decode_responses=True,
         socket_connect_timeout=3,
         socket_timeout=ANSWER_S,
-        socket_keepalive=True,
+        **keepalive,
         # No PING before a command: a Redis that cannot save refuses it, and still reads. The pool
         # replaces a connection that the server has closed before it gives it out.
         health_check_interval=0,

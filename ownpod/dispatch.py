@@ -1,8 +1,8 @@
 """The dispatcher: a supervisor with one Celery node for each worker URL, and one for housekeeping.
 
 The nodes are forked from this process after everything is imported, which costs a quarter of the
-memory and a twentieth of the CPU of starting each by itself. A node that ends is started again,
-after growing pauses if it keeps ending.
+memory and a twentieth of the CPU of starting each by itself. A node that ends is restarted: at
+once if it has lived for some seconds, else after growing pauses.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from ownpod import broker, control, log, node
 from ownpod.celery import app
 from ownpod.endpoints import WorkerSpec, load_endpoints
 from ownpod.errors import ConfigurationError, RedisUnavailable
-from ownpod.processes import Pauses, describe_exit, die_with_parent
+from ownpod.processes import Backoff, describe_exit, die_with_parent
 from ownpod.registry import FRESH_S, Registry, WorkerState, WorkerStatus
 from ownpod.settings import Settings
 
@@ -53,7 +53,7 @@ PRELOADED = (
 )
 
 TELL_AFTER = 3
-"""Ends in a row after which ``/health`` speaks of them."""
+"""Early ends of a node in a row after which ``/health`` names them."""
 
 HEARTBEAT_S = 5.0
 """Between a node's heartbeats, by which Flower knows that it is there; Celery's own are 2 s apart."""
@@ -75,7 +75,7 @@ class _Child:
     pid: int = 0
     started: float = 0.0
     start_at: float = 0.0
-    pauses: Pauses = field(default_factory=Pauses)
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 def to_start(children: list[_Child], now: float) -> list[_Child]:
@@ -189,13 +189,13 @@ class Dispatcher:
                 logger.warning("node %s was shut down and stays so", child.name)
                 child.start_at = float("inf")
                 continue
-            pause_s = child.pauses.next_s(time.monotonic() - child.started)
+            pause_s = child.backoff.next_s(time.monotonic() - child.started)
             child.start_at = time.monotonic() + pause_s
             how = describe_exit(code)
             logger.error("node %s %s; starting it again in %.1f s", child.name, how, pause_s)
-            if child.pauses.ended >= TELL_AFTER:
+            if child.backoff.failures >= TELL_AFTER:
                 self._tell(
-                    child, f"its node keeps ending: {how}, {child.pauses.ended} times", pause_s
+                    child, f"its node keeps ending: {how}, {child.backoff.failures} times", pause_s
                 )
 
     def _tell(self, child: _Child, problem: str, pause_s: float) -> None:

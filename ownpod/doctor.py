@@ -1,30 +1,18 @@
-"""``ownpod doctor URL``: what a worker is, what OwnPod will do with it, and what to change."""
+"""``ownpod doctor [URL]``: what this host has, or what a worker is, and what to change."""
 
 import json
-import sys
 import threading
 import time
-from dataclasses import dataclass
 
 import click
 
-from ownpod import settings
+from ownpod import host_check, settings
 from ownpod.endpoints import WorkerSpec, parse_headers, worker_id_of
 from ownpod.errors import WorkerError
+from ownpod.findings import Finding, show
 from ownpod.jobs import Attempt, Look, Outcome
 from ownpod.urls import check_http_url
 from ownpod.workers.push import PushWorker
-
-SIGNS = {"ok": "ok   ", "note": "note ", "bad": "BAD  "}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about the worker. ``kind``: ok, note (works, but know it) or bad (to be changed)."""
-
-    kind: str
-    what: str
-    says: str
 
 
 class _Watch:
@@ -42,7 +30,7 @@ class _Watch:
 
 
 @click.command()
-@click.argument("url")
+@click.argument("url", required=False)
 @click.option(
     "--input", "job_input", default="{}", show_default=True, help="Of the job it is given."
 )
@@ -50,14 +38,17 @@ class _Watch:
 @click.option("--timeout", "timeout_s", type=float, default=60, show_default=True, help="In s.")
 @click.option("--json", "as_json", is_flag=True, help="Answer as JSON, for programs.")
 def doctor(
-    url: str, job_input: str, headers: tuple[str, ...], timeout_s: float, *, as_json: bool
+    url: str | None, job_input: str, headers: tuple[str, ...], timeout_s: float, *, as_json: bool
 ) -> None:
-    """Check a worker by giving it a job, as OwnPod would.
+    """Check a worker by giving it a job, as OwnPod would; without URL: check this host.
 
     \b
+      ownpod doctor
       ownpod doctor http://localhost:18000
       ownpod doctor http://gpu-1:8000 --input '{"prompt": "a cat"}' --timeout 600
     """  # noqa: D301 - click's mark for lines to be left alone
+    if url is None:
+        show(host_check.examine(settings.current()), as_json=as_json)
     try:
         check_http_url(url)
         json.loads(job_input)
@@ -73,13 +64,7 @@ def doctor(
         verify_tls=config.worker_verify_tls,
         ca_bundle=config.worker_ca_bundle,
     )
-    findings = examine(PushWorker(spec, config), job_input, timeout_s)
-    if as_json:
-        click.echo(json.dumps([vars(finding) for finding in findings]))
-    else:
-        for finding in findings:
-            click.echo(f"{SIGNS[finding.kind]} {finding.what:<12} {finding.says}")
-    sys.exit(any(finding.kind == "bad" for finding in findings))
+    show(examine(PushWorker(spec, config), job_input, timeout_s), as_json=as_json)
 
 
 def examine(worker: PushWorker, job_input: str, timeout_s: float) -> list[Finding]:

@@ -79,19 +79,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Pauses:
-    """Between the restarts of a process that keeps ending: they double, until it lives for a while."""
+class Backoff:
+    """Pauses before the restarts of one process.
 
-    FIRST_S, LONGEST_S, STEADY_S = 0.5, 30.0, 30.0
+    A process that has served for :data:`STEADY_S` is restarted at once. One that ends earlier is
+    restarted after a pause that doubles each time, from :data:`FIRST_S` to :data:`LONGEST_S`.
+    """
+
+    FIRST_S, LONGEST_S, STEADY_S = 0.5, 30.0, 3.0
+    _MOST_DOUBLINGS = 16
+    """More would overflow a float after a thousand ends."""
 
     def __init__(self) -> None:
-        self.ended = 0
-        """How often it has ended without having lived for a while."""
+        self.failures = 0
+        """Early ends in a row."""
 
-    def next_s(self, lived_s: float) -> float:
-        """It has ended after so long: when to start it again."""
-        self.ended = 1 if lived_s > self.STEADY_S else self.ended + 1
-        return float(min(self.FIRST_S * 2 ** (self.ended - 1), self.LONGEST_S))
+    def next_s(self, served_s: float) -> float:
+        """Seconds until the next start, of a process that has ended after serving for ``served_s``."""
+        if served_s >= self.STEADY_S:
+            self.failures = 0
+            return 0.0
+        self.failures += 1
+        doublings = min(self.failures - 1, self._MOST_DOUBLINGS)
+        return float(min(self.FIRST_S * 2**doublings, self.LONGEST_S))
 
 
 def describe_exit(code: int) -> str:

@@ -148,8 +148,8 @@ class _Headers(fields.Field[dict[str, str]]):
 
 
 def _check_redis_url(value: str) -> None:
-    if not value.startswith(("redis://", "rediss://")):
-        raise ValidationError("must be a redis:// or rediss:// URL")
+    if not value.startswith(("redis://", "rediss://", "unix:///")):
+        raise ValidationError("must be a redis://, rediss:// or unix:/// URL")
 
 
 def check_file(value: str) -> None:
@@ -207,7 +207,10 @@ class SettingsSchema(AccessSchema):
         data_key="REDIS_URL",
         load_default=None,
         validate=_check_redis_url,
-        metadata={"purpose": "Redis to use; when unset `ownpod up` runs one of its own"},
+        metadata={
+            "purpose": "Redis to use, `redis://`, `rediss://` or `unix:///path?db=0`; when unset `ownpod up` "
+            "runs one of its own"
+        },
     )
     data_dir = fields.String(
         data_key="OWNPOD_DATA_DIR",

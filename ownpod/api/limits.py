@@ -7,7 +7,7 @@ from flask_cors import CORS
 from flask_limiter import Limiter
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from ownpod import keys
+from ownpod import keys, redis_url
 from ownpod.api.auth import known_caller
 
 VIEWS = {
@@ -42,7 +42,7 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
     limiter = Limiter(
         _who,
         app=app,
-        storage_uri=storage_url,
+        storage_uri=redis_url.for_limits(storage_url),
         # Without these a Redis that does not answer would hold requests for ever.
         storage_options={"socket_connect_timeout": 3, "socket_timeout": 5},
         key_prefix=f"{keys.PREFIX}rate",

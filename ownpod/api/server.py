@@ -19,7 +19,7 @@ from ownpod.api.guard import add_own_hosts
 from ownpod.api.services import needs_keys, services_of
 from ownpod.endpoints import load_endpoints
 from ownpod.errors import ConfigurationError
-from ownpod.processes import is_loopback
+from ownpod.processes import die_with_parent, is_loopback
 
 worker_class = "ownpod.api.worker.PromptWorker"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
@@ -95,6 +95,13 @@ def when_ready(server: Any) -> None:
         )
     elif needs_keys(config, endpoints) and not config.admin_keys:
         server.log.info(MANAGING_IS_OFF)
+
+
+def post_fork(_server: Any, _worker: Any) -> None:
+    """A process of a killed gunicorn would keep the port for up to ten seconds, so that the next
+    gunicorn could not listen.
+    """
+    die_with_parent()
 
 
 def post_worker_init(worker: Any) -> None:

@@ -36,7 +36,7 @@ PARTS = {
     "dispatcher": lambda line, depth: "ownpod dispatch" in line and depth == 1,
     "node": lambda line, _: "celeryd: 127" in line or "celeryd: gpu" in line,
     "housekeeping": lambda line, _: "celeryd: housekeeping" in line,
-    "Redis": lambda line, _: "redis-server" in line or "valkey-server" in line,
+    "Redis": lambda line, _: "redis.sock" in line,
 }
 KINDS = [*PARTS, "RunPod worker"]
 HANDLERS = ["sync", "async", "sync"]

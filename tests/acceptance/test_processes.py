@@ -86,7 +86,7 @@ def test_a_killed_up_takes_everything_with_it(start_ownpod):
     wait_until(all_gone(started), 30)
 
 
-@pytest.mark.parametrize("part", ["redis-server", "gunicorn", "ownpod dispatch"])
+@pytest.mark.parametrize("part", ["redis.sock", "gunicorn", "ownpod dispatch"])
 def test_a_part_that_ends_is_started_again(start_ownpod, start_worker, part):
     url, _ = start_worker()
     ownpod = start_ownpod(url)
@@ -106,7 +106,7 @@ def test_a_part_that_ends_is_started_again(start_ownpod, start_worker, part):
     victim.kill()
     wait_until(lambda: (p := find()) and p.pid != victim.pid, 20)
     wait_until(lambda: answers(f"{ownpod.base}/local-ep/health"), 20)
-    assert "ended by SIGKILL; starting it again in 0.5 s" in ownpod.output
+    assert "ended by SIGKILL; starting it again" in ownpod.output
     wait_until(lambda: post_again(ownpod), 20)
     assert ownpod.status(done)["status"] == "COMPLETED"
 

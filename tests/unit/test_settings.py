@@ -114,3 +114,10 @@ def test_the_readme_table_is_the_schema():
             default = "unset" if value is None else f"`{text.removesuffix('.0')}`"
         expected[field.data_key] = default
     assert documented == expected
+
+
+def test_a_redis_may_be_a_unix_socket_with_a_whole_path():
+    url = "unix:///run/redis.sock?db=1"
+    assert settings.load({"REDIS_URL": url}).broker_url() == url
+    with pytest.raises(ConfigurationError, match="unix:/// URL"):
+        settings.load({"REDIS_URL": "unix://redis.sock"})

@@ -1,0 +1,79 @@
+"""Celery's settings, the same for the API, the nodes, ``celery -A ownpod`` and Flower.
+
+Most are there because of something that Celery or kombu does on Redis; see docs/architecture.md.
+"""
+
+from ownpod import broker, redis_url, settings
+from ownpod.endpoints import load_endpoints
+from ownpod.errors import ConfigurationError
+
+try:
+    broker_url = redis_url.for_celery(settings.current().broker_url())
+    _endpoints = load_endpoints(settings.current())
+except ConfigurationError as error:
+    settings.exit_on(error)
+
+# What `celery -A ownpod purge` empties. Which of them a node consumes is ownpod/node.py's.
+task_queues = [
+    broker.make_queue(name)
+    for name in (broker.HOUSEKEEPING_QUEUE, *map(broker.endpoint_queue, _endpoints))
+]
+
+# The job record is the result.
+result_backend = None
+task_ignore_result = True
+task_serializer = "json"
+accept_content = ["json"]
+
+# A node lives through a Redis that is away or refuses writes, however long.
+broker_connection_retry_on_startup = True
+broker_connection_retry = True
+broker_connection_max_retries = None
+broker_channel_error_retry = True
+broker_pool_limit = 16
+broker_pool_acquire_timeout = 5
+broker_transport_options = {
+    # No copy of each message in `unacked` while its job runs: that costs two transactions for each
+    # job, and nobody would read it. The record has a lease, and a lost message is made anew.
+    "ack_emulation": False,
+    "priority_steps": broker.PRIORITY_STEPS,
+    "sep": broker.PRIORITY_SEPARATOR,
+    # In the order of adding: a worker's own queue first, then its endpoint's.
+    "queue_order_strategy": "priority",
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    # Bounds the loops of publishers, so that a Redis that is away is an error and not a wait.
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0.1,
+    "interval_max": 0.2,
+}
+task_publish_retry = True
+task_publish_retry_policy = {
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0.1,
+    "interval_max": 0.2,
+}
+
+# A message is acknowledged when its job has left the worker, also when the task raised (Celery's
+# default): it must not loop, the record decides on another attempt.
+task_acks_late = True
+task_default_queue = broker.HOUSEKEEPING_QUEUE
+task_create_missing_queues = True
+worker_prefetch_multiplier = 1
+worker_disable_prefetch = True
+worker_pool = "ownpod.workarounds:JobPool"
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_disable_rate_limits = True
+worker_detect_quorum_queues = False
+
+# Flower and `celery inspect` show what happens. Task events only while somebody watches: Flower
+# switches them on by itself, `celery -A ownpod control enable_events` does for others.
+worker_enable_remote_control = True
+worker_send_task_events = False
+task_send_sent_event = False
+worker_redirect_stdouts = False
+worker_hijack_root_logger = False

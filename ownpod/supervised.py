@@ -1,0 +1,253 @@
+"""A group of processes with one log: supervised from the moment each has served, ended in order.
+
+One thread: it copies the processes' output, each line behind its process's name, and restarts what
+ends. The end of a process that has not served yet is an error, so that a wrong setting stops the start.
+"""
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import IO
+
+from ownpod.errors import StartError
+from ownpod.processes import Backoff, describe_exit, die_with_parent
+
+CHECK_INTERVAL_S, IDLE_INTERVAL_S = 0.1, 0.5
+"""Between checks of the processes: while one is starting, and while all serve."""
+
+START_S = 60.0
+"""Longest wait in seconds for a process to serve for the first time."""
+
+QUIET_S, LONGEST_SETTLE_S = 0.3, 1.0
+
+
+class Output:
+    """What a process and its children write, copied line by line behind its name."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.file = file
+        self._name = name
+        self._rest = b""
+        os.set_blocking(file.fileno(), False)
+
+    def copy(self) -> bool:
+        """Copies what there is; False at its end."""
+        data = self.file.read(65536)
+        if data is None:
+            return True
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if not data and self._rest:
+            lines, self._rest = [*lines, self._rest], b""
+        write(self._name, *(line.decode(errors="replace") for line in lines))
+        return bool(data)
+
+
+class Child:
+    """A process and its successors."""
+
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[], subprocess.Popen[bytes]],
+        *,
+        serves: Callable[[], bool],
+        reloads: bool,
+    ) -> None:
+        self.name = name
+        self.reloads = reloads
+        """It reads the configuration again at SIGHUP."""
+        self.supervised = False
+        """It, or a predecessor, has served: it is restarted when it ends."""
+        self.start_at: float | None = None
+        """When it is restarted, on the monotonic clock; None: it runs."""
+        self.backoff = Backoff()
+        self._launch = launch
+        self._serves = serves
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, for the first time or again."""
+        self.process = self._launch()
+        assert self.process.stdout is not None  # noqa: S101 - for the type checker
+        self.output = Output(self.name, self.process.stdout)
+        self.started = time.monotonic()
+        self.served_since: float | None = None
+        """When this process began to serve, on the monotonic clock; None: it does not yet."""
+        self.start_at = None
+
+    def check(self) -> None:
+        """Notes that it serves, if it does."""
+        if self.start_at is None and self.served_since is None and self._serves():
+            self.served_since = time.monotonic()
+            self.supervised = True
+
+    def served_s(self) -> float:
+        """Seconds for which this process has served."""
+        return 0.0 if self.served_since is None else time.monotonic() - self.served_since
+
+
+def write(name: str, *lines: str) -> None:
+    """Writes lines of the common log at once."""
+    sys.stdout.write("".join(f"{name:<10} | {line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+class Group:
+    """Child processes with one log, ended in the reverse order of their start."""
+
+    def __init__(self) -> None:
+        self.children: list[Child] = []
+        self._selector = selectors.DefaultSelector()
+        self.stopping = False
+        self.reloading = False
+
+    def handle_signals(self) -> None:
+        """SIGTERM and SIGINT set ``stopping``; SIGHUP is passed on to those that read settings."""
+
+        def stop(_signum: int, _frame: FrameType | None) -> None:
+            self.stopping = True
+
+        def reload(_signum: int, _frame: FrameType | None) -> None:
+            self.reloading = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGHUP, reload)
+
+    def spawn(
+        self,
+        name: str,
+        arguments: list[str],
+        environ: dict[str, str],
+        *,
+        serves: Callable[[], bool],
+        reloads: bool = False,
+    ) -> Child:
+        """Starts a program; ``serves`` tells, without an error, whether it serves by now."""
+
+        def launch() -> subprocess.Popen[bytes]:
+            # A session of its own: Ctrl-C comes here only, and children are ended in order.
+            return subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+            )
+
+        return self.add(name, launch, serves=serves, reloads=reloads)
+
+    def add(
+        self,
+        name: str,
+        launch: Callable[[], subprocess.Popen[bytes]],
+        *,
+        serves: Callable[[], bool],
+        reloads: bool = False,
+    ) -> Child:
+        """Starts a process in a way of its own."""
+        child = Child(name, launch, serves=serves, reloads=reloads)
+        self.children.append(child)
+        self._copy_from(child.output)
+        return child
+
+    @property
+    def serving(self) -> bool:
+        """All children serve now."""
+        return all(child.served_since is not None for child in self.children)
+
+    def attend(self) -> bool:
+        """Copies output for a moment, or until there has been some: True. Restarts what has ended.
+
+        Raises:
+            StartError: a child has ended that never served, or did not serve in time.
+        """
+        copied = self._copy(IDLE_INTERVAL_S if self.serving else CHECK_INTERVAL_S)
+        if self.reloading:
+            self.reloading = False
+            for child in self.children:
+                if child.reloads and child.process.poll() is None:
+                    child.process.send_signal(signal.SIGHUP)
+        for child in self.children:
+            if self.stopping:
+                break
+            code = child.process.poll()
+            if code is None:
+                self._check(child)
+            else:
+                self._restart(child, code)
+        return copied
+
+    def _check(self, child: Child) -> None:
+        child.check()
+        if not child.supervised and time.monotonic() - child.started > START_S:
+            raise StartError(
+                f"{child.name} did not come up within {START_S:g} s; ending everything"
+            )
+
+    def _restart(self, child: Child, code: int) -> None:
+        now = time.monotonic()
+        if child.start_at is None:
+            self._copy(0.2 if not child.supervised else 0)
+            if not child.supervised:
+                raise StartError(f"{child.name} {describe_exit(code)}; ending everything")
+            pause_s = child.backoff.next_s(child.served_s())
+            child.start_at = now + pause_s
+            child.served_since = None
+            when = f"in {pause_s:g} s" if pause_s else "at once"
+            write("ownpod", f"{child.name} {describe_exit(code)}; starting it again {when}")
+        if child.start_at <= now:
+            # The output of the process before is copied on: its children may still write.
+            child.start()
+            self._copy_from(child.output)
+
+    def _copy_from(self, output: Output) -> None:
+        self._selector.register(output.file, selectors.EVENT_READ, output)
+
+    def settle(self) -> None:
+        """Attends until the log is quiet, or for a second: what is written next is likely the last."""
+        quiet_since = began = time.monotonic()
+        while not self.stopping and time.monotonic() - quiet_since < QUIET_S:
+            if time.monotonic() - began > LONGEST_SETTLE_S:
+                return
+            if self.attend():
+                quiet_since = time.monotonic()
+
+    def end(self, kill_after_s: float) -> None:
+        """Ends all children, the last started first, one after the other."""
+        self.stopping = True
+        for child in reversed(self.children):
+            if child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + kill_after_s
+            while child.process.poll() is None:
+                if time.monotonic() > deadline:
+                    write("ownpod", f"{child.name} did not end, killing it")
+                    child.process.kill()
+                    child.process.wait()
+                self._copy(CHECK_INTERVAL_S)
+        self._copy(0)
+        for key in list(self._selector.get_map().values()):
+            self._close(key.data)
+        self._selector.close()
+
+    def _copy(self, timeout_s: float) -> bool:
+        if not self._selector.get_map():
+            time.sleep(timeout_s)
+        ready = self._selector.select(timeout_s)
+        for key, _ in ready:
+            if not key.data.copy():
+                self._close(key.data)
+        return bool(ready)
+
+    def _close(self, output: Output) -> None:
+        self._selector.unregister(output.file)
+        output.file.close()

@@ -1,0 +1,60 @@
+"""A group of small processes: when one is restarted, and when its end ends the start."""
+
+import os
+import sys
+import time
+
+import pytest
+from helpers import wait_until
+
+from ownpod.errors import StartError
+from ownpod.supervised import Group
+
+CHATTER = "import time\nwhile True: print('busy', flush=True); time.sleep(0.01)"
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def group():
+    found = Group()
+    yield found
+    found.end(5)
+
+
+def spawn(group, name, code, serves):
+    return group.spawn(name, [sys.executable, "-c", code], dict(os.environ), serves=serves)
+
+
+def attend_until(group, condition, seconds=10):
+    def attended():
+        group.attend()
+        return condition()
+
+    return wait_until(attended, seconds)
+
+
+def test_a_part_that_serves_is_restarted_while_others_do_not_serve_yet(group, capfd):
+    serving = spawn(group, "a", CHATTER, lambda: True)
+    waiting = spawn(group, "b", SLEEP, lambda: False)
+    attend_until(group, lambda: serving.supervised)
+    first = serving.process.pid
+    serving.process.kill()
+    attend_until(group, lambda: serving.process.pid != first and serving.served_since)
+    assert waiting.process.poll() is None
+    assert not group.serving
+    assert "a ended by SIGKILL; starting it again in 0.5 s" in capfd.readouterr().out
+
+
+def test_a_part_that_ends_before_it_serves_ends_the_start_with_its_reason(group, capfd):
+    spawn(group, "a", "import sys; print('no such thing'); sys.exit(2)", lambda: False)
+    with pytest.raises(StartError, match="a ended with exit code 2; ending everything"):
+        attend_until(group, lambda: False)
+    assert "a          | no such thing" in capfd.readouterr().out
+
+
+def test_a_log_that_is_never_quiet_does_not_hold_up_the_ready_line(group):
+    spawn(group, "a", CHATTER, lambda: True)
+    attend_until(group, lambda: group.serving)
+    began = time.monotonic()
+    group.settle()
+    assert time.monotonic() - began < 3
