@@ -171,8 +171,9 @@ def test_a_run_whose_answer_comes_after_6_s_is_one_job_with_its_id(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tmp_path):
+def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tmp_path, request):
     server = RedisServer(tmp_path)
+    request.addfinalizer(server.stop)
     with connect(server.url) as client, connect(server.url) as other:
         client.config_set("lua-time-limit", 50)
         store = job_store(client)
@@ -189,7 +190,6 @@ def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tm
                 client.script_kill()
             assert endless.exception(10) is not None
         assert begin(store).number == 1
-    server.stop()
 
 
 def refuses(store):
