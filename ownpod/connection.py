@@ -162,7 +162,7 @@ def clock_ms(client: redis.Redis) -> int:
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
-@redis_reads
+@redis_errors
 def schema_version(client: redis.Redis) -> str | None:
     """The version of the records in Redis; None: not set yet."""
     found: Any = client.get(keys.SCHEMA)
