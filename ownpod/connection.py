@@ -120,7 +120,9 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
             raise
         except (redis.ConnectionError, redis.TimeoutError) as error:
             connection.disconnect()
-            raise AnswerLost(f"Redis did not answer: {error}") from error
+            raise AnswerLost(
+                f"Redis did not answer, and may have done this all the same: {error}"
+            ) from error
         except BaseException:
             # The answer would be taken for that of the next command.
             connection.disconnect()
