@@ -224,6 +224,10 @@ class Attempts(threading.Thread):
         threading.Thread(target=self._tell, args=(running,), name="over", daemon=True).start()
 
     def _tell(self, running: Running) -> None:
-        if running.run_id is not None:
-            self._worker.cancel(running.run_id)
-        self.on_over(running.attempt)
+        try:
+            if running.run_id is not None:
+                self._worker.cancel(running.run_id)
+            self.on_over(running.attempt)
+        except Exception:
+            # A record that Redis cannot read, say: a thread that dies would end the node.
+            logger.exception("job %s: its end was not passed on", running.attempt.job_id)

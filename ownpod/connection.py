@@ -122,7 +122,9 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
             raise
         except (redis.ConnectionError, redis.TimeoutError) as error:
             connection.disconnect()
-            raise AnswerLost(f"Redis did not answer: {error}") from error
+            raise AnswerLost(
+                f"Redis did not answer, and may have done this all the same: {error}"
+            ) from error
         except BaseException:
             # The answer would be taken for that of the next command.
             connection.disconnect()
@@ -164,7 +166,7 @@ def clock_ms(client: redis.Redis) -> int:
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
-@redis_reads
+@redis_errors
 def schema_version(client: redis.Redis) -> str | None:
     """The version of the records in Redis; None: not set yet."""
     found: Any = client.get(keys.SCHEMA)

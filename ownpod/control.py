@@ -57,6 +57,9 @@ def _aside(call: Callable[..., None], *arguments: str) -> None:
             call(*arguments)
         except OwnPodError as error:
             log.warning("not done: %s", error)
+        except Exception:
+            # A thread that dies would end the node, and with it other jobs.
+            log.exception("not done")
 
     threading.Thread(target=run, name="control", daemon=True).start()
 

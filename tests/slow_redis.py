@@ -1,21 +1,19 @@
-"""A way to Redis that loses or delays answers of commands that Redis has executed."""
+"""A way to Redis that loses answers of commands that Redis has executed."""
 
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 
 class SlowRedis:
-    """A proxy on a free port of loopback. ``lose``: how many of the next answers are lost, with their
-    connection. ``delay_s``: how long each answer takes.
+    """A proxy on a free port of loopback. ``lose``: how many of the next answers are lost, each with
+    its connection.
     """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self.lose = 0
-        self.delay_s = 0.0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
 
@@ -49,6 +47,5 @@ class SlowRedis:
                 if self.lose:
                     self.lose -= 1
                     break
-                time.sleep(self.delay_s)
                 near.sendall(data)
             near.shutdown(socket.SHUT_RDWR)

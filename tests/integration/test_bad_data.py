@@ -91,6 +91,16 @@ def test_any_figure_of_a_worker_ends_the_job_well(store, client, figure):
     assert 0 <= store.job("job-1", "ep").execution_ms <= 8 * 86_400_000
 
 
+@pytest.mark.parametrize("text", ["1e300", "nan", "-inf", "-5", "soon"])
+def test_redis_itself_takes_any_figure_of_a_process(store, client, text):
+    store.create(new_job())
+    claim(store)
+    # As a process of another version may send it.
+    figure = ("execution_ms", text)
+    assert store._call("finish", "job-1", 1, "w", JobStatus.COMPLETED, 60, *figure) == 1
+    assert 0 <= int(client.hget(keys.of_endpoint("ep", "execution"), "sum")) <= 8 * 86_400_000
+
+
 def test_a_job_that_yields_more_than_64_mib_is_failed_with_the_reason(store, client):
     store.create(new_job(webhook="http://h"))
     attempt = claim(store)

@@ -17,6 +17,7 @@ from helpers import (
     worker_spec,
 )
 
+from ownpod import keys
 from ownpod.attempts import Attempts
 from ownpod.gate import Gate
 from ownpod.jobs import JobStatus
@@ -202,6 +203,27 @@ def test_a_node_that_ends_hands_its_jobs_back_uncounted(node, fake, client):
         running.result(5)
     job = node.store.job("job-1", "ep")
     assert (job.status, job.retries) == (JobStatus.IN_QUEUE, 0)
+
+
+def test_what_fails_at_the_end_of_one_job_ends_no_node(node, fake, client, caplog):
+    held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
+    fake.routes["POST /status"] = held
+
+    def read_record(attempt):
+        client.hget(keys.of_endpoint(attempt.endpoint, "queued"), "x")
+
+    node.attempts.on_over = read_record
+    node.store.create(new_job())
+    node.store.create(new_job("waits"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(node.run, "job-1")
+        wait_until(lambda: fake.paths("POST /status"))
+        node.store.cancel("job-1", "ep", reason="x")
+        node.attempts.look()
+        # Its thread would have ended the process.
+        wait_until(lambda: "its end was not passed on" in caplog.text)
+        held.hold.set()
+        running.result(5)
 
 
 def test_a_run_that_yields_too_much_is_stopped_at_once(client, fake):

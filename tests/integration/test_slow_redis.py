@@ -16,7 +16,7 @@ from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.connection import connect
-from ownpod.errors import AnswerLost, RedisUnavailable
+from ownpod.errors import AnswerLost, NotRetryable, RedisUnavailable
 from ownpod.jobs import JobStatus, Outcome
 
 QUEUE = "ownpod.ep"
@@ -91,6 +91,18 @@ def test_a_retry_is_done_once_and_answered_as_done(store, lossy, client, new_id)
     assert store.job(new_id, "ep").status is JobStatus.IN_QUEUE
     assert client.llen(QUEUE) == 1
     assert client.hget(keys.counts("ep"), "retried") == "1"
+
+
+def test_a_retry_with_the_same_new_id_again_is_the_same_retry(store, client):
+    failed(store)
+    store.retry("job-1", "ep", "job-2")
+    store.retry("job-1", "ep", "job-2")
+    assert client.hget(keys.counts("ep"), "retried") == "1"
+    # Another request finds the job as it is.
+    store.finish(begin(store, "job-2"), Outcome(JobStatus.FAILED, error="boom"))
+    store.retry("job-2", "ep", "job-2")
+    with pytest.raises(NotRetryable, match="IN_QUEUE"):
+        store.retry("job-2", "ep", "job-2")
 
 
 def test_a_claim_and_a_result_are_counted_once(store, lossy, client):
@@ -174,8 +186,9 @@ def test_a_run_whose_answer_comes_after_6_s_is_one_job_with_its_id(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tmp_path):
+def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tmp_path, request):
     server = RedisServer(tmp_path)
+    request.addfinalizer(server.stop)
     with connect(server.url) as client, connect(server.url) as other:
         client.config_set("lua-time-limit", 50)
         store = job_store(client)
@@ -192,7 +205,6 @@ def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tm
                 client.script_kill()
             assert endless.exception(10) is not None
         assert begin(store).number == 1
-    server.stop()
 
 
 def refuses(store):
