@@ -1,4 +1,4 @@
-"""The variables that decide who may call; a part of :class:`ownpod.settings.Settings`."""
+"""The variables that decide which callers are allowed; a part of :class:`ownpod.settings.Settings`."""
 
 import re
 from collections.abc import Callable

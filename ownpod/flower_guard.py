@@ -75,6 +75,9 @@ class Refused(RequestHandler):
         """Takes the status and the sentence of the refusal."""
         self._status, self._sentence = status, sentence
 
+    def check_xsrf_cookie(self) -> None:
+        """Nothing to protect, and its 403 would hide the 401."""
+
     def prepare(self) -> None:
         """Answers any method."""
         if self._status == 401:

