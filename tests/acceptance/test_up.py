@@ -68,6 +68,7 @@ def test_a_kill_in_the_first_seconds_under_load_ends_nothing_and_loses_no_job(
         OWNPOD_DATA_DIR=tmp_path / "var",
         OWNPOD_WORKERS=url,
         OWNPOD_LEASE_S=3,
+        OWNPOD_LOG_LEVEL="DEBUG",
     )
     try:
         wait_until(lambda: client.accepted, 40)
