@@ -277,10 +277,15 @@ class Pulls:
     @_broken_records
     @redis_reads
     def key_of(self, worker_id: str, run_id: str | None = None) -> str | None:
-        """Digest of the key with which the worker took a run, or last asked for jobs; None: not known."""
+        """Digest of the key with which the worker took a run; of a run that is not known, and without
+        one, of the key with which it last asked for jobs. None: not known.
+        """
         base = keys.pull(worker_id)
-        key: Any = self._redis.hget(base if run_id is None else f"{base}:run:{run_id}", "key")
-        return str(key) if key else None
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(f"{base}:run:{run_id}", "key")
+            pipe.hget(base, "key")
+            of_run, last = pipe.execute()
+        return of_run or last or None
 
     # What a node says.
 

@@ -33,6 +33,9 @@ ASK_S = 40.0
 RESULT_KEPT_S = 120.0
 """A result stays so long after a node has heard it; that is started again within 30 s."""
 
+AWAIT_S = 5.0
+"""A node that begins counts its worker as unhealthy after this, if the worker has not asked for a job since."""
+
 STOPPING = "the worker wants its container to be restarted (refresh_worker), and was not yet"
 
 LEFT = "the worker closed its request for a job, and has not asked again"
@@ -275,7 +278,9 @@ class PullWorker:
         if not self._seen:
             self._seen = asked_s is not None and asked_s < now - self._began
             # A sync handler asks for nothing while it runs a job that a node before this one offered.
-            if not self._seen and (now - self._began < ASK_S or self._awaited):
+            if not self._seen and now - self._began > AWAIT_S and not self._awaited:
+                raise WorkerUnavailable("the worker has asked for no job since its node began")
+            if not self._seen:
                 # The API may hold a request that came before this node began.
                 with contextlib.suppress(RedisUnavailable):
                     self._desk.await_worker(self._id)

@@ -132,10 +132,12 @@ def test_a_worker_that_lies_in_every_field_changes_no_other_workers_job(start_ow
 
     with ThreadPoolExecutor(1) as pool:
         lying = pool.submit(liar)
-        ended = [ownpod.ended(job, 120) for job in jobs]
-        # All of its lies were told at least once.
-        wait_until(lambda: lying.done() or len(answers) > 3, 60)
-        running.clear()
+        try:
+            ended = [ownpod.ended(job, 60) for job in jobs]
+            # It was refused, answered, and found nothing.
+            wait_until(lambda: {200, 401, 429, 503} <= {status for status, _ in answers}, 60)
+        finally:
+            running.clear()
         lying.result(60)
     assert [job["output"] for job in ended] == [{"text": f"j{n}"} for n in range(JOBS)]
     assert {job["workerId"] for job in ended} == {"good"}
@@ -172,7 +174,8 @@ def test_a_worker_is_served_and_its_close_noticed_behind_the_apis_own_tls(tmp_pa
     take = f"https://127.0.0.1:{port}/v2/ep/job-take/w?gpu=0&job_in_progress=0"
     try:
         with requests.Session() as session, connect(redis.url) as client:
-            session.verify = str(tmp_path / "ca.pem")
+            # Not the REQUESTS_CA_BUNDLE of this machine.
+            session.trust_env, session.verify = False, str(tmp_path / "ca.pem")
 
             def serves():
                 try:

@@ -184,6 +184,9 @@ def test_with_another_workers_key_nothing_of_a_worker_is_changed(pulls, start_ap
     for path in ("job-done", "job-stream"):
         answer = post(api, f"/v2/ep/{path}/w/r?isStream=false", {"output": 1}, headers=headers)
         assert answer.status_code == 503
+    stop = {"output": 1, "stopPod": True}
+    assert post(api, "/v2/ep/job-done/w/no-run", stop, headers=headers).status_code == 503
+    assert not pulls.contact("w").stopping
     assert pulls.run("w", "r").state == "delivered"
     assert api.get("/v2/ep/job-stop/w?gpu=0").json == {"jobsToStop": ["r"]}
 
