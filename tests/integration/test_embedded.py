@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import job_store, run_command, wait_until
+from helpers import run_command, wait_until
 
 from ownpod import embedded
 from ownpod.embedded import EmbeddedRedis
 from ownpod.errors import StartError
+from ownpod.listing import Listing
 from ownpod.store import connect
 
 OLD_FILE = Path(__file__).parent / "data" / "redis-6.2.14.aof"
@@ -88,7 +89,7 @@ def test_a_data_directory_of_redis_6_is_read_and_read_again(tmp_path):
     shutil.copy(OLD_FILE, files / "appendonly.aof")
     for _ in range(2):
         with running(tmp_path / "var") as found, connect(found.url) as client:
-            jobs = [job_store(client).find(f"old-{n}") for n in range(3)]
+            jobs = [Listing(client).find(f"old-{n}") for n in range(3)]
             assert [job.status.value for job in jobs] == ["IN_QUEUE"] * 3
             assert client.llen("ownpod.local-ep") == 3
 

@@ -151,12 +151,22 @@ def test_a_read_is_repeated(store, lossy):
     assert lossy(store.job, "job-1", "ep").status is JobStatus.IN_QUEUE
 
 
+def _close_others(client):
+    """Closes all other connections but those that subscribe, and waits until they are closed."""
+    mine = client.client_id()
+
+    def others():
+        found = client.client_list(_type="normal")
+        return {each["id"] for each in found} - {str(mine)}
+
+    before = others()
+    client.client_kill_filter(_type="normal", skipme=True)
+    wait_until(lambda: not before & others())
+
+
 def test_a_connection_that_redis_has_closed_costs_no_command(store, client):
     store.create(new_job())
-    mine = client.client_id()
-    before = {int(found["id"]) for found in client.client_list()} - {mine}
-    client.client_kill_filter(_type="normal", skipme=True)
-    wait_until(lambda: not before & {int(found["id"]) for found in client.client_list()})
+    _close_others(client)
     assert store.remind("job-1", "ep")
 
 
