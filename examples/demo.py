@@ -1,11 +1,12 @@
 """What `make demo` runs: two example workers, `ownpod up`, and one job through the API."""
 
 import argparse
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import requests
@@ -13,7 +14,7 @@ import requests
 from ownpod.errors import OwnPodError, StartError
 from ownpod.processes import check_port
 from ownpod.pull import worker_environment
-from ownpod.up import Group, say
+from ownpod.supervised import START_S, Group, write
 
 HERE = Path(__file__).parent
 WORKER_PORTS = (18000, 18001)
@@ -37,39 +38,53 @@ def main() -> int:
             # A worker that is told to end waits until its request for jobs is answered: sooner so.
             pull = {"OWNPOD_WORKERS_FILE": str(HERE / "pull.yaml"), "OWNPOD_WORKER_GONE_S": "10"}
             _start_ownpod(group, **pull)
-            group.until(_serves, "OwnPod")
+            _until(group, _serves, "OwnPod")
             for letter in "AB":
                 environ = worker_environment(ENDPOINT, f"worker-{letter}", key="any")
-                _start_worker(group, letter, environ=environ)
+                _start_worker(group, letter, serves=_ready, environ=environ)
         else:
             for letter, port in zip("AB", WORKER_PORTS, strict=True):
                 serve = ["--rp_serve_api", "--rp_api_host", "localhost", "--rp_api_port", str(port)]
-                _start_worker(group, letter, *serve)
-            group.until(lambda: all(map(_answers, WORKER_PORTS)), "the example workers")
+                _start_worker(group, letter, *serve, serves=functools.partial(_answers, port))
+            _until(group, lambda: group.serving, "the example workers")
             _start_ownpod(group, OWNPOD_WORKERS=WORKERS)
-        group.until(_ready, "two workers that are ready")
+        _until(group, _ready, "two workers that are ready")
         status = "" if group.stopping else _one_job(group)
         if not chosen.once:
             while not group.stopping:
                 group.attend(1.0)
     except OwnPodError as error:
-        say("demo", f"error: {error}")
+        write("demo", f"error: {error}")
         status = ""
     finally:
         group.end(60)
     return 0 if status == "COMPLETED" else 1
 
 
+def _until(group: Group, ready: Callable[[], bool], what: str) -> None:
+    """Copies the log until something is ready. Raises: StartError if that takes a minute."""
+    deadline = time.monotonic() + START_S
+    while not group.stopping and not ready():
+        if time.monotonic() > deadline:
+            raise StartError(f"{what} did not come up within {START_S:g} s; ending everything")
+        group.attend(0.1)
+
+
 def _start_ownpod(group: Group, **environ: str) -> None:
-    group.spawn("ownpod up", [sys.executable, "-m", "ownpod", "up"], {**os.environ, **environ})
+    command = [sys.executable, "-m", "ownpod", "up"]
+    group.spawn("ownpod up", command, {**os.environ, **environ}, serves=_serves)
 
 
 def _start_worker(
-    group: Group, letter: str, *serve: str, environ: Mapping[str, str] | None = None
+    group: Group,
+    letter: str,
+    *serve: str,
+    serves: Callable[[], bool],
+    environ: Mapping[str, str] | None = None,
 ) -> None:
     handler = str(HERE / "worker-echo" / "handler.py")
     command = [sys.executable, handler, *serve]
-    group.spawn(f"worker-{letter}", command, {**os.environ, **(environ or {})})
+    group.spawn(f"worker-{letter}", command, {**os.environ, **(environ or {})}, serves=serves)
 
 
 def _check(port: int) -> None:
@@ -109,13 +124,13 @@ def _ready_workers() -> int | None:
 def _one_job(group: Group) -> str:
     job = {"input": {"text": "ownpod demo run", "seconds": 1}}
     group.attend(0.5)
-    say("demo", f"POST {ENDPOINT}/run  {json.dumps(job)}")
+    write("demo", f"POST {ENDPOINT}/run  {json.dumps(job)}")
     answer = requests.post(f"{ENDPOINT}/run", json=job, timeout=5).json()
     shown, began = "", time.monotonic()
     while not group.stopping and time.monotonic() - began < 60:
         line = json.dumps(answer)
         if answer["status"] != shown:
-            say("demo", f"{time.monotonic() - began:5.2f} s  {line}")
+            write("demo", f"{time.monotonic() - began:5.2f} s  {line}")
             shown = answer["status"]
         if shown not in {"IN_QUEUE", "IN_PROGRESS"}:
             break
@@ -133,7 +148,7 @@ def _one_job(group: Group) -> str:
         f"  {API}/docs/ in a browser",
         "",
     ):
-        say("demo", line)
+        write("demo", line)
     return shown
 
 

@@ -164,13 +164,17 @@ class Group:
         """All children serve now."""
         return all(child.served_since is not None for child in self.children)
 
-    def attend(self) -> bool:
+    def attend(self, timeout_s: float | None = None) -> bool:
         """Copies output for a moment, or until there has been some: True. Restarts what has ended.
+
+        ``timeout_s``: how long at most; by default as long as a check of the processes may wait.
 
         Raises:
             StartError: a child has ended that never served, or did not serve in time.
         """
-        copied = self._copy(IDLE_INTERVAL_S if self.serving else CHECK_INTERVAL_S)
+        if timeout_s is None:
+            timeout_s = IDLE_INTERVAL_S if self.serving else CHECK_INTERVAL_S
+        copied = self._copy(timeout_s)
         if self.reloading:
             self.reloading = False
             for child in self.children:

@@ -184,7 +184,7 @@ class Channel:
         return None
 
     def discard(self, most: int) -> bool:
-        """Reads and forgets what has come; whether the client has closed, or sent more than ``most``."""
+        """Reads and forgets what has come, at most ``most`` bytes now; whether the client has closed."""
         try:
             while most > 0:
                 if (data := self._read(PIECE)) is None:
@@ -193,8 +193,8 @@ class Channel:
                     return True
                 most -= len(data)
         except OSError:
-            pass
-        return True
+            return True
+        return False
 
     def send_now(self, data: bytes) -> None:
         """As much as goes without waiting, for a connection that is closed then."""

@@ -80,10 +80,12 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
     """The document.
 
     Args:
-        endpoint_ids: the configured endpoints; paths take only these.
+        endpoint_ids: the configured endpoints; paths take only these, but those for results take any id.
         keys: whether workers need one.
     """
     endpoint = _path("endpoint_id", {"type": "string", "enum": endpoint_ids})
+    # A result of an unknown endpoint changes nothing, and is not refused: that would make the SDK post it again.
+    any_endpoint = _path("endpoint_id", _ID)
     worker, run = _path("worker_id", _ID), _path("run_id", _ID)
     in_progress, batch = _query("job_in_progress"), _query("batch_size")
     pulls = {
@@ -115,13 +117,13 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
         ),
         "job-stream/{worker_id}/{run_id}": (
             "post",
-            _operation("A chunk", [endpoint, worker, run], _TAKEN, _RESULT_STATUSES, body=True),
+            _operation("A chunk", [any_endpoint, worker, run], _TAKEN, _RESULT_STATUSES, body=True),
         ),
         "job-done/{worker_id}/{run_id}": (
             "post",
             _operation(
                 "A result, or progress",
-                [endpoint, worker, run, _query("isStream")],
+                [any_endpoint, worker, run, _query("isStream")],
                 _TAKEN,
                 _RESULT_STATUSES,
                 body=True,

@@ -28,8 +28,11 @@ PROMPT_S = 0.002
 """So long a thread waits for its client's next request, before the connection goes back to the poller."""
 
 LINGER_S = 2.0
-LINGER_BYTES = 65_536
-"""A closed connection is read so long, and so far: else the client may lose the answer (RFC 9112, 9.6)."""
+"""Seconds for which a closed connection is still read: else the client, or a proxy that is sending a large
+body, may lose the answer (RFC 9112, 9.6)."""
+
+LINGER_BYTES = 262_144
+"""Bytes of such a connection that are read in one go, before others have their turn."""
 
 LOOK_S = 0.5
 """Seconds between looks for requests that come too slowly."""

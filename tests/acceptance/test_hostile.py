@@ -250,11 +250,13 @@ def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
         path = path.format(**{"worker_id": "w", "job_id": theirs} | ids)
         answer = requests.request(method, f"{url}{path}", json={}, headers=headers, timeout=9)
         assert "the-input" not in answer.text
-        assert answer.status_code < 500
+        # A result under another key is to be posted again: the SDK drops it after a 4xx.
+        posted = "/job-done/" in path or "/job-stream/" in path
+        assert answer.status_code < 500 or (posted and answer.status_code == 503)
         return answer.status_code
 
     for method, path in tried:
-        refused = {401, 429} if "job-" in path or "ping" in path else {403}
+        refused = {401, 429, 503} if "job-" in path or "ping" in path else {403}
         assert call(method, path, endpoint_id="other") in refused, (method, path)
         if "{job_id}" in path and "job-" not in path:
             # Another endpoint's job, under the own endpoint.

@@ -18,7 +18,7 @@ STALLS_S = (1.0, 6.0, 12.0)
 def redis_process(ownpod):
     for process in psutil.Process(ownpod.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "redis-server" in " ".join(process.cmdline()):
+            if "redis.sock" in " ".join(process.cmdline()):
                 return process
     raise AssertionError("no Redis")
 

@@ -60,8 +60,11 @@ def test_a_dispatcher_with_entries_that_cannot_be_used_lives_and_runs_jobs(
         return next((w for w in found if w["id"] == worker_id), {"state": "", "reason": ""})
 
     # The worker of another host has a node here, too, which says what it lacks.
-    wait_until(lambda: "cannot be read on this host" in state("elsewhere")["reason"], 20)
-    assert state("elsewhere")["state"] == "unhealthy"
+    def lacks_file():
+        found = state("elsewhere")
+        return found["state"] == "unhealthy" and "cannot be read on this host" in found["reason"]
+
+    wait_until(lacks_file, 20)
     for text in "bcd":
         assert ownpod.ended(ownpod.submit(text=text))["output"]["echo"] == text
     assert before <= processes()
