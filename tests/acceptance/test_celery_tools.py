@@ -122,7 +122,7 @@ def test_flowers_revoke_and_terminate_cancel_the_job(operated, terminate):
 
 
 def test_revoke_cancels_a_job_that_waits(operated):
-    held = [running(operated, 5), running(operated, 5)]
+    held = [running(operated, 12), running(operated, 12)]
     job = operated.submit(text="never")
     waiting = operated.status(job)
     assert (waiting["status"], waiting["queuePosition"]) == ("IN_QUEUE", 1)
