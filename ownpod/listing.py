@@ -62,7 +62,7 @@ class Listing:
     """Reads job records; writes nothing, except that it removes ids without a record from the list.
 
     Args:
-        client: from :func:`ownpod.store.connect`.
+        client: from :func:`ownpod.connection.connect`.
     """
 
     def __init__(self, client: redis.Redis) -> None:

@@ -2,7 +2,7 @@
 
 Losing a race is a return value, not an error. Any call raises
 :class:`~ownpod.errors.RedisUnavailable` when Redis is away or refuses to write, and
-:class:`~ownpod.errors.AnswerLost` when it may have done what was asked.
+:class:`~ownpod.errors.AnswerLost` when Redis may have executed the command.
 
 Instants are Redis's: callers pass durations, and no host's clock is read here.
 """
@@ -101,7 +101,8 @@ REPEATABLE = frozenset(
 """Commands of ``transitions.lua`` that change nothing when they are executed a second time."""
 
 INSIST = frozenset({"create", "retry", "cancel", "callback", "purge"})
-"""Those that clients ask for: an error would say "not done" of what Redis may have done."""
+"""The repeatable commands that clients send: an error would mean "not done" for a command that Redis
+may have executed."""
 
 RETRIED = (
     *("endpoint", "input", "s3_config", "webhook", "execution_timeout_ms", "ttl_ms"),

@@ -1,4 +1,4 @@
-"""Without keys, only this machine may call, and no web page of another site: 403 for all others."""
+"""Without keys, a request under a foreign host name, or of a web page of another site, is answered 403."""
 
 import logging
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def guard_source(app: Flask) -> None:
     config = services_of(app).settings
     names = set(config.hosts)
     if config.callback_url is not None:
-        # Workers post results there, so it is a name of this machine.
+        # Workers post results to this URL, so its host is a name of this machine.
         names.add(urlsplit(config.callback_url).hostname or "")
     app.extensions[_OWN] = names
     app.before_request(_refuse)
@@ -45,7 +45,7 @@ def _refuse() -> Response | None:
     if problem is None or known_caller():
         return None
     if request.blueprint == "pull" and request.path.split("/")[-2] in POLLS:
-        # The SDK logs no reason, and polls again at once after any other status.
+        # The SDK logs no reason. After any other status than 429 the SDK polls again at once.
         log.warning("a worker gets no jobs: %s", problem)
         response = answer({"error": problem}, 429)
         response.headers["Retry-After"] = RETRY_AFTER_S
