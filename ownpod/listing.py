@@ -25,16 +25,8 @@ OUTLINE = tuple(name for name in Job.FIELDS if name not in PAYLOAD)
 LOGS = ("deliveries", "attempts")
 
 INTERNAL = (
-    *(
-        "claim",
-        "callback",
-        "watched",
-        "followed",
-        "webhook_try",
-        "chunk_calls",
-        "chunk_bytes",
-        "retry_call",
-    ),
+    *("claim", "callback", "watched", "followed", "webhook_try"),
+    *("chunk_calls", "chunk_bytes", "retry_call"),
 )
 """Fields of a record that :meth:`Listing.details` leaves out: tokens and channels."""
 

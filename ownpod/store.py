@@ -22,7 +22,7 @@ import redis
 
 from ownpod import broker, keys
 from ownpod.broker import JobMessages
-from ownpod.connection import clock_ms, connect, redis_errors, redis_reads, schema_version
+from ownpod.connection import clock_ms, redis_errors, redis_reads, schema_version
 from ownpod.errors import (
     IdempotencyConflict,
     JobNotFound,
@@ -43,8 +43,6 @@ from ownpod.jobs import (
 )
 from ownpod.schema import Guard
 from ownpod.scripts import Scripts
-
-__all__ = ["JobStore", "connect", "redis_errors"]
 
 PURGE_STEP = 1000
 """Jobs cancelled by one call of the script: some 10 ms in which Redis does nothing else."""
@@ -259,7 +257,7 @@ class JobStore:
     """Job records, and the messages that go with them.
 
     Args:
-        client: from :func:`connect`.
+        client: from :func:`ownpod.connection.connect`.
         messages: makes the Celery message of a job.
         result_ttl_s: how long a finished job's record stays.
     """

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.auth import known_caller
-from ownpod.api.ids import POLLS, RETRY_AFTER_S
+from ownpod.api.ids import is_poll, retry_later
 from ownpod.api.services import answer, services, services_of
 from ownpod.origins import host_name, is_foreign_page, is_own_host
 
@@ -44,12 +44,10 @@ def _refuse() -> Response | None:
     # A page of another site does not know a key.
     if problem is None or known_caller():
         return None
-    if request.blueprint == "pull" and request.path.split("/")[-2] in POLLS:
+    if request.blueprint == "pull" and is_poll():
         # The SDK logs no reason. After any other status than 429 the SDK polls again at once.
         log.warning("a worker gets no jobs: %s", problem)
-        response = answer({"error": problem}, 429)
-        response.headers["Retry-After"] = RETRY_AFTER_S
-        return response
+        return retry_later(problem, 429)
     return answer({"error": problem}, 403)
 
 

@@ -20,6 +20,7 @@ from flask import Blueprint, Response, request
 
 from ownpod.api.auth import caller, check_worker_key
 from ownpod.api.bodies import read_body, skip_body
+from ownpod.api.ids import retry_later
 from ownpod.api.services import Services, answer, services
 from ownpod.broker import HOUSEKEEPING
 from ownpod.endpoints import Endpoint
@@ -267,9 +268,7 @@ def _refused(here: Services, endpoint_id: str, worker_id: str, error: OwnPodErro
     level = logging.INFO if isinstance(error, RedisUnavailable) else logging.WARNING
     log.log(level, "worker %s gets no jobs: %s", worker_id[:100], error)
     _remember(here, endpoint_id, worker_id, error.message)
-    response = answer({"error": error.message}, 429)
-    response.headers["Retry-After"] = "5"
-    return response
+    return retry_later(error.message, 429)
 
 
 def _remember(here: Services, endpoint_id: str, worker_id: str, reason: str) -> None:
@@ -310,9 +309,7 @@ def _key_problem(here: Services, endpoint_id: str, worker_id: str, run_id: str) 
     skip_body()
     _log_other_key(worker_id, run_id, reason)
     _remember(here, endpoint_id, worker_id, reason)
-    response = answer({"error": reason}, 503)
-    response.headers["Retry-After"] = "5"
-    return response
+    return retry_later(reason, 503)
 
 
 @functools.lru_cache(1000)
