@@ -232,7 +232,7 @@ function commands.left()
   return 1
 end
 
--- worker: its node has just begun, and wants to know whether a request of it is held
+-- worker: asks the API for a node that has just begun whether it holds a request of the worker
 function commands.await()
   drop_broken()
   redis.call('HSET', base, 'awaited', 1)
@@ -276,7 +276,7 @@ function commands.ping()
   return 1
 end
 
--- worker, endpoint, run -> job and attempt of a run that goes on, or nil: the worker was heard of it
+-- worker, endpoint, run -> job and attempt of a run that goes on, or nil; marks the run as begun
 function commands.heard()
   local run = ARGV[4]
   if registered_for() == ARGV[3] then
