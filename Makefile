@@ -21,7 +21,7 @@ help:
 
 install: $(BIN)/.installed
 $(BIN)/.installed: requirements.txt requirements-dev.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.14 with venv found; install one or say make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.14 with venv found; install one, or use make PYTHON=/path/to/python"; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (about a minute, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt

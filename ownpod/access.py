@@ -18,7 +18,7 @@ SECRET = ("OWNPOD_ADMIN_KEYS", "OWNPOD_API_KEYS", "OWNPOD_WORKER_KEYS")
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may call; see the field of the same name in :class:`AccessSchema`."""
+    """The keys and names that decide which callers are allowed; see the same field of :class:`AccessSchema`."""
 
     admin_keys: tuple[Credential, ...] = field(repr=False)
     api_keys: tuple[Credential, ...] = field(repr=False)
@@ -97,7 +97,7 @@ class AccessSchema(Schema):
         metadata={
             "default": "unset: any caller",
             "purpose": "comma-separated keys, plain or `sha256:<hex>`; when there are any, every `/v2` "
-            "call needs one. Keys for single endpoints stand in `workers.yaml`",
+            "call needs one. Keys for single endpoints are in `workers.yaml`",
         },
     )
     api_keys_file = KeyFile(

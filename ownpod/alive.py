@@ -22,7 +22,7 @@ def main() -> None:
     try:
         found = exists(url, key)
     except (OSError, ValueError) as error:
-        sys.exit(f"Redis cannot be asked: {error}")
+        sys.exit(f"Redis does not answer: {error}")
     if not found:
         sys.exit(f"the housekeeping node of this host has not renewed {key}")
 

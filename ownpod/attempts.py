@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Running:
-    """An attempt in hand. ``began`` and ``deadline`` are on the monotonic clock, in s."""
+    """An attempt that this node runs. ``began`` and ``deadline`` are on the monotonic clock, in s."""
 
     attempt: Attempt
     began: float
@@ -166,8 +166,8 @@ class Attempts(threading.Thread):
                 logger.warning("leases and deadlines wait: %s", error)
                 time.sleep(RETRY_S)
             except Exception:
-                # One record that Redis cannot read: the other leases are renewed all the same.
-                logger.exception("leases and deadlines wait")
+                # One record that Redis cannot read must not stop the renewal of the other leases.
+                logger.exception("leases and deadlines are checked again in %g s", RETRY_S)
                 time.sleep(RETRY_S)
 
     def look(self) -> None:
@@ -229,5 +229,7 @@ class Attempts(threading.Thread):
                 self._worker.cancel(running.run_id)
             self.on_over(running.attempt)
         except Exception:
-            # A record that Redis cannot read, say: a thread that dies would end the node.
-            logger.exception("job %s: its end was not passed on", running.attempt.job_id)
+            # For example a record that Redis cannot read. A thread that dies would end the node.
+            logger.exception(
+                "job %s: its end was not sent to the worker and to Celery", running.attempt.job_id
+            )

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|MASTERDOWN|NOREPLICAS|BUSY)\b")
-"""In an answer of Redis: it is full, read-only, cannot save, is not up yet, or runs a script."""
+"""Matches an error with which Redis refuses: it is full, read-only, cannot save, is loading, or runs a script."""
 
 CONNECTIONS = 64
 """To Redis, of a process; thousands of requests that are woken at once wait for one of them."""
@@ -111,7 +111,7 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
         RedisUnavailable: Redis did not get it, or refused it.
         redis.ResponseError: any other error that Redis answered.
     """
-    # Not the client's execute_command: that does not tell whether the command was sent.
+    # Not by the client's execute_command, which does not show whether the command was sent.
     with _translated():
         pool = client.connection_pool
         connection = pool.get_connection()
@@ -126,7 +126,7 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
                 f"Redis did not answer, and may have done this all the same: {error}"
             ) from error
         except BaseException:
-            # The answer would be taken for that of the next command.
+            # The next command on this connection would read this answer.
             connection.disconnect()
             raise
         finally:
@@ -134,11 +134,11 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
 
 
 def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:
-    """Makes a call that may be repeated; again while its answer is lost: once, and on for ``insist_s``.
+    """Makes a call that may be executed twice. A lost answer repeats it once, further ones until ``insist_s`` is over.
 
     Raises:
-        AnswerLost: it may have been executed.
-        RedisUnavailable: it was not.
+        AnswerLost: the call may have been executed.
+        RedisUnavailable: the call was not executed.
     """
     lost, began = None, time.monotonic()
     while True:
@@ -150,7 +150,7 @@ def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:
             if not isinstance(error, AnswerLost):
                 if lost is None:
                     raise
-                # Redis was restarted meanwhile: what it has executed it may have kept.
+                # Redis was restarted meanwhile, and may have kept what it executed before.
                 time.sleep(PAUSE_S)
             elif lost is None:
                 lost = error

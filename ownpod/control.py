@@ -59,7 +59,7 @@ def _aside(call: Callable[..., None], *arguments: str) -> None:
             log.warning("not done: %s", error)
         except Exception:
             # A thread that dies would end the node, and with it other jobs.
-            log.exception("not done")
+            log.exception("the command was not executed")
 
     threading.Thread(target=run, name="control", daemon=True).start()
 

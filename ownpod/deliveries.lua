@@ -2,7 +2,7 @@
 -- ENDPOINT, WEBHOOKS (see keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), ENDED (the terminal
 -- states), ANSWER (Job.FIELDS), LEASE_MS, KEPT_S; scripts.py puts `now` there, Redis's clock in ms.
 --
--- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms when the sweep looks at it next;
+-- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms when the sweep checks it next;
 --                                  written by transitions.lua when a job ends
 -- JOB<id>                   hash   `webhook_try`, a JSON object about the webhook of the job's last end:
 --                                  `ended`, which end that is, "<finished_ms>:<retries>": a try of an

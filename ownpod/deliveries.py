@@ -49,7 +49,7 @@ class Deliveries:
     """The webhooks that are owed.
 
     Args:
-        client: from :func:`ownpod.store.connect`.
+        client: from :func:`ownpod.connection.connect`.
         messages: makes the Celery message of a webhook's task.
         lease_s: s after which a try without a result is made again; longer than a try takes.
     """

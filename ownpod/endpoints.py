@@ -161,7 +161,8 @@ class _EndpointSchema(Schema):
         data_key="maxWorkers",
         strict=True,
         load_default=DEFAULT_MAX_WORKERS,
-        validate=validate.Range(0, 10_000, error="must be a whole number from {min} to {max}"),
+        validate=validate.Range(0, 10_000, error="must be a whole number from 0 to 10000"),
+        error_messages={"invalid": "must be a whole number from 0 to 10000"},
     )
     max_attempts = fields.Integer(
         data_key="maxAttempts",

@@ -131,7 +131,7 @@ class RedisUnavailable(OwnPodError):
 
 
 class AnswerLost(RedisUnavailable):
-    """Redis did not answer in time. Whether it did what was asked is not known: look before you repeat it."""
+    """Redis did not answer in time and may have executed the request: check the result before you repeat it."""
 
 
 class SchemaMismatch(RedisUnavailable):
@@ -166,7 +166,7 @@ class WorkerAwaited(WorkerUnavailable):
 
 
 class WorkerRecordBroken(WorkerUnavailable):
-    """What Redis keeps of a worker that pulls cannot be used."""
+    """The entries in Redis of a worker that pulls cannot be used."""
 
     http_status = 503
 

@@ -35,7 +35,7 @@ class JobEvents:
     """Tells waiting threads that a job has moved. Starts listening at the first wait.
 
     Args:
-        client: from :func:`ownpod.store.connect`.
+        client: from :func:`ownpod.connection.connect`.
         channels: where else "<id> <what>" is said, beside ``channel``.
     """
 
@@ -85,7 +85,7 @@ class JobEvents:
         return waiter.news
 
     def wake(self, job_id: str) -> None:
-        """Lets those who wait for news of it look now."""
+        """Wakes the requests of this process that wait for this job."""
         self._wake(job_id, "", ended=True)
 
     def stop(self) -> None:

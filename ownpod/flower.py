@@ -14,17 +14,17 @@ from ownpod.settings import Settings
 
 @dataclass(frozen=True)
 class Door:
-    """Who may use Flower: the holders of these keys; without keys every program on this machine."""
+    """The keys that open Flower; without keys every program on this machine may use it."""
 
     keys: tuple[Credential, ...]
     read_only: bool
 
 
 def door(config: Settings, endpoints: Iterable[Endpoint]) -> Door:
-    """Who may use Flower, by the configured keys.
+    """The keys that open Flower, by the settings.
 
-    Flower can revoke jobs and end nodes, so it takes admin keys. Where there are API keys only, it takes
-    these and changes nothing, as the API does not manage then.
+    Flower can revoke jobs and end nodes, so it needs admin keys. With API keys only, Flower takes these
+    and is read-only, because the API does not manage then either.
 
     Raises:
         StartError: it would show all endpoints to the holder of a single endpoint's key.

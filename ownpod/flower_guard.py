@@ -76,7 +76,7 @@ class Refused(RequestHandler):
         self._status, self._sentence = status, sentence
 
     def check_xsrf_cookie(self) -> None:
-        """Nothing to protect, and its 403 would hide the 401."""
+        """Checks nothing: a refusal has nothing to protect, and Tornado's 403 would hide the 401."""
 
     def prepare(self) -> None:
         """Answers any method."""

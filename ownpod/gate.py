@@ -85,7 +85,7 @@ class Gate(threading.Thread):
             log.warning("worker unhealthy, its jobs go to others: %s", reason)
 
     def recheck(self) -> None:
-        """The worker may take jobs again: probes it now. From any thread."""
+        """Probes the worker now, because it may take jobs again. From any thread."""
         self._probe_at = time.monotonic()
         self._woken.set()
 
@@ -139,7 +139,7 @@ class Gate(threading.Thread):
             log.info("worker ready")
 
     def _wait_for_worker(self, reason: str, *, busy: bool) -> None:
-        """Of a node that has just begun: not unhealthy yet, and probed often unless it is busy."""
+        """The worker has not asked since its node began: not unhealthy yet, and probed often unless busy."""
         self._probe_at = time.monotonic() + (LONGEST_RETRY_S if busy else FIRST_RETRY_S)
         with self._lock:
             self._turn(WorkerState.BUSY if busy else WorkerState.INITIALIZING, reason)

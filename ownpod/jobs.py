@@ -62,7 +62,7 @@ DEFAULT_TTL_MS = 86_400_000
 """RunPod's documented default, counted from submission over queue and run."""
 
 LONGEST_MS = 8 * 86_400_000
-"""Longest time, in ms, that is believed of a run: a job's ``ttl`` and ``executionTimeout`` end sooner."""
+"""Longest ``executionTime`` in ms that is taken from a worker: a job's ``ttl`` and ``executionTimeout`` end sooner."""
 
 
 def execution_ms(value: object) -> int | None:

@@ -25,16 +25,8 @@ OUTLINE = tuple(name for name in Job.FIELDS if name not in PAYLOAD)
 LOGS = ("deliveries", "attempts")
 
 INTERNAL = (
-    *(
-        "claim",
-        "callback",
-        "watched",
-        "followed",
-        "webhook_try",
-        "chunk_calls",
-        "chunk_bytes",
-        "retry_call",
-    ),
+    *("claim", "callback", "watched", "followed", "webhook_try"),
+    *("chunk_calls", "chunk_bytes", "retry_call"),
 )
 """Fields of a record that :meth:`Listing.details` leaves out: tokens and channels."""
 
@@ -62,7 +54,7 @@ class Listing:
     """Reads job records; writes nothing, except that it removes ids without a record from the list.
 
     Args:
-        client: from :func:`ownpod.store.connect`.
+        client: from :func:`ownpod.connection.connect`.
     """
 
     def __init__(self, client: redis.Redis) -> None:

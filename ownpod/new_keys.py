@@ -67,13 +67,11 @@ def _where(*, admin: bool, endpoint: str | None, worker: bool) -> tuple[str, str
     """Where the line goes, and how the key is used."""
     sent = "is sent as 'Authorization: Bearer <key>'"
     if admin:
-        return _either(
-            "ADMIN"
-        ), f"managing workers and for all jobs; it {sent}, in Flower as the password"
+        use = f"managing workers and for all jobs; it {sent}, in Flower as the password"
+        return _either("ADMIN"), use
     if worker:
-        return _either(
-            "WORKER"
-        ), "workers that pull: their RUNPOD_AI_API_KEY, see `ownpod worker-env`"
+        use = "workers that pull: their RUNPOD_AI_API_KEY, see `ownpod worker-env --key`"
+        return _either("WORKER"), use
     if endpoint is not None:
         return f"apiKeys of {endpoint} in workers.yaml", f"the jobs of {endpoint}; it {sent}"
     return _either("API"), f"the jobs of all endpoints; it {sent}"

@@ -28,7 +28,7 @@ UNREACHABLE = "unreachable"
 TIMEOUT = "timeout"
 REFUSED = "address not allowed"
 """The reasons of a POST without an answer. A client reads them in ``/requests``, so they do not tell a
-closed port from a filtered one, or from one that does not speak HTTP; the log does."""
+closed port from a filtered one, or from one that does not answer HTTP; the log does."""
 
 LOGGED = 300
 """Characters of an error in the log; a receiver chooses some of them."""
@@ -108,7 +108,7 @@ class Outbound:
         target = parts.path or "/"
         if parts.query:
             target += f"?{parts.query}"
-        # It is only asked for the request's form: the socket is connected here.
+        # This object only formats the request: its socket is connected here.
         connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(
             host, port, timeout=self._deadline_s
         )
@@ -177,8 +177,7 @@ def _left_s(deadline: float) -> float:
 
 @contextlib.contextmanager
 def _shut_down_at(connected: socket.socket, deadline: float) -> Iterator[None]:
-    """Ends whatever waits on the connection at the deadline: a socket's own timeout begins again with
-    each byte.
+    """Shuts the connection down at the deadline, because a socket's own timeout begins again with each byte.
 
     On a duplicate, because TLS takes the socket's descriptor over.
     """

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOG_S = 30.0
-"""Seconds between two log lines with the same reason: many threads may wait for long."""
+"""Seconds between two log lines with the same reason, because many threads may wait for a long time."""
 
 RETRY_S = 1.0
 """Pause before Redis is asked again after it did not answer."""

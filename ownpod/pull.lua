@@ -63,7 +63,7 @@ local function registered_for()
   return endpoint_in(redis.call('HGET', PULLING, worker))
 end
 
--- Remembers why an endpoint's worker gets no jobs. `weak`: only if nothing was remembered lately.
+-- Stores why an endpoint's worker gets no jobs. `weak`: only if no reason was stored lately.
 local function refuse(endpoint, reason, weak)
   local key = ENDPOINT .. endpoint .. ':refused'
   local known = redis.call('HGET', key, worker)
@@ -205,7 +205,7 @@ function commands.take()
   return hand_out(most, endpoint)
 end
 
--- worker, endpoint, token, most -> see hand_out, or nil: it has asked anew since
+-- worker, endpoint, token, most -> see hand_out, or nil: the worker has sent another request since
 function commands.collect()
   if redis.call('HGET', base, 'take') ~= ARGV[4] then
     return false
@@ -232,7 +232,7 @@ function commands.left()
   return 1
 end
 
--- worker: its node has just begun, and wants to know whether a request of it is held
+-- worker: asks the API for a node that has just begun whether it holds a request of the worker
 function commands.await()
   drop_broken()
   redis.call('HSET', base, 'awaited', 1)
@@ -247,7 +247,7 @@ function commands.refuse()
   return 1
 end
 
--- worker, endpoint, run, ...: it pings, with these in hand
+-- worker, endpoint, run, ...: the worker pings, and lists its runs
 function commands.ping()
   local before = registered_for()
   if before ~= ARGV[3] then
@@ -276,7 +276,7 @@ function commands.ping()
   return 1
 end
 
--- worker, endpoint, run -> job and attempt of a run that goes on, or nil: the worker was heard of it
+-- worker, endpoint, run -> job and attempt of a run that goes on, or nil; marks the run as begun
 function commands.heard()
   local run = ARGV[4]
   if registered_for() == ARGV[3] then
@@ -300,7 +300,7 @@ function commands.spoil()
 end
 
 -- worker, endpoint, run, stopping (0|1), status, output, error (each may be ''): the run has ended -> 1, or
--- 0 if nobody waits for it
+-- 0 if the result is no longer needed
 function commands.done()
   local run = ARGV[4]
   if registered_for() == ARGV[3] then
@@ -383,7 +383,7 @@ function commands.stop()
   return 1
 end
 
--- worker, endpoint -> runs to stop, each told once, or nil: it is to be restarted
+-- worker, endpoint -> runs to stop, each answered once, or nil: the worker is to be restarted
 function commands.stops()
   if registered_for() ~= ARGV[3] then
     -- Its registration with another endpoint must not be renewed by this.
@@ -398,7 +398,7 @@ function commands.stops()
   return runs
 end
 
--- worker, gone ms -> 1: it was not heard of for so long and has nothing in hand, so it is forgotten; 2: the
+-- worker, gone ms -> 1: the worker has sent nothing for so long and has no runs, so it is removed; 2: the
 -- same, and what was kept of it was broken
 function commands.forget()
   local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or now)

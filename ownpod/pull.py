@@ -35,7 +35,7 @@ does not, it has to import first.
 """
 
 WITHDRAWN_MS = 60_000
-"""A withdrawn run is kept so long: its node may repeat the call while Redis does not answer."""
+"""Ms for which a withdrawn run is kept, because its node may repeat the call while Redis does not answer."""
 
 MOST_RUNS = 1000
 """Runs that one request may take, or one ping may list; further ones are ignored."""
@@ -44,13 +44,13 @@ MOST_REFUSED = 32
 """Refused workers that are remembered for an endpoint; the oldest goes first."""
 
 NAMED_MS = 60_000
-"""A refused worker is shown so long after its last try; a refused SDK tries every 5 s."""
+"""Ms for which a refused worker is shown after its last request; a refused SDK asks every 5 s."""
 
 MOST_FORGOTTEN = 1000
 """Workers that one call of :meth:`Pulls.forget_gone` checks."""
 
 WORKER = "@worker"
-"""Stands for the worker itself, where its runs' news have a run's id: no id begins with ``@``."""
+"""Names the worker itself in notifications, in place of a run's id: no id begins with ``@``."""
 
 
 def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[str, str]:
@@ -79,7 +79,7 @@ R = TypeVar("R")
 
 
 def _broken_records(method: Callable[P, R]) -> Callable[P, R]:
-    """A key of a wrong type, which a script or a read met, is an error of that one worker."""
+    """Turns an error of Redis about a key of the wrong type into an error of that one worker."""
 
     @functools.wraps(method)
     def translated(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -136,7 +136,7 @@ class Contact:
     pinged_s: float | None
     stopping: bool
     left: bool = False
-    """It closed its last request for jobs, and has not sent another."""
+    """Whether the worker closed its last request for jobs, and has not sent another."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Pulls:
     """Workers that pull, and their runs.
 
     Args:
-        client: from :func:`ownpod.store.connect`.
+        client: from :func:`ownpod.connection.connect`.
         gone_s: see ``OWNPOD_WORKER_GONE_S``.
     """
 
@@ -193,14 +193,14 @@ class Pulls:
         key: str = "",
         max_workers: int = DEFAULT_MAX_WORKERS,
     ) -> Taken:
-        """It asks for at most so many jobs.
+        """The worker asks for at most ``most`` jobs.
 
         Args:
             worker_id: its id.
             endpoint: of the URL that it asks at.
             token: this request's own id.
             most: jobs that it has room for.
-            in_progress: it asks beside others that it has; else those have ended without a result.
+            in_progress: the worker has other jobs too; False: those have ended without a result.
             key: digest of the key that it presents: results of these jobs count with that key.
             max_workers: pulling workers that the endpoint may have.
 
@@ -230,21 +230,23 @@ class Pulls:
         self._call("left", worker_id, token)
 
     def ping(self, worker_id: str, endpoint: str, runs: list[str]) -> None:
-        """It lives, and has these in hand. Does nothing for a worker that is not this endpoint's."""
+        """The worker pings and lists its runs. Does nothing for a worker of another endpoint."""
         listed = [run for run in runs if NAME.fullmatch(run)][:MOST_RUNS]
         self._call("ping", worker_id, endpoint, *listed)
 
     def heard_of(self, worker_id: str, endpoint: str, run_id: str) -> tuple[str, int] | None:
-        """It says something about a run: job and attempt; None: the run has ended, or never was its own."""
+        """The job and the attempt of a run for which the worker sends something; None: the run has ended, or is
+        another worker's.
+        """
         found = self._call("heard", worker_id, endpoint, run_id)
         return None if found is None else (found[0], int(found[1]))
 
     def spoil(self, worker_id: str, endpoint: str, run_id: str, reason: str) -> None:
-        """A part of the run's output is lost: with whatever result it ends, it has FAILED."""
+        """Makes the run end as FAILED whatever its result is, because a part of its output is lost."""
         self._call("spoil", worker_id, endpoint, run_id, reason)
 
     def done(self, worker_id: str, endpoint: str, run_id: str, result: Result) -> bool:
-        """It has a result. False: nobody waits for that, or the run never was the worker's."""
+        """Writes the worker's result. False: the result is no longer needed, or the run is another worker's."""
         outcome = result.outcome
         said = (outcome.status, outcome.output or "", outcome.error or "")
         return bool(self._call("done", worker_id, endpoint, run_id, int(result.stopping), *said))
@@ -364,7 +366,7 @@ class Pulls:
         self._call("await", worker_id)
 
     def forget_gone(self) -> list[str]:
-        """Forgets workers that were gone for too long and have nothing in hand; answers their ids.
+        """Removes workers that have sent nothing for too long and have no runs; returns their ids.
 
         A worker whose keys cannot be used is logged, and changes nothing for the others.
         """
@@ -384,13 +386,13 @@ class Pulls:
 
     @redis_reads
     def _silent(self) -> list[str]:
-        """Workers that were not heard of for long, at most :data:`MOST_FORGOTTEN`, the oldest first."""
+        """Workers that have sent nothing for long, at most :data:`MOST_FORGOTTEN`, the oldest first."""
         until = _ms(self._redis.time()) - self._gone_ms
         found: Any = self._redis.zrangebyscore(keys.HEARD, "-inf", until, 0, MOST_FORGOTTEN)
         return list(found)
 
     @redis_errors
     def _drop(self, worker_id: str) -> None:
-        """Takes a worker that no request can reach any more off the lists."""
+        """Removes a worker that cannot be used from the lists."""
         self._redis.zrem(keys.HEARD, worker_id)
         self._redis.hdel(keys.PULLING, worker_id)

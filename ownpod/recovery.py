@@ -74,7 +74,7 @@ class Recovery:
                 raise
             except Exception:
                 # A key of one endpoint that Redis cannot read must not stop the others' recovery.
-                log.exception("endpoint %s: no recovery", endpoint)
+                log.exception("endpoint %s: its lost messages were not searched", endpoint)
         return made
 
     @redis_errors

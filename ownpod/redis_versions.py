@@ -1,4 +1,4 @@
-"""Versions of Redis and Valkey: known security holes, and who can read whose files. Pure."""
+"""Versions of Redis and Valkey: known security holes, and which server can read which files. Pure."""
 
 import re
 from dataclasses import dataclass

@@ -118,7 +118,9 @@ fields of the status -> who has the worker; and if that is the process, why it i
 def _hash(found: Any) -> dict[str, str]:
     """What HGETALL answered; empty where the key is no hash."""
     if isinstance(found, redis.ResponseError) and str(found).startswith("WRONGTYPE"):
-        log.error("a key of workers in Redis is no hash, so these are left out: %s", found)
+        log.error(
+            "a key in Redis that lists workers is no hash, so its workers are left out: %s", found
+        )
         return {}
     if isinstance(found, Exception):
         raise found
@@ -149,7 +151,7 @@ class Registry:
 
     Args:
         endpoints: the configured ones, see :func:`load_endpoints`.
-        client: from :func:`ownpod.store.connect`.
+        client: from :func:`ownpod.connection.connect`.
         settings: what a worker's own values default to.
     """
 

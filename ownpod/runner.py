@@ -52,7 +52,7 @@ class _Watch:
             lambda: self._store.add_chunks(attempt.job_id, attempt.number, texts, token=token)
         )
         if not added:
-            # It was cancelled, or these were too many: the worker is told to stop now.
+            # The job was cancelled, or has too many chunks: the worker is asked to stop now.
             self._on_over()
 
     def look(self, look: Look) -> None:

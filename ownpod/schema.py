@@ -1,4 +1,4 @@
-"""The version of what OwnPod keeps in Redis. A process whose version is another changes nothing.
+"""The version of the records and scripts in Redis. A process of another version changes nothing.
 
 :data:`~ownpod.keys.SCHEMA` holds the version. Every script compares it first (:func:`lua`), in the same
 atomic step as its changes. A Redis without that key holds records from before there were versions;
@@ -16,8 +16,8 @@ from ownpod.errors import RedisUnavailable, SchemaMismatch
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Goes up with a change of records or scripts that processes of the version before cannot work with.
-A change that they can work with, like a new field, leaves it as it is."""
+"""Is raised by a change of records or scripts with which processes of the version before cannot work.
+A compatible change, like a new field, does not raise it."""
 
 MISMATCH = "OWNPODSCHEMA"
 """First word of a script's error when the versions differ; the version in Redis follows."""
@@ -79,7 +79,7 @@ class Guard:
 
     def wait(self) -> None:
         """Returns when the versions agree, or when Redis is away. Logs one line, and repeats it each
-        :data:`REMIND_S`: a process that ended instead would be started again and again.
+        :data:`REMIND_S`. A process that ended instead would be restarted again and again.
         """
         remind_at = 0.0
         while True:

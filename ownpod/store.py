@@ -2,7 +2,7 @@
 
 Losing a race is a return value, not an error. Any call raises
 :class:`~ownpod.errors.RedisUnavailable` when Redis is away or refuses to write, and
-:class:`~ownpod.errors.AnswerLost` when it may have done what was asked.
+:class:`~ownpod.errors.AnswerLost` when Redis may have executed the command.
 
 Instants are Redis's: callers pass durations, and no host's clock is read here.
 """
@@ -22,7 +22,7 @@ import redis
 
 from ownpod import broker, keys
 from ownpod.broker import JobMessages
-from ownpod.connection import clock_ms, connect, redis_errors, redis_reads, schema_version
+from ownpod.connection import clock_ms, redis_errors, redis_reads, schema_version
 from ownpod.errors import (
     IdempotencyConflict,
     JobNotFound,
@@ -43,8 +43,6 @@ from ownpod.jobs import (
 )
 from ownpod.schema import Guard
 from ownpod.scripts import Scripts
-
-__all__ = ["JobStore", "connect", "redis_errors"]
 
 PURGE_STEP = 1000
 """Jobs cancelled by one call of the script: some 10 ms in which Redis does nothing else."""
@@ -101,7 +99,8 @@ REPEATABLE = frozenset(
 """Commands of ``transitions.lua`` that change nothing when they are executed a second time."""
 
 INSIST = frozenset({"create", "retry", "cancel", "callback", "purge"})
-"""Those that clients ask for: an error would say "not done" of what Redis may have done."""
+"""The repeatable commands that clients send: an error would mean "not done" for a command that Redis
+may have executed."""
 
 RETRIED = (
     *("endpoint", "input", "s3_config", "webhook", "execution_timeout_ms", "ttl_ms"),
@@ -258,7 +257,7 @@ class JobStore:
     """Job records, and the messages that go with them.
 
     Args:
-        client: from :func:`connect`.
+        client: from :func:`ownpod.connection.connect`.
         messages: makes the Celery message of a job.
         result_ttl_s: how long a finished job's record stays.
     """

@@ -36,7 +36,7 @@ class Output:
         os.set_blocking(file.fileno(), False)
 
     def copy(self) -> bool:
-        """Copies what there is; False at its end."""
+        """Copies what was written; False at the end of the output."""
         data = self.file.read(65536)
         if data is None:
             return True
@@ -129,7 +129,7 @@ class Group:
         serves: Callable[[], bool],
         reloads: bool = False,
     ) -> Child:
-        """Starts a program; ``serves`` tells, without an error, whether it serves by now."""
+        """Starts a program; ``serves`` returns whether it serves by now, and raises nothing."""
 
         def launch() -> subprocess.Popen[bytes]:
             # A session of its own: Ctrl-C comes here only, and children are ended in order.

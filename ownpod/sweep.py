@@ -28,7 +28,7 @@ AT_ONCE = 1000
 """Jobs that one sweep ends or takes up again; the rest waits for the next."""
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Monotonic, and it goes on while the host sleeps: its nodes renew no lease meanwhile."""
+"""A monotonic clock that continues while the host sleeps, because nodes renew no lease meanwhile."""
 
 
 def _now_s() -> float:
@@ -69,7 +69,7 @@ class Sweep(threading.Thread):
             except RedisUnavailable as error:
                 logger.warning("no sweep: %s", error)
             except Exception:
-                logger.exception("no sweep")
+                logger.exception("the sweep failed")
 
     def once(self) -> None:
         """One sweep. A step that fails keeps no other one from being done.
@@ -143,8 +143,8 @@ class Sweep(threading.Thread):
             return
         expired = self._store.expired(limit=AT_ONCE)
         if self._is_late(_now_s()):
-            # Redis stood still before it answered: the nodes' renewals wait behind this answer. What
-            # it did answer in time is safe to requeue later, as a renewed lease is another one.
+            # Redis stalled before this answer, so the nodes' renewals still wait. Attempts from an answer in
+            # time are safe to requeue later, because a renewed lease ends at another time.
             return
         for attempt in expired:
             self._try(

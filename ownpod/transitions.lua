@@ -619,7 +619,7 @@ function commands.expire()
 end
 
 -- limit -> {id, endpoint, attempt, worker id, lease end} of running jobs whose lease has run out, the
--- oldest first; ids of those that cannot be read, which come again later. What does not run has no lease.
+-- oldest first; ids of those that cannot be read, which are answered again later. Only running jobs have a lease.
 function commands.expired()
   local found, broken = {}, {}
   local ids = redis.call(

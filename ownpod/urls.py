@@ -1,4 +1,4 @@
-"""Base URLs of workers and of the API: one pattern, which checks them and stands in ``/openapi.json``. Pure.
+"""Base URLs of workers and of the API: one pattern, which checks them and is shown in ``/openapi.json``. Pure.
 
 Sources: RFC 3986 (form), RFC 1123 (labels of host names; underscores too, as Docker's names have them),
 RFC 4291 (IPv6).

@@ -1,6 +1,6 @@
 """Calls a finished job's webhook, as RunPod does: a POST of what ``/status`` says.
 
-When the next try is due stands in Redis (:mod:`ownpod.deliveries`), not in a process's memory.
+The time of the next try is in Redis (:mod:`ownpod.deliveries`), not in a process's memory.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class Webhooks:
         """One try of a job's webhook, if one is owed now and no other sender makes it.
 
         Raises:
-            RedisUnavailable: for half a lease. The try is made again when its lease has run out.
+            RedisUnavailable: Redis was away for half a lease. The try is made again when its lease has run out.
         """
         token, patience_s = uuid.uuid4().hex, self._deliveries.lease_s / 2
         made = until_redis_answers(

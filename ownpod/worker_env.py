@@ -66,7 +66,7 @@ def worker_env(endpoint: str, worker_id: str, url: str, key: str | None, form: s
 
 
 def _key_of(endpoint: str, worker_id: str, key: str | None, keys: tuple[Credential, ...]) -> str:
-    """The key to print; any text where none is needed. Raises: BadRequest, if no worker can use it."""
+    """The key to print; "any" where no key is needed. Raises: BadRequest, if this worker cannot use the key."""
     if not keys:
         return "any" if key is None else key
     if key is None:

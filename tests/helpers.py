@@ -21,12 +21,13 @@ import requests
 from ownpod import settings
 from ownpod.broker import JobMessages
 from ownpod.celery import app
+from ownpod.connection import connect
 from ownpod.embedded import find_server
 from ownpod.endpoints import WorkerSpec
 from ownpod.jobs import Attempt, NewJob
 from ownpod.processes import die_with_parent, free_port
 from ownpod.pull import worker_environment
-from ownpod.store import JobStore, connect
+from ownpod.store import JobStore
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

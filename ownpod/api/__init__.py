@@ -91,7 +91,7 @@ def _tell_request_id(response: Response) -> Response:
 def _own_error(error: OwnPodError) -> Response:
     message = error.message
     if isinstance(error, RedisUnavailable) and message.startswith(UNREACHABLE):
-        # The driver's words name Redis's address, which is not for callers.
+        # The driver's message contains Redis's address, which is not for callers.
         current_app.logger.info("answered 503: %s", message)
         message = type(error)().message
     response = answer({"error": message}, error.http_status)
@@ -116,7 +116,7 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _broken_framing(error: ParseException) -> Response:
-    """The chunks of a body are none; gunicorn sees this while it is read."""
+    """Answers a body whose chunks cannot be parsed; gunicorn notices this while the body is read."""
     return answer({"error": f"Bad Request: {error}"}, _of_transfer(400))
 
 

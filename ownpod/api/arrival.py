@@ -48,7 +48,7 @@ class Pace:
         self.due_s = now_s + CREDIT_S
 
     def earn(self, count: int, now_s: float) -> None:
-        """Bytes that went through."""
+        """Adds credit for bytes that were transferred."""
         self.due_s = min(now_s + CREDIT_S, self.due_s + count / BYTES_PER_S)
 
 
@@ -60,7 +60,7 @@ class Budget:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> bool:
-        """Whether there was as much left."""
+        """Takes bytes from the budget; False if fewer are left."""
         with self._lock:
             if count > self._left:
                 return False
@@ -73,14 +73,14 @@ class Budget:
 
 
 class State(Enum):
-    """What is to be done with a request."""
+    """How far a request has arrived."""
 
     MORE = auto()
-    """It is to be awaited."""
+    """More bytes of it must come."""
     READY = auto()
     """A thread can answer it."""
     TOO_LARGE = auto()
-    """Its header is over :data:`HEADER_BYTES`."""
+    """Its header is larger than :data:`HEADER_BYTES`."""
     GONE = auto()
     """The client has closed the connection."""
 
@@ -103,11 +103,11 @@ class Arrival:
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.began_s: float | None = None
-        """When its first byte came."""
+        """When the first byte came, on the clock of :meth:`add`."""
         self.pace: Pace | None = None
-        """Of its body, when the header is complete."""
+        """The time limit of the body; None until the header is complete."""
         self.length = 0
-        """Bytes of the body, as the header states; 0: none, or chunks."""
+        """Bytes of the body according to the header; 0: no body, or chunks."""
         self.expects = False
         """The client waits for ``100 Continue`` before it sends the body."""
         self._header = 0
@@ -116,7 +116,7 @@ class Arrival:
         self._ended = False
 
     def add(self, data: bytes, now_s: float) -> None:
-        """Bytes that came at a time, on any clock that does not go back."""
+        """Takes bytes that were received at ``now_s``, in seconds of any monotonic clock."""
         if self.began_s is None:
             self.began_s = now_s
         looked = len(self.buffer)
@@ -139,7 +139,7 @@ class Arrival:
         self._chunked = _CHUNKED.search(header) is not None
         length = _LENGTH.search(header)
         self.length = int(length[1]) if length else 0
-        # Not both: the parser refuses it at once.
+        # A request with both is ready, because the parser refuses it at once.
         self._ended = self._chunked and length is not None
         self.await_body(BODY_BYTES)
         if self._chunked or self.length:
@@ -174,7 +174,9 @@ class Arrival:
 
     @property
     def is_result(self) -> bool:
-        """A worker posts it: RunPod's SDK drops what is answered 4xx, and posts it again after a 5xx."""
+        """Whether this is a worker's result: RunPod's SDK drops one that is answered 4xx, and posts it
+        again after a 5xx.
+        """
         return _RESULT.match(self.buffer) is not None
 
     def take(self, size: int) -> bytes:

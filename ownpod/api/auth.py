@@ -108,7 +108,7 @@ def _endpoints_of(here: Services, key: str) -> list[str]:
 
 
 def check_key() -> None:
-    """Before each request. Asks each time whether keys are needed.
+    """Checks the key before each request; whether keys are needed may change at run time.
 
     Raises:
         Unauthorized: the request has no key, or an unknown one.
@@ -129,7 +129,7 @@ def check_key() -> None:
 
 
 def _refuse_managing(here: Services) -> None:
-    """Of a request without an admin key; without any keys, managing is open."""
+    """Refuses managing to a request without an admin key. Without any configured key, managing is open."""
     if not here.keys_needed and not here.settings.admin_keys:
         return
     if not known_caller():
@@ -152,7 +152,8 @@ def _check_jobs(here: Services, access: Access, asked: Request) -> None:
 
 
 def check_worker_key(endpoint_id: str, worker_id: str) -> None:
-    """Of a worker that pulls; the SDK sends the bare key. Needed where there are worker keys or API keys.
+    """Checks the key of a worker that pulls; the SDK sends the bare key. A key is needed where there are
+    worker keys or API keys.
 
     Raises:
         Unauthorized: the request has none of ``OWNPOD_WORKER_KEYS``.

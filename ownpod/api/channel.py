@@ -81,11 +81,11 @@ class Channel:
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._handshake = self._tls
         self.waits_for = select.POLLIN
-        """What the last call that could not go on waits for: POLLIN or POLLOUT."""
+        """The event for which the last call must wait: POLLIN or POLLOUT."""
         self.arrival = Arrival()
         self._buffered = 0
         self.continued = False
-        """``100 Continue`` was sent already."""
+        """Whether ``100 Continue`` was sent already."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -229,7 +229,7 @@ class Channel:
         self.waits_for = select.POLLOUT if writes else select.POLLIN
 
     def _read(self, size: int) -> bytes | None:
-        """None: nothing has come."""
+        """Reads without waiting; None: nothing has come."""
         try:
             return self._sock.recv(size)
         except _NOT_NOW as error:
@@ -237,7 +237,7 @@ class Channel:
             return None
 
     def _send(self, data: bytes | memoryview) -> int:
-        """How much was taken."""
+        """Sends without waiting; returns the number of bytes that were sent."""
         try:
             return self._sock.send(data[:TLS_PIECE] if self._tls else data)
         except ssl.SSLWantReadError:

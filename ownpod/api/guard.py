@@ -1,4 +1,4 @@
-"""Without keys, only this machine may call, and no web page of another site: 403 for all others."""
+"""Without keys, a request under a foreign host name, or of a web page of another site, is answered 403."""
 
 import logging
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.auth import known_caller
-from ownpod.api.ids import POLLS, RETRY_AFTER_S
+from ownpod.api.ids import is_poll, retry_later
 from ownpod.api.services import answer, services, services_of
 from ownpod.origins import host_name, is_foreign_page, is_own_host
 
@@ -24,7 +24,7 @@ def guard_source(app: Flask) -> None:
     config = services_of(app).settings
     names = set(config.hosts)
     if config.callback_url is not None:
-        # Workers post results there, so it is a name of this machine.
+        # Workers post results to this URL, so its host is a name of this machine.
         names.add(urlsplit(config.callback_url).hostname or "")
     app.extensions[_OWN] = names
     app.before_request(_refuse)
@@ -44,12 +44,10 @@ def _refuse() -> Response | None:
     # A page of another site does not know a key.
     if problem is None or known_caller():
         return None
-    if request.blueprint == "pull" and request.path.split("/")[-2] in POLLS:
-        # The SDK logs no reason, and polls again at once after any other status.
+    if request.blueprint == "pull" and is_poll():
+        # The SDK logs no reason. After any other status than 429 the SDK polls again at once.
         log.warning("a worker gets no jobs: %s", problem)
-        response = answer({"error": problem}, 429)
-        response.headers["Retry-After"] = RETRY_AFTER_S
-        return response
+        return retry_later(problem, 429)
     return answer({"error": problem}, 403)
 
 

@@ -1,6 +1,6 @@
 """Held requests whose client closes the connection: noticed at once, by one thread for each process.
 
-Without it a request that is held for 20 s would be answered into a closed connection, and until then its
+Without this check, a request that is held for 20 s would be answered into a closed connection, and until then its
 worker would count as one that takes jobs.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 CHECK_S = 1.0
-"""Between checks where the system has no ``epoll`` (macOS), and without a check no close is noticed."""
+"""Seconds between checks for a closed connection where the system has no ``epoll`` (macOS)."""
 
 _CLOSED = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
@@ -35,7 +35,7 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """The client has closed it, or will send nothing more: an answer would be lost."""
+        """Whether the client has closed the connection, or its sending side: an answer would be lost."""
         return self._known and is_closed(self._fd)
 
 

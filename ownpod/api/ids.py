@@ -54,9 +54,19 @@ def _refuse() -> Response | None:
     if not isinstance(error, InvalidId):
         return None
     message = f"{error.name}: {error.description}"
-    if request.path.split("/")[-2] not in POLLS:
+    if not is_poll():
         return answer({"error": message}, 400)
     log.warning("a worker polls with an id that cannot be used: %r", request.path[:200])
-    response = answer({"error": message}, 429)
+    return retry_later(message, 429)
+
+
+def is_poll() -> bool:
+    """Whether this request's path is one that RunPod's SDK polls in a loop."""
+    return request.path.split("/")[-2] in POLLS
+
+
+def retry_later(message: str, status: int) -> Response:
+    """A refusal after which a worker sends its request again, after :data:`RETRY_AFTER_S`."""
+    response = answer({"error": message}, status)
     response.headers["Retry-After"] = RETRY_AFTER_S
     return response

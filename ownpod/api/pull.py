@@ -20,6 +20,7 @@ from flask import Blueprint, Response, request
 
 from ownpod.api.auth import caller, check_worker_key
 from ownpod.api.bodies import read_body, skip_body
+from ownpod.api.ids import retry_later
 from ownpod.api.services import Services, answer, services
 from ownpod.broker import HOUSEKEEPING
 from ownpod.endpoints import Endpoint
@@ -105,7 +106,7 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
 def ping(endpoint_id: str, worker_id: str) -> Response:
     """A worker lives, and says what it has in hand."""
     here = services()
-    # What it runs goes on also when its key was replaced since.
+    # The worker's runs continue also when its key was replaced since it took them.
     _check_key_of(here, endpoint_id, worker_id)
     here.registry.endpoint(endpoint_id)
     # The SDK joins them with commas; requests may send the parameter several times.
@@ -232,7 +233,7 @@ def _take(endpoint_id: str, worker_id: str, most: int) -> list[str] | Response:
                     break
                 taken = here.pulls.collect(worker_id, endpoint_id, token, most=most)
             if connection.closed:
-                # Jobs that were just handed out go back with it.
+                # Jobs that were just handed out to this request are requeued too.
                 until_redis_answers(lambda: here.pulls.left(worker_id, token), longest_s=RESULT_S)
                 return Response(status=204)
     except OwnPodError as error:
@@ -263,17 +264,15 @@ def _check(here: Services, endpoint_id: str, worker_id: str) -> Endpoint:
 
 
 def _refused(here: Services, endpoint_id: str, worker_id: str, error: OwnPodError) -> Response:
-    """The worker sleeps 5 s, logs nothing, and asks again; so the reason is shown here."""
+    """Answers 429. The SDK then sleeps 5 s and asks again, without a log line, so the API logs the reason."""
     level = logging.INFO if isinstance(error, RedisUnavailable) else logging.WARNING
     log.log(level, "worker %s gets no jobs: %s", worker_id[:100], error)
     _remember(here, endpoint_id, worker_id, error.message)
-    response = answer({"error": error.message}, 429)
-    response.headers["Retry-After"] = "5"
-    return response
+    return retry_later(error.message, 429)
 
 
 def _remember(here: Services, endpoint_id: str, worker_id: str, reason: str) -> None:
-    """Shows in ``/health`` of an endpoint that there is why a worker of it is refused."""
+    """Shows in ``/health`` of the endpoint why a worker is refused, if the endpoint exists."""
     with contextlib.suppress(OwnPodError):
         here.pulls.refuse(worker_id, here.registry.endpoint(endpoint_id).id, reason)
 
@@ -281,12 +280,12 @@ def _remember(here: Services, endpoint_id: str, worker_id: str, reason: str) -> 
 def _check_key_of(
     here: Services, endpoint_id: str, worker_id: str, run_id: str | None = None
 ) -> None:
-    """Of the key with which the worker took the run, or last asked for jobs: also one that is no longer in
-    the settings counts, and no other one that is.
+    """Checks the request's key against the one with which the worker took the run, or last asked for jobs. That key
+    counts even if it is no longer in the settings, and no other key counts.
 
     Raises:
-        Unauthorized: the request has another key; or the worker took nothing yet, and its key is unknown.
-        Forbidden: the same, and its key is bound to another endpoint or worker.
+        Unauthorized: the request has another key; or the worker has asked for nothing yet, and its key is unknown.
+        Forbidden: the worker has asked for nothing yet, and its key is bound to another endpoint or worker.
     """
     if not (here.keys_needed or here.settings.worker_keys):
         return
@@ -298,8 +297,8 @@ def _check_key_of(
 
 
 def _key_problem(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> Response | None:
-    """For a request with a result under another key: nothing is written. The SDK posts a result again
-    after a 503, and would drop it after a 4xx.
+    """The answer to a result under another key, of which nothing is written; None: the key is right. The SDK posts
+    a result again after a 503, and would drop the result after a 4xx.
     """
     try:
         _check_key_of(here, endpoint_id, worker_id, run_id)
@@ -310,14 +309,12 @@ def _key_problem(here: Services, endpoint_id: str, worker_id: str, run_id: str) 
     skip_body()
     _log_other_key(worker_id, run_id, reason)
     _remember(here, endpoint_id, worker_id, reason)
-    response = answer({"error": reason}, 503)
-    response.headers["Retry-After"] = "5"
-    return response
+    return retry_later(reason, 503)
 
 
 @functools.lru_cache(1000)
 def _log_other_key(worker_id: str, run_id: str, reason: str) -> None:
-    """Once for each run."""
+    """Logs the refusal once for each run."""
     log.warning("worker %s, run %s: not taken: %s", worker_id[:100], run_id[:100], reason)
 
 

@@ -281,7 +281,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, _req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answers a request that gunicorn cannot read, as JSON."""
-        status, message = 500, "OwnPod failed to answer this; its log says why"
+        status, message = 500, "OwnPod failed to answer this; its log has the reason"
         if isinstance(exc, errors.ParseException) and not isinstance(
             exc, errors.ConfigurationProblem | errors.InvalidResponseHeader
         ):

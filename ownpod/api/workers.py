@@ -64,7 +64,7 @@ def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) 
 def add(endpoint_id: str) -> Response:
     """Adds a worker, or changes one that was added; its node starts within a second or two."""
     if not request.is_json:
-        # A page of another site can send any other type without asking the API first.
+        # A browser lets a page of another site send any other type without a preflight request.
         raise UnsupportedMediaType
     values = schemas.parse_json(request.get_data(cache=False))
     if not isinstance(values, dict):

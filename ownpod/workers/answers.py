@@ -12,7 +12,7 @@ from ownpod.payload import loads, output_of, split
 STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
 UNKNOWN_METHOD = {404, 405}
 NOT_REACHED = {429, 502, 503, 504}
-"""Answers of a proxy before the worker, or of a worker with too much to do, about no run."""
+"""Statuses of a proxy before the worker, or of an overloaded worker; such an answer is not about a run."""
 LINES = {
     "text/event-stream",
     "application/x-ndjson",
@@ -105,7 +105,7 @@ def yielded_in(lines: Iterable[bytes]) -> Yielded:
 
 
 def _text(error: Any) -> str:
-    """A handler's reason: mostly a text, but any JSON may come."""
+    """A handler's reason as text; workers may send any JSON."""
     return error if isinstance(error, str) else json.dumps(error)
 
 

@@ -34,7 +34,8 @@ RESULT_KEPT_S = 120.0
 """A result stays so long after a node has heard it; that is started again within 30 s."""
 
 AWAIT_S = 5.0
-"""A node that begins counts its worker as unhealthy after this, if the worker has not asked for a job since."""
+"""Seconds after a node's start until the node counts its worker as unhealthy, if the worker has not
+asked for a job since."""
 
 STOPPING = "the worker wants its container to be restarted (refresh_worker), and was not yet"
 
@@ -47,7 +48,7 @@ LOOK_S = 5.0
 """Between looks at a run that nothing was heard of."""
 
 FOLLOW_S = 60.0
-"""Between checks whether the worker has left, where no notification came; one is enough by itself."""
+"""Seconds between checks whether the worker has left, in case a notification is lost."""
 
 
 class RunLike(Protocol):
@@ -277,7 +278,7 @@ class PullWorker:
         now, asked_s = time.monotonic(), self._contact().asked_s
         if not self._seen:
             self._seen = asked_s is not None and asked_s < now - self._began
-            # A sync handler asks for nothing while it runs a job that a node before this one offered.
+            # A worker with a sync handler asks for nothing while it runs a job that an earlier node offered.
             if not self._seen and now - self._began > AWAIT_S and not self._awaited:
                 raise WorkerUnavailable("the worker has asked for no job since its node began")
             if not self._seen:

@@ -120,7 +120,7 @@ class PushWorker:
         return self._poll(run_id, watch, None)
 
     def _confirmed(self, run_id: str, watch: Watch, reason: str) -> Outcome:
-        """The end of a run whose stream told that its handler failed: as ``/status`` has it, or so."""
+        """The end of a run whose stream had the handler's error: from ``/status``, else FAILED with that reason."""
         try:
             return self._poll(run_id, watch, None, reason)
         except (AttemptLost, WorkerHTTPError) as error:

@@ -7,7 +7,7 @@ import pytest
 from helpers import RedisServer, wait_until
 
 from ownpod import keys
-from ownpod.store import connect
+from ownpod.connection import connect
 
 BROKEN = {
     "no-json": "{",

@@ -14,9 +14,9 @@ import requests
 import trustme
 from helpers import Process, RedisServer, wait_until, worker_states
 
+from ownpod.connection import connect
 from ownpod.processes import free_port
 from ownpod.pull import Pulls
-from ownpod.store import connect
 
 JOBS = 40
 

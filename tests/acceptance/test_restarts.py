@@ -8,9 +8,9 @@ import time
 import pytest
 from helpers import begun, node_processes, overlaps, wait_until
 
+from ownpod.connection import connect
 from ownpod.jobs import Look
 from ownpod.processes import free_port
-from ownpod.store import connect
 from ownpod.workers.push import LEARN_AFTER_S
 
 

@@ -56,7 +56,7 @@ def test_a_host_is_healthy_while_its_housekeeping_node_sweeps(client, redis_serv
 def test_a_redis_that_is_away_is_unhealthy_and_named_in_one_line():
     away = check("redis://127.0.0.1:1/0")
     assert away.returncode == 1
-    assert away.stderr.startswith("Redis cannot be asked: ")
+    assert away.stderr.startswith("Redis does not answer: ")
     assert away.stderr.count("\n") == 1
 
 

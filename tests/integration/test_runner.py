@@ -221,7 +221,7 @@ def test_what_fails_at_the_end_of_one_job_ends_no_node(node, fake, client, caplo
         node.store.cancel("job-1", "ep", reason="x")
         node.attempts.look()
         # Its thread would have ended the process.
-        wait_until(lambda: "its end was not passed on" in caplog.text)
+        wait_until(lambda: "its end was not sent" in caplog.text)
         held.hold.set()
         running.result(5)
 

@@ -8,6 +8,7 @@ import pytest
 from helpers import job_message, job_messages, job_store, new_job, now_ms, wait_until
 
 from ownpod import keys
+from ownpod.connection import connect
 from ownpod.deliveries import Deliveries
 from ownpod.errors import (
     IdempotencyConflict,
@@ -18,7 +19,7 @@ from ownpod.errors import (
 )
 from ownpod.jobs import MOVES, JobStatus, Outcome
 from ownpod.listing import Listing
-from ownpod.store import Idempotency, connect
+from ownpod.store import Idempotency
 
 DONE = Outcome(JobStatus.COMPLETED, output='{"a": 1}', execution_ms=7)
 QUEUE = "ownpod.ep"

@@ -22,10 +22,10 @@ from helpers import (
 )
 
 from ownpod import keys
+from ownpod.connection import connect
 from ownpod.deliveries import Deliveries
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.processes import free_port
-from ownpod.store import connect
 from ownpod.webhooks import Webhooks
 
 QUEUE = "ownpod-housekeeping"
@@ -229,7 +229,7 @@ def test_a_try_whose_sender_was_killed_is_made_again_after_its_lease(
     code = (
         "import sys; from helpers import job_store, load_settings\n"
         "from ownpod.deliveries import Deliveries; from ownpod.webhooks import Webhooks\n"
-        "from ownpod.store import connect; store = job_store(connect(sys.argv[1]))\n"
+        "from ownpod.connection import connect; store = job_store(connect(sys.argv[1]))\n"
         "deliveries = Deliveries(store.client, store.messages, lease_s=2)\n"
         "Webhooks(deliveries, load_settings()).send(sys.argv[2])\n"
     )

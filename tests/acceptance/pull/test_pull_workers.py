@@ -21,9 +21,9 @@ from helpers import (
 )
 
 from ownpod import keys
+from ownpod.connection import connect
 from ownpod.processes import free_port
 from ownpod.pull import Pulls, worker_environment
-from ownpod.store import connect
 
 
 def capacity(ownpod):
