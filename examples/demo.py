@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import requests
@@ -13,7 +14,7 @@ import requests
 from ownpod.errors import OwnPodError, StartError
 from ownpod.processes import check_port
 from ownpod.pull import worker_environment
-from ownpod.up import Group, say
+from ownpod.supervised import START_S, Group, write
 
 HERE = Path(__file__).parent
 WORKER_PORTS = (18000, 18001)
@@ -37,23 +38,23 @@ def main() -> int:
             # A worker that is told to end waits until its request for jobs is answered: sooner so.
             pull = {"OWNPOD_WORKERS_FILE": str(HERE / "pull.yaml"), "OWNPOD_WORKER_GONE_S": "10"}
             _start_ownpod(group, **pull)
-            group.until(_serves, "OwnPod")
+            _until(group, _serves, "OwnPod")
             for letter in "AB":
                 environ = worker_environment(ENDPOINT, f"worker-{letter}", key="any")
-                _start_worker(group, letter, environ=environ)
+                _start_worker(group, letter, serves=lambda: True, environ=environ)
         else:
             for letter, port in zip("AB", WORKER_PORTS, strict=True):
                 serve = ["--rp_serve_api", "--rp_api_host", "localhost", "--rp_api_port", str(port)]
-                _start_worker(group, letter, *serve)
-            group.until(lambda: all(map(_answers, WORKER_PORTS)), "the example workers")
+                _start_worker(group, letter, *serve, serves=partial(_answers, port))
+            _until(group, lambda: group.serving, "the example workers")
             _start_ownpod(group, OWNPOD_WORKERS=WORKERS)
-        group.until(_ready, "two workers that are ready")
+        _until(group, _ready, "two workers that are ready")
         status = "" if group.stopping else _one_job(group)
         if not chosen.once:
             while not group.stopping:
-                group.attend(1.0)
+                group.attend()
     except OwnPodError as error:
-        say("demo", f"error: {error}")
+        write("demo", f"error: {error}")
         status = ""
     finally:
         group.end(60)
@@ -61,15 +62,33 @@ def main() -> int:
 
 
 def _start_ownpod(group: Group, **environ: str) -> None:
-    group.spawn("ownpod up", [sys.executable, "-m", "ownpod", "up"], {**os.environ, **environ})
+    group.spawn(
+        "ownpod up",
+        [sys.executable, "-m", "ownpod", "up"],
+        {**os.environ, **environ},
+        serves=_serves,
+    )
+
+
+def _until(group: Group, condition: Callable[[], bool], what: str) -> None:
+    """Raises: StartError: it does not come true in time."""
+    until = time.monotonic() + START_S
+    while not group.stopping and not condition():
+        group.attend()
+        if time.monotonic() > until:
+            raise StartError(f"no sign of {what} within {START_S:g} s")
 
 
 def _start_worker(
-    group: Group, letter: str, *serve: str, environ: Mapping[str, str] | None = None
+    group: Group,
+    letter: str,
+    *serve: str,
+    serves: Callable[[], bool],
+    environ: Mapping[str, str] | None = None,
 ) -> None:
     handler = str(HERE / "worker-echo" / "handler.py")
     command = [sys.executable, handler, *serve]
-    group.spawn(f"worker-{letter}", command, {**os.environ, **(environ or {})})
+    group.spawn(f"worker-{letter}", command, {**os.environ, **(environ or {})}, serves=serves)
 
 
 def _check(port: int) -> None:
@@ -108,18 +127,18 @@ def _ready_workers() -> int | None:
 
 def _one_job(group: Group) -> str:
     job = {"input": {"text": "ownpod demo run", "seconds": 1}}
-    group.attend(0.5)
-    say("demo", f"POST {ENDPOINT}/run  {json.dumps(job)}")
+    group.attend()
+    write("demo", f"POST {ENDPOINT}/run  {json.dumps(job)}")
     answer = requests.post(f"{ENDPOINT}/run", json=job, timeout=5).json()
     shown, began = "", time.monotonic()
     while not group.stopping and time.monotonic() - began < 60:
         line = json.dumps(answer)
         if answer["status"] != shown:
-            say("demo", f"{time.monotonic() - began:5.2f} s  {line}")
+            write("demo", f"{time.monotonic() - began:5.2f} s  {line}")
             shown = answer["status"]
         if shown not in {"IN_QUEUE", "IN_PROGRESS"}:
             break
-        group.attend(0.02)
+        group.attend()
         answer = requests.get(f"{ENDPOINT}/status/{answer['id']}", timeout=5).json()
     for line in (
         "",
@@ -133,7 +152,7 @@ def _one_job(group: Group) -> str:
         f"  {API}/docs/ in a browser",
         "",
     ):
-        say("demo", line)
+        write("demo", line)
     return shown
 
 
