@@ -34,7 +34,7 @@ that is dead without a sign must be given up sooner than that."""
 PAUSE_S = 0.5
 """Seconds before a command with a lost answer is repeated on a Redis that takes no connection."""
 
-_MISMATCH = re.compile(rf"\b{schema.MISMATCH} (\S+)")
+_MISMATCH = re.compile(rf"\b{schema.MISMATCH} ?(\S*)")
 
 
 def connect(url: str, *, client_name: str | None = None) -> redis.Redis:

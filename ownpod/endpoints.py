@@ -16,6 +16,7 @@ from ownpod.errors import ConfigurationError
 from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.settings import (
     DEFAULT_ENDPOINT,
+    FRAMING_HEADERS,
     HEADER_NAME,
     HEADER_VALUE,
     Settings,
@@ -78,7 +79,9 @@ class Endpoint:
 
 _HEADER_NAME = fields.String(
     validate=validate.Regexp(
-        rf"^{HEADER_NAME}\Z", error="a header's name has letters, digits and -"
+        rf"^{HEADER_NAME}\Z",
+        error="a header's name has letters, digits and -, and is none of "
+        f"{', '.join(FRAMING_HEADERS)}",
     )
 )
 _HEADER_VALUE = fields.String(

@@ -124,6 +124,12 @@ class Forbidden(OwnPodError):
     http_status = 403
 
 
+class TooManyWaiting(OwnPodError):
+    """As many requests wait in this API process as it has threads for; nothing was changed, try again."""
+
+    http_status = 503
+
+
 class RedisUnavailable(OwnPodError):
     """Redis cannot be reached; nothing was changed, try again."""
 

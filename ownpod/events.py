@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import redis
 
 from ownpod import keys
+from ownpod.errors import TooManyWaiting
 from ownpod.jobs import JobStatus
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class JobEvents:
         self._waiting: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self.most: int | None = None
+        """Waits at the same time; None: any number. Each takes a thread, which others need too."""
+        self._expected = 0
 
     @contextlib.contextmanager
     def expect(self, job_id: str, *, end_only: bool) -> Iterator[Callable[[float], str]]:
@@ -57,6 +61,9 @@ class JobEvents:
             job_id: the job.
             end_only: only its end is news; else every move and every chunk.
 
+        Raises:
+            TooManyWaiting: there are :attr:`most` waits already.
+
         Yields:
             A function that waits for news, at most so many seconds, and answers what was told beside
             the job's state. It returns "" sooner when news may have been missed, or when this process
@@ -65,14 +72,22 @@ class JobEvents:
         waiter = _Waiter(end_only)
         self._listen()
         with self._lock:
+            self.check_room()
+            self._expected += 1
             self._waiting[job_id].add(waiter)
         try:
             yield lambda timeout_s: self._wait(waiter, timeout_s)
         finally:
             with self._lock:
+                self._expected -= 1
                 self._waiting[job_id].discard(waiter)
                 if not self._waiting[job_id]:
                     del self._waiting[job_id]
+
+    def check_room(self) -> None:
+        """Raises: TooManyWaiting, where :meth:`expect` would."""
+        if self.most is not None and self._expected >= self.most:
+            raise TooManyWaiting
 
     @property
     def stopped(self) -> bool:

@@ -126,7 +126,20 @@ class _RateLimits(fields.Field[dict[str, str]]):
         return rates
 
 
-HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+FRAMING_HEADERS = (
+    *("connection", "content-length", "expect", "keep-alive", "proxy-connection"),
+    *("te", "trailer", "transfer-encoding", "upgrade"),
+)
+"""Headers that tell where a request ends or how its connection goes on: only OwnPod's own are sent, because a
+second one would make the worker read a request that OwnPod did not send (RFC 9112, 6.3)."""
+
+
+def _any_case(name: str) -> str:
+    """A pattern for a name in any case, also in regular expressions that have no option for that."""
+    return "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in name)
+
+
+HEADER_NAME = f"(?!(?:{'|'.join(map(_any_case, FRAMING_HEADERS))})$)" r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 HEADER_VALUE = r"[\t\x20-\x7e]*"
 
 
@@ -141,7 +154,10 @@ class _Headers(fields.Field[dict[str, str]]):
             raise ValidationError(problem)
         for name, text in headers.items():
             if not re.fullmatch(HEADER_NAME, name):
-                raise ValidationError(f"{problem}; a header's name has letters, digits and -")
+                raise ValidationError(
+                    f"{problem}; a header's name has letters, digits and -, and is "
+                    f"none of {', '.join(FRAMING_HEADERS)}"
+                )
             if not re.fullmatch(HEADER_VALUE, text):
                 raise ValidationError(f"{problem}; a header's value must be one line of ASCII")
         return headers

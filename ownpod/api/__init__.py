@@ -24,7 +24,13 @@ from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.celery import open_store
 from ownpod.deliveries import Deliveries
 from ownpod.endpoints import load_endpoints
-from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, Unauthorized
+from ownpod.errors import (
+    OwnPodError,
+    QueueFull,
+    RedisUnavailable,
+    TooManyWaiting,
+    Unauthorized,
+)
 from ownpod.events import JobEvents
 from ownpod.listing import Listing
 from ownpod.pull import Pulls
@@ -32,7 +38,7 @@ from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.waiting import Waiting
 
-RETRY_AFTER_S = {QueueFull: "5", RedisUnavailable: "2"}
+RETRY_AFTER_S = {QueueFull: "5", TooManyWaiting: "5", RedisUnavailable: "2"}
 """Whole seconds: RunPod's clients read no dates."""
 
 UNREACHABLE = ("Redis cannot be reached:", "Redis did not answer:")

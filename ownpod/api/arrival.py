@@ -33,7 +33,8 @@ ends after 30 s.
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
-_LAST_CHUNK = re.compile(rb"\r\n0+(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n")
+_LAST_CHUNK = re.compile(rb"\r\n0+(?:;[^\r\n]*)?\r\n")
+_EMPTY_LINE = b"\r\n\r\n"
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _RESULT = re.compile(rb"POST /v2/[^/\r\n]+/job-(?:done|stream)/")
 _TRAILER_BYTES = 8_192
@@ -146,16 +147,25 @@ class Arrival:
             line = header.find(b"\r\n")
             self.expects = header[:line].endswith(b"HTTP/1.1") and bool(_EXPECTS.search(header))
             # The pattern begins with a line's end: the header's, where the last chunk is the first.
-            self._look_for_last_chunk(end - 2)
+            self._look_for_last_chunk(end)
 
     def await_body(self, most: int) -> None:
         """The request is ready when so many bytes of its body have come, or all."""
         self._wanted = self._header + (most if self._chunked else min(self.length, most))
 
     def _look_for_last_chunk(self, looked: int) -> None:
-        if self._chunked and not self._ended:
-            start = max(0, looked - _TRAILER_BYTES)
-            self._ended = _LAST_CHUNK.search(self.buffer, start) is not None
+        """Reads each part between two empty lines once: the poller's thread does this, and a body may
+        look like last chunks throughout.
+        """
+        if not self._chunked or self._ended:
+            return
+        end = self.buffer.find(_EMPTY_LINE, max(self._header - 2, looked - 3))
+        while end >= 0 and not self._ended:
+            start = max(self._header - 2, end - _TRAILER_BYTES)
+            before = self.buffer.rfind(_EMPTY_LINE, start, end + 3)
+            start = max(start, before + 2)
+            self._ended = _LAST_CHUNK.search(self.buffer, start, end + 2) is not None
+            end = self.buffer.find(_EMPTY_LINE, end + 1)
 
     @property
     def state(self) -> State:

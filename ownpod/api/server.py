@@ -104,12 +104,18 @@ def post_fork(_server: Any, _worker: Any) -> None:
     die_with_parent()
 
 
+def most_waiting(threads: int) -> int:
+    """Requests that may wait for a job at the same time, so that some threads are left for all others."""
+    return max(1, threads - max(1, threads // 48))
+
+
 def post_worker_init(worker: Any) -> None:
     """At SIGTERM requests that wait for a job are answered at once, with its present state."""
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))
     events = services_of(worker.wsgi).events
+    events.most = most_waiting(worker.cfg.threads)
     finish_requests = signal.getsignal(signal.SIGTERM)
 
     def stop(signum: int, frame: FrameType | None) -> None:

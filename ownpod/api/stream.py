@@ -87,6 +87,7 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
 def _events(endpoint_id: str, job_id: str) -> Response:
     last = request.headers.get("Last-Event-ID", "")
     here = services()
+    here.events.check_room()
     job = here.listing.get(job_id, endpoint_id)
     if last.endswith(f"-{END}") and job.status.terminal:
         # A browser that was told the end comes again; 204 makes it stay away.

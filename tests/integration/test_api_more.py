@@ -2,14 +2,16 @@
 
 import json
 import re
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from helpers import job_store, load_settings, wait_until
 
-from ownpod.api import create_app
+from ownpod.api import create_app, server
 from ownpod.api.services import services_of
 from ownpod.deliveries import Deliveries
 from ownpod.jobs import JobStatus, Outcome
@@ -536,3 +538,34 @@ def test_the_page_to_try_it_comes_from_here(api):
         assert "https://" not in text
     with api.get("/docs/swagger-ui-bundle.js") as script:
         assert script.status_code == 200
+
+
+def test_a_request_that_would_wait_beside_too_many_others_changes_nothing_and_gets_503(api):
+    job_id = run(api).json["id"]
+    events = services_of(api.application).events
+    events.most = 1
+    with events.expect("other", end_only=True):
+        for answer in (
+            api.post("/v2/ep/runsync", json={"input": {}}),
+            api.get(f"/v2/ep/status-sync/{job_id}"),
+            api.get(f"/v2/ep/stream/{job_id}", headers=JSON),
+            api.get(f"/v2/ep/stream/{job_id}", headers={"Accept": "text/event-stream"}),
+        ):
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+            assert "wait in this API process" in answer.json["error"]
+        asked = api.get("/v2/ep/job-take/w")
+        assert (asked.status_code, asked.headers["Retry-After"]) == (429, "5")
+        assert api.get("/v2/ep/health").json["jobs"]["inQueue"] == 1
+        assert api.get(f"/v2/ep/status/{job_id}").json["status"] == "IN_QUEUE"
+    assert api.post("/v2/ep/runsync?wait=1000", json={"input": {}}).status_code == 200
+
+
+def test_gunicorns_processes_leave_threads_for_requests_that_do_not_wait(api):
+    before = signal.getsignal(signal.SIGTERM)
+    cfg = SimpleNamespace(threads=server.threads, address=[])
+    try:
+        server.post_worker_init(SimpleNamespace(wsgi=api.application, cfg=cfg))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert 2000 <= services_of(api.application).events.most < server.threads
+    assert [server.most_waiting(threads) for threads in (1, 2, 8)] == [1, 1, 7]

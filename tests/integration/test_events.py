@@ -6,6 +6,7 @@ from helpers import RedisServer, job_store, new_job
 
 from ownpod import keys
 from ownpod.connection import connect
+from ownpod.errors import TooManyWaiting
 from ownpod.events import JobEvents
 from ownpod.jobs import JobStatus, Outcome
 from ownpod.listing import Listing
@@ -139,3 +140,15 @@ def test_nobody_waits_in_a_process_that_ends(events):
         threading.Timer(0.1, events.stop).start()
         assert waited_s(wait, 20) < 5
         assert waited_s(wait, 20) < 1
+
+
+def test_where_as_many_wait_as_may_one_more_is_refused_until_one_has_ended(events):
+    events.most = 2
+    with events.expect("job-1", end_only=True):
+        with events.expect("job-1", end_only=False):
+            with pytest.raises(TooManyWaiting), events.expect("job-2", end_only=True):
+                pass
+            with pytest.raises(TooManyWaiting):
+                events.check_room()
+        with events.expect("job-2", end_only=True):
+            pass

@@ -73,6 +73,12 @@ def test_an_added_worker_is_changed_and_removed(registry, make_registry):
         ("ep", {"url": "ftp://x"}, BadRequest, "url: must be an http"),
         ("ep", {"url": URL, "capacity": 0}, BadRequest, "capacity: must be"),
         ("ep", {"url": URL, "headers": {"X": "a\nb"}}, BadRequest, "one line"),
+        (
+            "ep",
+            {"url": URL, "headers": {"Transfer-encoding": "chunked"}},
+            BadRequest,
+            "none of connection",
+        ),
         ("ep", {"url": URL, "id": "w"}, WorkerConflict, "SIGHUP"),
         ("other", {"url": "http://a:1", "id": "y"}, WorkerConflict, "once only"),
         ("ep", {"url": URL, "id": "housekeeping"}, WorkerConflict, "is taken"),

@@ -33,7 +33,7 @@ def test_a_redis_without_a_version_gets_one_with_the_first_script(store, client)
     assert client.get(keys.SCHEMA) == str(VERSION)
 
 
-@pytest.mark.parametrize("version", ["1", "3", "9.1"])
+@pytest.mark.parametrize("version", ["1", "3", "9.1", ""])
 def test_with_another_version_no_script_changes_anything(store, client, version):
     store.create(new_job())
     attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=0.01)

@@ -1,6 +1,8 @@
 """When a request has arrived, and how long a slow one may take."""
 
 import itertools
+import re
+import time
 
 import pytest
 from hypothesis import given
@@ -116,3 +118,25 @@ def test_a_workers_result_is_known_by_its_path():
     assert arrived(b"POST /v2/ep/job-done/w/r HTTP/1.1\r\nContent-Length: 5\r\n\r\n").is_result
     assert not arrived(POST).is_result
     assert not arrived(b"POST /v2/ep/job-d").is_result
+
+
+def test_a_body_that_looks_like_last_chunks_throughout_costs_no_time():
+    began = time.process_time()
+    found = arrived(CHUNKED)
+    for _ in range(3):
+        found.add((b"0\r\n" * 5462)[:16383], 0)
+    for _ in range(50):
+        found.add(b"0\r\n", 0)
+    assert found.state is State.MORE
+    assert time.process_time() - began < 0.5
+    found.add(b"\r\n", 0)
+    assert found.state is State.READY
+
+
+@given(st.lists(st.sampled_from([b"0", b"00;x=1", b"5", b"A: b", b"\r\n", b"\r\n"]), max_size=30))
+def test_the_last_chunk_is_found_wherever_it_is_and_however_it_is_cut(pieces):
+    body = b"".join(pieces)
+    last = re.search(rb"\r\n0+(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n", b"\r\n" + body)
+    found = arrived(CHUNKED, *(bytes([byte]) for byte in body))
+    assert (found.state is State.READY) is (last is not None)
+    assert arrived(CHUNKED + body).state is found.state

@@ -46,6 +46,7 @@ def test_workers_are_a_list_of_urls():
         ("OWNPOD_WORKER_HEADERS", '{"X": 1}', "JSON object"),
         ("OWNPOD_WORKER_HEADERS", '{"X": "a\\r\\nb"}', "one line of ASCII"),
         ("OWNPOD_WORKER_HEADERS", '{"X y": "a"}', "a header's name"),
+        ("OWNPOD_WORKER_HEADERS", '{"content-LENGTH": "5"}', "none of connection"),
         ("OWNPOD_WORKER_CONNECT_TIMEOUT_S", "nan", "number from 0.1 to 300"),
         ("OWNPOD_WORKER_STATUS_TIMEOUT_S", "-1", "number from 0.1 to 3600"),
         ("OWNPOD_RATE_LIMITS", '{"run": "fast"}', "JSON object"),
