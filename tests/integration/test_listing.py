@@ -185,3 +185,16 @@ def test_logs_are_read_unless_they_are_not_wanted(store, listing):
     for logs, number in ((True, 1), (False, 0)):
         (found,), _ = listing.recent("ep", logs=logs, **options)
         assert len(found.attempts) == number
+
+
+def test_a_stream_from_its_end_transfers_no_earlier_chunk(client, api, store):
+    store.create(new_job("s"))
+    attempt = store.claim("s", worker_id="w", claim="t", lease_s=60)
+    for _ in range(10):
+        store.add_chunks("s", attempt.number, [LARGE])
+    store.add_chunks("s", attempt.number, ["1"])
+
+    def read():
+        assert api.get("/v2/ep/stream/s?from=10").json["stream"] == [{"output": 1}]
+
+    assert sent(client, read) < 50_000
