@@ -114,6 +114,7 @@ class JobMessages:
         self._around = [self._parts(priority) for priority in PRIORITY_STEPS]
         self._go_on = self._template(RUN_JOB, PRIORITY_STEPS[0])
         self._await = self._template(AWAIT_RUN, PRIORITY_STEPS[0])
+        self._webhook = self._template(SEND_WEBHOOK, PRIORITY_STEPS[0])
         self._body = base64.b64decode(self._template(RUN_JOB, 0)["body"]).decode()
 
     def for_job(
@@ -139,11 +140,10 @@ class JobMessages:
 
         Its body is plain text instead of base64, so that the id can be put in anywhere.
         """
-        message = self._template(SEND_WEBHOOK, PRIORITY_STEPS[0])
         shown = f"{self._prefix} webhook of {placeholder}"
         task_id = f"{_WEBHOOK}{placeholder}"
         return HOUSEKEEPING_QUEUE, _filled(
-            message, placeholder, task_id, HOUSEKEEPING_QUEUE, shown=shown
+            self._webhook, placeholder, task_id, HOUSEKEEPING_QUEUE, shown=shown
         )
 
     def for_worker(

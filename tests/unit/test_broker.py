@@ -1,5 +1,6 @@
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import job_messages
@@ -127,3 +128,10 @@ def test_lists_are_named_as_kombu_names_them():
     channel = Named()
     theirs = [channel._q_for_pri("ownpod.ep", step) for step in broker.PRIORITY_STEPS]
     assert job_messages().lists("ep") == theirs
+
+
+def test_threads_may_ask_for_the_message_of_a_webhook_at_the_same_time():
+    messages = job_messages()
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(messages.for_webhook, ["@job@"] * 64))
+    assert found == {messages.for_webhook("@job@")}
