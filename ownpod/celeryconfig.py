@@ -34,7 +34,7 @@ broker_pool_limit = 16
 broker_pool_acquire_timeout = 5
 broker_transport_options = {
     # No copy of each message in `unacked` while its job runs: that costs two transactions for each
-    # job, and nobody would read it. The record has a lease, and a lost message is made anew.
+    # job, and no component reads it. The record has a lease, and a lost message is published again.
     "ack_emulation": False,
     "priority_steps": broker.PRIORITY_STEPS,
     "sep": broker.PRIORITY_SEPARATOR,
@@ -70,7 +70,7 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 worker_disable_rate_limits = True
 worker_detect_quorum_queues = False
 
-# Flower and `celery inspect` show what happens. Task events only while somebody watches: Flower
+# Flower and `celery inspect` show what happens. Nodes send task events only while a monitor listens: Flower
 # switches them on by itself, `celery -A ownpod control enable_events` does for others.
 worker_enable_remote_control = True
 worker_send_task_events = False

@@ -49,9 +49,6 @@ NAMED_MS = 60_000
 MOST_FORGOTTEN = 1000
 """Workers that one call of :meth:`Pulls.forget_gone` checks."""
 
-WORKER = "@worker"
-"""Names the worker itself in notifications, in place of a run's id: no id begins with ``@``."""
-
 
 def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[str, str]:
     """What makes an unmodified RunPod container a worker of an endpoint.

@@ -42,7 +42,7 @@ STOPPING = "the worker wants its container to be restarted (refresh_worker), and
 LEFT = "the worker closed its request for a job, and has not asked again"
 
 WORKER = "@worker"
-"""The worker itself, among ids of runs; see :data:`ownpod.pull.WORKER`."""
+"""The worker itself, where news of its runs have a run's id; published by ``pull.lua``. No id begins with ``@``."""
 
 LOOK_S = 5.0
 """Between looks at a run that nothing was heard of."""
