@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-PAGES = ("README.md", "CHANGES.md", "SECURITY.md", "docs")
+PAGES = ("README.md", "CHANGES.md", "SECURITY.md", "CONTRIBUTING.md", "docs")
 CODE = ("ownpod",)
 
 CHECKED = PAGES
@@ -27,7 +27,7 @@ COMPONENT = "the component: the node, the API, the sweep, the worker, the client
 INSTEAD = {
     # Subjects: a component instead of a pronoun.
     r"\b(whoever|whom|nobody|somebody|someone|anybody|anyone|everybody)\b": COMPONENT,
-    r"\bwho (waits?|asks?|calls?|has|is|knows?|runs?|reads?|sends?|did|could)\b": COMPONENT,
+    r"\bwho (waits?|asks?|calls?|has|is|are|may|can|knows?|runs?|reads?|sends?|did|could)\b": COMPONENT,
     r"(?<!\w)Who\b": COMPONENT,
     r"\bwhat (it|they|he) (has|have|had|is|are) (at|begun|taken)\b": "running jobs, started runs",
     r"\bwhat it (has|had)\b": "running jobs, started runs, its settings",
@@ -128,7 +128,7 @@ def found_in(text: str, suffix: str) -> Iterator[tuple[int, str, str]]:
 def files(places: tuple[str, ...]) -> Iterator[Path]:
     for place in places:
         path = ROOT / place
-        yield from sorted(path.rglob("*")) if path.is_dir() else [path]
+        yield from sorted(path.rglob("*")) if path.is_dir() else filter(Path.exists, [path])
 
 
 def findings(places: tuple[str, ...]) -> list[str]:
