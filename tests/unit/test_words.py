@@ -66,7 +66,7 @@ SHAPES = {
     for shape, instead in INSTEAD.items()
 }
 
-LITERAL = re.compile(r"```.*?```|`[^`]*`|https?://\S+|\]\([^)]*\)", re.DOTALL)
+LITERAL = re.compile(r"```.*?```|``[^`]+``|`[^`\n]*\n?[^`\n]*`|https?://\S+|\]\([^)]*\)", re.DOTALL)
 """Code, links: no prose."""
 
 PROSE = re.compile(r"[A-Za-z]+,?\s+[a-z]+\s+[a-z]+")
@@ -166,7 +166,7 @@ def test_a_word_is_found_with_its_line(suffix, text, line):
     [
         (".md", "The service `dispatcher` starts:\n\n    chown nobody\n\n[the page](gate.md)"),
         (".md", "A gateway answers 502, and the owner hands over its runs."),
-        (".py", 'gate = "gate"\nnobody = gate.dispatcher  # `gate` is the old name\n'),
+        (".py", 'gate = "gate"\nnobody = gate.dispatcher  # `gate`, ``dispatcher`` are old\n'),
         (".py", 'x = "stands"  # a\ny = 1\n# in the queue\n'),
         (".lua", "local gate = 'nobody here waits'"),
     ],
