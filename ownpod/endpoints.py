@@ -14,16 +14,10 @@ from ownpod.broker import NAME
 from ownpod.credentials import Credential
 from ownpod.errors import ConfigurationError
 from ownpod.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
-from ownpod.settings import (
-    DEFAULT_ENDPOINT,
-    FRAMING_HEADERS,
-    HEADER_NAME,
-    HEADER_VALUE,
-    Settings,
-    Whole,
-    check_file,
-)
+from ownpod.settings import DEFAULT_ENDPOINT, Settings
 from ownpod.urls import HTTP_URL, LONGEST_URL, check_http_url
+from ownpod.validation import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, check_file
+from ownpod.validation import WholeNumber as Whole
 
 DEFAULT_WORKERS = ("http://localhost:18000",)
 

@@ -11,7 +11,7 @@ from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.jobs import JobStatus
-from ownpod.settings import HEADER_NAME
+from ownpod.validation import HEADER_NAME
 
 blueprint = Blueprint("openapi", __name__)
 

@@ -14,7 +14,7 @@ from ownpod.endpoints import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.errors import BadRequest
 from ownpod.jobs import JobStatus
 from ownpod.payload import split
-from ownpod.settings import Whole
+from ownpod.validation import WholeNumber as Whole
 
 WAIT_MS = (1_000, 300_000)
 """RunPod's limits of ``?wait=``; values beyond are taken as the nearest."""

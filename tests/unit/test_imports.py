@@ -9,7 +9,10 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 # From the bottom up; a module imports only from lines above its own, or from its own.
 LAYERS = [
     {"", "errors", "credentials", "origins"},
-    {"urls", "access"},
+    {"urls", "validation", "redis_url"},
+    {"settings.kinds"},
+    {"settings.declare"},
+    {"settings.variables"},
     {
         "settings",
         "addresses",
@@ -24,7 +27,6 @@ LAYERS = [
         "stall",
         "schema",
         "tables",
-        "redis_url",
         "redis_versions",
         "supervised",
         "findings",
@@ -58,7 +60,7 @@ LAYERS = [
     {"api"},
     {"api.server"},
     {"client"},
-    {"commands", "terminal", "host_check", "worker_env", "new_keys"},
+    {"commands", "terminal", "host_check", "worker_env", "new_keys", "show_settings"},
     {"doctor"},
     {"cli"},
     {"__main__"},
