@@ -10,7 +10,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
-from ownpod.jobs import JobStatus
+from ownpod.rules.jobs import JobStatus
 from ownpod.validation import HEADER_NAME
 
 blueprint = Blueprint("openapi", __name__)

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import limits
 from marshmallow import ValidationError, fields
 
-from ownpod import credentials, redis_url
-from ownpod.credentials import Credential
-from ownpod.origins import host_name
+from ownpod.rules import credentials, redis_url
+from ownpod.rules.credentials import Credential
+from ownpod.rules.origins import host_name
 from ownpod.validation import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, check_http_url
 
 OPERATIONS = (

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ownpod.credentials import Credential
 from ownpod.errors import ConfigurationError
+from ownpod.rules.credentials import Credential
 from ownpod.settings import kinds
 from ownpod.settings.declare import variable
 from ownpod.validation import check_file

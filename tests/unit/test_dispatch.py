@@ -1,6 +1,6 @@
 """The dispatcher's decisions."""
 
-from ownpod.dispatch import STARTS, _Child, to_start
+from ownpod.supervisor import STARTS, _Child, to_start
 
 
 def test_a_thousand_workers_that_come_at_once_are_started_a_few_at_a_time():
