@@ -90,3 +90,9 @@ def test_a_wrong_number_of_api_processes_is_one_line(command):
     code, _, problem = run(*command, WEB_CONCURRENCY="many")
     assert code == 2
     assert problem == "ownpod: WEB_CONCURRENCY='many': must be a whole number from 1 to 1000\n"
+
+
+def test_gunicorn_started_directly_ends_with_the_same_line():
+    done = run_command(sys.executable, "-m", "gunicorn", "wsgi:app", OWNPOD_LEASE_S="soon")
+    assert done.returncode == 2
+    assert done.stderr == "ownpod: OWNPOD_LEASE_S='soon': must be a number from 1 to 3600\n"

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from ownpod import settings
+from ownpod.api.limits import VIEWS
 from ownpod.errors import ConfigurationError
 from ownpod.settings import VARIABLES
+from ownpod.settings.kinds import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +146,10 @@ def test_all_wrong_variables_are_found_at_once():
         "OWNPOD_API_KEYS=...",
     ]
     assert settings.problems({}) == []
+
+
+def test_every_operation_that_can_be_limited_has_its_views():
+    assert set(VIEWS) == set(OPERATIONS)
 
 
 # Who else may use the environment, and why.
