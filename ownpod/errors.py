@@ -146,7 +146,7 @@ class SchemaMismatch(RedisUnavailable):
     def __init__(self, found: str, own: int) -> None:
         super().__init__(
             f"the records in this Redis have schema version {found}, this OwnPod works with version "
-            f"{own} only: run the OwnPod that fits them, or upgrade as docs/operations.md describes; "
+            f"{own} only: run the OwnPod that fits them, or upgrade as docs/howto/upgrade.md describes; "
             "nothing was changed"
         )
 
