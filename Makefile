@@ -6,11 +6,13 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3.11 python3 p
 	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help install demo test check fix bench bench-compare chaos test-compose test-docker clean
+.PHONY: help install lock demo test test-fast coverage check fix bench bench-compare chaos test-compose test-docker clean
 help:
 	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop;"
 	@echo "              PULL=1: workers ask for jobs)"
 	@echo "make test     all tests          make check   lint, format, types"
+	@echo "make test-fast  unit and integration tests but the slow ones, below a minute"
+	@echo "make coverage   which lines unit and integration tests run, by folder"
 	@echo "make bench    measure            make fix     format and mend what can be mended"
 	@echo "              (ARGS=--quick; ARGS=--list)"
 	@echo "make bench-compare  two runs: A=old.json B=new.json, or the newest two"
@@ -18,15 +20,21 @@ help:
 	@echo "make test-docker   the image, docker-compose.yml and nodes as containers; wants a Docker engine"
 	@echo "make test-compose  of these only docker-compose.yml"
 	@echo "make install  only install       make clean   remove .venv and var"
+	@echo "make lock     write requirements*.txt anew from pyproject.toml (ARGS=--upgrade: the newest versions)"
 
 install: $(BIN)/.installed
 $(BIN)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.14 with venv found; install one, or use make PYTHON=/path/to/python"; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (about a minute, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.txt -r requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+UV := 0.13.9
+lock: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	@.ci/lock $(ARGS)
 
 demo: install
 	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PULL),--pull)
@@ -60,7 +68,7 @@ bench-compare: $(BIN)/.installed-bench
 
 $(BIN)/.installed-bench: $(BIN)/.installed requirements-bench.txt
 	@echo "installing what draws the plot"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.txt \
 		|| echo "not installed: there will be no plot"
 	@touch $@
 
