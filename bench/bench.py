@@ -17,7 +17,7 @@ import measures
 import report
 from system import Stage, exit_at_signals, processes
 
-from ownpod.embedded import find_server
+from ownpod.onehost.embedded import find_server
 
 HERE = Path(__file__).parent
 SHARED: dict[str, Callable] = {

@@ -20,7 +20,7 @@ from client import (
     spread,
     together,
 )
-from measures import WORKERS, Figures, job, port_of, wait_until
+from measures import WORKERS, EndpointStats, job, port_of, wait_until
 from system import (
     ENDPOINT,
     JOB_INPUT,
@@ -36,10 +36,10 @@ from system import (
     waiting_workers,
 )
 
-from ownpod import keys
 from ownpod.errors import OwnPodError
 from ownpod.processes import die_with_parent
-from ownpod.store import JobStore
+from ownpod.store import keys
+from ownpod.store.jobs import JobStore
 
 CROWD = 2000
 CROWD_S = 60
@@ -62,7 +62,7 @@ def _executor(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=context, initializer=_start_process)
 
 
-def waiting(_stage: Stage, *, quick: bool) -> Figures:
+def waiting(_stage: Stage, *, quick: bool) -> EndpointStats:
     """2,000 clients that wait for a job, and meanwhile /health; then all are answered at once."""
     with processes() as group, _executor(1) as executor:
         system = OwnPod(group, [], [])
@@ -104,7 +104,7 @@ def _until_they_wait(store: JobStore) -> int:
     return seen
 
 
-def _probe(system: OwnPod, count: int) -> Figures:
+def _probe(system: OwnPod, count: int) -> EndpointStats:
     """Both kinds of /health, each on a new connection, as health checks do."""
     times: dict[str, list[float]] = {"health_ms": [], "alive_ms": []}
     paths = {"health_ms": f"/v2/{PARKED}/health", "alive_ms": "/health"}
@@ -138,7 +138,7 @@ def _purge(system: OwnPod, store: JobStore, crowd: Future) -> None:
             print(f"  purge: {error}")
 
 
-def nodes(_stage: Stage, *, quick: bool) -> Figures:
+def nodes(_stage: Stage, *, quick: bool) -> EndpointStats:
     """100 worker URLs on one host, at rest."""
     seconds = 5 if quick else 20
     with processes() as group:
@@ -161,7 +161,7 @@ def nodes(_stage: Stage, *, quick: bool) -> Figures:
         }
 
 
-def queued(_stage: Stage, *, quick: bool) -> Figures:
+def queued(_stage: Stage, *, quick: bool) -> EndpointStats:
     """Two OwnPods in turn, one with few jobs that wait and one with very many."""
     count = 10_000 if quick else 100_000
     with processes() as group, _executor(2) as executor:
@@ -194,7 +194,7 @@ def _job_at(system: OwnPod, place: int) -> str:
     return system.store().client.zrange(keys.queued(ENDPOINT), place, place)[0]
 
 
-def _fill_measured(executor: Executor, system: OwnPod, count: int) -> Figures:
+def _fill_measured(executor: Executor, system: OwnPod, count: int) -> EndpointStats:
     """Fills the queue; Redis's memory for a job beside its payload."""
     client = system.store().client
     before, began = client.info("memory")["used_memory"], time.monotonic()
@@ -220,7 +220,7 @@ def _compared(
     *,
     before: Callable[[OwnPod], object] = bool,
     after: Callable[[OwnPod], object] = bool,
-) -> Figures:
+) -> EndpointStats:
     """Both in turn, several times: the medians, and how much worse it is with many, in percent."""
     found: dict[OwnPod, list[float]] = {few: [], many: []}
     for number in range(rounds):
@@ -268,7 +268,7 @@ def _dispatch_rate(system: OwnPod) -> float:
     return rate
 
 
-def payload(_stage: Stage, *, quick: bool) -> Figures:
+def payload(_stage: Stage, *, quick: bool) -> EndpointStats:
     """10 MB there and back: the plain copy, the worker itself and OwnPod in turn."""
     times: dict[str, list[float]] = {"copy_ms": [], "worker_ms": [], "ownpod_ms": []}
     body = {"input": {"text": "x" * PAYLOAD}}
@@ -298,7 +298,7 @@ def payload(_stage: Stage, *, quick: bool) -> Figures:
     }
 
 
-def _peaks(system: OwnPod) -> Figures:
+def _peaks(system: OwnPod) -> EndpointStats:
     """The largest process of each kind."""
     pids = system.pids()
     return {kind: max(map(peak_mb, pids[kind])) for kind in ("api", "node", "redis", "worker")}

@@ -11,7 +11,7 @@ from system import ENDPOINT, PARKED, OwnPod, Processes, Stage, Used, completed, 
 WORKERS = 4
 EQUAL = [0.25] * 32
 MIXED = [0.02, 0.02, 1.0, 0.02, 0.02] * 16
-Figures = dict[str, float]
+EndpointStats = dict[str, float]
 
 
 def job(operation: str, seconds: float = 0, endpoint: str = ENDPOINT) -> bytes:
@@ -30,7 +30,7 @@ def ended_well(answers: list[Answer]) -> None:
             raise ConnectionError(f"not COMPLETED: {answer.body[:200]!r}")
 
 
-def no_op(stage: Stage, *, quick: bool) -> Figures:
+def no_op(stage: Stage, *, quick: bool) -> EndpointStats:
     """A no-op, the worker itself and OwnPod in turn."""
     system, count = stage.system(), 100 if quick else 500
     itself = request("POST", "/runsync", {"input": {"seconds": 0}})
@@ -42,7 +42,7 @@ def no_op(stage: Stage, *, quick: bool) -> Figures:
     return figures | {"part_ms": figures["ownpod_ms_p50"] - figures["worker_ms_p50"]}
 
 
-def drain(stage: Stage, *, quick: bool) -> Figures:
+def drain(stage: Stage, *, quick: bool) -> EndpointStats:
     """No-ops submitted and drained."""
     system, count = stage.system(), 500 if quick else 2000
     store = system.store()
@@ -68,7 +68,7 @@ def wait_until(look: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-def clients(stage: Stage, *, quick: bool) -> Figures:
+def clients(stage: Stage, *, quick: bool) -> EndpointStats:
     """16 clients that wait for no-ops."""
     system, count = stage.system(), 500 if quick else 3000
     used = Used(system)
@@ -79,7 +79,7 @@ def clients(stage: Stage, *, quick: bool) -> Figures:
     return {"jobs_per_s": count / took, **spread("ms", [a.ms for a in answers]), **cpu}
 
 
-def _against_ideal(system: OwnPod, seconds: list[float]) -> Figures:
+def _against_ideal(system: OwnPod, seconds: list[float]) -> EndpointStats:
     """All jobs at once, each waited for, against the sum of their times over the workers."""
     requests = [job("/runsync?wait=60000", s) for s in seconds]
     answers = together(system.port, requests, len(seconds))
@@ -89,25 +89,25 @@ def _against_ideal(system: OwnPod, seconds: list[float]) -> Figures:
     return {"took_s": took, "ideal_s": ideal, "percent": 100 * ideal / took}
 
 
-def _several(measure: Callable[[], Figures], count: int) -> Figures:
+def _several(measure: Callable[[], EndpointStats], count: int) -> EndpointStats:
     """The medians of some measurements."""
     found = [measure() for _ in range(count)]
     return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
-def equal(stage: Stage, *, quick: bool) -> Figures:
+def equal(stage: Stage, *, quick: bool) -> EndpointStats:
     """Jobs of equal length, against the ideal."""
     system = stage.system()
     return _several(lambda: _against_ideal(system, EQUAL), 1 if quick else 3)
 
 
-def mixed(stage: Stage, *, quick: bool) -> Figures:
+def mixed(stage: Stage, *, quick: bool) -> EndpointStats:
     """Jobs of unequal length, against the ideal."""
     system = stage.system()
     return _several(lambda: _against_ideal(system, MIXED), 1 if quick else 3)
 
 
-def way(stage: Stage, *, quick: bool) -> Figures:
+def way(stage: Stage, *, quick: bool) -> EndpointStats:
     """From the end of the handler to the client that waits."""
     system, count = stage.system(), 60 if quick else 300
     with connected(system.port) as client:
@@ -121,7 +121,7 @@ def _way_ms(client: Client) -> float:
     return (now - answer.json()["output"]["at"]) * 1000
 
 
-def submissions(_stage: Stage, *, quick: bool) -> Figures:
+def submissions(_stage: Stage, *, quick: bool) -> EndpointStats:
     """`/run` with one API process, into an endpoint in which nothing runs."""
     count = 1000 if quick else 5000
     with processes() as group:
@@ -136,7 +136,7 @@ def submissions(_stage: Stage, *, quick: bool) -> Figures:
     return {"per_s": count / took, **spread("ms", [a.ms for a in answers]), **cpu}
 
 
-def pull(_stage: Stage, *, quick: bool) -> Figures:
+def pull(_stage: Stage, *, quick: bool) -> EndpointStats:
     """Workers that ask for jobs. The SDK pauses up to a second between them, so few will do."""
     with processes() as group:
         system = pulling(group, WORKERS)
@@ -151,14 +151,14 @@ def pull(_stage: Stage, *, quick: bool) -> Figures:
     return figures
 
 
-def _pull_drain(system: OwnPod, count: int) -> Figures:
+def _pull_drain(system: OwnPod, count: int) -> EndpointStats:
     answers = together(system.port, [job("/runsync?wait=60000")] * count, count)
     ended_well(answers)
     took = max(a.ended for a in answers) - min(a.began for a in answers)
     return {"jobs_per_s": count / took}
 
 
-def calibrate(group: Processes) -> Figures:
+def calibrate(group: Processes) -> EndpointStats:
     """What this machine does just now: a loop in Python, and an HTTP call to a trivial server.
 
     On one core, as the way between two costs now this and now three times as much.

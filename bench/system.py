@@ -17,10 +17,10 @@ from client import allow_many_files, ask, request, together
 
 from ownpod import settings
 from ownpod.celery import open_store
-from ownpod.jobs import NewJob, new_job_id
 from ownpod.processes import die_with_parent, free_port
-from ownpod.pull import worker_environment
-from ownpod.store import JobStore
+from ownpod.rules.jobs import NewJob, new_job_id
+from ownpod.store.jobs import JobStore
+from ownpod.store.offers import worker_environment
 
 HERE = Path(__file__).parent
 ENDPOINT, PARKED = "local-ep", "parked"

@@ -1,5 +1,5 @@
 """``python -m ownpod`` is the ``ownpod`` command."""
 
-from ownpod.cli import main
+from ownpod.tools.cli import main
 
 main(prog_name="ownpod")

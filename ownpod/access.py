@@ -8,9 +8,9 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
-from ownpod import credentials
-from ownpod.credentials import Credential
-from ownpod.origins import host_name
+from ownpod.rules import credentials
+from ownpod.rules.credentials import Credential
+from ownpod.rules.origins import host_name
 
 SECRET = ("OWNPOD_ADMIN_KEYS", "OWNPOD_API_KEYS", "OWNPOD_WORKER_KEYS")
 """Variables whose value is never shown."""

@@ -2,15 +2,16 @@
 
 from celery import Celery
 
-from ownpod import broker, control, settings, workarounds
-from ownpod.broker import JobMessages
-from ownpod.connection import connect
+from ownpod import settings
+from ownpod.broker import control, names, workarounds
+from ownpod.broker.messages import JobMessages
 from ownpod.settings import Settings
-from ownpod.store import JobStore
+from ownpod.store.client import connect
+from ownpod.store.jobs import JobStore
 
 workarounds.apply()
 
-app = Celery("ownpod", include=["ownpod.tasks", "ownpod.node"])
+app = Celery("ownpod", include=["ownpod.node.tasks", "ownpod.node.node"])
 # By its full name: another project may have a module `celeryconfig` in the current folder.
 app.config_from_object("ownpod.celeryconfig")
 
@@ -33,7 +34,7 @@ def _purge_jobs(queue: str) -> int | None:
 
     Unannounced it would look like a loss, and be made good.
     """
-    endpoint = broker.endpoint_of(queue)
+    endpoint = names.endpoint_of(queue)
     if endpoint is None:
         return None
     store = open_store(settings.current(), client_name="ownpod-purge")

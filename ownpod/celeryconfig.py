@@ -3,9 +3,12 @@
 Most are there because of something that Celery or kombu does on Redis; see docs/architecture.md.
 """
 
-from ownpod import broker, redis_url, settings
-from ownpod.endpoints import load_endpoints
+from ownpod import settings
+from ownpod.broker import names
+from ownpod.broker.messages import make_queue
+from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError
+from ownpod.rules import redis_url
 
 try:
     broker_url = redis_url.for_celery(settings.current().broker_url())
@@ -15,8 +18,7 @@ except ConfigurationError as error:
 
 # What `celery -A ownpod purge` empties. Which of them a node consumes is ownpod/node.py's.
 task_queues = [
-    broker.make_queue(name)
-    for name in (broker.HOUSEKEEPING_QUEUE, *map(broker.endpoint_queue, _endpoints))
+    make_queue(name) for name in (names.HOUSEKEEPING_QUEUE, *map(names.endpoint_queue, _endpoints))
 ]
 
 # The job record is the result.
@@ -36,8 +38,8 @@ broker_transport_options = {
     # No copy of each message in `unacked` while its job runs: that costs two transactions for each
     # job, and no component reads it. The record has a lease, and a lost message is published again.
     "ack_emulation": False,
-    "priority_steps": broker.PRIORITY_STEPS,
-    "sep": broker.PRIORITY_SEPARATOR,
+    "priority_steps": names.PRIORITY_STEPS,
+    "sep": names.PRIORITY_SEPARATOR,
     # In the order of adding: a worker's own queue first, then its endpoint's.
     "queue_order_strategy": "priority",
     "socket_timeout": 5,
@@ -61,11 +63,11 @@ task_publish_retry_policy = {
 # A message is acknowledged when its job has left the worker, also when the task raised (Celery's
 # default): it must not loop, the record decides on another attempt.
 task_acks_late = True
-task_default_queue = broker.HOUSEKEEPING_QUEUE
+task_default_queue = names.HOUSEKEEPING_QUEUE
 task_create_missing_queues = True
 worker_prefetch_multiplier = 1
 worker_disable_prefetch = True
-worker_pool = "ownpod.workarounds:JobPool"
+worker_pool = "ownpod.broker.workarounds:JobPool"
 worker_cancel_long_running_tasks_on_connection_loss = False
 worker_disable_rate_limits = True
 worker_detect_quorum_queues = False

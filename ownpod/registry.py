@@ -6,22 +6,12 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import redis
 from marshmallow import ValidationError
 
-from ownpod import keys, schema
-from ownpod.connection import redis_errors, redis_reads, schema_version
-from ownpod.endpoints import (
-    AddedWorkerSchema,
-    Endpoint,
-    WorkerSpec,
-    check_unique,
-    first_problem,
-    make_worker,
-)
+from ownpod.configuration import AddedWorkerSchema, check_unique, make_worker
 from ownpod.errors import (
     BadRequest,
     ConfigurationError,
@@ -31,35 +21,14 @@ from ownpod.errors import (
     WorkerNotFound,
 )
 from ownpod.processes import is_dead_here
-from ownpod.roster import LeftOut, merge
+from ownpod.rules.endpoints import Endpoint, WorkerSpec
+from ownpod.rules.fleet import LeftOut, WorkerState, WorkerStatus, merge
 from ownpod.settings import Settings
+from ownpod.store import keys, schema
+from ownpod.store.client import redis_errors, redis_reads, schema_version
+from ownpod.validation import first_problem
 
 log = logging.getLogger(__name__)
-
-
-class WorkerState(StrEnum):
-    """How a worker is, as its node last said."""
-
-    INITIALIZING = "initializing"
-    """Its node has not reached it yet."""
-    READY = "ready"
-    BUSY = "busy"
-    """It is still at something that began before its node did, and takes nothing else."""
-    PAUSED = "paused"
-    """Somebody wants it to take no jobs; what it has, it finishes."""
-    UNHEALTHY = "unhealthy"
-    """It does not answer, refuses jobs, or no node runs for it."""
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """What a worker's node last said. ``held``: slots that jobs which have ended still take."""
-
-    state: WorkerState
-    reason: str = ""
-    held: int = 0
-    unattended: bool = False
-    """No node speaks for it."""
 
 
 def _announced(status: WorkerStatus, node: str) -> dict[Any, Any]:
@@ -73,7 +42,7 @@ def _announced(status: WorkerStatus, node: str) -> dict[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Attended:
+class Heartbeat:
     """What a node hears about its worker. The rest is only known if the worker is the node's."""
 
     owned: bool
@@ -151,7 +120,7 @@ class Registry:
 
     Args:
         endpoints: the configured ones, see :func:`load_endpoints`.
-        client: from :func:`ownpod.connection.connect`.
+        client: from :func:`ownpod.store.client.connect`.
         settings: what a worker's own values default to.
     """
 
@@ -330,7 +299,9 @@ class Registry:
         return next((worker for worker in self.workers() if worker.id == worker_id), None)
 
     @redis_errors
-    def announce(self, worker_id: str, status: WorkerStatus, *, node: str, ttl_s: float) -> None:
+    def publish_status(
+        self, worker_id: str, status: WorkerStatus, *, node: str, ttl_s: float
+    ) -> None:
         """What a node says about its worker; forgotten if it is not said again within ``ttl_s``."""
         self._schema.check()
         key = keys.worker(worker_id)
@@ -340,7 +311,7 @@ class Registry:
             pipe.execute()
 
     @redis_errors
-    def attend(
+    def heartbeat(
         self,
         worker_id: str,
         status: WorkerStatus,
@@ -350,9 +321,9 @@ class Registry:
         own_s: float,
         ttl_s: float,
         queues: list[str],
-    ) -> Attended:
+    ) -> Heartbeat:
         """All that a node tells and asks again and again, in one round trip: it keeps its worker
-        (:meth:`own`) and then announces it (:meth:`announce`), hears whether it is paused, and how many
+        (:meth:`acquire`) and then announces it (:meth:`publish_status`), hears whether it is paused, and how many
         messages wait in these lists.
         """
         held_keys = [keys.owner(worker_id), keys.worker(worker_id), keys.PAUSED, *queues]
@@ -361,7 +332,7 @@ class Registry:
         owner, paused, waiting = self._attend(
             keys=held_keys, args=[process, worker_id, *times, *said]
         )
-        return Attended(owner == process, paused, waiting)
+        return Heartbeat(owner == process, paused, waiting)
 
     @redis_reads
     def owner(self, worker_id: str) -> str | None:
@@ -369,11 +340,11 @@ class Registry:
         found: Any = self._redis.get(keys.owner(worker_id))
         return None if found is None or is_dead_here(found) else str(found)
 
-    def own(self, worker_id: str, node: str, *, ttl_s: float) -> bool:
+    def acquire(self, worker_id: str, node: str, *, ttl_s: float) -> bool:
         """Takes or keeps a worker for a node's process; False: another one has it."""
         return self._own(worker_id, node, int(ttl_s * 1000))
 
-    def disown(self, worker_id: str, node: str) -> None:
+    def release(self, worker_id: str, node: str) -> None:
         """Gives a worker up, if the node has it."""
         self._own(worker_id, node, 0)
 
@@ -387,7 +358,7 @@ class Registry:
             dead = owner
 
     @redis_errors
-    def withdraw(self, worker_id: str) -> None:
+    def remove_status(self, worker_id: str) -> None:
         """The worker's node has ended."""
         self._redis.delete(keys.worker(worker_id))
 

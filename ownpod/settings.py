@@ -18,7 +18,7 @@ from marshmallow import EXCLUDE, ValidationError, fields, validate
 
 from ownpod.access import SECRET, Access, AccessSchema
 from ownpod.errors import ConfigurationError
-from ownpod.urls import check_http_url
+from ownpod.validation import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, check_file, check_http_url
 
 DEFAULT_ENDPOINT = "local-ep"
 REDIS_URL_FILE = "redis.url"
@@ -93,14 +93,6 @@ class Settings(Access):
             ) from None
 
 
-class Whole(fields.Integer):
-    """A whole number however it is written: to JSON, 5000.0 is one."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        whole = isinstance(value, float) and value.is_integer()
-        return super()._deserialize(int(value) if whole else value, attr, data, **kwargs)
-
-
 class _Urls(fields.Field[tuple[str, ...]]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:
         urls = tuple(part.strip() for part in str(value).split(",") if part.strip())
@@ -126,23 +118,6 @@ class _RateLimits(fields.Field[dict[str, str]]):
         return rates
 
 
-FRAMING_HEADERS = (
-    *("connection", "content-length", "expect", "keep-alive", "proxy-connection"),
-    *("te", "trailer", "transfer-encoding", "upgrade"),
-)
-"""Headers that tell where a request ends or how its connection goes on: only OwnPod's own are sent, because a
-second one would make the worker read a request that OwnPod did not send (RFC 9112, 6.3)."""
-
-
-def _any_case(name: str) -> str:
-    """A pattern for a name in any case, also in regular expressions that have no option for that."""
-    return "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in name)
-
-
-HEADER_NAME = f"(?!(?:{'|'.join(map(_any_case, FRAMING_HEADERS))})$)" r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-HEADER_VALUE = r"[\t\x20-\x7e]*"
-
-
 class _Headers(fields.Field[dict[str, str]]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> dict[str, str]:
         problem = 'must be a JSON object of strings, like {"Authorization": "Bearer ..."}'
@@ -166,12 +141,6 @@ class _Headers(fields.Field[dict[str, str]]):
 def _check_redis_url(value: str) -> None:
     if not value.startswith(("redis://", "rediss://", "unix:///")):
         raise ValidationError("must be a redis://, rediss:// or unix:/// URL")
-
-
-def check_file(value: str) -> None:
-    """Raises: ValidationError."""
-    if not Path(value).is_file():
-        raise ValidationError("must be a file that exists")
 
 
 def _number(name: str, default: float, least: float, most: float, purpose: str) -> fields.Float:

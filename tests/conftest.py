@@ -13,7 +13,7 @@ from no_skips import (  # noqa: F401 - pytest's hooks
     pytest_runtest_makereport,
 )
 
-from ownpod.connection import connect
+from ownpod.store.client import connect
 
 for _name in list(os.environ):
     if _name.startswith(("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "FLOWER_")):

@@ -19,15 +19,16 @@ import redis
 import requests
 
 from ownpod import settings
-from ownpod.broker import JobMessages
+from ownpod.broker.messages import JobMessages
 from ownpod.celery import app
-from ownpod.connection import connect
-from ownpod.embedded import find_server
-from ownpod.endpoints import WorkerSpec
-from ownpod.jobs import Attempt, NewJob
+from ownpod.onehost.embedded import find_server
 from ownpod.processes import die_with_parent, free_port
-from ownpod.pull import worker_environment
-from ownpod.store import JobStore
+from ownpod.rules.endpoints import WorkerSpec
+from ownpod.rules.jobs import NewJob
+from ownpod.rules.runs import Attempt
+from ownpod.store.client import connect
+from ownpod.store.jobs import JobStore
+from ownpod.store.offers import worker_environment
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -1,10 +1,13 @@
-"""The v2 API: requests become job records and Celery messages. It never talks to a worker."""
+"""The HTTP API: a request becomes a job record and a Celery message in Redis.
+
+Imports the store, the registry and the broker, and Flask is imported on this floor only. It imports no driver:
+the API never sends a request to a worker.
+"""
 
 from flask import Flask, Response, current_app, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, RequestTimeout
 
-from ownpod import keys
 from ownpod.api import (
     auth,
     callbacks,
@@ -15,28 +18,23 @@ from ownpod.api import (
     limits,
     metrics,
     openapi,
-    pull,
     stream,
     ui,
+    worker_protocol,
     workers,
 )
 from ownpod.api.services import Services, answer, provide, request_id
+from ownpod.api.waiting import Waiting
 from ownpod.celery import open_store
-from ownpod.deliveries import Deliveries
-from ownpod.endpoints import load_endpoints
-from ownpod.errors import (
-    OwnPodError,
-    QueueFull,
-    RedisUnavailable,
-    TooManyWaiting,
-    Unauthorized,
-)
-from ownpod.events import JobEvents
-from ownpod.listing import Listing
-from ownpod.pull import Pulls
+from ownpod.configuration import load_endpoints
+from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiting, Unauthorized
 from ownpod.registry import Registry
 from ownpod.settings import Settings
-from ownpod.waiting import Waiting
+from ownpod.store import keys
+from ownpod.store.deliveries import Deliveries
+from ownpod.store.listing import Listing
+from ownpod.store.notices import Notices
+from ownpod.store.offers import Offers
 
 RETRY_AFTER_S = {QueueFull: "5", TooManyWaiting: "5", RedisUnavailable: "2"}
 """Whole seconds: RunPod's clients read no dates."""
@@ -54,13 +52,13 @@ def create_app(settings: Settings) -> Flask:
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
     registry = Registry(load_endpoints(settings), store.client, settings)
-    pulls = Pulls(store.client, gone_s=settings.worker_gone_s)
+    pulls = Offers(store.client, gone_s=settings.worker_gone_s)
     services = Services(
         settings=settings,
         registry=registry,
         waiting=Waiting(registry, pulls.refusals),
         store=store,
-        events=JobEvents(store.client, keys.PULL_EVENTS),
+        events=Notices(store.client, keys.PULL_EVENTS),
         pulls=pulls,
         listing=Listing(store.client),
         deliveries=Deliveries(store.client, store.messages),
@@ -71,7 +69,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, metrics, ui, pull):
+    for module in (jobs, stream, health, workers, metrics, ui, worker_protocol):
         app.register_blueprint(module.blueprint)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)

@@ -8,9 +8,9 @@ from enum import StrEnum
 
 from flask import Request, request
 
-from ownpod import credentials
 from ownpod.api.services import Services, services
 from ownpod.errors import Forbidden, Unauthorized
+from ownpod.rules import credentials
 
 
 class Access(StrEnum):

@@ -13,8 +13,8 @@ from werkzeug.exceptions import NotFound
 
 from ownpod.api.services import answer, services
 from ownpod.errors import BadRequest, JobNotFound
-from ownpod.jobs import JobStatus
-from ownpod.payload import loads, output_of
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.payload import loads, output_of
 
 blueprint = Blueprint("callbacks", __name__, url_prefix="/callback")
 

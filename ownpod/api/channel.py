@@ -17,15 +17,7 @@ from typing import Any
 
 from werkzeug.exceptions import RequestTimeout, ServiceUnavailable
 
-from ownpod.api.arrival import (
-    BODY_BYTES,
-    HEADER_S,
-    LONG_BODY_BYTES,
-    Arrival,
-    Budget,
-    Pace,
-    State,
-)
+from ownpod.api.arrival import BODY_BYTES, HEADER_S, LONG_BODY_BYTES, Arrival, Budget, Pace, State
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from flask import Flask, Response, current_app, request
 from ownpod.api.auth import known_caller
 from ownpod.api.ids import is_poll, retry_later
 from ownpod.api.services import answer, services, services_of
-from ownpod.origins import host_name, is_foreign_page, is_own_host
+from ownpod.rules.origins import host_name, is_foreign_page, is_own_host
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from flask import Blueprint, Response
 
 from ownpod.api.services import answer, services
 from ownpod.api.workers import describe, left_out
-from ownpod.jobs import JobStatus
-from ownpod.registry import WorkerState
+from ownpod.rules.fleet import WorkerState
+from ownpod.rules.jobs import JobStatus
 
 blueprint = Blueprint("health", __name__)
 

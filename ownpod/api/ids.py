@@ -7,7 +7,7 @@ from werkzeug.exceptions import BadRequest
 from werkzeug.routing import BaseConverter
 
 from ownpod.api.services import answer
-from ownpod.broker import NAME
+from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
 

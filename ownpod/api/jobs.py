@@ -10,17 +10,18 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ownpod import broker, log
+from ownpod import log
 from ownpod.api import schemas
 from ownpod.api.auth import caller
 from ownpod.api.services import answer, request_id, services
+from ownpod.broker.messages import notify_node
 from ownpod.celery import app as celery_app
-from ownpod.endpoints import Endpoint
 from ownpod.errors import BadRequest
-from ownpod.jobs import Job, JobStatus, NewJob, new_job_id
-from ownpod.listing import Listed
-from ownpod.payload import readable
-from ownpod.store import Idempotency
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
+from ownpod.rules.payload import readable
+from ownpod.store.jobs import Idempotency
+from ownpod.store.listing import JobEntry
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def runsync(endpoint_id: str) -> Response:
     wait_s, new_id = _wait_s(), new_job_id(sync=True)
     deadline = time.monotonic() + wait_s
     events = services().events
-    with events.expect(new_id, end_only=True) as wait:
+    with events.subscribe(new_id, end_only=True) as wait:
         job_id = _submit(endpoint_id, new_id, limit=RUNSYNC_LIMIT, channel=events.channel)
         if job_id == new_id:
             news = wait(wait_s)
@@ -166,7 +167,7 @@ def _before() -> tuple[int, str] | None:
     return int(created_ms), job_id
 
 
-def _listed(found: Listed) -> dict[str, Any]:
+def _listed(found: JobEntry) -> dict[str, Any]:
     said = found.job.answer() | {"createdAt": found.job.created_ms}
     if found.deliveries:
         said["webhook"] = found.deliveries
@@ -178,7 +179,7 @@ def _listed(found: Listed) -> dict[str, Any]:
 def _submit(endpoint_id: str, job_id: str, *, limit: int, channel: str | None = None) -> str:
     """The id of the job, or of the earlier one with the same ``Idempotency-Key``.
 
-    ``channel`` is told of its end, see :class:`ownpod.events.JobEvents`.
+    ``channel`` is told of its end, see :class:`ownpod.store.notices.Notices`.
     """
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
@@ -244,7 +245,7 @@ def _tell_node(job: Job) -> None:
     """Its worker's node forwards the cancel now; without this it would at the next renewal."""
     node = services().registry.node_of(job.worker_id) if job.worker_id else None
     if node is not None:
-        broker.tell_to_look(celery_app, node)
+        notify_node(celery_app, node)
 
 
 def _wait_s() -> float:
@@ -258,8 +259,8 @@ def _wait_s() -> float:
 def _awaited(job_id: str, endpoint_id: str, deadline: float) -> Job:
     """A job that was there before, at its end."""
     here = services()
-    with here.events.expect(job_id, end_only=True) as wait:
-        here.store.watch(job_id, here.events.channel, end_only=True)
+    with here.events.subscribe(job_id, end_only=True) as wait:
+        here.store.subscribe(job_id, here.events.channel, end_only=True)
         return _job_at_end(job_id, endpoint_id, wait, deadline)
 
 
@@ -268,11 +269,11 @@ def _job_at_end(
 ) -> Job:
     """The job when it has ended, or when the request's time or this process ends.
 
-    ``wait`` and ``news`` are of :meth:`ownpod.events.JobEvents.expect`.
+    ``wait`` and ``news`` are of :meth:`ownpod.store.notices.Notices.subscribe`.
     """
     here = services()
     while True:
-        job = here.store.job_told(news) or here.store.job(job_id, endpoint_id)
+        job = here.store.ended_job(news) or here.store.job(job_id, endpoint_id)
         left_s = deadline - time.monotonic()
         if job.status.terminal or left_s <= 0 or here.events.stopped:
             return job

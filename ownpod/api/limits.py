@@ -7,8 +7,9 @@ from flask_cors import CORS
 from flask_limiter import Limiter
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from ownpod import keys, redis_url
 from ownpod.api.auth import known_caller
+from ownpod.rules import redis_url
+from ownpod.store import keys
 
 VIEWS = {
     "run": ["jobs.run"],

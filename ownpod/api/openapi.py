@@ -10,8 +10,8 @@ from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
-from ownpod.jobs import JobStatus
-from ownpod.settings import HEADER_NAME
+from ownpod.rules.jobs import JobStatus
+from ownpod.validation import HEADER_NAME
 
 try:
     from flask_swagger_ui import get_swaggerui_blueprint

@@ -1,7 +1,7 @@
 """An OpenAPI document of what machines beside the clients call: the pull protocol, callbacks, probes.
 
 It is not served: RunPod's SDK and OwnPod's own parts are the only callers. It exists to be tested against,
-and states the protocol as the SDK has it (its loops decide the answers, see :mod:`ownpod.api.pull`).
+and states the protocol as the SDK has it (its loops decide the answers, see :mod:`ownpod.api.worker_protocol`).
 """
 
 from typing import Any

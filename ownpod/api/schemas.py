@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, validate
 
-from ownpod.endpoints import EXECUTION_TIMEOUT_MS, TTL_MS
+from ownpod.configuration import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.errors import BadRequest
-from ownpod.jobs import JobStatus
-from ownpod.payload import split
-from ownpod.settings import Whole
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.payload import split
+from ownpod.validation import WholeNumber
 
 WAIT_MS = (1_000, 300_000)
 """RunPod's limits of ``?wait=``; values beyond are taken as the nearest."""
@@ -46,7 +46,7 @@ def _check_webhook(url: str) -> None:
 
 
 def _milliseconds(name: str, limits: tuple[int, int], what: str) -> fields.Integer:
-    return Whole(
+    return WholeNumber(
         data_key=name,
         strict=True,
         load_default=None,

@@ -17,7 +17,7 @@ from ownpod.api import create_app
 from ownpod.api.auth import MANAGING_IS_OFF
 from ownpod.api.guard import add_own_hosts
 from ownpod.api.services import needs_keys, services_of
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError
 from ownpod.processes import die_with_parent, is_loopback
 

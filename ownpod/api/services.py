@@ -9,15 +9,15 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.held import HeldConnections
-from ownpod.deliveries import Deliveries
-from ownpod.endpoints import Endpoint
-from ownpod.events import JobEvents
-from ownpod.listing import Listing
-from ownpod.pull import Pulls
+from ownpod.api.waiting import Waiting
 from ownpod.registry import Registry
+from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
-from ownpod.store import JobStore
-from ownpod.waiting import Waiting
+from ownpod.store.deliveries import Deliveries
+from ownpod.store.jobs import JobStore
+from ownpod.store.listing import Listing
+from ownpod.store.notices import Notices
+from ownpod.store.offers import Offers
 
 _NAME = "ownpod"
 
@@ -32,9 +32,9 @@ class Services:
     settings: Settings
     registry: Registry
     store: JobStore
-    events: JobEvents
+    events: Notices
     waiting: Waiting
-    pulls: Pulls
+    pulls: Offers
     listing: Listing
     deliveries: Deliveries
     held: HeldConnections = field(default_factory=HeldConnections)

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request, stream_with_context
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.errors import JobNotFound, RedisUnavailable
-from ownpod.store import Stream, parse_cursor
+from ownpod.store.jobs import Stream, parse_cursor
 
 blueprint = Blueprint("stream", __name__, url_prefix="/v2/<id:endpoint_id>")
 
@@ -59,7 +59,7 @@ def _json(endpoint_id: str, job_id: str) -> Response:
     def written() -> Iterator[bytes]:
         yield body
         # Only now: what was not written is answered again.
-        services().store.drained(found)
+        services().store.save_cursor(found)
 
     response = Response(stream_with_context(written()), mimetype="application/json")
     response.content_length = len(body)
@@ -74,8 +74,8 @@ def _from() -> int | None:
 def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> Stream:
     """What there is, as soon as there is a chunk or an end, or when the time is over."""
     here = services()
-    with here.events.expect(job_id, end_only=False) as wait:
-        here.store.watch(job_id, here.events.channel, end_only=False)
+    with here.events.subscribe(job_id, end_only=False) as wait:
+        here.store.subscribe(job_id, here.events.channel, end_only=False)
         while True:
             found = here.store.stream(job_id, endpoint_id, None if start is None else (None, start))
             left_s = deadline - time.monotonic()
@@ -92,7 +92,7 @@ def _events(endpoint_id: str, job_id: str) -> Response:
     if last.endswith(f"-{END}") and job.status.terminal:
         # A browser that was told the end comes again; 204 makes it stay away.
         return Response(status=204)
-    here.store.watch(job_id, here.events.channel, end_only=False)
+    here.store.subscribe(job_id, here.events.channel, end_only=False)
     seen = parse_cursor(last)
     start = (0, 0) if seen is None else (seen[0], seen[1] + 1)
     response = Response(
@@ -107,7 +107,7 @@ def _told(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Iterator[str
     """The events: a chunk each, with the id "<attempt>-<index>", and one for each state."""
     here = services()
     told = None
-    with here.events.expect(job_id, end_only=False) as wait:
+    with here.events.subscribe(job_id, end_only=False) as wait:
         while not here.events.stopped:
             try:
                 found = here.store.stream(job_id, endpoint_id, start)

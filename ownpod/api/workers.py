@@ -8,9 +8,11 @@ from marshmallow import ValidationError
 from ownpod.api import schemas
 from ownpod.api.auth import opened_endpoints
 from ownpod.api.services import answer, services
-from ownpod.endpoints import WorkerSchema, WorkerSpec, first_problem
+from ownpod.configuration import WorkerSchema
 from ownpod.errors import BadRequest, UnsupportedMediaType
-from ownpod.registry import WorkerStatus
+from ownpod.rules.endpoints import WorkerSpec
+from ownpod.rules.fleet import WorkerStatus
+from ownpod.validation import first_problem
 
 blueprint = Blueprint("workers", __name__, url_prefix="/v2/<id:endpoint_id>/workers")
 endpoints = Blueprint("endpoints", __name__)

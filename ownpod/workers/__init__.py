@@ -1,8 +1,12 @@
-"""What runs jobs: the interface that the rest knows, and its implementations."""
+"""The drivers: one interface to a worker, and an implementation for each kind of worker.
+
+Imports the rules and the settings, and no Redis: what a driver needs from there comes in as an argument.
+A node uses one driver for its worker.
+"""
 
 from typing import Protocol
 
-from ownpod.jobs import Attempt, Look, Outcome, Run
+from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
 
 
 class Watch(Protocol):
@@ -11,7 +15,7 @@ class Watch(Protocol):
     def chunks(self, texts: list[str]) -> None:
         """What the handler has yielded since, JSON texts."""
 
-    def look(self, look: Look) -> None:
+    def look(self, look: RunCheck) -> None:
         """How another process could ask about the run; said before the worker may begin it, and again
         when it turns out to be better or worse.
         """

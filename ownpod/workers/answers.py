@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ownpod.errors import AttemptLost
-from ownpod.jobs import JobStatus, Outcome, execution_ms
-from ownpod.payload import loads, output_of, split
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.payload import loads, output_of, split
+from ownpod.rules.runs import Outcome, execution_ms
 
 STILL_RUNNING = {"IN_QUEUE", "IN_PROGRESS", "RUNNING"}
 UNKNOWN_METHOD = {404, 405}

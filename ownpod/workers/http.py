@@ -19,7 +19,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from ownpod.endpoints import WorkerSpec
+from ownpod.rules.endpoints import WorkerSpec
 
 FIRST, PIECE = 65_536, 1024 * 1024
 """Bytes read at once, at most: of an answer's beginning, and of a longer one's rest."""

@@ -3,8 +3,8 @@
 import time
 from urllib.parse import quote
 
-from ownpod.endpoints import WorkerSpec
 from ownpod.errors import JobRejected
+from ownpod.rules.endpoints import WorkerSpec
 from ownpod.settings import Settings
 from ownpod.workers.answers import UNKNOWN_METHOD, Answer
 from ownpod.workers.http import Connections, Reply, WorkerHTTPError

@@ -1,7 +1,7 @@
 """RunPod's production protocol: the worker asks OwnPod for jobs, and posts chunks and results.
 
 Here is the node's side: a run is offered, and the worker takes it with its next request. The API
-(:mod:`ownpod.api.pull`) answers the worker. What real workers do stands in docs/architecture.md.
+(:mod:`ownpod.api.worker_protocol`) answers the worker. What real workers do stands in docs/architecture.md.
 """
 
 import contextlib
@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from ownpod.endpoints import WorkerSpec
 from ownpod.errors import AttemptLost, RedisUnavailable, WorkerAwaited, WorkerUnavailable
-from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
-from ownpod.patience import until_redis_answers
+from ownpod.rules.endpoints import WorkerSpec
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
+from ownpod.store.retry import until_available
 from ownpod.workers import Watch
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ FOLLOW_S = 60.0
 
 
 class RunLike(Protocol):
-    """See :class:`ownpod.pull.RunState`."""
+    """See :class:`ownpod.store.offers.RunState`."""
 
     @property
     def state(self) -> str: ...
@@ -67,7 +68,7 @@ class RunLike(Protocol):
 
 
 class ContactLike(Protocol):
-    """See :class:`ownpod.pull.Contact`."""
+    """See :class:`ownpod.store.offers.Contact`."""
 
     @property
     def heard_s(self) -> float | None: ...
@@ -82,7 +83,7 @@ class ContactLike(Protocol):
 
 
 class GateLike(Protocol):
-    """See :class:`ownpod.gate.Gate`."""
+    """See :class:`ownpod.node.breaker.Gate`."""
 
     @property
     def open(self) -> bool: ...
@@ -91,7 +92,7 @@ class GateLike(Protocol):
 
 
 class Desk(Protocol):
-    """Where worker and node meet, see :class:`ownpod.pull.Pulls`."""
+    """Where worker and node meet, see :class:`ownpod.store.offers.Offers`."""
 
     def offer(
         self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
@@ -143,12 +144,12 @@ class PullWorker:
         self._awaited.add(run_id)
         with self._expect(run_id) as wait:
             if attempt is not None and not resumed:
-                watch.look(Look.POLL)
-                until_redis_answers(lambda: self._offer(run_id, attempt))
+                watch.look(RunCheck.POLL)
+                until_available(lambda: self._offer(run_id, attempt))
             offered = time.monotonic()
             try:
                 while True:
-                    found = until_redis_answers(lambda: self._desk.run(self._id, run_id))
+                    found = until_available(lambda: self._desk.run(self._id, run_id))
                     outcome = self._end(run_id, found, time.monotonic() - offered)
                     if outcome is not None:
                         return outcome
@@ -203,7 +204,7 @@ class PullWorker:
         """Raises: WorkerUnavailable, when the worker has not taken it, and will not."""
         if not left and offered_s <= OFFER_S:
             return
-        if until_redis_answers(lambda: self._desk.withdraw(self._id, run_id)):
+        if until_available(lambda: self._desk.withdraw(self._id, run_id)):
             if left:
                 raise WorkerUnavailable(LEFT)
             self._refused = time.monotonic()
@@ -211,7 +212,7 @@ class PullWorker:
 
     def _vanished(self, found: RunLike) -> bool:
         """Nothing was heard of the worker for so long that it cannot have the run any more."""
-        contact = until_redis_answers(lambda: self._desk.contact(self._id))
+        contact = until_available(lambda: self._desk.contact(self._id))
         last_s = min(s for s in (contact.heard_s, contact.pinged_s, 1e9) if s is not None)
         if last_s > self._gone_s:
             # A sync handler blocks all but the pings, and not every worker pings.
@@ -223,14 +224,14 @@ class PullWorker:
         )
 
     def _settle(self, run_id: str, *, keep_s: float = 0) -> None:
-        until_redis_answers(lambda: self._desk.settle(self._id, run_id, keep_s=keep_s))
+        until_available(lambda: self._desk.settle(self._id, run_id, keep_s=keep_s))
 
     def is_at(self, run: Run, patience_s: float) -> bool:  # noqa: ARG002
-        found = until_redis_answers(lambda: self._desk.run(self._id, run.id))
+        found = until_available(lambda: self._desk.run(self._id, run.id))
         if found is None:
             return False
         if found.state == "offered":
-            return not until_redis_answers(lambda: self._desk.withdraw(self._id, run.id))
+            return not until_available(lambda: self._desk.withdraw(self._id, run.id))
         if found.state in {"done", "unbegun", "gone"} or self._vanished(found):
             self._settle(run.id)
             return False
@@ -268,7 +269,7 @@ class PullWorker:
         with self._expect(WORKER) as wait:
             while True:
                 wait(FOLLOW_S)
-                left = until_redis_answers(lambda: self._desk.contact(self._id)).left
+                left = until_available(lambda: self._desk.contact(self._id)).left
                 if not left:
                     gate.recheck()
                 elif gate.open:

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ownpod.endpoints import WorkerSpec
 from ownpod.errors import AttemptLost, JobRejected, WorkerSilent, WorkerUnavailable
-from ownpod.jobs import Attempt, JobStatus, Look, Outcome, Run
+from ownpod.rules.endpoints import WorkerSpec
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
 from ownpod.settings import Settings
 from ownpod.workers import Watch
 from ownpod.workers.answers import (
@@ -116,7 +117,7 @@ class PushWorker:
             return self._follow(run_id, watch)
 
     def _asked(self, run_id: str, watch: Watch) -> Outcome:
-        watch.look(Look.LISTED if self._says_so else self._unasked)
+        watch.look(RunCheck.STREAM if self._says_so else self._unasked)
         return self._poll(run_id, watch, None)
 
     def _confirmed(self, run_id: str, watch: Watch, reason: str) -> Outcome:
@@ -129,19 +130,19 @@ class PushWorker:
 
     def is_at(self, run: Run, patience_s: float) -> bool:
         try:
-            match run.look:
-                case Look.POLL:
+            match run.check:
+                case RunCheck.POLL:
                     timeout_s = self._settings.worker_status_timeout_s
                     return outcome_in(self._api.status(run.id, timeout_s), run.id) is None
-                case Look.LISTED:
+                case RunCheck.STREAM:
                     answer = self._api.answer("POST", f"/stream/{quoted(run.id)}", patience_s)
                     listed = answer.json().get("error") == _NO_STREAM
                     return listed or answer.status in NOT_REACHED
-                case Look.IDLE | Look.NEVER | Look.UNKNOWN:
+                case RunCheck.HEALTH | RunCheck.TIMEOUT | RunCheck.UNKNOWN:
                     asked = time.monotonic()
                     answer = self._api.answer("GET", "/health", patience_s)
                     blocked = time.monotonic() - asked > LEARN_AFTER_S
-                    done = run.look is Look.IDLE or blocked
+                    done = run.check is RunCheck.HEALTH or blocked
                     return not done or answer.status in NOT_REACHED
         except (CannotConnect, AttemptLost) as error:
             # The worker is away or does not know the run; a proxy before it knows nothing about it.
@@ -150,9 +151,11 @@ class PushWorker:
             return True
 
     @property
-    def _unasked(self) -> Look:
+    def _unasked(self) -> RunCheck:
         """For a run that it would begin again if it were asked about it."""
-        return {None: Look.UNKNOWN, True: Look.NEVER, False: Look.IDLE}[self._concurrent]
+        return {None: RunCheck.UNKNOWN, True: RunCheck.TIMEOUT, False: RunCheck.HEALTH}[
+            self._concurrent
+        ]
 
     def _forget(self) -> None:
         """Whoever answers next may be another container."""
@@ -218,7 +221,7 @@ class PushWorker:
                     return None
                 return self._end_of_generator(run_id, found.chunks, watch)
             if not polled:
-                watch.look(Look.POLL)
+                watch.look(RunCheck.POLL)
             polled = True
             _pause(began)
 
@@ -262,7 +265,7 @@ class PushWorker:
     def _relayed(self, run_id: str, response: Reply, watch: Watch) -> Outcome | None:
         """The end of a run that the worker streams, as far as the stream has it; None: ask ``/status``."""
         self._streams = True
-        watch.look(Look.POLL)
+        watch.look(RunCheck.POLL)
         error = self._relay(run_id, response, watch)
         return None if error is None else self._confirmed(run_id, watch, error)
 
@@ -311,7 +314,7 @@ class PushWorker:
                 if outcome is not None:
                     return outcome
                 if timeout_s is None:
-                    watch.look(Look.POLL)
+                    watch.look(RunCheck.POLL)
                 timeout_s = self._settings.worker_status_timeout_s
                 _pause(began)
 

@@ -6,8 +6,8 @@ import psutil
 import pytest
 from helpers import RedisServer, wait_until
 
-from ownpod import keys
-from ownpod.connection import connect
+from ownpod.store import keys
+from ownpod.store.client import connect
 
 BROKEN = {
     "no-json": "{",

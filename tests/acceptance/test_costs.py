@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers import wait_until
 
-from ownpod.connection import connect
+from ownpod.store.client import connect
 
 JOBS = 40
 

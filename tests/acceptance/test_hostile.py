@@ -10,8 +10,8 @@ import requests
 from helpers import Answer, FakeWorker, answers, run_command, wait_until
 from test_browser import CHROMIUM, Browser
 
-from ownpod.credentials import digest_of
 from ownpod.processes import free_port
+from ownpod.rules.credentials import digest_of
 
 NOWHERE = "http://127.0.0.1:1"
 """A worker that is away, so that jobs wait."""

@@ -14,9 +14,9 @@ import requests
 import trustme
 from helpers import Process, RedisServer, wait_until, worker_states
 
-from ownpod.connection import connect
 from ownpod.processes import free_port
-from ownpod.pull import Pulls
+from ownpod.store.client import connect
+from ownpod.store.offers import Offers
 
 JOBS = 40
 
@@ -184,7 +184,7 @@ def test_a_worker_is_served_and_its_close_noticed_behind_the_apis_own_tls(tmp_pa
                     return False
 
             wait_until(serves, 30)
-            pulls = Pulls(client, gone_s=60)
+            pulls = Offers(client, gone_s=60)
             with pytest.raises(requests.Timeout):
                 requests.get(take, timeout=2, verify=session.verify)
             wait_until(lambda: pulls.contact("w").left, 2)

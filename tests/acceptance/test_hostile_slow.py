@@ -15,8 +15,8 @@ import requests
 from helpers import ROOT, Process, answers, job_store, new_job, wait_until
 
 from ownpod.api.arrival import CREDIT_S, HEADER_S
-from ownpod.jobs import Outcome
 from ownpod.processes import free_port
+from ownpod.rules.runs import Outcome
 
 HEADER = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "
 SMALL = b"POST /v2/ep/run HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"

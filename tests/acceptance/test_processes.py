@@ -22,8 +22,8 @@ from helpers import (
     wait_until,
 )
 
-from ownpod.connection import connect
 from ownpod.processes import free_port
+from ownpod.store.client import connect
 
 PYTHON = sys.executable
 BIN = Path(sys.executable).parent

@@ -8,9 +8,9 @@ import time
 import pytest
 from helpers import begun, node_processes, overlaps, wait_until
 
-from ownpod.connection import connect
-from ownpod.jobs import Look
 from ownpod.processes import free_port
+from ownpod.rules.runs import RunCheck
+from ownpod.store.client import connect
 from ownpod.workers.push import LEARN_AFTER_S
 
 
@@ -40,7 +40,7 @@ def test_the_next_attempt_begins_when_the_worker_is_done_with_the_last(
     job = ownpod.submit(text="a", runs=str(runs), seconds=3, count=2)
     wait_until(begun(runs, "a"))
     if kind == "generator":
-        wait_until(lambda: look_at_run(ownpod, url) == Look.IDLE)
+        wait_until(lambda: look_at_run(ownpod, url) == RunCheck.HEALTH)
     kill_node(ownpod, worker_id(url))
     done = ownpod.ended(job, 40)
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)

@@ -166,7 +166,7 @@ def test_celery_uses_ownpods_settings_beside_a_foreign_celeryconfig(tmp_path, re
         PYTHONPATH=f"{tmp_path}:{ROOT}",
     )
     assert done.returncode == 0, done.stderr
-    assert "ownpod.workarounds:JobPool" in done.stdout
+    assert "ownpod.broker.workarounds:JobPool" in done.stdout
     assert "foreign" not in done.stdout
     assert "Mars" not in done.stdout
 

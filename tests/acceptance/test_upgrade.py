@@ -12,9 +12,9 @@ import redis
 import requests
 from helpers import ROOT, Process, RedisServer, answers, run_command, wait_until
 
-from ownpod import keys
 from ownpod.processes import free_port
-from ownpod.schema import VERSION
+from ownpod.store import keys
+from ownpod.store.schema import VERSION
 
 OLD = "6b8af33"
 """The last commit whose processes know no schema version."""

@@ -9,8 +9,8 @@ import pytest
 import requests
 from helpers import Process, RedisServer, answers, wait_until
 
-from ownpod.connection import connect
 from ownpod.processes import free_port
+from ownpod.store.client import connect
 
 
 @pytest.fixture

@@ -169,10 +169,10 @@ def address(container):
 
 def test_the_dispatchers_health_check_follows_redis(demo):
     container = demo("dispatcher")
-    bash(f"docker exec {container} python -m ownpod.alive")
+    bash(f"docker exec {container} python -m ownpod.tools.alive")
     bash(f"docker pause {demo('redis')}")
     try:
-        bash(f"! docker exec {container} python -m ownpod.alive")
+        bash(f"! docker exec {container} python -m ownpod.tools.alive")
     finally:
         bash(f"docker unpause {demo('redis')}")
     wait_for_workers()

@@ -1,4 +1,4 @@
-"""``python -m ownpod.alive``, the health check of the dispatcher's container."""
+"""``python -m ownpod.tools.alive``, the health check of the dispatcher's container."""
 
 import os
 import resource
@@ -11,16 +11,16 @@ import time
 import pytest
 from helpers import Process, environment, wait_until
 
-from ownpod import keys
-from ownpod.alive import exists
-from ownpod.sweep import ALIVE_S
+from ownpod.housekeeping.sweep import ALIVE_S
+from ownpod.store import keys
+from ownpod.tools.alive import exists
 
 KEY = keys.housekeeping(socket.gethostname())
 
 
 def check(url, *options):
     return subprocess.run(
-        [sys.executable, *options, "-m", "ownpod.alive"],
+        [sys.executable, *options, "-m", "ownpod.tools.alive"],
         env=environment(REDIS_URL=url),
         capture_output=True,
         text=True,

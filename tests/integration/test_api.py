@@ -8,9 +8,11 @@ from helpers import job_store, load_settings
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.endpoints import load_endpoints
-from ownpod.jobs import JobStatus, Outcome
-from ownpod.registry import Registry, WorkerState, WorkerStatus
+from ownpod.configuration import load_endpoints
+from ownpod.registry import Registry
+from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
 
 WORKERS = """
 endpoints:
@@ -177,8 +179,8 @@ def test_purge_queue_says_how_many(api, store, body):
 def test_health_counts_jobs_and_workers(api, store, client, settings):
     registry = Registry(load_endpoints(settings), client, settings)
     assert api.get("/v2/ep/health").json["workers"]["unhealthy"] == 2
-    registry.announce("a-1", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
-    registry.announce("b-2", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
+    registry.publish_status("a-1", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
+    registry.publish_status("b-2", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
     ids = [run(api).json["id"] for _ in range(5)]
     complete(store, ids[0])
     store.finish(begin(store, ids[1]), Outcome(JobStatus.FAILED, error="x"))
@@ -204,7 +206,7 @@ def test_health_counts_jobs_and_workers(api, store, client, settings):
 
 def test_a_worker_whose_slot_an_ended_job_keeps_is_running(api, client, settings):
     registry = Registry(load_endpoints(settings), client, settings)
-    registry.announce("a-1", WorkerStatus(WorkerState.READY, held=1), node="n", ttl_s=9)
+    registry.publish_status("a-1", WorkerStatus(WorkerState.READY, held=1), node="n", ttl_s=9)
     workers = api.get("/v2/ep/health").json["workers"]
     assert (workers["running"], workers["idle"], workers["unhealthy"]) == (1, 0, 1)
 

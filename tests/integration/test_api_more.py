@@ -13,8 +13,9 @@ from helpers import job_store, load_settings, wait_until
 
 from ownpod.api import create_app, server
 from ownpod.api.services import services_of
-from ownpod.deliveries import Deliveries
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store.deliveries import Deliveries
 
 WORKERS = """
 endpoints:
@@ -544,7 +545,7 @@ def test_a_request_that_would_wait_beside_too_many_others_changes_nothing_and_ge
     job_id = run(api).json["id"]
     events = services_of(api.application).events
     events.most = 1
-    with events.expect("other", end_only=True):
+    with events.subscribe("other", end_only=True):
         for answer in (
             api.post("/v2/ep/runsync", json={"input": {}}),
             api.get(f"/v2/ep/status-sync/{job_id}"),

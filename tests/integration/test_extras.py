@@ -38,7 +38,7 @@ def test_without_flower_its_commands_end_with_one_line_that_names_the_extra(
 ):
     done = without(
         EXTRAS["flower"],
-        "from ownpod.cli import main; main(prog_name='ownpod')",
+        "from ownpod.tools.cli import main; main(prog_name='ownpod')",
         *command,
         REDIS_URL=redis_server.url,
         OWNPOD_WORKERS="http://127.0.0.1:9",

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ownpod import log
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
 
 JOBS = [f"job-{status}" for status in JobStatus]
 FORGED = "12:00:00 INFO    forged"

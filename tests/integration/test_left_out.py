@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.errors import WorkerNotFound
 from ownpod.registry import Registry
+from ownpod.store import keys
 
 URL = "http://10.0.0.12:8000"
 GOOD = {"endpoint": "ep", "url": URL, "id": "x"}

@@ -3,12 +3,13 @@
 import pytest
 from helpers import job_store, load_settings, new_job, now_ms
 
-from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.errors import JobNotFound
-from ownpod.jobs import Job, JobStatus, Outcome
-from ownpod.listing import Listing
+from ownpod.rules.jobs import Job, JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store import keys
+from ownpod.store.listing import Listing
 
 LARGE = f'"{"x" * 200_000}"'
 
@@ -92,7 +93,7 @@ def test_details_have_the_payload(store, listing, large_jobs):
 
 def test_details_tell_no_token(store, listing, client):
     store.create(new_job(webhook="http://h/"), channel="somewhere")
-    store.watch("job-1", "elsewhere", end_only=False)
+    store.subscribe("job-1", "elsewhere", end_only=False)
     store.claim("job-1", worker_id="w", claim="secret", lease_s=60)
     client.hset(keys.job("job-1"), "webhook_try", "{}")
     shown = listing.details("job-1")
@@ -180,7 +181,7 @@ def test_a_status_that_few_jobs_have_is_found_in_pages(client, listing):
 def test_logs_are_read_unless_they_are_not_wanted(store, listing):
     store.create(new_job())
     store.claim("job-1", worker_id="w", claim="t", lease_s=60)
-    store.hand_back("job-1", "ep", 1, lost=True, reason="gone")
+    store.requeue("job-1", "ep", 1, lost=True, reason="gone")
     options = {"status": None, "before": None, "limit": 1}
     for logs, number in ((True, 1), (False, 0)):
         (found,), _ = listing.recent("ep", logs=logs, **options)

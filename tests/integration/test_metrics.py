@@ -9,8 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.deliveries import Deliveries
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store.deliveries import Deliveries
 
 WORKERS = "endpoints: {ep: {workers: [{url: 'http://a:1', id: w, capacity: 2}]}, other: {}}"
 
@@ -75,7 +76,7 @@ def test_jobs_are_counted_and_timed(api, store):
 def test_retries_lost_attempts_and_webhooks_are_counted(api, store, client):
     store.create(new_job("a", webhook="http://a/"))
     store.claim("a", worker_id="w", claim="x", lease_s=60)
-    store.hand_back("a", "ep", 1, lost=True, reason="gone")
+    store.requeue("a", "ep", 1, lost=True, reason="gone")
     store.cancel("a", "ep", reason="by hand")
     deliveries = Deliveries(client, store.messages)
     for token, again_s, result in [("1", 0, "failed"), ("2", None, "delivered")]:

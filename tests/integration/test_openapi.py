@@ -13,7 +13,8 @@ from ownpod.api import create_app
 from ownpod.api.openapi import make_spec
 from ownpod.api.openapi_internal import make_internal_spec
 from ownpod.api.services import services_of
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
 
 PUBLISHED = make_spec(["ep"], keys=False)
 INTERNAL = make_internal_spec(["ep"], keys=False)

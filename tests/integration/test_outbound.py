@@ -12,9 +12,9 @@ import pytest
 import trustme
 from helpers import Answer, FakeWorker, load_settings, run_command, wait_until
 
-from ownpod.outbound import Outbound, Unanswered, resolve
+from ownpod.housekeeping.outbound import Outbound, Unanswered, resolve
+from ownpod.housekeeping.webhooks import make_outbound
 from ownpod.processes import free_port
-from ownpod.webhooks import make_outbound
 
 
 def anywhere(_address):
@@ -252,7 +252,7 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(receiver, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
     proxy = f"http://127.0.0.1:{free_port()}"
     code = (
-        "from ownpod.outbound import Outbound\n"
+        "from ownpod.housekeeping.outbound import Outbound\n"
         "sender = Outbound(allowed=lambda address: True, deadline_s=10)\n"
         f"print(sender.post('{receiver.url}/hook', b'{{}}', {{}}))\n"
     )

@@ -6,9 +6,10 @@ import time
 import pytest
 from helpers import load_settings, wait_until
 
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.processes import this_process
-from ownpod.registry import Attended, Registry, WorkerState, WorkerStatus
+from ownpod.registry import Heartbeat, Registry
+from ownpod.rules.fleet import WorkerState, WorkerStatus
 
 HERE = this_process()
 
@@ -28,50 +29,50 @@ def dead():
 
 
 def test_a_worker_has_one_dispatcher_at_a_time(registry):
-    assert registry.own("w", "one:1", ttl_s=5)
-    assert registry.own("w", "one:1", ttl_s=5)
-    assert not registry.own("w", "two:2", ttl_s=5)
+    assert registry.acquire("w", "one:1", ttl_s=5)
+    assert registry.acquire("w", "one:1", ttl_s=5)
+    assert not registry.acquire("w", "two:2", ttl_s=5)
     assert registry.owner("w") == "one:1"
-    assert registry.own("other", "two:2", ttl_s=5)
+    assert registry.acquire("other", "two:2", ttl_s=5)
 
 
 def test_a_worker_that_was_given_up_can_be_taken_at_once(registry):
-    registry.own("w", "one:1", ttl_s=5)
-    registry.disown("w", "two:2")
+    registry.acquire("w", "one:1", ttl_s=5)
+    registry.release("w", "two:2")
     assert registry.owner("w") == "one:1"
-    registry.disown("w", "one:1")
+    registry.release("w", "one:1")
     assert registry.owner("w") is None
-    assert registry.own("w", "two:2", ttl_s=5)
+    assert registry.acquire("w", "two:2", ttl_s=5)
 
 
 def test_a_dispatcher_that_fell_silent_loses_its_worker(registry):
-    registry.own("w", "one:1", ttl_s=0.2)
-    assert not registry.own("w", "two:2", ttl_s=5)
-    wait_until(lambda: registry.own("w", "two:2", ttl_s=5), 3)
-    assert not registry.own("w", "one:1", ttl_s=5)
+    registry.acquire("w", "one:1", ttl_s=0.2)
+    assert not registry.acquire("w", "two:2", ttl_s=5)
+    wait_until(lambda: registry.acquire("w", "two:2", ttl_s=5), 3)
+    assert not registry.acquire("w", "one:1", ttl_s=5)
 
 
 def test_a_dead_dispatcher_of_this_host_is_succeeded_at_once(registry, dead):
-    assert registry.own("w", dead, ttl_s=60)
+    assert registry.acquire("w", dead, ttl_s=60)
     assert registry.owner("w") is None
-    assert registry.own("w", HERE, ttl_s=60)
+    assert registry.acquire("w", HERE, ttl_s=60)
     assert registry.owner("w") == HERE
-    assert not registry.own("w", "other-host:1", ttl_s=60)
+    assert not registry.acquire("w", "other-host:1", ttl_s=60)
 
 
 def test_a_process_in_a_container_with_this_hosts_name_may_live(registry, dead):
     here, _, pid = dead.rpartition(":")
     elsewhere = f"{here.partition('/')[0]}/4026530000:{pid}"
-    assert registry.own("w", elsewhere, ttl_s=60)
+    assert registry.acquire("w", elsewhere, ttl_s=60)
     assert registry.owner("w") == elsewhere
-    assert not registry.own("w", HERE, ttl_s=60)
+    assert not registry.acquire("w", HERE, ttl_s=60)
 
 
 def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
     workers = registry.endpoint("local-ep").workers
     (worker,) = workers
     status = WorkerStatus(WorkerState.READY, held=1)
-    registry.announce(worker.id, status, node="n@h", ttl_s=0.3)
+    registry.publish_status(worker.id, status, node="n@h", ttl_s=0.3)
     assert registry.statuses(workers)[worker.id] == status
     assert registry.node_of(worker.id) == "n@h"
     began = time.monotonic()
@@ -82,7 +83,7 @@ def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
 
 def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
     def attend(process):
-        return registry.attend(
+        return registry.heartbeat(
             "w",
             WorkerStatus(WorkerState.READY, held=1),
             process=process,
@@ -94,10 +95,10 @@ def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
 
     client.rpush("one", "a", "b")
     client.rpush("two", "c")
-    assert attend("one:1") == Attended(owned=True, paused=None, waiting=3)
+    assert attend("one:1") == Heartbeat(owned=True, paused=None, waiting=3)
     registry.pause("w", "lunch")
     assert attend("one:1").paused == "lunch"
     # Another process hears nothing and says nothing.
-    assert attend("two:2") == Attended(owned=False, paused=None, waiting=0)
-    assert not registry.own("w", "two:2", ttl_s=5)
+    assert attend("two:2") == Heartbeat(owned=False, paused=None, waiting=0)
+    assert not registry.acquire("w", "two:2", ttl_s=5)
     assert registry.node_of("w") == "one:1@h"

@@ -3,13 +3,13 @@
 import pytest
 from helpers import job_store, load_settings, new_job, now_ms
 
-from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.pull import Pulls
-from ownpod.recovery import Recovery
-from ownpod.store import SAMPLES
-from ownpod.sweep import Sweep
+from ownpod.housekeeping.recovery import Recovery
+from ownpod.housekeeping.sweep import Sweep
+from ownpod.store import keys
+from ownpod.store.jobs import SAMPLES
+from ownpod.store.offers import Offers
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_last_hour_is_sampled_by_the_sweep_and_kept_short(api, client):
     store.create(new_job("b"))
     store.claim("b", worker_id="w", claim="x", lease_s=60)
     sweep = Sweep(
-        store, Recovery(store, lambda: ["ep"], lease_s=60), Pulls(client, gone_s=60), lease_s=60
+        store, Recovery(store, lambda: ["ep"], lease_s=60), Offers(client, gone_s=60), lease_s=60
     )
     before = now_ms()
     sweep.once()

@@ -9,7 +9,8 @@ import pytest
 from helpers import Answer, FakeWorker, load_settings, wait_until, worker_spec
 
 from ownpod.errors import AttemptLost, WorkerUnavailable
-from ownpod.jobs import JobStatus, Look, Run
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Run, RunCheck
 from ownpod.workers.push import PushWorker
 
 PROXY = [429, 502, 503, 504]
@@ -94,16 +95,16 @@ def test_a_polled_stream_goes_on_after_a_proxy_refused_it(fake):
 
 
 @pytest.mark.parametrize("status", PROXY)
-@pytest.mark.parametrize("look", list(Look))
+@pytest.mark.parametrize("look", list(RunCheck))
 def test_a_run_may_go_on_while_a_proxy_answers_for_its_worker(fake, look, status):
     refused = Answer(status, b"")
     fake.routes |= {"POST /status": refused, "POST /stream": refused, "GET /health": refused}
-    run = Run(job_id="job-1", attempt=1, id="r", look=look, execution_timeout_ms=1000)
+    run = Run(job_id="job-1", attempt=1, id="r", check=look, execution_timeout_ms=1000)
     assert push(fake.url).is_at(run, 5)
 
 
 @pytest.mark.parametrize(
-    ("status", "looks"), [(404, [Look.UNKNOWN, Look.NEVER]), (503, [Look.UNKNOWN])]
+    ("status", "looks"), [(404, [RunCheck.UNKNOWN, RunCheck.TIMEOUT]), (503, [RunCheck.UNKNOWN])]
 )
 def test_a_proxys_answer_beside_a_generator_does_not_show_that_its_worker_answers(
     fake, status, looks

@@ -9,13 +9,14 @@ from functools import partial
 import pytest
 from helpers import attempt, job_store, load_settings, new_job, wait_until, worker_spec
 
-from ownpod import keys
 from ownpod.api import create_app
-from ownpod.api.pull import result_of
+from ownpod.api.worker_protocol import result_of
 from ownpod.errors import AttemptLost, WorkerUnavailable
-from ownpod.events import JobEvents
-from ownpod.jobs import JobStatus, Look, Run
-from ownpod.pull import Pulls
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Run, RunCheck
+from ownpod.store import keys
+from ownpod.store.notices import Notices
+from ownpod.store.offers import Offers
 from ownpod.workers import pull
 from ownpod.workers.pull import PullWorker
 
@@ -33,14 +34,14 @@ class Told:
 
 @pytest.fixture
 def pulls(client):
-    return Pulls(client, gone_s=60)
+    return Offers(client, gone_s=60)
 
 
 @pytest.fixture
 def worker(client, pulls, monkeypatch):
     monkeypatch.setattr(pull, "OFFER_S", 1.0)
     monkeypatch.setattr(pull, "LOOK_S", 0.1)
-    expect = partial(JobEvents(client, keys.pull("w")).expect, end_only=False)
+    expect = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
     return PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
 
 
@@ -96,7 +97,7 @@ def test_a_run_is_told_before_the_worker_can_take_it_and_has_the_jobs_id(worker,
     assert take(pulls) == []
     with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerUnavailable, match="asked for no job"):
         pool.submit(worker.wait, "job-1", told).result(9)
-    assert told.looks == [Look.POLL]
+    assert told.looks == [RunCheck.POLL]
     assert take(pulls) == []
 
 
@@ -162,7 +163,7 @@ def test_a_result_ends_the_run_whoever_waits_and_a_later_one_changes_nothing(run
 
 def test_another_process_goes_on_with_a_run(worker, running, pulls, client, api):
     assert taken(pulls) == ["job-1"]
-    expect = partial(JobEvents(client, keys.pull("w")).expect, end_only=False)
+    expect = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
     after = PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(after.wait, "job-1", Told(), resumed=True)
@@ -189,7 +190,7 @@ def test_late_progress_changes_nothing(running, pulls, api, store):
     post(api, url, {"status": "IN_PROGRESS", "output": {"percent": 90}})
     assert running.result(5).output == '"done"'
     assert store.job("job-1", "ep").progress == '{"percent": 10}'
-    store.hand_back("job-1", "ep", 1, lost=True, reason="x")
+    store.requeue("job-1", "ep", 1, lost=True, reason="x")
     assert store.job("job-1", "ep").progress is None
 
 
@@ -258,7 +259,9 @@ def test_a_worker_that_is_to_be_restarted_gets_nothing_before(running, pulls, ap
 
 
 def test_nothing_is_at_a_run_that_was_settled(worker, pulls):
-    run = Run(job_id="job-1", attempt=1, id="job-1", look=Look.POLL, execution_timeout_ms=60_000)
+    run = Run(
+        job_id="job-1", attempt=1, id="job-1", check=RunCheck.POLL, execution_timeout_ms=60_000
+    )
     assert not worker.is_at(run, 1)
     body = json.dumps({"id": "job-1", "input": {}})
     pulls.offer("w", "job-1", job_id="job-1", attempt=1, body=body, time_s=60)

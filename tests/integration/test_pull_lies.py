@@ -7,22 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers import attempt, load_settings, wait_until, worker_spec
 
-from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.errors import TooManyWorkers, WorkerAwaited, WorkerConflict, WorkerUnavailable
-from ownpod.events import JobEvents
-from ownpod.gate import Gate
-from ownpod.jobs import JobStatus
-from ownpod.pull import Pulls
-from ownpod.registry import Registry, WorkerState
+from ownpod.node.breaker import Gate
+from ownpod.registry import Registry
+from ownpod.rules.fleet import WorkerState
+from ownpod.rules.jobs import JobStatus
+from ownpod.store import keys
+from ownpod.store.notices import Notices
+from ownpod.store.offers import Offers
 from ownpod.workers.pull import PullWorker
 
 
 @pytest.fixture
 def pulls(client):
-    return Pulls(client, gone_s=60)
+    return Offers(client, gone_s=60)
 
 
 @pytest.fixture
@@ -306,10 +307,10 @@ class SeenGate:
 
 @pytest.fixture
 def worker(client, pulls):
-    events = JobEvents(client, keys.pull("w"))
+    events = Notices(client, keys.pull("w"))
 
     def expect(name):
-        return events.expect(name, end_only=False)
+        return events.subscribe(name, end_only=False)
 
     yield PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
     events.stop()

@@ -10,8 +10,9 @@ import pytest
 from helpers import Answer, FakeWorker, attempt, load_settings, wait_until, worker_spec
 
 from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
-from ownpod.jobs import JobStatus, Look
 from ownpod.processes import free_port
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import RunCheck
 from ownpod.workers.push import PushWorker
 
 ATTEMPT = attempt()
@@ -462,9 +463,9 @@ def test_an_answer_about_another_run_is_a_lost_attempt(fake):
 @pytest.mark.parametrize(
     ("stream", "looks"),
     [
-        (NO_STREAM, [Look.UNKNOWN, Look.LISTED]),
-        ({"status": "COMPLETED", "stream": [{"output": 1}]}, [Look.UNKNOWN]),
-        (None, [Look.UNKNOWN, Look.UNKNOWN]),
+        (NO_STREAM, [RunCheck.UNKNOWN, RunCheck.STREAM]),
+        ({"status": "COMPLETED", "stream": [{"output": 1}]}, [RunCheck.UNKNOWN]),
+        (None, [RunCheck.UNKNOWN, RunCheck.UNKNOWN]),
     ],
 )
 def test_how_a_run_can_be_asked_about_is_told_before_it_begins(fake, stream, looks):
@@ -479,7 +480,7 @@ def test_a_run_that_was_polled_is_told_to_be_one(fake):
     told, states = Watched(), iter(["IN_PROGRESS", "COMPLETED"])
     fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(states)})
     push(fake.url).wait("r", told)
-    assert told.looks == [Look.UNKNOWN, Look.UNKNOWN, Look.POLL]
+    assert told.looks == [RunCheck.UNKNOWN, RunCheck.UNKNOWN, RunCheck.POLL]
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -502,8 +503,8 @@ def test_whether_a_worker_answers_beside_its_generator_is_found_out(fake, monkey
         wait_until(lambda: worker._concurrent is answers)
         ended.set()
         running.result(5)
-    assert told.looks == [Look.UNKNOWN, Look.NEVER if answers else Look.IDLE]
+    assert told.looks == [RunCheck.UNKNOWN, RunCheck.TIMEOUT if answers else RunCheck.HEALTH]
     # Known from now on.
     worker.wait("r", told)
-    assert told.looks[-1] == (Look.NEVER if answers else Look.IDLE)
+    assert told.looks[-1] == (RunCheck.TIMEOUT if answers else RunCheck.HEALTH)
     assert len(fake.paths("GET /health")) == 1

@@ -5,9 +5,9 @@ import threading
 import pytest
 from helpers import job_message, job_messages, job_store, new_job, now_ms
 
-from ownpod import keys
-from ownpod.jobs import JobStatus
-from ownpod.recovery import Recovery
+from ownpod.housekeeping.recovery import Recovery
+from ownpod.rules.jobs import JobStatus
+from ownpod.store import keys
 
 OLD_MS = 60_000
 

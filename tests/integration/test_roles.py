@@ -9,9 +9,9 @@ from helpers import load_settings, run_command
 from ownpod.api import create_app
 from ownpod.api.auth import Access, access_of
 from ownpod.api.services import services_of
-from ownpod.credentials import digest_of
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.registry import Registry
+from ownpod.rules.credentials import digest_of
 
 ROLES = {
     Access.OPEN: {

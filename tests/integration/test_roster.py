@@ -5,10 +5,11 @@ from helpers import job_store, load_settings, new_job
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.errors import BadRequest, EndpointNotFound, WorkerConflict, WorkerNotFound
-from ownpod.registry import Registry, WorkerState, WorkerStatus
-from ownpod.waiting import explain
+from ownpod.registry import Registry
+from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.waiting import explain
 
 URL = "http://10.0.0.12:8000"
 

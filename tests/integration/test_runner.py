@@ -17,14 +17,14 @@ from helpers import (
     worker_spec,
 )
 
-from ownpod import keys
-from ownpod.attempts import Attempts
-from ownpod.gate import Gate
-from ownpod.jobs import JobStatus
-from ownpod.pull import Pulls
-from ownpod.recovery import Recovery
-from ownpod.runner import JobRunner
-from ownpod.sweep import CLOCK, Sweep
+from ownpod.housekeeping.recovery import Recovery
+from ownpod.housekeeping.sweep import CLOCK, Sweep
+from ownpod.node.breaker import Gate
+from ownpod.node.runner import JobRunner
+from ownpod.node.slots import Attempts
+from ownpod.rules.jobs import JobStatus
+from ownpod.store import keys
+from ownpod.store.offers import Offers
 from ownpod.workers.push import PushWorker
 
 QUEUE = "ownpod.ep"
@@ -196,7 +196,7 @@ def test_a_node_that_ends_hands_its_jobs_back_uncounted(node, fake, client):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
-        assert node.attempts.leave("stopping") == 1
+        assert node.attempts.hand_over("stopping") == 1
         assert status_of(node) is JobStatus.IN_QUEUE
         assert client.llen(QUEUE) == 1
         held.hold.set()
@@ -259,7 +259,7 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
     node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
     client.delete(QUEUE)
     recovery = Recovery(node.store, lambda: ["ep"], lease_s=1)
-    sweep = Sweep(node.store, recovery, Pulls(node.store.client, gone_s=60), lease_s=1)
+    sweep = Sweep(node.store, recovery, Offers(node.store.client, gone_s=60), lease_s=1)
     wait_until(lambda: node.store.expired(limit=1))
     sweep.once()
     assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)
@@ -270,7 +270,7 @@ def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
 
 def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
     recovery = Recovery(node.store, lambda: ["ep"], lease_s=30)
-    sweep = Sweep(node.store, recovery, Pulls(node.store.client, gone_s=60), lease_s=30)
+    sweep = Sweep(node.store, recovery, Offers(node.store.client, gone_s=60), lease_s=30)
     node.store.create(new_job())
     node.store.claim("job-1", worker_id="w", claim="x", lease_s=0.01)
     wait_until(lambda: node.store.expired(limit=1))

@@ -16,16 +16,17 @@ from helpers import (
     worker_spec,
 )
 
-from ownpod import broker
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.attempts import Attempts
-from ownpod.gate import Gate
-from ownpod.jobs import JobStatus, Look, Run
-from ownpod.runner import JobRunner
+from ownpod.broker import names
+from ownpod.node.breaker import Gate
+from ownpod.node.runner import JobRunner
+from ownpod.node.slots import Attempts
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Run, RunCheck
 from ownpod.workers.push import PushWorker
 
-OWN = broker.worker_queue("ep", "w")
+OWN = names.worker_queue("ep", "w")
 NO_STREAM = "Stream not supported, handler must be a generator."
 GONE = {"id": "r1", "status": "FAILED", "error": "Job ID not found"}
 
@@ -68,12 +69,12 @@ def node(make_node):
     return make_node()
 
 
-def left(store, look=Look.LISTED, *, callback=False, lease_s=60, **changes):
+def left(store, check=RunCheck.STREAM, *, callback=False, lease_s=60, **changes):
     """A job in the worker, of a node that was killed."""
     store.create(new_job(**changes))
     attempt = store.claim("job-1", worker_id="w", claim="token", lease_s=lease_s)
-    run = Run("job-1", 1, "r1", look, attempt.execution_timeout_ms, callback)
-    store.note(run, "w")
+    run = Run("job-1", 1, "r1", check, attempt.execution_timeout_ms, callback)
+    store.record_run(run, "w")
     return attempt
 
 
@@ -92,8 +93,8 @@ def test_a_run_stands_in_redis_before_it_may_begin_and_until_its_slot_is_free(no
     fake.routes["POST /stream"] = Answer(body={"status": "FAILED", "error": NO_STREAM})
     store.create(new_job())
     node.runner.run("job-1")
-    assert seen == [Run("job-1", 1, "r1", Look.LISTED, 600_000)]
-    assert store.left("w") == []
+    assert seen == [Run("job-1", 1, "r1", RunCheck.STREAM, 600_000)]
+    assert store.orphans("w") == []
 
 
 def test_a_timed_out_job_keeps_its_run_until_the_worker_is_done(node, store, fake):
@@ -103,33 +104,33 @@ def test_a_timed_out_job_keeps_its_run_until_the_worker_is_done(node, store, fak
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.runner.run, "job-1")
         wait_until(lambda: job(store).status is JobStatus.TIMED_OUT)
-        assert store.left("w") == [("job-1", 1)]
+        assert store.orphans("w") == [("job-1", 1)]
         held.hold.set()
         running.result(5)
-    assert store.left("w") == []
+    assert store.orphans("w") == []
 
 
 def test_a_run_that_can_be_polled_is_gone_on_with_as_the_same_attempt(node, store, fake, client):
-    began = left(store, Look.POLL).started_ms
-    node.runner.take_over("ep")
+    began = left(store, RunCheck.POLL).started_ms
+    node.runner.adopt("ep")
     assert (client.llen(OWN), client.llen("ownpod.ep")) == (1, 1)
     node.runner.run("job-1")
     done = job(store)
     assert (done.status, done.attempt, done.started_ms) == (JobStatus.COMPLETED, 1, began)
     assert fake.paths("POST /run") == []
-    assert (store.left("w"), done.retries) == ([], 0)
+    assert (store.orphans("w"), done.retries) == ([], 0)
 
 
 def test_only_the_workers_own_node_goes_on_with_its_run(node, store):
-    left(store, Look.POLL)
-    node.runner.take_over("ep")
+    left(store, RunCheck.POLL)
+    node.runner.adopt("ep")
     assert store.claim("job-1", worker_id="other", claim="x", lease_s=60) is None
 
 
 def test_a_polled_run_that_the_worker_has_forgotten_is_lost(node, store, fake):
-    left(store, Look.POLL)
+    left(store, RunCheck.POLL)
     fake.routes["POST /status"] = fake.routes["GET /status"] = Answer(404, {})
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     node.runner.run("job-1")
     assert (job(store).status, job(store).retries) == (JobStatus.IN_QUEUE, 1)
 
@@ -141,21 +142,21 @@ def test_a_run_that_cannot_be_asked_is_waited_for_while_its_job_goes_on(node, st
     fake.routes["POST /stream"] = lambda *_: Answer(
         body={"status": "FAILED", "error": next(answers)}
     )
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     # The job may run on any other worker at once; this one has a slot less until its run has ended.
     assert (job(store).status, job(store).retries) == (JobStatus.IN_QUEUE, 1)
     assert (client.llen("ownpod.ep"), client.llen(OWN)) == (1, 1)
     node.runner.await_run("job-1", 1)
     assert fake.paths("POST /") == ["POST /stream/r1"] * 3
-    assert store.left("w") == []
+    assert store.orphans("w") == []
 
 
-@pytest.mark.parametrize("look", [Look.LISTED, Look.IDLE])
+@pytest.mark.parametrize("look", [RunCheck.STREAM, RunCheck.HEALTH])
 def test_a_blocked_worker_is_asked_once_and_answers_when_it_is_free(node, store, fake, look):
     left(store, look)
     free = threading.Event()
     fake.routes["POST /stream"] = fake.routes["GET /health"] = Answer(body=GONE, hold=free)
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(node.runner.await_run, "job-1", 1)
         wait_until(lambda: fake.seen)
@@ -168,25 +169,25 @@ def test_a_blocked_worker_is_asked_once_and_answers_when_it_is_free(node, store,
     assert node.attempts.in_hand == 0
 
 
-@pytest.mark.parametrize("look", [Look.NEVER, Look.UNKNOWN])
+@pytest.mark.parametrize("look", [RunCheck.TIMEOUT, RunCheck.UNKNOWN])
 def test_a_run_that_can_never_be_asked_is_waited_for_no_longer_than_its_time(
     node, store, fake, look
 ):
     left(store, look, execution_timeout_ms=300)
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     node.runner.await_run("job-1", 1)
     assert fake.paths("GET /health")
-    assert store.left("w") == []
+    assert store.orphans("w") == []
 
 
 def test_a_worker_that_was_silent_for_long_and_answers_is_free_whatever_else_is_known_of_it(
     node, store, fake, monkeypatch
 ):
     monkeypatch.setattr("ownpod.workers.push.LEARN_AFTER_S", 0.05)
-    left(store, Look.UNKNOWN)
+    left(store, RunCheck.UNKNOWN)
     free = threading.Event()
     fake.routes["GET /health"] = Answer(404, {}, hold=free)
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(node.runner.await_run, "job-1", 1)
         wait_until(lambda: fake.seen)
@@ -195,36 +196,36 @@ def test_a_worker_that_was_silent_for_long_and_answers_is_free_whatever_else_is_
         free.set()
         waiting.result(5)
     assert fake.paths("GET /health") == ["GET /health"]
-    assert store.left("w") == []
+    assert store.orphans("w") == []
 
 
 def test_a_worker_that_is_not_there_runs_nothing(make_node, store, fake):
     node = make_node()
-    left(store, Look.NEVER)
+    left(store, RunCheck.TIMEOUT)
     fake.port = 1
     gone = make_node()
-    gone.runner.take_over("ep")
+    gone.runner.adopt("ep")
     gone.runner.await_run("job-1", 1)
-    assert store.left("w") == []
+    assert store.orphans("w") == []
     assert node.attempts.in_hand == 0
 
 
 def test_what_never_reached_the_worker_is_taken_up_at_once(node, store, client):
     store.create(new_job())
     store.claim("job-1", worker_id="w", claim="x", lease_s=60)
-    node.runner.take_over("ep")
-    assert (job(store).status, client.llen(OWN), store.left("w")) == (JobStatus.IN_QUEUE, 0, [])
+    node.runner.adopt("ep")
+    assert (job(store).status, client.llen(OWN), store.orphans("w")) == (JobStatus.IN_QUEUE, 0, [])
 
 
 def test_a_job_that_was_cancelled_on_the_way_still_keeps_the_slot(node, store, fake):
-    left(store, Look.POLL)
-    node.runner.take_over("ep")
+    left(store, RunCheck.POLL)
+    node.runner.adopt("ep")
     store.cancel("job-1", "ep", reason="by hand")
     running = iter(["IN_PROGRESS", "COMPLETED"])
     fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(running)})
     node.runner.run("job-1")
     assert len(fake.paths("POST /status")) == 2
-    assert (job(store).status, store.left("w")) == (JobStatus.CANCELLED, [])
+    assert (job(store).status, store.orphans("w")) == (JobStatus.CANCELLED, [])
 
 
 def test_a_node_that_ends_leaves_a_polled_run_to_the_next(make_node, store, fake, client):
@@ -243,10 +244,10 @@ def test_a_node_that_ends_leaves_a_polled_run_to_the_next(make_node, store, fake
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first.runner.run, "job-1")
         wait_until(lambda: len(fake.paths("POST /status")) == 4)
-        assert first.attempts.leave("its node was stopped") == 1
+        assert first.attempts.hand_over("its node was stopped") == 1
         assert job(store).status is JobStatus.IN_PROGRESS
         polled.set()
-        second.runner.take_over("ep")
+        second.runner.adopt("ep")
         second.runner.run("job-1")
         running.result(5)
     done = job(store)
@@ -268,7 +269,7 @@ def test_a_worker_cut_off_keeps_its_slot_until_it_is_done(node, store, fake):
     node.runner.run("job-1")
     assert (job(store).status, job(store).retries) == (JobStatus.IN_QUEUE, 1)
     assert len(fake.paths("POST /stream")) == 4
-    assert store.left("w") == []
+    assert store.orphans("w") == []
 
 
 def test_two_runs_under_one_id_are_told_apart(make_node, store, fake):
@@ -332,7 +333,7 @@ def test_a_result_that_comes_while_the_job_is_back_in_its_queue_completes_it(
     api, store, node, body, output
 ):
     left(store, callback=False)
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     assert post(api, body).json == {"id": "job-1", "status": "COMPLETED"}
     assert (job(store).status, job(store).output) == (JobStatus.COMPLETED, output)
     assert store.claim("job-1", worker_id="w", claim="y", lease_s=60).id == "r1"
@@ -343,7 +344,7 @@ def test_a_result_is_waited_for_while_the_worker_is_at_it(api, make_node, store,
     left(store, callback=True)
     free = threading.Event()
     fake.routes["POST /stream"] = Answer(body=GONE, hold=free)
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.runner.run, "job-1")
         wait_until(lambda: fake.paths("POST /stream"))
@@ -353,15 +354,15 @@ def test_a_result_is_waited_for_while_the_worker_is_at_it(api, make_node, store,
         running.result(5)
     done = job(store)
     assert (done.status, done.output, done.attempt, done.retries) == ("COMPLETED", "7", 1, 0)
-    assert fake.paths("POST /run") == store.left("w") == []
+    assert fake.paths("POST /run") == store.orphans("w") == []
 
 
 def test_a_result_that_does_not_come_is_another_attempt(make_node, store, fake, monkeypatch):
-    monkeypatch.setattr("ownpod.runner.CALLBACK_S", 0.2)
+    monkeypatch.setattr("ownpod.node.runner.CALLBACK_S", 0.2)
     node = make_node()
     left(store, callback=True)
     fake.routes["POST /stream"] = Answer(body=GONE)
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     node.runner.run("job-1")
     assert (job(store).status, job(store).retries) == (JobStatus.IN_QUEUE, 1)
 
@@ -370,22 +371,22 @@ def test_a_result_that_came_while_its_dead_node_was_not_missed_yet_counts(api, s
     left(store, callback=True)
     # Its node may well live: it gets the worker's own answer, with all that this one lacks.
     assert post(api, {"output": 7}).json["status"] == "IN_PROGRESS"
-    node.runner.take_over("ep")
+    node.runner.adopt("ep")
     assert (job(store).status, job(store).output) == (JobStatus.COMPLETED, "7")
     node.runner.await_run("job-1", 1)
-    assert store.left("w") == []
+    assert store.orphans("w") == []
 
 
 def test_a_result_that_came_counts_when_the_lease_runs_out(api, store):
     left(store, callback=True, lease_s=0.01)
     post(api, {"output": 7})
-    store.hand_back("job-1", "ep", 1, lost=True, reason="silent")
+    store.requeue("job-1", "ep", 1, lost=True, reason="silent")
     assert (job(store).status, job(store).output) == (JobStatus.COMPLETED, "7")
 
 
 def test_a_result_of_an_attempt_that_was_followed_by_another_changes_nothing(api, store, node):
     left(store, callback=True)
-    store.hand_back("job-1", "ep", 1, lost=True, reason="silent")
+    store.requeue("job-1", "ep", 1, lost=True, reason="silent")
     store.claim("job-1", worker_id="other", claim="second", lease_s=60)
     assert post(api, {"output": 7}).status_code == 404
     assert job(store).status is JobStatus.IN_PROGRESS

@@ -6,16 +6,17 @@ import threading
 import pytest
 from helpers import job_store, load_settings, new_job, wait_until
 
-from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.errors import RedisUnavailable, SchemaMismatch
-from ownpod.jobs import JobStatus
-from ownpod.pull import Pulls
-from ownpod.recovery import Recovery
-from ownpod.registry import Registry, WorkerState, WorkerStatus
-from ownpod.schema import VERSION
-from ownpod.sweep import Sweep
+from ownpod.housekeeping.recovery import Recovery
+from ownpod.housekeeping.sweep import Sweep
+from ownpod.registry import Registry
+from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.jobs import JobStatus
+from ownpod.store import keys
+from ownpod.store.offers import Offers
+from ownpod.store.schema import VERSION
 
 
 @pytest.fixture
@@ -40,19 +41,19 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
     client.set(keys.SCHEMA, version)
     before = everything(client)
     registry = Registry({}, client, load_settings())
-    pulls = Pulls(client, gone_s=0)
+    pulls = Offers(client, gone_s=0)
     status = WorkerStatus(WorkerState.READY)
     for call in (
         lambda: store.create(new_job("job-2")),
         lambda: store.renew([attempt], lease_s=15),
         lambda: store.purge("ep", reason="x"),
         lambda: pulls.take("w", "ep", "t", most=1, in_progress=False),
-        lambda: registry.own("w", "n", ttl_s=5),
-        lambda: registry.attend(
+        lambda: registry.acquire("w", "n", ttl_s=5),
+        lambda: registry.heartbeat(
             "w", status, process="p", node="n", own_s=5, ttl_s=5, queues=["ownpod.ep"]
         ),
         lambda: registry.pause("w", "x"),
-        lambda: registry.announce("w", status, node="n", ttl_s=5),
+        lambda: registry.publish_status("w", status, node="n", ttl_s=5),
     ):
         with pytest.raises(SchemaMismatch, match=f"version {version}, this OwnPod works with"):
             call()
@@ -66,7 +67,7 @@ def test_the_sweep_of_another_version_waits(store, client):
     client.set(keys.SCHEMA, "3")
     before = everything(client)
     sweep = Sweep(
-        store, Recovery(store, lambda: ["ep"], lease_s=1), Pulls(client, gone_s=0), lease_s=1
+        store, Recovery(store, lambda: ["ep"], lease_s=1), Offers(client, gone_s=0), lease_s=1
     )
     with pytest.raises(RedisUnavailable, match="schema version 3"):
         sweep.once()

@@ -7,8 +7,8 @@ import sys
 import pytest
 from helpers import HERE, job_store, new_job, wait_until
 
-from ownpod import keys
-from ownpod.jobs import JobStatus
+from ownpod.rules.jobs import JobStatus
+from ownpod.store import keys
 
 CLAIM = """
 import sys, time
@@ -67,7 +67,7 @@ def test_a_lease_that_was_renewed_since_it_ran_out_is_not_taken(client):
     # Redis stood still in between: the node's renewal came first.
     store.renew([attempt], lease_s=0.01)
     options = {"lost": True, "reason": "silent", "lease_end_ms": found.lease_end_ms}
-    assert store.hand_back("job-1", "ep", 1, **options) is None
+    assert store.requeue("job-1", "ep", 1, **options) is None
     (again,) = wait_until(lambda: store.expired(limit=5))
     options["lease_end_ms"] = again.lease_end_ms
-    assert store.hand_back("job-1", "ep", 1, **options) is JobStatus.IN_QUEUE
+    assert store.requeue("job-1", "ep", 1, **options) is JobStatus.IN_QUEUE

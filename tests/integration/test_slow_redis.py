@@ -12,12 +12,13 @@ import pytest
 from helpers import RedisServer, job_messages, job_store, load_settings, new_job, wait_until
 from slow_redis import SlowRedis
 
-from ownpod import keys
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.connection import connect
 from ownpod.errors import AnswerLost, NotRetryable, RedisUnavailable
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store import keys
+from ownpod.store.client import connect
 
 QUEUE = "ownpod.ep"
 
@@ -119,7 +120,7 @@ def test_a_lost_attempt_counts_once(store, lossy, client):
     store.create(new_job())
     begin(store)
     client.delete(QUEUE)
-    lossy(store.hand_back, "job-1", "ep", 1, lost=True, reason="it died")
+    lossy(store.requeue, "job-1", "ep", 1, lost=True, reason="it died")
     assert store.job("job-1", "ep").retries == 1
     assert client.llen(QUEUE) == 1
 
@@ -141,7 +142,7 @@ def test_what_must_not_be_executed_twice_is_not_repeated(store, slow, client):
     client.delete(QUEUE)
     slow.lose = 1
     with pytest.raises(AnswerLost, match="did not answer"):
-        store.remind("job-1", "ep")
+        store.republish("job-1", "ep")
     wait_until(lambda: client.llen(QUEUE))
     assert client.llen(QUEUE) == 1
 
@@ -167,7 +168,7 @@ def _close_others(client):
 def test_a_connection_that_redis_has_closed_costs_no_command(store, client):
     store.create(new_job())
     _close_others(client)
-    assert store.remind("job-1", "ep")
+    assert store.republish("job-1", "ep")
 
 
 @pytest.mark.timeout(60)

@@ -7,9 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers import job_message, job_messages, job_store, new_job, now_ms, wait_until
 
-from ownpod import keys
-from ownpod.connection import connect
-from ownpod.deliveries import Deliveries
 from ownpod.errors import (
     IdempotencyConflict,
     JobNotFound,
@@ -17,9 +14,13 @@ from ownpod.errors import (
     QueueFull,
     RedisUnavailable,
 )
-from ownpod.jobs import MOVES, JobStatus, Outcome
-from ownpod.listing import Listing
-from ownpod.store import Idempotency
+from ownpod.rules.jobs import MOVES, JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store import keys
+from ownpod.store.client import connect
+from ownpod.store.deliveries import Deliveries
+from ownpod.store.jobs import Idempotency
+from ownpod.store.listing import Listing
 
 DONE = Outcome(JobStatus.COMPLETED, output='{"a": 1}', execution_ms=7)
 QUEUE = "ownpod.ep"
@@ -34,9 +35,9 @@ def claim(store, job_id="job-1", token="t"):
     return store.claim(job_id, worker_id="w", claim=token, lease_s=15)
 
 
-def hand_back(store, attempt, **changes):
+def requeue(store, attempt, **changes):
     options = {"lost": False, "reason": "why"} | changes
-    return store.hand_back(attempt.job_id, attempt.endpoint, attempt.number, **options)
+    return store.requeue(attempt.job_id, attempt.endpoint, attempt.number, **options)
 
 
 def test_a_new_job_waits_with_its_message(store, client):
@@ -97,7 +98,7 @@ def test_a_finished_job_stays_finished(store):
     store.finish(attempt, DONE)
     assert not store.finish(attempt, Outcome(JobStatus.FAILED, error="late"))
     assert store.cancel("job-1", "ep", reason="late") is JobStatus.COMPLETED
-    assert hand_back(store, attempt) is None
+    assert requeue(store, attempt) is None
     assert claim(store, token="again") is None
     assert store.job("job-1", "ep").error is None
 
@@ -114,7 +115,7 @@ def test_the_table_of_moves_is_what_redis_allows(store, client):
         if new is JobStatus.IN_PROGRESS:
             return claim(store, job_id, "next") is not None
         if new is JobStatus.IN_QUEUE:
-            return attempt is not None and hand_back(store, attempt) is new
+            return attempt is not None and requeue(store, attempt) is new
         if new is JobStatus.CANCELLED:
             store.cancel(job_id, "ep", reason="x")
             return old is not new and store.job(job_id, "ep").status is new
@@ -133,11 +134,11 @@ def test_the_table_of_moves_is_what_redis_allows(store, client):
 def test_a_late_answer_of_an_abandoned_attempt_changes_nothing(store):
     store.create(new_job())
     first = claim(store, token="1")
-    assert hand_back(store, first, lost=True) is JobStatus.IN_QUEUE
+    assert requeue(store, first, lost=True) is JobStatus.IN_QUEUE
     second = claim(store, token="2")
     assert second.number == 2
     assert not store.finish(first, DONE)
-    assert hand_back(store, first) is None
+    assert requeue(store, first) is None
     assert store.renew([first, second], lease_s=15) == {"job-1"}
     assert store.job("job-1", "ep").status is JobStatus.IN_PROGRESS
 
@@ -147,7 +148,7 @@ def test_a_job_handed_back_is_the_next_to_be_taken(store, client):
     attempt = claim(store, "a")
     client.delete(QUEUE)
     store.create(new_job("b"))
-    hand_back(store, attempt)
+    requeue(store, attempt)
     assert client.lindex(QUEUE, -1) == job_message("a")[1]
     job = store.job("a", "ep")
     assert (job.status, job.worker_id, job.started_ms) == (JobStatus.IN_QUEUE, None, None)
@@ -156,16 +157,16 @@ def test_a_job_handed_back_is_the_next_to_be_taken(store, client):
 def test_attempts_that_were_not_begun_do_not_count(store):
     store.create(new_job(max_attempts=2))
     for number in range(1, 6):
-        assert hand_back(store, claim(store, token=str(number))) is JobStatus.IN_QUEUE
+        assert requeue(store, claim(store, token=str(number))) is JobStatus.IN_QUEUE
     assert store.job("job-1", "ep").retries == 0
     assert store.counts("ep")[2] == {}
 
 
 def test_the_last_lost_attempt_ends_in_failed_with_the_reason(store):
     store.create(new_job(max_attempts=2))
-    assert hand_back(store, claim(store, token="1"), lost=True) is JobStatus.IN_QUEUE
+    assert requeue(store, claim(store, token="1"), lost=True) is JobStatus.IN_QUEUE
     second = claim(store, token="2")
-    assert hand_back(store, second, lost=True, reason="it died") is JobStatus.FAILED
+    assert requeue(store, second, lost=True, reason="it died") is JobStatus.FAILED
     job = store.job("job-1", "ep")
     assert (job.status, job.error, job.retries) == (JobStatus.FAILED, "it died", 1)
     assert store.counts("ep")[2] == {"retried": 1, "FAILED": 1}
@@ -235,8 +236,8 @@ def test_only_leases_that_ran_out_are_found_and_taken_up(store):
     (found,) = wait_until(lambda: store.expired(limit=10))
     assert found.id == "dead"
     options = {"lost": True, "reason": "silent", "lease_end_ms": found.lease_end_ms}
-    assert store.hand_back("alive", "ep", alive.number, **options) is None
-    assert store.hand_back("dead", "ep", found.attempt, **options) is JobStatus.IN_QUEUE
+    assert store.requeue("alive", "ep", alive.number, **options) is None
+    assert store.requeue("dead", "ep", found.attempt, **options) is JobStatus.IN_QUEUE
     assert store.expired(limit=10) == []
 
 
@@ -282,7 +283,7 @@ def test_a_low_priority_job_waits_in_the_queues_second_list(store, client):
     lists = job_messages().lists("ep")
     assert [client.llen(name) for name in lists] == [1, 1]
     # So it does when it is handed back, and it goes when it is cancelled.
-    hand_back(store, claim(store, "low"))
+    requeue(store, claim(store, "low"))
     assert client.llen(lists[1]) == 2
     store.cancel("low", "ep", reason="x")
     assert client.llen(lists[1]) == 1
@@ -311,7 +312,7 @@ def test_chunks_are_kept_in_order_and_fenced(store, client):
     assert store.add_chunks(first.job_id, first.number, ["1", "2"])
     assert store.add_chunks(first.job_id, first.number, ["3"])
     assert store.stream("job-1", "ep", (0, 0)).chunks == ["1", "2", "3"]
-    hand_back(store, first, lost=True)
+    requeue(store, first, lost=True)
     second = claim(store, token="2")
     assert not store.add_chunks(first.job_id, first.number, ["late"])
     assert store.stream("job-1", "ep", (1, 3)).chunks == []
@@ -329,8 +330,8 @@ def test_the_drain_cursor_moves_only_when_told_and_once(store):
     seen = store.stream("job-1", "ep", None)
     again = store.stream("job-1", "ep", None)
     assert seen.chunks == again.chunks == ["1", "2"]
-    store.drained(seen)
-    store.drained(again)
+    store.save_cursor(seen)
+    store.save_cursor(again)
     assert store.stream("job-1", "ep", None).chunks == []
     assert store.stream("job-1", "ep", (0, 0)).chunks == ["1", "2"]
 
@@ -487,9 +488,9 @@ def test_a_purge_of_100000_jobs_takes_seconds(store, client):
 
 def test_the_history_of_attempts_says_where_and_why_they_ended(store):
     store.create(new_job(max_attempts=2))
-    hand_back(store, claim(store, token="0"), reason="refused")
-    hand_back(store, claim(store, token="1"), lost=True, reason="it died")
-    hand_back(store, claim(store, token="2"), lost=True, reason="it died again")
+    requeue(store, claim(store, token="0"), reason="refused")
+    requeue(store, claim(store, token="1"), lost=True, reason="it died")
+    requeue(store, claim(store, token="2"), lost=True, reason="it died again")
     (found,), _ = Listing(store.client).recent("ep", status=JobStatus.FAILED, before=None, limit=1)
     assert [(e["attempt"], e["workerId"], e["lost"], e["reason"]) for e in found.attempts] == [
         (1, "w", False, "refused"),
@@ -502,6 +503,6 @@ def test_the_history_of_attempts_says_where_and_why_they_ended(store):
 def test_a_history_that_grows_and_grows_keeps_its_end(store):
     store.create(new_job())
     for number in range(30):
-        hand_back(store, claim(store, token=str(number)))
+        requeue(store, claim(store, token=str(number)))
     (found,), _ = Listing(store.client).recent("ep", status=None, before=None, limit=1)
     assert [entry["attempt"] for entry in found.attempts] == list(range(11, 31))

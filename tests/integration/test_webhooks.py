@@ -21,12 +21,13 @@ from helpers import (
     wait_until,
 )
 
-from ownpod import keys
-from ownpod.connection import connect
-from ownpod.deliveries import Deliveries
-from ownpod.jobs import JobStatus, Outcome
+from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.processes import free_port
-from ownpod.webhooks import Webhooks
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store import keys
+from ownpod.store.client import connect
+from ownpod.store.deliveries import Deliveries
 
 QUEUE = "ownpod-housekeeping"
 
@@ -228,8 +229,8 @@ def test_a_try_whose_sender_was_killed_is_made_again_after_its_lease(
     short = Deliveries(client, store.messages, lease_s=2)
     code = (
         "import sys; from helpers import job_store, load_settings\n"
-        "from ownpod.deliveries import Deliveries; from ownpod.webhooks import Webhooks\n"
-        "from ownpod.connection import connect; store = job_store(connect(sys.argv[1]))\n"
+        "from ownpod.store.deliveries import Deliveries; from ownpod.housekeeping.webhooks import Webhooks\n"
+        "from ownpod.store.client import connect; store = job_store(connect(sys.argv[1]))\n"
         "deliveries = Deliveries(store.client, store.messages, lease_s=2)\n"
         "Webhooks(deliveries, load_settings()).send(sys.argv[2])\n"
     )

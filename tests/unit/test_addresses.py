@@ -2,7 +2,7 @@
 
 import pytest
 
-from ownpod.addresses import is_public
+from ownpod.rules.addresses import is_public
 
 
 @pytest.mark.parametrize(

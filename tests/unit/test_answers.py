@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ownpod.errors import AttemptLost
-from ownpod.jobs import JobStatus
+from ownpod.rules.jobs import JobStatus
 from ownpod.workers.answers import (
     POLL_FAILURES,
     Answer,

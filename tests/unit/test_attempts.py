@@ -6,7 +6,7 @@ import time
 
 from helpers import attempt
 
-from ownpod.attempts import Attempts
+from ownpod.node.slots import Attempts
 
 
 def test_the_jobs_are_listed_while_slots_are_taken_and_given_back():

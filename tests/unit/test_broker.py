@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers import job_messages
 
-from ownpod import broker
-from ownpod.broker import JobMessages
+from ownpod.broker import names
+from ownpod.broker.messages import JobMessages, make_queue
 from ownpod.celery import app
 
 
@@ -15,7 +15,7 @@ def published(task, job_id, queue_name, priority=0, task_id=None):
     app.loader.import_default_modules()
     with app.connection_for_write("memory://") as connection:
         channel = connection.channel()
-        queue = broker.make_queue(queue_name)
+        queue = make_queue(queue_name)
         with app.amqp.Producer(channel) as producer:
             app.tasks[task].apply_async(
                 [job_id],
@@ -43,7 +43,7 @@ def test_a_message_is_what_celery_would_publish(low, priority):
     description = job_messages().description("ep", '{"a": "x"}')
     queue, text = job_messages().for_job("job-1", "ep", low=low, description=description)
     made = json.loads(text)
-    theirs = published(broker.RUN_JOB, "job-1", "ownpod.ep", priority)
+    theirs = published(names.RUN_JOB, "job-1", "ownpod.ep", priority)
 
     assert queue == job_messages().lists("ep")[low]
     assert made["properties"]["delivery_tag"] == "job-1"
@@ -59,11 +59,11 @@ def test_a_webhooks_message_is_what_celery_would_publish_but_for_its_encoding():
     made = json.loads(text.replace("@job@", "job-1"))
     # A task of its own: Flower must not take it for the job.
     theirs = published(
-        broker.SEND_WEBHOOK, "job-1", broker.HOUSEKEEPING_QUEUE, task_id="webhook-job-1"
+        names.SEND_WEBHOOK, "job-1", names.HOUSEKEEPING_QUEUE, task_id="webhook-job-1"
     )
     assert made["headers"]["id"] == made["properties"]["delivery_tag"] == "webhook-job-1"
 
-    assert queue == broker.HOUSEKEEPING_QUEUE
+    assert queue == names.HOUSEKEEPING_QUEUE
     assert made["properties"].pop("body_encoding") == "utf-8"
     assert theirs["properties"].pop("body_encoding") == "base64"
     assert json.loads(made.pop("body")) == json.loads(base64.b64decode(theirs.pop("body")))
@@ -81,7 +81,7 @@ def test_a_description_has_the_beginning_of_the_input():
 def test_a_workers_own_messages_are_what_celery_would_publish(number):
     queue, *texts = job_messages().for_worker("job-1", 2, "ep", "w")
     made = json.loads(texts[number].replace("@description@", "ownpod ep {}"))
-    task, argument = [(broker.RUN_JOB, "job-1"), (broker.AWAIT_RUN, "job-1:2")][number]
+    task, argument = [(names.RUN_JOB, "job-1"), (names.AWAIT_RUN, "job-1:2")][number]
     task_id = ["job-1", "await-job-1:2"][number]
     theirs = published(task, argument, "ownpod.ep.w", task_id=task_id)
     assert queue == "ownpod.ep.w"
@@ -102,19 +102,19 @@ def test_the_same_job_has_the_same_message():
     [
         ("ownpod.ep", "ep"),
         ("ownpod.ep.worker", None),
-        (broker.HOUSEKEEPING_QUEUE, None),
+        (names.HOUSEKEEPING_QUEUE, None),
         ("celery", None),
         ("ownpod.", None),
     ],
 )
 def test_an_endpoint_is_known_by_its_queue(queue, endpoint):
-    assert broker.endpoint_of(queue) == endpoint
+    assert names.endpoint_of(queue) == endpoint
 
 
 def test_no_endpoint_can_have_the_housekeeping_queue():
-    assert not broker.is_job_queue(broker.HOUSEKEEPING_QUEUE)
-    assert broker.is_job_queue(broker.endpoint_queue("x"))
-    assert broker.is_job_queue(broker.worker_queue("x", "w"))
+    assert not names.is_job_queue(names.HOUSEKEEPING_QUEUE)
+    assert names.is_job_queue(names.endpoint_queue("x"))
+    assert names.is_job_queue(names.worker_queue("x", "w"))
 
 
 def test_lists_are_named_as_kombu_names_them():
@@ -122,11 +122,11 @@ def test_lists_are_named_as_kombu_names_them():
 
     class Named(Channel):
         def __init__(self):
-            self.priority_steps = broker.PRIORITY_STEPS
-            self.sep = broker.PRIORITY_SEPARATOR
+            self.priority_steps = names.PRIORITY_STEPS
+            self.sep = names.PRIORITY_SEPARATOR
 
     channel = Named()
-    theirs = [channel._q_for_pri("ownpod.ep", step) for step in broker.PRIORITY_STEPS]
+    theirs = [channel._q_for_pri("ownpod.ep", step) for step in names.PRIORITY_STEPS]
     assert job_messages().lists("ep") == theirs
 
 

@@ -12,9 +12,9 @@ from ownpod.workers.answers import Answer, outcome_in
 WALL = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today"}
 
 SHOWN = {
-    "tables",  # "5 min ago"
-    "terminal",  # how long a job runs so far
-    "webhooks",  # the instant in a delivery's log and in its signature
+    "tools.tables",  # "5 min ago"
+    "tools.terminal",  # how long a job runs so far
+    "housekeeping.webhooks",  # the instant in a delivery's log and in its signature
 }
 
 
@@ -37,7 +37,7 @@ def test_a_deadline_is_the_same_on_a_host_whose_clock_is_wrong():
         "import time\n"
         "time.time = lambda: 0.0\n"
         "time.time_ns = lambda: 0\n"
-        "from ownpod.attempts import _start\n"
+        "from ownpod.node.slots import _start\n"
         "from helpers import attempt\n"
         "found = _start(attempt(started_ms=5_000, expires_ms=99_000, execution_timeout_ms=9000, ran_ms=4000))\n"
         "left = found.deadline - time.monotonic()\n"

@@ -5,10 +5,10 @@ import hashlib
 import pytest
 from helpers import load_settings
 
-from ownpod.broker import NAME
-from ownpod.credentials import _BINDING, matches, parse, parse_file, parse_list
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError
+from ownpod.rules.credentials import _BINDING, matches, parse, parse_file, parse_list
+from ownpod.validation import NAME
 
 SECRET = "hunter2-hunter2"
 DIGEST = hashlib.sha256(SECRET.encode()).hexdigest()

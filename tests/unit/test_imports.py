@@ -1,135 +1,71 @@
-"""The architecture, checked: which module may import which, and that no arrow points back."""
+"""The architecture, checked: which floor may import which, and that no import points up."""
 
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "ownpod"
 
-# From the bottom up; a module imports only from lines above its own, or from its own.
-LAYERS = [
-    {"", "errors", "credentials", "origins"},
-    {"urls", "access"},
-    {
-        "settings",
-        "addresses",
-        "jobs",
-        "keys",
-        "outbound",
-        "patience",
-        "payload",
-        "processes",
-        "log",
-        "workarounds",
-        "stall",
-        "schema",
-        "tables",
-        "redis_url",
-        "redis_versions",
-        "supervised",
-        "findings",
-    },
-    {"connection"},
-    {"broker", "scripts", "alive"},
-    {"store", "embedded", "control", "endpoints"},
-    {"roster"},
-    {"deliveries", "listing"},
-    {
-        *("registry", "events", "pull", "webhooks", "recovery"),
-        *("celery", "celeryconfig", "flower"),
-    },
-    {"flower_guard"},
-    {"waiting"},
-    {"workers", "workers.answers", "workers.http"},
-    {"workers.local_api"},
-    {"workers.push", "workers.pull"},
-    {"attempts"},
-    {"runner", "gate", "sweep"},
-    {"tasks"},
-    {"node"},
-    {"dispatch", "up"},
-    {"api.arrival", "api.held", "api.bodies"},
-    {"api.channel"},
-    {"api.services", "api.schemas", "api.worker"},
-    {"api.auth", "api.ids", "api.metrics"},
-    {"api.workers", "api.guard"},
-    {"api.health", "api.openapi", "api.openapi_internal"},
-    {"api.jobs", "api.stream", "api.limits", "api.callbacks", "api.pull", "api.ui"},
-    {"api"},
-    {"api.server"},
-    {"client"},
-    {"commands", "terminal", "host_check", "worker_env", "new_keys"},
-    {"doctor"},
-    {"cli"},
-    {"__main__"},
+# From the bottom up; a module imports only from floors below its own, or from its own.
+FLOORS = [
+    ("base", ["", "errors", "validation"]),
+    ("rules", ["rules"]),
+    ("process", ["log", "settings", "access", "processes", "supervised"]),
+    ("configuration", ["configuration"]),
+    ("store", ["store"]),
+    ("registry", ["registry"]),
+    ("broker", ["broker"]),
+    ("celery", ["celery", "celeryconfig"]),
+    ("workers", ["workers"]),
+    ("housekeeping", ["housekeeping"]),
+    ("node", ["node"]),
+    ("supervisor", ["supervisor"]),
+    ("api", ["api"]),
+    ("onehost", ["onehost"]),
+    ("tools", ["tools", "__main__"]),
 ]
 
-# Who may know a library.
+# Who may know a library: floors, or single modules.
 ONLY = {
     "celery": {
-        "broker",
-        "celery",
-        "workarounds",
-        "tasks",
-        "node",
-        "control",
-        "dispatch",
-        "commands",
-        "flower_guard",
+        *("broker", "celery", "node", "supervisor"),
+        *("tools.celery_commands", "onehost.flower_guard"),
     },
-    "kombu": {"broker", "workarounds", "dispatch"},
-    "flask": {
-        "api",
-        *(
-            f"api.{name}"
-            for name in [
-                "services",
-                "auth",
-                "bodies",
-                "guard",
-                "health",
-                "ids",
-                "openapi",
-                "jobs",
-                "stream",
-                "limits",
-                "callbacks",
-                "ui",
-                "workers",
-                "metrics",
-                "pull",
-                "server",
-            ]
-        ),
-    },
-    "msgspec": {"payload"},
+    "kombu": {"broker", "supervisor"},
+    "flask": {"api"},
+    "msgspec": {"rules.payload"},
     "httptools": {"workers.http"},
-    "urllib3": {"workers.http", "client", "api.worker"},
-    "requests": {"client"},
-    "redis": {
-        "connection",
-        "store",
-        "deliveries",
-        "listing",
-        "registry",
-        "scripts",
-        "events",
-        "pull",
-        "embedded",
-        "host_check",
-        "cli",
-        "alive",
-    },
+    "urllib3": {"workers.http", "tools.client", "api.worker"},
+    "requests": {"tools.client"},
+    "redis": {"store", "registry", "onehost.embedded", "tools"},
 }
 
 # Must not be reached, however far the way.
-APART = [("api", "workers"), ("workers", "redis"), ("jobs", "redis"), ("jobs", "celery")]
+APART = [
+    ("api", "workers"),
+    ("workers", "redis"),
+    ("rules", "redis"),
+    ("rules", "celery"),
+    ("store", "celery"),
+    ("store", "kombu"),
+]
+
+LONGEST = 400
+"""Lines of a module, Lua included."""
 
 
 def modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def floor_of(module):
+    """Number and name of a module's floor."""
+    top = module.partition(".")[0]
+    return next((n, name) for n, (name, tops) in enumerate(FLOORS) if top in tops)
 
 
 def imports(path):
@@ -163,49 +99,63 @@ def own_imports():
     return graph
 
 
-def test_every_module_has_a_layer():
-    assert {name for name, _ in modules()} == set().union(*LAYERS)
+def test_every_module_is_on_a_floor():
+    tops = {name.partition(".")[0] for name, _ in modules()}
+    assert tops == {top for _, floor in FLOORS for top in floor}
 
 
-def test_no_arrow_points_up():
-    height = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    up = [
-        (name, other)
-        for name, others in own_imports().items()
-        for other in others
-        if height[other] > height[name]
-    ]
-    assert up == []
+def test_every_floor_that_is_a_folder_says_what_it_imports():
+    folders = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
+    for folder in folders:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert "mports" in text, (
+            f"{folder.name}/__init__.py: say in three sentences what it imports"
+        )
+
+
+def test_no_import_points_up():
+    up = []
+    for name, others in own_imports().items():
+        height, floor = floor_of(name)
+        for other in others:
+            if floor_of(other)[0] > height:
+                below = ", ".join(f for f, _ in FLOORS[: height + 1])
+                up.append(
+                    f"ownpod.{name} imports ownpod.{other}: the floor {floor} may import {below}"
+                )
+    assert not up, "\n".join(up)
 
 
 def test_there_is_no_cycle():
     TopologicalSorter(own_imports()).prepare()
 
 
-def test_libraries_are_known_where_they_belong():
-    for library, allowed in ONLY.items():
-        users = {
-            name
-            for name, path in modules()
-            if library in {i.partition(".")[0] for i in imports(path)}
-        }
-        assert users <= allowed, library
+@pytest.mark.parametrize("library", ONLY)
+def test_a_library_is_imported_where_it_belongs(library):
+    users = {
+        name for name, path in modules() if library in {i.partition(".")[0] for i in imports(path)}
+    }
+    allowed = ONLY[library]
+    others = {name for name in users if not {name, name.partition(".")[0]} & allowed}
+    assert not others, f"{library} may be imported by {', '.join(sorted(allowed))} only"
 
 
-def test_what_must_stay_apart_does():
-    graph = own_imports()
-    for start, end in APART:
-        seen, todo = set(), [name for name in graph if name.partition(".")[0] == start]
-        while todo:
-            name = todo.pop()
-            if name not in seen:
-                seen.add(name)
-                todo += graph[name]
-        paths = dict(modules())
-        direct = {
-            i.partition(".")[0]
-            for name, path in paths.items()
-            if name.partition(".")[0] == start
-            for i in imports(path)
-        }
-        assert end not in {name.partition(".")[0] for name in seen} | direct, (start, end)
+@pytest.mark.parametrize(("start", "end"), APART)
+def test_what_must_stay_apart_does(start, end):
+    graph, paths = own_imports(), dict(modules())
+    seen, todo = set(), [name for name in graph if name.partition(".")[0] == start]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += graph[name]
+    libraries = {i.partition(".")[0] for name in seen for i in imports(paths[name])}
+    reached = {name.partition(".")[0] for name in seen} | (libraries - {"ownpod"})
+    assert end not in reached, f"{start} must not reach {end}, not even through other modules"
+
+
+def test_no_module_is_long():
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.lua")]
+    lines = {path: len(path.read_text().splitlines()) for path in files}
+    long = [f"{p.relative_to(PACKAGE)}: {n} lines" for p, n in lines.items() if n > LONGEST]
+    assert not long, f"cut these in two, none may have more than {LONGEST} lines: {long}"

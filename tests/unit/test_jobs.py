@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ownpod.jobs import MOVES, Job, JobStatus, new_job_id
+from ownpod.rules.jobs import MOVES, Job, JobStatus, new_job_id
 
 TERMINAL = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}
 

@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 from helpers import load_settings
 
-from ownpod.cli import main
-from ownpod.credentials import digest_of, matches, parse
-from ownpod.endpoints import load_endpoints
+from ownpod.configuration import load_endpoints
 from ownpod.errors import BadRequest, StartError
-from ownpod.flower import door
-from ownpod.worker_env import _key_of
+from ownpod.onehost.flower import door
+from ownpod.rules.credentials import digest_of, matches, parse
+from ownpod.tools.cli import main
+from ownpod.tools.worker_env import _key_of
 
 BOUND = (parse(f"sha256:{digest_of('b')}@ep/w", bound=True),)
 

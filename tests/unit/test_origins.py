@@ -3,7 +3,7 @@
 import pytest
 
 from ownpod.errors import ConfigurationError
-from ownpod.origins import host_name, is_foreign_page, is_named, is_own_host
+from ownpod.rules.origins import host_name, is_foreign_page, is_named, is_own_host
 from ownpod.settings import load
 
 

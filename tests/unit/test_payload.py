@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from ownpod import payload
-from ownpod.payload import LONG, readable, split
+from ownpod.rules import payload
+from ownpod.rules.payload import LONG, readable, split
 
 PAD = "é" * LONG
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ownpod import redis_url
-from ownpod.redis_versions import Version, from_info, parse
+from ownpod.rules import redis_url
+from ownpod.rules.redis_versions import Version, from_info, parse
 
 
 def test_each_library_gets_a_unix_socket_in_its_own_form():

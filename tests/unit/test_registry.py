@@ -1,10 +1,10 @@
 import pytest
 from helpers import load_settings
 
-from ownpod.connection import connect
-from ownpod.endpoints import load_endpoints, worker_id_of
+from ownpod.configuration import load_endpoints, worker_id_of
 from ownpod.errors import ConfigurationError, EndpointNotFound
 from ownpod.registry import Registry
+from ownpod.store.client import connect
 
 
 def endpoints(tmp_path, text, **environ):

@@ -1,6 +1,6 @@
 import pytest
 
-from ownpod.stall import StallWatch
+from ownpod.rules.stall import StallWatch
 
 IDLE = {"could_fetch": True, "waiting": 3, "begun": 5}
 

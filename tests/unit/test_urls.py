@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from ownpod.urls import HTTP_URL, LONGEST_URL, check_http_url
+from ownpod.validation import HTTP_URL, LONGEST_URL, check_http_url
 
 
 def taken(url):

@@ -20,10 +20,10 @@ from helpers import (
     wait_until,
 )
 
-from ownpod import keys
-from ownpod.connection import connect
 from ownpod.processes import free_port
-from ownpod.pull import Pulls, worker_environment
+from ownpod.store import keys
+from ownpod.store.client import connect
+from ownpod.store.offers import Offers, worker_environment
 
 
 def capacity(ownpod):
@@ -173,7 +173,7 @@ def test_two_hundred_idle_workers_wait_at_one_api_process(tmp_path):
             wait_until(
                 lambda: len(requests.get(f"{base}/workers", timeout=5).json()["workers"]) == 200
             )
-            pulls = Pulls(client, gone_s=60)
+            pulls = Offers(client, gone_s=60)
             body = '{"id": "r", "input": {}}'
             pulls.offer("w77", "r", job_id="j", attempt=1, body=body, time_s=60)
             assert held[154].result(5).json() == {"id": "r", "input": {}}

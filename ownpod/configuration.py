@@ -1,0 +1,258 @@
+"""Endpoints and their workers as they are configured: ``workers.yaml`` and ``OWNPOD_WORKERS``."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from marshmallow import RAISE, Schema, ValidationError, fields, validate
+
+from ownpod.errors import ConfigurationError
+from ownpod.rules import credentials
+from ownpod.rules.credentials import Credential
+from ownpod.rules.endpoints import (
+    DEFAULT_MAX_WORKERS,
+    HOUSEKEEPING,
+    Endpoint,
+    WorkerSource,
+    WorkerSpec,
+)
+from ownpod.rules.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
+from ownpod.settings import DEFAULT_ENDPOINT, Settings
+from ownpod.validation import (
+    FRAMING_HEADERS,
+    HEADER_NAME,
+    HEADER_VALUE,
+    HTTP_URL,
+    LONGEST_URL,
+    NAME,
+    WholeNumber,
+    check_file,
+    check_http_url,
+    first_problem,
+)
+
+DEFAULT_WORKERS = ("http://localhost:18000",)
+
+LONGEST_ID = 255
+"""Characters of an id that is made from a URL; see :data:`ownpod.broker.names.NAME`."""
+
+EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
+"""RunPod's documented limits of ``executionTimeout``."""
+
+TTL_MS = (10_000, 7 * 86_400_000)
+"""RunPod's documented limits of ``ttl``."""
+
+
+_HEADER_NAME = fields.String(
+    validate=validate.Regexp(
+        rf"^{HEADER_NAME}\Z",
+        error="a header's name has letters, digits and -, and is none of "
+        f"{', '.join(FRAMING_HEADERS)}",
+    )
+)
+_HEADER_VALUE = fields.String(
+    validate=validate.Regexp(
+        rf"^{HEADER_VALUE}\Z", error="a header's value must be one line of ASCII"
+    ),
+    metadata={"pattern": "^[ -~]*$"},
+)
+
+
+class WorkerSchema(Schema):
+    """A worker, in ``workers.yaml`` and where one is added."""
+
+    class Meta:
+        unknown = RAISE
+
+    url = fields.String(
+        required=True,
+        validate=check_http_url,
+        metadata={"pattern": f"^{HTTP_URL}$", "maxLength": LONGEST_URL},
+    )
+    id = fields.String(
+        validate=validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, - and _"),
+        metadata={"pattern": f"^{NAME.pattern}$"},
+    )
+    capacity = WholeNumber(
+        strict=True,
+        load_default=1,
+        validate=validate.Range(1, 1000, error="must be a whole number from 1 to 1000"),
+        error_messages={"invalid": "must be a whole number from 1 to 1000"},
+    )
+    headers = fields.Dict(keys=_HEADER_NAME, values=_HEADER_VALUE, load_default=dict)
+    verify_tls = fields.Boolean(data_key="verifyTls", truthy={True}, falsy={False})
+    ca_bundle = fields.String(data_key="caBundle", validate=check_file)
+
+
+class AddedWorkerSchema(WorkerSchema):
+    """A worker that was added at run time. Its files are checked where its node opens them: each host has its own."""
+
+    ca_bundle = fields.String(data_key="caBundle")
+
+
+class _ApiKey(fields.Field[Credential]):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Credential:
+        if not isinstance(value, str):
+            raise ValidationError(f"must be a text: {credentials.ALLOWED}")
+        try:
+            return credentials.parse(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
+class _EndpointSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    workers = fields.List(fields.Nested(WorkerSchema), load_default=list)
+    execution_timeout_ms = fields.Integer(
+        data_key="executionTimeout",
+        strict=True,
+        load_default=DEFAULT_EXECUTION_TIMEOUT_MS,
+        validate=validate.Range(
+            *EXECUTION_TIMEOUT_MS, error="must be a whole number of ms from {min} to {max}"
+        ),
+    )
+    ttl_ms = fields.Integer(
+        data_key="ttl",
+        strict=True,
+        load_default=DEFAULT_TTL_MS,
+        validate=validate.Range(*TTL_MS, error="must be a whole number of ms from {min} to {max}"),
+    )
+    max_queue_depth = fields.Integer(
+        data_key="maxQueueDepth",
+        strict=True,
+        load_default=0,
+        validate=validate.Range(0, error="must be a whole number, 0 for any"),
+    )
+    api_keys = fields.List(_ApiKey(), data_key="apiKeys", load_default=list)
+    max_workers = fields.Integer(
+        data_key="maxWorkers",
+        strict=True,
+        load_default=DEFAULT_MAX_WORKERS,
+        validate=validate.Range(0, 10_000, error="must be a whole number from 0 to 10000"),
+        error_messages={"invalid": "must be a whole number from 0 to 10000"},
+    )
+    max_attempts = fields.Integer(
+        data_key="maxAttempts",
+        strict=True,
+        load_default=DEFAULT_MAX_ATTEMPTS,
+        validate=validate.Range(1, 100, error="must be a whole number from 1 to 100"),
+    )
+
+
+class _FileSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    endpoints = fields.Dict(
+        keys=fields.String(
+            validate=validate.Regexp(
+                rf"^{NAME.pattern}\Z", error="an endpoint's id must be letters, digits, - and _"
+            )
+        ),
+        values=fields.Nested(_EndpointSchema),
+        required=True,
+    )
+
+
+def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
+    """The configured endpoints by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
+
+    Raises:
+        ConfigurationError: one line that names the file, the field and what is allowed.
+    """
+    given = _read(settings)
+    if settings.workers is not None:
+        local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
+        local["workers"] = [{"url": u, "capacity": 1, "headers": {}} for u in settings.workers]
+    if not given:
+        default = [{"url": url} for url in DEFAULT_WORKERS]
+        given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
+    endpoints = {
+        endpoint_id: Endpoint(
+            id=endpoint_id,
+            workers=tuple(make_worker(endpoint_id, w, settings) for w in values["workers"]),
+            execution_timeout_ms=values["execution_timeout_ms"],
+            ttl_ms=values["ttl_ms"],
+            max_attempts=values["max_attempts"],
+            max_queue_depth=values["max_queue_depth"],
+            api_keys=tuple(values["api_keys"]),
+            max_workers=values["max_workers"],
+        )
+        for endpoint_id, values in given.items()
+    }
+    check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
+    return endpoints
+
+
+def _read(settings: Settings) -> dict[str, dict[str, Any]]:
+    path = settings.workers_file
+    try:
+        content = yaml.safe_load(path.read_text())
+        return _FileSchema().load(content)["endpoints"]  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        if not settings.workers_file_required:
+            return {}
+        raise ConfigurationError(f"OWNPOD_WORKERS_FILE={path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        place, problem = first_problem(error.normalized_messages())
+        raise ConfigurationError(f"{path}: {place}: {problem}") from None
+
+
+def parse_headers(lines: Iterable[str]) -> dict[str, str]:
+    """Headers of ``NAME: VALUE`` lines, as a command takes them."""
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def worker_id_of(url: str) -> str:
+    """A worker's id from its URL: readable, stable, the same on every host."""
+    parts = urlsplit(url)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{parts.netloc}{parts.path}").strip("-")
+    return name[:LONGEST_ID] or "worker"
+
+
+def make_worker(
+    endpoint_id: str, values: dict[str, Any], settings: Settings, *, configured: bool = True
+) -> WorkerSpec:
+    """A worker, of what :class:`WorkerSchema` has loaded.
+
+    ``OWNPOD_WORKER_HEADERS`` go to configured workers only: they may be secrets, and a worker that was
+    added at run time is another caller's choice.
+    """
+    common = settings.worker_headers if configured else {}
+    ca_bundle = values.get("ca_bundle", settings.worker_ca_bundle)
+    return WorkerSpec(
+        id=values.get("id") or worker_id_of(values["url"]),
+        endpoint=endpoint_id,
+        url=values["url"].rstrip("/"),
+        capacity=values["capacity"],
+        headers={**common, **values["headers"]},
+        verify_tls=values.get("verify_tls", settings.worker_verify_tls),
+        ca_bundle=ca_bundle,
+        source=WorkerSource.FILE if configured else WorkerSource.ADDED,
+    )
+
+
+def check_unique(workers: Iterable[WorkerSpec]) -> None:
+    """Raises: ConfigurationError, if two have the same id or URL."""
+    seen: dict[str, WorkerSpec] = {}
+    for worker in workers:
+        if worker.id == HOUSEKEEPING:
+            raise ConfigurationError(
+                f"worker id {HOUSEKEEPING!r} is taken; give this one another `id`"
+            )
+        for name in (worker.id, worker.url):
+            other = seen.setdefault(name, worker)
+            if other is not worker:
+                raise ConfigurationError(
+                    f"workers {other.url} of {other.endpoint!r} and {worker.url} of "
+                    f"{worker.endpoint!r}: a worker can be listed once only, under an `id` of its own"
+                )

@@ -1,0 +1,116 @@
+"""Calls a finished job's webhook, as RunPod does: a POST of what ``/status`` says.
+
+The time of the next try is in Redis (:mod:`ownpod.store.deliveries`), not in a process's memory.
+"""
+
+import hashlib
+import hmac
+import logging
+import time
+import uuid
+
+from ownpod.housekeeping.outbound import Outbound, Unanswered
+from ownpod.rules.addresses import is_public
+from ownpod.settings import Settings
+from ownpod.store.deliveries import Deliveries, Try
+from ownpod.store.retry import until_available
+
+log = logging.getLogger(__name__)
+
+DEADLINE_S = 20.0
+"""s for a whole try; a third of a try's lease."""
+
+STEADY_TRIES = 3
+"""After so many the pauses double. RunPod makes two more tries, 10 s apart."""
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """What ``X-OwnPod-Signature`` says: HMAC-SHA256, in hex, of ``<timestamp>.<body>``."""
+    return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def make_outbound(settings: Settings, *, deadline_s: float = DEADLINE_S) -> Outbound:
+    """The sender of webhooks, with the addresses that ``OWNPOD_WEBHOOK_ALLOW`` permits."""
+    public_only = settings.webhook_allow == "public"
+    return Outbound(
+        allowed=is_public if public_only else lambda _address: True, deadline_s=deadline_s
+    )
+
+
+class Webhooks:
+    """Sends webhooks, one try at a time.
+
+    Args:
+        deliveries: the webhooks that are owed.
+        settings: tries, pauses and the secret.
+        outbound: sends a POST; by default :func:`make_outbound`.
+    """
+
+    def __init__(
+        self, deliveries: Deliveries, settings: Settings, outbound: Outbound | None = None
+    ) -> None:
+        self._deliveries = deliveries
+        self._settings = settings
+        self._outbound = make_outbound(settings) if outbound is None else outbound
+
+    def send(self, job_id: str) -> None:
+        """One try of a job's webhook, if one is owed now and no other sender makes it.
+
+        Raises:
+            RedisUnavailable: Redis was away for half a lease. The try is made again when its lease has run out.
+        """
+        token, patience_s = uuid.uuid4().hex, self._deliveries.lease_s / 2
+        made = until_available(lambda: self._deliveries.claim(job_id, token), longest_s=patience_s)
+        if made is None:
+            log.debug("job %s: no try of its webhook is owed now", job_id)
+            return
+        status, reason, cause = self._post(made)
+        done = reason is None
+        last = done or made.number >= self._settings.webhook_tries
+        delivery = {
+            "try": made.number,
+            "timeMs": time.time_ns() // 1_000_000,
+            "httpStatus": status,
+            "error": reason,
+        }
+        written = until_available(
+            lambda: self._deliveries.settle(
+                made,
+                delivery,
+                again_s=None if last else self._pause_s(made.number),
+                result="delivered" if done else "given_up" if last else "failed",
+                result_ttl_s=self._settings.result_ttl_s,
+            ),
+            longest_s=patience_s,
+        )
+        if not written:
+            log.info(
+                "job %s: result of webhook try %d dropped: it was replaced", job_id, made.number
+            )
+        elif done:
+            log.info("job %s: webhook delivered, try %d", job_id, made.number)
+        else:
+            what = "given up" if last else "to be tried again"
+            log.warning("job %s: webhook try %d failed (%s), %s", job_id, made.number, cause, what)
+
+    def _pause_s(self, tries: int) -> float:
+        return self._settings.webhook_delay_s * 2.0 ** max(0, tries - STEADY_TRIES + 1)
+
+    def _post(self, made: Try) -> tuple[int | None, str | None, str | None]:
+        """The HTTP status, if there was one; and of a failure the reason for clients, and for the log."""
+        body = made.job.answer_json().encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "OwnPod"}
+        if made.request_id is not None:
+            headers["X-Request-ID"] = made.request_id
+        if self._settings.webhook_secret is not None:
+            timestamp = str(int(time.time()))
+            headers["X-OwnPod-Timestamp"] = timestamp
+            headers["X-OwnPod-Signature"] = signature(
+                self._settings.webhook_secret, timestamp, body
+            )
+        try:
+            status = self._outbound.post(made.url, body, headers)
+        except Unanswered as error:
+            return None, error.reason, str(error)
+        problem = None if 200 <= status < 300 else f"HTTP {status}"
+        return status, problem, problem

@@ -1,0 +1,192 @@
+"""``ownpod up``: Redis, API and dispatcher in one, with one log, ending together.
+
+Starts Redis first and ends it last, so that nodes can hand back what they have.
+"""
+
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+
+from ownpod.configuration import load_endpoints
+from ownpod.errors import OwnPodError, RedisUnavailable, StartError
+from ownpod.onehost import flower
+from ownpod.onehost.embedded import EmbeddedRedis
+from ownpod.processes import check_port
+from ownpod.registry import Registry
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.settings import Settings
+from ownpod.store import schema
+from ownpod.store.client import connect, schema_version
+from ownpod.supervised import START_S, Group, write
+
+KILL_AFTER_S = 15.0
+"""Beyond the grace: what has not ended by then is killed."""
+
+ANSWER_S = 1.0
+"""Longest wait in seconds for the answer to a check; the log is not copied meanwhile."""
+
+
+class Up:
+    """Everything on one host.
+
+    Args:
+        config: the settings; with no ``REDIS_URL`` a Redis is started too.
+        host: where the API listens.
+        port: where the API listens.
+        flower_port: where Flower listens; None: without it.
+    """
+
+    def __init__(
+        self, config: Settings, *, host: str, port: int, flower_port: int | None = None
+    ) -> None:
+        self._flower_port = flower_port
+        self._config = config
+        self._host = host
+        self._port = port
+        self._group = Group()
+
+    def run(self) -> int:
+        """Until SIGTERM, SIGINT or the end of a part that never served; the exit code.
+
+        Raises:
+            OwnPodError: it cannot start; nothing is left running.
+        """
+        endpoints = load_endpoints(self._config)
+        check_port(self._host, self._port)
+        if self._flower_port is not None:
+            flower.check(self._config, endpoints.values())
+            check_port(self._host, self._flower_port)
+        self._group.handle_signals()
+        embedded = None
+        if not self._config.redis_url:
+            embedded = EmbeddedRedis(self._config.data_dir, appendfsync=self._config.appendfsync)
+        try:
+            self._start(endpoints, embedded)
+            while not self._group.stopping:
+                self._group.attend()
+        except OwnPodError as error:
+            if not self._group.children:
+                raise
+            write("ownpod", f"error: {error}")
+            code = 1
+        else:
+            write("ownpod", "stopping")
+            code = 0
+        finally:
+            self._group.end(self._config.shutdown_grace_s + KILL_AFTER_S)
+            if embedded is not None:
+                embedded.ended()
+        write("ownpod", "stopped")
+        return code
+
+    def _start(self, endpoints: Mapping[str, Endpoint], embedded: EmbeddedRedis | None) -> None:
+        """Starts all parts and writes the ready line when all serve. Raises: OwnPodError."""
+        url = self._config.redis_url or ""
+        if embedded is not None:
+            embedded.prepare()
+            if warning := embedded.warning():
+                write("ownpod", f"warning: {warning}")
+            redis = self._group.add("redis", embedded.start, serves=embedded.answers)
+            embedded.wait(redis.process)
+            redis.check()
+            url = embedded.url
+        client = connect(url, client_name="ownpod-up")
+        registry = Registry(endpoints, client, self._config)
+        self._check(registry, lambda: schema_version(client))
+        environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "ownpod"]
+        self._group.spawn(
+            *("dispatch", [*command, "dispatch"], environ),
+            serves=lambda: _attended(registry),
+            reloads=True,
+        )
+        listen = ["--host", self._host, "--port", str(self._port)]
+        self._group.spawn(
+            *("api", [*command, "api", *listen], environ),
+            serves=lambda: self._answers(self._port, "/health"),
+            reloads=True,
+        )
+        self._until_probed(registry)
+        if self._flower_port is not None and not self._group.stopping:
+            # It looks for nodes when it starts, and not again by itself.
+            port = self._flower_port
+            listen = ["--host", self._host, "--port", str(port)]
+            self._group.spawn(
+                *("flower", [*command, "flower", *listen], environ),
+                serves=lambda: self._answers(port, "/healthcheck"),
+            )
+        self._until_serving()
+        self._group.settle()
+        # A part may have ended meanwhile.
+        self._until_serving()
+        if not self._group.stopping:
+            write("ownpod", self._ready_line(registry))
+
+    def _check(self, registry: Registry, version: Callable[[], str | None]) -> None:
+        try:
+            schema.check(version())
+            registry.statuses(tuple(registry.workers()))
+        except RedisUnavailable as error:
+            raise StartError(f"REDIS_URL: {error}") from None
+
+    def _until_serving(self) -> None:
+        while not self._group.stopping and not self._group.serving:
+            self._group.attend()
+
+    def _until_probed(self, registry: Registry) -> None:
+        """Attends until each worker's node has probed its worker once, at most for a minute: one node
+        that keeps failing does not end the others.
+        """
+        until = time.monotonic() + START_S
+        while not self._group.stopping and time.monotonic() < until:
+            self._group.attend()
+            if self._group.serving and all(map(_probed, _statuses(registry))):
+                return
+
+    def _answers(self, port: int, path: str) -> bool:
+        """Something that speaks HTTP answers there."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
+        try:
+            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=ANSWER_S):
+                return True
+        except urllib.error.HTTPError as error:
+            return error.code < 500
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _ready_line(self, registry: Registry) -> str:
+        statuses = _statuses(registry)
+        ready = sum(status.state is WorkerState.READY for status in statuses)
+        endpoints = ", ".join(sorted(registry.endpoints))
+        line = (
+            f"ready: http://{self._host}:{self._port}/v2/<endpoint>  endpoints: {endpoints}  "
+            f"workers: {ready} of {len(statuses)} ready"
+        )
+        if self._flower_port is not None:
+            line += f"  Flower: http://{self._host}:{self._flower_port}"
+        return line
+
+
+def _statuses(registry: Registry) -> list[WorkerStatus]:
+    """Of all workers; one that no node attends to while Redis is away."""
+    try:
+        return list(registry.statuses(tuple(registry.workers())).values())
+    except RedisUnavailable:
+        return [WorkerStatus(WorkerState.UNHEALTHY, unattended=True)]
+
+
+def _probed(status: WorkerStatus) -> bool:
+    """The worker is ready, or known not to be."""
+    return status.state in {WorkerState.READY, WorkerState.BUSY, WorkerState.PAUSED} or (
+        status.state is WorkerState.UNHEALTHY and not status.unattended
+    )
+
+
+def _attended(registry: Registry) -> bool:
+    """The dispatcher has started nodes: one has published its worker's status, or there is none."""
+    statuses = _statuses(registry)
+    return not statuses or any(not status.unattended for status in statuses)

@@ -1,0 +1,182 @@
+"""The rules of a job, pure: states, allowed moves, timings, what a client sees.
+
+No Redis, HTTP, Celery, clock or environment: time comes in as milliseconds since the epoch.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Self
+
+
+class JobStatus(StrEnum):
+    """A job's states, as RunPod's clients read them (``RUNNING`` is never sent)."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+    @property
+    def terminal(self) -> bool:
+        """No move leads out of this state."""
+        return not MOVES[self]
+
+
+MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.IN_QUEUE: frozenset(
+        {
+            JobStatus.IN_PROGRESS,
+            # A result that came back by the callback of an attempt that was given up.
+            JobStatus.COMPLETED,
+            JobStatus.FAILED,
+            JobStatus.CANCELLED,
+            JobStatus.TIMED_OUT,
+        }
+    ),
+    JobStatus.IN_PROGRESS: frozenset(
+        {
+            JobStatus.IN_QUEUE,
+            JobStatus.COMPLETED,
+            JobStatus.FAILED,
+            JobStatus.CANCELLED,
+            JobStatus.TIMED_OUT,
+        }
+    ),
+    JobStatus.COMPLETED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+    JobStatus.TIMED_OUT: frozenset(),
+}
+"""Every allowed move; ``transitions.lua`` is given this table and refuses all others."""
+
+DEFAULT_EXECUTION_TIMEOUT_MS = 600_000
+"""RunPod's documented default, counted while the job runs."""
+
+DEFAULT_TTL_MS = 86_400_000
+"""RunPod's documented default, counted from submission over queue and run."""
+
+
+DEFAULT_MAX_ATTEMPTS = 3
+"""Attempts that reached a worker and were lost before the job is FAILED."""
+
+
+def new_job_id(*, sync: bool) -> str:
+    """An id shaped like RunPod's: ``<uuid>-u1``, ``sync-<uuid>-u1`` for ``/runsync``."""
+    return f"{'sync-' if sync else ''}{uuid.uuid4()}-u1"
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job as a client submits it. ``input`` and ``s3_config`` are JSON texts."""
+
+    id: str
+    endpoint: str
+    input: str
+    s3_config: str | None
+    webhook: str | None
+    execution_timeout_ms: int
+    ttl_ms: int
+    low_priority: bool
+    max_attempts: int
+    created_ms: int | None = None
+    """Ms since the epoch; None, as for every job of a client: Redis's clock when the record is made."""
+    request_id: str | None = None
+    """The client's ``X-Request-ID``: passed on to the worker, the webhook and the log."""
+
+    def record(self) -> dict[str, str | int]:
+        """The fields that the record starts with."""
+        fields: dict[str, str | int | None] = {
+            "id": self.id,
+            "endpoint": self.endpoint,
+            "input": self.input,
+            "s3_config": self.s3_config,
+            "webhook": self.webhook,
+            "execution_timeout_ms": self.execution_timeout_ms,
+            "ttl_ms": self.ttl_ms,
+            "low_priority": int(self.low_priority),
+            "max_attempts": self.max_attempts,
+            "created_ms": self.created_ms,
+            "request_id": self.request_id,
+            "status": JobStatus.IN_QUEUE.value,
+            "attempt": 0,
+            "lost": 0,
+            "retries": 0,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job record without its payload. Times in ms since the epoch; ``output`` is JSON text."""
+
+    id: str
+    endpoint: str
+    status: JobStatus
+    created_ms: int
+    attempt: int
+    retries: int
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    execution_ms: int | None = None
+    worker_id: str | None = None
+    output: str | None = None
+    error: str | None = None
+    progress: str | None = None
+    """What the handler last said while it runs; JSON text."""
+
+    FIELDS: ClassVar = (
+        "id",
+        "endpoint",
+        "status",
+        "created_ms",
+        "attempt",
+        "retries",
+        "started_ms",
+        "finished_ms",
+        "execution_ms",
+        "worker_id",
+        "output",
+        "error",
+        "progress",
+    )
+
+    @classmethod
+    def from_record(cls, values: list[str | None]) -> Self:
+        """From the record's ``FIELDS``, in that order."""
+        record: dict[str, Any] = dict(zip(cls.FIELDS, values, strict=True))
+        for name, value in record.items():
+            if value is not None and (name in {"attempt", "retries"} or name.endswith("_ms")):
+                record[name] = int(value)
+        return cls(**record | {"status": JobStatus(record["status"])})
+
+    def answer(self) -> dict[str, Any]:
+        """What a client is told, but for ``output`` (see :meth:`answer_json`).
+
+        Whole milliseconds, ``error`` a string: Go's clients fail to decode anything else.
+        """
+        said: dict[str, Any] = {"id": self.id, "status": self.status.value}
+        if self.started_ms is not None:
+            said["delayTime"] = max(0, self.started_ms - self.created_ms)
+        if self.started_ms is not None and self.finished_ms is not None:
+            ran_ms = max(0, self.finished_ms - self.started_ms)
+            said["executionTime"] = ran_ms if self.execution_ms is None else self.execution_ms
+        if self.worker_id is not None or self.status.terminal:
+            said["workerId"] = self.worker_id or ""
+        if self.error is not None:
+            said["error"] = self.error
+        if self.retries:
+            said["retries"] = self.retries
+        return said
+
+    def answer_json(self) -> str:
+        """The body of ``/status``. The output is JSON already and is not parsed for it.
+
+        As RunPod does, what a handler says of its progress is the output while it runs.
+        """
+        said, output = json.dumps(self.answer()), self.output or self.progress
+        return said if output is None else f'{said[:-1]}, "output": {output}}}'

@@ -1,0 +1,80 @@
+"""Names of everything OwnPod keeps in Redis; ``transitions.lua`` and ``pull.lua`` list types
+and meanings.
+
+Celery's own keys, the queues, are :mod:`ownpod.broker.names`'s.
+"""
+
+PREFIX = "ownpod:"
+SCHEMA = f"{PREFIX}schema"
+JOB = f"{PREFIX}job:"
+ENDPOINT = f"{PREFIX}endpoint:"
+LEASES = f"{PREFIX}leases"
+EXPIRIES = f"{PREFIX}expiries"
+WEBHOOKS = f"{PREFIX}webhooks"
+EVENTS = f"{PREFIX}events:"
+PULL_EVENTS = f"{PREFIX}events"
+CHUNKS = f"{PREFIX}chunks:"
+RUNS = f"{PREFIX}runs:"
+ADDED = f"{PREFIX}workers:added"
+PAUSED = f"{PREFIX}workers:paused"
+PULLING = f"{PREFIX}workers:pulling"
+HEARD = f"{PREFIX}workers:heard"
+PULL = f"{PREFIX}pull:"
+SWEEP_LOCK = f"{PREFIX}lock:sweep"
+
+
+def job(job_id: str) -> str:
+    return f"{JOB}{job_id}"
+
+
+def chunks(job_id: str) -> str:
+    return f"{CHUNKS}{job_id}"
+
+
+def runs(worker_id: str) -> str:
+    return f"{RUNS}{worker_id}"
+
+
+def pull(worker_id: str) -> str:
+    return f"{PULL}{worker_id}"
+
+
+def idempotency(digest: str) -> str:
+    return f"{PREFIX}idempotency:{digest}"
+
+
+def of_endpoint(endpoint: str, what: str) -> str:
+    return f"{ENDPOINT}{endpoint}:{what}"
+
+
+def recent(endpoint: str) -> str:
+    return of_endpoint(endpoint, "recent")
+
+
+def queued(endpoint: str) -> str:
+    return of_endpoint(endpoint, "queued")
+
+
+def left(endpoint: str) -> str:
+    return of_endpoint(endpoint, "left")
+
+
+def running(endpoint: str) -> str:
+    return of_endpoint(endpoint, "running")
+
+
+def counts(endpoint: str) -> str:
+    return of_endpoint(endpoint, "counts")
+
+
+def housekeeping(host: str) -> str:
+    """A string that a host's housekeeping node renews with each sweep; it expires when the node does not."""
+    return f"{PREFIX}housekeeping:{host}"
+
+
+def owner(worker_id: str) -> str:
+    return f"{PREFIX}worker:{worker_id}:owner"
+
+
+def worker(worker_id: str) -> str:
+    return f"{PREFIX}worker:{worker_id}"

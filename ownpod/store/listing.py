@@ -1,0 +1,198 @@
+"""Reads of job records without their payload: recent jobs, one job's outline, all details of a job.
+
+Payloads may have 50 MB each. Only :meth:`Listing.details` reads them; all other methods transfer a few
+hundred bytes for each job. Any call raises :class:`~ownpod.errors.RedisUnavailable`.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from ownpod.errors import JobNotFound
+from ownpod.rules.jobs import Job, JobStatus
+from ownpod.rules.payload import readable
+from ownpod.store import keys
+from ownpod.store.client import redis_reads
+
+PAGE = (50, 500)
+"""Fewest and most ids that one step of a listing reads."""
+
+PAYLOAD = frozenset({"output", "progress"})
+OUTLINE = tuple(name for name in Job.FIELDS if name not in PAYLOAD)
+
+LOGS = ("deliveries", "attempts")
+
+INTERNAL = (
+    *("claim", "callback", "watched", "followed", "webhook_try"),
+    *("chunk_calls", "chunk_bytes", "retry_call"),
+)
+"""Fields of a record that :meth:`Listing.details` leaves out: tokens and channels."""
+
+_COUNTS = {"attempt", "lost", "retries", "max_attempts", "low_priority"}
+
+Place = tuple[int, str]
+"""A job's place in the list: ms since the epoch, and its id. Later places come first."""
+
+
+@dataclass(frozen=True)
+class JobEntry:
+    """A job's outline, with the log of its webhook and the log of its attempts that were requeued."""
+
+    job: Job
+    deliveries: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+
+
+def _outline(values: list[str | None]) -> Job:
+    record = dict(zip(OUTLINE, values, strict=True))
+    return Job.from_record([record.get(name) for name in Job.FIELDS])
+
+
+class Listing:
+    """Reads job records; writes nothing, except that it removes ids without a record from the list.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    @redis_reads
+    def find(self, job_id: str) -> Job | None:
+        """The job's outline, of any endpoint: ``output`` and ``progress`` are None."""
+        values: Any = self._redis.hmget(keys.job(job_id), OUTLINE)
+        return None if values[0] is None else _outline(values)
+
+    def get(self, job_id: str, endpoint: str | None = None) -> Job:
+        """The same.
+
+        Args:
+            job_id: the job.
+            endpoint: only a job of this endpoint; None: of any.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        job = self.find(job_id)
+        if job is None or endpoint not in {None, job.endpoint}:
+            raise JobNotFound(job_id)
+        return job
+
+    @redis_reads
+    def details(self, job_id: str) -> dict[str, Any]:
+        """All fields of the record that are meant for people, with the payload. Raises: JobNotFound."""
+        record: Any = self._redis.hgetall(keys.job(job_id))
+        if not record:
+            raise JobNotFound(job_id)
+        for name in INTERNAL:
+            record.pop(name, None)
+        for name in ("input", "output", "progress", "s3_config", *LOGS):
+            if name in record:
+                record[name] = readable(record[name])
+        if "s3_config" in record:
+            record["s3_config"] = "..."
+        return {
+            name: int(value) if name.endswith("_ms") or name in _COUNTS else value
+            for name, value in record.items()
+        }
+
+    @redis_reads
+    def recent(
+        self,
+        endpoint: str,
+        *,
+        status: JobStatus | None,
+        before: Place | None,
+        limit: int,
+        logs: bool = True,
+    ) -> tuple[list[JobEntry], Place | None]:
+        """The endpoint's last jobs, the newest first.
+
+        Args:
+            endpoint: the endpoint.
+            status: only jobs in this state.
+            before: the place at which an earlier page ended.
+            limit: the most jobs.
+            logs: read the logs too; without, they are empty.
+
+        Returns:
+            The jobs, and the place for the next page; None: there are no more.
+        """
+        found = list[JobEntry]()
+        while True:
+            # With a status most records may not match, so more of them are looked at in one step.
+            needed = PAGE[1] if status else limit - len(found)
+            count = min(max(needed, PAGE[0]), PAGE[1])
+            page = self._page(endpoint, before, count)
+            matching = self._matching(endpoint, page, status)
+            batch = matching[: limit - len(found)]
+            for listed in self._read(batch, logs=logs):
+                # A job may have moved on, or its record expired, since its status was read.
+                if listed is not None and status in {None, listed.job.status}:
+                    found.append(listed)
+            if len(found) == limit:
+                return found, batch[-1]
+            if len(batch) < len(matching):
+                before = batch[-1]
+            elif len(page) < count:
+                return found, None
+            else:
+                before = page[-1]
+
+    def _page(self, endpoint: str, before: Place | None, count: int) -> list[Place]:
+        """The next places. By score and id, because an offset moves when ids are removed or added."""
+        key = keys.recent(endpoint)
+        highest = "+inf" if before is None else f"({before[0]}"
+        with self._redis.pipeline(transaction=False) as pipe:
+            if before is not None:
+                pipe.zrange(key, before[0], before[0], desc=True, byscore=True)
+            pipe.zrange(
+                key, highest, "-inf", desc=True, byscore=True, offset=0, num=count, withscores=True
+            )
+            *same_ms, older = pipe.execute()
+        places = [
+            (before[0], job_id)
+            for ids in same_ms
+            for job_id in ids
+            if before is not None and job_id < before[1]
+        ]
+        places += [(int(score), job_id) for job_id, score in older]
+        return places[:count]
+
+    def _matching(self, endpoint: str, page: list[Place], status: JobStatus | None) -> list[Place]:
+        """Those of the page that are in the state; removes ids whose record is gone from the list."""
+        if not page:
+            return []
+        with self._redis.pipeline(transaction=False) as pipe:
+            for _, job_id in page:
+                pipe.hget(keys.job(job_id), "status")
+            states = pipe.execute()
+        gone = [job_id for (_, job_id), state in zip(page, states, strict=True) if state is None]
+        if gone:
+            self._redis.zrem(keys.recent(endpoint), *gone)
+        return [
+            place
+            for place, state in zip(page, states, strict=True)
+            if state is not None and status in {None, state}
+        ]
+
+    def _read(self, places: list[Place], *, logs: bool) -> list[JobEntry | None]:
+        if not places:
+            return []
+        names = (*OUTLINE, *LOGS) if logs else OUTLINE
+        with self._redis.pipeline(transaction=False) as pipe:
+            for _, job_id in places:
+                pipe.hmget(keys.job(job_id), names)
+            records = pipe.execute()
+        return [_listed(values) for values in records]
+
+
+def _listed(values: list[str | None]) -> JobEntry | None:
+    if values[0] is None:
+        return None
+    outline, texts = values[: len(OUTLINE)], values[len(OUTLINE) :] or [None, None]
+    deliveries, attempts = (json.loads(text or "[]") for text in texts)
+    return JobEntry(_outline(outline), deliveries, attempts)

@@ -1,0 +1,396 @@
+"""Between workers that pull and their nodes, in Redis: the API speaks for the worker, the node for the
+job. Every change is one call of ``pull.lua``.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import redis
+
+from ownpod.errors import BadRequest, TooManyWorkers, WorkerConflict, WorkerRecordBroken
+from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
+from ownpod.store import keys
+from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.scripts import Scripts
+from ownpod.validation import NAME
+
+log = logging.getLogger(__name__)
+
+KEPT_MS = 8 * 86_400_000
+"""What is known of a run or a worker is forgotten after this; no job runs longer."""
+
+GRACE_MS = 2000
+"""A ping may have been on its way when the worker took a job."""
+
+MISSES = 2
+"""Pings in a row that do not list a run which the worker took: it has not got it."""
+
+RESTART_MS = 1500
+"""A worker's process that lives asks again within this: the SDK pauses 1 s. One that was restarted
+does not, it has to import first.
+"""
+
+WITHDRAWN_MS = 60_000
+"""Ms for which a withdrawn run is kept, because its node may repeat the call while Redis does not answer."""
+
+MOST_RUNS = 1000
+"""Runs that one request may take, or one ping may list; further ones are ignored."""
+
+MOST_REFUSED = 32
+"""Refused workers that are remembered for an endpoint; the oldest goes first."""
+
+NAMED_MS = 60_000
+"""Ms for which a refused worker is shown after its last request; a refused SDK asks every 5 s."""
+
+MOST_FORGOTTEN = 1000
+"""Workers that one call of :meth:`Offers.forget_gone` checks."""
+
+
+def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[str, str]:
+    """What makes an unmodified RunPod container a worker of an endpoint.
+
+    Args:
+        endpoint_url: as the container reaches it, like ``http://10.0.0.5:8000/v2/local-ep``.
+        worker_id: the worker's id, of letters, digits, - and _.
+        key: one of ``OWNPOD_WORKER_KEYS``; without any the SDK does not ping, so any other text.
+    """
+    # The SDK appends "&..." and so needs a "?"; $ID is the worker's in the first, a job's in others.
+    return {
+        "RUNPOD_WEBHOOK_GET_JOB": f"{endpoint_url}/job-take/$ID?gpu=0",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{endpoint_url}/job-done/$RUNPOD_POD_ID/$ID?gpu=0",
+        "RUNPOD_WEBHOOK_POST_STREAM": f"{endpoint_url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=0",
+        "RUNPOD_WEBHOOK_PING": f"{endpoint_url}/ping/$RUNPOD_POD_ID?gpu=0",
+        "RUNPOD_POD_ID": worker_id,
+        "RUNPOD_AI_API_KEY": key,
+        # Else the worker ends where it cannot reach the internet.
+        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+    }
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _broken_records(method: Callable[P, R]) -> Callable[P, R]:
+    """Turns an error of Redis about a key of the wrong type into an error of that one worker."""
+
+    @functools.wraps(method)
+    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except redis.ResponseError as error:
+            raise WorkerRecordBroken(
+                f"what Redis keeps of a worker that pulls cannot be used: {error}"
+            ) from error
+
+    return translated
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker posted. ``stopping``: it wants its container to be restarted (``stopPod``)."""
+
+    outcome: Outcome
+    stopping: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a worker that asks is given: jobs, JSON texts. ``stopping``: none before its restart."""
+
+    jobs: list[str]
+    stopping: bool
+
+
+def _ms(time: tuple[int, int]) -> int:
+    """Of Redis's clock."""
+    return time[0] * 1000 + time[1] // 1000
+
+
+def _taken(found: Any) -> Taken | None:
+    return None if found is None else Taken(list(found[1]), stopping=bool(found[0]))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a worker of an endpoint gets no jobs, and how many s ago it last tried."""
+
+    worker_id: str
+    reason: str
+    ago_s: float
+
+
+@dataclass(frozen=True)
+class Contact:
+    """How long ago, in s, a worker said anything, asked for jobs, and pinged; None: never."""
+
+    heard_s: float | None
+    asked_s: float | None
+    pinged_s: float | None
+    stopping: bool
+    left: bool = False
+    """Whether the worker closed its last request for jobs, and has not sent another."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is: offered, delivered, begun, done, unbegun, gone. ``left_s`` of its time."""
+
+    state: str
+    left_s: float
+    taken_s: float
+    """How long ago the worker took it."""
+    outcome: Outcome | None
+    left: bool = False
+    """See :class:`Contact`."""
+
+
+class Offers:
+    """Workers that pull, and their runs.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+        gone_s: see ``OWNPOD_WORKER_GONE_S``.
+    """
+
+    def __init__(self, client: redis.Redis, *, gone_s: float) -> None:
+        self._redis = client
+        self._gone_ms = int(gone_s * 1000)
+        constants = (
+            f'local PULL, PULLING, HEARD = "{keys.PULL}", "{keys.PULLING}", "{keys.HEARD}"\n'
+            f'local EVENTS, ENDPOINT = "{keys.PULL_EVENTS}", "{keys.ENDPOINT}"\n'
+            f"local KEPT_MS, MOST_REFUSED, NAMED_MS = {KEPT_MS}, {MOST_REFUSED}, {NAMED_MS}\n"
+            f"local GRACE_MS, MISSES, RESTART_MS = {GRACE_MS}, {MISSES}, {RESTART_MS}\n"
+            f"local WITHDRAWN_MS = {WITHDRAWN_MS}\n"
+        )
+        self._script = Scripts(client, "offers.lua", constants)
+
+    @_broken_records
+    @redis_errors
+    def _call(self, command: str, worker_id: str, *arguments: str | float) -> Any:
+        """Raises: BadRequest, for an id that would be part of another key; WorkerRecordBroken."""
+        if not NAME.fullmatch(worker_id):
+            raise BadRequest(f"{worker_id[:100]!r} cannot be a worker's id")
+        return self._script(command, worker_id, *arguments)
+
+    # What a worker says; the API's part.
+
+    def take(
+        self,
+        worker_id: str,
+        endpoint: str,
+        token: str,
+        *,
+        most: int,
+        in_progress: bool,
+        key: str = "",
+        max_workers: int = DEFAULT_MAX_WORKERS,
+    ) -> Taken:
+        """The worker asks for at most ``most`` jobs.
+
+        Args:
+            worker_id: its id.
+            endpoint: of the URL that it asks at.
+            token: this request's own id.
+            most: jobs that it has room for.
+            in_progress: the worker has other jobs too; False: those have ended without a result.
+            key: digest of the key that it presents: results of these jobs count with that key.
+            max_workers: pulling workers that the endpoint may have.
+
+        Raises:
+            WorkerConflict: a worker of another endpoint goes by this id.
+            TooManyWorkers: the endpoint has ``max_workers`` others.
+        """
+        limit = min(max(most, 1), MOST_RUNS)
+        options = (limit, int(in_progress), self._gone_ms, key, max_workers)
+        found = self._call("take", worker_id, endpoint, token, *options)
+        if found[0] == -1:
+            raise WorkerConflict(
+                f"a worker of the endpoint {found[2]!r} goes by the id {worker_id!r}; it is taken here "
+                f"when that one has asked for nothing for {self._gone_ms / 1000:g} s"
+            )
+        if found[0] == -2:
+            raise TooManyWorkers(max_workers)
+        return Taken(list(found[1]), stopping=bool(found[0]))
+
+    def collect(self, worker_id: str, endpoint: str, token: str, *, most: int) -> Taken | None:
+        """Looks again for a request that waits. None: it is not the worker's last."""
+        limit = min(max(most, 1), MOST_RUNS)
+        return _taken(self._call("collect", worker_id, endpoint, token, limit))
+
+    def left(self, worker_id: str, token: str) -> None:
+        """The connection of that request is closed: the worker gets nothing until it asks again."""
+        self._call("left", worker_id, token)
+
+    def ping(self, worker_id: str, endpoint: str, runs: list[str]) -> None:
+        """The worker pings and lists its runs. Does nothing for a worker of another endpoint."""
+        listed = [run for run in runs if NAME.fullmatch(run)][:MOST_RUNS]
+        self._call("ping", worker_id, endpoint, *listed)
+
+    def heard_of(self, worker_id: str, endpoint: str, run_id: str) -> tuple[str, int] | None:
+        """The job and the attempt of a run for which the worker sends something; None: the run has ended, or is
+        another worker's.
+        """
+        found = self._call("heard", worker_id, endpoint, run_id)
+        return None if found is None else (found[0], int(found[1]))
+
+    def spoil(self, worker_id: str, endpoint: str, run_id: str, reason: str) -> None:
+        """Makes the run end as FAILED whatever its result is, because a part of its output is lost."""
+        self._call("spoil", worker_id, endpoint, run_id, reason)
+
+    def done(self, worker_id: str, endpoint: str, run_id: str, result: Result) -> bool:
+        """Writes the worker's result. False: the result is no longer needed, or the run is another worker's."""
+        outcome = result.outcome
+        said = (outcome.status, outcome.output or "", outcome.error or "")
+        return bool(self._call("done", worker_id, endpoint, run_id, int(result.stopping), *said))
+
+    def stops(self, worker_id: str, endpoint: str) -> list[str] | None:
+        """Runs that it is to stop; each is told once. None: it is to be restarted."""
+        found = self._call("stops", worker_id, endpoint)
+        return None if found is None else list(found)
+
+    def refuse(self, worker_id: str, endpoint: str, reason: str) -> None:
+        """Remembers for a while why the worker gets no jobs of an endpoint, see :meth:`refusals`."""
+        self._call("refuse", worker_id, endpoint, reason)
+
+    @_broken_records
+    @redis_reads
+    def refusals(self, endpoint: str) -> list[Refusal]:
+        """Workers that came to the endpoint within the last minute and got no jobs."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.of_endpoint(endpoint, "refused"))
+            pipe.time()
+            found, time = pipe.execute()
+        now, refused = _ms(time), []
+        for worker_id, text in sorted(found.items()):
+            at, _, reason = text.partition(" ")
+            ago_ms = now - int(at)
+            if ago_ms < NAMED_MS:
+                refused.append(Refusal(worker_id, reason, ago_ms / 1000))
+        return refused
+
+    @_broken_records
+    @redis_reads
+    def key_of(self, worker_id: str, run_id: str | None = None) -> str | None:
+        """Digest of the key with which the worker took a run; of a run that is not known, and without
+        one, of the key with which it last asked for jobs. None: not known.
+        """
+        base = keys.pull(worker_id)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(f"{base}:run:{run_id}", "key")
+            pipe.hget(base, "key")
+            of_run, last = pipe.execute()
+        return of_run or last or None
+
+    # What a node says.
+
+    def offer(
+        self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
+    ) -> None:
+        """Lets the worker take a run; it has so many s for it."""
+        self._call("offer", worker_id, run_id, job_id, attempt, body, int(time_s * 1000))
+
+    def withdraw(self, worker_id: str, run_id: str) -> bool:
+        """Takes an offer back. False: the worker has taken it."""
+        return bool(self._call("withdraw", worker_id, run_id))
+
+    def settle(self, worker_id: str, run_id: str, *, keep_s: float = 0) -> None:
+        """The node knows how the run ended; a later one can still see it for so long."""
+        self._call("settle", worker_id, run_id, int(keep_s * 1000))
+
+    def stop(self, worker_id: str, run_id: str) -> bool:
+        """The worker is to stop a run. False: it has not got it."""
+        return bool(self._call("stop", worker_id, run_id))
+
+    @_broken_records
+    @redis_reads
+    def run(self, worker_id: str, run_id: str) -> RunState | None:
+        """Where a run is; None: settled, or withdrawn."""
+        key = f"{keys.pull(worker_id)}:run:{run_id}"
+        names = ("state", "until_ms", "taken_ms", "ended_ms", "status", "output", "error")
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(key, names)
+            pipe.hmget(keys.pull(worker_id), "asked_ms", "take")
+            pipe.time()
+            found, asked, time = pipe.execute()
+        state, until_ms, taken_ms, ended_ms, status, output, error = found
+        if state in {None, "withdrawn"}:
+            return None
+        outcome = None
+        if state == "done":
+            outcome = Outcome(
+                JobStatus(status),
+                output=output or None,
+                error=error or None,
+                execution_ms=int(ended_ms) - int(taken_ms),
+            )
+        now = _ms(time)
+        return RunState(
+            state=state,
+            left_s=(int(until_ms or 0) - now) / 1000,
+            taken_s=(now - int(taken_ms or now)) / 1000,
+            outcome=outcome,
+            left=asked[0] is not None and asked[1] is None,
+        )
+
+    @_broken_records
+    @redis_reads
+    def contact(self, worker_id: str) -> Contact:
+        """How it was last heard of."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zscore(keys.HEARD, worker_id)
+            pipe.hmget(keys.pull(worker_id), "asked_ms", "ping_ms", "stopping", "take")
+            pipe.time()
+            heard_ms, (asked_ms, ping_ms, stopping, take), time = pipe.execute()
+        now = _ms(time)
+        heard_s, asked_s, pinged_s = (
+            None if ms is None else (now - int(ms)) / 1000 for ms in (heard_ms, asked_ms, ping_ms)
+        )
+        return Contact(
+            heard_s,
+            asked_s,
+            pinged_s,
+            stopping=stopping is not None,
+            left=asked_ms is not None and take is None,
+        )
+
+    def await_worker(self, worker_id: str) -> None:
+        """Asks the API whether it holds a request of the worker; if so, that counts as asked now."""
+        self._call("await", worker_id)
+
+    def forget_gone(self) -> list[str]:
+        """Removes workers that have sent nothing for too long and have no runs; returns their ids.
+
+        A worker whose keys cannot be used is logged, and changes nothing for the others.
+        """
+        gone = []
+        for worker_id in self._silent():
+            try:
+                how = self._call("forget", worker_id, self._gone_ms)
+            except (BadRequest, WorkerRecordBroken) as error:
+                log.error("worker %r is dropped: %s", worker_id, error)  # noqa: TRY400 - one line
+                self._drop(worker_id)
+                continue
+            if how == 2:
+                log.warning("worker %s: keys of the wrong type were deleted", worker_id)
+            if how:
+                gone.append(worker_id)
+        return gone
+
+    @redis_reads
+    def _silent(self) -> list[str]:
+        """Workers that have sent nothing for long, at most :data:`MOST_FORGOTTEN`, the oldest first."""
+        until = _ms(self._redis.time()) - self._gone_ms
+        found: Any = self._redis.zrangebyscore(keys.HEARD, "-inf", until, 0, MOST_FORGOTTEN)
+        return list(found)
+
+    @redis_errors
+    def _drop(self, worker_id: str) -> None:
+        """Removes a worker that cannot be used from the lists."""
+        self._redis.zrem(keys.HEARD, worker_id)
+        self._redis.hdel(keys.PULLING, worker_id)

@@ -1,0 +1,190 @@
+"""Sub-commands of ``celery -A ownpod``: jobs, retry, cancel, workers. Entry points in pyproject.toml.
+
+Loaded with every ``celery`` command of any application, so what they need is imported when they run.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery.bin.base import CeleryCommand
+
+if TYPE_CHECKING:
+    from ownpod.registry import Registry
+    from ownpod.store.jobs import JobStore
+
+STATES = ("IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+
+
+def _parts(ctx: click.Context) -> tuple["Registry", "JobStore"]:
+    """Workers and jobs of the application that ``-A`` names."""
+    if ctx.obj.app.main != "ownpod":
+        raise click.UsageError("this is OwnPod's: celery -A ownpod ...")
+    return open_parts("ownpod-celery")
+
+
+def open_parts(client_name: str) -> tuple["Registry", "JobStore"]:
+    """Workers and jobs, in the Redis that the settings name."""
+    from ownpod import settings
+    from ownpod.celery import open_store
+    from ownpod.configuration import load_endpoints
+    from ownpod.registry import Registry
+
+    config = settings.current()
+    store = open_store(config, client_name=client_name)
+    return Registry(load_endpoints(config), store.client, config), store
+
+
+class _Command(CeleryCommand):  # type: ignore[misc]
+    """Errors of OwnPod's own are one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from ownpod.errors import OwnPodError
+
+        try:
+            return super().invoke(ctx)
+        except OwnPodError as error:
+            raise click.ClickException(error.message) from None
+
+
+def _endpoints(registry: "Registry", endpoint: str | None) -> list[str]:
+    return sorted(registry.endpoints) if endpoint is None else [registry.endpoint(endpoint).id]
+
+
+@click.group()
+def jobs() -> None:
+    """OwnPod's jobs."""
+
+
+@jobs.command(cls=_Command, name="list")
+@click.option("-e", "--endpoint", help="Only this endpoint's.")
+@click.option("-s", "--status", type=click.Choice(STATES, case_sensitive=False))
+@click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
+@click.pass_context
+def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limit: int) -> None:
+    """The last jobs, the newest first."""
+    from ownpod.rules.jobs import JobStatus
+    from ownpod.store.listing import Listing
+    from ownpod.tools import tables
+
+    registry, store = _parts(ctx)
+    listing = Listing(store.client)
+    wanted = None if status is None else JobStatus(status.upper())
+    found = [
+        listed.job
+        for name in _endpoints(registry, endpoint)
+        for listed in listing.recent(name, status=wanted, before=None, limit=limit, logs=False)[0]
+    ]
+    found.sort(key=lambda job: -job.created_ms)
+    tables.show(
+        ("JOB", "ENDPOINT", "STATUS", "AGE", "DELAY", "EXECUTION", "WORKER", "RETRIES", "ERROR"),
+        (
+            (
+                job.id,
+                job.endpoint,
+                job.status,
+                tables.ago(job.created_ms),
+                tables.seconds(job.answer().get("delayTime")),
+                tables.seconds(job.answer().get("executionTime")),
+                job.worker_id,
+                job.retries or None,
+                (job.error or "")[:60],
+            )
+            for job in found[:limit]
+        ),
+    )
+
+
+@jobs.command(cls=_Command, name="show")
+@click.argument("job_id")
+@click.pass_context
+def show_job(ctx: click.Context, job_id: str) -> None:
+    """All there is to know about a job, as JSON."""
+    import json
+
+    from ownpod.store.listing import Listing
+
+    _, store = _parts(ctx)
+    click.echo(json.dumps(Listing(store.client).details(job_id), indent=2))
+
+
+@click.command(cls=_Command)
+@click.argument("job_ids", nargs=-1, metavar="JOB_ID...")
+@click.option("--failed", is_flag=True, help="All FAILED and TIMED_OUT jobs of the endpoint.")
+@click.option("-e", "--endpoint", help="Whose, with --failed.")
+@click.pass_context
+def retry(
+    ctx: click.Context,
+    job_ids: tuple[str, ...],
+    endpoint: str | None,
+    failed: bool,  # noqa: FBT001 - click
+) -> None:
+    """Submit FAILED and TIMED_OUT jobs of OwnPod again; prints old and new ids."""
+    from ownpod import settings
+    from ownpod.rules.jobs import JobStatus, new_job_id
+    from ownpod.store.listing import Listing
+
+    if failed == bool(job_ids) or (failed and endpoint is None):
+        raise click.UsageError("name jobs, or say --failed --endpoint <endpoint>")
+    registry, store = _parts(ctx)
+    listing = Listing(store.client)
+    same_id = settings.current().retry_same_id
+    if failed:
+        name = registry.endpoint(str(endpoint)).id
+        states = (JobStatus.FAILED, JobStatus.TIMED_OUT)
+        ids = [
+            listed.job.id
+            for state in states
+            for listed in listing.recent(
+                name, status=state, before=None, limit=100_000, logs=False
+            )[0]
+        ]
+        job_ids = tuple(job_id for job_id in ids if same_id or not store.retried_as(job_id))
+    for job_id in job_ids:
+        new_id = job_id if same_id else new_job_id(sync=False)
+        store.retry(job_id, listing.get(job_id).endpoint, new_id)
+        click.echo(f"{job_id} -> {new_id}")
+    if failed:
+        click.echo(f"{len(job_ids)} jobs submitted again", err=True)
+
+
+@click.command(cls=_Command)
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+@click.pass_context
+def cancel(ctx: click.Context, job_ids: tuple[str, ...]) -> None:
+    """Cancel jobs of OwnPod, whether they wait or run; prints their states."""
+    from ownpod.broker.messages import notify_node
+    from ownpod.store.listing import Listing
+
+    registry, store = _parts(ctx)
+    listing = Listing(store.client)
+    for job_id in job_ids:
+        job = listing.get(job_id)
+        state = store.cancel(job_id, job.endpoint, reason="cancelled with `celery cancel`")
+        node = registry.node_of(job.worker_id) if job.worker_id else None
+        if node is not None:
+            notify_node(ctx.obj.app, node)
+        click.echo(f"{job_id} {state}")
+
+
+@click.command(cls=_Command)
+@click.pass_context
+def workers(ctx: click.Context) -> None:
+    """OwnPod's RunPod workers, and how they are."""
+    show_workers(*_parts(ctx))
+
+
+def show_workers(registry: "Registry", store: "JobStore") -> None:
+    """A table of all workers of all endpoints."""
+    from ownpod.tools import tables
+
+    rows: list[tuple[object, ...]] = []
+    for endpoint in registry.endpoints.values():
+        running = list(store.counts(endpoint.id)[1].values())
+        statuses = registry.statuses(endpoint.workers)
+        for worker in endpoint.workers:
+            status = statuses[worker.id]
+            busy = f"{running.count(worker.id) + status.held}/{worker.capacity}"
+            rows.append((worker.id, endpoint.id, worker.url, status.state, busy, status.reason))
+    for entry in registry.left_out():
+        rows.append((entry.id, entry.endpoint or "", "", "left out", "", entry.reason))  # noqa: PERF401
+    tables.show(("WORKER", "ENDPOINT", "URL", "STATE", "BUSY", "REASON"), rows)

@@ -1,0 +1,252 @@
+"""The ``ownpod`` command."""
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ownpod import log, settings
+from ownpod.errors import OwnPodError, StartError
+from ownpod.processes import check_port
+from ownpod.settings import Settings
+
+if TYPE_CHECKING:
+    from ownpod.registry import Registry
+    from ownpod.store.jobs import JobStore
+
+HOST = "127.0.0.1"
+PORT = 8000
+
+host_option = click.option("--host", default=HOST, show_default=True, help="Address to listen on.")
+port_option = click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=PORT,
+    show_default=True,
+    help="Port to listen on.",
+)
+
+
+LATER = {
+    "submit": "ownpod.tools.terminal",
+    "status": "ownpod.tools.terminal",
+    "history": "ownpod.tools.terminal",
+    "health": "ownpod.tools.terminal",
+    "top": "ownpod.tools.terminal",
+    "doctor": "ownpod.tools.doctor",
+    "worker-env": "ownpod.tools.worker_env",
+    "keys": "ownpod.tools.new_keys",
+}
+"""Commands, and the modules that have them: imported when one is used."""
+
+
+class _Group(click.Group):
+    """Errors of OwnPod's own end in one line, exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *LATER]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in LATER:
+            command: click.Command = getattr(
+                importlib.import_module(LATER[cmd_name]), cmd_name.replace("-", "_")
+            )
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except OwnPodError as error:
+            settings.exit_on(error)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ownpod")
+def main() -> None:
+    """The RunPod v2 API for the RunPod worker containers you run yourself.
+
+    `ownpod up` starts everything. `ownpod api`, `ownpod dispatch` and `ownpod flower` are its parts,
+    for several hosts; they need REDIS_URL. Settings are environment variables, see README.md.
+
+    submit, status, history, health and top talk to an OwnPod that runs, here or at OWNPOD_URL.
+    Completion for your shell: eval "$(_OWNPOD_COMPLETE=bash_source ownpod)", or zsh_source, fish_source.
+    """
+
+
+@main.command()
+@host_option
+@port_option
+@click.option(
+    "--workers",
+    metavar="URLS",
+    help="Comma-separated worker URLs of the endpoint local-ep; as OWNPOD_WORKERS.",
+)
+@click.option("--flower", is_flag=True, help="Start Flower, too.")
+@click.option(
+    "--flower-port",
+    type=click.IntRange(1, 65535),
+    default=5555,
+    show_default=True,
+    help="Its port.",
+)
+def up(
+    host: str,
+    port: int,
+    workers: str | None,
+    flower: bool,  # noqa: FBT001 - click
+    flower_port: int,
+) -> None:
+    """Start everything, in the foreground, until Ctrl-C or SIGTERM."""
+    from ownpod.onehost.up import Up
+
+    if workers is not None:
+        os.environ["OWNPOD_WORKERS"] = workers
+    config = settings.current()
+    up = Up(config, host=host, port=port, flower_port=flower_port if flower else None)
+    sys.exit(up.run())
+
+
+@main.command()
+@host_option
+@port_option
+def api(host: str, port: int) -> None:
+    """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2."""
+    from ownpod.configuration import load_endpoints
+
+    config = settings.current()
+    load_endpoints(config)
+    check_port(host, port)
+    _check_redis(config)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    server = "ownpod.api.server"
+    command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", address]
+    os.execv(sys.executable, [*command, f"{server}:application()"])  # noqa: S606
+
+
+@main.command()
+def dispatch() -> None:
+    """Run the dispatcher: one Celery node for each worker."""
+    from ownpod.configuration import load_endpoints
+    from ownpod.registry import Registry
+    from ownpod.store.client import connect, schema_version
+    from ownpod.store.schema import Guard
+
+    config = settings.current()
+    endpoints = load_endpoints(config)
+    _check_redis(config)
+    log.configure(config.log_level, "dispatcher", config.log_format)
+    from ownpod.supervisor import Dispatcher
+
+    client = connect(config.broker_url())
+    Guard(lambda: schema_version(client)).wait()
+    Dispatcher(config, Registry(endpoints, client, config)).run()
+
+
+@main.command()
+@host_option
+@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True)
+def flower(host: str, port: int) -> None:
+    """Serve Flower, Celery's page. With keys: user "ownpod", an admin key as password."""
+    from ownpod.configuration import load_endpoints
+    from ownpod.onehost.flower import serve
+
+    config = settings.current()
+    endpoints = load_endpoints(config)
+    check_port(host, port)
+    _check_redis(config)
+    serve(config, endpoints.values(), host=host, port=port)
+
+
+@main.group()
+def workers() -> None:
+    """The RunPod workers, at run time; on this host's Redis."""
+
+
+@workers.command(name="list")
+def list_workers() -> None:
+    """All workers, and how they are."""
+    from ownpod.tools.celery_commands import show_workers
+
+    show_workers(*_parts())
+
+
+@workers.command()
+@click.argument("url")
+@click.option("-e", "--endpoint", default=settings.DEFAULT_ENDPOINT, show_default=True)
+@click.option("--id", "worker_id", help="A name; made from the URL if there is none.")
+@click.option("--capacity", type=click.IntRange(1, 1000), default=1, show_default=True)
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent to it.")
+@click.option("--no-verify-tls", is_flag=True, help="Take any certificate.")
+@click.option("--ca-bundle", type=click.Path(exists=True, dir_okay=False))
+def add(  # noqa: PLR0917 - click
+    url: str,
+    endpoint: str,
+    worker_id: str | None,
+    capacity: int,
+    headers: tuple[str, ...],
+    no_verify_tls: bool,  # noqa: FBT001 - click
+    ca_bundle: str | None,
+) -> None:
+    """Add a worker, or change one that was added. Stays until it is removed."""
+    from ownpod.configuration import parse_headers
+
+    values: dict[str, object] = {"url": url, "capacity": capacity}
+    if worker_id is not None:
+        values["id"] = worker_id
+    if headers:
+        values["headers"] = parse_headers(headers)
+    if no_verify_tls:
+        values["verifyTls"] = False
+    if ca_bundle is not None:
+        values["caBundle"] = os.path.abspath(ca_bundle)  # noqa: PTH100 - links stay links
+    registry, _ = _parts()
+    click.echo(f"added {registry.add(endpoint, values).id} to {endpoint}")
+
+
+@workers.command()
+@click.argument("worker_id")
+def drain(worker_id: str) -> None:
+    """Give a worker no more jobs, also after restarts; what it has, it finishes."""
+    registry, _ = _parts()
+    registry.pause(registry.find(worker_id).id, "drained")
+    click.echo(f"draining {worker_id}; `ownpod workers resume {worker_id}` ends that")
+
+
+@workers.command()
+@click.argument("worker_id")
+def resume(worker_id: str) -> None:
+    """Give a drained or paused worker jobs again."""
+    registry, _ = _parts()
+    registry.resume(registry.find(worker_id).id)
+    click.echo(f"resumed {worker_id}")
+
+
+@workers.command()
+@click.argument("worker_id")
+def remove(worker_id: str) -> None:
+    """Remove a worker that was added; what it runs, it finishes."""
+    registry, _ = _parts()
+    registry.remove(worker_id)
+    click.echo(f"removed {worker_id}")
+
+
+def _parts() -> "tuple[Registry, JobStore]":
+    """Workers and jobs, on this host's Redis."""
+    from ownpod.tools.celery_commands import open_parts
+
+    return open_parts("ownpod-cli")
+
+
+def _check_redis(config: Settings) -> None:
+    import redis
+
+    url = config.broker_url()
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
+            client.ping()
+    except (redis.RedisError, ValueError) as error:
+        where = "REDIS_URL" if config.redis_url else "the embedded Redis"
+        raise StartError(f"{where}: cannot be used: {error}") from None

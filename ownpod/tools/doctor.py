@@ -1,0 +1,149 @@
+"""``ownpod doctor [URL]``: what this host has, or what a worker is, and what to change."""
+
+import json
+import threading
+import time
+
+import click
+
+from ownpod import settings
+from ownpod.configuration import parse_headers, worker_id_of
+from ownpod.errors import WorkerError
+from ownpod.rules.endpoints import WorkerSpec
+from ownpod.rules.runs import Attempt, Outcome, RunCheck
+from ownpod.tools import host_check
+from ownpod.tools.findings import Finding, show
+from ownpod.validation import check_http_url
+from ownpod.workers.push import PushWorker
+
+
+class _Watch:
+    """Listens to a run as a node would."""
+
+    def __init__(self) -> None:
+        self.looks: list[RunCheck] = []
+        self.yielded = 0
+
+    def chunks(self, texts: list[str]) -> None:
+        self.yielded += len(texts)
+
+    def look(self, look: RunCheck) -> None:
+        self.looks.append(look)
+
+
+@click.command()
+@click.argument("url", required=False)
+@click.option(
+    "--input", "job_input", default="{}", show_default=True, help="Of the job it is given."
+)
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent to it.")
+@click.option("--timeout", "timeout_s", type=float, default=60, show_default=True, help="In s.")
+@click.option("--json", "as_json", is_flag=True, help="Answer as JSON, for programs.")
+def doctor(
+    url: str | None, job_input: str, headers: tuple[str, ...], timeout_s: float, *, as_json: bool
+) -> None:
+    """Check a worker by giving it a job, as OwnPod would; without URL: check this host.
+
+    \b
+      ownpod doctor
+      ownpod doctor http://localhost:18000
+      ownpod doctor http://gpu-1:8000 --input '{"prompt": "a cat"}' --timeout 600
+    """  # noqa: D301 - click's mark for lines to be left alone
+    if url is None:
+        show(host_check.examine(settings.current()), as_json=as_json)
+    try:
+        check_http_url(url)
+        json.loads(job_input)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    config = settings.current()
+    spec = WorkerSpec(
+        id=worker_id_of(url),
+        endpoint="doctor",
+        url=url.rstrip("/"),
+        capacity=1,
+        headers={**config.worker_headers, **parse_headers(headers)},
+        verify_tls=config.worker_verify_tls,
+        ca_bundle=config.worker_ca_bundle,
+    )
+    show(examine(PushWorker(spec, config), job_input, timeout_s), as_json=as_json)
+
+
+def examine(worker: PushWorker, job_input: str, timeout_s: float) -> list[Finding]:
+    """Looks at a worker, and gives it one job."""
+    found: list[Finding] = []
+    try:
+        worker.probe()
+    except WorkerError as error:
+        why = (
+            f"{error}. Is the container up, started with --rp_serve_api --rp_api_host 0.0.0.0, and "
+            "its port reachable from here?"
+        )
+        return [Finding("bad", "reachable", why)]
+    found.append(Finding("ok", "reachable", "it answers"))
+    attempt = Attempt("doctor", "doctor", "doctor", 1, job_input, None, 0, 0, 0)
+    try:
+        run_id = worker.start(attempt)
+    except WorkerError as error:
+        hint = (
+            "its handler takes another --input" if "refused" in str(error) else "not RunPod's API?"
+        )
+        return [*found, Finding("bad", "/run", f"{error} ({hint})")]
+    found.append(Finding("ok", "/run", f"it took a job, as {run_id}"))
+    watch = _Watch()
+    outcome, took_s = _wait(worker, run_id, watch, timeout_s)
+    if outcome is None:
+        long = f"no end within {timeout_s:g} s; see --timeout. The worker may still be at it"
+        return [*found, Finding("bad", "job", long)]
+    if isinstance(outcome, WorkerError):
+        return [*found, Finding("bad", "job", str(outcome))]
+    kind = "ok" if outcome.status == "COMPLETED" else "note"
+    reason = f": {outcome.error}" if outcome.error else ""
+    found.append(Finding(kind, "job", f"{outcome.status} after {took_s:.2f} s{reason}"[:400]))
+    return [*found, *_conclusions(worker, run_id, watch)]
+
+
+def _wait(
+    worker: PushWorker, run_id: str, watch: _Watch, timeout_s: float
+) -> tuple[Outcome | WorkerError | None, float]:
+    """How the job ended, None: not in time; and after how many s."""
+    ended: list[Outcome | WorkerError] = []
+
+    def run() -> None:
+        try:
+            ended.append(worker.wait(run_id, watch))
+        except WorkerError as error:
+            ended.append(error)
+
+    began = time.monotonic()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return (ended[0] if ended else None), time.monotonic() - began
+
+
+def _conclusions(worker: PushWorker, run_id: str, watch: _Watch) -> list[Finding]:
+    if watch.yielded:
+        handler = f"it yields ({watch.yielded} chunks): /stream has them when the worker answers"
+    else:
+        handler = "it yields nothing: /stream stays empty, /status has the output"
+    if RunCheck.POLL in watch.looks:
+        status = (
+            "polled: it answers /status while it runs a job, so a restart of OwnPod goes on with it"
+        )
+    else:
+        status = (
+            "held: /status answers when the job has ended, and is asked once. After a restart of OwnPod "
+            "its result is lost, unless OWNPOD_CALLBACK_URL is set"
+        )
+    cancels = worker.cancel(run_id)
+    cancel = (
+        "it takes /cancel"
+        if cancels
+        else "it has no /cancel: a cancelled job is over at once, its slot free when the handler ends"
+    )
+    return [
+        Finding("ok", "handler", handler),
+        Finding("ok" if RunCheck.POLL in watch.looks else "note", "/status", status),
+        Finding("ok" if cancels else "note", "/cancel", cancel),
+    ]

