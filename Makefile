@@ -47,6 +47,15 @@ FAST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p pyt
 test-fast: install
 	@$(FAST) $(ARGS)
 
+# One test limits the CPU time of a process, which coverage doubles.
+LEVELS ?= tests/integration tests/unit
+coverage: install
+	@rm -rf var/coverage && mkdir -p var/coverage
+	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/coverage run -m pytest -q -p xdist -p pytest_timeout -n 4 $(LEVELS) $(ARGS) \
+		--deselect tests/integration/test_alive.py::test_the_check_imports_neither_redis_nor_celery_and_costs_little; \
+	code=$$?; $(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage json --quiet -o var/coverage/report.json && \
+		$(BIN)/python tests/coverage_figure.py <var/coverage/report.json && exit $$code
+
 check: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
