@@ -44,8 +44,8 @@ def svg(rows: list[tuple[str, int, int]]) -> str:
     """The rows as a bar chart."""
     height = ROW * len(rows) + 30
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}">',
+        "<style>text { font: 13px sans-serif }</style>",
         "<title>Share of lines that unit and integration tests run, by folder</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
     ]
@@ -55,8 +55,7 @@ def svg(rows: list[tuple[str, int, int]]) -> str:
         parts += [
             f'<text x="{LEFT - 10}" y="{top + 15}" text-anchor="end">{name}</text>',
             f'<rect x="{LEFT}" y="{top + 3}" width="{BAR}" height="{ROW - 6}" fill="#eee"/>',
-            f'<rect x="{LEFT}" y="{top + 3}" width="{BAR * share / 100:.1f}" height="{ROW - 6}" '
-            f'fill="{color}"/>',
+            f'<rect x="{LEFT}" y="{top + 3}" width="{BAR * share / 100:.1f}" height="{ROW - 6}" fill="{color}"/>',
             f'<text x="{LEFT + BAR + 10}" y="{top + 15}">{share:.1f} % of {lines}</text>',
         ]
     return "\n".join([*parts, "</svg>\n"])
