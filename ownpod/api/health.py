@@ -25,8 +25,8 @@ def liveness() -> Response:
 @blueprint.get("/v2/<id:endpoint_id>/history")
 def history(endpoint_id: str) -> Response:
     """How many jobs waited and ran over the last hour: [ms since the epoch, waiting, running]."""
-    here = services()
-    return answer({"samples": here.store.history(here.registry.endpoint(endpoint_id).id)})
+    svc = services()
+    return answer({"samples": svc.store.history(svc.registry.endpoint(endpoint_id).id)})
 
 
 @blueprint.get("/v2/<id:endpoint_id>/health")
@@ -34,10 +34,10 @@ def health(endpoint_id: str) -> Response:
     """Jobs and workers by state, all whole numbers; under ``ownpod`` each worker by itself,
     and workers that came within the last minute and get no jobs, with the reason.
     """
-    here = services()
-    endpoint = here.registry.endpoint(endpoint_id)
-    waiting, running, ended = here.store.counts(endpoint_id)
-    statuses = here.registry.statuses(endpoint.workers)
+    svc = services()
+    endpoint = svc.registry.endpoint(endpoint_id)
+    waiting, running, ended = svc.store.counts(endpoint_id)
+    statuses = svc.registry.statuses(endpoint.workers)
     jobs_of = Counter(running.values())
 
     # RunPod's words: ready is idle or running.
@@ -64,7 +64,7 @@ def health(endpoint_id: str) -> Response:
                 "leftOut": left_out(endpoint_id),
                 "refused": [
                     {"id": found.worker_id, "reason": found.reason, "seconds": round(found.ago_s)}
-                    for found in here.pulls.refusals(endpoint_id)
+                    for found in svc.pulls.refusals(endpoint_id)
                 ],
             },
         }

@@ -32,8 +32,8 @@ def metrics() -> Response:
 
 
 class _Figures(Collector):
-    def __init__(self, here: Services) -> None:
-        self._here = here
+    def __init__(self, svc: Services) -> None:
+        self._svc = svc
 
     def describe(self) -> list[Metric]:
         # Else registering would collect.
@@ -64,9 +64,9 @@ class _Figures(Collector):
             "ownpod_worker_held", "Slots that jobs which have ended still take", labels=labels
         )
         capacity = GaugeMetricFamily("ownpod_worker_capacity", "Slots of a worker", labels=labels)
-        now_ms = self._here.store.now_ms()
-        for endpoint in self._here.registry.endpoints.values():
-            found, name = self._here.store.stats(endpoint.id), [endpoint.id]
+        now_ms = self._svc.store.now_ms()
+        for endpoint in self._svc.registry.endpoints.values():
+            found, name = self._svc.store.stats(endpoint.id), [endpoint.id]
             submitted.add_metric(name, found.counts.get("submitted", 0))
             for status in JobStatus:
                 if status.terminal:
@@ -82,7 +82,7 @@ class _Figures(Collector):
             oldest.add_metric(name, max(0, waited_ms) / 1000)
             _add(delay, name, found.delay)
             _add(execution, name, found.execution)
-            statuses = self._here.registry.statuses(endpoint.workers)
+            statuses = self._svc.registry.statuses(endpoint.workers)
             states = Counter(status.state for status in statuses.values())
             for state in WorkerState:
                 workers.add_metric([*name, state], states[state])

@@ -34,10 +34,10 @@ def all_endpoints() -> Response:
 @blueprint.get("")
 def listed(endpoint_id: str) -> Response:
     """Each worker, how it is, and its jobs; and the workers that are left out, with the reason."""
-    here = services()
-    endpoint = here.registry.endpoint(endpoint_id)
-    running = here.store.counts(endpoint_id)[1]
-    statuses = here.registry.statuses(endpoint.workers)
+    svc = services()
+    endpoint = svc.registry.endpoint(endpoint_id)
+    running = svc.store.counts(endpoint_id)[1]
+    statuses = svc.registry.statuses(endpoint.workers)
     workers = [describe(w, statuses[w.id], running) for w in endpoint.workers]
     return answer({"workers": workers, "leftOut": left_out(endpoint_id)})
 
