@@ -20,7 +20,7 @@ help:
 	@echo "make test-docker   the image, docker-compose.yml and nodes as containers; wants a Docker engine"
 	@echo "make test-compose  of these only docker-compose.yml"
 	@echo "make install  only install       make clean   remove .venv and var"
-	@echo "make lock     write requirements*.txt anew from pyproject.toml (ARGS=--upgrade: the newest versions)"
+	@echo "make lock     write requirements*.txt from pyproject.toml (ARGS=--upgrade: the newest versions)"
 
 install: $(BIN)/.installed
 $(BIN)/.installed: requirements.txt requirements-dev.txt pyproject.toml
