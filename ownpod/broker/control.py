@@ -1,9 +1,8 @@
-"""The remote commands of a worker's node, for ``celery inspect``, ``celery control`` and Flower's buttons.
+"""What ``celery inspect``, ``celery control`` and Flower's buttons do to a worker's node.
 
-Some of Celery's built-in commands only change the memory of the node's process. The commands here have the same
-names, and change the records in Redis instead, so that job records agree with them and a restart keeps the change.
-They replace the built-in ones because Celery uses the last command that was registered under a name. On the
-housekeeping node, which has no worker, they call the built-in command.
+Celery's own commands that would only change the process's memory act on what stands in Redis, so that
+job records agree afterwards and a restart forgets nothing. On a node that is no worker's they do what
+Celery does.
 """
 
 import logging
@@ -23,7 +22,7 @@ Reply = dict[str, Any]
 
 
 class Node(Protocol):
-    """The part of a worker's node that commands use; see :class:`ownpod.node.node.Node`."""
+    """A worker's node, see :class:`ownpod.node.node.Node`."""
 
     @property
     def queue(self) -> str: ...
@@ -39,43 +38,44 @@ _node: Node | None = None
 
 
 def act_on(node: Node) -> None:
-    """Makes the commands of this process act on this node. Until then they act as on the housekeeping node."""
+    """This process is a worker's node."""
     global _node  # noqa: PLW0603 - one process, one node
     _node = node
 
 
-# Read before the functions below are defined, because those replace them in Celery's registry.
 _celery = {
+    # Celery executes the command that was registered last under a name. The functions below have these names, so
+    # they replace the built-in commands, which are kept here for nodes without a worker.
     name: getattr(celery_control, name)
     for name in ("revoke", "shutdown", "cancel_consumer", "add_consumer")
 }
 
 
-def _in_thread(call: Callable[..., None], *arguments: str) -> None:
-    """Calls a function in a new thread, because commands run in the node's event loop, which must not block."""
+def _aside(call: Callable[..., None], *arguments: str) -> None:
+    """In a thread of its own: commands come in the node's event loop, which must not wait."""
 
     def run() -> None:
         try:
             call(*arguments)
         except OwnPodError as error:
-            log.warning("remote command not executed: %s", error)
+            log.warning("not done: %s", error)
         except Exception:
-            # An exception that leaves a thread ends the node, and its running jobs with it.
-            log.exception("remote command not executed")
+            # A thread that dies would end the node, and with it other jobs.
+            log.exception("the command was not executed")
 
     threading.Thread(target=run, name="control", daemon=True).start()
 
 
 @control_command(name=names.LOOK)  # type: ignore[untyped-decorator]
 def look(_state: Any) -> None:
-    """Check now whether a job of this node was cancelled, and forward that to the worker."""
+    """A job that this node runs was cancelled: forward it to the worker now."""
     if _node is not None:
         _node.look()
 
 
 @inspect_command(name="ownpod_node")  # type: ignore[untyped-decorator]
 def describe(_state: Any) -> Reply:
-    """Show the RunPod worker of this node, its state and its jobs."""
+    """The RunPod worker of this node, how it is, and its jobs."""
     return {"worker": None} if _node is None else _node.describe()
 
 
@@ -83,7 +83,7 @@ def describe(_state: Any) -> Reply:
     name="ownpod_pause", args=[("reason", str)], signature="[reason]"
 )
 def pause(_state: Any, reason: str = "by hand") -> Reply:
-    """Take no more jobs until ownpod_resume. Running jobs finish."""
+    """Take no more jobs, until ownpod_resume; what runs is finished."""
     return _pause(f"paused {reason}")
 
 
@@ -92,20 +92,20 @@ def resume(_state: Any) -> Reply:
     """Take jobs again."""
     if _node is None:
         return {"error": "this node has no worker"}
-    _in_thread(_node.resume)
+    _aside(_node.resume)
     return {"ok": "resumed"}
 
 
 def _pause(reason: str) -> Reply:
     if _node is None:
         return {"error": "this node has no worker"}
-    _in_thread(_node.pause, reason)
+    _aside(_node.pause, reason)
     return {"ok": reason}
 
 
 @control_command(args=[("queue", str)], signature="<queue>")  # type: ignore[untyped-decorator]
 def cancel_consumer(state: Any, queue: str, **options: Any) -> Any:
-    """Stop consuming from a queue. For the queue of the worker's endpoint: the same as ownpod_pause."""
+    """Stop consuming from a queue; of a worker's endpoint: as ownpod_pause."""
     if _node is not None and queue == _node.queue:
         _pause("paused by cancel_consumer")
         return {"ok": f"no longer consuming from {queue}"}
@@ -117,9 +117,9 @@ def cancel_consumer(state: Any, queue: str, **options: Any) -> Any:
     signature="<queue> [exchange [type [routing_key]]]",
 )
 def add_consumer(state: Any, queue: str, *arguments: Any, **options: Any) -> Any:
-    """Consume from a queue. For the queue of the worker's endpoint: the same as ownpod_resume."""
+    """Consume from a queue; from a worker's endpoint's: as ownpod_resume."""
     if _node is not None and queue == _node.queue:
-        _in_thread(_node.resume)
+        _aside(_node.resume)
         return {"ok": f"add consumer {queue}"}
     if _node is not None and names.is_job_queue(queue):
         return {"error": f"this node's worker serves {_node.queue} only"}
@@ -130,20 +130,20 @@ def add_consumer(state: Any, queue: str, *arguments: Any, **options: Any) -> Any
     variadic="task_id", signature="[id1 [id2 [... [idN]]]]"
 )
 def revoke(state: Any, task_id: Any, *arguments: Any, **options: Any) -> Any:
-    """Cancel jobs by their ids, in the queue or running."""
+    """Cancel jobs, by their ids; whether they wait or run."""
     ids = [task_id] if isinstance(task_id, str) else list(task_id or [])
     if _node is None:
         return _celery["revoke"](state, ids, *arguments, **options)
     for job_id in ids:
-        _in_thread(_node.cancel, str(job_id), "revoked with Celery's tools")
+        _aside(_node.cancel, str(job_id), "revoked with Celery's tools")
     return {"ok": f"tasks {', '.join(map(str, ids))} flagged as revoked"}
 
 
 @control_command()  # type: ignore[untyped-decorator]
 def shutdown(state: Any, **options: Any) -> Any:
-    """Drain and end, as at SIGTERM: finish running jobs within the grace period, hand over the others."""
+    """Finish or hand back what runs, as at SIGTERM, and end."""
     if _node is None:
         return _celery["shutdown"](state, **options)
-    log.warning("shutdown by remote command")
+    log.warning("shutdown from remote")
     _node.stop_soon()
     return None

@@ -77,16 +77,16 @@ def on_purge(purge: Callable[[str], int | None], channel: Any = Channel) -> None
 
 
 class JobPool(TaskPool):  # type: ignore[misc]
-    """Celery's pool of threads, with a stop that does not wait for running tasks.
+    """Celery's thread pool, but stopping it does not wait for the threads.
 
-    A warm shutdown of Celery 5.7 waits for every running task without a limit, and the node answers no
-    remote command meanwhile. OwnPod's node has its own limit: it drains before this stop
-    (:mod:`ownpod.node.node`), and has handed over the runs that did not end.
+    Celery 5.7: a warm shutdown waits for every running task, for days if need be, and silences the
+    node meanwhile; nothing ends a running thread. OwnPod waits before, in its drain
+    (:mod:`ownpod.node.node`), and what still runs then has been handed back.
     """
 
     executor: ThreadPoolExecutor
     before_stop: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
-    """Runs first; a worker's node sets its drain here. A class attribute, because Celery constructs the pool."""
+    """Set by a worker's node: finishes or hands back what runs."""
 
     def on_stop(self) -> None:
         type(self).before_stop()
@@ -94,5 +94,5 @@ class JobPool(TaskPool):  # type: ignore[misc]
 
 
 def stop_node() -> None:
-    """Stops the node with exit code 0 at the next turn of its event loop. A signal handler may call it."""
+    """Ends the node's event loop as soon as it looks; from the loop's own thread."""
     state.should_stop = 0
