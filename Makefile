@@ -42,6 +42,7 @@ check: install
 fix: install
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python docs/settings_table.py
 
 chaos: install
 	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py

@@ -11,7 +11,13 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 from ownpod.errors import ConfigurationError
 from ownpod.rules import credentials
 from ownpod.rules.credentials import Credential
-from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS, HOUSEKEEPING, Endpoint, WorkerSpec
+from ownpod.rules.endpoints import (
+    DEFAULT_MAX_WORKERS,
+    HOUSEKEEPING,
+    Endpoint,
+    WorkerSource,
+    WorkerSpec,
+)
 from ownpod.rules.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.settings import DEFAULT_ENDPOINT, Settings
 from ownpod.validation import (
@@ -231,6 +237,7 @@ def make_worker(
         headers={**common, **values["headers"]},
         verify_tls=values.get("verify_tls", settings.worker_verify_tls),
         ca_bundle=ca_bundle,
+        source=WorkerSource.FILE if configured else WorkerSource.ADDED,
     )
 
 

@@ -235,9 +235,11 @@ class Dispatcher:
 
 
 def _same(old: WorkerSpec | None, new: WorkerSpec | None) -> bool:
-    """A node can go on: of a worker that pulls it follows the capacity by itself."""
-    if old is not None and new is not None and old.pulls:
-        old = replace(old, capacity=new.capacity)
+    """Whether the node can stay: it does not depend on where its worker comes from, and the node of a pulling
+    worker follows the capacity by itself.
+    """
+    if old is not None and new is not None:
+        old = replace(old, source=new.source, capacity=new.capacity if old.pulls else old.capacity)
     return old == new
 
 

@@ -2,21 +2,45 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ownpod.rules.credentials import Credential
 
 HOUSEKEEPING = "housekeeping"
 """Name of the node that is no worker's, so no worker can have this id."""
 
-PULL = "pull:"
-
 DEFAULT_MAX_WORKERS = 64
 """Pulling workers that an endpoint may have: each has a node, a process of some 20 MB."""
 
 
+class WorkerKind(StrEnum):
+    """How a worker gets its jobs; :func:`ownpod.workers.driver_for` makes the driver of each kind."""
+
+    PUSH = "push"
+    """The node sends requests to the worker's URL."""
+    PULL = "pull"
+    """The worker polls OwnPod for jobs, as on RunPod."""
+
+
+class WorkerSource(StrEnum):
+    """Where a worker comes from, which decides who may change it."""
+
+    FILE = "file"
+    """From ``workers.yaml`` or ``OWNPOD_WORKERS``."""
+    ADDED = "added"
+    """Added at run time; stays until it is removed."""
+    PULLED = "pulled"
+    """Registered by its own polls; stays until they stop."""
+
+
 @dataclass(frozen=True)
 class WorkerSpec:
-    """A worker as it is configured. ``capacity``: jobs it runs at a time."""
+    """A worker as it is configured.
+
+    Attributes:
+        url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
+        capacity: jobs it runs at a time.
+    """
 
     id: str
     endpoint: str
@@ -25,11 +49,13 @@ class WorkerSpec:
     headers: Mapping[str, str] = field(repr=False)
     verify_tls: bool
     ca_bundle: str | None
+    kind: WorkerKind = WorkerKind.PUSH
+    source: WorkerSource = WorkerSource.FILE
 
     @property
     def pulls(self) -> bool:
-        """It asks for jobs by itself; ``url`` says so, as it has none."""
-        return self.url.startswith(PULL)
+        """The worker polls for its jobs."""
+        return self.kind is WorkerKind.PULL
 
 
 @dataclass(frozen=True)
@@ -54,9 +80,11 @@ def pull_worker(endpoint_id: str, worker_id: str, capacity: int) -> WorkerSpec:
     return WorkerSpec(
         id=worker_id,
         endpoint=endpoint_id,
-        url=f"{PULL}{worker_id}",
+        url=f"pull:{worker_id}",
         capacity=capacity,
         headers={},
         verify_tls=True,
         ca_bundle=None,
+        kind=WorkerKind.PULL,
+        source=WorkerSource.PULLED,
     )

@@ -1,11 +1,12 @@
 """The docs name tests; they must be there."""
 
 import re
+import runpy
 from pathlib import Path
 
 import yaml
 
-from ownpod.settings import SettingsSchema
+from ownpod.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,15 +40,36 @@ def test_every_test_that_the_docs_name_is_there():
             assert f"def {name}(" in sources, (page.name, name)
 
 
-def test_the_compose_file_passes_every_variable_on():
+def test_the_compose_file_passes_every_variable_on_and_no_other():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    variables = {field.data_key for field in SettingsSchema().fields.values()}
+    variables = {variable.name for variable in VARIABLES}
     # Of the embedded Redis, whose place the service redis takes.
     variables -= {"OWNPOD_DATA_DIR", "OWNPOD_APPENDFSYNC"}
     assert "OWNPOD_APPENDFSYNC" in services["redis"]["command"]
     for name in ("api", "dispatcher", "flower"):
-        assert variables <= services[name]["environment"].keys(), name
-        assert services[name]["environment"]["REDIS_URL"].startswith("${REDIS_URL:-")
+        passed = services[name]["environment"]
+        # gunicorn reads it by itself.
+        assert passed.keys() == variables | {"GUNICORN_CMD_ARGS"}, name
+        # What is not passed on as it is.
+        fixed = {variable: value for variable, value in passed.items() if value is not None}
+        assert fixed.keys() == {"REDIS_URL", "OWNPOD_WORKERS_FILE"}
+        assert fixed["REDIS_URL"].startswith("${REDIS_URL:-")
+
+
+def test_the_compose_file_mounts_every_file_that_a_variable_names():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    files = {variable.name for variable in VARIABLES if variable.file}
+    files |= {"OWNPOD_WORKERS_FILE", "OWNPOD_WORKER_CA_BUNDLE"}
+    for name in ("api", "dispatcher", "flower"):
+        mounted = {re.match(r"\$\{(\w+)", volume)[1] for volume in services[name]["volumes"]}
+        assert mounted == files, name
+
+
+def test_the_readme_table_is_that_of_the_declarations():
+    page = (ROOT / "README.md").read_text()
+    updated = runpy.run_path(str(ROOT / "docs" / "settings_table.py"))["updated"]
+    assert updated(page) == page, "`make fix` writes README's table"
+    assert page.count("\n| `OWNPOD_") + page.count("\n| `REDIS_URL`") == len(VARIABLES) - 1
 
 
 def test_no_command_and_no_service_publishes_a_port_to_the_whole_network():

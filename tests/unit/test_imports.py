@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
-    ("process", ["log", "settings", "access", "processes", "supervised"]),
+    ("process", ["log", "settings", "processes", "supervised"]),
     ("configuration", ["configuration"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
