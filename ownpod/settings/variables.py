@@ -110,8 +110,8 @@ class Workers:
         "OWNPOD_WORKER_STATUS_TIMEOUT_S",
         15,
         limits=(0.1, 3600),
-        purpose="seconds until a worker's answer to a `/status` poll times out. Not for workers that answer only when "
-        "the job has ended, as RunPod's SDK does",
+        purpose="seconds until a worker's answer to a `/status` poll times out. Workers that answer only when the "
+        "job has ended, as RunPod's SDK does, have no such limit",
     )
     worker_cancel_timeout_s: float = variable(
         "OWNPOD_WORKER_CANCEL_TIMEOUT_S",
