@@ -9,6 +9,7 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.held import HeldConnections
+from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint
@@ -27,7 +28,7 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 @dataclass(frozen=True)
 class Services:
-    """What the routes work with; one for each application."""
+    """The parts that the routes use; one set for each application."""
 
     settings: Settings
     registry: Registry
@@ -37,6 +38,7 @@ class Services:
     pulls: Offers
     listing: Listing
     deliveries: Deliveries
+    submissions: Submissions
     held: HeldConnections = field(default_factory=HeldConnections)
 
     @property

@@ -43,6 +43,9 @@ ONLY = {
     "redis": {"store", "registry", "onehost.embedded", "tools"},
 }
 
+# Modules of the API that other ways into OwnPod use, so they must not know a web framework.
+WITHOUT_FLASK = {"api.submissions", "api.waiting", "api.held"}
+
 # Must not be reached, however far the way.
 APART = [
     ("api", "workers"),
@@ -147,6 +150,12 @@ def test_a_library_is_imported_where_it_belongs(library):
     allowed = ONLY[library]
     others = {name for name in users if not {name, name.partition(".")[0]} & allowed}
     assert not others, f"{library} may be imported by {', '.join(sorted(allowed))} only"
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_FLASK))
+def test_a_module_for_every_way_in_imports_no_flask(name):
+    found = {i.partition(".")[0] for i in imports(dict(modules())[name])}
+    assert not found & {"flask", "werkzeug"}, f"ownpod.{name} must work without Flask"
 
 
 @pytest.mark.parametrize(("start", "end"), APART)
