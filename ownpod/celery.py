@@ -17,10 +17,10 @@ app.config_from_object("ownpod.celeryconfig")
 
 
 def open_store(config: Settings, *, client_name: str) -> JobStore:
-    """The jobs in the Redis that the settings name. Nothing is sent before the first call.
+    """The job store, in the Redis that the settings name. It connects at the first call.
 
     Raises:
-        ConfigurationError: they name none.
+        ConfigurationError: the settings name no Redis.
     """
     messages = JobMessages(
         app, description_prefix=config.description_prefix, log_inputs=config.log_inputs
@@ -30,9 +30,10 @@ def open_store(config: Settings, *, client_name: str) -> JobStore:
 
 
 def _purge_jobs(queue: str) -> int | None:
-    """``celery -A ownpod purge`` of an endpoint's queue: its jobs are CANCELLED, and say why.
+    """Cancels the waiting jobs of an endpoint, for ``celery -A ownpod purge``; returns their number.
 
-    Unannounced it would look like a loss, and be made good.
+    Without this the recovery would publish the deleted messages again, because their jobs still wait. None: the
+    queue belongs to no endpoint.
     """
     endpoint = names.endpoint_of(queue)
     if endpoint is None:
@@ -42,7 +43,7 @@ def _purge_jobs(queue: str) -> int | None:
         return store.purge(endpoint, reason="purged with Celery's tools")
 
 
-# `celery inspect` and `celery control` look there for commands.
+# `control` is imported because that registers the commands of `celery inspect` and `celery control`.
 __all__ = ["app", "control", "open_store"]
 
 workarounds.on_purge(_purge_jobs)

@@ -45,7 +45,7 @@ _UNPRINTED = re.compile(
 
 def escaped(text: str) -> str:
     """Text with such characters escaped, so that a value from a request cannot forge a line of the log."""
-    return _UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNPRINTED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class _OneLine(logging.Formatter):

@@ -180,7 +180,7 @@ def _remaining_s(deadline: float) -> float:
 def _shut_down_at(connected: socket.socket, deadline: float) -> Iterator[None]:
     """Shuts the connection down at the deadline, because a socket's own timeout restarts with each byte.
 
-    Uses a duplicate of the socket, because TLS takes over the descriptor of the original.
+    Uses a duplicate of the socket, because TLS detaches the descriptor of the original.
     """
     with connected.dup() as duplicate:
 

@@ -24,10 +24,10 @@ def host_name(header: str) -> str | None:
 
     None: the header is not a host, for example because two headers were joined.
     """
-    found = _HOST.fullmatch(header.strip())
-    if found is None:
+    match = _HOST.fullmatch(header.strip())
+    if match is None:
         return None
-    return found[1].lower().strip("[]").removesuffix(".") or None
+    return match[1].lower().strip("[]").removesuffix(".") or None
 
 
 def is_own_host(header: str | None, own_names: Collection[str]) -> bool:

@@ -68,8 +68,8 @@ class Version:
 
 def parse(text: str) -> Version | None:
     """The version in the output of ``redis-server --version``: ``Redis server v=6.2.14 sha=...``."""
-    found = re.search(r"\b(Redis|Valkey) server v=(\d+(?:\.\d+)*)", text)
-    return Version(found[1], _numbers(found[2])) if found else None
+    match = re.search(r"\b(Redis|Valkey) server v=(\d+(?:\.\d+)*)", text)
+    return Version(match[1], _numbers(match[2])) if match else None
 
 
 def from_info(info: dict[str, object]) -> Version | None:

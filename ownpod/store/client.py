@@ -43,7 +43,7 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
 
     The client connects at the first command.
     """
-    # Not for a unix socket, because redis-py raises a TypeError for the option there.
+    # redis-py raises a TypeError for this option if the URL is that of a unix socket.
     keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     pool = redis.BlockingConnectionPool.from_url(
         url,

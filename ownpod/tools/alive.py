@@ -21,10 +21,10 @@ def main() -> None:
     url = os.environ.get("REDIS_URL", "")
     key = keys.housekeeping(socket.gethostname())
     try:
-        found = exists(url, key)
+        healthy = exists(url, key)
     except (OSError, ValueError) as error:
         sys.exit(f"Redis does not answer: {error}")
-    if not found:
+    if not healthy:
         sys.exit(f"the housekeeping node of this host has not renewed {key}")
 
 

@@ -74,12 +74,12 @@ def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limi
     registry, store = _parts(ctx)
     listing = Listing(store.client)
     wanted = None if status is None else JobStatus(status.upper())
-    found = [
+    last = [
         listed.job
         for name in _endpoints(registry, endpoint)
         for listed in listing.recent(name, status=wanted, before=None, limit=limit, logs=False)[0]
     ]
-    found.sort(key=lambda job: -job.created_ms)
+    last.sort(key=lambda job: -job.created_ms)
     tables.show(
         ("JOB", "ENDPOINT", "STATUS", "AGE", "DELAY", "EXECUTION", "WORKER", "RETRIES", "ERROR"),
         (
@@ -94,7 +94,7 @@ def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limi
                 job.retries or None,
                 (job.error or "")[:60],
             )
-            for job in found[:limit]
+            for job in last[:limit]
         ),
     )
 

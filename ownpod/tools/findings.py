@@ -26,10 +26,10 @@ class Finding:
 
 def show(findings: Iterable[Finding], *, as_json: bool) -> NoReturn:
     """Prints the findings and exits; with code 1 if one of them is bad."""
-    found = list(findings)
+    results = list(findings)
     if as_json:
-        click.echo(json.dumps([vars(finding) for finding in found]))
+        click.echo(json.dumps([vars(finding) for finding in results]))
     else:
-        for finding in found:
+        for finding in results:
             click.echo(f"{SIGNS[finding.kind]} {finding.what:<12} {finding.says}")
-    sys.exit(any(finding.kind == "bad" for finding in found))
+    sys.exit(any(finding.kind == "bad" for finding in results))
