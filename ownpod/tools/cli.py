@@ -73,6 +73,7 @@ def main() -> None:
     for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
 
     submit, status, history, health and top call a running API, on this host or at OWNPOD_URL.
+
     Completion for your shell: eval "$(_OWNPOD_COMPLETE=bash_source ownpod)", or zsh_source, fish_source.
     """
 
@@ -129,7 +130,10 @@ def api(host: str, port: int) -> None:
 
 @main.command()
 def dispatch() -> None:
-    """Run the supervisor, which starts one Celery node for each worker."""
+    """Run the supervisor of the workers' nodes.
+
+    The supervisor starts one Celery node for each worker, and restarts a node that ends.
+    """
     from ownpod.configuration import load_endpoints
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version

@@ -28,7 +28,10 @@ def status(client: Client, job_id: str, *, as_json: bool) -> None:
 @click.argument("job_id")
 @remote
 def history(client: Client, job_id: str, *, as_json: bool) -> None:
-    """Show a job's attempts: the worker, the times and the end of each."""
+    """Show a job's attempts.
+
+    For each attempt: its worker, its times and its end.
+    """
     record = client.call("GET", f"/requests/{job_id}")
     if as_json:
         print_json(record)

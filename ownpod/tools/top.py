@@ -28,7 +28,10 @@ ENDPOINT_COLUMNS = ("ENDPOINT", "WAITING", "RUNNING", "PER S", "COMPLETED", "FAI
 @click.option("--count", type=click.IntRange(1), help="End after this many updates.")
 @remote
 def top(client: Client, *, every_s: float, count: int | None, as_json: bool) -> None:
-    """Show all endpoints and workers, live: jobs that run, jobs that wait, jobs per second."""
+    """Show all endpoints and workers, live.
+
+    For each endpoint: running jobs, waiting jobs, and ended jobs per second.
+    """
     poller = Poller(client)
     updates = 0
     console = Console()

@@ -41,7 +41,9 @@ ABOUT = {
     help="The syntax of the output.",
 )
 def worker_env(endpoint: str, worker_id: str, url: str, key: str | None, form: str) -> None:
-    """Print the variables with which a RunPod container pulls jobs of ENDPOINT.
+    """Print the variables for a worker that pulls.
+
+    With these variables an unmodified RunPod container pulls jobs of ENDPOINT.
 
     \b
     Examples:
