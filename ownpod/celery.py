@@ -17,10 +17,10 @@ app.config_from_object("ownpod.celeryconfig")
 
 
 def open_store(config: Settings, *, client_name: str) -> JobStore:
-    """The job store, in the Redis that the settings name. It connects at the first call.
+    """The jobs in the Redis that the settings name. Nothing is sent before the first call.
 
     Raises:
-        ConfigurationError: the settings name no Redis.
+        ConfigurationError: they name none.
     """
     messages = JobMessages(
         app, description_prefix=config.description_prefix, log_inputs=config.log_inputs
@@ -30,10 +30,9 @@ def open_store(config: Settings, *, client_name: str) -> JobStore:
 
 
 def _purge_jobs(queue: str) -> int | None:
-    """Cancels the waiting jobs of an endpoint, for ``celery -A ownpod purge``; returns their number.
+    """``celery -A ownpod purge`` of an endpoint's queue: its jobs are CANCELLED, and say why.
 
-    Without this the recovery would publish the deleted messages again, because their jobs still wait. None: the
-    queue belongs to no endpoint.
+    Unannounced it would look like a loss, and be made good.
     """
     endpoint = names.endpoint_of(queue)
     if endpoint is None:
@@ -43,7 +42,7 @@ def _purge_jobs(queue: str) -> int | None:
         return store.purge(endpoint, reason="purged with Celery's tools")
 
 
-# `control` is imported because that registers the commands of `celery inspect` and `celery control`.
+# `celery inspect` and `celery control` look there for commands.
 __all__ = ["app", "control", "open_store"]
 
 workarounds.on_purge(_purge_jobs)
