@@ -59,10 +59,10 @@ def drain(stage: Stage, *, quick: bool) -> EndpointStats:
     }
 
 
-def wait_until(look: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Waits for a condition, which is checked every 10 ms. Raises: TimeoutError."""
     until = time.monotonic() + seconds
-    while not look():
+    while not condition():
         if time.monotonic() > until:
             raise TimeoutError(f"not within {seconds:g} s")
         time.sleep(0.01)

@@ -34,12 +34,12 @@ END_S = 20
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-def wait_for(what: str, look: Callable[[], object], seconds: float = 90) -> None:
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 90) -> None:
     """Waits for a condition. Raises: TimeoutError."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            if look():
+            if condition():
                 return
         time.sleep(0.01)
     raise TimeoutError(f"{what} did not happen within {seconds:g} s")
