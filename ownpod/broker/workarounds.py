@@ -6,7 +6,8 @@ changed what it relies on. The tests of ``tests/acceptance/test_workarounds.py``
 
 Other modules use undocumented parts as well, but change none: ``broker.messages`` reads a message with
 ``channel._get``; ``node`` uses the consumer's ``hub.on_tick``, ``task_consumer``, ``pool.limit`` and
-``amqp.queues.consume_from``; ``housekeeping.recovery`` finds job ids in kombu's JSON.
+``amqp.queues.consume_from``; ``housekeeping`` and ``store`` find ids as ``correlation_id`` in kombu's JSON;
+``supervisor`` imports modules of ``celery.worker`` before it forks.
 """
 
 import warnings
