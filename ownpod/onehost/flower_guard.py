@@ -1,6 +1,6 @@
-"""The process of ``ownpod flower``: Celery's command, with a check before each request to Flower.
+"""The process of ``ownpod flower``: Flower, with a check of each request before Flower handles it.
 
-Flower itself compares plain keys only, and without keys it lets any web page call it
+The check is here because Flower compares plain keys only, and without keys permits requests of any web page
 (``Access-Control-Allow-Origin: *``).
 """
 
@@ -49,7 +49,7 @@ def judge(
 
 
 def _is_link(request: HTTPServerRequest) -> bool:
-    """A link on another page that opens one of Flower's pages; those change nothing."""
+    """Whether a link on another page opens a page of Flower. This is permitted, because those pages change nothing."""
     return (
         request.method == "GET"
         and request.headers.get("Sec-Fetch-Mode") == "navigate"
@@ -58,7 +58,7 @@ def _is_link(request: HTTPServerRequest) -> bool:
 
 
 def _password(header: str) -> str:
-    """The password of basic authentication, or a bearer key; "" without one."""
+    """The password of basic authentication, or the key of ``Bearer``; "" if there is neither."""
     scheme, _, rest = header.strip().partition(" ")
     if scheme.lower() == "bearer":
         return rest.strip()
@@ -73,14 +73,14 @@ class Refused(RequestHandler):
     """Answers a refused request, instead of Flower's handler."""
 
     def initialize(self, status: int, sentence: str) -> None:
-        """Takes the status and the sentence of the refusal."""
+        """Receives the arguments that :meth:`GuardedFlower.find_handler` sets."""
         self._status, self._sentence = status, sentence
 
     def check_xsrf_cookie(self) -> None:
-        """Checks nothing: a refusal has nothing to protect, and Tornado's 403 would hide the 401."""
+        """Checks nothing, because Tornado's 403 would replace the 401."""
 
     def prepare(self) -> None:
-        """Answers any method."""
+        """Answers before Tornado chooses a method, so that every method is refused."""
         if self._status == 401:
             self.set_header("WWW-Authenticate", 'Basic realm="OwnPod"')
         self.set_status(self._status)
@@ -107,7 +107,7 @@ class GuardedFlower(Flower):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Celery's command line, with this Flower instead of Flower's own."""
+    """Runs Celery's command line with :class:`GuardedFlower` as its Flower."""
     command.Flower = GuardedFlower
     celery()
 

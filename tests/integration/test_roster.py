@@ -131,7 +131,7 @@ def status(state, reason=""):
     ("states", "reason"),
     [
         ([], "the endpoint has no workers"),
-        (["paused", "paused"], "the endpoint is paused: all of its workers are"),
+        (["paused", "paused"], "the endpoint is paused: all of its workers are paused"),
         (["paused", "ready"], "it waits for a free worker: 1 of 2 are healthy"),
         (["busy", "unhealthy"], "it waits for a free worker: 1 of 2 are healthy"),
         (["paused", "unhealthy"], "no healthy worker: refused"),

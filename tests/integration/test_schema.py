@@ -1,4 +1,4 @@
-"""Records of another OwnPod version: each process says so, and changes nothing."""
+"""Records of another schema version: each process reports them, and writes nothing."""
 
 import logging
 import threading
@@ -90,7 +90,7 @@ def test_the_api_answers_503_with_a_sentence(redis_server, client, path):
     assert answer.headers["Retry-After"]
 
 
-def test_a_process_that_waits_logs_one_line_and_goes_on_when_the_versions_agree(
+def test_a_process_that_waits_logs_one_line_and_continues_when_the_versions_agree(
     store, client, caplog
 ):
     client.set(keys.SCHEMA, "3")
