@@ -11,7 +11,11 @@ from ownpod.store.jobs import JobStore
 
 workarounds.apply()
 
-app = Celery("ownpod", include=["ownpod.node.tasks", "ownpod.node.node"])
+app = Celery(
+    "ownpod",
+    include=["ownpod.node.tasks", "ownpod.node.node"],
+    amqp="ownpod.broker.queues:LiveAMQP",
+)
 # By its full name: another project may have a module `celeryconfig` in the current folder.
 app.config_from_object("ownpod.celeryconfig")
 

@@ -32,6 +32,7 @@ from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.deliveries import Deliveries
+from ownpod.store.fleet import Fleet
 from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
@@ -51,7 +52,7 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
-    registry = Registry(load_endpoints(settings), store.client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
     pulls = Offers(store.client, gone_s=settings.worker_gone_s)
     services = Services(
         settings=settings,

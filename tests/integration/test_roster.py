@@ -10,6 +10,7 @@ from ownpod.errors import BadRequest, EndpointNotFound, WorkerConflict, WorkerNo
 from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.waiting import explain
+from ownpod.store.fleet import Fleet
 
 URL = "http://10.0.0.12:8000"
 
@@ -23,7 +24,7 @@ def settings(tmp_path, redis_server):
 
 @pytest.fixture
 def make_registry(client, settings):
-    return lambda: Registry(load_endpoints(settings), client, settings)
+    return lambda: Registry(load_endpoints(settings), Fleet(client), settings)
 
 
 @pytest.fixture

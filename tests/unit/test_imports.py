@@ -39,7 +39,7 @@ ONLY = {
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
     "requests": {"tools.client"},
-    "redis": {"store", "registry", "onehost.embedded", "tools"},
+    "redis": {"store", "onehost.embedded", "tools"},
 }
 
 # Must not be reached, however far the way.
