@@ -21,6 +21,7 @@ from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError
 from ownpod.processes import die_with_parent, is_loopback
 from ownpod.registry import Registry
+from ownpod.settings import Settings
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 
@@ -83,12 +84,19 @@ def application() -> Flask:
         settings.exit_on(error)
 
 
+def _endpoints_have_keys(config: Settings) -> bool:
+    try:
+        configured, url = load_endpoints(config), config.broker_url()
+    except ConfigurationError as error:
+        settings.exit_on(error)
+    with connect(url, client_name="ownpod-api") as client:
+        return Registry(configured, Fleet(client), config).has_keys
+
+
 def when_ready(server: Any) -> None:
     """Says so, when anybody who reaches this host may use the workers."""
     config = settings.current()
-    with connect(config.broker_url(), client_name="ownpod-api") as client:
-        registry = Registry(load_endpoints(config), Fleet(client), config)
-        keys_needed = bool(config.api_keys) or registry.has_keys
+    keys_needed = bool(config.api_keys) or _endpoints_have_keys(config)
     open_to = [
         str(host)
         for host, *_ in (address for address in server.cfg.address if isinstance(address, tuple))
