@@ -3,7 +3,7 @@ FROM python:3.12-slim AS build
 WORKDIR /app
 RUN python -m venv --without-pip /opt/ownpod
 COPY requirements.txt .
-RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir -r requirements.txt
+RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY ownpod ownpod
 RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir --no-deps .

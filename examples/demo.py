@@ -138,7 +138,7 @@ def _one_job(group: Group) -> str:
         answer = requests.get(f"{ENDPOINT}/status/{answer['id']}", timeout=5).json()
     for line in (
         "",
-        "go on with:",
+        "try next:",
         f"  curl -s -X POST {ENDPOINT}/run -d '{json.dumps(job)}'",
         f"  curl -s {ENDPOINT}/status/{answer['id']}",
         f"  curl -s -X POST {ENDPOINT}/runsync -d '{json.dumps(job)}'",

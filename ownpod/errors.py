@@ -24,6 +24,20 @@ class StartError(OwnPodError):
     """OwnPod cannot start here."""
 
 
+class ExtraMissing(StartError):
+    """A part of OwnPod that is optional is not installed.
+
+    Args:
+        part: what needs the extra, as users call it.
+        extra: a name of ``[project.optional-dependencies]`` in ``pyproject.toml``.
+    """
+
+    http_status = 501
+
+    def __init__(self, part: str, extra: str) -> None:
+        super().__init__(f"{part} is not installed: pip install 'ownpod[{extra}]'")
+
+
 class BadRequest(OwnPodError):
     """The request has a value that OwnPod cannot use."""
 
@@ -152,7 +166,7 @@ class SchemaMismatch(RedisUnavailable):
     def __init__(self, found: str, own: int) -> None:
         super().__init__(
             f"the records in this Redis have schema version {found}, this OwnPod works with version "
-            f"{own} only: run the OwnPod that fits them, or upgrade as docs/operations.md describes; "
+            f"{own} only: run the OwnPod that fits them, or upgrade as docs/howto/upgrade.md describes; "
             "nothing was changed"
         )
 

@@ -22,7 +22,7 @@ VIEWS = {
     "requests": ["jobs.requests"],
     "health": ["health.health"],
 }
-"""The views that each of :data:`ownpod.settings.OPERATIONS` counts."""
+"""The views that each of :data:`ownpod.settings.kinds.OPERATIONS` counts."""
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:

@@ -5,13 +5,18 @@ from typing import Any
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
-from flask_swagger_ui import get_swaggerui_blueprint
 
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
+from ownpod.errors import ExtraMissing
 from ownpod.rules.jobs import JobStatus
 from ownpod.validation import HEADER_NAME
+
+try:
+    from flask_swagger_ui import get_swaggerui_blueprint
+except ImportError:
+    get_swaggerui_blueprint = None
 
 blueprint = Blueprint("openapi", __name__)
 
@@ -246,7 +251,15 @@ def document() -> Response:
 
 
 def add_docs(app: Flask) -> None:
-    """The document, and a page to try it."""
+    """Adds the document, and a page to try it, which needs the extra ``docs``."""
     app.register_blueprint(blueprint)
-    page = get_swaggerui_blueprint(DOCS, "/openapi.json", config={"app_name": "OwnPod"})
+    if get_swaggerui_blueprint is None:
+        page = Blueprint("swagger_ui", __name__)
+        page.add_url_rule("/", view_func=_docs_missing)
+    else:
+        page = get_swaggerui_blueprint(DOCS, "/openapi.json", config={"app_name": "OwnPod"})
     app.register_blueprint(page, url_prefix=DOCS)
+
+
+def _docs_missing() -> Response:
+    raise ExtraMissing("the page at /docs", "docs")

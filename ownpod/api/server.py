@@ -1,9 +1,8 @@
 """gunicorn's settings, for ``ownpod api`` and, through ``gunicorn.conf.py``, for ``gunicorn wsgi:app``.
 
-``WEB_CONCURRENCY`` and ``GUNICORN_CMD_ARGS`` work as gunicorn says.
+``GUNICORN_CMD_ARGS`` works as gunicorn says.
 """
 
-import os
 import resource
 import signal
 from types import FrameType
@@ -26,7 +25,10 @@ from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 
 worker_class = "ownpod.api.worker.PromptWorker"
-workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
+try:
+    workers = settings.current().api_processes
+except ConfigurationError as error:
+    settings.exit_on(error)
 # A request that waits for its job takes a thread, which is made when it is needed and costs some 40 KB
 # while it waits. Two processes share the connections unevenly, so each can take 2,000 by itself.
 threads = 2048

@@ -1,12 +1,13 @@
 """``ownpod flower``: Celery's page, for admin keys, or read-only for API keys."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ownpod.errors import StartError
+from ownpod.errors import ExtraMissing, StartError
 from ownpod.rules.credentials import Credential
 from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
@@ -43,16 +44,24 @@ def door(config: Settings, endpoints: Iterable[Endpoint]) -> Door:
 
 
 def check(config: Settings, endpoints: Iterable[Endpoint]) -> None:
-    """Raises: StartError, see :func:`door`."""
+    """Raises: ExtraMissing, Flower is not installed; StartError, see :func:`door`."""
+    _require_flower()
     door(config, endpoints)
+
+
+def _require_flower() -> None:
+    if importlib.util.find_spec("flower") is None:
+        raise ExtraMissing("Flower", "flower")
 
 
 def serve(config: Settings, endpoints: Iterable[Endpoint], *, host: str, port: int) -> NoReturn:
     """Becomes Flower. Where there are keys, its user is "ownpod" and any of them the password.
 
     Raises:
+        ExtraMissing: Flower is not installed.
         StartError: see :func:`door`.
     """
+    _require_flower()
     found = door(config, endpoints)
     if found.read_only and not config.flower_read_only:
         sys.stderr.write(

@@ -38,6 +38,7 @@ LATER = {
     "doctor": "ownpod.tools.doctor",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
+    "settings": "ownpod.tools.show_settings",
 }
 """Commands, and the modules that have them: imported when one is used."""
 
@@ -69,7 +70,7 @@ def main() -> None:
     """The RunPod v2 API for the RunPod worker containers you run yourself.
 
     `ownpod up` starts everything. `ownpod api`, `ownpod dispatch` and `ownpod flower` are its parts,
-    for several hosts; they need REDIS_URL. Settings are environment variables, see README.md.
+    for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
 
     submit, status, history, health and top talk to an OwnPod that runs, here or at OWNPOD_URL.
     Completion for your shell: eval "$(_OWNPOD_COMPLETE=bash_source ownpod)", or zsh_source, fish_source.

@@ -29,6 +29,7 @@ def check(url, *options):
     )
 
 
+@pytest.mark.slow
 def test_a_host_is_healthy_while_its_housekeeping_node_sweeps(client, redis_server, tmp_path):
     silent = check(redis_server.url)
     assert (silent.returncode, silent.stderr) == (

@@ -231,6 +231,7 @@ def test_a_worker_that_pings_and_never_asks_is_named_and_costs_no_key(api, clien
     assert client.keys(f"{keys.PULL}*") == []
 
 
+@pytest.mark.slow
 def test_a_worker_at_another_endpoint_is_refused_with_the_reason_and_renews_nothing(
     pulls, api, client
 ):

@@ -220,6 +220,7 @@ def test_a_message_that_waits_in_the_queue_is_not_doubled_and_a_lost_one_is_made
     ]
 
 
+@pytest.mark.slow
 def test_a_try_whose_sender_was_killed_is_made_again_after_its_lease(
     store, client, redis_server, receiver, tmp_path
 ):
@@ -273,6 +274,7 @@ def test_a_result_after_the_lease_changes_nothing_once_another_sender_has_the_tr
     assert client.hget(keys.of_endpoint("ep", "webhooks"), "delivered") == "1"
 
 
+@pytest.mark.slow
 def test_300_webhooks_to_slow_receivers_are_sent_once_each_while_all_of_them_are_due(
     store, client, redis_server, receiver
 ):

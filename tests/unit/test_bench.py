@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-client, compare, growth, report = map(
-    importlib.import_module, ("client", "compare", "growth", "report")
+client, compare, growth, report, structure = map(
+    importlib.import_module, ("client", "compare", "growth", "report", "structure")
 )
 
 MACHINE = {"cores": 2, "cpu": "a CPU", "python": "3.11.7", "packages": {"celery": "5.7.0"}}
@@ -168,3 +168,22 @@ def test_the_model_is_shown_beside_its_measured_point_or_not_at_all():
         "    redis  7.1 % of a core, by the model 7.0 %",
     ]
     assert growth.lines({"drain": MEASURED["drain"]}) == []
+
+
+def test_the_shape_of_a_package_is_counted(tmp_path):
+    long = "def long():\n" + "    pass\n" * 60
+    (tmp_path / "one.py").write_text(
+        "# Licence: it does not count.\n"
+        '"""Two\nlines."""\n'
+        "try:\n    import x  # noqa: F401\nexcept Exception:\n    pass  # Why.\n"
+        "def short():\n    import y\n" + long
+    )
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "contrib").mkdir()
+    (tmp_path / "contrib" / "two.py").write_text("x = 1\n")
+    shape = structure.measure(tmp_path, {"contrib"})
+    assert shape.lengths == [9 + 61]
+    assert (shape.long_functions, shape.functions) == (1, 2)
+    assert (shape.broad_excepts, shape.excepts) == (1, 1)
+    assert (shape.comments, shape.docstring_lines, shape.imports_in_functions) == (1, 2, 1)
+    assert len(structure.measure(tmp_path).lengths) == 2

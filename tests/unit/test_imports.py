@@ -1,6 +1,7 @@
 """The architecture, checked: which floor may import which, and that no import points up."""
 
 import ast
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
-    ("process", ["log", "settings", "access", "processes", "supervised"]),
+    ("process", ["log", "settings", "processes", "supervised"]),
     ("configuration", ["configuration"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
@@ -56,10 +57,13 @@ LONGEST = 400
 """Lines of a module, Lua included."""
 
 
+@functools.cache
 def modules():
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield ".".join(part for part in parts if part != "__init__"), path
+        found.append((".".join(part for part in parts if part != "__init__"), path))
+    return found
 
 
 def floor_of(module):
@@ -68,8 +72,13 @@ def floor_of(module):
     return next((n, name) for n, (name, tops) in enumerate(FLOORS) if top in tops)
 
 
+@functools.cache
 def imports(path):
     """Modules that a file imports, ownpod's without the package's name."""
+    return list(_imports(path))
+
+
+def _imports(path):
     known = {name for name, _ in modules()}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -41,6 +41,7 @@ def run(directory, *options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "processes", [[], ["-p", "xdist", "-n", "1"]], ids=["one process", "xdist"]
 )
@@ -57,6 +58,7 @@ def test_a_skipped_test_fails_with_its_reason_only_with_the_option(tmp_path, pro
     assert "1 passed, 1 xfailed, 2 error" in strict.stdout.replace("errors", "error"), strict.stdout
 
 
+@pytest.mark.slow
 def test_a_module_that_skips_itself_fails_with_the_option(tmp_path):
     (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('not_there')\n")
     (tmp_path / "test_fine.py").write_text("def test_fine(): pass\n")
@@ -66,6 +68,7 @@ def test_a_module_that_skips_itself_fails_with_the_option(tmp_path):
     assert "not_there" in strict.stdout
 
 
+@pytest.mark.slow
 def test_this_suite_knows_the_option():
     done = subprocess.run(
         [
