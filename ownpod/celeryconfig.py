@@ -1,6 +1,7 @@
 """Celery's settings, the same for the API, the nodes, ``celery -A ownpod`` and Flower.
 
-Most are there because of something that Celery or kombu does on Redis; see docs/architecture.md.
+Reads no endpoints and connects to nothing. Most settings have a reason in Celery's or kombu's behaviour on
+Redis; see docs/architecture.md.
 """
 
 from ownpod import settings

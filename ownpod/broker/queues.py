@@ -66,7 +66,7 @@ class _KnownQueues(Queues):  # type: ignore[misc]
         return super().consume_from
 
     def _read(self) -> None:
-        # Not by add(), which would make a node consume from them.
+        # Without add(), because that would make a node consume from them.
         for queue in self._live:
             self.setdefault(queue.name, queue)
             self._default_consume_from.setdefault(queue.name, queue)

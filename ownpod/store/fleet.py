@@ -196,7 +196,7 @@ def _status(state: str | None, reason: str | None, held: str | None) -> WorkerSt
     """The status in a worker's key; unhealthy where it cannot be read."""
     if not state:
         return WorkerStatus(
-            WorkerState.UNHEALTHY, "no node runs for it: is the dispatcher up?", unattended=True
+            WorkerState.UNHEALTHY, "no node runs for it: is the supervisor up?", unattended=True
         )
     try:
         return WorkerStatus(WorkerState(state), reason or "", int(held or 0))

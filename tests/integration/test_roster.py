@@ -166,7 +166,7 @@ def test_status_says_why_a_job_waits_and_a_running_one_does_not(api, client):
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
     said = api.get(f"/v2/ep/status/{job}").json
     assert said["queuePosition"] == 1
-    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the dispatcher up?"
+    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the supervisor up?"
     job_store(client).claim(job, worker_id="w", claim="x", lease_s=60)
     assert "queuePosition" not in api.get(f"/v2/ep/status/{job}").json
 
