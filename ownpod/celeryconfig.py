@@ -1,25 +1,23 @@
 """Celery's settings, the same for the API, the nodes, ``celery -A ownpod`` and Flower.
 
-Most are there because of something that Celery or kombu does on Redis; see docs/architecture.md.
+Reads no endpoints and connects to nothing. Most settings have a reason in Celery's or kombu's behaviour on
+Redis; see docs/architecture.md.
 """
 
 from ownpod import settings
 from ownpod.broker import names
-from ownpod.broker.messages import make_queue
-from ownpod.configuration import load_endpoints
+from ownpod.broker.queues import LiveQueues
 from ownpod.errors import ConfigurationError
 from ownpod.rules import redis_url
 
 try:
     broker_url = redis_url.for_celery(settings.current().broker_url())
-    _endpoints = load_endpoints(settings.current())
 except ConfigurationError as error:
     settings.exit_on(error)
 
-# What `celery -A ownpod purge` empties. Which of them a node consumes is ownpod/node.py's.
-task_queues = [
-    make_queue(name) for name in (names.HOUSEKEEPING_QUEUE, *map(names.endpoint_queue, _endpoints))
-]
+# The queues that `celery -A ownpod purge` empties and Flower shows. A node selects its own in ownpod/node/node.py.
+# Read when they are used, because endpoints come and go at run time.
+task_queues = LiveQueues()
 
 # Celery stores no results, because a job's record has its result.
 result_backend = None

@@ -12,6 +12,10 @@ from ownpod.rules.credentials import Credential
 from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
 
+SINGLE_KEYS = (
+    "Flower shows all endpoints and there are keys for single ones only: set OWNPOD_ADMIN_KEYS, too"
+)
+
 
 @dataclass(frozen=True)
 class Door:
@@ -35,9 +39,7 @@ def door(config: Settings, endpoints: Iterable[Endpoint]) -> Door:
     if config.api_keys:
         return Door(config.api_keys, read_only=True)
     if any(endpoint.api_keys for endpoint in endpoints):
-        raise StartError(
-            "Flower shows all endpoints and there are keys for single ones only: set OWNPOD_ADMIN_KEYS, too"
-        )
+        raise StartError(SINGLE_KEYS)
     return Door((), read_only=config.flower_read_only)
 
 

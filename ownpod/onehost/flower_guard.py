@@ -6,7 +6,10 @@ The check is here because Flower compares plain keys only, and without keys perm
 
 import base64
 import binascii
+import logging
 import sys
+import threading
+import time
 from collections.abc import Collection
 from typing import Any
 
@@ -18,20 +21,40 @@ from tornado.web import RequestHandler
 
 from ownpod import settings
 from ownpod.configuration import load_endpoints
-from ownpod.errors import OwnPodError
-from ownpod.onehost.flower import door
+from ownpod.errors import OwnPodError, RedisUnavailable
+from ownpod.onehost.flower import SINGLE_KEYS, door
+from ownpod.registry import Registry
 from ownpod.rules import credentials
 from ownpod.rules.credentials import Credential
 from ownpod.rules.origins import is_foreign_page, is_own_host
+from ownpod.settings import Settings
+from ownpod.store.client import connect
+from ownpod.store.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+CHECK_INTERVAL_S = 0.5
+"""Seconds between two checks whether an endpoint has got API keys at run time."""
 
 OPEN = "/healthcheck"
-"""Answers "OK" and nothing else: for health checks of compose and load balancers."""
+"""The path of health checks, by compose and load balancers. Its answer is "OK" and contains no data."""
 
 
 def judge(
-    request: HTTPServerRequest, keys: tuple[Credential, ...], own_names: Collection[str]
+    request: HTTPServerRequest,
+    keys: tuple[Credential, ...],
+    own_names: Collection[str],
+    *,
+    single_keys: bool = False,
 ) -> tuple[int, str] | None:
-    """Status and sentence with which a request is refused; None: it is not."""
+    """Status and sentence with which a request is refused; None: it is not.
+
+    Args:
+        request: the request, before it is routed.
+        keys: those that open Flower.
+        own_names: host names under which Flower answers without keys.
+        single_keys: whether endpoints have keys of their own.
+    """
     if request.path == OPEN:
         return None
     host = request.headers.get("Host")
@@ -40,12 +63,20 @@ def judge(
     ) and not _is_link(request):
         return 403, "no page of another site may call Flower"
     if not keys:
-        if is_own_host(host, own_names):
-            return None
-        return 403, "without keys Flower answers under this machine's own names only: OWNPOD_HOSTS"
+        return _without_keys(host, own_names, single_keys=single_keys)
     if credentials.matches(_password(request.headers.get("Authorization", "")), keys):
         return None
     return 401, "Flower needs a key as the password of the user ownpod"
+
+
+def _without_keys(
+    host: str | None, own_names: Collection[str], *, single_keys: bool
+) -> tuple[int, str] | None:
+    if single_keys:
+        return 403, SINGLE_KEYS
+    if is_own_host(host, own_names):
+        return None
+    return 403, "without keys Flower answers under this machine's own names only: OWNPOD_HOSTS"
 
 
 def _is_link(request: HTTPServerRequest) -> bool:
@@ -88,18 +119,48 @@ class Refused(RequestHandler):
         self.finish(f"{self._sentence}\n")
 
 
+class KeyWatch(threading.Thread):
+    """Reads again and again whether endpoints have API keys, because endpoints are added at run time.
+
+    In a thread of its own, because Flower's event loop must not wait for Redis.
+    """
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(name="keys", daemon=True)
+        client = connect(config.broker_url(), client_name="ownpod-flower")
+        self._registry = Registry(load_endpoints(config), Fleet(client), config)
+        self.endpoints = tuple(self._registry.endpoints.values())
+        self.single_keys = self._registry.has_keys
+
+    def run(self) -> None:
+        """Does not return. The last answer counts while Redis is away."""
+        while True:
+            time.sleep(CHECK_INTERVAL_S)
+            try:
+                self._registry.refresh()
+                self.single_keys = self._registry.has_keys
+            except RedisUnavailable as error:
+                log.debug("endpoints not read: %s", error)
+            except Exception:
+                # A thread that ends would leave Flower open.
+                log.exception("endpoints not read")
+
+
 class GuardedFlower(Flower):  # type: ignore[misc]
     """Flower, with the check before each request is routed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = settings.current()
-        self._keys = door(config, load_endpoints(config).values()).keys
+        self._watch = KeyWatch(config)
+        self._keys = door(config, self._watch.endpoints).keys
+        if not self._keys:
+            self._watch.start()
         self._own_names = {*config.hosts, self.options.address.lower()}
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Routes a request that is refused to :class:`Refused`."""
-        found = judge(request, self._keys, self._own_names)
+        found = judge(request, self._keys, self._own_names, single_keys=self._watch.single_keys)
         if found is None:
             return super().find_handler(request, **kwargs)
         status, sentence = found

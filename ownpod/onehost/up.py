@@ -21,6 +21,7 @@ from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.settings import Settings
 from ownpod.store import schema
 from ownpod.store.client import connect, schema_version
+from ownpod.store.fleet import Fleet
 from ownpod.supervised import START_S, Group, write
 
 KILL_AFTER_S = 15.0
@@ -95,7 +96,7 @@ class Up:
             redis.check()
             url = embedded.url
         client = connect(url, client_name="ownpod-up")
-        registry = Registry(endpoints, client, self._config)
+        registry = Registry(endpoints, Fleet(client), self._config)
         self._check(registry, lambda: schema_version(client))
         environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "ownpod"]

@@ -29,10 +29,11 @@ def open_parts(client_name: str) -> tuple["Registry", "JobStore"]:
     from ownpod.celery import open_store
     from ownpod.configuration import load_endpoints
     from ownpod.registry import Registry
+    from ownpod.store.fleet import Fleet
 
     config = settings.current()
     store = open_store(config, client_name=client_name)
-    return Registry(load_endpoints(config), store.client, config), store
+    return Registry(load_endpoints(config), Fleet(store.client), config), store
 
 
 class _Command(CeleryCommand):  # type: ignore[misc]

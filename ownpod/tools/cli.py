@@ -137,6 +137,7 @@ def dispatch() -> None:
     from ownpod.configuration import load_endpoints
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version
+    from ownpod.store.fleet import Fleet
     from ownpod.store.schema import Guard
 
     config = settings.current()
@@ -147,7 +148,7 @@ def dispatch() -> None:
 
     client = connect(config.broker_url())
     Guard(lambda: schema_version(client)).wait()
-    Dispatcher(config, Registry(endpoints, client, config)).run()
+    Dispatcher(config, Registry(endpoints, Fleet(client), config)).run()
 
 
 @main.command()
