@@ -32,9 +32,7 @@ from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiti
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
-from ownpod.store.deliveries import Deliveries
 from ownpod.store.fleet import Fleet
-from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
@@ -63,8 +61,8 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         events=notices,
         pulls=pulls,
-        listing=Listing(store.client),
-        deliveries=Deliveries(store.client, store.messages),
+        listing=store.listing,
+        deliveries=store.deliveries,
         submissions=Submissions(registry, store, notices, settings),
     )
     provide(app, services)

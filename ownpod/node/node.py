@@ -42,13 +42,11 @@ from ownpod.rules.runs import Attempt
 from ownpod.rules.stall import StallWatch
 from ownpod.settings import Settings
 from ownpod.store import keys
-from ownpod.store.deliveries import Deliveries
 from ownpod.store.fleet import Fleet
-from ownpod.store.jobs import JobStore
-from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.retry import until_available
+from ownpod.store.store import Store
 from ownpod.workers.pull import PullWorker
 from ownpod.workers.push import PushWorker
 
@@ -81,7 +79,7 @@ class Node:
         *,
         config: Settings,
         registry: Registry,
-        store: JobStore,
+        store: Store,
         spec: WorkerSpec,
         name: str,
     ) -> None:
@@ -93,7 +91,7 @@ class Node:
         self._capacity = min(spec.capacity, MOST_PULLED)
         """Jobs that the worker takes at a time, as it last said."""
         self._store = store
-        self._listing = Listing(store.client)
+        self._listing = store.listing
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
         self._consumer: Any = None
@@ -201,7 +199,7 @@ class Node:
         """Cancels a job, whoever has it."""
         job = self._listing.find(job_id)
         if job is not None:
-            self._store.cancel(job_id, job.endpoint, reason=reason)
+            self._store.jobs.cancel(job_id, job.endpoint, reason=reason)
             self.look()
 
     def stop_soon(self, *, finish: bool = False) -> bool:
@@ -352,7 +350,7 @@ class Node:
                 consumer.cancel_task_queue(queue)
 
 
-def _worker(spec: WorkerSpec, config: Settings, store: JobStore) -> "Worker":
+def _worker(spec: WorkerSpec, config: Settings, store: Store) -> "Worker":
     if not spec.pulls:
         return PushWorker(spec, config)
     pulls = Offers(store.client, gone_s=config.worker_gone_s)
@@ -398,7 +396,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
         settings.exit_on(error)
     store = open_store(config, client_name=sender)
     registry = Registry(configured, Fleet(store.client), config)
-    tasks.send_webhooks_with(Webhooks(Deliveries(store.client, store.messages), config))
+    tasks.send_webhooks_with(Webhooks(store.deliveries, config))
     store.schema.wait()
     # Whose node this is may stand in Redis only.
     until_available(registry.refresh)

@@ -12,9 +12,9 @@ from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
 from ownpod.node.slots import Attempts, Running
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
-from ownpod.store.jobs import JobStore, call_token
-from ownpod.store.listing import Listing
+from ownpod.store.chunks import call_token
 from ownpod.store.retry import until_available
+from ownpod.store.store import Store
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class _Watch:
     """Writes down what a worker tells while it runs an attempt."""
 
     def __init__(
-        self, store: JobStore, attempt: Attempt, run: Run, on_over: Callable[[], None]
+        self, store: Store, attempt: Attempt, run: Run, on_over: Callable[[], None]
     ) -> None:
         self._store = store
         self._on_over = on_over
@@ -50,7 +50,7 @@ class _Watch:
     def chunks(self, texts: list[str]) -> None:
         attempt, token = self._attempt, call_token()
         added = until_available(
-            lambda: self._store.add_chunks(attempt.job_id, attempt.number, texts, token=token)
+            lambda: self._store.chunks.add(attempt.job_id, attempt.number, texts, token=token)
         )
         if not added:
             # The job was cancelled, or has too many chunks: the worker is asked to stop now.
@@ -58,7 +58,7 @@ class _Watch:
 
     def look(self, look: RunCheck) -> None:
         self.run = run = replace(self.run, check=look)
-        until_available(lambda: self._store.record_run(run, self._attempt.worker_id))
+        until_available(lambda: self._store.runs.record(run, self._attempt.worker_id))
 
 
 class JobRunner:
@@ -77,7 +77,7 @@ class JobRunner:
 
     def __init__(
         self,
-        store: JobStore,
+        store: Store,
         worker: Worker,
         attempts: Attempts,
         health: Health,
@@ -86,7 +86,7 @@ class JobRunner:
         callbacks: bool = False,
     ) -> None:
         self._store = store
-        self._listing = Listing(store.client)
+        self._listing = store.listing
         self._worker = worker
         self._attempts = attempts
         self._health = health
@@ -102,7 +102,7 @@ class JobRunner:
         outcome: Outcome | None = None
         claim = str(uuid.uuid4())
         found = until_available(
-            lambda: self._store.claim(
+            lambda: self._store.jobs.claim(
                 job_id, worker_id=self._worker_id, claim=claim, lease_s=self._attempts.lease_s
             )
         )
@@ -130,7 +130,7 @@ class JobRunner:
         with self._attempts.keep_slot(job_id, attempt) as kept:
             if not kept:
                 return
-            run = until_available(lambda: self._store.run(self._worker_id, job_id, attempt))
+            run = until_available(lambda: self._store.runs.get(self._worker_id, job_id, attempt))
             if run is None:
                 return
             logger.info("job %s: attempt %d may still run in the worker, waiting", job_id, attempt)
@@ -139,9 +139,9 @@ class JobRunner:
     def adopt(self, endpoint: str) -> None:
         """Settles what an earlier node of this worker left. Before this one takes any job."""
         reason = "its node ended"
-        for job_id, attempt in until_available(lambda: self._store.orphans(self._worker_id)):
+        for job_id, attempt in until_available(lambda: self._store.runs.orphans(self._worker_id)):
             what = until_available(
-                lambda job_id=job_id, attempt=attempt: self._store.adopt(  # type: ignore[misc]
+                lambda job_id=job_id, attempt=attempt: self._store.runs.adopt(  # type: ignore[misc]
                     job_id,
                     endpoint,
                     attempt,
@@ -183,7 +183,7 @@ class JobRunner:
                     run = replace(run, check=RunCheck.HEALTH)
                 self._settle(run)
             return None
-        if until_available(lambda: self._store.finish(attempt, outcome)):
+        if until_available(lambda: self._store.jobs.finish(attempt, outcome)):
             log.moved(
                 attempt.job_id,
                 outcome.status,
@@ -227,7 +227,7 @@ class JobRunner:
         self._requeue(attempt, lost=True, reason=reason, freed=True)
 
     def _has_ended(self, attempt: Attempt) -> bool:
-        return until_available(lambda: self._store.has_ended(attempt.job_id))
+        return until_available(lambda: self._store.jobs.has_ended(attempt.job_id))
 
     def _settle(self, run: Run, *, release: bool = True) -> None:
         """Returns when the worker is done with a run that nobody waits for, or its time is over."""
@@ -236,13 +236,14 @@ class JobRunner:
         while (left_s := until - time.monotonic()) > 0 and self._worker.is_at(run, left_s):
             time.sleep(min((time.monotonic() - began) / 10 + 0.01, LONGEST_LOOK_S, left_s))
         if release:
-            until_available(lambda: self._store.clear_run(self._worker_id, run.job_id, run.attempt))
+            until_available(
+                lambda: self._store.runs.clear(self._worker_id, run.job_id, run.attempt)
+            )
 
     def _requeue(self, attempt: Attempt, *, lost: bool, reason: str, freed: bool) -> None:
         status = until_available(
-            lambda: self._store.requeue(
+            lambda: self._store.jobs.requeue(
                 attempt.job_id,
-                attempt.endpoint,
                 attempt.number,
                 lost=lost,
                 reason=reason,

@@ -11,7 +11,7 @@ from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.fleet import Entries, WorkerState, WorkerStatus
 from ownpod.store import keys
 from ownpod.store.client import redis_reads
-from ownpod.store.scripts import Scripts
+from ownpod.store.scripts import Scripts, constants
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,15 @@ class Fleet:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        constants = (
-            f'local ENDPOINTS, ADDED = "{keys.ENDPOINTS}", "{keys.ADDED}"\n'
-            f'local PAUSED, WORKER = "{keys.PAUSED}", "{keys.WORKER}"\n'
-        )
         self._script = Scripts(
             client,
             "fleet.lua",
-            constants,
+            constants=constants(
+                ENDPOINTS=keys.ENDPOINTS,
+                ADDED=keys.ADDED,
+                PAUSED=keys.PAUSED,
+                WORKER=keys.WORKER,
+            ),
             # A second execution writes the same values.
             repeatable=(
                 *("put_endpoint", "remove_endpoint", "put_worker", "remove_worker"),

@@ -1,5 +1,5 @@
-"""Names of everything OwnPod keeps in Redis; ``transitions.lua`` and ``pull.lua`` list types
-and meanings.
+"""Names of everything OwnPod keeps in Redis; ``common.lua``, ``deliveries.lua`` and
+``offers.lua`` list types and meanings.
 
 Celery's own keys, the queues, are :mod:`ownpod.broker.names`'s.
 """
@@ -17,6 +17,8 @@ PULL_EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
 RUNS = f"{PREFIX}runs:"
 WORKER = f"{PREFIX}worker:"
+WAITING = f"{PREFIX}waiting:"
+DELAYED = f"{PREFIX}delayed"
 ADDED = f"{PREFIX}workers:added"
 PAUSED = f"{PREFIX}workers:paused"
 PULLING = f"{PREFIX}workers:pulling"
@@ -55,6 +57,10 @@ def recent(endpoint: str) -> str:
 
 def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
+
+
+def waiting(queue: str) -> str:
+    return f"{WAITING}{queue}"
 
 
 def left(endpoint: str) -> str:

@@ -13,17 +13,17 @@ from ownpod.rules.jobs import JobStatus, new_job_id
 
 if TYPE_CHECKING:
     from ownpod.registry import Registry
-    from ownpod.store.jobs import JobStore
+    from ownpod.store.store import Store
 
 
-def _parts(ctx: click.Context) -> tuple["Registry", "JobStore"]:
+def _parts(ctx: click.Context) -> tuple["Registry", "Store"]:
     """The registry and the job store. Raises: click.UsageError, if ``-A`` names another application."""
     if ctx.obj.app.main != "ownpod":
         raise click.UsageError("this command is OwnPod's: use celery -A ownpod ...")
     return open_parts("ownpod-celery")
 
 
-def open_parts(client_name: str) -> tuple["Registry", "JobStore"]:
+def open_parts(client_name: str) -> tuple["Registry", "Store"]:
     """The registry and the job store, in the Redis that the settings name. Raises: ConfigurationError."""
     from ownpod import settings
     from ownpod.celery import open_store
@@ -69,11 +69,10 @@ def jobs() -> None:
 @click.pass_context
 def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limit: int) -> None:
     """List the last jobs, the newest first."""
-    from ownpod.store.listing import Listing
     from ownpod.tools import tables
 
     registry, store = _parts(ctx)
-    listing = Listing(store.client)
+    listing = store.listing
     wanted = None if status is None else JobStatus(status.upper())
     last = [
         listed.job
@@ -107,10 +106,8 @@ def show_job(ctx: click.Context, job_id: str) -> None:
     """Show a job's whole record, as JSON."""
     import json
 
-    from ownpod.store.listing import Listing
-
     _, store = _parts(ctx)
-    click.echo(json.dumps(Listing(store.client).details(job_id), indent=2))
+    click.echo(json.dumps(store.listing.details(job_id), indent=2))
 
 
 @click.command(cls=_Command)
@@ -126,12 +123,11 @@ def retry(
 ) -> None:
     """Submit FAILED and TIMED_OUT jobs of OwnPod again; print the old and new ids."""
     from ownpod import settings
-    from ownpod.store.listing import Listing
 
     if failed == bool(job_ids) or (failed and endpoint is None):
         raise click.UsageError("give job ids, or --failed --endpoint <endpoint>")
     registry, store = _parts(ctx)
-    listing = Listing(store.client)
+    listing = store.listing
     same_id = settings.current().retry_same_id
     if failed:
         name = registry.endpoint(str(endpoint)).id
@@ -143,10 +139,10 @@ def retry(
                 name, status=state, before=None, limit=100_000, logs=False
             )[0]
         ]
-        job_ids = tuple(job_id for job_id in ids if same_id or not store.retried_as(job_id))
+        job_ids = tuple(job_id for job_id in ids if same_id or not store.jobs.retried_as(job_id))
     for job_id in job_ids:
         new_id = job_id if same_id else new_job_id(sync=False)
-        store.retry(job_id, listing.get(job_id).endpoint, new_id)
+        store.jobs.retry(job_id, listing.get(job_id).endpoint, new_id)
         click.echo(f"{job_id} -> {new_id}")
     if failed:
         click.echo(f"{len(job_ids)} jobs submitted again", err=True)
@@ -158,13 +154,12 @@ def retry(
 def cancel(ctx: click.Context, job_ids: tuple[str, ...]) -> None:
     """Cancel jobs of OwnPod, in the queue or running; print their new states."""
     from ownpod.broker.messages import notify_node
-    from ownpod.store.listing import Listing
 
     registry, store = _parts(ctx)
-    listing = Listing(store.client)
+    listing = store.listing
     for job_id in job_ids:
         job = listing.get(job_id)
-        state = store.cancel(job_id, job.endpoint, reason="cancelled with `celery cancel`")
+        state = store.jobs.cancel(job_id, job.endpoint, reason="cancelled with `celery cancel`")
         node = registry.node_of(job.worker_id) if job.worker_id else None
         if node is not None:
             notify_node(ctx.obj.app, node)
@@ -178,13 +173,13 @@ def workers(ctx: click.Context) -> None:
     show_workers(*_parts(ctx))
 
 
-def show_workers(registry: "Registry", store: "JobStore") -> None:
+def show_workers(registry: "Registry", store: "Store") -> None:
     """Prints a table of all workers of all endpoints."""
     from ownpod.tools import tables
 
     rows: list[tuple[object, ...]] = []
     for endpoint in registry.endpoints.values():
-        running = list(store.counts(endpoint.id)[1].values())
+        running = list(store.figures.counts(endpoint.id)[1].values())
         statuses = registry.statuses(endpoint.workers)
         for worker in endpoint.workers:
             status = statuses[worker.id]

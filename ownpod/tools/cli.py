@@ -14,7 +14,7 @@ from ownpod.settings import Settings
 
 if TYPE_CHECKING:
     from ownpod.registry import Registry
-    from ownpod.store.jobs import JobStore
+    from ownpod.store.store import Store
 
 HOST = "127.0.0.1"
 PORT = 8000
@@ -267,7 +267,7 @@ def remove(worker_id: str) -> None:
     click.echo(f"removed {worker_id}")
 
 
-def _parts() -> "tuple[Registry, JobStore]":
+def _parts() -> "tuple[Registry, Store]":
     """The registry and the job store, in the Redis that the settings name."""
     from ownpod.tools.celery_commands import open_parts
 

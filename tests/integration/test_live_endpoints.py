@@ -273,11 +273,11 @@ def celery(*command, cwd, **environ):
 
 def test_celerys_purge_knows_the_endpoints_of_run_time(registry, client, redis_server, tmp_path):
     registry.put_endpoint("new", {})
-    job_store(client).create(new_job("job-1", endpoint="new"))
+    job_store(client).jobs.create(new_job("job-1", endpoint="new"))
     done = celery("purge", "-f", cwd=tmp_path, REDIS_URL=redis_server.url)
     assert done.returncode == 0, done.stderr
     assert "Purged 1 message from 3 known task queues" in done.stdout
-    assert job_store(client).job("job-1", "new").status == "CANCELLED"
+    assert job_store(client).jobs.get("job-1", "new").status == "CANCELLED"
 
 
 def test_celerys_settings_read_no_configuration_before_the_queues_are_used(redis_server, tmp_path):
