@@ -26,6 +26,7 @@ from ownpod.rules.jobs import MOVES, Job, JobStatus, NewJob
 from ownpod.rules.runs import LONGEST_MS, Attempt, Outcome, Run, RunCheck, execution_ms
 from ownpod.store import keys
 from ownpod.store.client import clock_ms, redis_errors, redis_reads, schema_version
+from ownpod.store.retry import unrepeatable
 from ownpod.store.schema import Guard
 from ownpod.store.scripts import Scripts
 
@@ -340,6 +341,7 @@ class JobStore:
         """
         self._call("subscribe", job_id, "watched" if end_only else "followed", channel)
 
+    @unrepeatable
     def retry(self, job_id: str, endpoint: str, new_id: str) -> None:
         """Submits a FAILED or TIMED_OUT job again, as a new job or, with its own id, as itself.
 
@@ -591,6 +593,7 @@ class JobStore:
             raise JobNotFound(job_id)
         return JobStatus(status)
 
+    @unrepeatable
     def purge(self, endpoint: str, *, reason: str) -> int:
         """Cancels the jobs that wait at this moment; running ones and later ones are untouched.
 
