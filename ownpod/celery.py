@@ -11,7 +11,15 @@ from ownpod.store.jobs import JobStore
 
 workarounds.apply()
 
-app = Celery("ownpod", include=["ownpod.node.tasks", "ownpod.node.node"])
+app = Celery(
+    "ownpod",
+    include=[
+        "ownpod.node.tasks",
+        "ownpod.node.signals",
+        "ownpod.housekeeping.tasks",
+        "ownpod.housekeeping.signals",
+    ],
+)
 # By its full name: another project may have a module `celeryconfig` in the current folder.
 app.config_from_object("ownpod.celeryconfig")
 

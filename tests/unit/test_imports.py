@@ -19,8 +19,8 @@ FLOORS = [
     ("broker", ["broker"]),
     ("celery", ["celery", "celeryconfig"]),
     ("workers", ["workers"]),
-    ("housekeeping", ["housekeeping"]),
     ("node", ["node"]),
+    ("housekeeping", ["housekeeping"]),
     ("supervisor", ["supervisor"]),
     ("api", ["api"]),
     ("onehost", ["onehost"]),
@@ -31,6 +31,7 @@ FLOORS = [
 ONLY = {
     "celery": {
         *("broker", "celery", "node", "supervisor"),
+        *("housekeeping.signals", "housekeeping.tasks"),
         *("tools.celery_commands", "onehost.flower_guard"),
     },
     "kombu": {"broker", "supervisor"},
@@ -46,6 +47,7 @@ ONLY = {
 APART = [
     ("api", "workers"),
     ("workers", "redis"),
+    ("workers", "celery"),
     ("rules", "redis"),
     ("rules", "celery"),
     ("store", "celery"),
