@@ -39,7 +39,7 @@ from system import (
 from ownpod.errors import OwnPodError
 from ownpod.processes import die_with_parent
 from ownpod.store import keys
-from ownpod.store.jobs import JobStore
+from ownpod.store.store import Store
 
 CROWD = 2000
 CROWD_S = 60
@@ -93,11 +93,11 @@ def _crowd(port: int) -> list[Answer]:
     return together(port, [made] * CROWD, CROWD, seconds=CROWD_S)
 
 
-def _until_they_wait(store: JobStore) -> int:
+def _until_they_wait(store: Store) -> int:
     """How many jobs wait, when all do or it grows no more."""
     seen, since = 0, time.monotonic()
     while seen < CROWD and time.monotonic() - since < 3:
-        now = store.counts(PARKED)[0]
+        now = store.figures.counts(PARKED)[0]
         if now != seen:
             seen, since = now, time.monotonic()
         time.sleep(0.05)
@@ -124,7 +124,7 @@ def _probe_ms(port: int, made: bytes) -> float:
         return PROBE_S * 1000
 
 
-def _purge(system: OwnPod, store: JobStore, crowd: Future) -> None:
+def _purge(system: OwnPod, store: Store, crowd: Future) -> None:
     """By the API, and again beside it while there are clients whose jobs came only then."""
     try:
         ask(system.port, request("POST", f"/v2/{PARKED}/purge-queue"), 5).json()
@@ -133,7 +133,7 @@ def _purge(system: OwnPod, store: JobStore, crowd: Future) -> None:
     while not crowd.done():
         wait([crowd], 0.5)
         try:
-            store.purge(PARKED, reason="measured")
+            store.queue.purge(PARKED, reason="measured")
         except OwnPodError as error:
             print(f"  purge: {error}")
 
@@ -262,7 +262,9 @@ def _dispatch_rate(system: OwnPod) -> float:
     store = system.store()
     system.resume()
     before, began = completed(store), time.monotonic()
-    wait_until(lambda: completed(store) >= before + DISPATCHED or not store.counts(ENDPOINT)[0])
+    wait_until(
+        lambda: completed(store) >= before + DISPATCHED or not store.figures.counts(ENDPOINT)[0]
+    )
     rate = (completed(store) - before) / (time.monotonic() - began)
     system.drain()
     return rate

@@ -19,8 +19,8 @@ from ownpod import settings
 from ownpod.celery import open_store
 from ownpod.processes import die_with_parent, free_port
 from ownpod.rules.jobs import NewJob, new_job_id
-from ownpod.store.jobs import JobStore
-from ownpod.store.offers import worker_environment
+from ownpod.rules.pulling import worker_environment
+from ownpod.store.store import Store
 
 HERE = Path(__file__).parent
 ENDPOINT, PARKED = "local-ep", "parked"
@@ -171,7 +171,7 @@ class OwnPod:
     def redis_url(self) -> str:
         return (self._directory / settings.REDIS_URL_FILE).read_text().strip()
 
-    def store(self) -> JobStore:
+    def store(self) -> Store:
         return open_job_store(self.redis_url)
 
     def drain(self) -> None:
@@ -212,7 +212,7 @@ class OwnPod:
         return used | {"client": time.process_time()}
 
 
-def open_job_store(redis_url: str) -> JobStore:
+def open_job_store(redis_url: str) -> Store:
     """The project's own way to the jobs. Celery's settings want a REDIS_URL, too."""
     os.environ["REDIS_URL"] = redis_url
     return open_store(settings.load({"REDIS_URL": redis_url}), client_name="bench")
@@ -222,7 +222,7 @@ def create_jobs(redis_url: str, count: int) -> None:
     """Jobs that wait, written as the API does."""
     store = open_job_store(redis_url)
     for _ in range(count):
-        store.create(
+        store.jobs.create(
             NewJob(
                 id=new_job_id(sync=False),
                 endpoint=ENDPOINT,
@@ -237,9 +237,9 @@ def create_jobs(redis_url: str, count: int) -> None:
         )
 
 
-def completed(store: JobStore, endpoint: str = ENDPOINT) -> int:
+def completed(store: Store, endpoint: str = ENDPOINT) -> int:
     """Jobs that were ever COMPLETED."""
-    return store.counts(endpoint)[2].get("COMPLETED", 0)
+    return store.figures.counts(endpoint)[2].get("COMPLETED", 0)
 
 
 class Stage:

@@ -13,7 +13,7 @@ import requests
 
 from ownpod.errors import OwnPodError, StartError
 from ownpod.processes import check_port
-from ownpod.store.offers import worker_environment
+from ownpod.rules.pulling import worker_environment
 from ownpod.supervised import START_S, Group, write
 
 HERE = Path(__file__).parent

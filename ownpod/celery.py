@@ -4,10 +4,10 @@ from celery import Celery
 
 from ownpod import settings
 from ownpod.broker import control, names, workarounds
-from ownpod.broker.messages import JobMessages
+from ownpod.broker.messages import make_templates
 from ownpod.settings import Settings
 from ownpod.store.client import connect
-from ownpod.store.jobs import JobStore
+from ownpod.store.store import Store
 
 workarounds.apply()
 
@@ -24,17 +24,17 @@ app = Celery(
 app.config_from_object("ownpod.celeryconfig")
 
 
-def open_store(config: Settings, *, client_name: str) -> JobStore:
+def open_store(config: Settings, *, client_name: str) -> Store:
     """The jobs in the Redis that the settings name. Nothing is sent before the first call.
 
     Raises:
         ConfigurationError: they name none.
     """
-    messages = JobMessages(
+    messages = make_templates(
         app, description_prefix=config.description_prefix, log_inputs=config.log_inputs
     )
     client = connect(config.broker_url(), client_name=client_name)
-    return JobStore(client, messages, result_ttl_s=config.result_ttl_s)
+    return Store(client, messages, result_ttl_s=config.result_ttl_s)
 
 
 def _purge_jobs(queue: str) -> int | None:
@@ -47,7 +47,7 @@ def _purge_jobs(queue: str) -> int | None:
         return None
     store = open_store(settings.current(), client_name="ownpod-purge")
     with store.client:
-        return store.purge(endpoint, reason="purged with Celery's tools")
+        return store.queue.purge(endpoint, reason="purged with Celery's tools")
 
 
 # `celery inspect` and `celery control` look there for commands.

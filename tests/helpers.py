@@ -19,16 +19,17 @@ import redis
 import requests
 
 from ownpod import settings
-from ownpod.broker.messages import JobMessages
+from ownpod.broker.messages import make_templates
 from ownpod.celery import app
 from ownpod.onehost.embedded import find_server
 from ownpod.processes import die_with_parent, free_port
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.jobs import NewJob
+from ownpod.rules.pulling import worker_environment
 from ownpod.rules.runs import Attempt
 from ownpod.store.client import connect
-from ownpod.store.jobs import JobStore
-from ownpod.store.offers import worker_environment
+from ownpod.store.messages import Templates
+from ownpod.store.store import Store
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -190,19 +191,25 @@ def load_settings(**environ: object) -> settings.Settings:
     return settings.load({name: str(value) for name, value in environ.items()})
 
 
-def job_messages() -> JobMessages:
-    return JobMessages(app, description_prefix="ownpod")
+def job_messages() -> Templates:
+    return make_templates(app, description_prefix="ownpod")
 
 
 def job_message(job_id: str, *, low: bool = False) -> tuple[str, str]:
     """List and message of a :func:`new_job`."""
     messages = job_messages()
-    description = messages.description("ep", "{}")
-    return messages.for_job(job_id, "ep", low=low, description=description)
+    values = {
+        "job": job_id,
+        "queue": messages.queue("ep"),
+        "priority": str(messages.priorities[low]),
+        "description": messages.description("ep", "{}"),
+    }
+    text = re.sub("@([a-z]+)@", lambda found: values[found[1]], messages.job)
+    return messages.lists("ep")[low], text
 
 
-def job_store(client: redis.Redis, *, result_ttl_s: int = 1800) -> JobStore:
-    return JobStore(client, job_messages(), result_ttl_s=result_ttl_s)
+def job_store(client: redis.Redis, *, result_ttl_s: int = 1800) -> Store:
+    return Store(client, job_messages(), result_ttl_s=result_ttl_s)
 
 
 def new_job(job_id: str = "job-1", endpoint: str = "ep", **changes: object) -> NewJob:

@@ -31,8 +31,6 @@ from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiti
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
-from ownpod.store.deliveries import Deliveries
-from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
@@ -60,8 +58,8 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         events=Notices(store.client, keys.PULL_EVENTS),
         pulls=pulls,
-        listing=Listing(store.client),
-        deliveries=Deliveries(store.client, store.messages),
+        listing=store.listing,
+        deliveries=store.deliveries,
     )
     provide(app, services)
     ids.check_ids(app)

@@ -26,12 +26,12 @@ def callback(endpoint_id: str, job_id: str, token: str) -> Response:
     The token is checked before the body is read. A wrong token, endpoint or job is one and the same 404.
     """
     here = services()
-    if not here.store.awaits_callback(job_id, endpoint_id, token):
+    if not here.store.jobs.awaits_callback(job_id, endpoint_id, token):
         raise NotFound
     request.max_content_length = here.settings.max_output_mb * 1024 * 1024
     output = _output(request.get_data(cache=False))
     try:
-        state = here.store.callback(job_id, endpoint_id, token, json.dumps(output))
+        state = here.store.jobs.callback(job_id, endpoint_id, token, json.dumps(output))
     except JobNotFound:
         raise NotFound from None
     return answer({"id": job_id, "status": state})

@@ -26,7 +26,7 @@ def liveness() -> Response:
 def history(endpoint_id: str) -> Response:
     """How many jobs waited and ran over the last hour: [ms since the epoch, waiting, running]."""
     here = services()
-    return answer({"samples": here.store.history(here.registry.endpoint(endpoint_id).id)})
+    return answer({"samples": here.store.figures.history(here.registry.endpoint(endpoint_id).id)})
 
 
 @blueprint.get("/v2/<id:endpoint_id>/health")
@@ -36,7 +36,7 @@ def health(endpoint_id: str) -> Response:
     """
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
-    waiting, running, ended = here.store.counts(endpoint_id)
+    waiting, running, ended = here.store.figures.counts(endpoint_id)
     statuses = here.registry.statuses(endpoint.workers)
     jobs_of = Counter(running.values())
 

@@ -75,7 +75,7 @@ def status(endpoint_id: str, job_id: str) -> Response:
     ttl_ms = None
     if ttl is not None:
         ttl_ms = schemas.whole_number("ttl", ttl, (1, here.settings.result_ttl_s * 1000))
-    job = here.store.job(job_id, endpoint_id)
+    job = here.store.jobs.get(job_id, endpoint_id)
     if ttl_ms is not None and job.status.terminal:
         here.deliveries.shorten_ttl(job_id, ttl_ms)
     response = answer(_with_reason(job))
@@ -97,7 +97,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     """Cancels a job; one that has ended stays as it is, and the answer says how."""
     here = services()
     here.registry.endpoint(endpoint_id)
-    state = here.store.cancel(job_id, endpoint_id, reason="cancelled by a client")
+    state = here.store.jobs.cancel(job_id, endpoint_id, reason="cancelled by a client")
     if state is JobStatus.CANCELLED:
         log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
         _tell_node(here.listing.get(job_id, endpoint_id))
@@ -110,7 +110,7 @@ def retry(endpoint_id: str, job_id: str) -> Response:
     here = services()
     here.registry.endpoint(endpoint_id)
     new_id = job_id if here.settings.retry_same_id else new_job_id(sync=False)
-    here.store.retry(job_id, endpoint_id, new_id)
+    here.store.jobs.retry(job_id, endpoint_id, new_id)
     log.moving(new_id, JobStatus.IN_QUEUE, retryOf=job_id, requestId=request_id())
     return answer({"id": new_id, "status": JobStatus.IN_QUEUE})
 
@@ -120,7 +120,7 @@ def purge_queue(endpoint_id: str) -> Response:
     """Cancels this endpoint's jobs that wait; running ones are untouched."""
     here = services()
     here.registry.endpoint(endpoint_id)
-    removed = here.store.purge(endpoint_id, reason="removed from the queue by purge-queue")
+    removed = here.store.queue.purge(endpoint_id, reason="removed from the queue by purge-queue")
     logger.info("endpoint %s purged, %d jobs CANCELLED", endpoint_id, removed)
     return answer({"removed": removed, "status": "completed"})
 
@@ -186,7 +186,7 @@ def _submit(endpoint_id: str, job_id: str, *, limit: int, channel: str | None = 
     request.max_content_length = limit
     body = schemas.parse(_run_schema, request.get_data(cache=False), text="input")
     job = _new_job(job_id, endpoint, body)
-    created = here.store.create(
+    created = here.store.jobs.create(
         job,
         most_queued=endpoint.max_queue_depth,
         idempotency=_idempotency(endpoint_id, body),
@@ -234,7 +234,7 @@ def _with_reason(job: Job) -> str:
     """What ``/status`` says, and of a job that waits, why; under keys of OwnPod's own."""
     said = job.answer_json()
     here = services()
-    position = here.store.position(job) if job.status is JobStatus.IN_QUEUE else None
+    position = here.store.queue.position(job) if job.status is JobStatus.IN_QUEUE else None
     if position is None:
         return said
     why = {"queuePosition": position, "waitingReason": here.waiting.reason(job.endpoint)}
@@ -260,7 +260,7 @@ def _awaited(job_id: str, endpoint_id: str, deadline: float) -> Job:
     """A job that was there before, at its end."""
     here = services()
     with here.events.subscribe(job_id, end_only=True) as wait:
-        here.store.subscribe(job_id, here.events.channel, end_only=True)
+        here.store.jobs.subscribe(job_id, here.events.channel, end_only=True)
         return _job_at_end(job_id, endpoint_id, wait, deadline)
 
 
@@ -273,7 +273,7 @@ def _job_at_end(
     """
     here = services()
     while True:
-        job = here.store.ended_job(news) or here.store.job(job_id, endpoint_id)
+        job = here.store.jobs.ended_job(news) or here.store.jobs.get(job_id, endpoint_id)
         left_s = deadline - time.monotonic()
         if job.status.terminal or left_s <= 0 or here.events.stopped:
             return job

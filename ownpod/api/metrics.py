@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 from ownpod.api.services import Services, services
 from ownpod.rules.fleet import WorkerState
 from ownpod.rules.jobs import JobStatus
-from ownpod.store.jobs import BUCKETS_MS, Histogram
+from ownpod.store.common import BUCKETS_MS
+from ownpod.store.figures import Histogram
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -66,7 +67,7 @@ class _Figures(Collector):
         capacity = GaugeMetricFamily("ownpod_worker_capacity", "Slots of a worker", labels=labels)
         now_ms = self._here.store.now_ms()
         for endpoint in self._here.registry.endpoints.values():
-            found, name = self._here.store.stats(endpoint.id), [endpoint.id]
+            found, name = self._here.store.figures.stats(endpoint.id), [endpoint.id]
             submitted.add_metric(name, found.counts.get("submitted", 0))
             for status in JobStatus:
                 if status.terminal:

@@ -14,10 +14,10 @@ from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
 from ownpod.store.deliveries import Deliveries
-from ownpod.store.jobs import JobStore
 from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.store import Store
 
 _NAME = "ownpod"
 
@@ -31,7 +31,7 @@ class Services:
 
     settings: Settings
     registry: Registry
-    store: JobStore
+    store: Store
     events: Notices
     waiting: Waiting
     pulls: Offers

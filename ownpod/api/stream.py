@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request, stream_with_context
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.errors import JobNotFound, RedisUnavailable
-from ownpod.store.jobs import Stream, parse_cursor
+from ownpod.store.chunks import Stream, parse_cursor
 
 blueprint = Blueprint("stream", __name__, url_prefix="/v2/<id:endpoint_id>")
 
@@ -59,7 +59,7 @@ def _json(endpoint_id: str, job_id: str) -> Response:
     def written() -> Iterator[bytes]:
         yield body
         # Only now: what was not written is answered again.
-        services().store.save_cursor(found)
+        services().store.chunks.save_cursor(found)
 
     response = Response(stream_with_context(written()), mimetype="application/json")
     response.content_length = len(body)
@@ -75,9 +75,11 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
     """What there is, as soon as there is a chunk or an end, or when the time is over."""
     here = services()
     with here.events.subscribe(job_id, end_only=False) as wait:
-        here.store.subscribe(job_id, here.events.channel, end_only=False)
+        here.store.jobs.subscribe(job_id, here.events.channel, end_only=False)
         while True:
-            found = here.store.stream(job_id, endpoint_id, None if start is None else (None, start))
+            found = here.store.chunks.stream(
+                job_id, endpoint_id, None if start is None else (None, start)
+            )
             left_s = deadline - time.monotonic()
             if found.chunks or found.job.status.terminal or left_s <= 0 or here.events.stopped:
                 return found
@@ -92,7 +94,7 @@ def _events(endpoint_id: str, job_id: str) -> Response:
     if last.endswith(f"-{END}") and job.status.terminal:
         # A browser that was told the end comes again; 204 makes it stay away.
         return Response(status=204)
-    here.store.subscribe(job_id, here.events.channel, end_only=False)
+    here.store.jobs.subscribe(job_id, here.events.channel, end_only=False)
     seen = parse_cursor(last)
     start = (0, 0) if seen is None else (seen[0], seen[1] + 1)
     response = Response(
@@ -110,7 +112,7 @@ def _told(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Iterator[str
     with here.events.subscribe(job_id, end_only=False) as wait:
         while not here.events.stopped:
             try:
-                found = here.store.stream(job_id, endpoint_id, start)
+                found = here.store.chunks.stream(job_id, endpoint_id, start)
             except (JobNotFound, RedisUnavailable) as error:
                 log.info("stream of job %s ends: %s", job_id, error)
                 return

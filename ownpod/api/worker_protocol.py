@@ -34,7 +34,7 @@ from ownpod.rules.endpoints import HOUSEKEEPING, Endpoint
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.payload import loads, output_of
 from ownpod.rules.runs import Outcome
-from ownpod.store.jobs import call_token
+from ownpod.store.chunks import call_token
 from ownpod.store.offers import MOST_RUNS, Result, Taken
 from ownpod.store.retry import until_available
 
@@ -130,7 +130,7 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
             return
         found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
         if found is not None:
-            here.store.add_chunks(*found, [_text(output_of(_parsed(body.whole)))], token=token)
+            here.store.chunks.add(*found, [_text(output_of(_parsed(body.whole)))], token=token)
 
     until_available(write, longest_s=RESULT_S)
     return answer({})
@@ -160,7 +160,7 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
         if said.get("status") == JobStatus.IN_PROGRESS:
             found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
             if found is not None:
-                here.store.progress(*found, _text(said.get("output")))
+                here.store.chunks.progress(*found, _text(said.get("output")))
         else:
             _finish(here, endpoint_id, worker_id, run_id, result)
 
@@ -174,7 +174,7 @@ def _finish(here: Services, endpoint_id: str, worker_id: str, run_id: str, resul
         # The parts that were posted before are the result.
         found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
         try:
-            chunks = here.store.stream(found[0], endpoint_id, (0, 0)).chunks if found else []
+            chunks = here.store.chunks.stream(found[0], endpoint_id, (0, 0)).chunks if found else []
         except JobNotFound:
             chunks = []
         result = replace(result, outcome=replace(outcome, output=f"[{', '.join(chunks)}]"))

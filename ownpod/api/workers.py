@@ -36,7 +36,7 @@ def listed(endpoint_id: str) -> Response:
     """Each worker, how it is, and its jobs; and the workers that are left out, with the reason."""
     here = services()
     endpoint = here.registry.endpoint(endpoint_id)
-    running = here.store.counts(endpoint_id)[1]
+    running = here.store.figures.counts(endpoint_id)[1]
     statuses = here.registry.statuses(endpoint.workers)
     workers = [describe(w, statuses[w.id], running) for w in endpoint.workers]
     return answer({"workers": workers, "leftOut": left_out(endpoint_id)})

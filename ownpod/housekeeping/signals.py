@@ -17,7 +17,6 @@ from ownpod.housekeeping.sweep import Sweep
 from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.node.signals import Prepared
 from ownpod.rules.endpoints import HOUSEKEEPING
-from ownpod.store.deliveries import Deliveries
 from ownpod.store.offers import Offers
 
 THREADS = 16
@@ -51,8 +50,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
             f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
             f"name it after one: -n <worker id>@%h, with one of {known}"
         )
-    store = prepared.store
-    webhooks = Webhooks(Deliveries(store.client, store.messages), prepared.config)
+    webhooks = Webhooks(prepared.store.deliveries, prepared.config)
     become(Housekeeping(webhooks, sweep))
 
 

@@ -22,9 +22,8 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Attempt
 from ownpod.rules.stall import StallWatch
 from ownpod.settings import Settings
-from ownpod.store.jobs import JobStore
-from ownpod.store.listing import Listing
 from ownpod.store.retry import until_available
+from ownpod.store.store import Store
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class Node(WorkerNode):
         *,
         config: Settings,
         registry: Registry,
-        store: JobStore,
+        store: Store,
         worker: Worker,
         spec: WorkerSpec,
         name: str,
@@ -103,7 +102,7 @@ class Node(WorkerNode):
         self._own_s = max(config.lease_s / 2, 1.0)
         self._spec = spec
         self._store = store
-        self._listing = Listing(store.client)
+        self._listing = store.listing
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
         self._worker = worker
@@ -221,7 +220,7 @@ class Node(WorkerNode):
     def cancel(self, job_id: str, reason: str) -> None:
         job = self._listing.find(job_id)
         if job is not None:
-            self._store.cancel(job_id, job.endpoint, reason=reason)
+            self._store.jobs.cancel(job_id, job.endpoint, reason=reason)
             self.check_runs()
 
     def stop_soon(self, *, finish: bool = False) -> bool:

@@ -13,9 +13,9 @@ from ownpod.node.slots import Running, Slots
 from ownpod.rules.backoff import poll_pause_s
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
-from ownpod.store.jobs import JobStore, call_token
-from ownpod.store.listing import Listing
+from ownpod.store.chunks import call_token
 from ownpod.store.retry import patient
+from ownpod.store.store import Store
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class _Recorder:
     """
 
     def __init__(
-        self, store: JobStore, attempt: Attempt, run: Run, on_over: Callable[[], None]
+        self, store: Store, attempt: Attempt, run: Run, on_over: Callable[[], None]
     ) -> None:
         self._store = store
         self._on_over = on_over
@@ -50,13 +50,13 @@ class _Recorder:
 
     def chunks(self, texts: list[str]) -> None:
         job_id, number = self._attempt.job_id, self._attempt.number
-        if not self._store.add_chunks(job_id, number, texts, token=call_token()):
+        if not self._store.chunks.add(job_id, number, texts, token=call_token()):
             # The job was cancelled, or has too many chunks: the worker is asked to stop now.
             self._on_over()
 
     def set_check(self, check: RunCheck) -> None:
         self.run = replace(self.run, check=check)
-        self._store.record_run(self.run, self._attempt.worker_id)
+        self._store.runs.record(self.run, self._attempt.worker_id)
 
 
 class JobRunner:
@@ -76,7 +76,7 @@ class JobRunner:
 
     def __init__(
         self,
-        store: JobStore,
+        store: Store,
         worker: Worker,
         slots: Slots,
         breaker: Breaker,
@@ -85,7 +85,7 @@ class JobRunner:
         callbacks: bool = False,
     ) -> None:
         self._store = patient(store)
-        self._listing = patient(Listing(store.client))
+        self._listing = self._store.listing
         self._worker = worker
         self._slots = slots
         self._breaker = breaker
@@ -99,7 +99,7 @@ class JobRunner:
             The job's state afterwards, if it has ended or waits again; None if it is gone.
         """
         outcome: Outcome | None = None
-        claimed = self._store.claim(
+        claimed = self._store.jobs.claim(
             job_id,
             worker_id=self._worker_id,
             claim=str(uuid.uuid4()),
@@ -119,7 +119,7 @@ class JobRunner:
     def await_run(self, job_id: str, attempt: int) -> None:
         """Keeps a slot until the worker is done with a run of an earlier node."""
         with self._slots.linger(job_id, attempt) as taken:
-            run = self._store.run(self._worker_id, job_id, attempt) if taken else None
+            run = self._store.runs.get(self._worker_id, job_id, attempt) if taken else None
             if run is not None:
                 logger.info("job %s: attempt %d may still run, waiting for it", job_id, attempt)
                 self._await_end(run)
@@ -127,8 +127,8 @@ class JobRunner:
 
     def adopt(self, endpoint: str) -> None:
         """Adopts or requeues the jobs of an earlier node of this worker. Call before this node takes any job."""
-        for job_id, number in self._store.orphans(self._worker_id):
-            what = self._store.adopt(
+        for job_id, number in self._store.runs.orphans(self._worker_id):
+            what = self._store.runs.adopt(
                 job_id,
                 endpoint,
                 number,
@@ -198,7 +198,7 @@ class JobRunner:
     def _finish(self, running: Running, outcome: Outcome) -> Outcome | None:
         """Writes the outcome. None: the job was over before."""
         attempt = running.attempt
-        if not self._store.finish(attempt, outcome):
+        if not self._store.jobs.finish(attempt, outcome):
             logger.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
             return None
         log.moved(
@@ -212,9 +212,8 @@ class JobRunner:
         return outcome
 
     def _requeue(self, attempt: Attempt, *, lost: bool, reason: str, freed: bool) -> None:
-        status = self._store.requeue(
+        status = self._store.jobs.requeue(
             attempt.job_id,
-            attempt.endpoint,
             attempt.number,
             lost=lost,
             reason=reason,
@@ -234,7 +233,7 @@ class JobRunner:
         """Waits for the worker's callback, which ends the job; requeues the job if none comes."""
         self._await_end(run)
         until = time.monotonic() + CALLBACK_S
-        while not self._store.has_ended(attempt.job_id) and time.monotonic() < until:
+        while not self._store.jobs.has_ended(attempt.job_id) and time.monotonic() < until:
             time.sleep(CALLBACK_CHECK_S)
         reason = "its node ended, and no callback brought the result"
         self._requeue(attempt, lost=True, reason=reason, freed=True)
@@ -256,4 +255,4 @@ class JobRunner:
             time.sleep(min(poll_pause_s(waited_s, FIRST_CHECK_S, LONGEST_CHECK_S), left_s))
 
     def _clear(self, run: Run) -> None:
-        self._store.clear_run(self._worker_id, run.job_id, run.attempt)
+        self._store.runs.clear(self._worker_id, run.job_id, run.attempt)

@@ -28,10 +28,10 @@ from ownpod.registry import Registry
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.settings import Settings
 from ownpod.store import keys
-from ownpod.store.jobs import JobStore
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.retry import until_available
+from ownpod.store.store import Store
 from ownpod.workers import Exchange, driver_for
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Prepared:
 
     worker_id: str
     config: Settings
-    store: JobStore
+    store: Store
     registry: Registry
 
 

@@ -15,8 +15,8 @@ from ownpod import log
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Attempt, Outcome
-from ownpod.store.jobs import JobStore
 from ownpod.store.retry import RETRY_S
+from ownpod.store.store import Store
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Slots(threading.Thread):
 
     def __init__(
         self,
-        store: JobStore,
+        store: Store,
         worker: Worker,
         *,
         lease_s: float,
@@ -192,9 +192,8 @@ class Slots(threading.Thread):
         for running in list(self._running):
             if not running.over:
                 attempt = running.attempt
-                self._store.hand_over(
+                self._store.runs.hand_over(
                     attempt.job_id,
-                    attempt.endpoint,
                     attempt.number,
                     attempt.worker_id,
                     reason=reason,
@@ -206,7 +205,7 @@ class Slots(threading.Thread):
 
     def _time_out(self, running: Running) -> None:
         outcome = Outcome(JobStatus.TIMED_OUT, error=running.too_long)
-        if self._store.finish(running.attempt, outcome, slot_free=False):
+        if self._store.jobs.finish(running.attempt, outcome, slot_free=False):
             attempt = running.attempt
             log.moved(
                 attempt.job_id,
@@ -219,7 +218,7 @@ class Slots(threading.Thread):
         self._end(running)
 
     def _renew(self, alive: list[Running]) -> None:
-        gone = self._store.renew((r.attempt for r in alive), lease_s=self.lease_s)
+        gone = self._store.jobs.renew((r.attempt for r in alive), lease_s=self.lease_s)
         for running in alive:
             if running.attempt.job_id in gone and running in self._running:
                 self._end(running)

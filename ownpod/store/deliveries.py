@@ -12,11 +12,11 @@ from typing import Any
 
 import redis
 
-from ownpod.broker.messages import JobMessages
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.store import keys
-from ownpod.store.jobs import WEBHOOK_KEPT_S, WEBHOOK_LEASE_MS
-from ownpod.store.scripts import Scripts
+from ownpod.store.common import WEBHOOK_KEPT_S, WEBHOOK_LEASE_MS
+from ownpod.store.messages import Templates
+from ownpod.store.scripts import Scripts, constants
 
 REPEATABLE = frozenset({"claim", "settle", "due", "shorten"})
 """Commands of ``deliveries.lua`` that may be executed twice: their token fences the second time, and a
@@ -50,28 +50,34 @@ class Deliveries:
 
     Args:
         client: from :func:`ownpod.store.client.connect`.
-        messages: makes the Celery message of a webhook's task.
+        messages: has the template of the webhook task's message.
         lease_s: s after which a try without a result is made again; longer than a try takes.
     """
 
     def __init__(
         self,
         client: redis.Redis,
-        messages: JobMessages,
+        messages: Templates,
         *,
         lease_s: float = WEBHOOK_LEASE_MS / 1000,
     ) -> None:
         self.lease_s = lease_s
-        queue, message = messages.for_webhook("@job@")
-        ended = ", ".join(f"{status} = true" for status in JobStatus if status.terminal)
-        constants = (
-            f'local JOB, ENDPOINT, WEBHOOKS = "{keys.JOB}", "{keys.ENDPOINT}", "{keys.WEBHOOKS}"\n'
-            f'local WEBHOOK_LIST, WEBHOOK_MESSAGE = "{queue}", [==[{message}]==]\n'
-            f"local ENDED = {{{ended}}}\n"
-            f"local ANSWER = {{{', '.join(map(repr, Job.FIELDS))}}}\n"
-            f"local LEASE_MS, KEPT_S = {int(lease_s * 1000)}, {WEBHOOK_KEPT_S}\n"
+        self._script = Scripts(
+            client,
+            "deliveries.lua",
+            constants=constants(
+                JOB=keys.JOB,
+                ENDPOINT=keys.ENDPOINT,
+                WEBHOOKS=keys.WEBHOOKS,
+                WEBHOOK_LIST=messages.webhook_list,
+                WEBHOOK_MESSAGE=messages.webhook,
+                ENDED={status.value: True for status in JobStatus if status.terminal},
+                ANSWER=Job.FIELDS,
+                LEASE_MS=int(lease_s * 1000),
+                KEPT_S=WEBHOOK_KEPT_S,
+            ),
+            repeatable=REPEATABLE,
         )
-        self._script = Scripts(client, "deliveries.lua", constants, repeatable=REPEATABLE)
 
     def _call(self, command: str, *arguments: str | float) -> Any:
         return self._script(command, *arguments)

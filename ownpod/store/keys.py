@@ -1,5 +1,5 @@
-"""Names of everything OwnPod keeps in Redis; ``transitions.lua`` and ``pull.lua`` list types
-and meanings.
+"""Names of everything OwnPod keeps in Redis; ``common.lua``, ``deliveries.lua`` and
+``offers.lua`` list types and meanings.
 
 Celery's own keys, the queues, are :mod:`ownpod.broker.names`'s.
 """
@@ -15,6 +15,8 @@ EVENTS = f"{PREFIX}events:"
 PULL_EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
 RUNS = f"{PREFIX}runs:"
+WAITING = f"{PREFIX}waiting:"
+DELAYED = f"{PREFIX}delayed"
 ADDED = f"{PREFIX}workers:added"
 PAUSED = f"{PREFIX}workers:paused"
 PULLING = f"{PREFIX}workers:pulling"
@@ -53,6 +55,10 @@ def recent(endpoint: str) -> str:
 
 def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
+
+
+def waiting(queue: str) -> str:
+    return f"{WAITING}{queue}"
 
 
 def left(endpoint: str) -> str:

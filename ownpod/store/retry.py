@@ -54,11 +54,11 @@ def unrepeatable(method: T) -> T:
 def patient(parts: T, *, longest_s: float | None = None) -> T:
     """The same object, whose methods wait while Redis is away, as by :func:`until_available`.
 
-    Attributes that are no methods, such as the parts of a store, are passed on: a part gets its own
-    ``patient``. Methods marked :func:`unrepeatable` raise RedisUnavailable at once, as without this.
+    Attributes in the object's ``PARTS`` are patient too; all others are as they are. Methods marked
+    :func:`unrepeatable` raise RedisUnavailable at once.
 
     Args:
-        parts: an object of this floor.
+        parts: a store, or a part of one.
         longest_s: as of :func:`until_available`.
     """
     return cast("T", _Patient(parts, longest_s))
@@ -71,6 +71,8 @@ class _Patient:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._parts, name)
+        if name in getattr(self._parts, "PARTS", ()):
+            return _Patient(found, self._longest_s)
         if not inspect.ismethod(found) or getattr(found, "unrepeatable", False):
             return found
 

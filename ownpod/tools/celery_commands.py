@@ -10,19 +10,19 @@ from celery.bin.base import CeleryCommand
 
 if TYPE_CHECKING:
     from ownpod.registry import Registry
-    from ownpod.store.jobs import JobStore
+    from ownpod.store.store import Store
 
 STATES = ("IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 
 
-def _parts(ctx: click.Context) -> tuple["Registry", "JobStore"]:
+def _parts(ctx: click.Context) -> tuple["Registry", "Store"]:
     """Workers and jobs of the application that ``-A`` names."""
     if ctx.obj.app.main != "ownpod":
         raise click.UsageError("this is OwnPod's: celery -A ownpod ...")
     return open_parts("ownpod-celery")
 
 
-def open_parts(client_name: str) -> tuple["Registry", "JobStore"]:
+def open_parts(client_name: str) -> tuple["Registry", "Store"]:
     """Workers and jobs, in the Redis that the settings name."""
     from ownpod import settings
     from ownpod.celery import open_store
@@ -63,11 +63,10 @@ def jobs() -> None:
 def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limit: int) -> None:
     """The last jobs, the newest first."""
     from ownpod.rules.jobs import JobStatus
-    from ownpod.store.listing import Listing
     from ownpod.tools import tables
 
     registry, store = _parts(ctx)
-    listing = Listing(store.client)
+    listing = store.listing
     wanted = None if status is None else JobStatus(status.upper())
     found = [
         listed.job
@@ -101,10 +100,8 @@ def show_job(ctx: click.Context, job_id: str) -> None:
     """All there is to know about a job, as JSON."""
     import json
 
-    from ownpod.store.listing import Listing
-
     _, store = _parts(ctx)
-    click.echo(json.dumps(Listing(store.client).details(job_id), indent=2))
+    click.echo(json.dumps(store.listing.details(job_id), indent=2))
 
 
 @click.command(cls=_Command)
@@ -121,12 +118,11 @@ def retry(
     """Submit FAILED and TIMED_OUT jobs of OwnPod again; prints old and new ids."""
     from ownpod import settings
     from ownpod.rules.jobs import JobStatus, new_job_id
-    from ownpod.store.listing import Listing
 
     if failed == bool(job_ids) or (failed and endpoint is None):
         raise click.UsageError("name jobs, or say --failed --endpoint <endpoint>")
     registry, store = _parts(ctx)
-    listing = Listing(store.client)
+    listing = store.listing
     same_id = settings.current().retry_same_id
     if failed:
         name = registry.endpoint(str(endpoint)).id
@@ -138,10 +134,10 @@ def retry(
                 name, status=state, before=None, limit=100_000, logs=False
             )[0]
         ]
-        job_ids = tuple(job_id for job_id in ids if same_id or not store.retried_as(job_id))
+        job_ids = tuple(job_id for job_id in ids if same_id or not store.jobs.retried_as(job_id))
     for job_id in job_ids:
         new_id = job_id if same_id else new_job_id(sync=False)
-        store.retry(job_id, listing.get(job_id).endpoint, new_id)
+        store.jobs.retry(job_id, listing.get(job_id).endpoint, new_id)
         click.echo(f"{job_id} -> {new_id}")
     if failed:
         click.echo(f"{len(job_ids)} jobs submitted again", err=True)
@@ -153,13 +149,12 @@ def retry(
 def cancel(ctx: click.Context, job_ids: tuple[str, ...]) -> None:
     """Cancel jobs of OwnPod, whether they wait or run; prints their states."""
     from ownpod.broker.messages import notify_node
-    from ownpod.store.listing import Listing
 
     registry, store = _parts(ctx)
-    listing = Listing(store.client)
+    listing = store.listing
     for job_id in job_ids:
         job = listing.get(job_id)
-        state = store.cancel(job_id, job.endpoint, reason="cancelled with `celery cancel`")
+        state = store.jobs.cancel(job_id, job.endpoint, reason="cancelled with `celery cancel`")
         node = registry.node_of(job.worker_id) if job.worker_id else None
         if node is not None:
             notify_node(ctx.obj.app, node)
@@ -173,13 +168,13 @@ def workers(ctx: click.Context) -> None:
     show_workers(*_parts(ctx))
 
 
-def show_workers(registry: "Registry", store: "JobStore") -> None:
+def show_workers(registry: "Registry", store: "Store") -> None:
     """A table of all workers of all endpoints."""
     from ownpod.tools import tables
 
     rows: list[tuple[object, ...]] = []
     for endpoint in registry.endpoints.values():
-        running = list(store.counts(endpoint.id)[1].values())
+        running = list(store.figures.counts(endpoint.id)[1].values())
         statuses = registry.statuses(endpoint.workers)
         for worker in endpoint.workers:
             status = statuses[worker.id]

@@ -14,7 +14,7 @@ from ownpod.settings import Settings
 
 if TYPE_CHECKING:
     from ownpod.registry import Registry
-    from ownpod.store.jobs import JobStore
+    from ownpod.store.store import Store
 
 HOST = "127.0.0.1"
 PORT = 8000
@@ -233,7 +233,7 @@ def remove(worker_id: str) -> None:
     click.echo(f"removed {worker_id}")
 
 
-def _parts() -> "tuple[Registry, JobStore]":
+def _parts() -> "tuple[Registry, Store]":
     """Workers and jobs, on this host's Redis."""
     from ownpod.tools.celery_commands import open_parts
 

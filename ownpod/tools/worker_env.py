@@ -8,8 +8,8 @@ import yaml
 from ownpod import settings
 from ownpod.errors import BadRequest
 from ownpod.rules.credentials import Credential, matches
+from ownpod.rules.pulling import worker_environment
 from ownpod.settings import DEFAULT_ENDPOINT
-from ownpod.store.offers import worker_environment
 from ownpod.validation import NAME
 
 ABOUT = {

@@ -68,8 +68,8 @@ def api(redis_server, client, tmp_path):
 @pytest.fixture
 def running(worker, store, pulls):
     """A job of attempt 1 that the worker is waited for; ends with the test."""
-    store.create(new_job())
-    found = store.claim("job-1", worker_id="w", claim="x", lease_s=60)
+    store.jobs.create(new_job())
+    found = store.jobs.claim("job-1", worker_id="w", claim="x", lease_s=60)
     with ThreadPoolExecutor(1) as pool:
         run_id = worker.start(found)
         yield pool.submit(worker.wait, run_id, Told())
@@ -185,13 +185,13 @@ def test_late_progress_changes_nothing(running, pulls, api, store):
     assert taken(pulls) == ["job-1"]
     url = "/v2/ep/job-done/w/job-1?isStream=false"
     post(api, url, {"status": "IN_PROGRESS", "output": {"percent": 10}})
-    assert json.loads(store.job("job-1", "ep").answer_json())["output"] == {"percent": 10}
+    assert json.loads(store.jobs.get("job-1", "ep").answer_json())["output"] == {"percent": 10}
     post(api, url, {"output": "done"})
     post(api, url, {"status": "IN_PROGRESS", "output": {"percent": 90}})
     assert running.result(5).output == '"done"'
-    assert store.job("job-1", "ep").progress == '{"percent": 10}'
-    store.requeue("job-1", "ep", 1, lost=True, reason="x")
-    assert store.job("job-1", "ep").progress is None
+    assert store.jobs.get("job-1", "ep").progress == '{"percent": 10}'
+    store.jobs.requeue("job-1", 1, lost=True, reason="x")
+    assert store.jobs.get("job-1", "ep").progress is None
 
 
 def test_chunks_are_the_output_of_a_stream_that_was_not_aggregated(running, pulls, api):

@@ -62,19 +62,19 @@ def node(client, fake):
 
 
 def status_of(node, job_id="job-1"):
-    return node.store.job(job_id, "ep").status
+    return node.store.jobs.get(job_id, "ep").status
 
 
 def test_a_job_completes(node):
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     node.run("job-1")
-    job = node.store.job("job-1", "ep")
+    job = node.store.jobs.get("job-1", "ep")
     assert (job.status, job.output, job.worker_id) == (JobStatus.COMPLETED, "1", "w")
     assert node.slots.taken == 0
 
 
 def test_a_message_that_comes_twice_runs_the_job_once(node, fake):
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(node.run, ["job-1", "job-1"]))
     node.run("job-1")
@@ -88,9 +88,9 @@ def test_a_message_without_a_record_is_dropped(node, fake):
 
 def test_a_refused_job_fails_with_the_workers_reason(node, fake):
     fake.routes["POST /run"] = Answer(422, {"detail": "input should be an object"})
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     node.run("job-1")
-    job = node.store.job("job-1", "ep")
+    job = node.store.jobs.get("job-1", "ep")
     assert job.status is JobStatus.FAILED
     assert "input should be an object" in job.error
 
@@ -99,13 +99,13 @@ def test_a_dead_worker_costs_no_attempt_and_opens_the_breaker(node, fake, client
     fake.routes["POST /run"] = Answer(503, {})
     node.breaker.start()
     wait_until(lambda: node.breaker.closed)
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     client.delete(QUEUE)
     node.run("job-1")
     assert not node.breaker.closed
     assert node.breaker.status.reason.startswith("/run answered HTTP 503")
     assert status_of(node) is JobStatus.IN_QUEUE
-    assert node.store.job("job-1", "ep").retries == 0
+    assert node.store.jobs.get("job-1", "ep").retries == 0
     assert client.llen(QUEUE) == 1
     # It takes part again by itself.
     wait_until(lambda: node.breaker.closed, 5)
@@ -114,7 +114,7 @@ def test_a_dead_worker_costs_no_attempt_and_opens_the_breaker(node, fake, client
 def test_a_worker_that_keeps_refusing_is_asked_less_and_less(node, fake):
     fake.routes["POST /run"] = Answer(404, {})
     node.breaker.start()
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     pauses = []
     for _ in range(3):
         wait_until(lambda: node.breaker.closed, 5)
@@ -127,13 +127,13 @@ def test_a_worker_that_keeps_refusing_is_asked_less_and_less(node, fake):
 
 def test_a_job_whose_worker_dies_is_tried_again_and_fails_in_the_end(node, fake):
     fake.routes["POST /status"] = Answer(hang_up=True)
-    node.store.create(new_job(max_attempts=3))
+    node.store.jobs.create(new_job(max_attempts=3))
     for lost in (1, 2):
         node.run("job-1")
-        job = node.store.job("job-1", "ep")
+        job = node.store.jobs.get("job-1", "ep")
         assert (job.status, job.retries) == (JobStatus.IN_QUEUE, lost)
     node.run("job-1")
-    job = node.store.job("job-1", "ep")
+    job = node.store.jobs.get("job-1", "ep")
     assert (job.status, job.retries, job.attempt) == (JobStatus.FAILED, 2, 3)
     assert "died or was cut off" in job.error
     assert len(fake.paths("POST /run")) == 3
@@ -142,7 +142,7 @@ def test_a_job_whose_worker_dies_is_tried_again_and_fails_in_the_end(node, fake)
 def test_a_timeout_is_told_at_once_and_the_slot_kept_until_the_worker_is_free(node, fake):
     held = Answer(body={"status": "COMPLETED", "output": "late"}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    node.store.create(new_job(execution_timeout_ms=300))
+    node.store.jobs.create(new_job(execution_timeout_ms=300))
     with ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
         running = pool.submit(node.run, "job-1")
@@ -155,7 +155,7 @@ def test_a_timeout_is_told_at_once_and_the_slot_kept_until_the_worker_is_free(no
         held.hold.set()
         running.result(5)
     assert (node.slots.taken, node.slots.lingering) == (0, 0)
-    job = node.store.job("job-1", "ep")
+    job = node.store.jobs.get("job-1", "ep")
     assert (job.status, job.output) == (JobStatus.TIMED_OUT, None)
     assert job.error == "executionTimeout: the job ran longer than 300 ms"
 
@@ -163,11 +163,11 @@ def test_a_timeout_is_told_at_once_and_the_slot_kept_until_the_worker_is_free(no
 def test_a_cancelled_running_job_is_forwarded_and_its_late_answer_dropped(node, fake):
     held = Answer(body={"status": "COMPLETED", "output": "late"}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
-        node.store.cancel("job-1", "ep", reason="by hand")
+        node.store.jobs.cancel("job-1", "ep", reason="by hand")
         wait_until(lambda: fake.paths("POST /cancel"), 5)
         assert node.slots.lingering == 1
         held.hold.set()
@@ -178,14 +178,14 @@ def test_a_cancelled_running_job_is_forwarded_and_its_late_answer_dropped(node, 
 def test_a_lease_is_renewed_while_the_job_runs(node, fake):
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
         # Longer than the lease of 1 s; it never runs out.
         until = time.monotonic() + 1.6
         while time.monotonic() < until:
-            assert node.store.expired(limit=1) == []
+            assert node.store.queue.expired(limit=1) == []
             time.sleep(0.05)
         held.hold.set()
         running.result(5)
@@ -195,7 +195,7 @@ def test_a_lease_is_renewed_while_the_job_runs(node, fake):
 def test_a_node_that_ends_hands_its_jobs_back_uncounted(node, fake, client):
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     client.delete(QUEUE)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
@@ -205,7 +205,7 @@ def test_a_node_that_ends_hands_its_jobs_back_uncounted(node, fake, client):
         assert client.llen(QUEUE) == 1
         held.hold.set()
         running.result(5)
-    job = node.store.job("job-1", "ep")
+    job = node.store.jobs.get("job-1", "ep")
     assert (job.status, job.retries) == (JobStatus.IN_QUEUE, 0)
 
 
@@ -219,12 +219,12 @@ def test_what_fails_at_the_end_of_one_job_ends_no_node(node, fake, client, caplo
     slots, breaker = slots_and_breaker(node.store, node.worker, on_over=read_record)
     slots.start()
     runner = JobRunner(node.store, node.worker, slots, breaker, worker_id="w")
-    node.store.create(new_job())
-    node.store.create(new_job("waits"))
+    node.store.jobs.create(new_job())
+    node.store.jobs.create(new_job("waits"))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(runner.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
-        node.store.cancel("job-1", "ep", reason="x")
+        node.store.jobs.cancel("job-1", "ep", reason="x")
         slots.check_runs()
         # Its thread would have ended the process.
         wait_until(lambda: "its end was not sent" in caplog.text)
@@ -250,35 +250,35 @@ def test_a_run_that_yields_too_much_is_stopped_at_once(client, fake):
     )
     fake.routes["POST /cancel"] = Answer(body={"status": "CANCELLED"})
     runner = JobRunner(store, worker, slots, breaker, worker_id="w")
-    store.create(new_job())
+    store.jobs.create(new_job())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(runner.run, "job-1")
         wait_until(lambda: fake.paths("POST /cancel"), 20)
         over.set()
         assert running.result(20).status is JobStatus.FAILED
-    assert "64 MiB" in store.job("job-1", "ep").error
+    assert "64 MiB" in store.jobs.get("job-1", "ep").error
 
 
 def test_the_sweep_takes_up_what_a_silent_node_had(node, client):
-    node.store.create(new_job(max_attempts=2))
-    node.store.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
+    node.store.jobs.create(new_job(max_attempts=2))
+    node.store.jobs.claim("job-1", worker_id="gone", claim="x", lease_s=0.01)
     client.delete(QUEUE)
     recovery = Recovery(node.store, lambda: ["ep"], lease_s=1)
     sweep = Sweep(node.store, recovery, Offers(node.store.client, gone_s=60), lease_s=1)
-    wait_until(lambda: node.store.expired(limit=1))
+    wait_until(lambda: node.store.queue.expired(limit=1))
     sweep.once()
     assert (status_of(node), client.llen(QUEUE)) == (JobStatus.IN_QUEUE, 1)
     node.run("job-1")
-    job = node.store.job("job-1", "ep")
+    job = node.store.jobs.get("job-1", "ep")
     assert (job.status, job.attempt, job.retries) == (JobStatus.COMPLETED, 2, 1)
 
 
 def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
     recovery = Recovery(node.store, lambda: ["ep"], lease_s=30)
     sweep = Sweep(node.store, recovery, Offers(node.store.client, gone_s=60), lease_s=30)
-    node.store.create(new_job())
-    node.store.claim("job-1", worker_id="w", claim="x", lease_s=0.01)
-    wait_until(lambda: node.store.expired(limit=1))
+    node.store.jobs.create(new_job())
+    node.store.jobs.claim("job-1", worker_id="w", claim="x", lease_s=0.01)
+    wait_until(lambda: node.store.queue.expired(limit=1))
     now = time.clock_gettime(CLOCK)
     # It has not looked for long: at its start, or because Redis was away for everybody.
     sweep._have_patience(now)
@@ -294,7 +294,7 @@ def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
 def test_a_result_waits_for_redis_to_come_back(node, fake, redis_server):
     held = Answer(body={"status": "COMPLETED", "output": 7}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
@@ -304,7 +304,7 @@ def test_a_result_waits_for_redis_to_come_back(node, fake, redis_server):
             running.result(0.5)
         redis_server.start()
         running.result(10)
-    assert node.store.job("job-1", "ep").output == "7"
+    assert node.store.jobs.get("job-1", "ep").output == "7"
 
 
 def test_a_busy_workers_silence_is_not_taken_for_illness(node, fake):
@@ -314,7 +314,7 @@ def test_a_busy_workers_silence_is_not_taken_for_illness(node, fake):
     fake.routes["GET /health"] = Answer(hold=silent)
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    node.store.create(new_job())
+    node.store.jobs.create(new_job())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
         wait_until(lambda: node.slots.taken)

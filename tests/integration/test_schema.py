@@ -30,23 +30,23 @@ def everything(client):
 
 def test_a_redis_without_a_version_gets_one_with_the_first_script(store, client):
     client.hset(keys.job("old"), mapping=new_job("old", created_ms=5).record())
-    store.cancel("old", "ep", reason="x")
+    store.jobs.cancel("old", "ep", reason="x")
     assert client.get(keys.SCHEMA) == str(VERSION)
 
 
 @pytest.mark.parametrize("version", ["1", "3", "9.1", ""])
 def test_with_another_version_no_script_changes_anything(store, client, version):
-    store.create(new_job())
-    attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
+    store.jobs.create(new_job())
+    attempt = store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
     client.set(keys.SCHEMA, version)
     before = everything(client)
     registry = Registry({}, client, load_settings())
     pulls = Offers(client, gone_s=0)
     status = WorkerStatus(WorkerState.READY)
     for call in (
-        lambda: store.create(new_job("job-2")),
-        lambda: store.renew([attempt], lease_s=15),
-        lambda: store.purge("ep", reason="x"),
+        lambda: store.jobs.create(new_job("job-2")),
+        lambda: store.jobs.renew([attempt], lease_s=15),
+        lambda: store.queue.purge("ep", reason="x"),
         lambda: pulls.take("w", "ep", "t", most=1, in_progress=False),
         lambda: registry.acquire("w", "n", ttl_s=5),
         lambda: registry.heartbeat(
@@ -61,9 +61,9 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
 
 
 def test_the_sweep_of_another_version_waits(store, client):
-    store.create(new_job())
-    store.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
-    wait_until(lambda: store.expired(limit=1))
+    store.jobs.create(new_job())
+    store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
+    wait_until(lambda: store.queue.expired(limit=1))
     client.set(keys.SCHEMA, "3")
     before = everything(client)
     sweep = Sweep(
@@ -76,7 +76,7 @@ def test_the_sweep_of_another_version_waits(store, client):
     assert everything(client) == before
     client.set(keys.SCHEMA, str(VERSION))
     sweep.once()
-    assert store.job("job-1", "ep").status is JobStatus.IN_QUEUE
+    assert store.jobs.get("job-1", "ep").status is JobStatus.IN_QUEUE
 
 
 @pytest.mark.parametrize("path", ["/health", "/v2/local-ep/status/x", "/v2/local-ep/health"])

@@ -54,13 +54,13 @@ def make_webhooks(deliveries):
 
 
 def ended(store, url, outcome=None, job_id="job-1"):
-    store.create(new_job(job_id, webhook=url))
+    store.jobs.create(new_job(job_id, webhook=url))
     end_of(store, outcome, job_id)
 
 
 def end_of(store, outcome=None, job_id="job-1"):
-    attempt = store.claim(job_id, worker_id="w", claim="t", lease_s=9)
-    store.finish(attempt, outcome or Outcome(JobStatus.COMPLETED, output='{"a": 1}'))
+    attempt = store.jobs.claim(job_id, worker_id="w", claim="t", lease_s=9)
+    store.jobs.finish(attempt, outcome or Outcome(JobStatus.COMPLETED, output='{"a": 1}'))
 
 
 def log_of(client, job_id="job-1"):
@@ -102,7 +102,7 @@ def test_a_webhook_says_what_status_says_at_every_end(
     make_webhooks().send("job-1")
     ((_, path, body),) = receiver.seen
     assert path == "/hook"
-    assert body == json.loads(store.job("job-1", "ep").answer_json())
+    assert body == json.loads(store.jobs.get("job-1", "ep").answer_json())
     assert next_try_s(client) is None
     (entry,) = log_of(client)
     assert (entry["try"], entry["httpStatus"], entry["error"]) == (1, 200, None)
@@ -173,9 +173,9 @@ def test_the_record_stays_while_its_webhook_is_owed_and_then_for_its_usual_time(
 
 
 def test_a_webhook_is_owed_from_the_end_on_and_has_a_message(store, client, deliveries):
-    store.create(new_job(webhook="http://h"))
+    store.jobs.create(new_job(webhook="http://h"))
     assert client.llen(QUEUE) == 0
-    store.cancel("job-1", "ep", reason="x")
+    store.jobs.cancel("job-1", "ep", reason="x")
     assert client.llen(QUEUE) == 1
     assert deliveries.due(limit=10).queued == []
     assert take(client) == "job-1"
@@ -347,7 +347,7 @@ def test_a_redis_that_is_away_during_a_try_costs_no_second_one(receiver, tmp_pat
 
 def test_a_job_retried_under_its_own_id_owes_no_webhook(store, client, receiver, make_webhooks):
     ended(store, f"{receiver.url}/hook", Outcome(JobStatus.FAILED, error="x"))
-    store.retry("job-1", "ep", "job-1")
+    store.jobs.retry("job-1", "ep", "job-1")
     make_webhooks().send("job-1")
     assert receiver.seen == []
     assert next_try_s(client) is None
@@ -360,7 +360,7 @@ def test_the_webhook_of_a_retrys_end_has_all_its_tries_whatever_the_old_messages
     failed = Outcome(JobStatus.FAILED, error="x")
     ended(store, f"{receiver.url}/hook", failed)
     old = deliveries.claim("job-1", "old")
-    store.retry("job-1", "ep", "job-1")
+    store.jobs.retry("job-1", "ep", "job-1")
     options = {"again_s": None, "result": "given_up", "result_ttl_s": 60}
     assert not deliveries.settle(old, {"try": 1, "by": "old"}, **options)
     end_of(store, failed)
