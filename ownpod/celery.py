@@ -13,7 +13,12 @@ workarounds.apply()
 
 app = Celery(
     "ownpod",
-    include=["ownpod.node.tasks", "ownpod.node.node"],
+    include=[
+        "ownpod.node.tasks",
+        "ownpod.node.signals",
+        "ownpod.housekeeping.tasks",
+        "ownpod.housekeeping.signals",
+    ],
     amqp="ownpod.broker.queues:LiveAMQP",
 )
 # By its full name: another project may have a module `celeryconfig` in the current folder.

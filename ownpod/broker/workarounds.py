@@ -13,7 +13,7 @@ Other modules use undocumented parts as well, but change none: ``broker.messages
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any
 
 import kombu
 from celery.concurrency.thread import TaskPool
@@ -21,6 +21,8 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 from celery.worker import state
 from kombu.transport.redis import Channel
+
+from ownpod.broker.process import worker_node
 
 
 def apply() -> None:
@@ -80,20 +82,19 @@ def on_purge(purge: Callable[[str], int | None], channel: Any = Channel) -> None
 class JobPool(TaskPool):  # type: ignore[misc]
     """Celery's thread pool, but stopping it does not wait for the threads.
 
-    Celery 5.7: a warm shutdown waits for every running task, for days if need be, and silences the
-    node meanwhile; nothing ends a running thread. OwnPod waits before, in its drain
-    (:mod:`ownpod.node.node`), and what still runs then has been handed back.
+    Celery 5.7: a warm shutdown waits for every running task, for days if need be, and silences the node
+    meanwhile; no call ends a running thread. So the node drains before the pool stops, and requeues the jobs
+    that still run then.
     """
 
     executor: ThreadPoolExecutor
-    before_stop: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
-    """Set by a worker's node: finishes or hands back what runs."""
 
     def on_stop(self) -> None:
-        type(self).before_stop()
+        if (node := worker_node()) is not None:
+            node.drain()
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
 def stop_node() -> None:
-    """Ends the node's event loop as soon as it looks; from the loop's own thread."""
+    """Ends the node's event loop at its next turn. Only sets a flag, so signal handlers may call it."""
     state.should_stop = 0

@@ -144,11 +144,11 @@ def dispatch() -> None:
     endpoints = load_endpoints(config)
     _check_redis(config)
     log.configure(config.log_level, "dispatcher", config.log_format)
-    from ownpod.supervisor import Dispatcher
+    from ownpod.supervisor import Supervisor
 
     client = connect(config.broker_url())
     Guard(lambda: schema_version(client)).wait()
-    Dispatcher(config, Registry(endpoints, Fleet(client), config)).run()
+    Supervisor(config, Registry(endpoints, Fleet(client), config)).run()
 
 
 @main.command()

@@ -15,21 +15,21 @@ from ownpod.rules.runs import Attempt, Outcome, RunCheck
 from ownpod.tools import host_check
 from ownpod.tools.findings import Finding, show
 from ownpod.validation import check_http_url
-from ownpod.workers.push import PushWorker
+from ownpod.workers import Worker, driver_for
 
 
-class _Watch:
-    """Listens to a run as a node would."""
+class _Listener:
+    """Is notified of a run, as a node would be."""
 
     def __init__(self) -> None:
-        self.looks: list[RunCheck] = []
+        self.checks: list[RunCheck] = []
         self.yielded = 0
 
     def chunks(self, texts: list[str]) -> None:
         self.yielded += len(texts)
 
-    def look(self, look: RunCheck) -> None:
-        self.looks.append(look)
+    def set_check(self, check: RunCheck) -> None:
+        self.checks.append(check)
 
 
 @click.command()
@@ -84,10 +84,10 @@ def doctor(
         verify_tls=config.worker_verify_tls,
         ca_bundle=config.worker_ca_bundle,
     )
-    show(examine(PushWorker(spec, config), job_input, timeout_s), as_json=as_json)
+    show(examine(driver_for(spec, config), job_input, timeout_s), as_json=as_json)
 
 
-def examine(worker: PushWorker, job_input: str, timeout_s: float) -> list[Finding]:
+def examine(worker: Worker, job_input: str, timeout_s: float) -> list[Finding]:
     """Probes a worker, and runs one job on it; ``timeout_s`` is the longest wait for the job."""
     findings: list[Finding] = []
     try:
@@ -108,8 +108,8 @@ def examine(worker: PushWorker, job_input: str, timeout_s: float) -> list[Findin
         )
         return [*findings, Finding("bad", "/run", f"{error} ({hint})")]
     findings.append(Finding("ok", "/run", f"it accepted a job, as {run_id}"))
-    watch = _Watch()
-    outcome, took_s = _wait(worker, run_id, watch, timeout_s)
+    listener = _Listener()
+    outcome, took_s = _wait(worker, run_id, listener, timeout_s)
     if outcome is None:
         late = f"no end within {timeout_s:g} s; see --timeout. The worker may still run it"
         return [*findings, Finding("bad", "job", late)]
@@ -118,18 +118,18 @@ def examine(worker: PushWorker, job_input: str, timeout_s: float) -> list[Findin
     kind = "ok" if outcome.status == JobStatus.COMPLETED else "note"
     reason = f": {outcome.error}" if outcome.error else ""
     findings.append(Finding(kind, "job", f"{outcome.status} after {took_s:.2f} s{reason}"[:400]))
-    return [*findings, *_conclusions(worker, run_id, watch)]
+    return [*findings, *_conclusions(worker, run_id, listener)]
 
 
 def _wait(
-    worker: PushWorker, run_id: str, watch: _Watch, timeout_s: float
+    worker: Worker, run_id: str, listener: _Listener, timeout_s: float
 ) -> tuple[Outcome | WorkerError | None, float]:
     """The job's outcome and its duration in seconds. None: the job did not end within ``timeout_s``."""
     ended: list[Outcome | WorkerError] = []
 
     def run() -> None:
         try:
-            ended.append(worker.wait(run_id, watch))
+            ended.append(worker.wait(run_id, listener))
         except WorkerError as error:
             ended.append(error)
 
@@ -140,12 +140,14 @@ def _wait(
     return (ended[0] if ended else None), time.monotonic() - began
 
 
-def _conclusions(worker: PushWorker, run_id: str, watch: _Watch) -> list[Finding]:
-    if watch.yielded:
-        handler = f"it yields ({watch.yielded} chunks): /stream returns them as the worker answers"
+def _conclusions(worker: Worker, run_id: str, listener: _Listener) -> list[Finding]:
+    if listener.yielded:
+        handler = (
+            f"it yields ({listener.yielded} chunks): /stream returns them as the worker answers"
+        )
     else:
         handler = "it yields nothing: /stream stays empty, /status returns the output"
-    if RunCheck.POLL in watch.looks:
+    if RunCheck.POLL in listener.checks:
         status = (
             "polled: it answers /status while it runs a job, so a restarted node adopts its run"
         )
@@ -162,6 +164,6 @@ def _conclusions(worker: PushWorker, run_id: str, watch: _Watch) -> list[Finding
     )
     return [
         Finding("ok", "handler", handler),
-        Finding("ok" if RunCheck.POLL in watch.looks else "note", "/status", status),
+        Finding("ok" if RunCheck.POLL in listener.checks else "note", "/status", status),
         Finding("ok" if cancels else "note", "/cancel", cancel),
     ]

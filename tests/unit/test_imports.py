@@ -20,8 +20,8 @@ FLOORS = [
     ("broker", ["broker"]),
     ("celery", ["celery", "celeryconfig"]),
     ("workers", ["workers"]),
-    ("housekeeping", ["housekeeping"]),
     ("node", ["node"]),
+    ("housekeeping", ["housekeeping"]),
     ("supervisor", ["supervisor"]),
     ("api", ["api"]),
     ("onehost", ["onehost"]),
@@ -32,6 +32,7 @@ FLOORS = [
 ONLY = {
     "celery": {
         *("broker", "celery", "node", "supervisor"),
+        *("housekeeping.signals", "housekeeping.tasks"),
         *("tools.celery_commands", "onehost.flower_guard"),
     },
     "kombu": {"broker", "supervisor"},
@@ -50,6 +51,7 @@ WITHOUT_FLASK = {"api.submissions", "api.waiting", "api.held"}
 APART = [
     ("api", "workers"),
     ("workers", "redis"),
+    ("workers", "celery"),
     ("rules", "redis"),
     ("rules", "celery"),
     ("store", "celery"),
