@@ -1,4 +1,4 @@
-"""CORS, rate limits and trusted proxies. All three are off by default."""
+"""CORS, rate limits and trusted proxies; each is off unless its setting is set."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ VIEWS = {
     "requests": ["jobs.requests"],
     "health": ["health.health"],
 }
-"""Names of the views that each operation of :data:`ownpod.settings.kinds.OPERATIONS` limits."""
+"""The views that each of :data:`ownpod.settings.kinds.OPERATIONS` counts."""
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
@@ -37,19 +37,19 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
 
 
 def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
-    """Limits the calls of an operation for each endpoint and caller. The calls are counted in Redis, for all hosts."""
+    """Limits the calls of an operation for each endpoint and caller; Redis counts them for all hosts."""
     if not rates:
         return
     limiter = Limiter(
-        _who,
+        _caller,
         app=app,
         storage_uri=redis_url.for_limits(storage_url),
-        # Without time limits, a Redis that does not answer would block requests indefinitely.
+        # Without these limits a request would wait without an end for a Redis that does not answer.
         storage_options={"socket_connect_timeout": 3, "socket_timeout": 5},
         key_prefix=f"{keys.PREFIX}rate",
         headers_enabled=True,
         retry_after="delta-seconds",
-        # While Redis is unavailable, the operation itself answers 503.
+        # The operation itself answers 503 while Redis is away.
         swallow_errors=True,
     )
     for operation, rate in rates.items():
@@ -60,7 +60,7 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
 
 
 def trust_proxies(app: Flask, count: int) -> None:
-    """Uses the client's address from ``X-Forwarded-For``, as written by the last ``count`` proxies.
+    """Reads the caller's address from the entries of ``X-Forwarded-For`` that the last ``count`` proxies wrote.
 
     With 0 the header is ignored, because any client can send it.
     """
@@ -69,9 +69,7 @@ def trust_proxies(app: Flask, count: int) -> None:
         application.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=0, x_host=0)
 
 
-def _who() -> str:
-    """The bucket of a request: its endpoint, and its key or its address. Unknown keys are ignored, because a client
-    could send a new one with each request and would never reach the limit.
-    """
+def _caller() -> str:
+    """The caller of a limit. An unknown key is none, because each new one would get a new limit."""
     endpoint = (request.view_args or {}).get("endpoint_id", "")
     return f"{endpoint}:{known_caller() or request.remote_addr}"

@@ -20,8 +20,8 @@ FLOORS = [
     ("broker", ["broker"]),
     ("celery", ["celery", "celeryconfig"]),
     ("workers", ["workers"]),
-    ("housekeeping", ["housekeeping"]),
     ("node", ["node"]),
+    ("housekeeping", ["housekeeping"]),
     ("supervisor", ["supervisor"]),
     ("api", ["api"]),
     ("onehost", ["onehost"]),
@@ -32,6 +32,7 @@ FLOORS = [
 ONLY = {
     "celery": {
         *("broker", "celery", "node", "supervisor"),
+        *("housekeeping.signals", "housekeeping.tasks"),
         *("tools.celery_commands", "onehost.flower_guard"),
     },
     "kombu": {"broker", "supervisor"},
@@ -40,13 +41,17 @@ ONLY = {
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
     "requests": {"tools.client"},
-    "redis": {"store", "registry", "onehost.embedded", "tools"},
+    "redis": {"store", "onehost.embedded", "tools"},
 }
+
+# Modules of the API that other ways into OwnPod use, so they must not know a web framework.
+WITHOUT_FLASK = {"api.submissions", "api.waiting", "api.held"}
 
 # Must not be reached, however far the way.
 APART = [
     ("api", "workers"),
     ("workers", "redis"),
+    ("workers", "celery"),
     ("rules", "redis"),
     ("rules", "celery"),
     ("store", "celery"),
@@ -147,6 +152,12 @@ def test_a_library_is_imported_where_it_belongs(library):
     allowed = ONLY[library]
     others = {name for name in users if not {name, name.partition(".")[0]} & allowed}
     assert not others, f"{library} may be imported by {', '.join(sorted(allowed))} only"
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_FLASK))
+def test_a_module_for_every_way_in_imports_no_flask(name):
+    found = {i.partition(".")[0] for i in imports(dict(modules())[name])}
+    assert not found & {"flask", "werkzeug"}, f"ownpod.{name} must work without Flask"
 
 
 @pytest.mark.parametrize(("start", "end"), APART)
