@@ -1,7 +1,7 @@
-"""An OpenAPI document of what machines beside the clients call: the pull protocol, callbacks, probes.
+"""An OpenAPI document of the routes for machines other than clients: the worker protocol, callbacks, health, metrics.
 
-It is not served: RunPod's SDK and OwnPod's own parts are the only callers. It exists to be tested against,
-and states the protocol as the SDK has it (its loops decide the answers, see :mod:`ownpod.api.worker_protocol`).
+The document is not served, because only RunPod's SDK and OwnPod's own parts call these routes. Tests generate requests
+from it. It describes the protocol as the SDK implements it, see :mod:`ownpod.api.worker_protocol`.
 """
 
 from typing import Any
@@ -27,24 +27,24 @@ _STATE = {
     "required": ["id", "status"],
     "properties": {"id": _ID, "status": _TEXT},
 }
-_WHY = {
-    204: "nothing now; ask again",
-    400: "an id cannot be one, or the body is no result",
-    401: "a worker key is needed",
-    403: "the key is not for this",
-    404: "there is no such endpoint, job or token",
-    409: "the worker's id is another's",
+_DESCRIPTIONS = {
+    204: "no job and no stop yet; poll again",
+    400: "an id is invalid, or the body is no result",
+    401: "the request has no worker key, or an unknown one",
+    403: "the key does not open this route",
+    404: "the endpoint, job or token does not exist",
+    409: "the id is another worker's",
     413: "the body is too large",
-    429: "the worker gets no jobs now; Retry-After has the s to sleep",
-    503: "Redis is away, or refuses to write",
+    429: "the worker gets no jobs now; Retry-After has the seconds to wait",
+    503: "Redis is unavailable, or refuses to write",
 }
 _POLL_STATUSES = (204, 400, 401, 403, 404, 429, 503)
 _RESULT_STATUSES = (400, 401, 403, 404, 409, 413, 429, 503)
-"""A result that the SDK sends is never answered 4xx; an id that is none, or a wrong key, may be."""
+"""A 4xx is the response to invalid ids and keys only: the SDK drops a result that is answered 4xx."""
 
 
 def _query(name: str) -> dict[str, Any]:
-    """A query of any text: what cannot be used counts as not given, as the SDK would ask again at once."""
+    """A query parameter with any text. Invalid values are ignored, because the SDK polls again at once after a 400."""
     return {"name": name, "in": "query", "schema": _TEXT}
 
 
@@ -62,41 +62,42 @@ def _operation(
     kind: str = "application/json",
 ) -> dict[str, Any]:
     responses: dict[str, Any] = {
-        "200": {"description": "done", "content": {kind: {"schema": success}}}
+        "200": {"description": "success", "content": {kind: {"schema": success}}}
     }
     for status in statuses:
-        response: dict[str, Any] = {"description": _WHY[status]}
+        response: dict[str, Any] = {"description": _DESCRIPTIONS[status]}
         if status >= 400:
             response["content"] = {"application/json": {"schema": _ERROR}}
         responses[str(status)] = response
-    found = {"summary": summary, "parameters": parameters, "responses": responses}
+    operation = {"summary": summary, "parameters": parameters, "responses": responses}
     if body:
-        # Any JSON is taken, as a result that was refused would be lost.
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ANY}}}
-    return found
+        # Any JSON is accepted, because a refused result would be lost.
+        content = {"application/json": {"schema": _ANY}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
 
 
 def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
     """The document.
 
     Args:
-        endpoint_ids: the configured endpoints; paths take only these, but those for results take any id.
-        keys: whether workers need one.
+        endpoint_ids: the endpoints that exist; paths take only these, except those for results, which take any id.
+        keys: whether workers need a key.
     """
     endpoint = _path("endpoint_id", {"type": "string", "enum": endpoint_ids})
-    # A result of an unknown endpoint changes nothing, and is not refused: that would make the SDK post it again.
+    # A result for an unknown endpoint is ignored instead of refused, because the SDK would post it again.
     any_endpoint = _path("endpoint_id", _ID)
     worker, run = _path("worker_id", _ID), _path("run_id", _ID)
     in_progress, batch = _query("job_in_progress"), _query("batch_size")
     pulls = {
         "job-take/{worker_id}": (
             "get",
-            _operation("A job", [endpoint, worker, in_progress], _JOB, _POLL_STATUSES),
+            _operation("Request a job", [endpoint, worker, in_progress], _JOB, _POLL_STATUSES),
         ),
         "job-take-batch/{worker_id}": (
             "get",
             _operation(
-                "Jobs",
+                "Request jobs",
                 [endpoint, worker, in_progress, batch],
                 {"type": "array", "items": _JOB, "minItems": 1},
                 _POLL_STATUSES,
@@ -104,12 +105,12 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
         ),
         "job-stop/{worker_id}": (
             "get",
-            _operation("Runs to stop", [endpoint, worker], _STOPS, _POLL_STATUSES),
+            _operation("Request the runs to stop", [endpoint, worker], _STOPS, _POLL_STATUSES),
         ),
         "ping/{worker_id}": (
             "get",
             _operation(
-                "A sign of life, with the ids of all runs",
+                "Send a heartbeat with the ids of all runs",
                 [endpoint, worker, _query("job_id"), _query("runpod_version")],
                 _TAKEN,
                 _RESULT_STATUSES,
@@ -117,12 +118,14 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
         ),
         "job-stream/{worker_id}/{run_id}": (
             "post",
-            _operation("A chunk", [any_endpoint, worker, run], _TAKEN, _RESULT_STATUSES, body=True),
+            _operation(
+                "Post a chunk", [any_endpoint, worker, run], _TAKEN, _RESULT_STATUSES, body=True
+            ),
         ),
         "job-done/{worker_id}/{run_id}": (
             "post",
             _operation(
-                "A result, or progress",
+                "Post a result, or progress",
                 [any_endpoint, worker, run, _query("isStream")],
                 _TAKEN,
                 _RESULT_STATUSES,
@@ -141,13 +144,19 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
     token = [_path("endpoint_id", _ID), _path("job_id", _ID), _path("token", _ID)]
     paths["/callback/{endpoint_id}/{job_id}/{token}"] = {
         "post": _operation(
-            "A pushed worker's result", token, _STATE, (400, 403, 404, 413, 503), body=True
+            "Post the result of a pushed worker",
+            token,
+            _STATE,
+            (400, 403, 404, 413, 503),
+            body=True,
         )
     }
     alive = {"type": "object", "required": ["status"], "properties": {"status": _TEXT}}
-    paths["/health"] = {"get": _operation("Whether this process serves", [], alive, (403, 503))}
+    paths["/health"] = {
+        "get": _operation("Check that this process reaches Redis", [], alive, (403, 503))
+    }
     paths["/metrics"] = {
-        "get": _operation("Prometheus's figures", [], _TEXT, (401, 403, 503), kind="text/plain")
+        "get": _operation("Metrics for Prometheus", [], _TEXT, (401, 403, 503), kind="text/plain")
     }
     schemes = {"key": {"type": "apiKey", "in": "header", "name": "Authorization"}} if keys else {}
     return {

@@ -1,6 +1,6 @@
 """gunicorn's settings for ``ownpod api`` and, through ``gunicorn.conf.py``, for ``gunicorn wsgi:app``.
 
-``GUNICORN_CMD_ARGS`` takes precedence over them, as gunicorn documents.
+``GUNICORN_CMD_ARGS`` overrides them, as gunicorn documents.
 """
 
 import resource

@@ -1,4 +1,4 @@
-"""What the routes share: the services of their application, and how they answer."""
+"""Parts that all routes share: the application's services, and the response with JSON."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from ownpod.store.store import Store
 _NAME = "ownpod"
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
-"""Visible ASCII, as it comes into a log and a header."""
+"""Pattern of ``X-Request-ID``: visible ASCII, because the value is written into logs and headers."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Services:
 
 
 def provide(app: Flask, services: Services) -> None:
-    """Gives an application its services."""
+    """Stores the services in the application."""
     app.extensions[_NAME] = services
 
 
@@ -62,15 +62,15 @@ def services() -> Services:
 
 
 def request_id() -> str | None:
-    """The client's ``X-Request-ID``, if it is one."""
+    """The client's ``X-Request-ID``; None without a valid one."""
     given = request.headers.get("X-Request-ID")
     return given if given and REQUEST_ID.fullmatch(given) else None
 
 
 def answer(body: dict[str, Any] | str, status: int = 200) -> Response:
-    """A JSON answer; a text is JSON already.
+    """A response with JSON; ``body`` is an object, or a text that is JSON already.
 
-    Success is always 200: RunPod's JavaScript client throws the body of a 201 or 202 away.
+    Success is always 200, because RunPod's JavaScript client drops the body of a 201 or 202.
     """
     text = body if isinstance(body, str) else json.dumps(body)
     return Response(text, status, mimetype="application/json")
