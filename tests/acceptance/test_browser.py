@@ -124,7 +124,7 @@ def test_a_job_is_sent_watched_cancelled_and_retried(browser, shared):
     wait_until(lambda: browser.text("#job-id") != failed, 10)
     browser.run("document.querySelector('#job').close()")
     browser.run(send % json.dumps("{no JSON"))
-    wait_until(lambda: "the input is no JSON" in browser.text("#said"), 5)
+    wait_until(lambda: "the input is not JSON" in browser.text("#message"), 5)
 
 
 def test_an_output_is_text_and_its_pictures_are_shown(browser, shared):
