@@ -163,9 +163,9 @@ class AnswerLost(RedisUnavailable):
 class SchemaMismatch(RedisUnavailable):
     """The records in Redis are another OwnPod version's; nothing was changed."""
 
-    def __init__(self, found: str, own: int) -> None:
+    def __init__(self, recorded: str, own: int) -> None:
         super().__init__(
-            f"the records in this Redis have schema version {found}, this OwnPod works with version "
+            f"the records in this Redis have schema version {recorded}, this OwnPod works with version "
             f"{own} only: run an OwnPod with that version, or upgrade as docs/howto/upgrade.md describes; "
             "nothing was changed"
         )

@@ -52,8 +52,8 @@ def provide(app: Flask, services: Services) -> None:
 
 def services_of(app: Flask) -> Services:
     """The services of an application."""
-    found: Services = app.extensions[_NAME]
-    return found
+    stored: Services = app.extensions[_NAME]
+    return stored
 
 
 def services() -> Services:
