@@ -39,7 +39,7 @@ from ownpod.housekeeping import tasks as housekeeping_tasks
 from ownpod.node import signals as node_signals
 from ownpod.node import tasks as node_tasks
 from ownpod.processes import Exit, describe_exit, die_with_parent
-from ownpod.registry import FRESH_S, Registry
+from ownpod.registry import CACHE_TTL_S, Registry
 from ownpod.rules.endpoints import HOUSEKEEPING, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.settings import Settings
@@ -96,7 +96,7 @@ class Supervisor:
     """Keeps one node alive for each worker; drains all nodes at SIGTERM or SIGINT, and ends.
 
     SIGHUP reads ``workers.yaml`` again. Workers that are added, changed or removed are noticed within
-    :data:`ownpod.registry.FRESH_S`; the node of a removed worker finishes its jobs first.
+    :data:`ownpod.registry.CACHE_TTL_S`; the node of a removed worker finishes its jobs first.
     """
 
     def __init__(self, config: Settings, registry: Registry) -> None:
@@ -133,7 +133,7 @@ class Supervisor:
                 self._sleep(STARTS_EVERY_S)
             else:
                 later = [child.start_at for child in self._children if child.pid == 0]
-                self._sleep(min([FRESH_S, *(at - time.monotonic() for at in later)]))
+                self._sleep(min([CACHE_TTL_S, *(at - time.monotonic() for at in later)]))
             self._reap()
         self._end_all()
 

@@ -22,12 +22,14 @@ from ownpod.broker import names
 from ownpod.broker.process import become, current
 from ownpod.celery import open_store
 from ownpod.configuration import load_endpoints
+from ownpod.errors import ConfigurationError
 from ownpod.node.node import Node
 from ownpod.processes import Exit
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.settings import Settings
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.retry import until_available
@@ -87,8 +89,13 @@ class BreakerStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def prepare(sender: str, instance: Any, **_: Any) -> None:
     """Reads the process's role from its name, before Celery sets anything up."""
     config = settings.current()
+    try:
+        configured = load_endpoints(config)
+    except ConfigurationError as error:
+        # Celery logs other errors of a signal's receivers and continues.
+        settings.exit_on(error)
     store = open_store(config, client_name=sender)
-    registry = Registry(load_endpoints(config), store.client, config)
+    registry = Registry(configured, Fleet(store.client), config)
     store.schema.wait()
     # The worker may be one that was added, so only Redis knows it.
     until_available(registry.refresh)

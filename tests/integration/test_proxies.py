@@ -49,6 +49,7 @@ def in_turn(*answers):
     return lambda *_: left.pop(0) if len(left) > 1 else left[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", PROXY)
 def test_a_poll_that_a_proxy_answers_is_repeated(fake, status):
     done = Answer(body={"status": "COMPLETED", "output": 1})

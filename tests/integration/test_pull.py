@@ -289,6 +289,7 @@ def test_who_gets_no_jobs_is_refused_with_429_and_the_reason(api, path, key, say
     assert says in answer.json["error"]
 
 
+@pytest.mark.slow
 def test_one_name_in_two_endpoints_is_refused_while_the_first_is_there(api, pulls, client):
     take(pulls)
     assert api.get("/v2/other/job-take/w?gpu=0").status_code == 429

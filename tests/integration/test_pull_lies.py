@@ -15,6 +15,7 @@ from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.workers import Exchange
@@ -231,6 +232,7 @@ def test_a_worker_that_pings_and_never_asks_is_named_and_costs_no_key(api, clien
     assert client.keys(f"{keys.PULL}*") == []
 
 
+@pytest.mark.slow
 def test_a_worker_at_another_endpoint_is_refused_with_the_reason_and_renews_nothing(
     pulls, api, client
 ):
@@ -290,7 +292,7 @@ def test_an_entry_that_cannot_be_read_is_left_out(pulls, api, client, entry):
     client.hset(keys.PULLING, "bad", entry)
     deliver(pulls, api)
     settings = services_of(api.application).settings
-    registry = Registry(load_endpoints(settings), client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
     registry.refresh()
     assert [worker.id for worker in registry.workers()] == ["w"]
 
