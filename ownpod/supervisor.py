@@ -35,7 +35,7 @@ from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.node import node
 from ownpod.processes import Backoff, describe_exit, die_with_parent
-from ownpod.registry import FRESH_S, Registry
+from ownpod.registry import CACHE_TTL_S, Registry
 from ownpod.rules.endpoints import HOUSEKEEPING, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.settings import Settings
@@ -91,7 +91,7 @@ class Dispatcher:
     """Keeps one node alive for each worker; ends with SIGTERM or SIGINT, draining.
 
     SIGHUP reads ``workers.yaml`` again. Workers that are added, changed or removed are seen within
-    :data:`ownpod.registry.FRESH_S`; a node that must go finishes what it has.
+    :data:`ownpod.registry.CACHE_TTL_S`; a node that must go finishes what it has.
     """
 
     def __init__(self, config: Settings, registry: Registry) -> None:
@@ -128,7 +128,7 @@ class Dispatcher:
                 self._sleep(STARTS_EVERY_S)
             else:
                 later = [child.start_at for child in self._children if child.pid == 0]
-                self._sleep(min([FRESH_S, *(at - time.monotonic() for at in later)]))
+                self._sleep(min([CACHE_TTL_S, *(at - time.monotonic() for at in later)]))
             self._reap()
         self._end_all()
 

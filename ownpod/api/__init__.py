@@ -33,6 +33,7 @@ from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.deliveries import Deliveries
+from ownpod.store.fleet import Fleet
 from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
@@ -52,7 +53,7 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
-    registry = Registry(load_endpoints(settings), store.client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
     pulls = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     services = Services(
@@ -79,17 +80,17 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     guard.guard_source(app)
-    # Before anything is read: records of another version would be misread.
+    # First, because records of another version would be misread.
     app.before_request(store.schema.check)
     app.before_request(auth.check_key)
-    app.after_request(_tell_request_id)
+    app.after_request(_return_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
     limits.trust_proxies(app, settings.trusted_proxies)
     return app
 
 
-def _tell_request_id(response: Response) -> Response:
+def _return_request_id(response: Response) -> Response:
     if (given := request_id()) is not None:
         response.headers["X-Request-ID"] = given
     return response
@@ -136,4 +137,4 @@ def _of_transfer(status: int) -> int:
 
 def _unexpected_error(error: Exception) -> Response:
     current_app.logger.error("unexpected", exc_info=error)
-    return answer({"error": "OwnPod failed to answer this; its log says why"}, 500)
+    return answer({"error": "OwnPod failed to answer this; its log has the reason"}, 500)

@@ -25,7 +25,7 @@ WORKERS = ("Details", "Endpoints", "History", "Workers", "WorkerAdded", "WorkerC
 
 
 def _number(name: str, what: str) -> dict[str, Any]:
-    """A query that is a whole number."""
+    """A query parameter that is a whole number."""
     limits = {"minimum": -schemas.LARGEST, "maximum": schemas.LARGEST}
     return {
         "name": name,
@@ -83,7 +83,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     too_large = {413: "the body is too large"}
     conflict = {409: "the key was used for another body"}
     no_json = {415: "the body has no JSON content type"}
-    taken = {409: "it stands in the configuration, or its id or URL is another worker's"}
+    taken = {409: "it is defined in the configuration file, or its id or URL is another worker's"}
     submit = {"requestBody": body, "errors": too_large | conflict}
     return [
         ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY]}),
@@ -158,7 +158,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
-        endpoint_ids: the configured endpoints; paths take only these.
+        endpoint_ids: the endpoints that exist; paths take only these.
         keys: whether calls need one.
     """
     spec = APISpec(

@@ -44,6 +44,8 @@ def act_on(node: Node) -> None:
 
 
 _celery = {
+    # Celery executes the command that was registered last under a name. The functions below have these names, so
+    # they replace the built-in commands, which are kept here for nodes without a worker.
     name: getattr(celery_control, name)
     for name in ("revoke", "shutdown", "cancel_consumer", "add_consumer")
 }

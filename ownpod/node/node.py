@@ -25,7 +25,7 @@ from ownpod import log, settings
 from ownpod.broker import control, names, workarounds
 from ownpod.celery import open_store
 from ownpod.configuration import load_endpoints
-from ownpod.errors import RedisUnavailable
+from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.sweep import Sweep
 from ownpod.housekeeping.webhooks import Webhooks
@@ -43,6 +43,7 @@ from ownpod.rules.stall import StallWatch
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.deliveries import Deliveries
+from ownpod.store.fleet import Fleet
 from ownpod.store.jobs import JobStore
 from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
@@ -390,8 +391,13 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     """Looks at the node's name, before Celery sets anything up."""
     config = settings.current()
     worker_id = names.worker_of(sender)
+    try:
+        configured = load_endpoints(config)
+    except ConfigurationError as error:
+        # Celery logs other errors of a signal's receivers and continues.
+        settings.exit_on(error)
     store = open_store(config, client_name=sender)
-    registry = Registry(load_endpoints(config), store.client, config)
+    registry = Registry(configured, Fleet(store.client), config)
     tasks.send_webhooks_with(Webhooks(Deliveries(store.client, store.messages), config))
     store.schema.wait()
     # Whose node this is may stand in Redis only.

@@ -16,6 +16,7 @@ from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.workers.pull import PullWorker
@@ -294,7 +295,7 @@ def test_an_entry_that_cannot_be_read_is_left_out(pulls, api, client, entry):
     client.hset(keys.PULLING, "bad", entry)
     deliver(pulls, api)
     settings = services_of(api.application).settings
-    registry = Registry(load_endpoints(settings), client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
     registry.refresh()
     assert [worker.id for worker in registry.workers()] == ["w"]
 

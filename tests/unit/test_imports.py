@@ -40,7 +40,7 @@ ONLY = {
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
     "requests": {"tools.client"},
-    "redis": {"store", "registry", "onehost.embedded", "tools"},
+    "redis": {"store", "onehost.embedded", "tools"},
 }
 
 # Modules of the API that other ways into OwnPod use, so they must not know a web framework.
