@@ -1,4 +1,4 @@
-"""One tree of errors. Each knows its HTTP status; a class's docstring is its default message."""
+"""One tree of errors. Each class has its HTTP status, and its docstring is the default message."""
 
 from typing import ClassVar
 
@@ -25,11 +25,11 @@ class StartError(OwnPodError):
 
 
 class ExtraMissing(StartError):
-    """A part of OwnPod that is optional is not installed.
+    """An optional part of OwnPod is not installed.
 
     Args:
-        part: what needs the extra, as users call it.
-        extra: a name of ``[project.optional-dependencies]`` in ``pyproject.toml``.
+        part: name of the part that needs the extra, as users know it.
+        extra: name of the extra under ``[project.optional-dependencies]`` in ``pyproject.toml``.
     """
 
     http_status = 501
@@ -67,7 +67,7 @@ class JobNotFound(OwnPodError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(
-            f"job {job_id!r} not found; it never was, is another endpoint's, or its result expired"
+            f"job {job_id!r} not found; it never existed, is another endpoint's, or its result expired"
         )
 
 
@@ -83,7 +83,7 @@ class NotRetryable(OwnPodError):
 
 
 class IdempotencyConflict(OwnPodError):
-    """This Idempotency-Key was used for another body; use a new key for a new job."""
+    """This Idempotency-Key was used with another body; use a new key for a new job."""
 
     http_status = 409
 
@@ -95,11 +95,11 @@ class WorkerNotFound(OwnPodError):
 
     def __init__(self, worker_id: str, known: list[str]) -> None:
         names = ", ".join(known) or "none"
-        super().__init__(f"worker {worker_id!r} not found; there are: {names}")
+        super().__init__(f"worker {worker_id!r} not found; the endpoint's workers: {names}")
 
 
 class WorkerConflict(OwnPodError):
-    """The list of workers does not allow this."""
+    """The worker conflicts with another worker, or is defined in the configuration file."""
 
     http_status = 409
 
@@ -115,20 +115,20 @@ class QueueFull(OwnPodError):
 
     http_status = 429
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__(
-            f"{most} jobs wait in this endpoint's queue, its maxQueueDepth; try again later"
+            f"{limit} jobs wait in this endpoint's queue, its maxQueueDepth; try again later"
         )
 
 
 class TooManyWorkers(OwnPodError):
-    """The endpoint has as many pulling workers as it may have."""
+    """The endpoint has the maximum number of workers that pull."""
 
     http_status = 429
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__(
-            f"the endpoint has {most} pulling workers, its maxWorkers; stop one, or raise that"
+            f"the endpoint has {limit} workers that pull, its maxWorkers; stop one, or raise the limit"
         )
 
 
@@ -145,7 +145,7 @@ class Forbidden(OwnPodError):
 
 
 class TooManyWaiting(OwnPodError):
-    """As many requests wait in this API process as it has threads for; nothing was changed, try again."""
+    """All threads for waiting requests of this API process are in use; nothing was changed, try again."""
 
     http_status = 503
 
@@ -166,39 +166,39 @@ class SchemaMismatch(RedisUnavailable):
     def __init__(self, found: str, own: int) -> None:
         super().__init__(
             f"the records in this Redis have schema version {found}, this OwnPod works with version "
-            f"{own} only: run the OwnPod that fits them, or upgrade as docs/howto/upgrade.md describes; "
+            f"{own} only: run an OwnPod with that version, or upgrade as docs/howto/upgrade.md describes; "
             "nothing was changed"
         )
 
 
 class JobNotCompleted(OwnPodError):
-    """The job is FAILED or TIMED_OUT: so its Celery task fails, too."""
+    """The job is FAILED or TIMED_OUT, therefore its Celery task fails."""
 
 
 class WorkerError(OwnPodError):
-    """A worker did not do what was asked."""
+    """The worker did not execute the request."""
 
 
 class WorkerUnavailable(WorkerError):
-    """The worker takes no job now, and nothing of this one was started."""
+    """The worker takes no jobs now, and did not start this one."""
 
 
 class WorkerSilent(WorkerUnavailable):
-    """The worker can be reached, but answers nothing; it may be busy."""
+    """The worker accepts connections but does not answer; it may be busy."""
 
 
 class WorkerAwaited(WorkerUnavailable):
-    """A worker that pulls has not asked for a job since its node began."""
+    """The worker pulls, and has not requested a job since its node started."""
 
 
 class WorkerRecordBroken(WorkerUnavailable):
-    """The entries in Redis of a worker that pulls cannot be used."""
+    """The worker pulls, and its entries in Redis cannot be used."""
 
     http_status = 503
 
 
 class JobRejected(WorkerError):
-    """The worker refused the job, or gave an answer that cannot be taken; again would end the same."""
+    """The worker refused the job, or its answer is invalid; a retry would end in the same way."""
 
 
 class AttemptLost(WorkerError):

@@ -89,7 +89,7 @@ def test_a_result_counts_with_the_key_that_took_the_job_after_that_was_replaced(
     old = {"Authorization": "k"}
     assert post(after, "/v2/ep/job-done/w/r?isStream=false", {"output": 1}).status_code == 503
     assert pulls.run("w", "r").state == "delivered"
-    assert "this worker took its jobs with another key" in refused(after)["w"]
+    assert "this worker received its jobs under another key" in refused(after)["w"]
     assert after.get("/v2/ep/ping/w?job_id=r", headers=old).status_code == 200
     assert pulls.run("w", "r").state == "begun"
     url = "/v2/ep/job-done/w/r?isStream=false"
@@ -211,7 +211,7 @@ def test_one_worker_more_than_an_endpoint_may_have_is_refused_and_named(pulls, a
     deliver(pulls, api, "a", "w1")
     deliver(pulls, api, "b", "w2")
     assert api.get("/v2/ep/job-take/w3?gpu=0").status_code == 429
-    assert "2 pulling workers, its maxWorkers" in refused(api)["w3"]
+    assert "2 workers that pull, its maxWorkers" in refused(api)["w3"]
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
     waiting = api.get(f"/v2/ep/status/{job}").json["waitingReason"]
     assert "worker 'w3' is refused: the endpoint has 2 pulling workers" in waiting
