@@ -1,6 +1,6 @@
-"""Bodies of workers' results: read with bounded memory, to their end, whatever their size.
+"""Bodies of workers' results: read to the end with bounded memory, whatever their size.
 
-A worker whose body is refused in the middle sees a broken connection, and drops its result.
+A worker whose body is refused in the middle gets a broken connection, and RunPod's SDK then drops the result.
 """
 
 import contextlib
@@ -15,30 +15,36 @@ from werkzeug.wsgi import get_input_stream
 from ownpod.errors import OwnPodError
 
 PART_BYTES = 65_536
+"""Bytes of one read."""
 
 SKIP_S = 60.0
-"""A body that is too large is read and dropped for so long at most."""
+"""Time limit in seconds for reading and dropping a body that is too large."""
 
 
 class BodyCutOff(OwnPodError):
-    """The body of this request did not arrive as a whole; send it again."""
+    """The body of this request did not arrive completely; send the request again."""
 
     http_status = 503
 
 
 @dataclass(frozen=True)
 class Body:
-    """The body of a request. ``whole``: None if it is too large; ``head``: its first bytes."""
+    """The body of a request.
+
+    Attributes:
+        head: the first 100 bytes.
+        whole: all bytes; None if the body is too large.
+    """
 
     head: bytes
     whole: bytes | None
 
 
 def read_body(limit_mib: int) -> Body:
-    """The body of this request. One that is too large is read to its end and dropped.
+    """The body of this request. A body above ``limit_mib`` MiB is read to its end and dropped.
 
     Raises:
-        BodyCutOff: its connection or its framing broke.
+        BodyCutOff: the connection or the framing of the body broke.
     """
     limit = limit_mib * 1024 * 1024
     stream, parts, size = get_input_stream(request.environ), list[bytes](), 0
@@ -52,7 +58,7 @@ def read_body(limit_mib: int) -> Body:
                 _skip(stream)
             return Body(head, None)
     if size < (request.content_length or 0):
-        # gunicorn ends a body without an error when its connection does.
+        # gunicorn reports a broken connection as the end of the body, without an error.
         raise BodyCutOff
     whole = b"".join(parts)
     return Body(whole[:100], whole)

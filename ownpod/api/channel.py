@@ -1,7 +1,7 @@
-"""A client's connection: reading and writing with limits of time.
+"""A client's connection: reads and writes with time limits.
 
-The socket never blocks. Before a request has a thread, the worker's poller calls :meth:`Channel.receive`;
-afterwards gunicorn's parser and response use :meth:`Channel.recv` and :meth:`Channel.sendall`, which wait.
+The socket never blocks. Before a request has a thread, the gunicorn worker's poller calls :meth:`Channel.receive`.
+Afterwards gunicorn's parser and response call :meth:`Channel.recv` and :meth:`Channel.sendall`, which wait.
 """
 
 import errno
@@ -22,12 +22,13 @@ from ownpod.api.arrival import BODY_BYTES, HEADER_S, LONG_BODY_BYTES, Arrival, B
 log = logging.getLogger(__name__)
 
 PIECE = 16_384
-"""Bytes read at once before a request has a thread."""
+"""Bytes of one read before a request has a thread."""
 
 TLS_PIECE = 65_536
-"""Bytes written at once through TLS: progress is seen after each."""
+"""Bytes of one write through TLS. A larger write would report its progress too late for :class:`Pace`."""
 
 RETRY_AFTER_S = 5
+"""Seconds in ``Retry-After`` of a request that found no thread for a slow client."""
 
 LOG_S = 1.0
 """Seconds between two log lines about slow clients."""
@@ -36,10 +37,11 @@ _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Shares:
-    """What slow clients may use of a process at the same time, together.
+    """The share of a process's threads and memory that slow clients may use at the same time.
 
-    So many threads may wait for them while reading, and while sending; a request that would take one more
-    is refused, so that others always find a thread.
+    Args:
+        threads: limit of threads that wait for slow senders, and of those that wait for slow readers. A request
+            above the limit is refused, because other clients must always find a thread.
     """
 
     def __init__(self, threads: int) -> None:
@@ -49,7 +51,7 @@ class Shares:
         self._logged: dict[str, tuple[float, int]] = {}
 
     def log(self, reason: str, client: str) -> None:
-        """One line a second for each reason, with how many there were since the last line."""
+        """Logs at most one line a second for each reason, with the number of events since the last line."""
         now = time.monotonic()
         logged_s, count = self._logged.get(reason, (-LOG_S, 0))
         if now - logged_s < LOG_S:
@@ -61,7 +63,7 @@ class Shares:
 
 
 class Channel:
-    """One client's socket. One thread uses it at a time: the poller's, or that of its request."""
+    """One client's socket. Only one thread uses the socket at a time: the poller's, or the request's."""
 
     def __init__(self, sock: socket.socket, client: str, shares: Shares) -> None:
         sock.settimeout(0)
@@ -73,7 +75,7 @@ class Channel:
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._handshake = self._tls
         self.waits_for = select.POLLIN
-        """The event for which the last call must wait: POLLIN or POLLOUT."""
+        """The event that the last call needs to continue: POLLIN or POLLOUT."""
         self.arrival = Arrival()
         self._buffered = 0
         self.continued = False
@@ -91,16 +93,16 @@ class Channel:
 
     @property
     def began_s(self) -> float:
-        """When the first byte of a request came; of no request, when the client connected."""
+        """Time of the request's first byte, or of the connection if there is no request yet."""
         return self.arrival.began_s or self._accepted_s
 
     @property
     def due_s(self) -> float | None:
-        """When more must have come, by ``time.monotonic()``; None: at any time."""
+        """Deadline for the next bytes, by ``time.monotonic()``; None for an idle connection."""
         return self._accepted_s + HEADER_S if self._handshake else self.arrival.due_s
 
     def receive(self) -> State:
-        """Reads what has come of a request, without waiting."""
+        """Reads the bytes that have arrived, without waiting."""
         arrival = self.arrival
         try:
             if self._handshake and not self._shake_hands():
@@ -120,21 +122,21 @@ class Channel:
         return arrival.state
 
     def next_request(self, read_ahead: bytes) -> None:
-        """The request was answered; ``read_ahead`` are bytes of the next that the parser has."""
+        """Begins the next request; ``read_ahead`` are bytes of the next request that the parser has read."""
         self._release_buffer()
-        left = read_ahead + bytes(self.arrival.buffer)
+        pipelined = read_ahead + bytes(self.arrival.buffer)
         self.arrival, self.continued, self._limit_s = Arrival(), False, None
-        if left:
-            self.arrival.add(left, time.monotonic())
+        if pipelined:
+            self.arrival.add(pipelined, time.monotonic())
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """As a socket's, waiting at most until the request's time is over. It peeks without waiting.
+        """Same as a socket's ``recv``, within the request's time limit. With ``MSG_PEEK`` this does not wait.
 
         Raises:
-            RequestTimeout: the body comes too slowly.
+            RequestTimeout: the body arrives too slowly.
             ServiceUnavailable: too many threads wait for slow clients already.
-            TimeoutError: the time of :meth:`settimeout` is over.
-            OSError: the connection broke; BlockingIOError: there is nothing to peek at.
+            TimeoutError: the time limit of :meth:`settimeout` has passed.
+            OSError: the connection broke. BlockingIOError: there are no bytes to peek at.
         """
         if flags & socket.MSG_PEEK:
             return self._peek(size)
@@ -151,7 +153,7 @@ class Channel:
         return data
 
     def sendall(self, data: bytes) -> None:
-        """As a socket's, but a client that reads too slowly is given up; see :class:`Pace`.
+        """Same as a socket's ``sendall``, with the time limit of :class:`Pace`.
 
         Raises:
             BrokenPipeError: the client reads too slowly.
@@ -166,35 +168,39 @@ class Channel:
         return len(data)
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001
-        """Nothing: only this class waits."""
+        """Does nothing, because gunicorn must not make the socket block."""
 
     def settimeout(self, seconds: float | None) -> None:
-        """A limit for the next calls of :meth:`recv` together, besides the request's own."""
+        """Sets a time limit in s for all following calls of :meth:`recv` together, besides the request's limit."""
         self._limit_s = None if seconds is None else time.monotonic() + seconds
 
     def gettimeout(self) -> float | None:
         return None
 
-    def discard(self, most: int) -> bool:
-        """Reads and forgets what has come, at most ``most`` bytes now; whether the client has closed."""
+    def discard(self, limit: int) -> bool:
+        """Reads and drops at most ``limit`` bytes, without waiting.
+
+        Returns:
+            Whether the client has closed the connection.
+        """
         try:
-            while most > 0:
+            while limit > 0:
                 if (data := self._read(PIECE)) is None:
                     return False
                 if not data:
                     return True
-                most -= len(data)
+                limit -= len(data)
         except OSError:
             return True
         return False
 
     def send_now(self, data: bytes) -> None:
-        """As much as goes without waiting, for a connection that is closed then."""
+        """Sends as many bytes as possible without waiting, before the connection is closed."""
         with suppress(OSError):
             self._sock.send(data)
 
     def _reserve_buffer(self) -> None:
-        """A long body is awaited without a thread, where there is memory for it."""
+        """Delays the thread until a long body has arrived, if the process has memory for the body."""
         length = self.arrival.length
         if self._buffered or not BODY_BYTES < length <= LONG_BODY_BYTES:
             return
@@ -204,32 +210,33 @@ class Channel:
 
     def _release_buffer(self) -> None:
         if self._buffered:
-            self._shares.buffers.give_back(self._buffered)
+            self._shares.buffers.release(self._buffered)
             self._buffered = 0
 
     def _shake_hands(self) -> bool:
         try:
             self._sock.do_handshake()  # type: ignore[attr-defined]
         except _NOT_NOW as error:
-            self._note(error)
+            self._set_event(error)
             return False
         self._handshake = False
         return True
 
-    def _note(self, error: BaseException) -> None:
+    def _set_event(self, error: BaseException) -> None:
+        # TLS may have to write before it can read, so the event does not follow from the call.
         writes = isinstance(error, ssl.SSLWantWriteError)
         self.waits_for = select.POLLOUT if writes else select.POLLIN
 
     def _read(self, size: int) -> bytes | None:
-        """Reads without waiting; None: nothing has come."""
+        """Reads without waiting; None if there are no bytes."""
         try:
             return self._sock.recv(size)
         except _NOT_NOW as error:
-            self._note(error)
+            self._set_event(error)
             return None
 
     def _send(self, data: bytes | memoryview) -> int:
-        """Sends without waiting; returns the number of bytes that were sent."""
+        """Sends without waiting. Returns the number of bytes that were sent."""
         try:
             return self._sock.send(data[:TLS_PIECE] if self._tls else data)
         except ssl.SSLWantReadError:
@@ -264,8 +271,8 @@ class Channel:
             return
         if self._limit_s is not None:
             raise TimeoutError
-        self._shares.log("a body comes too slowly", self._client)
-        raise RequestTimeout("the body came too slowly")
+        self._shares.log("a body arrives too slowly", self._client)
+        raise RequestTimeout("the body arrived too slowly")
 
     def _send_rest(self, data: memoryview, sent: int) -> None:
         pace = Pace(time.monotonic())
@@ -277,17 +284,17 @@ class Channel:
                     pace.earn(taken, time.monotonic())
                     continue
                 if not slot and not (slot := self._shares.sending.acquire(blocking=False)):
-                    raise self._given_up("too many clients read slowly")
+                    raise self._closed("too many clients read slowly")
                 left_s = pace.due_s - time.monotonic()
                 if left_s <= 0 or not self._wait(left_s):
-                    raise self._given_up("an answer is read too slowly")
+                    raise self._closed("a client reads its response too slowly")
         finally:
             if slot:
                 self._shares.sending.release()
 
-    def _given_up(self, reason: str) -> BrokenPipeError:
+    def _closed(self, reason: str) -> BrokenPipeError:
         self._shares.log(reason, self._client)
-        # gunicorn takes this for a client that has left.
+        # gunicorn handles this error as a client that has disconnected, without a traceback in the log.
         return BrokenPipeError(errno.EPIPE, reason)
 
     def _wait(self, seconds: float) -> bool:

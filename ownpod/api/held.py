@@ -1,7 +1,7 @@
-"""Held requests whose client closes the connection: noticed at once, by one thread for each process.
+"""Detects that the client of a held request has closed the connection; one thread for each process.
 
-Without this check, a request that is held for 20 s would be answered into a closed connection, and until then its
-worker would count as one that takes jobs.
+Without this check, the API would answer a request that is held for 20 s into a closed connection. Until then the
+API would count the worker as one that takes jobs, and could lose a job to the closed connection.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 CHECK_S = 1.0
-"""Seconds between checks for a closed connection where the system has no ``epoll`` (macOS)."""
+"""Seconds between two checks for a closed connection on systems without ``epoll`` (macOS)."""
 
 _CLOSED = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 class Connection:
-    """The connection of a request that is held.
+    """The connection of a held request.
 
     Args:
-        peer: its socket, also one of TLS; None: not known, so it is never closed.
-        check_s: how often :attr:`closed` must be checked; infinite where the close is notified.
+        peer: the socket, with or without TLS. None if the socket is unknown; :attr:`closed` is then always false.
+        check_s: seconds between two checks of :attr:`closed`; infinite if a close is notified.
     """
 
     def __init__(self, peer: socket.socket | None, check_s: float) -> None:
@@ -35,12 +35,12 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """Whether the client has closed the connection, or its sending side: an answer would be lost."""
+        """Whether the client has closed the connection or its sending side, so that a response would be lost."""
         return self._known and is_closed(self._fd)
 
 
 def is_closed(fd: int) -> bool:
-    """Whether the other side of a connection has closed it. Reads nothing, so TLS and pipelining do no harm."""
+    """Whether the peer has closed a connection. Consumes no bytes, so TLS and pipelined requests still work."""
     if fd < 0:
         return True
     if hasattr(select, "POLLRDHUP"):
@@ -57,7 +57,7 @@ def is_closed(fd: int) -> bool:
 
 
 class HeldConnections:
-    """Watches the connections of held requests. Starts its thread at the first one."""
+    """Watches the connections of held requests. Starts its thread with the first connection."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,8 +68,9 @@ class HeldConnections:
     def watch(
         self, peer: socket.socket | None, on_close: Callable[[], None]
     ) -> Iterator[Connection]:
-        """Calls ``on_close`` once when the client closes the connection; from another thread, so it
-        must not block.
+        """Calls ``on_close`` once when the client closes the connection.
+
+        The call comes from the one thread that watches all connections, so ``on_close`` must not block.
         """
         if peer is None or peer.fileno() < 0 or not hasattr(select, "epoll"):
             yield Connection(peer, CHECK_S)
@@ -82,6 +83,7 @@ class HeldConnections:
             yield Connection(peer, float("inf"))
         finally:
             with self._lock:
+                # Under the lock, because the system gives the number to a new connection right after the close.
                 self._watched.pop(fd, None)
                 with contextlib.suppress(OSError, ValueError):
                     epoll.unregister(fd)

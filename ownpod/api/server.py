@@ -1,6 +1,6 @@
 """gunicorn's settings, for ``ownpod api`` and, through ``gunicorn.conf.py``, for ``gunicorn wsgi:app``.
 
-``GUNICORN_CMD_ARGS`` works as gunicorn says.
+``GUNICORN_CMD_ARGS`` overrides them, as gunicorn documents.
 """
 
 import resource
@@ -25,19 +25,19 @@ try:
     workers = settings.current().api_processes
 except ConfigurationError as error:
     settings.exit_on(error)
-# A request that waits for its job takes a thread, which is made when it is needed and costs some 40 KB
-# while it waits. Two processes share the connections unevenly, so each can take 2,000 by itself.
+# Each request that waits for a job occupies a thread of about 40 KB; threads start on demand. Each process has
+# room for 2,000 of them, because the processes share connections unevenly.
 threads = 2048
-# Where there are more, the one that has been slow or idle longest makes room for a new one.
+# Limit of open connections; above it, the connection that was slow or idle longest is closed.
 worker_connections = 4096
 keepalive = 75
-# Bytes of a request line (a ping names all runs of its worker), headers, bytes of each.
+# Bytes of a request line (a ping lists all runs of its worker), number of headers, bytes of a header.
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
-# gunicorn would wait for the client in the middle of a file; see ownpod.api.channel.
+# sendfile() would block a thread on a slow client; ownpod.api.channel has time limits for sends.
 sendfile = False
-# Threads beat by themselves: this ends only a process that is stuck.
+# Seconds without a heartbeat of the main thread before gunicorn kills the process; waiting requests do not count.
 timeout = 30
 graceful_timeout = 10
 control_socket_disable = True
@@ -45,15 +45,15 @@ proc_name = "ownpod-api"
 
 
 class GunicornLog(Logger):  # type: ignore[misc]
-    """gunicorn's own lines, as all others: JSON if it is asked for, and none that a caller can forge."""
+    """Formats gunicorn's log lines like OwnPod's: as JSON if set, and without lines that a client can forge."""
 
     def setup(self, cfg: Any) -> None:
-        """Also called at a reload."""
+        """Sets the formatters. gunicorn calls this at the start and at each reload."""
         super().setup(cfg)
         form = settings.current().log_format
-        for found, line in ((self.error_log, self.error_fmt), (self.access_log, self.access_fmt)):
+        for logger, line in ((self.error_log, self.error_fmt), (self.access_log, self.access_fmt)):
             text = log.text_formatter(line, self.datefmt)
-            for handler in found.handlers:
+            for handler in logger.handlers:
                 handler.setFormatter(log.formatter("api", "json") if form == "json" else text)
 
 
@@ -61,26 +61,26 @@ logger_class = GunicornLog
 
 
 def on_starting(_server: Any) -> None:
-    """As many connections as the system allows."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raises the limit of open files to the hard limit, because each connection needs a file descriptor."""
+    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def on_reload(server: Any) -> None:
-    """At SIGHUP key files are read again; if one has become wrong, the keys stay as they are."""
+    """Reads key files again at SIGHUP. If a file is invalid, the previous keys stay valid."""
     try:
         settings.reload()
     except ConfigurationError as error:
-        server.log.warning("settings stay as they were: %s", error)
+        server.log.warning("settings were not reloaded: %s", error)
 
 
 def application() -> Flask:
-    """What gunicorn serves for ``ownpod api``, wherever that is started."""
+    """The application for gunicorn; ``ownpod api`` works from any directory, because it needs no ``wsgi.py``."""
     return create_app(settings.current())
 
 
 def when_ready(server: Any) -> None:
-    """Says so, when anybody who reaches this host may use the workers."""
+    """Warns if the API listens on a public address and needs no key."""
     config = settings.current()
     endpoints = load_endpoints(config).values()
     open_to = [
@@ -90,7 +90,7 @@ def when_ready(server: Any) -> None:
     ]
     if open_to and not needs_keys(config, endpoints):
         server.log.warning(
-            "the API listens on %s and no key is needed: every program that reaches it can run jobs%s; "
+            "the API listens on %s and no key is needed: every program that can connect can run jobs%s; "
             "set OWNPOD_API_KEYS, or listen on 127.0.0.1",
             ", ".join(open_to),
             "" if config.admin_keys else " and add workers",
@@ -100,19 +100,19 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(_server: Any, _worker: Any) -> None:
-    """A process of a killed gunicorn would keep the port for up to ten seconds, so that the next
-    gunicorn could not listen.
+    """Ends this process with its parent. Otherwise a process of a killed gunicorn would occupy the port for up to
+    10 s, and the next gunicorn could not listen.
     """
     die_with_parent()
 
 
 def most_waiting(threads: int) -> int:
-    """Requests that may wait for a job at the same time, so that some threads are left for all others."""
+    """Limit of requests that wait for a job at the same time; the remaining threads serve all other requests."""
     return max(1, threads - max(1, threads // 48))
 
 
 def post_worker_init(worker: Any) -> None:
-    """At SIGTERM requests that wait for a job are answered at once, with its present state."""
+    """Makes SIGTERM answer all waiting requests at once, with the present state of their jobs."""
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))

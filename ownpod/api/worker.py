@@ -1,8 +1,8 @@
-"""gunicorn's thread worker, for clients that send one request after the other, and for slow ones.
+"""gunicorn's thread worker, adapted to clients that reuse connections and to slow clients.
 
-The main thread reads requests as they come and gives one a thread when it has arrived, see
-:mod:`ownpod.api.arrival`; gunicorn 27 by itself gives each connection a thread from its first byte on, and
-reads headers and bodies there without a limit of time.
+The main thread reads requests, and hands a request to a thread after its arrival, see :mod:`ownpod.api.arrival`.
+gunicorn 27 alone gives each connection a thread from the first byte on, and reads headers and bodies there
+without a time limit.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ from ownpod.api.arrival import State
 from ownpod.api.channel import Channel, Shares
 
 PROMPT_S = 0.002
-"""So long a thread waits for its client's next request, before the connection goes back to the poller."""
+"""Seconds that a thread waits for the next request on a kept-alive connection before the poller gets the connection."""
 
 LINGER_S = 2.0
-"""Seconds for which a closed connection is still read: else the client, or a proxy that is sending a large
-body, may lose the answer (RFC 9112, 9.6)."""
+"""Seconds during which a closed connection is still read. Without this, a client or proxy that is sending a large
+body may lose the response (RFC 9112, 9.6)."""
 
 LINGER_BYTES = 262_144
-"""Bytes of such a connection that are read in one go, before others have their turn."""
+"""Bytes that one turn of the poller reads from a closed connection, so that other connections get their turn."""
 
-LOOK_S = 0.5
-"""Seconds between looks for requests that come too slowly."""
+CHECK_INTERVAL_S = 0.5
+"""Seconds between two checks for requests that arrive too slowly."""
 
-HONEST_S = 1.0
-"""A request that has not arrived after this may lose its place to a new connection."""
+EVICTABLE_S = 1.0
+"""Seconds after which an incomplete request may lose its connection to a new client, if there are too many."""
 
 TLS_CONTEXT_S = 60.0
-"""The certificate is read again after this."""
+"""Seconds for which the TLS context is cached, because certificates are renewed while the API runs."""
 
 STATUSES = {
     errors.LimitRequestLine: 414,
@@ -50,11 +50,11 @@ STATUSES = {
     errors.UnsupportedTransferCoding: 501,
     errors.ForbiddenProxyRequest: 403,
 }
-"""Of requests that gunicorn's parser refuses; the others are 400."""
+"""HTTP statuses by the error of gunicorn's parser; every other error of the parser is 400."""
 
 
 def refusal(status: int, message: str) -> bytes:
-    """An answer that ends the connection."""
+    """A response with a JSON error, after which the connection is closed."""
     body = json.dumps({"error": message}).encode()
     lines = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -73,16 +73,16 @@ class Connection(TConn):  # type: ignore[misc]
         self.parser = get_parser(cfg, channel, client)
         self.initialized = self.data_ready = True
         self.polled = 0
-        """What the poller waits for; 0: nothing."""
+        """The event for which the poller waits; 0 if the connection is not polled."""
         self.closes_s: float | None = None
-        """Nothing is answered any more; until then it is only read."""
+        """Time at which a lingering connection is closed; until then its bytes are read and dropped. None: in use."""
 
     def next_request(self) -> None:
         self.sock.next_request(self.parser.unreader.take_buffered())
 
     @property
     def idle(self) -> bool:
-        """Nothing has come of a request."""
+        """Whether the connection waits for the first byte of a request."""
         return self.closes_s is None and self.sock.due_s is None
 
     @property
@@ -92,29 +92,29 @@ class Connection(TConn):  # type: ignore[misc]
 
 
 class PromptWorker(ThreadWorker):  # type: ignore[misc]
-    """Threads answer what has arrived.
+    """Hands requests to threads after they have arrived.
 
-    A next request that comes at once is answered by the same thread: gunicorn hands each connection from
-    its main thread to another and back, for each request, some 0.1 ms, and as much of the process's time.
-    All methods but :meth:`handle` and what it calls run in the main thread.
+    The same thread answers the next request if that arrives at once. gunicorn hands each connection from its main
+    thread to another thread and back for each request, which costs 0.1 ms of latency and of CPU. All methods except
+    :meth:`handle` and the methods that it calls run in the main thread, so they need no lock.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._shares = Shares(self.cfg.threads // 2)
         self._idle: dict[Connection, None] = {}
-        """By the time of their end."""
+        """Idle connections, in the order of their timeouts."""
         self._slow: dict[Connection, None] = {}
-        """Of a request something has come, or they are about to be closed; by the time of their begin."""
-        self._looked_s = 0.0
+        """Connections with an incomplete request and lingering ones, in the order of their begin."""
+        self._checked_s = 0.0
         self._tls: tuple[float, ssl.SSLContext] | None = None
 
     def accept(self, listener: Any) -> None:
-        """A new connection; where there are too many, it takes the place of one that nothing comes from."""
+        """Accepts a connection. If there are too many, closes one that is slow or idle."""
         try:
             client_sock, client = listener.accept()
         except OSError as error:
-            # Else it is gone again, or another process has accepted it.
+            # With any other error the client has disconnected, or another process has accepted the connection.
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._evict()
             return
@@ -130,7 +130,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             channel = Channel(client_sock, name, self._shares)
             conn = Connection(self.cfg, channel, client, listener.getsockname())
         except OSError as error:
-            self.log.debug("a connection ended at its start: %s", error)
+            self.log.debug("a connection broke while it was accepted: %s", error)
             client_sock.close()
             self.nr_conns -= 1
             return
@@ -144,7 +144,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         return self._tls[1]
 
     def _advance(self, conn: Connection, _: Any = None) -> None:
-        """Reads what has come. A request that has arrived gets a thread, others are polled."""
+        """Reads bytes of a request. A complete request gets a thread, and the poller waits for the others."""
         if conn.closes_s is not None:
             if conn.sock.discard(LINGER_BYTES):
                 self._drop(conn)
@@ -168,10 +168,10 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             mine[conn] = None
         if conn.polled == events:
             return
-        # poll's and selectors' numbers for reading and writing are not the same.
-        wanted = selectors.EVENT_READ if events == 1 else selectors.EVENT_WRITE
+        # The modules poll and selectors have different numbers for reading and writing.
+        event = selectors.EVENT_READ if events == 1 else selectors.EVENT_WRITE
         register = self.poller.modify if conn.polled else self.poller.register
-        register(conn.sock.fileno(), wanted, partial(self._advance, conn))
+        register(conn.sock.fileno(), event, partial(self._advance, conn))
         conn.polled = events
 
     def _unpoll(self, conn: Connection) -> None:
@@ -192,8 +192,9 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         self._linger(conn)
 
     def _linger(self, conn: Connection) -> None:
-        """Closes a connection without waiting for its client; gunicorn's own waits in its main thread."""
+        """Closes a connection without blocking. gunicorn's own method waits for the client in the main thread."""
         with contextlib.suppress(OSError):
+            # Only the sending side, because a close with unread bytes would reset the connection.
             conn.sock.shutdown(1)
             conn.closes_s = time.monotonic() + LINGER_S
             if not conn.sock.discard(LINGER_BYTES):
@@ -205,13 +206,13 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         now = time.monotonic()
         slow = next(iter(self._slow), None)
         idle = next(iter(self._idle), None)
-        if slow is not None and (idle is None or now - slow.sock.began_s > HONEST_S):
+        if slow is not None and (idle is None or now - slow.sock.began_s > EVICTABLE_S):
             self._drop(slow)
         elif idle is not None:
             self._drop(idle)
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
-        """A thread is done with a connection."""
+        """Closes a connection after its requests, or polls it for the next one."""
         kept = not fs.cancelled() and fs.exception() is None and bool(fs.result())
         if not kept:
             self._linger(conn)
@@ -222,24 +223,26 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         self._advance(conn)
 
     def murder_keepalived(self, force: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Closes idle connections whose keep-alive time has passed; with ``force`` all idle ones."""
         now = time.monotonic()
-        for conn in list(self._idle) if force else self._ended_idle(now):
+        for conn in list(self._idle) if force else self._timed_out(now):
             self._drop(conn)
 
-    def _ended_idle(self, now: float) -> list[Connection]:
-        found = []
+    def _timed_out(self, now: float) -> list[Connection]:
+        timed_out = []
         for conn in self._idle:
             if conn.timeout > now:
+                # The connections are in the order of their timeouts.
                 break
-            found.append(conn)
-        return found
+            timed_out.append(conn)
+        return timed_out
 
     def murder_pending(self) -> None:
-        """Ends requests that come too slowly."""
+        """Refuses requests that arrive too slowly."""
         now = time.monotonic()
-        if now - self._looked_s < LOOK_S:
+        if now - self._checked_s < CHECK_INTERVAL_S:
             return
-        self._looked_s = now
+        self._checked_s = now
         late = [conn for conn in self._slow if conn.due_s <= now]
         slow = [conn for conn in late if conn.closes_s is None]
         for conn in late:
@@ -247,12 +250,13 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
                 self._drop(conn)
         for conn in slow:
             part = "body" if conn.sock.arrival.pace else "header"
+            # RunPod's SDK drops a result that gets a 4xx, and posts the result again after a 503.
             status = 503 if conn.sock.arrival.is_result else 408
-            self._refuse(conn, status, f"the request's {part} came too slowly")
+            self._refuse(conn, status, f"the request's {part} arrived too slowly")
         if slow:
             clients = sorted({str(conn.client[0]) for conn in slow if conn.client})
             self.log.info(
-                "%d requests came too slowly and were ended; from %s%s",
+                "%d requests arrived too slowly and were closed; clients: %s%s",
                 len(slow),
                 ", ".join(clients[:3]) or "a local client",
                 " and others" if len(clients) > 3 else "",
@@ -263,7 +267,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             conn.timeout = min(conn.timeout, deadline)
 
     def handle(self, conn: Connection) -> bool:
-        """Requests of one connection, in a thread; whether it is kept."""
+        """Answers requests of one connection in a thread. Returns whether the connection is kept."""
         while super().handle(conn) is True:
             conn.next_request()
             if not self.alive:
@@ -276,24 +280,28 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
         if conn.sock.continued:
+            # The channel has sent 100 Continue; gunicorn would send a second one.
             req._expected_100_continue = False  # noqa: SLF001
         return super().handle_request(req, conn)
 
     def handle_error(self, _req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answers a request that gunicorn cannot read, as JSON."""
-        status, message = 500, "OwnPod failed to answer this; its log has the reason"
+        """Answers a request that gunicorn cannot parse with a JSON error."""
+        status, message = (
+            500,
+            "OwnPod failed to answer this request; the log of the API has the reason",
+        )
         if isinstance(exc, errors.ParseException) and not isinstance(
             exc, errors.ConfigurationProblem | errors.InvalidResponseHeader
         ):
             status = next((code for kind, code in STATUSES.items() if isinstance(exc, kind)), 400)
             message = f"{HTTPStatus(status).phrase}: {exc}"
-            self.log.info("a request of %s cannot be read: %s", addr[0] if addr else "?", exc)
+            self.log.info("a request of %s cannot be parsed: %s", addr[0] if addr else "?", exc)
         elif isinstance(exc, HTTPException):
             status, message = exc.code or 400, str(exc.description)
         elif isinstance(exc, ssl.SSLError):
             self.log.debug("TLS with %s failed: %s", addr, exc)
             return
         else:
-            self.log.error("a request was not answered", exc_info=exc)
+            self.log.error("a request failed", exc_info=exc)
         with contextlib.suppress(OSError):
             client.sendall(refusal(status, message))
