@@ -94,7 +94,7 @@ def test_what_cannot_be_added(registry, endpoint, values, error, says):
 def test_what_stands_in_the_configuration_is_not_removed(registry):
     with pytest.raises(WorkerConflict, match="or drain it"):
         registry.remove("w")
-    with pytest.raises(WorkerNotFound, match="there are: w"):
+    with pytest.raises(WorkerNotFound, match="known workers: w"):
         registry.remove("nobody")
 
 
