@@ -1,7 +1,7 @@
-"""The page at ``/``: what the workers do, for people. Its files stand in ``page/``.
+"""The page at ``/``: jobs, queue and workers of an endpoint in a browser.
 
-It is made of files of this package only, and shows what a program can read under ``/v2``, with the key
-that a reader enters.
+The files in ``page/`` load nothing from other sites. The page's script calls the API under ``/v2`` with the key that
+the user enters, so the page shows no more than the key permits.
 """
 
 from flask import Blueprint, Response, send_from_directory
@@ -12,12 +12,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: http: https:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What the page may load: nothing from elsewhere but the pictures that an output links to."""
+"""Content-Security-Policy: the page loads only its own files, and images to which a job's output links."""
 
 
 @blueprint.get("/")
 def page() -> Response:
-    """The page."""
+    """The page's HTML, which contains no data."""
     folder = blueprint.static_folder or ""
     response = send_from_directory(folder, "index.html")
     response.headers["Content-Security-Policy"] = POLICY
