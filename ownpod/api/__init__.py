@@ -131,7 +131,7 @@ def _of_transfer(status: int) -> int:
     """The status of a body that did not arrive: RunPod's SDK drops a result that is answered 4xx, and
     posts it again after a 5xx.
     """
-    return 503 if request.blueprint == "pull" else status
+    return 503 if request.blueprint == "worker_protocol" else status
 
 
 def _unexpected_error(error: Exception) -> Response:

@@ -240,7 +240,7 @@ def test_a_wrong_body_is_a_400_that_names_the_field(api):
     answer = api.post("/v2/ep/run", json={"inputs": {}})
     assert (answer.status_code, answer.json) == (
         400,
-        {"error": "input: is missing; it is what the handler gets"},
+        {"error": "input: is missing; it is passed to the handler"},
     )
 
 

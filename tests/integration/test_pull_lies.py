@@ -83,7 +83,7 @@ def test_a_result_counts_with_the_key_that_took_the_job_after_that_was_replaced(
     old = {"Authorization": "k"}
     assert post(after, "/v2/ep/job-done/w/r?isStream=false", {"output": 1}).status_code == 503
     assert pulls.run("w", "r").state == "delivered"
-    assert "this worker took its jobs with another key" in refused(after)["w"]
+    assert "this worker received its jobs under another key" in refused(after)["w"]
     assert after.get("/v2/ep/ping/w?job_id=r", headers=old).status_code == 200
     assert pulls.run("w", "r").state == "begun"
     url = "/v2/ep/job-done/w/r?isStream=false"
