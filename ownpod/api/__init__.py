@@ -38,30 +38,31 @@ from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
 RETRY_AFTER_S = {QueueFull: "5", TooManyWaiting: "5", RedisUnavailable: "2"}
-"""Whole seconds: RunPod's clients read no dates."""
+"""Values of ``Retry-After`` by error, in whole seconds, because RunPod's clients do not parse dates."""
 
 UNREACHABLE = ("Redis cannot be reached:", "Redis did not answer:")
+"""Beginnings of error messages that contain the driver's message."""
 
 
 def create_app(settings: Settings) -> Flask:
-    """The WSGI application. Connects to nothing before the first request.
+    """Makes the WSGI application. The application opens its connections at the first request, so processes can fork.
 
     Raises:
-        ConfigurationError: the endpoints cannot be read.
+        ConfigurationError: the configuration of the endpoints is invalid.
     """
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
     registry = Registry(load_endpoints(settings), store.client, settings)
-    pulls = Offers(store.client, gone_s=settings.worker_gone_s)
+    offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     services = Services(
         settings=settings,
         registry=registry,
-        waiting=Waiting(registry, pulls.refusals),
+        waiting=Waiting(registry, offers.refusals),
         store=store,
-        events=notices,
-        pulls=pulls,
+        notices=notices,
+        offers=offers,
         listing=Listing(store.client),
         deliveries=Deliveries(store.client, store.messages),
         submissions=Submissions(registry, store, notices, settings),
@@ -79,26 +80,26 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     guard.guard_source(app)
-    # Before anything is read: records of another version would be misread.
+    # The first check that uses Redis, because this version would misread records of another version.
     app.before_request(store.schema.check)
     app.before_request(auth.check_key)
-    app.after_request(_tell_request_id)
+    app.after_request(_add_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
     limits.trust_proxies(app, settings.trusted_proxies)
     return app
 
 
-def _tell_request_id(response: Response) -> Response:
-    if (given := request_id()) is not None:
-        response.headers["X-Request-ID"] = given
+def _add_request_id(response: Response) -> Response:
+    if (client_id := request_id()) is not None:
+        response.headers["X-Request-ID"] = client_id
     return response
 
 
 def _own_error(error: OwnPodError) -> Response:
     message = error.message
     if isinstance(error, RedisUnavailable) and message.startswith(UNREACHABLE):
-        # The driver's message contains Redis's address, which is not for callers.
+        # The driver's message contains Redis's address, which clients must not see.
         current_app.logger.info("answered 503: %s", message)
         message = type(error)().message
     response = answer({"error": message}, error.http_status)
@@ -115,7 +116,7 @@ def _http_error(error: HTTPException) -> Response:
     if isinstance(error, RequestTimeout):
         status = _of_transfer(status)
     response = answer({"error": f"{error.name}: {error.description}"}, status)
-    # What the error adds, like Allow for a wrong method.
+    # The error's own headers, like Allow of a 405.
     for name, value in error.get_headers():
         if name.lower() != "content-type":
             response.headers.add(name, value)
@@ -123,17 +124,19 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _broken_framing(error: ParseException) -> Response:
-    """Answers a body whose chunks cannot be parsed; gunicorn notices this while the body is read."""
+    """Answers a request whose chunked body is invalid. gunicorn parses the chunks while a view reads the body."""
     return answer({"error": f"Bad Request: {error}"}, _of_transfer(400))
 
 
 def _of_transfer(status: int) -> int:
-    """The status of a body that did not arrive: RunPod's SDK drops a result that is answered 4xx, and
-    posts it again after a 5xx.
+    """The status for a body that did not arrive. RunPod's SDK drops a result after a 4xx, and posts the result again
+    after a 5xx.
     """
     return 503 if request.blueprint == "worker_protocol" else status
 
 
 def _unexpected_error(error: Exception) -> Response:
-    current_app.logger.error("unexpected", exc_info=error)
-    return answer({"error": "OwnPod failed to answer this; its log says why"}, 500)
+    current_app.logger.error("a request to the view %s failed", request.endpoint, exc_info=error)
+    return answer(
+        {"error": "OwnPod failed to answer this request; the log of the API has the reason"}, 500
+    )

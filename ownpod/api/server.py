@@ -116,12 +116,12 @@ def post_worker_init(worker: Any) -> None:
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))
-    events = services_of(worker.wsgi).events
-    events.most = most_waiting(worker.cfg.threads)
+    notices = services_of(worker.wsgi).notices
+    notices.most = most_waiting(worker.cfg.threads)
     finish_requests = signal.getsignal(signal.SIGTERM)
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        events.stop()
+        notices.stop()
         if callable(finish_requests):
             finish_requests(signum, frame)
 

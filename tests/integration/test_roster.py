@@ -35,7 +35,7 @@ def registry(make_registry):
 def api(settings):
     app = create_app(settings)
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def ids(registry, endpoint="ep"):

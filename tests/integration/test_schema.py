@@ -84,7 +84,7 @@ def test_the_api_answers_503_with_a_sentence(redis_server, client, path):
     client.set(keys.SCHEMA, "3")
     app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS="http://w:1"))
     answer = app.test_client().get(path)
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
     assert answer.status_code == 503
     assert "schema version 3" in answer.json["error"]
     assert answer.headers["Retry-After"]
