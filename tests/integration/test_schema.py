@@ -55,7 +55,7 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
         lambda: registry.pause("w", "x"),
         lambda: registry.publish_status("w", status, node="n", ttl_s=5),
     ):
-        with pytest.raises(SchemaMismatch, match=f"version {version}, this OwnPod works with"):
+        with pytest.raises(SchemaMismatch, match=f"version {version}, this OwnPod supports"):
             call()
     assert everything(client) == before
 
