@@ -30,7 +30,7 @@ class StartError(OwnPodError):
 
 
 class ExtraMissing(StartError):
-    """A part of OwnPod that is optional is not installed.
+    """An optional part of OwnPod is not installed.
 
     Args:
         part: the feature that needs the extra, in the words of the docs.
@@ -83,7 +83,7 @@ class NotRetryable(OwnPodError):
 
 
 class IdempotencyConflict(OwnPodError):
-    """This Idempotency-Key was used for another body; use a new key for a new job."""
+    """This Idempotency-Key was used with another body; use a new key for a new job."""
 
     http_status = 409
 

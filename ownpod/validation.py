@@ -38,6 +38,7 @@ query, fragment and spaces. Names with non-ASCII letters need their ASCII form (
 in ECMAScript, because OpenAPI uses that dialect."""
 
 _SHAPE = re.compile(r"https?://[^/?#\s]+[^?#\s]*", re.IGNORECASE)
+"""Anything with a scheme and an authority: enough to name the invalid part in the error."""
 
 
 def check_http_url(value: str) -> None:
@@ -117,6 +118,7 @@ def first_problem(messages: Any, place: str = "") -> tuple[str, str]:
     """The first error in marshmallow's nested messages: its dotted path, and its message."""
     while isinstance(messages, dict):
         key, messages = next(iter(messages.items()))
+        # marshmallow's own levels, which are no fields of the user's.
         if key not in {"_schema", "value", "key"}:
             place = f"{place}.{key}" if place else str(key)
     return place or "the file", str(messages[0])
