@@ -1,4 +1,4 @@
-# One image for the API, the dispatcher and Flower; docker-compose.yml says which one runs.
+# One image for the API, the supervisor and Flower; the command in docker-compose.yml decides which of them runs.
 FROM python:3.12-slim AS build
 WORKDIR /app
 RUN python -m venv --without-pip /opt/ownpod

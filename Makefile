@@ -1,5 +1,5 @@
-# `make demo` and `make test` set up everything they need, in .venv.
-# A Python 3.11 to 3.14 is found by itself; `make PYTHON=/path/to/python ...` names another.
+# All targets install what they need into .venv.
+# They use the first Python 3.11 to 3.14 on the PATH; `make PYTHON=/path/to/python ...` chooses another one.
 
 usable = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3.11 python3 python; do \
@@ -8,24 +8,24 @@ BIN := .venv/bin
 
 .PHONY: help install lock demo test test-fast coverage check fix bench bench-compare chaos test-compose test-docker clean
 help:
-	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop;"
-	@echo "              PULL=1: workers ask for jobs)"
+	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
+	@echo "              PULL=1: the workers pull jobs)"
 	@echo "make test     all tests          make check   lint, format, types"
-	@echo "make test-fast  unit and integration tests but the slow ones, below a minute"
-	@echo "make coverage   which lines unit and integration tests run, by folder"
-	@echo "make bench    measure            make fix     format and mend what can be mended"
+	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
+	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
+	@echo "make bench    measure            make fix     format, and correct what ruff can correct"
 	@echo "              (ARGS=--quick; ARGS=--list)"
-	@echo "make bench-compare  two runs: A=old.json B=new.json, or the newest two"
-	@echo "make chaos    kill everything and stop Redis, again and again, for SECONDS=300, by the chance of SEED=7"
-	@echo "make test-docker   the image, docker-compose.yml and nodes as containers; wants a Docker engine"
-	@echo "make test-compose  of these only docker-compose.yml"
-	@echo "make install  only install       make clean   remove .venv and var"
-	@echo "make lock     write requirements*.txt anew from pyproject.toml (ARGS=--upgrade: the newest versions)"
+	@echo "make bench-compare  compare two runs: A=old.json B=new.json, or the newest two"
+	@echo "make chaos    kill processes and stop Redis at random, for SECONDS=300, with SEED=7"
+	@echo "make test-docker   test the image, docker-compose.yml and nodes in containers; needs a Docker engine"
+	@echo "make test-compose  of those, test only docker-compose.yml"
+	@echo "make install  install only       make clean   remove .venv and var"
+	@echo "make lock     write requirements*.txt from pyproject.toml (ARGS=--upgrade: with the newest versions)"
 
 install: $(BIN)/.installed
 $(BIN)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.14 with venv found; install one, or use make PYTHON=/path/to/python"; exit 1; }
-	@test -x $(BIN)/python || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@test -x $(BIN)/python || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (about a minute, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.txt -r requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -42,12 +42,12 @@ demo: install
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
 
-# Without the plugins that only the tests of Docker use: their imports take seconds in each process.
+# Without the plugins that only the tests of Docker use, because their imports take seconds in each process.
 FAST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p pytest_timeout -m 'not slow' -n 4 tests/integration tests/unit
 test-fast: install
 	@$(FAST) $(ARGS)
 
-# One test limits the CPU time of a process, which coverage doubles.
+# Without the test that limits the CPU time of a process, because coverage doubles that time.
 LEVELS ?= tests/integration tests/unit
 coverage: install
 	@rm -rf var/coverage && mkdir -p var/coverage
@@ -82,7 +82,7 @@ bench-compare: $(BIN)/.installed-bench
 	@$(BIN)/python bench/compare.py $(A) $(B)
 
 $(BIN)/.installed-bench: $(BIN)/.installed requirements-bench.txt
-	@echo "installing what draws the plot"
+	@echo "installing matplotlib for the plot"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.txt \
 		|| echo "not installed: there will be no plot"
 	@touch $@

@@ -56,7 +56,13 @@ class EndpointNotFound(OwnPodError):
 
     def __init__(self, endpoint_id: str, known: list[str]) -> None:
         names = ", ".join(known) or "none"
-        super().__init__(f"endpoint {endpoint_id!r} not found; configured endpoints: {names}")
+        super().__init__(f"endpoint {endpoint_id!r} not found; known endpoints: {names}")
+
+
+class EndpointConflict(OwnPodError):
+    """The endpoint is defined in the configuration file, and is changed there."""
+
+    http_status = 409
 
 
 class JobNotFound(OwnPodError):

@@ -32,8 +32,7 @@ from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiti
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
-from ownpod.store.deliveries import Deliveries
-from ownpod.store.listing import Listing
+from ownpod.store.fleet import Fleet
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
@@ -53,7 +52,7 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
-    registry = Registry(load_endpoints(settings), store.client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     services = Services(
@@ -63,8 +62,8 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         notices=notices,
         offers=offers,
-        listing=Listing(store.client),
-        deliveries=Deliveries(store.client, store.messages),
+        listing=store.listing,
+        deliveries=store.deliveries,
         submissions=Submissions(registry, store, notices, settings),
     )
     provide(app, services)

@@ -27,12 +27,12 @@ def callback(endpoint_id: str, job_id: str, token: str) -> Response:
     endpoint or job gives the same 404, so that the response does not reveal which jobs exist.
     """
     svc = services()
-    if not svc.store.awaits_callback(job_id, endpoint_id, token):
+    if not svc.store.jobs.awaits_callback(job_id, endpoint_id, token):
         raise NotFound
     request.max_content_length = svc.settings.max_output_mb * 1024 * 1024
     output = _output(request.get_data(cache=False))
     try:
-        state = svc.store.callback(job_id, endpoint_id, token, json.dumps(output))
+        state = svc.store.jobs.callback(job_id, endpoint_id, token, json.dumps(output))
     except JobNotFound:
         raise NotFound from None
     return answer({"id": job_id, "status": state})

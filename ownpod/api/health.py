@@ -26,7 +26,7 @@ def liveness() -> Response:
 def history(endpoint_id: str) -> Response:
     """Numbers of waiting and running jobs over the last hour: lists of [ms since the epoch, waiting, running]."""
     svc = services()
-    return answer({"samples": svc.store.history(svc.registry.endpoint(endpoint_id).id)})
+    return answer({"samples": svc.store.figures.history(svc.registry.endpoint(endpoint_id).id)})
 
 
 @blueprint.get("/v2/<id:endpoint_id>/health")
@@ -36,7 +36,7 @@ def health(endpoint_id: str) -> Response:
     """
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
-    waiting, running, ended = svc.store.counts(endpoint_id)
+    waiting, running, ended = svc.store.figures.counts(endpoint_id)
     statuses = svc.registry.statuses(endpoint.workers)
     jobs_of = Counter(running.values())
 

@@ -66,7 +66,7 @@ def status(endpoint_id: str, job_id: str) -> Response:
     ttl_ms = None
     if ttl is not None:
         ttl_ms = schemas.whole_number("ttl", ttl, (1, svc.settings.result_ttl_s * 1000))
-    job = svc.store.job(job_id, endpoint_id)
+    job = svc.store.jobs.get(job_id, endpoint_id)
     if ttl_ms is not None and job.status.terminal:
         svc.deliveries.shorten_ttl(job_id, ttl_ms)
     response = answer(_with_reason(job))
@@ -89,7 +89,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     """Cancels a job. A job that has ended does not change, and the response has its state."""
     svc = services()
     svc.registry.endpoint(endpoint_id)
-    state = svc.store.cancel(job_id, endpoint_id, reason="cancelled by a client")
+    state = svc.store.jobs.cancel(job_id, endpoint_id, reason="cancelled by a client")
     if state is JobStatus.CANCELLED:
         log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
         _notify_node(svc.listing.get(job_id, endpoint_id))
@@ -102,7 +102,7 @@ def retry(endpoint_id: str, job_id: str) -> Response:
     svc = services()
     svc.registry.endpoint(endpoint_id)
     new_id = job_id if svc.settings.retry_same_id else new_job_id(sync=False)
-    svc.store.retry(job_id, endpoint_id, new_id)
+    svc.store.jobs.retry(job_id, endpoint_id, new_id)
     log.moving(new_id, JobStatus.IN_QUEUE, retryOf=job_id, requestId=request_id())
     return answer({"id": new_id, "status": JobStatus.IN_QUEUE})
 
@@ -112,7 +112,7 @@ def purge_queue(endpoint_id: str) -> Response:
     """Cancels the endpoint's waiting jobs; running jobs continue."""
     svc = services()
     svc.registry.endpoint(endpoint_id)
-    removed = svc.store.purge(endpoint_id, reason="removed from the queue by purge-queue")
+    removed = svc.store.queue.purge(endpoint_id, reason="removed from the queue by purge-queue")
     logger.info("endpoint %s purged, %d jobs CANCELLED", endpoint_id, removed)
     return answer({"removed": removed, "status": "completed"})
 
@@ -194,7 +194,7 @@ def _with_reason(job: Job) -> str:
     """The body of ``/status``. A waiting job has two more keys, which RunPod does not send: its position and the reason."""
     body = job.answer_json()
     svc = services()
-    position = svc.store.position(job) if job.status is JobStatus.IN_QUEUE else None
+    position = svc.store.queue.position(job) if job.status is JobStatus.IN_QUEUE else None
     if position is None:
         return body
     why = {"queuePosition": position, "waitingReason": svc.waiting.reason(job.endpoint)}

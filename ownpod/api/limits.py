@@ -1,4 +1,4 @@
-"""CORS and rate limits. Both are off by default."""
+"""CORS, rate limits and trusted proxies; each is off unless its setting is set."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ VIEWS = {
     "requests": ["jobs.requests"],
     "health": ["health.health"],
 }
-"""Views by the operation of :data:`ownpod.settings.kinds.OPERATIONS` whose rate limit counts them."""
+"""The views that each of :data:`ownpod.settings.kinds.OPERATIONS` counts."""
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
@@ -37,21 +37,19 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
 
 
 def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
-    """Limits the calls of each operation, for each endpoint and caller. The counters are in Redis, so the limits apply
-    to all hosts together.
-    """
+    """Limits the calls of an operation for each endpoint and caller; Redis counts them for all hosts."""
     if not rates:
         return
     limiter = Limiter(
-        _bucket,
+        _caller,
         app=app,
         storage_uri=redis_url.for_limits(storage_url),
-        # Without timeouts a Redis that does not answer would block requests indefinitely.
+        # Without these limits a request would wait without an end for a Redis that does not answer.
         storage_options={"socket_connect_timeout": 3, "socket_timeout": 5},
         key_prefix=f"{keys.PREFIX}rate",
         headers_enabled=True,
         retry_after="delta-seconds",
-        # The operation itself answers 503 when Redis is unavailable.
+        # The operation itself answers 503 while Redis is away.
         swallow_errors=True,
     )
     for operation, rate in rates.items():
@@ -62,18 +60,16 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
 
 
 def trust_proxies(app: Flask, count: int) -> None:
-    """Reads the caller's address from ``X-Forwarded-For``, as written by the last ``count`` proxies.
+    """Reads the caller's address from the entries of ``X-Forwarded-For`` that the last ``count`` proxies wrote.
 
-    With 0 the API ignores the header, because any client can send it.
+    With 0 the header is ignored, because any client can send it.
     """
     if count:
         application: Any = app
         application.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=0, x_host=0)
 
 
-def _bucket() -> str:
-    """The bucket of a request: endpoint, and the known key or else the address. An unknown key does not count, because
-    each invented key would get a new bucket.
-    """
+def _caller() -> str:
+    """The endpoint and caller that a limit counts. An unknown key is no caller, because each new one would get a new limit."""
     endpoint = (request.view_args or {}).get("endpoint_id", "")
     return f"{endpoint}:{known_caller() or request.remote_addr}"

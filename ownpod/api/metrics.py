@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 from ownpod.api.services import Services, services
 from ownpod.rules.fleet import WorkerState
 from ownpod.rules.jobs import JobStatus
-from ownpod.store.jobs import BUCKETS_MS, Histogram
+from ownpod.store.common import BUCKETS_MS
+from ownpod.store.figures import Histogram
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -70,7 +71,7 @@ class _Collector(Collector):
         capacity = GaugeMetricFamily("ownpod_worker_capacity", "Slots of a worker", labels=labels)
         now_ms = self._svc.store.now_ms()
         for endpoint in self._svc.registry.endpoints.values():
-            stats, name = self._svc.store.stats(endpoint.id), [endpoint.id]
+            stats, name = self._svc.store.figures.stats(endpoint.id), [endpoint.id]
             submitted.add_metric(name, stats.counts.get("submitted", 0))
             for status in JobStatus:
                 if status.terminal:

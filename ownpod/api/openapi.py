@@ -175,7 +175,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
-        endpoint_ids: the configured endpoints; paths take only these.
+        endpoint_ids: the endpoints that exist; paths take only these.
         keys: whether requests need a key.
     """
     spec = APISpec(

@@ -15,10 +15,14 @@ from ownpod import log, settings
 from ownpod.api import create_app
 from ownpod.api.auth import MANAGING_IS_OFF
 from ownpod.api.guard import add_own_hosts
-from ownpod.api.services import needs_keys, services_of
+from ownpod.api.services import services_of
 from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError
 from ownpod.processes import die_with_parent, is_loopback
+from ownpod.registry import Registry
+from ownpod.settings import Settings
+from ownpod.store.client import connect
+from ownpod.store.fleet import Fleet
 
 worker_class = "ownpod.api.worker.PromptWorker"
 try:
@@ -76,26 +80,38 @@ def on_reload(server: Any) -> None:
 
 def application() -> Flask:
     """The application for gunicorn; ``ownpod api`` works from any directory, because it needs no ``wsgi.py``."""
-    return create_app(settings.current())
+    try:
+        return create_app(settings.current())
+    except ConfigurationError as error:
+        settings.exit_on(error)
+
+
+def _endpoints_have_keys(config: Settings) -> bool:
+    try:
+        configured, url = load_endpoints(config), config.broker_url()
+    except ConfigurationError as error:
+        settings.exit_on(error)
+    with connect(url, client_name="ownpod-api") as client:
+        return Registry(configured, Fleet(client), config).has_keys
 
 
 def when_ready(server: Any) -> None:
     """Warns if the API listens on a public address and needs no key."""
     config = settings.current()
-    endpoints = load_endpoints(config).values()
+    keys_needed = bool(config.api_keys) or _endpoints_have_keys(config)
     open_to = [
         str(host)
         for host, *_ in (address for address in server.cfg.address if isinstance(address, tuple))
         if not is_loopback(host)
     ]
-    if open_to and not needs_keys(config, endpoints):
+    if open_to and not keys_needed:
         server.log.warning(
             "the API listens on %s and no key is needed: every program that can connect can run jobs%s; "
             "set OWNPOD_API_KEYS, or listen on 127.0.0.1",
             ", ".join(open_to),
             "" if config.admin_keys else " and add workers",
         )
-    elif needs_keys(config, endpoints) and not config.admin_keys:
+    elif keys_needed and not config.admin_keys:
         server.log.info(MANAGING_IS_OFF)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +11,12 @@ from ownpod.api.held import HeldConnections
 from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
 from ownpod.store.deliveries import Deliveries
-from ownpod.store.jobs import JobStore
 from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.store import Store
 
 _NAME = "ownpod"
 
@@ -32,7 +30,7 @@ class Services:
 
     settings: Settings
     registry: Registry
-    store: JobStore
+    store: Store
     notices: Notices
     waiting: Waiting
     offers: Offers
@@ -43,13 +41,8 @@ class Services:
 
     @property
     def keys_needed(self) -> bool:
-        """Calls need an API key: there is one in the settings or in ``workers.yaml``."""
-        return needs_keys(self.settings, self.registry.endpoints.values())
-
-
-def needs_keys(settings: Settings, endpoints: Iterable[Endpoint]) -> bool:
-    """Whether any API key is configured."""
-    return bool(settings.api_keys) or any(endpoint.api_keys for endpoint in endpoints)
+        """Calls need an API key: the settings or an endpoint have one, which may change at run time."""
+        return bool(self.settings.api_keys) or self.registry.has_keys
 
 
 def provide(app: Flask, services: Services) -> None:

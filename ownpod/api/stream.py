@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request, stream_with_context
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.errors import JobNotFound, RedisUnavailable
-from ownpod.store.jobs import Stream, parse_cursor
+from ownpod.store.chunks import Stream, parse_cursor
 
 blueprint = Blueprint("stream", __name__, url_prefix="/v2/<id:endpoint_id>")
 
@@ -59,7 +59,7 @@ def _json(endpoint_id: str, job_id: str) -> Response:
     def written() -> Iterator[bytes]:
         yield body
         # After the body, so that a response that was not written is sent again at the next call.
-        services().store.save_cursor(found)
+        services().store.chunks.save_cursor(found)
 
     response = Response(stream_with_context(written()), mimetype="application/json")
     response.content_length = len(body)
@@ -75,9 +75,11 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
     """The job's stream, as soon as it has a chunk or has ended, or when the time is over."""
     svc = services()
     with svc.notices.subscribe(job_id, end_only=False) as wait:
-        svc.store.subscribe(job_id, svc.notices.channel, end_only=False)
+        svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
         while True:
-            found = svc.store.stream(job_id, endpoint_id, None if start is None else (None, start))
+            found = svc.store.chunks.stream(
+                job_id, endpoint_id, None if start is None else (None, start)
+            )
             left_s = deadline - time.monotonic()
             if found.chunks or found.job.status.terminal or left_s <= 0 or svc.notices.stopped:
                 return found
@@ -92,7 +94,7 @@ def _events(endpoint_id: str, job_id: str) -> Response:
     if last.endswith(f"-{END}") and job.status.terminal:
         # A browser reconnects after the end of a stream; 204 is the status that ends its reconnects (HTML standard, EventSource).
         return Response(status=204)
-    svc.store.subscribe(job_id, svc.notices.channel, end_only=False)
+    svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
     seen = parse_cursor(last)
     start = (0, 0) if seen is None else (seen[0], seen[1] + 1)
     response = Response(
@@ -110,7 +112,7 @@ def _event_texts(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Itera
     with svc.notices.subscribe(job_id, end_only=False) as wait:
         while not svc.notices.stopped:
             try:
-                found = svc.store.stream(job_id, endpoint_id, start)
+                found = svc.store.chunks.stream(job_id, endpoint_id, start)
             except (JobNotFound, RedisUnavailable) as error:
                 log.info("stream of job %s ends: %s", job_id, error)
                 return

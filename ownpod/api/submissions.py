@@ -13,8 +13,9 @@ from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.rules.payload import readable
 from ownpod.settings import Settings
-from ownpod.store.jobs import Idempotency, JobStore
+from ownpod.store.jobs import Idempotency
 from ownpod.store.notices import Notices
+from ownpod.store.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Submissions:
     """
 
     def __init__(
-        self, registry: Registry, store: JobStore, notices: Notices, settings: Settings
+        self, registry: Registry, store: Store, notices: Notices, settings: Settings
     ) -> None:
         self._registry = registry
         self._store = store
@@ -103,12 +104,12 @@ class Submissions:
             TooManyWaiting: this process has no room for another waiting request.
         """
         with self._notices.subscribe(job_id, end_only=True) as wait:
-            self._store.subscribe(job_id, self._notices.channel, end_only=True)
+            self._store.jobs.subscribe(job_id, self._notices.channel, end_only=True)
             return self._at_end(job_id, endpoint_id, wait, deadline)
 
     def _create(self, submission: Submission, job_id: str, *, channel: str | None = None) -> str:
         endpoint = self._registry.endpoint(submission.endpoint)
-        created = self._store.create(
+        created = self._store.jobs.create(
             _new_job(job_id, endpoint, submission),
             most_queued=endpoint.max_queue_depth,
             idempotency=self._idempotency(submission),
@@ -148,7 +149,7 @@ class Submissions:
         """
         while True:
             # A short result is in the notice; a long one is read from the record.
-            job = self._store.ended_job(notice) or self._store.job(job_id, endpoint_id)
+            job = self._store.jobs.ended_job(notice) or self._store.jobs.get(job_id, endpoint_id)
             left_s = deadline - time.monotonic()
             if job.status.terminal or left_s <= 0 or self._notices.stopped:
                 return job

@@ -36,7 +36,7 @@ from ownpod.rules.endpoints import HOUSEKEEPING, Endpoint
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.payload import loads, output_of
 from ownpod.rules.runs import Outcome
-from ownpod.store.jobs import call_token
+from ownpod.store.chunks import call_token
 from ownpod.store.offers import MOST_RUNS, Result, Taken
 from ownpod.store.retry import until_available
 
@@ -134,7 +134,7 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
         attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
         if attempt is not None:
             # One token for all tries: a try whose response was lost must not add the chunk twice.
-            svc.store.add_chunks(*attempt, [_text(output_of(_parsed(body.whole)))], token=token)
+            svc.store.chunks.add(*attempt, [_text(output_of(_parsed(body.whole)))], token=token)
 
     until_available(write, longest_s=RESULT_S)
     return answer({})
@@ -164,7 +164,7 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
         if content.get("status") == JobStatus.IN_PROGRESS:
             attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
             if attempt is not None:
-                svc.store.progress(*attempt, _text(content.get("output")))
+                svc.store.chunks.progress(*attempt, _text(content.get("output")))
         else:
             _finish(svc, endpoint_id, worker_id, run_id, result)
 
@@ -178,7 +178,9 @@ def _finish(svc: Services, endpoint_id: str, worker_id: str, run_id: str, result
         # The SDK posts [] as the result of a generator: its chunks, which were posted before, are the output.
         attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
         try:
-            chunks = svc.store.stream(attempt[0], endpoint_id, (0, 0)).chunks if attempt else []
+            chunks = (
+                svc.store.chunks.stream(attempt[0], endpoint_id, (0, 0)).chunks if attempt else []
+            )
         except JobNotFound:
             chunks = []
         result = replace(result, outcome=replace(outcome, output=f"[{', '.join(chunks)}]"))

@@ -38,7 +38,7 @@ def listed(endpoint_id: str) -> Response:
     """Each worker with its state and jobs; and the workers that are left out, with the reason."""
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
-    running = svc.store.counts(endpoint_id)[1]
+    running = svc.store.figures.counts(endpoint_id)[1]
     statuses = svc.registry.statuses(endpoint.workers)
     workers = [describe(w, statuses[w.id], running) for w in endpoint.workers]
     return answer({"workers": workers, "leftOut": left_out(endpoint_id)})

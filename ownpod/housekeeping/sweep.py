@@ -1,5 +1,6 @@
-"""Periodic maintenance of what no node takes care of: expired leases, jobs past their ttl, due webhooks.
-Runs on the housekeeping node, one at a time.
+"""Periodic maintenance that belongs to no worker's node: expired leases, expired jobs, due webhooks.
+
+One housekeeping node runs it at a time.
 """
 
 import logging
@@ -14,19 +15,20 @@ from ownpod.housekeeping.recovery import Recovery
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.client import redis_errors
-from ownpod.store.deliveries import Deliveries
-from ownpod.store.jobs import Expired, JobStore
 from ownpod.store.offers import Offers
+from ownpod.store.queue import Expired
+from ownpod.store.store import Store
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+"""Seconds between two sweeps."""
 ALIVE_S = 10
-"""After so many seconds without a sweep the housekeeping node counts as dead, see :mod:`ownpod.tools.alive`."""
+"""Seconds without a sweep after which the housekeeping node counts as dead, see :mod:`ownpod.tools.alive`."""
 SAMPLE_EVERY_S = 5.0
 """Seconds between two attempts to add to the history; Redis keeps one entry each ``SAMPLE_MS``."""
 AT_ONCE = 1000
-"""Jobs that one sweep ends or takes up again; the rest waits for the next."""
+"""Number of jobs that one step of a sweep handles; the rest waits for the next sweep."""
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """A monotonic clock that continues while the host sleeps, because nodes renew no lease meanwhile."""
@@ -37,25 +39,30 @@ def _now_s() -> float:
 
 
 class Sweep(threading.Thread):
-    """Every second: jobs whose ttl has passed, webhooks that are due, jobs of silent nodes,
-    workers that pulled and are gone.
+    """The thread of the sweep.
 
-    Every ``lease_s``: what Celery has lost, see :mod:`ownpod.housekeeping.recovery`.
+    Each second it handles jobs whose ttl has expired, due webhooks, jobs whose lease has expired, requeued
+    pinned jobs, and pulling workers that are gone. Every ``lease_s`` seconds it runs the recovery of messages
+    that Celery has lost.
+
+    Args:
+        store: job records.
+        recovery: republishes lost messages, and names the endpoints.
+        pulls: workers that pull.
+        lease_s: see ``OWNPOD_LEASE_S``.
     """
 
-    def __init__(
-        self, store: JobStore, recovery: Recovery, pulls: Offers, *, lease_s: float
-    ) -> None:
+    def __init__(self, store: Store, recovery: Recovery, pulls: Offers, *, lease_s: float) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
         self._redis = store.client
         self._recovery = recovery
         self._pulls = pulls
-        self._deliveries = Deliveries(store.client, store.messages)
         self._lease_s = lease_s
         self._recover_at = time.monotonic()
         self._sample_at = 0.0
-        self._seen: float | None = None
+        self._answered: float | None = None
+        """When Redis last answered."""
         self._patient_until = 0.0
         self._alive = keys.housekeeping(socket.gethostname())
 
@@ -73,7 +80,7 @@ class Sweep(threading.Thread):
                 logger.exception("the sweep failed")
 
     def once(self) -> None:
-        """One sweep. A step that fails keeps no other one from being done.
+        """One sweep. The steps after one that fails are done all the same.
 
         Raises:
             RedisUnavailable: Redis is away, or its records are of another version.
@@ -84,13 +91,14 @@ class Sweep(threading.Thread):
             self._forget_workers,
             self._expire,
             self._send_webhooks,
-            self._take_up_the_lost,
+            self._publish_delayed,
+            self._requeue_expired,
         ):
             self._try(step.__name__.strip("_"), step)
 
     @staticmethod
     def _try(what: str, step: Callable[[], None]) -> None:
-        """One bad record must not stop what every job needs, so the step's error ends here."""
+        """Logs the step's error, because one bad record must not stop what every job needs."""
         try:
             step()
         except RedisUnavailable:
@@ -109,7 +117,7 @@ class Sweep(threading.Thread):
             for endpoint in self._recovery.endpoints():
                 self._try(
                     f"the sample of endpoint {endpoint}",
-                    lambda endpoint=endpoint: self._store.sample(endpoint),  # type: ignore[misc]
+                    lambda endpoint=endpoint: self._store.figures.sample(endpoint),  # type: ignore[misc]
                 )
 
     def _forget_workers(self) -> None:
@@ -117,35 +125,40 @@ class Sweep(threading.Thread):
             logger.info("worker %s, which pulled, is gone and forgotten", worker_id)
 
     def _expire(self) -> None:
-        for job_id in self._store.expire(limit=AT_ONCE):
+        for job_id in self._store.queue.expire(limit=AT_ONCE):
             log.moved(job_id, JobStatus.TIMED_OUT, reason="it waited longer than its ttl")
 
     def _send_webhooks(self) -> None:
-        due = self._deliveries.due(limit=AT_ONCE)
+        due = self._store.deliveries.due(limit=AT_ONCE)
         for job_id in due.queued:
             logger.debug("job %s: its webhook is due", job_id)
         for job_id in due.gone:
             logger.warning("job %s: its webhook is given up: the job's record is gone", job_id)
 
+    def _publish_delayed(self) -> None:
+        if published := self._store.queue.publish_delayed(limit=AT_ONCE):
+            logger.debug("%d pinned jobs have a message again", published)
+
     def _have_patience(self, now_s: float) -> None:
-        """After a time in which the sweep did not see Redis, nodes may not have seen it either: they get
-        a lease's time to renew theirs. At a start, after an outage, after the host slept.
+        """Leases are not enforced for ``lease_s`` seconds after the start, a Redis outage or a sleep of the host,
+        because nodes could not renew them.
         """
-        if self._seen is None or self._is_late(now_s):
+        if self._answered is None or self._is_late(now_s):
             self._patient_until = now_s + self._lease_s
-        self._seen = now_s
+        self._answered = now_s
 
     def _is_late(self, now_s: float) -> bool:
         """Redis has not answered for about the time between two renewals of a lease."""
-        return self._seen is not None and now_s - self._seen > self._lease_s / 3 + 2 * EVERY_S
+        late_s = self._lease_s / 3 + 2 * EVERY_S
+        return self._answered is not None and now_s - self._answered > late_s
 
-    def _take_up_the_lost(self) -> None:
+    def _requeue_expired(self) -> None:
         if _now_s() < self._patient_until:
             return
-        expired = self._store.expired(limit=AT_ONCE)
+        expired = self._store.queue.expired(limit=AT_ONCE)
         if self._is_late(_now_s()):
-            # Redis stalled before this answer, so the nodes' renewals still wait. Attempts from an answer in
-            # time are safe to requeue later, because a renewed lease ends at another time.
+            # Redis stalled before this answer, so the nodes' renewals still wait. Attempts of an answer in
+            # time can be requeued later, because a renewed lease ends at another time.
             return
         for attempt in expired:
             self._try(
@@ -155,9 +168,8 @@ class Sweep(threading.Thread):
 
     def _requeue(self, attempt: Expired) -> None:
         reason = "the node that ran the job fell silent and did not come back"
-        status = self._store.requeue(
+        status = self._store.jobs.requeue(
             attempt.id,
-            attempt.endpoint,
             attempt.attempt,
             lost=True,
             reason=reason,
@@ -175,7 +187,7 @@ class Sweep(threading.Thread):
 
     @redis_errors
     def _is_mine(self) -> bool:
-        """One sweep at a time, whichever host's. Each host's turn shows that its node is alive."""
+        """Acquires the lock of this sweep, which one host gets. Each try also shows that the host's node is alive."""
         self._store.schema.check()
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(self._alive, "1", ex=ALIVE_S)

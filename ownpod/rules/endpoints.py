@@ -7,10 +7,10 @@ from enum import StrEnum
 from ownpod.rules.credentials import Credential
 
 HOUSEKEEPING = "housekeeping"
-"""Name of the node that is no worker's, so no worker can have this id."""
+"""The name of the housekeeping node, so no worker can have this id."""
 
 DEFAULT_MAX_WORKERS = 64
-"""Pulling workers that an endpoint may have: each has a node, a process of some 20 MB."""
+"""Maximum number of an endpoint's pulling workers, because each has a node, a process of some 20 MB."""
 
 
 class WorkerKind(StrEnum):
@@ -23,7 +23,7 @@ class WorkerKind(StrEnum):
 
 
 class WorkerSource(StrEnum):
-    """Where a worker comes from, which decides who may change it."""
+    """Where a worker comes from, which decides where it is changed."""
 
     FILE = "file"
     """From ``workers.yaml`` or ``OWNPOD_WORKERS``."""
@@ -39,7 +39,7 @@ class WorkerSpec:
 
     Attributes:
         url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
-        capacity: jobs it runs at a time.
+        capacity: number of jobs that the worker runs at a time.
     """
 
     id: str
@@ -68,11 +68,11 @@ class Endpoint:
     ttl_ms: int
     max_attempts: int
     max_queue_depth: int
-    """Jobs that may wait; 0 is any number."""
+    """Maximum number of waiting jobs; 0: no limit."""
     api_keys: tuple[Credential, ...] = field(repr=False, default=())
-    """Keys for this endpoint only."""
+    """API keys of this endpoint only."""
     max_workers: int = DEFAULT_MAX_WORKERS
-    """Pulling workers that it may have."""
+    """Maximum number of pulling workers."""
 
 
 def pull_worker(endpoint_id: str, worker_id: str, capacity: int) -> WorkerSpec:

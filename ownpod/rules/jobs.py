@@ -31,7 +31,7 @@ MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.IN_QUEUE: frozenset(
         {
             JobStatus.IN_PROGRESS,
-            # A result that came back by the callback of an attempt that was given up.
+            # By a callback of an attempt that was requeued.
             JobStatus.COMPLETED,
             JobStatus.FAILED,
             JobStatus.CANCELLED,
@@ -52,7 +52,7 @@ MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.CANCELLED: frozenset(),
     JobStatus.TIMED_OUT: frozenset(),
 }
-"""Every allowed move; ``transitions.lua`` is given this table and refuses all others."""
+"""Every allowed move; ``common.lua`` gets this table and refuses all others."""
 
 DEFAULT_EXECUTION_TIMEOUT_MS = 600_000
 """RunPod's documented default, counted while the job runs."""
@@ -87,6 +87,9 @@ class NewJob:
     """Ms since the epoch; None, as for every job of a client: Redis's clock when the record is made."""
     request_id: str | None = None
     """The client's ``X-Request-ID``: passed on to the worker, the webhook and the log."""
+    queue: str | None = None
+    """The Celery queue in which a pinned job waits: a worker's own, which only that worker's node consumes.
+    None: the endpoint's queue."""
 
     def record(self) -> dict[str, str | int]:
         """The fields that the record starts with."""
@@ -102,6 +105,7 @@ class NewJob:
             "max_attempts": self.max_attempts,
             "created_ms": self.created_ms,
             "request_id": self.request_id,
+            "queue": self.queue,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,
@@ -127,7 +131,7 @@ class Job:
     output: str | None = None
     error: str | None = None
     progress: str | None = None
-    """What the handler last said while it runs; JSON text."""
+    """The handler's last progress update; JSON text."""
 
     FIELDS: ClassVar = (
         "id",
@@ -155,28 +159,28 @@ class Job:
         return cls(**record | {"status": JobStatus(record["status"])})
 
     def answer(self) -> dict[str, Any]:
-        """What a client is told, but for ``output`` (see :meth:`answer_json`).
+        """The answer to a client, without ``output`` (see :meth:`answer_json`).
 
-        Whole milliseconds, ``error`` a string: Go's clients fail to decode anything else.
+        Milliseconds are whole and ``error`` is a string, because Go's clients fail to decode anything else.
         """
-        said: dict[str, Any] = {"id": self.id, "status": self.status.value}
+        body: dict[str, Any] = {"id": self.id, "status": self.status.value}
         if self.started_ms is not None:
-            said["delayTime"] = max(0, self.started_ms - self.created_ms)
+            body["delayTime"] = max(0, self.started_ms - self.created_ms)
         if self.started_ms is not None and self.finished_ms is not None:
             ran_ms = max(0, self.finished_ms - self.started_ms)
-            said["executionTime"] = ran_ms if self.execution_ms is None else self.execution_ms
+            body["executionTime"] = ran_ms if self.execution_ms is None else self.execution_ms
         if self.worker_id is not None or self.status.terminal:
-            said["workerId"] = self.worker_id or ""
+            body["workerId"] = self.worker_id or ""
         if self.error is not None:
-            said["error"] = self.error
+            body["error"] = self.error
         if self.retries:
-            said["retries"] = self.retries
-        return said
+            body["retries"] = self.retries
+        return body
 
     def answer_json(self) -> str:
         """The body of ``/status``. The output is JSON already and is not parsed for it.
 
-        As RunPod does, what a handler says of its progress is the output while it runs.
+        As with RunPod, a handler's progress is the output while it runs.
         """
-        said, output = json.dumps(self.answer()), self.output or self.progress
-        return said if output is None else f'{said[:-1]}, "output": {output}}}'
+        body, output = json.dumps(self.answer()), self.output or self.progress
+        return body if output is None else f'{body[:-1]}, "output": {output}}}'

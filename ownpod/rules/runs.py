@@ -7,13 +7,13 @@ from enum import StrEnum
 from ownpod.rules.jobs import JobStatus
 
 LONGEST_MS = 8 * 86_400_000
-"""Longest ``executionTime`` in ms that is taken from a worker: a job's ``ttl`` and ``executionTimeout`` end sooner."""
+"""Longest ``executionTime`` in ms that is accepted from a worker; a job's ``ttl`` and ``executionTimeout`` end sooner."""
 
 
 def execution_ms(value: object) -> int | None:
     """A worker's figure of how long a run took, in whole ms from 0 to :data:`LONGEST_MS`.
 
-    None for what is no number; infinite and negative ones are taken as the nearest end.
+    None for a value that is no number; infinite and negative numbers become the nearest end.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -23,40 +23,43 @@ def execution_ms(value: object) -> int | None:
 
 
 class RunCheck(StrEnum):
-    """How a later process can tell whether a worker is still at a run that it did not begin."""
+    """How a node can check whether a run that it did not begin still occupies the worker.
+
+    The values are in Redis since version 0.1.0.
+    """
 
     POLL = "poll"
-    """The worker answers about the run while it goes on, so it can also be followed to its end."""
+    """The worker answers polls of the run, so a node can also wait for the run's end."""
     STREAM = "listed"
-    """Asking for the run's stream runs nothing, and tells whether the worker still has it."""
+    """A request for the run's stream begins no run, and its answer shows whether the worker still has the run."""
     HEALTH = "idle"
-    """The worker answers nothing while it runs a job: one that answers is done."""
+    """The worker answers no request while it runs a job, so one that answers a health probe is idle."""
     TIMEOUT = "never"
-    """Asking would run it again, and the worker answers meanwhile: wait its time out."""
+    """A request would begin the run again, and the worker answers others meanwhile, so only the run's timeout ends the wait."""
     UNKNOWN = "unknown"
-    """Asking would run it again, and whether the worker answers meanwhile was not seen yet."""
+    """A request would begin the run again, and whether the worker answers others meanwhile is not known yet."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a worker has begun, as it stands in Redis from before it may run until its slot is free:
-    for the next node, should this one end meanwhile.
+    """A run that may occupy a worker. Redis has it from before it begins until its slot is free, because the
+    worker's next node must find it when this one ends meanwhile.
     """
 
     job_id: str
     attempt: int
     id: str
-    """The worker's own id of it."""
+    """The worker's id of the run."""
     check: RunCheck
     execution_timeout_ms: int
     callback: bool = False
-    """The worker was told where to post its output."""
+    """The worker got a URL to which it posts the output."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of a job on one worker. ``number`` is the fence: what a job's attempt 1 says late
-    changes nothing once attempt 2 has begun.
+    """One run of a job on one worker. ``number`` is the fence: a late result of attempt 1 changes nothing after
+    attempt 2 has begun.
     """
 
     job_id: str
@@ -67,16 +70,16 @@ class Attempt:
     s3_config: str | None
     execution_timeout_ms: int
     expires_ms: int
-    """When the job's ``ttl`` has passed, in ms since the epoch."""
+    """When the job's ``ttl`` expires, in ms since the epoch."""
     started_ms: int
     ran_ms: int = field(default=0, compare=False)
-    """How long the attempt had run when it was claimed: a node may adopt what an earlier one began.
-    Measured on Redis's clock, as the other times here; they are compared with each other only."""
+    """Ms that the attempt had run when it was claimed, because a node may adopt a run that an earlier one began.
+    Measured on Redis's clock, as all times here; they are compared only with each other."""
     callback_token: str = ""
-    """What a result must name that comes by callback."""
+    """A result that comes by callback must have this token."""
     request_id: str | None = None
     run: Run | None = None
-    """An earlier node began it in the worker already, and this one goes on with it."""
+    """The run that an earlier node began, and that this attempt adopts."""
 
 
 @dataclass(frozen=True)

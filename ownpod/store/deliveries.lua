@@ -1,9 +1,9 @@
--- Webhooks that are owed, each command one atomic step. deliveries.py puts the constants in front: JOB,
--- ENDPOINT, WEBHOOKS (see keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (see broker.py), ENDED (the terminal
--- states), ANSWER (Job.FIELDS), LEASE_MS, KEPT_S; scripts.py puts `now` there, Redis's clock in ms.
+-- Webhooks that are owed; every command is one atomic step. deliveries.py puts the constants in front: JOB,
+-- ENDPOINT, WEBHOOKS (keys.py), WEBHOOK_LIST and WEBHOOK_MESSAGE (messages.py), ENDED (the terminal
+-- states), ANSWER (Job.FIELDS), LEASE_MS, KEPT_S; scripts.py adds `now`, Redis's clock in ms.
 --
 -- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms when the sweep checks it next;
---                                  written by transitions.lua when a job ends
+--                                  written by common.lua when a job ends
 -- JOB<id>                   hash   `webhook_try`, a JSON object about the webhook of the job's last end:
 --                                  `ended`, which end that is, "<finished_ms>:<retries>": a try of an
 --                                  earlier end of the same job is void;
@@ -18,7 +18,7 @@
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 
 local function message(id)
-  return (string.gsub(WEBHOOK_MESSAGE, '@job@', id))
+  return (string.gsub(WEBHOOK_MESSAGE, '@(%l+)@', {job = id}))
 end
 
 -- The webhook of a job that has ended: its fields, and `try`, the current state of its delivery; or nil.

@@ -1,5 +1,5 @@
-"""Names of everything OwnPod keeps in Redis; ``transitions.lua`` and ``pull.lua`` list types
-and meanings.
+"""Names of everything OwnPod keeps in Redis; ``common.lua``, ``deliveries.lua`` and
+``offers.lua`` list types and meanings.
 
 Celery's own keys, the queues, are :mod:`ownpod.broker.names`'s.
 """
@@ -8,6 +8,7 @@ PREFIX = "ownpod:"
 SCHEMA = f"{PREFIX}schema"
 JOB = f"{PREFIX}job:"
 ENDPOINT = f"{PREFIX}endpoint:"
+ENDPOINTS = f"{PREFIX}endpoints"
 LEASES = f"{PREFIX}leases"
 EXPIRIES = f"{PREFIX}expiries"
 WEBHOOKS = f"{PREFIX}webhooks"
@@ -15,6 +16,9 @@ EVENTS = f"{PREFIX}events:"
 PULL_EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
 RUNS = f"{PREFIX}runs:"
+WORKER = f"{PREFIX}worker:"
+WAITING = f"{PREFIX}waiting:"
+DELAYED = f"{PREFIX}delayed"
 ADDED = f"{PREFIX}workers:added"
 PAUSED = f"{PREFIX}workers:paused"
 PULLING = f"{PREFIX}workers:pulling"
@@ -55,6 +59,10 @@ def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
 
 
+def waiting(queue: str) -> str:
+    return f"{WAITING}{queue}"
+
+
 def left(endpoint: str) -> str:
     return of_endpoint(endpoint, "left")
 
@@ -73,8 +81,8 @@ def housekeeping(host: str) -> str:
 
 
 def owner(worker_id: str) -> str:
-    return f"{PREFIX}worker:{worker_id}:owner"
+    return f"{WORKER}{worker_id}:owner"
 
 
 def worker(worker_id: str) -> str:
-    return f"{PREFIX}worker:{worker_id}"
+    return f"{WORKER}{worker_id}"

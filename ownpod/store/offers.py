@@ -13,10 +13,11 @@ import redis
 from ownpod.errors import BadRequest, TooManyWorkers, WorkerConflict, WorkerRecordBroken
 from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.offers import Contact, RunState
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
-from ownpod.store.scripts import Scripts
+from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
@@ -49,27 +50,6 @@ NAMED_MS = 60_000
 
 MOST_FORGOTTEN = 1000
 """Workers that one call of :meth:`Offers.forget_gone` checks."""
-
-
-def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[str, str]:
-    """What makes an unmodified RunPod container a worker of an endpoint.
-
-    Args:
-        endpoint_url: as the container reaches it, like ``http://10.0.0.5:8000/v2/local-ep``.
-        worker_id: the worker's id, of letters, digits, - and _.
-        key: one of ``OWNPOD_WORKER_KEYS``; without any the SDK does not ping, so any other text.
-    """
-    # The SDK appends "&..." and so needs a "?"; $ID is the worker's in the first, a job's in others.
-    return {
-        "RUNPOD_WEBHOOK_GET_JOB": f"{endpoint_url}/job-take/$ID?gpu=0",
-        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{endpoint_url}/job-done/$RUNPOD_POD_ID/$ID?gpu=0",
-        "RUNPOD_WEBHOOK_POST_STREAM": f"{endpoint_url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=0",
-        "RUNPOD_WEBHOOK_PING": f"{endpoint_url}/ping/$RUNPOD_POD_ID?gpu=0",
-        "RUNPOD_POD_ID": worker_id,
-        "RUNPOD_AI_API_KEY": key,
-        # Else the worker ends where it cannot reach the internet.
-        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
-    }
 
 
 P = ParamSpec("P")
@@ -125,31 +105,6 @@ class Refusal:
     ago_s: float
 
 
-@dataclass(frozen=True)
-class Contact:
-    """How long ago, in s, a worker said anything, asked for jobs, and pinged; None: never."""
-
-    heard_s: float | None
-    asked_s: float | None
-    pinged_s: float | None
-    stopping: bool
-    left: bool = False
-    """Whether the worker closed its last request for jobs, and has not sent another."""
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run is: offered, delivered, begun, done, unbegun, gone. ``left_s`` of its time."""
-
-    state: str
-    left_s: float
-    taken_s: float
-    """How long ago the worker took it."""
-    outcome: Outcome | None
-    left: bool = False
-    """See :class:`Contact`."""
-
-
 class Offers:
     """Workers that pull, and their runs.
 
@@ -161,14 +116,25 @@ class Offers:
     def __init__(self, client: redis.Redis, *, gone_s: float) -> None:
         self._redis = client
         self._gone_ms = int(gone_s * 1000)
-        constants = (
-            f'local PULL, PULLING, HEARD = "{keys.PULL}", "{keys.PULLING}", "{keys.HEARD}"\n'
-            f'local EVENTS, ENDPOINT = "{keys.PULL_EVENTS}", "{keys.ENDPOINT}"\n'
-            f"local KEPT_MS, MOST_REFUSED, NAMED_MS = {KEPT_MS}, {MOST_REFUSED}, {NAMED_MS}\n"
-            f"local GRACE_MS, MISSES, RESTART_MS = {GRACE_MS}, {MISSES}, {RESTART_MS}\n"
-            f"local WITHDRAWN_MS = {WITHDRAWN_MS}\n"
+        self._script = Scripts(
+            client,
+            "offers.lua",
+            "pulling.lua",
+            constants=constants(
+                PULL=keys.PULL,
+                PULLING=keys.PULLING,
+                HEARD=keys.HEARD,
+                EVENTS=keys.PULL_EVENTS,
+                ENDPOINT=keys.ENDPOINT,
+                KEPT_MS=KEPT_MS,
+                MOST_REFUSED=MOST_REFUSED,
+                NAMED_MS=NAMED_MS,
+                GRACE_MS=GRACE_MS,
+                MISSES=MISSES,
+                RESTART_MS=RESTART_MS,
+                WITHDRAWN_MS=WITHDRAWN_MS,
+            ),
         )
-        self._script = Scripts(client, "offers.lua", constants)
 
     @_broken_records
     @redis_errors

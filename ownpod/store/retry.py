@@ -1,9 +1,11 @@
 """Waiting for a Redis that is away."""
 
+import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from ownpod.errors import RedisUnavailable
 
@@ -15,7 +17,7 @@ LOG_S = 30.0
 """Seconds between two log lines with the same reason, because many threads may wait for a long time."""
 
 RETRY_S = 1.0
-"""Pause before Redis is asked again after it did not answer."""
+"""Seconds between two calls while Redis is away."""
 
 
 def until_available(call: Callable[[], T], *, longest_s: float | None = None) -> T:
@@ -25,7 +27,7 @@ def until_available(call: Callable[[], T], *, longest_s: float | None = None) ->
     twice: a read, or a command whose fence (attempt, claim, token) is made before this and not within.
 
     Raises:
-        RedisUnavailable: not within ``longest_s``.
+        RedisUnavailable: Redis was away for longer than ``longest_s``.
     """
     began, reason, log_at = time.monotonic(), "", 0.0
     while True:
@@ -39,3 +41,43 @@ def until_available(call: Callable[[], T], *, longest_s: float | None = None) ->
                 reason, log_at = str(error), now + LOG_S
                 logger.warning("waiting for Redis: %s", error)
             time.sleep(RETRY_S)
+
+
+def unrepeatable(method: T) -> T:
+    """Marks a method that makes its fence within: a second call is a second change, so :func:`patient`
+    does not repeat it.
+    """
+    method.__dict__["unrepeatable"] = True
+    return method
+
+
+def patient(parts: T, *, longest_s: float | None = None) -> T:
+    """The same object, whose methods wait while Redis is away, as by :func:`until_available`.
+
+    Attributes in the object's ``PARTS`` are patient too; all others are as they are. Methods marked
+    :func:`unrepeatable` raise RedisUnavailable at once.
+
+    Args:
+        parts: a store, or a part of one.
+        longest_s: as of :func:`until_available`.
+    """
+    return cast("T", _Patient(parts, longest_s))
+
+
+class _Patient:
+    def __init__(self, parts: object, longest_s: float | None) -> None:
+        self._parts = parts
+        self._longest_s = longest_s
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._parts, name)
+        if name in getattr(self._parts, "PARTS", ()):
+            return _Patient(found, self._longest_s)
+        if not inspect.ismethod(found) or getattr(found, "unrepeatable", False):
+            return found
+
+        @functools.wraps(found)
+        def waiting(*args: Any, **kwargs: Any) -> Any:
+            return until_available(lambda: found(*args, **kwargs), longest_s=self._longest_s)
+
+        return waiting

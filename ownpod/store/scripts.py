@@ -1,9 +1,9 @@
-"""Lua files as commands: each a script of its own, run in Redis as one atomic step."""
+"""Lua files as commands: each command is a script of its own, which Redis runs as one atomic step."""
 
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import redis
@@ -11,35 +11,68 @@ import redis
 from ownpod.store import schema
 from ownpod.store.client import execute, repeated
 
-_COMMAND = re.compile(r"^(?=function commands\.(\w+)\(\))", re.MULTILINE)
-
 INSIST_S = 25.0
 """Seconds for which a client's command is repeated while its answer is lost: longer than Redis stalls when
 it forks or swaps, and shorter than a proxy waits."""
 
+_COMMAND = re.compile(r"^(?=function commands\.(\w+)\(\))", re.MULTILINE)
+_LOCAL = re.compile(r"^(?=local )", re.MULTILINE)
+_NAMES = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
+_WORD = re.compile(r"\w+")
+_COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
 
-def head() -> str:
-    """Lua in front of every command: the check of the schema, and ``now``, Redis's clock in ms.
+CLOCK = "local now = redis.call('TIME')\nnow = now[1] * 1000 + math.floor(now[2] / 1000)\n"
+"""Lua for ``now``, Redis's clock in ms. No host's clock is compared with an instant in Redis."""
 
-    No host's clock is compared with an instant in Redis; callers pass durations.
+
+def lua(value: str | float | Iterable[str | int] | Mapping[str, Any]) -> str:
+    """A value as Lua: a string, a number, a list, or a table by keys that are Lua names."""
+    if isinstance(value, str):
+        # Bytes as escapes of three digits, because a digit may follow.
+        plain = (
+            chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03}"
+            for byte in value.encode()
+        )
+        return f'"{"".join(plain)}"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name} = {lua(part)}' for name, part in value.items())}}}"
+    return f"{{{', '.join(map(lua, value))}}}"
+
+
+def constants(**values: str | float | Iterable[str | int] | Mapping[str, Any]) -> str:
+    """Lua that declares each value under its name."""
+    return "".join(f"local {name} = {lua(value)}\n" for name, value in values.items())
+
+
+def _needed(head: str, command: str) -> str:
+    """The command with those locals of ``head`` that it uses, directly or through another.
+
+    Redis runs a script from its first line at each call, so what a command does not use would be a third of
+    its time.
     """
-    return (
-        f"{schema.lua()}"
-        "local now = redis.call('TIME')\n"
-        "now = now[1] * 1000 + math.floor(now[2] / 1000)\n"
-    )
+    first, *pieces = _LOCAL.split(head)
+    words, kept = set(_WORD.findall(command)), [command]
+    for piece in reversed(pieces):
+        found = _NAMES.match(piece)
+        if found is not None and words & set(found[1].split(", ")):
+            words |= set(_WORD.findall(piece))
+            kept.append(piece)
+    return "".join([first, *reversed(kept)])
 
 
 class Scripts:
-    """The commands of a Lua file, which are its functions ``commands.<name>()``.
+    """The commands of Lua files, which are the functions ``commands.<name>()``.
 
-    What stands before the first of them belongs to all. Redis runs a script from its first line at each
-    call, so a command does not carry the others: that would be a third of its time.
+    The locals before a file's first command are for the commands of this file and of those after it.
 
     Args:
         client: from :func:`ownpod.store.client.connect`.
-        file: its name in this package.
-        constants: Lua that is put in front, after :func:`head`.
+        files: names in this package.
+        constants: from :func:`constants`.
         repeatable: commands that may be executed twice: their fence makes the second time change
             nothing. Only these are repeated when their answer is lost.
         insist: those of them that a client waits for: they are repeated for :data:`INSIST_S`.
@@ -48,22 +81,25 @@ class Scripts:
     def __init__(
         self,
         client: redis.Redis,
-        file: str,
+        *files: str,
         constants: str,
-        *,
         repeatable: Collection[str] = (),
         insist: Collection[str] = (),
     ) -> None:
         self._redis = client
-        text = importlib.resources.files("ownpod.store").joinpath(file).read_text()
-        common, *rest = _COMMAND.split(text)
-        self._sources = {
-            name: f"{head()}{constants}{common}{body}\nreturn commands.{name}()\n"
-            for name, body in zip(rest[::2], rest[1::2], strict=True)
-        }
+        self.sources = dict[str, str]()
+        """The text of each command's script."""
+        head = CLOCK + constants
+        for file in files:
+            text = importlib.resources.files("ownpod.store").joinpath(file).read_text()
+            local, *commands = _COMMAND.split(_COMMENT.sub("", text))
+            head += local
+            for name, body in zip(commands[::2], commands[1::2], strict=True):
+                command = f"{body}\nreturn commands.{name}()\n"
+                self.sources[name] = schema.lua() + _needed(head, command)
         self._digests = {
             name: hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-            for name, source in self._sources.items()
+            for name, source in self.sources.items()
         }
         self._insist_s = {name: INSIST_S if name in insist else 0.0 for name in repeatable}
 
@@ -72,7 +108,7 @@ class Scripts:
 
         Raises:
             AnswerLost: it may have been executed.
-            RedisUnavailable: it was not.
+            RedisUnavailable: it was not executed.
         """
         if command not in self._insist_s:
             return self._once(command, arguments)
@@ -82,4 +118,4 @@ class Scripts:
         try:
             return execute(self._redis, "EVALSHA", self._digests[command], 0, command, *arguments)
         except redis.exceptions.NoScriptError:
-            return execute(self._redis, "EVAL", self._sources[command], 0, command, *arguments)
+            return execute(self._redis, "EVAL", self.sources[command], 0, command, *arguments)

@@ -156,9 +156,9 @@ def test_clients_that_do_not_close_keep_no_one_waiting(api):
 def test_an_answer_that_is_not_read_holds_its_thread_for_half_a_minute_at_most(api, client):
     port, process = api
     store = job_store(client)
-    store.create(new_job("large"))
-    attempt = store.claim("large", worker_id="w", claim="c", lease_s=60)
-    store.finish(attempt, Outcome("COMPLETED", output=json.dumps("x" * 20_000_000)))
+    store.jobs.create(new_job("large"))
+    attempt = store.jobs.claim("large", worker_id="w", claim="c", lease_s=60)
+    store.jobs.finish(attempt, Outcome("COMPLETED", output=json.dumps("x" * 20_000_000)))
     with contextlib.closing(socket.socket()) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", port))

@@ -13,6 +13,7 @@ from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
+from ownpod.store.fleet import Fleet
 
 WORKERS = """
 endpoints:
@@ -42,11 +43,11 @@ def store(client):
 
 
 def begin(store, job_id):
-    return store.claim(job_id, worker_id="a-1", claim=job_id, lease_s=30)
+    return store.jobs.claim(job_id, worker_id="a-1", claim=job_id, lease_s=30)
 
 
 def complete(store, job_id, output='{"x": 1}'):
-    store.finish(begin(store, job_id), Outcome(JobStatus.COMPLETED, output=output))
+    store.jobs.finish(begin(store, job_id), Outcome(JobStatus.COMPLETED, output=output))
 
 
 def run(api, body=None, endpoint="ep"):
@@ -91,7 +92,7 @@ def test_status_follows_the_job(api, store, method):
     running = status()
     assert running.pop("delayTime") >= 0
     assert running == {"id": job_id, "status": "IN_PROGRESS", "workerId": "a-1"}
-    store.finish(attempt, Outcome(JobStatus.FAILED, error="boom"))
+    store.jobs.finish(attempt, Outcome(JobStatus.FAILED, error="boom"))
     failed = status()
     assert isinstance(failed.pop("delayTime"), int)
     assert isinstance(failed.pop("executionTime"), int)
@@ -172,18 +173,18 @@ def test_purge_queue_says_how_many(api, store, body):
         "CANCELLED",
         "removed from the queue by purge-queue",
     )
-    assert store.finish(running, Outcome(JobStatus.COMPLETED))
-    assert store.job(elsewhere, "other").status is JobStatus.IN_QUEUE
+    assert store.jobs.finish(running, Outcome(JobStatus.COMPLETED))
+    assert store.jobs.get(elsewhere, "other").status is JobStatus.IN_QUEUE
 
 
 def test_health_counts_jobs_and_workers(api, store, client, settings):
-    registry = Registry(load_endpoints(settings), client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
     assert api.get("/v2/ep/health").json["workers"]["unhealthy"] == 2
     registry.publish_status("a-1", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
     registry.publish_status("b-2", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
     ids = [run(api).json["id"] for _ in range(5)]
     complete(store, ids[0])
-    store.finish(begin(store, ids[1]), Outcome(JobStatus.FAILED, error="x"))
+    store.jobs.finish(begin(store, ids[1]), Outcome(JobStatus.FAILED, error="x"))
     begin(store, ids[2])
     health = api.get("/v2/ep/health").json
     assert health["jobs"] == {
@@ -205,7 +206,7 @@ def test_health_counts_jobs_and_workers(api, store, client, settings):
 
 
 def test_a_worker_whose_slot_an_ended_job_keeps_is_running(api, client, settings):
-    registry = Registry(load_endpoints(settings), client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
     registry.publish_status("a-1", WorkerStatus(WorkerState.READY, held=1), node="n", ttl_s=9)
     workers = api.get("/v2/ep/health").json["workers"]
     assert (workers["running"], workers["idle"], workers["unhealthy"]) == (1, 0, 1)
@@ -226,7 +227,7 @@ ROUTES = [
 def test_an_unknown_endpoint_is_a_404_that_names_the_known(api, method, path):
     answer = getattr(api, method)(f"/v2/none/{path}", json={"input": {}})
     assert answer.status_code == 404
-    assert answer.json == {"error": "endpoint 'none' not found; configured endpoints: ep, other"}
+    assert answer.json == {"error": "endpoint 'none' not found; known endpoints: ep, other"}
 
 
 @pytest.mark.parametrize(("method", "path"), [r for r in ROUTES if r[1].endswith("/x")])

@@ -59,7 +59,7 @@ def run(api, endpoint="ep", headers=None, **body):
 
 
 def begin(store, job_id):
-    return store.claim(job_id, worker_id="a-1", claim=job_id, lease_s=30)
+    return store.jobs.claim(job_id, worker_id="a-1", claim=job_id, lease_s=30)
 
 
 @pytest.fixture
@@ -79,13 +79,13 @@ def stream(api, job_id, query="", method="get", headers=JSON):
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_each_chunk_comes_once_and_the_last_with_the_terminal_state(api, store, running, method):
     job_id, attempt = running
-    store.add_chunks(attempt.job_id, attempt.number, ["1", '{"a": 2}'])
+    store.chunks.add(attempt.job_id, attempt.number, ["1", '{"a": 2}'])
     assert stream(api, job_id, method=method).json == {
         "status": "IN_PROGRESS",
         "stream": [{"output": 1}, {"output": {"a": 2}}],
     }
-    store.add_chunks(attempt.job_id, attempt.number, ["3"])
-    store.finish(attempt, Outcome(JobStatus.COMPLETED, output="[]"))
+    store.chunks.add(attempt.job_id, attempt.number, ["3"])
+    store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="[]"))
     assert stream(api, job_id, method=method).json == {
         "status": "COMPLETED",
         "stream": [{"output": 3}],
@@ -96,7 +96,7 @@ def test_each_chunk_comes_once_and_the_last_with_the_terminal_state(api, store, 
 
 def test_a_stream_is_held_until_there_is_a_chunk(api, store, running):
     job_id, attempt = running
-    threading.Timer(0.3, store.add_chunks, (job_id, attempt.number, ["1"])).start()
+    threading.Timer(0.3, store.chunks.add, (job_id, attempt.number, ["1"])).start()
     began = time.monotonic()
     assert stream(api, job_id).json["stream"] == [{"output": 1}]
     assert 0.2 < time.monotonic() - began < 3
@@ -117,7 +117,7 @@ def test_without_a_wait_a_stream_is_held_about_5_s(api, running):
 
 def test_the_cursor_moves_only_after_the_answer_was_written(api, store, running):
     job_id, attempt = running
-    store.add_chunks(attempt.job_id, attempt.number, ["1"])
+    store.chunks.add(attempt.job_id, attempt.number, ["1"])
     response = api.get(f"/v2/ep/stream/{job_id}", headers=JSON, buffered=False)
     body = iter(response.response)
     assert b'"output": 1' in next(body)
@@ -129,7 +129,7 @@ def test_the_cursor_moves_only_after_the_answer_was_written(api, store, running)
 
 def test_from_replays_without_moving_the_cursor(api, store, running):
     job_id, attempt = running
-    store.add_chunks(attempt.job_id, attempt.number, ["1", "2", "3"])
+    store.chunks.add(attempt.job_id, attempt.number, ["1", "2", "3"])
     assert len(stream(api, job_id).json["stream"]) == 3
     assert stream(api, job_id, "?from=0").json["stream"] == [{"output": n} for n in (1, 2, 3)]
     assert stream(api, job_id, "?from=2", headers={}).json["stream"] == [{"output": 3}]
@@ -163,8 +163,8 @@ def test_events_tell_states_and_chunks_as_they_come(api, store, headers):
         time.sleep(0.3)
         attempt = begin(store, job_id)
         time.sleep(0.3)
-        store.add_chunks(attempt.job_id, attempt.number, ["1", '"two"'])
-        store.finish(attempt, Outcome(JobStatus.COMPLETED, output="[1]"))
+        store.chunks.add(attempt.job_id, attempt.number, ["1", '"two"'])
+        store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="[1]"))
         found = waiting.result(10)
     assert [(e.get("event", "message"), e.get("id")) for e in found] == [
         ("status", None),
@@ -191,7 +191,7 @@ def test_events_tell_states_and_chunks_as_they_come(api, store, headers):
     ],
 )
 def test_clients_of_runpod_get_json(api, store, running, headers):
-    store.add_chunks(running[1].job_id, running[1].number, ["1"])
+    store.chunks.add(running[1].job_id, running[1].number, ["1"])
     assert stream(api, running[0], headers=headers).mimetype == "application/json"
 
 
@@ -200,29 +200,29 @@ def test_clients_of_runpod_get_json(api, store, running, headers):
 )
 def test_events_go_on_after_the_last_one_seen(api, store, running, last, rest):
     job_id, attempt = running
-    store.add_chunks(attempt.job_id, attempt.number, ["1", "2", "3"])
-    store.finish(attempt, Outcome(JobStatus.COMPLETED))
+    store.chunks.add(attempt.job_id, attempt.number, ["1", "2", "3"])
+    store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED))
     headers = {"Accept": "text/event-stream", "Last-Event-ID": last}
     assert [e["id"] for e in events(stream(api, job_id, headers=headers))] == [*rest, "1-end"]
 
 
 def test_a_browser_that_knows_the_end_is_told_to_stay_away(api, store, running):
-    store.finish(running[1], Outcome(JobStatus.COMPLETED))
+    store.jobs.finish(running[1], Outcome(JobStatus.COMPLETED))
     headers = {"Accept": "text/event-stream", "Last-Event-ID": "1-end"}
     assert stream(api, running[0], headers=headers).status_code == 204
 
 
 def test_a_silent_stream_of_events_gets_comments(api, running, monkeypatch, store):
     monkeypatch.setattr("ownpod.api.stream.KEEP_ALIVE_S", 0.1)
-    threading.Timer(1, store.finish, (running[1], Outcome(JobStatus.COMPLETED))).start()
+    threading.Timer(1, store.jobs.finish, (running[1], Outcome(JobStatus.COMPLETED))).start()
     response = stream(api, running[0], headers={"Accept": "text/event-stream"})
     assert response.get_data(as_text=True).count(": keep-alive\n\n") >= 3
 
 
 def test_readers_of_events_and_of_json_see_the_same(api, make_api, store, running):
     other = make_api()
-    store.add_chunks(running[1].job_id, running[1].number, ["1", "2"])
-    store.finish(running[1], Outcome(JobStatus.COMPLETED))
+    store.chunks.add(running[1].job_id, running[1].number, ["1", "2"])
+    store.jobs.finish(running[1], Outcome(JobStatus.COMPLETED))
     assert stream(api, running[0]).json["stream"]
     chunks = events(stream(other, running[0], headers={"Accept": "text/event-stream"}))[:-1]
     assert [e["data"] for e in chunks] == stream(other, running[0], "?from=0").json["stream"]
@@ -234,7 +234,7 @@ def test_readers_of_events_and_of_json_see_the_same(api, make_api, store, runnin
 @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.TIMED_OUT])
 def test_retry_answers_a_new_id(api, store, running, status):
     job_id, attempt = running
-    store.finish(attempt, Outcome(status, error="x"))
+    store.jobs.finish(attempt, Outcome(status, error="x"))
     answer = api.post(f"/v2/ep/retry/{job_id}")
     assert answer.json["status"] == "IN_QUEUE"
     assert answer.json["id"] != job_id
@@ -244,7 +244,7 @@ def test_retry_answers_a_new_id(api, store, running, status):
 def test_retry_can_keep_the_id(make_api, store):
     api = make_api(OWNPOD_RETRY_SAME_ID="true")
     job_id = run(api).json["id"]
-    store.finish(begin(store, job_id), Outcome(JobStatus.FAILED, error="x"))
+    store.jobs.finish(begin(store, job_id), Outcome(JobStatus.FAILED, error="x"))
     assert api.post(f"/v2/ep/retry/{job_id}").json == {"id": job_id, "status": "IN_QUEUE"}
     again = api.get(f"/v2/ep/status/{job_id}").json
     assert (again["status"], again["retries"], "error" in again) == ("IN_QUEUE", 1, False)
@@ -288,7 +288,7 @@ def test_a_wrong_listing_is_a_400(api, query):
 
 def test_a_status_with_a_short_ttl_does_not_cost_the_webhook(api, store, client):
     job_id = run(api, webhook="http://127.0.0.1:1/hook").json["id"]
-    store.finish(begin(store, job_id), Outcome(JobStatus.COMPLETED, output="1"))
+    store.jobs.finish(begin(store, job_id), Outcome(JobStatus.COMPLETED, output="1"))
     assert api.get(f"/v2/ep/status/{job_id}?ttl=1").json["output"] == 1
     deliveries = Deliveries(client, store.messages)
     made = deliveries.claim(job_id, "t")
@@ -391,7 +391,7 @@ def test_an_etag_stands_for_what_the_answer_says(api, store, running):
     assert not tag.startswith("W/")
     same = api.get(url, headers={"If-None-Match": tag})
     assert (same.status_code, same.data) == (304, b"")
-    store.finish(running[1], Outcome(JobStatus.COMPLETED, output="1"))
+    store.jobs.finish(running[1], Outcome(JobStatus.COMPLETED, output="1"))
     other = api.get(url, headers={"If-None-Match": tag})
     assert other.status_code == 200
     assert other.headers["ETag"] != tag

@@ -12,7 +12,9 @@ from ownpod.housekeeping.sweep import Sweep
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
-from ownpod.store.jobs import CHUNK_BYTES, Idempotency, parse_cursor
+from ownpod.store.chunks import parse_cursor
+from ownpod.store.common import CHUNK_BYTES
+from ownpod.store.jobs import Idempotency
 from ownpod.store.offers import Offers
 
 QUEUE = "ownpod.ep"
@@ -41,7 +43,7 @@ def api(redis_server, client):
 
 
 def claim(store, job_id="job-1", token="t", lease_s=15.0):
-    return store.claim(job_id, worker_id="w", claim=token, lease_s=lease_s)
+    return store.jobs.claim(job_id, worker_id="w", claim=token, lease_s=lease_s)
 
 
 def test_a_key_of_a_wrong_type_stops_one_step_of_the_sweep_only(store, client, sweep, caplog):
@@ -51,17 +53,19 @@ def test_a_key_of_a_wrong_type_stops_one_step_of_the_sweep_only(store, client, s
     client.zadd(f"{keys.ENDPOINT}bad:purging", {"x": 1})
     client.set(keys.queued("bad"), "no zset")
     client.set(keys.of_endpoint("bad", "history"), "no list")
-    store.create(new_job("silent"))
+    store.jobs.create(new_job("silent"))
     claim(store, "silent", lease_s=0.01)
-    store.create(new_job("old", created_ms=now_ms() - 20_000, ttl_ms=10_000, webhook="http://h"))
-    wait_until(lambda: store.expired(limit=1))
+    store.jobs.create(
+        new_job("old", created_ms=now_ms() - 20_000, ttl_ms=10_000, webhook="http://h")
+    )
+    wait_until(lambda: store.queue.expired(limit=1))
     sweep.once()
-    assert store.job("silent", "ep").status is JobStatus.IN_QUEUE
-    assert store.job("old", "ep").status is JobStatus.TIMED_OUT
+    assert store.jobs.get("silent", "ep").status is JobStatus.IN_QUEUE
+    assert store.jobs.get("old", "ep").status is JobStatus.TIMED_OUT
     client.zadd(keys.WEBHOOKS, {"old": 1})
     sweep.once()
     assert client.zscore(keys.WEBHOOKS, "old") > 1
-    assert len(store.history("ep")) == 1
+    assert len(store.figures.history("ep")) == 1
     failures = [record for record in caplog.records if record.exc_info]
     assert any("WRONGTYPE" in str(record.exc_info[1]) for record in failures)
 
@@ -70,64 +74,66 @@ def test_a_record_that_cannot_be_read_keeps_no_other_job_waiting(store, client, 
     client.set(keys.job("broken"), "no hash")
     client.zadd(keys.EXPIRIES, {"broken": 1})
     client.zadd(keys.LEASES, {"broken": 1})
-    store.create(new_job("old", created_ms=now_ms() - 20_000, ttl_ms=10_000))
-    store.create(new_job("silent"))
+    store.jobs.create(new_job("old", created_ms=now_ms() - 20_000, ttl_ms=10_000))
+    store.jobs.create(new_job("silent"))
     silent = claim(store, "silent", lease_s=0.01)
-    assert store.expire(limit=1) == []
-    assert store.expire(limit=1) == ["old"]
-    assert store.expired(limit=1) == []
-    assert wait_until(lambda: store.expired(limit=1))[0].id == "silent"
+    assert store.queue.expire(limit=1) == []
+    assert store.queue.expire(limit=1) == ["old"]
+    assert store.queue.expired(limit=1) == []
+    assert wait_until(lambda: store.queue.expired(limit=1))[0].id == "silent"
     # Nor from the renewal of its lease.
     client.hset(keys.job("other"), mapping={"status": "IN_PROGRESS", "attempt": 1})
     broken = silent.__class__(**{**vars(silent), "job_id": "broken"})
-    assert store.renew([broken, silent], lease_s=60) == set()
-    assert store.expired(limit=1) == []
+    assert store.jobs.renew([broken, silent], lease_s=60) == set()
+    assert store.queue.expired(limit=1) == []
 
 
 @pytest.mark.parametrize("figure", [10**400, -5, 10**19])
 def test_any_figure_of_a_worker_ends_the_job_well(store, client, figure):
-    store.create(new_job())
-    assert store.finish(claim(store), Outcome(JobStatus.COMPLETED, output="1", execution_ms=figure))
+    store.jobs.create(new_job())
+    assert store.jobs.finish(
+        claim(store), Outcome(JobStatus.COMPLETED, output="1", execution_ms=figure)
+    )
     assert 0 <= int(client.hget(keys.of_endpoint("ep", "execution"), "sum")) <= 8 * 86_400_000
-    assert 0 <= store.job("job-1", "ep").execution_ms <= 8 * 86_400_000
+    assert 0 <= store.jobs.get("job-1", "ep").execution_ms <= 8 * 86_400_000
 
 
 @pytest.mark.parametrize("text", ["1e300", "nan", "-inf", "-5", "soon"])
 def test_redis_itself_takes_any_figure_of_a_process(store, client, text):
-    store.create(new_job())
+    store.jobs.create(new_job())
     claim(store)
     # As a process of another version may send it.
     figure = ("execution_ms", text)
-    assert store._call("finish", "job-1", 1, "w", JobStatus.COMPLETED, 60, *figure) == 1
+    assert store.scripts("finish", "", "job-1", 1, "w", JobStatus.COMPLETED, 60, *figure) == 1
     assert 0 <= int(client.hget(keys.of_endpoint("ep", "execution"), "sum")) <= 8 * 86_400_000
 
 
 def test_a_job_that_yields_more_than_64_mib_is_failed_with_the_reason(store, client):
-    store.create(new_job(webhook="http://h"))
+    store.jobs.create(new_job(webhook="http://h"))
     attempt = claim(store)
     megabyte = f'"{"x" * (1024 * 1024 - 2)}"'
     for _ in range(CHUNK_BYTES // 1024 // 1024 // 4):
-        assert store.add_chunks("job-1", attempt.number, [megabyte] * 4)
-    assert not store.add_chunks("job-1", attempt.number, ["1"])
-    job = store.job("job-1", "ep")
+        assert store.chunks.add("job-1", attempt.number, [megabyte] * 4)
+    assert not store.chunks.add("job-1", attempt.number, ["1"])
+    job = store.jobs.get("job-1", "ep")
     assert job.status is JobStatus.FAILED
     assert job.error == (
         "the handler yielded more than 64 MiB of chunks, the most that is kept of a job"
     )
     assert client.llen(keys.chunks("job-1")) == CHUNK_BYTES // 1024 // 1024
     assert 0 < client.ttl(keys.chunks("job-1")) <= 1800
-    assert store.renew([attempt], lease_s=15) == {"job-1"}
+    assert store.jobs.renew([attempt], lease_s=15) == {"job-1"}
     assert client.llen("ownpod-housekeeping") == 1
 
 
 def test_the_bound_of_chunks_is_each_attempts(store):
-    store.create(new_job())
+    store.jobs.create(new_job())
     first = claim(store)
     text = f'"{"x" * (CHUNK_BYTES - 1000)}"'
-    assert store.add_chunks("job-1", 1, [text])
-    store.requeue("job-1", "ep", first.number, lost=True, reason="x")
+    assert store.chunks.add("job-1", 1, [text])
+    store.jobs.requeue("job-1", first.number, lost=True, reason="x")
     second = claim(store, token="2")
-    assert store.add_chunks("job-1", second.number, [text])
+    assert store.chunks.add("job-1", second.number, [text])
 
 
 def once(body="b"):
@@ -135,11 +141,11 @@ def once(body="b"):
 
 
 def test_a_key_whose_record_has_gone_makes_a_new_job(store, client):
-    assert store.create(new_job("a"), idempotency=once()) == "a"
-    assert store.create(new_job("b"), idempotency=once()) == "a"
+    assert store.jobs.create(new_job("a"), idempotency=once()) == "a"
+    assert store.jobs.create(new_job("b"), idempotency=once()) == "a"
     client.delete(keys.job("a"))
-    assert store.create(new_job("c"), idempotency=once("other")) == "c"
-    assert store.create(new_job("d"), idempotency=once("other")) == "c"
+    assert store.jobs.create(new_job("c"), idempotency=once("other")) == "c"
+    assert store.jobs.create(new_job("d"), idempotency=once("other")) == "c"
 
 
 def test_a_repeated_key_is_answered_with_the_jobs_true_state(api, client):
@@ -149,7 +155,7 @@ def test_a_repeated_key_is_answered_with_the_jobs_true_state(api, client):
 
     first = run()
     store = job_store(client)
-    store.finish(claim(store, first["id"]), Outcome(JobStatus.COMPLETED, output="1"))
+    store.jobs.finish(claim(store, first["id"]), Outcome(JobStatus.COMPLETED, output="1"))
     assert run() == {"id": first["id"], "status": "COMPLETED"}
     client.delete(keys.job(first["id"]))
     again = run()
@@ -166,8 +172,8 @@ def test_a_cursor_of_huge_numbers_is_none_and_the_stream_begins_at_its_start(api
     job_id = api.post("/v2/local-ep/run", json={"input": {}}).json["id"]
     store = job_store(client)
     attempt = claim(store, job_id)
-    store.add_chunks(job_id, attempt.number, ["1", "2"])
-    store.finish(attempt, Outcome(JobStatus.COMPLETED))
+    store.chunks.add(job_id, attempt.number, ["1", "2"])
+    store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED))
     headers = {"Accept": "text/event-stream", "Last-Event-ID": text.encode()}
     answer = api.get(f"/v2/local-ep/stream/{job_id}", headers=headers)
     assert answer.status_code == 200
@@ -189,11 +195,11 @@ def fill(client, count):
 
 def test_a_cancel_deep_in_a_long_queue_leaves_its_message_to_the_claim(store, client, recovery):
     fill(client, 10_100)
-    store.create(new_job("deep"))
+    store.jobs.create(new_job("deep"))
     fill(client, 10_100)
     client.zadd(keys.queued("ep"), {f"m{number}": now_ms() for number in range(10_100)})
     waiting = client.llen(QUEUE)
-    assert store.cancel("deep", "ep", reason="x") is JobStatus.CANCELLED
+    assert store.jobs.cancel("deep", "ep", reason="x") is JobStatus.CANCELLED
     assert client.llen(QUEUE) == waiting
     # Recovery counts it: no job waits for this message.
     assert client.zrange(keys.left("ep"), 0, -1) == ["deep"]
@@ -203,7 +209,7 @@ def test_a_cancel_deep_in_a_long_queue_leaves_its_message_to_the_claim(store, cl
 
 def test_the_messages_of_cancelled_jobs_hide_no_loss(store, client, recovery):
     for job_id in ("a", "b"):
-        store.create(new_job(job_id, created_ms=now_ms() - 60_000))
+        store.jobs.create(new_job(job_id, created_ms=now_ms() - 60_000))
     lost = job_message("a")
     client.lrem(lost[0], 1, lost[1])
     # A message of a job that was cancelled is still in the list, and known.
@@ -216,26 +222,26 @@ def test_the_messages_of_cancelled_jobs_hide_no_loss(store, client, recovery):
 @pytest.mark.parametrize("job_id", ["first", "middle", "last"])
 def test_a_cancelled_job_near_an_end_takes_its_message_along(store, client, job_id):
     for name in ("first", "middle", "last"):
-        store.create(new_job(name))
-    store.cancel(job_id, "ep", reason="x")
+        store.jobs.create(new_job(name))
+    store.jobs.cancel(job_id, "ep", reason="x")
     assert client.llen(QUEUE) == 2
     assert job_message(job_id)[1] not in client.lrange(QUEUE, 0, -1)
     assert client.zcard(keys.left("ep")) == 0
 
 
 def test_a_purge_waits_for_an_earlier_one_that_broke_off(store, client):
-    store.create(new_job("a"))
+    store.jobs.create(new_job("a"))
     client.rename(keys.queued("ep"), keys.of_endpoint("ep", "purging"))
-    store.create(new_job("b"))
-    assert store.purge("ep", reason="purged") == 1
+    store.jobs.create(new_job("b"))
+    assert store.queue.purge("ep", reason="purged") == 1
     for job_id in ("a", "b"):
-        assert store.job(job_id, "ep").status is JobStatus.CANCELLED
+        assert store.jobs.get(job_id, "ep").status is JobStatus.CANCELLED
     assert client.llen(QUEUE) == 0
 
 
 def test_a_whole_queue_is_not_compared_in_every_round_that_finds_nothing(store, client, recovery):
     # Young jobs whose message is on its way, so the counts differ for long.
-    store.create(new_job())
+    store.jobs.create(new_job())
     client.delete(QUEUE)
     client.zadd(keys.queued("ep"), {"job-1": now_ms() + 600_000})
     client.config_resetstat()
@@ -247,10 +253,10 @@ def test_a_whole_queue_is_not_compared_in_every_round_that_finds_nothing(store, 
 
 
 def test_a_retry_copies_no_output(store, client):
-    store.create(new_job())
-    store.finish(claim(store), Outcome(JobStatus.FAILED, output='"big"', error="boom"))
+    store.jobs.create(new_job())
+    store.jobs.finish(claim(store), Outcome(JobStatus.FAILED, output='"big"', error="boom"))
     client.config_resetstat()
-    store.retry("job-1", "ep", "job-2")
+    store.jobs.retry("job-1", "ep", "job-2")
     stats = client.info("commandstats")
     assert "cmdstat_hkeys" not in stats
     assert not client.hexists(keys.job("job-2"), "output")

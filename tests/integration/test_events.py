@@ -28,33 +28,33 @@ def waited_s(wait, seconds):
     return time.monotonic() - began
 
 
-def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, client):
+def test_a_waiting_thread_is_woken_by_the_jobs_end_and_by_nothing_else(events, client):
     store = job_store(client)
     with events.subscribe("job-1", end_only=True) as wait:
         # The first wait may return at once: listening has just begun.
         wait(0.2)
-        store.create(new_job(), channel=events.channel)
-        store.create(new_job("other"), channel=events.channel)
-        store.cancel("other", "ep", reason="x")
-        attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=9)
+        store.jobs.create(new_job(), channel=events.channel)
+        store.jobs.create(new_job("other"), channel=events.channel)
+        store.jobs.cancel("other", "ep", reason="x")
+        attempt = store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=9)
         assert waited_s(wait, 0.3) >= 0.3
         timer = threading.Timer(
-            0.2, store.finish, (attempt, Outcome(JobStatus.COMPLETED, output="1"))
+            0.2, store.jobs.finish, (attempt, Outcome(JobStatus.COMPLETED, output="1"))
         )
         timer.start()
         assert 0.1 < waited_s(wait, 20) < 5
         timer.join()
 
 
-def test_all_who_wait_for_a_job_are_woken(events, client):
+def test_all_threads_that_wait_for_a_job_are_woken(events, client):
     store = job_store(client)
-    store.create(new_job(), channel=events.channel)
+    store.jobs.create(new_job(), channel=events.channel)
     woken = []
 
     def waiter():
         with events.subscribe("job-1", end_only=True) as wait:
             ready.release()
-            while not store.job("job-1", "ep").status.terminal:
+            while not store.jobs.get("job-1", "ep").status.terminal:
                 wait(20)
             woken.append(1)
 
@@ -63,28 +63,28 @@ def test_all_who_wait_for_a_job_are_woken(events, client):
     for thread in threads:
         thread.start()
         ready.acquire()
-    store.cancel("job-1", "ep", reason="x")
+    store.jobs.cancel("job-1", "ep", reason="x")
     for thread in threads:
         thread.join(10)
     assert len(woken) == 10
     assert events._waiting == {}
 
 
-def test_only_who_asked_is_told(client):
+def test_only_channels_of_the_record_get_its_events(client):
     store = job_store(client)
     heard = []
     with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.psubscribe(**{"*": heard.append})
-        store.create(new_job("nobody"))
-        store.create(new_job("ends"), channel="ends")
-        store.create(new_job("both"), channel="ends")
+        store.jobs.create(new_job("nobody"))
+        store.jobs.create(new_job("ends"), channel="ends")
+        store.jobs.create(new_job("both"), channel="ends")
         for _ in range(2):
-            store.subscribe("both", "all", end_only=False)
-        store.subscribe("gone", "all", end_only=False)
+            store.jobs.subscribe("both", "all", end_only=False)
+        store.jobs.subscribe("gone", "all", end_only=False)
         for job_id in ("nobody", "ends", "both"):
-            attempt = store.claim(job_id, worker_id="w", claim="t", lease_s=9)
-            store.add_chunks(job_id, 1, ["1"])
-            store.finish(attempt, Outcome(JobStatus.COMPLETED, output="1"))
+            attempt = store.jobs.claim(job_id, worker_id="w", claim="t", lease_s=9)
+            store.chunks.add(job_id, 1, ["1"])
+            store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="1"))
         client.publish("last", "")
         while not heard or heard[-1]["channel"] != "last":
             pubsub.get_message(timeout=5)
@@ -96,21 +96,21 @@ def test_only_who_asked_is_told(client):
         ("all", "both", "COMPLETED"),
         ("ends", "both", "COMPLETED"),
     ]
-    assert store.ended_job(said[-1][3]) == store.job("both", "ep")
+    assert store.jobs.ended_job(said[-1][3]) == store.jobs.get("both", "ep")
     assert not client.exists(keys.job("gone"))
     assert not {"watched", "followed"} & Listing(client).details("both").keys()
 
 
 @pytest.mark.parametrize(("output", "error"), [("1", ""), (f'"{LONG}"', ""), ("1", LONG)])
-def test_who_waits_for_the_end_is_told_the_answer_unless_it_is_long(events, client, output, error):
+def test_the_event_of_the_end_has_the_answer_unless_that_is_long(events, client, output, error):
     store = job_store(client)
     with events.subscribe("job-1", end_only=True) as wait:
-        store.create(new_job(), channel=events.channel)
+        store.jobs.create(new_job(), channel=events.channel)
         wait(0.2)
-        attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=9)
-        store.finish(attempt, Outcome(JobStatus.FAILED, output=output, error=error))
-        told = store.ended_job(wait(20))
-    assert told == (None if LONG in output + error else store.job("job-1", "ep"))
+        attempt = store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=9)
+        store.jobs.finish(attempt, Outcome(JobStatus.FAILED, output=output, error=error))
+        job = store.jobs.ended_job(wait(20))
+    assert job == (None if LONG in output + error else store.jobs.get("job-1", "ep"))
 
 
 def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
@@ -124,11 +124,11 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
                 threading.Timer(0.1, server.stop).start()
                 assert waited_s(wait, 20) < 10
             server.start()
-            store.create(new_job(), channel=events.channel)
+            store.jobs.create(new_job(), channel=events.channel)
             with events.subscribe("job-1", end_only=True) as wait:
-                threading.Timer(1.5, store.cancel, ("job-1", "ep"), {"reason": "x"}).start()
+                threading.Timer(1.5, store.jobs.cancel, ("job-1", "ep"), {"reason": "x"}).start()
                 began = time.monotonic()
-                while not store.job("job-1", "ep").status.terminal:
+                while not store.jobs.get("job-1", "ep").status.terminal:
                     wait(20)
                 assert time.monotonic() - began < 10
             events.stop()
@@ -136,14 +136,14 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
         server.stop()
 
 
-def test_nobody_waits_in_a_process_that_ends(events):
+def test_no_thread_waits_in_a_process_that_ends(events):
     with events.subscribe("job-1", end_only=True) as wait:
         threading.Timer(0.1, events.stop).start()
         assert waited_s(wait, 20) < 5
         assert waited_s(wait, 20) < 1
 
 
-def test_where_as_many_wait_as_may_one_more_is_refused_until_one_has_ended(events):
+def test_a_wait_beyond_the_limit_is_refused_until_another_has_ended(events):
     events.most = 2
     with events.subscribe("job-1", end_only=True):
         with events.subscribe("job-1", end_only=False):

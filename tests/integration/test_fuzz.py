@@ -187,12 +187,12 @@ def make_app(client, redis_server, tmp_path):
     file.write_text("endpoints: {ep: {}, other: {}}")
     store = job_store(client)
     for status in JobStatus:
-        store.create(new_job(f"job-{status}"))
+        store.jobs.create(new_job(f"job-{status}"))
         if status is not JobStatus.IN_QUEUE:
-            attempt = store.claim(f"job-{status}", worker_id="w", claim="token", lease_s=60)
-            store.add_chunks(attempt.job_id, attempt.number, ["1"])
+            attempt = store.jobs.claim(f"job-{status}", worker_id="w", claim="token", lease_s=60)
+            store.chunks.add(attempt.job_id, attempt.number, ["1"])
             if status is not JobStatus.IN_PROGRESS:
-                store.finish(attempt, Outcome(status, output="1", error="x"))
+                store.jobs.finish(attempt, Outcome(status, output="1", error="x"))
 
     def make(**environ):
         found = create_app(

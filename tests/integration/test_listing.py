@@ -1,4 +1,4 @@
-"""Lists of jobs on a real Redis: what they hold, and what they transfer."""
+"""Lists of jobs on a real Redis: their content, and the bytes that they transfer."""
 
 import pytest
 from helpers import job_store, load_settings, new_job, now_ms
@@ -48,12 +48,12 @@ def sent(client, call):
 def large_jobs(store):
     """50 jobs with 200 KB each of input and of output or progress; the last five run."""
     for number in range(50):
-        store.create(new_job(f"j{number:02}", input=LARGE))
-        attempt = store.claim(f"j{number:02}", worker_id="w", claim="t", lease_s=60)
+        store.jobs.create(new_job(f"j{number:02}", input=LARGE))
+        attempt = store.jobs.claim(f"j{number:02}", worker_id="w", claim="t", lease_s=60)
         if number < 45:
-            store.finish(attempt, Outcome(JobStatus.COMPLETED, output=LARGE))
+            store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output=LARGE))
         else:
-            store.progress(attempt.job_id, attempt.number, LARGE)
+            store.chunks.progress(attempt.job_id, attempt.number, LARGE)
 
 
 def test_a_list_transfers_no_payload_and_little_for_a_short_one(client, api, listing, large_jobs):
@@ -70,7 +70,7 @@ def test_a_list_transfers_no_payload_and_little_for_a_short_one(client, api, lis
     ]
     options = {"before": None, "limit": 100_000, "logs": False}
     assert sent(client, lambda: listing.recent("ep", status=JobStatus.FAILED, **options)) < 10_000
-    # As the commands and the nodes read a job.
+    # The read of the commands and the nodes.
     assert sent(client, lambda: listing.get("j00")) < 1_000
 
 
@@ -91,10 +91,10 @@ def test_details_have_the_payload(store, listing, large_jobs):
         listing.details("none")
 
 
-def test_details_tell_no_token(store, listing, client):
-    store.create(new_job(webhook="http://h/"), channel="somewhere")
-    store.subscribe("job-1", "elsewhere", end_only=False)
-    store.claim("job-1", worker_id="w", claim="secret", lease_s=60)
+def test_details_contain_no_token(store, listing, client):
+    store.jobs.create(new_job(webhook="http://h/"), channel="somewhere")
+    store.jobs.subscribe("job-1", "elsewhere", end_only=False)
+    store.jobs.claim("job-1", worker_id="w", claim="secret", lease_s=60)
     client.hset(keys.job("job-1"), "webhook_try", "{}")
     shown = listing.details("job-1")
     assert not {"claim", "callback", "watched", "followed", "webhook_try"} & shown.keys()
@@ -102,10 +102,10 @@ def test_details_tell_no_token(store, listing, client):
 
 
 def test_an_outline_is_the_job_without_its_payload(store, listing):
-    store.create(new_job())
-    attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=60)
-    store.finish(attempt, Outcome(JobStatus.FAILED, output="1", error="boom", execution_ms=7))
-    whole, outline = store.job("job-1", "ep"), listing.get("job-1", "ep")
+    store.jobs.create(new_job())
+    attempt = store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=60)
+    store.jobs.finish(attempt, Outcome(JobStatus.FAILED, output="1", error="boom", execution_ms=7))
+    whole, outline = store.jobs.get("job-1", "ep"), listing.get("job-1", "ep")
     assert whole.output == "1"
     assert outline.output is None
     assert [getattr(outline, name) for name in Job.FIELDS if name != "output"] == [
@@ -118,7 +118,7 @@ def test_an_outline_is_the_job_without_its_payload(store, listing):
 
 
 def write(client, ids, *, endpoint="ep", ms_each=1):
-    """Records of jobs that wait, the later ones the younger."""
+    """Records of waiting jobs, in the order of their creation."""
     began = now_ms() - len(ids)
     with client.pipeline(transaction=False) as pipe:
         for number, job_id in enumerate(ids):
@@ -130,7 +130,7 @@ def write(client, ids, *, endpoint="ep", ms_each=1):
 
 
 def walk(listing, *, limit, status=None):
-    """All ids, page by page."""
+    """The ids of all pages, in order."""
     before = None
     while True:
         page, before = listing.recent("ep", status=status, before=before, limit=limit)
@@ -179,9 +179,9 @@ def test_a_status_that_few_jobs_have_is_found_in_pages(client, listing):
 
 
 def test_logs_are_read_unless_they_are_not_wanted(store, listing):
-    store.create(new_job())
-    store.claim("job-1", worker_id="w", claim="t", lease_s=60)
-    store.requeue("job-1", "ep", 1, lost=True, reason="gone")
+    store.jobs.create(new_job())
+    store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=60)
+    store.jobs.requeue("job-1", 1, lost=True, reason="gone")
     options = {"status": None, "before": None, "limit": 1}
     for logs, number in ((True, 1), (False, 0)):
         (found,), _ = listing.recent("ep", logs=logs, **options)
@@ -189,11 +189,11 @@ def test_logs_are_read_unless_they_are_not_wanted(store, listing):
 
 
 def test_a_stream_from_its_end_transfers_no_earlier_chunk(client, api, store):
-    store.create(new_job("s"))
-    attempt = store.claim("s", worker_id="w", claim="t", lease_s=60)
+    store.jobs.create(new_job("s"))
+    attempt = store.jobs.claim("s", worker_id="w", claim="t", lease_s=60)
     for _ in range(10):
-        store.add_chunks("s", attempt.number, [LARGE])
-    store.add_chunks("s", attempt.number, ["1"])
+        store.chunks.add("s", attempt.number, [LARGE])
+    store.chunks.add("s", attempt.number, ["1"])
 
     def read():
         assert api.get("/v2/ep/stream/s?from=10").json["stream"] == [{"output": 1}]

@@ -42,18 +42,18 @@ def samples(api):
 
 
 def finish(store, job_id, outcome, created_ms):
-    store.create(new_job(job_id, created_ms=created_ms))
-    attempt = store.claim(job_id, worker_id="w", claim=job_id, lease_s=60)
-    assert store.finish(attempt, outcome)
+    store.jobs.create(new_job(job_id, created_ms=created_ms))
+    attempt = store.jobs.claim(job_id, worker_id="w", claim=job_id, lease_s=60)
+    assert store.jobs.finish(attempt, outcome)
 
 
 def test_jobs_are_counted_and_timed(api, store):
     created_ms = now_ms() - 2000
     finish(store, "a", Outcome(JobStatus.COMPLETED, execution_ms=40), created_ms)
     finish(store, "b", Outcome(JobStatus.FAILED, error="x", execution_ms=99_000_000), created_ms)
-    store.create(new_job("c", created_ms=created_ms))
-    store.create(new_job("d"))
-    store.claim("d", worker_id="w", claim="d", lease_s=60)
+    store.jobs.create(new_job("c", created_ms=created_ms))
+    store.jobs.create(new_job("d"))
+    store.jobs.claim("d", worker_id="w", claim="d", lease_s=60)
     found = samples(api)
     assert found["ownpod_jobs_submitted_total",] == 4
     assert found["ownpod_jobs_ended_total", "COMPLETED"] == 1
@@ -74,10 +74,10 @@ def test_jobs_are_counted_and_timed(api, store):
 
 
 def test_retries_lost_attempts_and_webhooks_are_counted(api, store, client):
-    store.create(new_job("a", webhook="http://a/"))
-    store.claim("a", worker_id="w", claim="x", lease_s=60)
-    store.requeue("a", "ep", 1, lost=True, reason="gone")
-    store.cancel("a", "ep", reason="by hand")
+    store.jobs.create(new_job("a", webhook="http://a/"))
+    store.jobs.claim("a", worker_id="w", claim="x", lease_s=60)
+    store.jobs.requeue("a", 1, lost=True, reason="gone")
+    store.jobs.cancel("a", "ep", reason="by hand")
     deliveries = Deliveries(client, store.messages)
     for token, again_s, result in [("1", 0, "failed"), ("2", None, "delivered")]:
         made = deliveries.claim("a", token)

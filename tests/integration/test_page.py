@@ -8,7 +8,7 @@ from ownpod.api.services import services_of
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.sweep import Sweep
 from ownpod.store import keys
-from ownpod.store.jobs import SAMPLES
+from ownpod.store.figures import SAMPLES
 from ownpod.store.offers import Offers
 
 
@@ -38,23 +38,23 @@ def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(api):
 
 def test_the_last_hour_is_sampled_by_the_sweep_and_kept_short(api, client):
     store = job_store(client)
-    store.create(new_job("a"))
-    store.create(new_job("b"))
-    store.claim("b", worker_id="w", claim="x", lease_s=60)
+    store.jobs.create(new_job("a"))
+    store.jobs.create(new_job("b"))
+    store.jobs.claim("b", worker_id="w", claim="x", lease_s=60)
     sweep = Sweep(
         store, Recovery(store, lambda: ["ep"], lease_s=60), Offers(client, gone_s=60), lease_s=60
     )
     before = now_ms()
     sweep.once()
     # Not again within the same 15 s, whichever host's sweep comes.
-    store.sample("ep")
+    store.figures.sample("ep")
     headers = {"Authorization": "k"}
     ((ms, waiting, running),) = api.get("/v2/ep/history", headers=headers).json["samples"]
     assert before <= ms <= now_ms()
     assert (waiting, running) == (1, 1)
     client.lpush(keys.of_endpoint("ep", "history"), f"[{before - 3_700_000}, 9, 9]")
-    assert len(store.history("ep")) == 1
+    assert len(store.figures.history("ep")) == 1
     old = [f"[{before - 60_000}, 9, 9]"] * (SAMPLES + 5)
     client.rpush(keys.of_endpoint("ep", "history"), *old)
-    store.sample("ep")
+    store.figures.sample("ep")
     assert client.llen(keys.of_endpoint("ep", "history")) == SAMPLES

@@ -23,7 +23,7 @@ def recovery(store, client):
 
 
 def create(store, job_id, *, low=False, age_ms=OLD_MS):
-    store.create(new_job(job_id, low_priority=low, created_ms=now_ms() - age_ms))
+    store.jobs.create(new_job(job_id, low_priority=low, created_ms=now_ms() - age_ms))
 
 
 def lose(client, job_id, *, low=False):
@@ -88,7 +88,7 @@ def test_a_purge_that_broke_off_is_finished(store, client, recovery):
     client.delete("ownpod.ep")
     recovery.once()
     for job_id in ("a", "b"):
-        job = store.job(job_id, "ep")
+        job = store.jobs.get(job_id, "ep")
         assert (job.status, job.error) == (
             JobStatus.CANCELLED,
             "removed from the queue by a purge",

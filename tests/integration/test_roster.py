@@ -10,6 +10,7 @@ from ownpod.errors import BadRequest, EndpointNotFound, WorkerConflict, WorkerNo
 from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.waiting import explain
+from ownpod.store.fleet import Fleet
 
 URL = "http://10.0.0.12:8000"
 
@@ -23,7 +24,7 @@ def settings(tmp_path, redis_server):
 
 @pytest.fixture
 def make_registry(client, settings):
-    return lambda: Registry(load_endpoints(settings), client, settings)
+    return lambda: Registry(load_endpoints(settings), Fleet(client), settings)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def status(state, reason=""):
     ("states", "reason"),
     [
         ([], "the endpoint has no workers"),
-        (["paused", "paused"], "the endpoint is paused: all of its workers are"),
+        (["paused", "paused"], "the endpoint is paused: all of its workers are paused"),
         (["paused", "ready"], "it waits for a free worker: 1 of 2 are healthy"),
         (["busy", "unhealthy"], "it waits for a free worker: 1 of 2 are healthy"),
         (["paused", "unhealthy"], "no healthy worker: refused"),
@@ -150,14 +151,14 @@ def test_the_reason_is_that_of_the_workers(registry, states, reason):
 def test_a_jobs_position_counts_those_that_go_before_it(api, client):
     store = job_store(client)
     for number, low in enumerate([False, True, False, True, False]):
-        store.create(new_job(f"job-{number}", low_priority=low, created_ms=1000 + number))
+        store.jobs.create(new_job(f"job-{number}", low_priority=low, created_ms=1000 + number))
 
     def position(number):
-        return store.position(store.job(f"job-{number}", "ep"))
+        return store.queue.position(store.jobs.get(f"job-{number}", "ep"))
 
     assert [position(n) for n in range(5)] == [1, 4, 2, 5, 3]
-    store.cancel("job-0", "ep", reason="by hand")
-    store.cancel("job-1", "ep", reason="by hand")
+    store.jobs.cancel("job-0", "ep", reason="by hand")
+    store.jobs.cancel("job-1", "ep", reason="by hand")
     assert [position(n) for n in range(5)] == [None, None, 1, 3, 2]
 
 
@@ -165,8 +166,8 @@ def test_status_says_why_a_job_waits_and_a_running_one_does_not(api, client):
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
     said = api.get(f"/v2/ep/status/{job}").json
     assert said["queuePosition"] == 1
-    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the dispatcher up?"
-    job_store(client).claim(job, worker_id="w", claim="x", lease_s=60)
+    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the supervisor up?"
+    job_store(client).jobs.claim(job, worker_id="w", claim="x", lease_s=60)
     assert "queuePosition" not in api.get(f"/v2/ep/status/{job}").json
 
 
@@ -176,5 +177,5 @@ def test_a_request_id_is_passed_through_if_it_can_be(api, client, given):
     answer = api.post("/v2/ep/run", json={"input": {}}, headers=headers)
     kept = given if given == "trace-1" else None
     assert answer.headers.get("X-Request-ID") == kept
-    attempt = job_store(client).claim(answer.json["id"], worker_id="w", claim="x", lease_s=60)
+    attempt = job_store(client).jobs.claim(answer.json["id"], worker_id="w", claim="x", lease_s=60)
     assert attempt.request_id == kept

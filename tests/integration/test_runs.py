@@ -19,9 +19,9 @@ from helpers import (
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.broker import names
-from ownpod.node.breaker import Gate
+from ownpod.node.breaker import Breaker
 from ownpod.node.runner import JobRunner
-from ownpod.node.slots import Attempts
+from ownpod.node.slots import Slots
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Run, RunCheck
 from ownpod.workers.push import PushWorker
@@ -53,13 +53,16 @@ def make_node(store, fake):
     def make(*, lease_s=1, capacity=1, **environ):
         spec = worker_spec(fake.url, id="w", capacity=capacity)
         worker = PushWorker(spec, load_settings(**environ))
-        gate = Gate(worker.probe, lambda _: None, announce_every_s=5)
-        attempts = Attempts(store, worker, lease_s=lease_s, on_change=gate.wake)
-        gate.slots = attempts
-        attempts.start()
+
+        def changed():
+            breaker.wake()
+
+        slots = Slots(store, worker, lease_s=lease_s, on_change=changed)
+        breaker = Breaker(worker.probe, lambda _: None, publish_every_s=5, slots=slots)
+        slots.start()
         callbacks = "OWNPOD_CALLBACK_URL" in environ
-        runner = JobRunner(store, worker, attempts, gate, worker_id="w", callbacks=callbacks)
-        return SimpleNamespace(runner=runner, attempts=attempts, gate=gate, worker=worker)
+        runner = JobRunner(store, worker, slots, breaker, worker_id="w", callbacks=callbacks)
+        return SimpleNamespace(runner=runner, slots=slots, worker=worker)
 
     return make
 
@@ -71,43 +74,43 @@ def node(make_node):
 
 def left(store, check=RunCheck.STREAM, *, callback=False, lease_s=60, **changes):
     """A job in the worker, of a node that was killed."""
-    store.create(new_job(**changes))
-    attempt = store.claim("job-1", worker_id="w", claim="token", lease_s=lease_s)
+    store.jobs.create(new_job(**changes))
+    attempt = store.jobs.claim("job-1", worker_id="w", claim="token", lease_s=lease_s)
     run = Run("job-1", 1, "r1", check, attempt.execution_timeout_ms, callback)
-    store.record_run(run, "w")
+    store.runs.record(run, "w")
     return attempt
 
 
 def job(store):
-    return store.job("job-1", "ep")
+    return store.jobs.get("job-1", "ep")
 
 
 def test_a_run_stands_in_redis_before_it_may_begin_and_until_its_slot_is_free(node, store, fake):
     seen = []
 
     def answer(*_):
-        seen.append(store.run("w", "job-1", 1))
+        seen.append(store.runs.get("w", "job-1", 1))
         return Answer(body={"status": "COMPLETED", "output": 1})
 
     fake.routes["POST /status"] = answer
     fake.routes["POST /stream"] = Answer(body={"status": "FAILED", "error": NO_STREAM})
-    store.create(new_job())
+    store.jobs.create(new_job())
     node.runner.run("job-1")
     assert seen == [Run("job-1", 1, "r1", RunCheck.STREAM, 600_000)]
-    assert store.orphans("w") == []
+    assert store.runs.orphans("w") == []
 
 
 def test_a_timed_out_job_keeps_its_run_until_the_worker_is_done(node, store, fake):
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    store.create(new_job(execution_timeout_ms=200))
+    store.jobs.create(new_job(execution_timeout_ms=200))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.runner.run, "job-1")
         wait_until(lambda: job(store).status is JobStatus.TIMED_OUT)
-        assert store.orphans("w") == [("job-1", 1)]
+        assert store.runs.orphans("w") == [("job-1", 1)]
         held.hold.set()
         running.result(5)
-    assert store.orphans("w") == []
+    assert store.runs.orphans("w") == []
 
 
 def test_a_run_that_can_be_polled_is_gone_on_with_as_the_same_attempt(node, store, fake, client):
@@ -118,13 +121,13 @@ def test_a_run_that_can_be_polled_is_gone_on_with_as_the_same_attempt(node, stor
     done = job(store)
     assert (done.status, done.attempt, done.started_ms) == (JobStatus.COMPLETED, 1, began)
     assert fake.paths("POST /run") == []
-    assert (store.orphans("w"), done.retries) == ([], 0)
+    assert (store.runs.orphans("w"), done.retries) == ([], 0)
 
 
 def test_only_the_workers_own_node_goes_on_with_its_run(node, store):
     left(store, RunCheck.POLL)
     node.runner.adopt("ep")
-    assert store.claim("job-1", worker_id="other", claim="x", lease_s=60) is None
+    assert store.jobs.claim("job-1", worker_id="other", claim="x", lease_s=60) is None
 
 
 def test_a_polled_run_that_the_worker_has_forgotten_is_lost(node, store, fake):
@@ -148,7 +151,7 @@ def test_a_run_that_cannot_be_asked_is_waited_for_while_its_job_goes_on(node, st
     assert (client.llen("ownpod.ep"), client.llen(OWN)) == (1, 1)
     node.runner.await_run("job-1", 1)
     assert fake.paths("POST /") == ["POST /stream/r1"] * 3
-    assert store.orphans("w") == []
+    assert store.runs.orphans("w") == []
 
 
 @pytest.mark.parametrize("look", [RunCheck.STREAM, RunCheck.HEALTH])
@@ -160,13 +163,13 @@ def test_a_blocked_worker_is_asked_once_and_answers_when_it_is_free(node, store,
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(node.runner.await_run, "job-1", 1)
         wait_until(lambda: fake.seen)
-        assert (node.attempts.in_hand, node.attempts.held) == (1, 1)
+        assert (node.slots.taken, node.slots.lingering) == (1, 1)
         # A message that came twice takes no second slot.
         node.runner.await_run("job-1", 1)
         free.set()
         waiting.result(5)
     assert len(fake.seen) == 1
-    assert node.attempts.in_hand == 0
+    assert node.slots.taken == 0
 
 
 @pytest.mark.parametrize("look", [RunCheck.TIMEOUT, RunCheck.UNKNOWN])
@@ -177,7 +180,7 @@ def test_a_run_that_can_never_be_asked_is_waited_for_no_longer_than_its_time(
     node.runner.adopt("ep")
     node.runner.await_run("job-1", 1)
     assert fake.paths("GET /health")
-    assert store.orphans("w") == []
+    assert store.runs.orphans("w") == []
 
 
 def test_a_worker_that_was_silent_for_long_and_answers_is_free_whatever_else_is_known_of_it(
@@ -196,7 +199,7 @@ def test_a_worker_that_was_silent_for_long_and_answers_is_free_whatever_else_is_
         free.set()
         waiting.result(5)
     assert fake.paths("GET /health") == ["GET /health"]
-    assert store.orphans("w") == []
+    assert store.runs.orphans("w") == []
 
 
 def test_a_worker_that_is_not_there_runs_nothing(make_node, store, fake):
@@ -206,26 +209,30 @@ def test_a_worker_that_is_not_there_runs_nothing(make_node, store, fake):
     gone = make_node()
     gone.runner.adopt("ep")
     gone.runner.await_run("job-1", 1)
-    assert store.orphans("w") == []
-    assert node.attempts.in_hand == 0
+    assert store.runs.orphans("w") == []
+    assert node.slots.taken == 0
 
 
 def test_what_never_reached_the_worker_is_taken_up_at_once(node, store, client):
-    store.create(new_job())
-    store.claim("job-1", worker_id="w", claim="x", lease_s=60)
+    store.jobs.create(new_job())
+    store.jobs.claim("job-1", worker_id="w", claim="x", lease_s=60)
     node.runner.adopt("ep")
-    assert (job(store).status, client.llen(OWN), store.orphans("w")) == (JobStatus.IN_QUEUE, 0, [])
+    assert (job(store).status, client.llen(OWN), store.runs.orphans("w")) == (
+        JobStatus.IN_QUEUE,
+        0,
+        [],
+    )
 
 
 def test_a_job_that_was_cancelled_on_the_way_still_keeps_the_slot(node, store, fake):
     left(store, RunCheck.POLL)
     node.runner.adopt("ep")
-    store.cancel("job-1", "ep", reason="by hand")
+    store.jobs.cancel("job-1", "ep", reason="by hand")
     running = iter(["IN_PROGRESS", "COMPLETED"])
     fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(running)})
     node.runner.run("job-1")
     assert len(fake.paths("POST /status")) == 2
-    assert (job(store).status, store.orphans("w")) == (JobStatus.CANCELLED, [])
+    assert (job(store).status, store.runs.orphans("w")) == (JobStatus.CANCELLED, [])
 
 
 def test_a_node_that_ends_leaves_a_polled_run_to_the_next(make_node, store, fake, client):
@@ -239,12 +246,12 @@ def test_a_node_that_ends_leaves_a_polled_run_to_the_next(make_node, store, fake
         return Answer(body={"status": state or "COMPLETED", "output": 5})
 
     fake.routes["POST /status"] = status
-    store.create(new_job())
+    store.jobs.create(new_job())
     first, second = make_node(), make_node()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first.runner.run, "job-1")
         wait_until(lambda: len(fake.paths("POST /status")) == 4)
-        assert first.attempts.hand_over("its node was stopped") == 1
+        assert first.slots.hand_over("its node was stopped") == 1
         assert job(store).status is JobStatus.IN_PROGRESS
         polled.set()
         second.runner.adopt("ep")
@@ -265,19 +272,19 @@ def test_a_worker_cut_off_keeps_its_slot_until_it_is_done(node, store, fake):
         return Answer(hang_up=True)
 
     fake.routes["POST /status"] = cut
-    store.create(new_job())
+    store.jobs.create(new_job())
     node.runner.run("job-1")
     assert (job(store).status, job(store).retries) == (JobStatus.IN_QUEUE, 1)
     assert len(fake.paths("POST /stream")) == 4
-    assert store.orphans("w") == []
+    assert store.runs.orphans("w") == []
 
 
 def test_two_runs_under_one_id_are_told_apart(make_node, store, fake):
     node = make_node(capacity=2)
     held = Answer(body={"status": "COMPLETED", "output": 1}, hold=threading.Event())
     fake.routes["POST /status"] = held
-    store.create(new_job())
-    store.create(new_job("job-2"))
+    store.jobs.create(new_job())
+    store.jobs.create(new_job("job-2"))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.runner.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
@@ -285,7 +292,7 @@ def test_two_runs_under_one_id_are_told_apart(make_node, store, fake):
         held.hold.set()
         running.result(5)
     assert job(store).status is JobStatus.COMPLETED
-    second = store.job("job-2", "ep")
+    second = store.jobs.get("job-2", "ep")
     assert (second.status, second.retries) == (JobStatus.IN_QUEUE, 1)
 
 
@@ -314,7 +321,7 @@ def post(api, body, token="token"):
 
 def test_the_worker_is_told_where_to_post_its_result(make_node, store, fake):
     node = make_node(OWNPOD_CALLBACK_URL="http://10.0.0.5:8000/")
-    store.create(new_job())
+    store.jobs.create(new_job())
     node.runner.run("job-1")
     webhook = fake.seen[0][2]["webhook"]
     assert webhook.startswith("http://10.0.0.5:8000/callback/ep/job-1/")
@@ -336,7 +343,7 @@ def test_a_result_that_comes_while_the_job_is_back_in_its_queue_completes_it(
     node.runner.adopt("ep")
     assert post(api, body).json == {"id": "job-1", "status": "COMPLETED"}
     assert (job(store).status, job(store).output) == (JobStatus.COMPLETED, output)
-    assert store.claim("job-1", worker_id="w", claim="y", lease_s=60).id == "r1"
+    assert store.jobs.claim("job-1", worker_id="w", claim="y", lease_s=60).id == "r1"
 
 
 def test_a_result_is_waited_for_while_the_worker_is_at_it(api, make_node, store, fake):
@@ -354,7 +361,7 @@ def test_a_result_is_waited_for_while_the_worker_is_at_it(api, make_node, store,
         running.result(5)
     done = job(store)
     assert (done.status, done.output, done.attempt, done.retries) == ("COMPLETED", "7", 1, 0)
-    assert fake.paths("POST /run") == store.orphans("w") == []
+    assert fake.paths("POST /run") == store.runs.orphans("w") == []
 
 
 def test_a_result_that_does_not_come_is_another_attempt(make_node, store, fake, monkeypatch):
@@ -374,20 +381,20 @@ def test_a_result_that_came_while_its_dead_node_was_not_missed_yet_counts(api, s
     node.runner.adopt("ep")
     assert (job(store).status, job(store).output) == (JobStatus.COMPLETED, "7")
     node.runner.await_run("job-1", 1)
-    assert store.orphans("w") == []
+    assert store.runs.orphans("w") == []
 
 
 def test_a_result_that_came_counts_when_the_lease_runs_out(api, store):
     left(store, callback=True, lease_s=0.01)
     post(api, {"output": 7})
-    store.requeue("job-1", "ep", 1, lost=True, reason="silent")
+    store.jobs.requeue("job-1", 1, lost=True, reason="silent")
     assert (job(store).status, job(store).output) == (JobStatus.COMPLETED, "7")
 
 
 def test_a_result_of_an_attempt_that_was_followed_by_another_changes_nothing(api, store, node):
     left(store, callback=True)
-    store.requeue("job-1", "ep", 1, lost=True, reason="silent")
-    store.claim("job-1", worker_id="other", claim="second", lease_s=60)
+    store.jobs.requeue("job-1", 1, lost=True, reason="silent")
+    store.jobs.claim("job-1", worker_id="other", claim="second", lease_s=60)
     assert post(api, {"output": 7}).status_code == 404
     assert job(store).status is JobStatus.IN_PROGRESS
 
@@ -410,7 +417,7 @@ def test_a_callback_without_its_token_is_one_plain_404_before_its_body_is_read(
     answer = api.post(f"/callback/{path}", data=body)
     unknown = api.post("/nothing/there")
     assert (answer.status_code, answer.json) == (404, unknown.json)
-    assert store.job("job-1", "ep").status is JobStatus.IN_PROGRESS
+    assert store.jobs.get("job-1", "ep").status is JobStatus.IN_PROGRESS
 
 
 def test_a_callback_is_bounded_and_exists_only_where_its_url_is_set(
@@ -426,7 +433,7 @@ def test_a_callback_is_bounded_and_exists_only_where_its_url_is_set(
 
 def test_a_result_of_a_cancelled_job_changes_nothing(api, store):
     left(store)
-    store.cancel("job-1", "ep", reason="by hand")
+    store.jobs.cancel("job-1", "ep", reason="by hand")
     assert post(api, {"output": 7}).json["status"] == "CANCELLED"
     assert job(store).output is None
 

@@ -1,4 +1,4 @@
-"""Records of another OwnPod version: each process says so, and changes nothing."""
+"""Records of another schema version: each process reports them, and writes nothing."""
 
 import logging
 import threading
@@ -15,6 +15,7 @@ from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.offers import Offers
 from ownpod.store.schema import VERSION
 
@@ -30,23 +31,23 @@ def everything(client):
 
 def test_a_redis_without_a_version_gets_one_with_the_first_script(store, client):
     client.hset(keys.job("old"), mapping=new_job("old", created_ms=5).record())
-    store.cancel("old", "ep", reason="x")
+    store.jobs.cancel("old", "ep", reason="x")
     assert client.get(keys.SCHEMA) == str(VERSION)
 
 
 @pytest.mark.parametrize("version", ["1", "3", "9.1", ""])
 def test_with_another_version_no_script_changes_anything(store, client, version):
-    store.create(new_job())
-    attempt = store.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
+    store.jobs.create(new_job())
+    attempt = store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
     client.set(keys.SCHEMA, version)
     before = everything(client)
-    registry = Registry({}, client, load_settings())
+    registry = Registry({}, Fleet(client), load_settings())
     pulls = Offers(client, gone_s=0)
     status = WorkerStatus(WorkerState.READY)
     for call in (
-        lambda: store.create(new_job("job-2")),
-        lambda: store.renew([attempt], lease_s=15),
-        lambda: store.purge("ep", reason="x"),
+        lambda: store.jobs.create(new_job("job-2")),
+        lambda: store.jobs.renew([attempt], lease_s=15),
+        lambda: store.queue.purge("ep", reason="x"),
         lambda: pulls.take("w", "ep", "t", most=1, in_progress=False),
         lambda: registry.acquire("w", "n", ttl_s=5),
         lambda: registry.heartbeat(
@@ -61,9 +62,9 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
 
 
 def test_the_sweep_of_another_version_waits(store, client):
-    store.create(new_job())
-    store.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
-    wait_until(lambda: store.expired(limit=1))
+    store.jobs.create(new_job())
+    store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
+    wait_until(lambda: store.queue.expired(limit=1))
     client.set(keys.SCHEMA, "3")
     before = everything(client)
     sweep = Sweep(
@@ -76,7 +77,7 @@ def test_the_sweep_of_another_version_waits(store, client):
     assert everything(client) == before
     client.set(keys.SCHEMA, str(VERSION))
     sweep.once()
-    assert store.job("job-1", "ep").status is JobStatus.IN_QUEUE
+    assert store.jobs.get("job-1", "ep").status is JobStatus.IN_QUEUE
 
 
 @pytest.mark.parametrize("path", ["/health", "/v2/local-ep/status/x", "/v2/local-ep/health"])
@@ -90,7 +91,7 @@ def test_the_api_answers_503_with_a_sentence(redis_server, client, path):
     assert answer.headers["Retry-After"]
 
 
-def test_a_process_that_waits_logs_one_line_and_goes_on_when_the_versions_agree(
+def test_a_process_that_waits_logs_one_line_and_continues_when_the_versions_agree(
     store, client, caplog
 ):
     client.set(keys.SCHEMA, "3")

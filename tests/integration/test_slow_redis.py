@@ -55,101 +55,101 @@ def lossy(store, slow):
 def scripts_known(client):
     """Redis has all scripts: one that it does not know is sent a second time as text."""
     store = job_store(client)
-    for source in store._script._sources.values():
+    for source in store.scripts.sources.values():
         client.script_load(source)
 
 
 def begin(store, job_id="job-1", token="t"):
-    return store.claim(job_id, worker_id="w", claim=token, lease_s=15)
+    return store.jobs.claim(job_id, worker_id="w", claim=token, lease_s=15)
 
 
 def failed(store):
-    store.create(new_job())
-    store.finish(begin(store), Outcome(JobStatus.FAILED, error="boom"))
+    store.jobs.create(new_job())
+    store.jobs.finish(begin(store), Outcome(JobStatus.FAILED, error="boom"))
 
 
 def test_a_job_is_created_once(store, lossy, client):
-    assert lossy(store.create, new_job()) == "job-1"
+    assert lossy(store.jobs.create, new_job()) == "job-1"
     assert client.llen(QUEUE) == 1
     assert client.hget(keys.counts("ep"), "submitted") == "1"
 
 
 def test_chunks_are_added_once(store, lossy):
-    store.create(new_job())
+    store.jobs.create(new_job())
     attempt = begin(store)
-    assert lossy(store.add_chunks, "job-1", attempt.number, ["1"])
-    assert store.add_chunks("job-1", attempt.number, ["2"], token="twice")
+    assert lossy(store.chunks.add, "job-1", attempt.number, ["1"])
+    assert store.chunks.add("job-1", attempt.number, ["2"], token="twice")
     # As a caller repeats it that waits for Redis.
-    assert store.add_chunks("job-1", attempt.number, ["2"], token="twice")
-    assert store.stream("job-1", "ep", (0, 0)).chunks == ["1", "2"]
+    assert store.chunks.add("job-1", attempt.number, ["2"], token="twice")
+    assert store.chunks.stream("job-1", "ep", (0, 0)).chunks == ["1", "2"]
 
 
 @pytest.mark.parametrize("new_id", ["job-1", "job-2"])
 def test_a_retry_is_done_once_and_answered_as_done(store, lossy, client, new_id):
     failed(store)
     client.delete(QUEUE)
-    lossy(store.retry, "job-1", "ep", new_id)
-    assert store.job(new_id, "ep").status is JobStatus.IN_QUEUE
+    lossy(store.jobs.retry, "job-1", "ep", new_id)
+    assert store.jobs.get(new_id, "ep").status is JobStatus.IN_QUEUE
     assert client.llen(QUEUE) == 1
     assert client.hget(keys.counts("ep"), "retried") == "1"
 
 
 def test_a_retry_with_the_same_new_id_again_is_the_same_retry(store, client):
     failed(store)
-    store.retry("job-1", "ep", "job-2")
-    store.retry("job-1", "ep", "job-2")
+    store.jobs.retry("job-1", "ep", "job-2")
+    store.jobs.retry("job-1", "ep", "job-2")
     assert client.hget(keys.counts("ep"), "retried") == "1"
     # Another request finds the job as it is.
-    store.finish(begin(store, "job-2"), Outcome(JobStatus.FAILED, error="boom"))
-    store.retry("job-2", "ep", "job-2")
+    store.jobs.finish(begin(store, "job-2"), Outcome(JobStatus.FAILED, error="boom"))
+    store.jobs.retry("job-2", "ep", "job-2")
     with pytest.raises(NotRetryable, match="IN_QUEUE"):
-        store.retry("job-2", "ep", "job-2")
+        store.jobs.retry("job-2", "ep", "job-2")
 
 
 def test_a_claim_and_a_result_are_counted_once(store, lossy, client):
-    store.create(new_job())
+    store.jobs.create(new_job())
     attempt = lossy(begin, store)
     assert attempt.number == 1
-    lossy(store.finish, attempt, Outcome(JobStatus.COMPLETED, output="1", execution_ms=7))
+    lossy(store.jobs.finish, attempt, Outcome(JobStatus.COMPLETED, output="1", execution_ms=7))
     counts = client.hgetall(keys.counts("ep"))
     assert counts == {"submitted": "1", "begun": "1", "COMPLETED": "1"}
     assert client.hget(keys.of_endpoint("ep", "execution"), "sum") == "7"
 
 
 def test_a_lost_attempt_counts_once(store, lossy, client):
-    store.create(new_job())
+    store.jobs.create(new_job())
     begin(store)
     client.delete(QUEUE)
-    lossy(store.requeue, "job-1", "ep", 1, lost=True, reason="it died")
-    assert store.job("job-1", "ep").retries == 1
+    lossy(store.jobs.requeue, "job-1", 1, lost=True, reason="it died")
+    assert store.jobs.get("job-1", "ep").retries == 1
     assert client.llen(QUEUE) == 1
 
 
 def test_a_purge_answers_how_many_it_cancelled(store, lossy, client):
     for number in range(5):
-        store.create(new_job(f"w{number}"))
-    assert lossy(store.purge, "ep", reason="purged") == 5
-    assert store.job("w0", "ep").status is JobStatus.CANCELLED
+        store.jobs.create(new_job(f"w{number}"))
+    assert lossy(store.queue.purge, "ep", reason="purged") == 5
+    assert store.jobs.get("w0", "ep").status is JobStatus.CANCELLED
 
 
 def test_a_cancel_answers_the_jobs_state(store, lossy):
-    store.create(new_job())
-    assert lossy(store.cancel, "job-1", "ep", reason="x") is JobStatus.CANCELLED
+    store.jobs.create(new_job())
+    assert lossy(store.jobs.cancel, "job-1", "ep", reason="x") is JobStatus.CANCELLED
 
 
 def test_what_must_not_be_executed_twice_is_not_repeated(store, slow, client):
-    store.create(new_job())
+    store.jobs.create(new_job())
     client.delete(QUEUE)
     slow.lose = 1
     with pytest.raises(AnswerLost, match="did not answer"):
-        store.republish("job-1", "ep")
+        store.queue.republish("job-1")
     wait_until(lambda: client.llen(QUEUE))
     assert client.llen(QUEUE) == 1
 
 
 def test_a_read_is_repeated(store, lossy):
-    store.create(new_job())
-    assert lossy(store.job, "job-1", "ep").status is JobStatus.IN_QUEUE
+    store.jobs.create(new_job())
+    assert lossy(store.jobs.get, "job-1", "ep").status is JobStatus.IN_QUEUE
 
 
 def _close_others(client):
@@ -166,9 +166,9 @@ def _close_others(client):
 
 
 def test_a_connection_that_redis_has_closed_costs_no_command(store, client):
-    store.create(new_job())
+    store.jobs.create(new_job())
     _close_others(client)
-    assert store.republish("job-1", "ep")
+    assert store.queue.republish("job-1")
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tm
     with connect(server.url) as client, connect(server.url) as other:
         client.config_set("lua-time-limit", 50)
         store = job_store(client)
-        store.create(new_job())
+        store.jobs.create(new_job())
         with ThreadPoolExecutor(1) as pool:
             endless = pool.submit(other.eval, "while true do end", 0)
             try:
@@ -212,7 +212,7 @@ def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tm
                 with pytest.raises(RedisUnavailable, match="BUSY"):
                     begin(store)
                 with pytest.raises(RedisUnavailable, match="BUSY"):
-                    store.counts("ep")
+                    store.figures.counts("ep")
             finally:
                 client.script_kill()
             assert endless.exception(10) is not None
@@ -221,13 +221,13 @@ def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tm
 
 def refuses(store):
     try:
-        store.job("job-1", "ep")
+        store.jobs.get("job-1", "ep")
     except RedisUnavailable as error:
         return "BUSY" in str(error)
     return False
 
 
 def test_the_message_of_a_repeated_create_is_the_jobs(store, lossy, client):
-    lossy(store.create, new_job())
+    lossy(store.jobs.create, new_job())
     (message,) = client.lrange(job_messages().lists("ep")[0], 0, -1)
     assert json.loads(message)["properties"]["correlation_id"] == "job-1"

@@ -15,6 +15,7 @@ from ownpod.registry import Registry
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.notices import Notices
 
 
@@ -27,7 +28,9 @@ def store(client):
 def submissions(client, store):
     config = settings.load({"OWNPOD_WORKERS": "http://127.0.0.1:9", "REDIS_URL": "redis://unused"})
     notices = Notices(client)
-    yield Submissions(Registry(load_endpoints(config), client, config), store, notices, config)
+    yield Submissions(
+        Registry(load_endpoints(config), Fleet(client), config), store, notices, config
+    )
     notices.stop()
 
 
@@ -38,7 +41,7 @@ def submission(prompt="hello", **changes):
 
 def test_a_submitted_job_waits_in_its_endpoints_queue(submissions, store, client):
     submitted = submissions.submit(submission(request_id="r-1"))
-    job = store.job(submitted.job_id, "local-ep")
+    job = store.jobs.get(submitted.job_id, "local-ep")
     assert (job.status, submitted.earlier) == (JobStatus.IN_QUEUE, False)
     assert client.llen("ownpod.local-ep") == 1
     with pytest.raises(EndpointNotFound):
@@ -58,8 +61,8 @@ def test_a_wait_ends_with_the_job(submissions, store, client):
     def work():
         client.brpop("ownpod.local-ep", 20)
         (job_id,) = client.zrange(keys.queued("local-ep"), 0, -1)
-        attempt = store.claim(job_id, worker_id="w", claim="t", lease_s=9)
-        store.finish(attempt, Outcome(JobStatus.COMPLETED, output="42"))
+        attempt = store.jobs.claim(job_id, worker_id="w", claim="t", lease_s=9)
+        store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="42"))
 
     worker = threading.Thread(target=work)
     worker.start()

@@ -49,7 +49,7 @@ def test_a_request_has_its_length():
     assert f"Content-Length: {len(body)}".encode() in head
 
 
-def test_the_table_says_whether_an_aim_is_reached():
+def test_the_table_shows_whether_an_aim_is_reached():
     lines = report.table(run(no_op={"part_ms": 2.0}, drain={"jobs_per_s": 400.0}))
     assert line(lines, "OwnPod's part").split()[-4:] == ["<", "3", "ms", "yes"]
     assert line(lines, "no-ops, submitted").split()[-4:] == [">", "500", "/s", "NO"]
@@ -121,17 +121,17 @@ def test_a_comparison_marks_what_got_worse_only_by_more_than_a_tenth():
     assert line(lines, "payload:").endswith("better")
 
 
-def test_a_comparison_leaves_out_what_one_run_has_not():
+def test_a_comparison_omits_rows_that_one_run_has_not():
     lines = compare.table(run(no_op={"failed": "x"}), run(no_op={"part_ms": 4.0}))
     assert not any(found.startswith("no_op") for found in lines)
 
 
-def test_a_comparison_says_that_a_run_was_quick():
+def test_a_comparison_shows_that_a_run_was_quick():
     lines = compare.table(run(), run() | {"quick": True})
     assert "quick" in lines[1]
 
 
-def test_a_comparison_knows_what_should_be_more_and_what_less():
+def test_a_comparison_marks_by_whether_more_or_less_is_better():
     old = calibrated(10.0, 1.0, waiting={"errors": 100, "answered": 1000}, queued={"jobs": 10})
     new = calibrated(20.0, 2.0, waiting={"errors": 50, "answered": 500}, queued={"jobs": 20})
     lines = compare.table(old, new)

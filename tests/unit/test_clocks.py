@@ -13,7 +13,7 @@ WALL = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today"}
 
 SHOWN = {
     "tools.tables",  # "5 min ago"
-    "tools.terminal",  # how long a job runs so far
+    "tools.jobs",  # how long a job runs so far
     "housekeeping.webhooks",  # the instant in a delivery's log and in its signature
 }
 

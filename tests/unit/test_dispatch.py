@@ -5,12 +5,12 @@ from dataclasses import replace
 from helpers import worker_spec
 
 from ownpod.rules.endpoints import WorkerSource, pull_worker
-from ownpod.supervisor import STARTS, _Child, _same, to_start
+from ownpod.supervisor import STARTS, Child, _same, to_start
 
 
 def test_a_thousand_workers_that_come_at_once_are_started_a_few_at_a_time():
-    children = [_Child("runs", pid=1), _Child("pauses", start_at=5.0)]
-    children += [_Child(f"w{number}") for number in range(1000)]
+    children = [Child("runs", pid=1), Child("pauses", start_at=5.0)]
+    children += [Child(f"w{number}") for number in range(1000)]
     first = to_start(children, now=1.0)
     assert [child.name for child in first] == [f"w{number}" for number in range(STARTS)]
     for child in first:

@@ -20,8 +20,8 @@ FLOORS = [
     ("broker", ["broker"]),
     ("celery", ["celery", "celeryconfig"]),
     ("workers", ["workers"]),
-    ("housekeeping", ["housekeeping"]),
     ("node", ["node"]),
+    ("housekeeping", ["housekeeping"]),
     ("supervisor", ["supervisor"]),
     ("api", ["api"]),
     ("onehost", ["onehost"]),
@@ -32,6 +32,7 @@ FLOORS = [
 ONLY = {
     "celery": {
         *("broker", "celery", "node", "supervisor"),
+        *("housekeeping.signals", "housekeeping.tasks"),
         *("tools.celery_commands", "onehost.flower_guard"),
     },
     "kombu": {"broker", "supervisor"},
@@ -40,7 +41,7 @@ ONLY = {
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
     "requests": {"tools.client"},
-    "redis": {"store", "registry", "onehost.embedded", "tools"},
+    "redis": {"store", "onehost.embedded", "tools"},
 }
 
 # Modules of the API that other ways into OwnPod use, so they must not know a web framework.
@@ -50,6 +51,7 @@ WITHOUT_FLASK = {"api.submissions", "api.waiting", "api.held"}
 APART = [
     ("api", "workers"),
     ("workers", "redis"),
+    ("workers", "celery"),
     ("rules", "redis"),
     ("rules", "celery"),
     ("store", "celery"),

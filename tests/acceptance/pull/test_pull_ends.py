@@ -13,7 +13,7 @@ from helpers import (
     worker_states,
 )
 
-from ownpod.store.offers import worker_environment
+from ownpod.rules.pulling import worker_environment
 
 
 @pytest.mark.timeout(400)

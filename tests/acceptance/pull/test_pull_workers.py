@@ -21,9 +21,10 @@ from helpers import (
 )
 
 from ownpod.processes import free_port
+from ownpod.rules.pulling import worker_environment
 from ownpod.store import keys
 from ownpod.store.client import connect
-from ownpod.store.offers import Offers, worker_environment
+from ownpod.store.offers import Offers
 
 
 def capacity(ownpod):

@@ -1,0 +1,111 @@
+"""Figures of endpoints: how many jobs wait and run, what ever happened, and the last hour."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from ownpod.rules.jobs import JobStatus
+from ownpod.store import keys
+from ownpod.store.client import clock_ms, redis_reads
+from ownpod.store.common import BUCKETS_MS, Call
+
+SAMPLES, SAMPLE_MS = 240, 15_000
+"""Number of entries of an endpoint's history, and ms between two: an hour."""
+
+HISTORY_MS = 3_600_000
+"""Ms for which a sample is shown."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The number of observations in each bucket of :data:`ownpod.store.common.BUCKETS_MS`, and of those
+    above the last; not cumulative.
+    """
+
+    buckets: list[int]
+    sum_ms: int
+
+
+def _histogram(found: Mapping[str, int]) -> Histogram:
+    buckets = [found.get(str(number), 0) for number in range(1, len(BUCKETS_MS) + 2)]
+    return Histogram(buckets, found.get("sum", 0))
+
+
+@dataclass(frozen=True)
+class EndpointStats:
+    """What is measured of an endpoint: how many jobs wait and when the oldest was submitted, how many run
+    by worker id, and what ever happened; see ``common.lua``.
+    """
+
+    waiting: int
+    oldest_ms: int | None
+    running: Mapping[str, int]
+    counts: Mapping[str, int]
+    webhooks: Mapping[str, int]
+    delay: Histogram
+    execution: Histogram
+
+
+class Figures:
+    """Reads and samples figures.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+        call: runs a command.
+    """
+
+    def __init__(self, client: redis.Redis, call: Call) -> None:
+        self._redis = client
+        self._call = call
+
+    @redis_reads
+    def counts(self, endpoint: str) -> tuple[int, dict[str, str], dict[str, int]]:
+        """How many jobs wait, which run (id -> worker id), and how many ever ended in each state.
+
+        The last has ``"retried"`` too: attempts after the first.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(keys.queued(endpoint))
+            pipe.hgetall(keys.running(endpoint))
+            pipe.hgetall(keys.counts(endpoint))
+            waiting, running, ended = pipe.execute()
+        shown = {*JobStatus, "retried"}
+        return waiting, running, {name: int(ended[name]) for name in ended if name in shown}
+
+    @redis_reads
+    def stats(self, endpoint: str) -> EndpointStats:
+        """What is measured of an endpoint."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(keys.queued(endpoint))
+            pipe.zrange(keys.queued(endpoint), 0, 0, withscores=True)
+            pipe.hvals(keys.running(endpoint))
+            for name in ("counts", "webhooks", "delay", "execution"):
+                pipe.hgetall(keys.of_endpoint(endpoint, name))
+            waiting, oldest, running, *hashes = pipe.execute()
+        counts, webhooks, delay, execution = (
+            {name: int(value) for name, value in found.items()} for found in hashes
+        )
+        return EndpointStats(
+            waiting=waiting,
+            oldest_ms=int(oldest[0][1]) if oldest else None,
+            running=Counter(running),
+            counts=counts,
+            webhooks=webhooks,
+            delay=_histogram(delay),
+            execution=_histogram(execution),
+        )
+
+    def sample(self, endpoint: str) -> None:
+        """Adds to :meth:`history` how many jobs wait and run now, once in each :data:`SAMPLE_MS`."""
+        self._call("sample", "", endpoint, SAMPLE_MS, SAMPLES)
+
+    @redis_reads
+    def history(self, endpoint: str) -> list[list[int]]:
+        """The last hour: ms since the epoch, jobs that waited, jobs that ran; the oldest first."""
+        samples: Any = self._redis.lrange(keys.of_endpoint(endpoint, "history"), 0, -1)
+        hour_ago = clock_ms(self._redis) - HISTORY_MS
+        return [sample for sample in map(json.loads, samples) if sample[0] >= hour_ago]

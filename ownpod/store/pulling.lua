@@ -1,0 +1,281 @@
+-- What workers that pull send, by way of the API. See offers.lua for the keys.
+
+-- The endpoint in an entry of PULLING; nil: there is none that can be read.
+local function endpoint_in(entry)
+  if not entry then
+    return nil
+  end
+  local read, found = pcall(cjson.decode, entry)
+  return read and type(found) == 'table' and type(found.endpoint) == 'string' and found.endpoint or nil
+end
+
+local function registered_for()
+  return endpoint_in(redis.call('HGET', PULLING, worker))
+end
+
+-- Stores why an endpoint's worker gets no jobs. `weak`: only if no reason was stored lately.
+local function refuse(endpoint, reason, weak)
+  local key = ENDPOINT .. endpoint .. ':refused'
+  local known = redis.call('HGET', key, worker)
+  if weak and known and (tonumber(string.match(known, '^%d+')) or 0) + NAMED_MS > now then
+    return
+  end
+  if not known and redis.call('HLEN', key) >= MOST_REFUSED then
+    local all, oldest = redis.call('HGETALL', key), nil
+    for i = 1, #all, 2 do
+      local at = tonumber(string.match(all[i + 1], '^%d+')) or 0
+      if not oldest or at < oldest[1] then
+        oldest = {at, all[i]}
+      end
+    end
+    redis.call('HDEL', key, oldest[2])
+  end
+  redis.call('HSET', key, worker, string.format('%.0f ', now) .. reason)
+  redis.call('PEXPIRE', key, 2 * NAMED_MS)
+end
+
+local function hear()
+  redis.call('ZADD', HEARD, now, worker)
+end
+
+-- It is in the worker's hands: what the client sees goes by the node's word, so that is told.
+local function begin(run)
+  if redis.call('HGET', run_key(run), 'state') == 'delivered' then
+    set_state(run, 'begun')
+  end
+end
+
+local function lose(run)
+  redis.call('SREM', out, run)
+  if redis.call('EXISTS', run_key(run)) == 1 then
+    local begun = redis.call('HGET', run_key(run), 'state') == 'begun'
+    set_state(run, begun and 'gone' or 'unbegun')
+  end
+end
+
+-- Whether the worker took the run, with a request on this endpoint.
+local function has_taken(run, endpoint)
+  local taken_ms, of = unpack(redis.call('HMGET', run_key(run), 'taken_ms', 'endpoint'))
+  return taken_ms and (not of or of == endpoint)
+end
+
+-- -> whether it is to be restarted (0|1), and bodies of runs that are the worker's now
+local function hand_out(most, endpoint)
+  redis.call('HSET', base, 'asked_ms', now)
+  if redis.call('HDEL', base, 'awaited') == 1 then
+    redis.call('PUBLISH', base, '@worker asked')
+  end
+  local bodies = {}
+  if redis.call('HEXISTS', base, 'stopping') == 1 then
+    return {1, bodies}
+  end
+  local token, key = unpack(redis.call('HMGET', base, 'take', 'key'))
+  while #bodies < most do
+    -- An offer leaves its list after all that could break this script.
+    local run = redis.call('LINDEX', offers, 0)
+    if not run then
+      break
+    end
+    local body = is_a(run_key(run), 'hash') and redis.call('HGET', run_key(run), 'body')
+    if body then
+      redis.call('SADD', out, run)
+      redis.call('HSET', run_key(run), 'taken_ms', now, 'token', token or '', 'endpoint', endpoint,
+        'key', key or '')
+      set_state(run, 'delivered')
+      bodies[#bodies + 1] = body
+    end
+    redis.call('LPOP', offers)
+  end
+  return {0, bodies}
+end
+
+-- worker, endpoint, token, most, in progress (0|1), gone ms, digest of the key, most workers of the
+-- endpoint -> see hand_out, or {-1, {}, its endpoint}: a worker of another endpoint goes by this name,
+-- or {-2, {}}: the endpoint has as many workers as it may have
+function commands.take()
+  local endpoint, token, most, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
+  drop_broken()
+  local known = redis.call('HGET', PULLING, worker)
+  local before = endpoint_in(known)
+  local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or 0)
+  local asked_ms, last = unpack(redis.call('HMGET', base, 'asked_ms', 'take'))
+  asked_ms = tonumber(asked_ms or 0)
+  if before and before ~= endpoint and last and heard_ms + gone_ms > now then
+    return {-1, {}, before}
+  end
+  if before ~= endpoint then
+    local workers = 0
+    for _, entry in ipairs(redis.call('HVALS', PULLING)) do
+      if endpoint_in(entry) == endpoint then
+        workers = workers + 1
+      end
+    end
+    if workers >= tonumber(ARGV[9]) then
+      return {-2, {}}
+    end
+  end
+  if before and before ~= endpoint then
+    -- It is another endpoint's process from now on: what that one offered goes back.
+    for _, run in ipairs(redis.call('LRANGE', offers, 0, -1)) do
+      if is_a(run_key(run), 'hash') then
+        set_state(run, 'unbegun')
+      end
+    end
+    redis.call('DEL', offers, base .. ':stops')
+  end
+  hear()
+  if ARGV[6] == '0' or (before and before ~= endpoint) then
+    -- It asks with nothing in hand: what it had has ended without a result.
+    for _, run in ipairs(redis.call('SMEMBERS', out)) do
+      lose(run)
+    end
+  end
+  if ARGV[6] == '0' and asked_ms + RESTART_MS < now then
+    -- A living one would have asked sooner.
+    redis.call('HDEL', base, 'stopping')
+  end
+  redis.call('HSET', base, 'take', token, 'key', ARGV[8])
+  if not last then
+    redis.call('HSET', base, 'awaited', 1)
+  end
+  redis.call('PEXPIRE', base, KEPT_MS)
+  redis.call('HDEL', ENDPOINT .. endpoint .. ':refused', worker)
+  local capacity = most + redis.call('SCARD', out)
+  local entry = cjson.encode({endpoint = endpoint, capacity = capacity})
+  if known ~= entry then
+    redis.call('HSET', PULLING, worker, entry)
+  end
+  return hand_out(most, endpoint)
+end
+
+-- worker, endpoint, token, most -> see hand_out, or nil: the worker has sent another request since
+function commands.collect()
+  if redis.call('HGET', base, 'take') ~= ARGV[4] then
+    return false
+  end
+  hear()
+  return hand_out(tonumber(ARGV[5]), ARGV[3])
+end
+
+-- worker, token: the connection of that request is closed, so it is another process that asks next; what
+-- this one would have been given with the answer was not begun
+function commands.left()
+  if redis.call('HGET', base, 'take') == ARGV[3] then
+    for _, run in ipairs(redis.call('SMEMBERS', out)) do
+      if redis.call('HGET', run_key(run), 'token') == ARGV[3] then
+        lose(run)
+      end
+    end
+    redis.call('HDEL', base, 'take', 'stopping')
+    redis.call('PUBLISH', base, '@worker left')
+    for _, run in ipairs(redis.call('LRANGE', offers, 0, -1)) do
+      redis.call('PUBLISH', base, run .. ' left')
+    end
+  end
+  return 1
+end
+
+-- worker, endpoint, reason: it gets no jobs
+function commands.refuse()
+  refuse(ARGV[3], ARGV[4], false)
+  return 1
+end
+
+-- worker, endpoint, run, ...: the worker pings, and lists its runs
+function commands.ping()
+  local before = registered_for()
+  if before ~= ARGV[3] then
+    local reason = 'it pings, and has not asked for a job'
+    if before then
+      reason = reason .. " here: it is registered for the endpoint '" .. before .. "'"
+    end
+    refuse(ARGV[3], reason, true)
+    return 0
+  end
+  redis.call('HSET', base, 'ping_ms', now)
+  redis.call('PEXPIRE', base, KEPT_MS)
+  local listed = {}
+  for i = 4, #ARGV do
+    listed[ARGV[i]] = true
+  end
+  for _, run in ipairs(redis.call('SMEMBERS', out)) do
+    local taken_ms = tonumber(redis.call('HGET', run_key(run), 'taken_ms') or 0)
+    if listed[run] then
+      begin(run)
+      redis.call('HDEL', run_key(run), 'misses')
+    elseif taken_ms + GRACE_MS < now and redis.call('HINCRBY', run_key(run), 'misses', 1) >= MISSES then
+      lose(run)
+    end
+  end
+  return 1
+end
+
+-- worker, endpoint, run -> job and attempt of a run that goes on, or nil; marks the run as begun
+function commands.heard()
+  local run = ARGV[4]
+  if registered_for() == ARGV[3] then
+    hear()
+  end
+  local job, attempt, state = unpack(redis.call('HMGET', run_key(run), 'job', 'attempt', 'state'))
+  if (state ~= 'delivered' and state ~= 'begun') or not has_taken(run, ARGV[3]) then
+    return false
+  end
+  begin(run)
+  return {job, attempt}
+end
+
+-- worker, endpoint, run, reason: whatever its result is, the run cannot be COMPLETED
+function commands.spoil()
+  if not has_taken(ARGV[4], ARGV[3]) then
+    return 0
+  end
+  redis.call('HSETNX', run_key(ARGV[4]), 'spoiled', ARGV[5])
+  return 1
+end
+
+-- worker, endpoint, run, stopping (0|1), status, output, error (each may be ''): the run has ended -> 1, or
+-- 0 if the result is no longer needed
+function commands.done()
+  local run = ARGV[4]
+  if registered_for() == ARGV[3] then
+    hear()
+    if ARGV[5] == '1' then
+      redis.call('HSET', base, 'stopping', 1, 'asked_ms', now)
+      -- It ends when nothing is held open for it.
+      redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LEAVE')
+      redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
+    end
+  end
+  local state, spoiled = unpack(redis.call('HMGET', run_key(run), 'state', 'spoiled'))
+  if not state then
+    redis.call('SREM', out, run)
+    return 0
+  end
+  if state == 'done' or not has_taken(run, ARGV[3]) then
+    return 0
+  end
+  local status, output, problem = ARGV[6], ARGV[7], ARGV[8]
+  if spoiled and status == 'COMPLETED' then
+    status, output, problem = 'FAILED', '', spoiled
+  end
+  redis.call('HSET', run_key(run), 'status', status, 'output', output, 'error', problem,
+    'ended_ms', now)
+  redis.call('SREM', out, run)
+  set_state(run, 'done')
+  return 1
+end
+
+-- worker, endpoint -> runs to stop, each answered once, or nil: the worker is to be restarted
+function commands.stops()
+  if registered_for() ~= ARGV[3] then
+    -- Its registration with another endpoint must not be renewed by this.
+    return {}
+  end
+  hear()
+  if redis.call('HEXISTS', base, 'stopping') == 1 then
+    return false
+  end
+  local runs = redis.call('LRANGE', base .. ':stops', 0, -1)
+  redis.call('DEL', base .. ':stops')
+  return runs
+end

@@ -1,0 +1,187 @@
+"""Queues as a whole: what the sweep, the recovery and purges do to many jobs; the commands are in ``queue.lua``."""
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from ownpod.rules.jobs import Job
+from ownpod.store import keys
+from ownpod.store.client import clock_ms, redis_reads
+from ownpod.store.common import Call, fields, log_broken
+from ownpod.store.messages import Templates
+from ownpod.store.retry import unrepeatable
+
+PURGE_STEP = 1000
+"""Number of jobs that one call of the script cancels, in some 10 ms in which Redis serves no other command."""
+
+PAGE = 10_000
+"""Number of messages that are read at a time, in some 20 ms of Redis's time."""
+
+_ID = re.compile(r'"correlation_id": "([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A running attempt whose lease expired at ``lease_end_ms``, on Redis's clock."""
+
+    id: str
+    endpoint: str
+    attempt: int
+    worker_id: str
+    lease_end_ms: int
+
+
+class Queue:
+    """The queues of endpoints, and workers' own queues for pinned jobs.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+        call: runs a command.
+        messages: the names of Celery's lists.
+        result_ttl_s: seconds for which a finished job's record is kept.
+    """
+
+    def __init__(
+        self, client: redis.Redis, call: Call, messages: Templates, *, result_ttl_s: int
+    ) -> None:
+        self._redis = client
+        self._call = call
+        self._messages = messages
+        self._result_ttl_s = result_ttl_s
+
+    @unrepeatable
+    def purge(self, endpoint: str, *, reason: str) -> int:
+        """Cancels the jobs that wait at this moment, pinned ones too; running and later ones are untouched.
+
+        Returns:
+            How many were cancelled.
+        """
+        # Not the sum of what is cancelled here, because the sweep finishes purges that broke off.
+        token = str(uuid.uuid4())
+        while (removed := int(self._call("purge", token, endpoint))) < 0:
+            self.finish_purge(endpoint, reason=reason)
+        self.finish_purge(endpoint, reason=reason)
+        return removed
+
+    def finish_purge(self, endpoint: str, *, reason: str) -> int:
+        """Cancels what a purge took out of the queue, also one that broke off; returns how many."""
+        removed, left = 0, True
+        while left:
+            step = ("purge_some", "", endpoint, PURGE_STEP, self._result_ttl_s, reason)
+            cancelled, left = self._call(*step)
+            removed += cancelled
+        return removed
+
+    def expire(self, *, limit: int) -> list[str]:
+        """Ends jobs that waited longer than their ttl; returns their ids."""
+        ended, broken = self._call("expire", "", limit, self._result_ttl_s)
+        log_broken(broken)
+        return list(ended)
+
+    def expired(self, *, limit: int) -> list[Expired]:
+        """Running jobs whose lease has expired, the oldest first."""
+        found, broken = self._call("expired", "", limit)
+        log_broken(broken)
+        return [
+            Expired(job_id, endpoint, int(attempt), worker_id, int(float(lease_end)))
+            for job_id, endpoint, attempt, worker_id, lease_end in found
+        ]
+
+    def republish(self, job_id: str) -> bool:
+        """Gives a waiting job another message, in its own queue. False: it does not wait, or gets a
+        message when its pause is over.
+        """
+        return bool(self._call("republish", "", job_id))
+
+    def publish_delayed(self, *, limit: int) -> int:
+        """Publishes requeued pinned jobs whose pause is over; returns how many."""
+        published, broken = self._call("publish_delayed", "", limit)
+        log_broken(broken)
+        return int(published)
+
+    @redis_reads
+    def names(self, endpoint: str) -> list[str]:
+        """The endpoint's queue, and those workers' own queues in which jobs of the endpoint wait."""
+        own: Any = self._redis.hkeys(keys.of_endpoint(endpoint, "queues"))
+        return [self._messages.queue(endpoint), *own]
+
+    @redis_reads
+    def lacks_messages(self, endpoint: str, queue: str) -> bool:
+        """Whether a queue has fewer messages than jobs. Cheap for any queue; ``left`` messages are of
+        cancelled jobs.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in self._messages.lists_of(queue):
+                pipe.llen(name)
+            if queue == self._messages.queue(endpoint):
+                pipe.zcard(keys.queued(endpoint))
+                pipe.zcard(keys.of_endpoint(endpoint, "pinned"))
+                pipe.zcard(keys.left(endpoint))
+            else:
+                pipe.zcard(keys.waiting(queue))
+            normal, low, waiting, *others = pipe.execute()
+        pinned, left = others or (0, 0)
+        return bool(waiting - pinned > normal + low - left)
+
+    @redis_reads
+    def without_message(self, endpoint: str, queue: str, *, age_ms: int) -> list[str]:
+        """Ids of jobs that were submitted at least ``age_ms`` ago and wait in a queue without a
+        message, the oldest first. Reads the whole queue.
+        """
+        shared = queue == self._messages.queue(endpoint)
+        until = clock_ms(self._redis) - age_ms
+        index = keys.queued(endpoint) if shared else keys.waiting(queue)
+        old: Any = self._redis.zrange(index, "-inf", until, byscore=True)
+        listed = self._listed(queue)
+        if shared:
+            pinned: Any = self._redis.zrange(keys.of_endpoint(endpoint, "pinned"), 0, -1)
+            left: Any = self._redis.zrange(keys.left(endpoint), 0, -1)
+            if gone := [job_id for job_id in left if job_id not in listed]:
+                self._redis.zrem(keys.left(endpoint), *gone)
+            listed |= set(pinned)
+        return [job_id for job_id in old if job_id not in listed]
+
+    def _listed(self, queue: str) -> set[str]:
+        """Ids of the tasks whose message is in one of the queue's lists."""
+        found: set[str] = set()
+        for name in self._messages.lists_of(queue):
+            start = 0
+            while True:
+                page: Any = self._redis.lrange(name, start, start + PAGE - 1)
+                found.update(match[1] for text in page if (match := _ID.search(text)))
+                if len(page) < PAGE:
+                    break
+                start += PAGE
+        return found
+
+    @redis_reads
+    def position(self, job: Job) -> int | None:
+        """The place of a waiting job in its queue, from 1; None: it waits no more. Cheap for any queue."""
+        (queue,) = fields(self._redis, job.id, "queue")
+        shared = queue in {None, self._messages.queue(job.endpoint)}
+        if shared:
+            waiting, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
+        else:
+            waiting, low = keys.waiting(str(queue)), f"{keys.waiting(str(queue))}:low"
+        # Of the endpoint's zset, those that wait in other queues.
+        elsewhere = keys.of_endpoint(job.endpoint, "pinned")
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zrank(waiting, job.id)
+            pipe.zrank(low, job.id)
+            pipe.zcount(low, "-inf", job.created_ms)
+            pipe.zcard(waiting)
+            pipe.zcard(low)
+            pipe.zcount(elsewhere, "-inf", job.created_ms)
+            pipe.zcard(elsewhere)
+            rank, low_rank, lower, all_waiting, all_low, *pinned = pipe.execute()
+        if rank is None:
+            return None
+        pinned_before, all_pinned = pinned if shared else (0, 0)
+        if low_rank is None:
+            before = rank - lower - pinned_before
+        else:
+            before = all_waiting - all_pinned - all_low + low_rank
+        return int(max(0, before)) + 1
