@@ -255,8 +255,8 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
 @blueprint.get("/openapi.json")
 def document() -> Response:
     """The OpenAPI document of this API, with its endpoints."""
-    here = services()
-    return answer(make_spec(sorted(here.registry.endpoints), keys=here.keys_needed))
+    svc = services()
+    return answer(make_spec(sorted(svc.registry.endpoints), keys=svc.keys_needed))
 
 
 def add_docs(app: Flask) -> None:

@@ -211,7 +211,7 @@ def test_one_worker_more_than_an_endpoint_may_have_is_refused_and_named(pulls, a
     deliver(pulls, api, "a", "w1")
     deliver(pulls, api, "b", "w2")
     assert api.get("/v2/ep/job-take/w3?gpu=0").status_code == 429
-    assert "2 workers that pull, its maxWorkers" in refused(api)["w3"]
+    assert "2 pulling workers, its maxWorkers" in refused(api)["w3"]
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
     waiting = api.get(f"/v2/ep/status/{job}").json["waitingReason"]
     assert "worker 'w3' is refused: the endpoint has 2 pulling workers" in waiting
