@@ -1,9 +1,9 @@
-# One image for the API, the dispatcher and Flower; docker-compose.yml says which one runs.
+# One image for the API, the supervisor and Flower; the command in docker-compose.yml decides which of them runs.
 FROM python:3.12-slim AS build
 WORKDIR /app
 RUN python -m venv --without-pip /opt/ownpod
 COPY requirements.txt .
-RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir -r requirements.txt
+RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY ownpod ownpod
 RUN python -m pip --python /opt/ownpod/bin/python install --no-cache-dir --no-deps .

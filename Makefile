@@ -1,38 +1,60 @@
-# `make demo` and `make test` set up everything they need, in .venv.
-# A Python 3.11 to 3.14 is found by itself; `make PYTHON=/path/to/python ...` names another.
+# All targets install what they need into .venv.
+# They use the first Python 3.11 to 3.14 on the PATH; `make PYTHON=/path/to/python ...` chooses another one.
 
 usable = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3.11 python3 python; do \
 	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help install demo test check fix bench bench-compare chaos test-compose test-docker clean
+.PHONY: help install lock demo test test-fast coverage check fix bench bench-compare chaos test-compose test-docker clean
 help:
-	@echo "make demo     start everything with two example workers, send a job (ONCE=1: then stop;"
-	@echo "              PULL=1: workers ask for jobs)"
+	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
+	@echo "              PULL=1: the workers pull jobs)"
 	@echo "make test     all tests          make check   lint, format, types"
-	@echo "make bench    measure            make fix     format and mend what can be mended"
+	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
+	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
+	@echo "make bench    measure            make fix     format, and correct what ruff can correct"
 	@echo "              (ARGS=--quick; ARGS=--list)"
-	@echo "make bench-compare  two runs: A=old.json B=new.json, or the newest two"
-	@echo "make chaos    kill everything and stop Redis, again and again, for SECONDS=300, by the chance of SEED=7"
-	@echo "make test-docker   the image, docker-compose.yml and nodes as containers; wants a Docker engine"
-	@echo "make test-compose  of these only docker-compose.yml"
-	@echo "make install  only install       make clean   remove .venv and var"
+	@echo "make bench-compare  compare two runs: A=old.json B=new.json, or the newest two"
+	@echo "make chaos    kill processes and stop Redis at random, for SECONDS=300, with SEED=7"
+	@echo "make test-docker   test the image, docker-compose.yml and nodes in containers; needs a Docker engine"
+	@echo "make test-compose  of those, test only docker-compose.yml"
+	@echo "make install  install only       make clean   remove .venv and var"
+	@echo "make lock     write requirements*.txt from pyproject.toml (ARGS=--upgrade: with the newest versions)"
 
 install: $(BIN)/.installed
 $(BIN)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.14 with venv found; install one, or use make PYTHON=/path/to/python"; exit 1; }
-	@test -x $(BIN)/python || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@test -x $(BIN)/python || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (about a minute, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.txt -r requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+UV := 0.13.9
+lock: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	@.ci/lock $(ARGS)
 
 demo: install
 	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PULL),--pull)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
+
+# Without the plugins that only the tests of Docker use, because their imports take seconds in each process.
+FAST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p pytest_timeout -m 'not slow' -n 4 tests/integration tests/unit
+test-fast: install
+	@$(FAST) $(ARGS)
+
+# Without the test that limits the CPU time of a process, because coverage doubles that time.
+LEVELS ?= tests/integration tests/unit
+coverage: install
+	@rm -rf var/coverage && mkdir -p var/coverage
+	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/coverage run -m pytest -q -p xdist -p pytest_timeout -n 4 $(LEVELS) $(ARGS) \
+		--deselect tests/integration/test_alive.py::test_the_check_imports_neither_redis_nor_celery_and_costs_little; \
+	code=$$?; $(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage json --quiet -o var/coverage/report.json && \
+		$(BIN)/python tests/coverage_figure.py <var/coverage/report.json && exit $$code
 
 check: install
 	@$(BIN)/ruff check .
@@ -42,6 +64,7 @@ check: install
 fix: install
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python docs/settings_table.py
 
 chaos: install
 	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py
@@ -59,8 +82,8 @@ bench-compare: $(BIN)/.installed-bench
 	@$(BIN)/python bench/compare.py $(A) $(B)
 
 $(BIN)/.installed-bench: $(BIN)/.installed requirements-bench.txt
-	@echo "installing what draws the plot"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt \
+	@echo "installing matplotlib for the plot"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.txt \
 		|| echo "not installed: there will be no plot"
 	@touch $@
 

@@ -1,3 +1,3 @@
-"""Celery's settings; they stand in :mod:`ownpod.celeryconfig`, which OwnPod itself loads."""
+"""Celery's settings, for ``celery`` commands in this folder. OwnPod itself loads :mod:`ownpod.celeryconfig`."""
 
 from ownpod.celeryconfig import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""gunicorn reads this by itself in this directory: OwnPod's settings for it."""
+"""gunicorn's settings for OwnPod. gunicorn reads this file if it is started in this directory."""
 
 from ownpod.api.server import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""`make bench`: what OwnPod costs. Real processes, the real SDK; compare figures of one run."""
+"""`make bench`: measures OwnPod with real processes and the real SDK. Only figures of one run can be compared."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ SHARED: dict[str, Callable] = {
     "mixed": measures.mixed,
     "way": measures.way,
 }
-"""On one system, one after the other."""
+"""Measures that share one system, and run one after the other."""
 
 ALONE: dict[str, Callable] = {
     "submissions": measures.submissions,
@@ -39,14 +39,14 @@ ALONE: dict[str, Callable] = {
     "growth": growth.growth,
     "pull": measures.pull,
 }
-"""Each on a system of its own."""
+"""Measures that each start a new system."""
 
 MEASURES = SHARED | ALONE
 PACKAGES = ("celery", "kombu", "redis", "runpod", "gunicorn", "flask")
 
 
 def machine() -> dict:
-    """What it ran on."""
+    """The host, and the versions of packages."""
     server = subprocess.run(
         [find_server(), "--version"], capture_output=True, text=True, check=True
     )
@@ -69,29 +69,29 @@ def _cpu() -> str:
 
 
 def run(names: list[str], *, quick: bool) -> dict:
-    """The figures of each measure, or how it failed."""
-    found, stage = {}, Stage()
+    """The figures of each measure, or the reason of its failure."""
+    measured, stage = {}, Stage()
     try:
         for place, name in enumerate(names, 1):
             if name in ALONE:
                 stage.close()
             print(f"measuring {name} ... {place}/{len(names)}", flush=True)
-            found[name] = measure(name, stage, quick=quick)
+            measured[name] = measure(name, stage, quick=quick)
     finally:
         stage.close()
-    return found
+    return measured
 
 
 def measure(name: str, stage: Stage, *, quick: bool) -> dict:
-    """One measure's figures; ``failed`` where it did not end well."""
+    """The figures of one measure; ``failed`` has the reason of a failure."""
     began = time.monotonic()
     try:
         figures = MEASURES[name](stage, quick=quick)
     except Exception as error:  # noqa: BLE001 - the others are measured all the same
         stage.close()
-        said = f"{type(error).__name__}: {error}"
-        print(f"  failed: {said}", flush=True)
-        return {"failed": said}
+        failure = f"{type(error).__name__}: {error}"
+        print(f"  failed: {failure}", flush=True)
+        return {"failed": failure}
     return {**figures, "took_to_measure_s": time.monotonic() - began}
 
 
@@ -100,15 +100,15 @@ def calibrate() -> dict:
         return measures.calibrate(group)
 
 
-def write(found: dict) -> None:
-    """The result's file, and its picture."""
+def write(result: dict) -> None:
+    """Writes the result to a file, and a plot beside it."""
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     path = results / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps(found, indent=2))
+    path.write_text(json.dumps(result, indent=2))
     print(f"written to {path}")
     picture = path.with_suffix(".svg")
-    drawn = report.plot(found, picture)
+    drawn = report.plot(result, picture)
     print(f"plot: {picture}" if drawn else "no plot: no matplotlib, or no row with an aim")
 
 
@@ -131,16 +131,16 @@ def main() -> None:
     exit_at_signals()
     began = time.monotonic()
     before = calibrate()
-    found = run(names, quick=options.quick)
+    measured = run(names, quick=options.quick)
     after = calibrate()
-    found["calibration"] = {name: (before[name] + after[name]) / 2 for name in before}
+    measured["calibration"] = {name: (before[name] + after[name]) / 2 for name in before}
     took = time.monotonic() - began
-    result = {"machine": machine(), "quick": options.quick, "took_s": took, "measures": found}
+    result = {"machine": machine(), "quick": options.quick, "took_s": took, "measures": measured}
     result["calibrations"] = [before, after]
-    print("\n" + "\n".join([*report.table(result), *growth.lines(found), ""]))
+    print("\n" + "\n".join([*report.table(result), *growth.lines(measured), ""]))
     print(f"took {took:.0f} s{', quick' if options.quick else ''}")
     write(result)
-    sys.exit(any("failed" in figures for figures in found.values()))
+    sys.exit(any("failed" in figures for figures in measured.values()))
 
 
 if __name__ == "__main__":

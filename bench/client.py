@@ -1,8 +1,7 @@
-"""A load client that costs little, and percentiles.
+"""A cheap HTTP client for load, and percentiles.
 
-Raw sockets with keep-alive and requests that are made beforehand, and no library: `requests` takes
-more of a core for a call than OwnPod does, urllib3 as much, and then the client is what is measured.
-Many clients at once are one thread that waits for all of their sockets.
+It sends prepared requests over raw sockets with keep-alive. A library would distort the result: `requests` needs more
+CPU for a call than OwnPod does, and urllib3 as much. One thread waits for the sockets of all clients.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ CHUNK = 1 << 18
 
 
 class Answer(NamedTuple):
-    """An answer and when, on the clock that all processes share. ``status`` 0: there was none."""
+    """An answer, with its times on the monotonic clock, which all processes of a host share. ``status`` 0: no answer."""
 
     status: int
     body: bytes
@@ -31,7 +30,7 @@ class Answer(NamedTuple):
         return (self.ended - self.began) * 1000
 
     def json(self) -> Any:
-        """What it says. Raises: ConnectionError, if it is not a success."""
+        """The parsed body. Raises: ConnectionError, if the status is not 200."""
         if self.status != 200:
             raise ConnectionError(f"answered {self.status}: {self.body[:200]!r}")
         return json.loads(self.body)
@@ -46,7 +45,7 @@ def request(method: str, path: str, body: object = None) -> bytes:
 
 
 class _Reader:
-    """An answer as it comes in."""
+    """An answer that is being received."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -54,7 +53,7 @@ class _Reader:
         self._end: int | None = None
 
     def add(self, data: bytes) -> bool:
-        """Whether it is complete."""
+        """Whether the answer is complete."""
         self._data += data
         if self._end is None:
             head = self._data.find(b"\r\n\r\n")
@@ -90,7 +89,7 @@ class Client:
         self.begin()
 
     def begin(self) -> None:
-        """The next request begins now."""
+        """Starts the time of the next request."""
         self.reader = _Reader()
         self.began = time.monotonic()
 
@@ -114,7 +113,7 @@ class Client:
 
 @contextlib.contextmanager
 def connected(port: int, timeout: float = 120) -> Iterator[Client]:
-    """A connection, closed at the end."""
+    """A connection, which is closed at the end of the block."""
     client = Client(port, timeout)
     try:
         yield client
@@ -123,7 +122,7 @@ def connected(port: int, timeout: float = 120) -> Iterator[Client]:
 
 
 def ask(port: int, made: bytes, timeout: float = 120) -> Answer:
-    """One request on a connection of its own."""
+    """Sends one request on a new connection."""
     with connected(port, timeout) as client:
         return client.ask(made)
 
@@ -131,9 +130,9 @@ def ask(port: int, made: bytes, timeout: float = 120) -> Answer:
 def together(
     port: int, requests: Iterable[bytes], clients: int, seconds: float = 120
 ) -> list[Answer]:
-    """So many clients at once share the requests; each sends its next when it has its answer.
+    """Sends requests from ``clients`` clients at once. A client sends its next request when its answer is complete.
 
-    Requests must be small. Those without an answer after so many seconds have the status 0.
+    Requests must be small. A request without an answer within ``seconds`` has the status 0.
     """
     todo, answers = iter(requests), []
     until = time.monotonic() + seconds
@@ -163,7 +162,7 @@ def together(
 
 
 def _go_on(client: Client) -> Answer | None:
-    """The answer, if it is complete; one of status 0 where the other side has hung up."""
+    """The answer, if it is complete; an answer with status 0 if the server has closed the connection."""
     try:
         data = client.socket.recv(CHUNK)
     except OSError:
@@ -174,13 +173,13 @@ def _go_on(client: Client) -> Answer | None:
 
 
 def allow_many_files() -> None:
-    """As many sockets as this user may have."""
+    """Raises this process's limit of open files to the user's maximum."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Between the two nearest of the values, in proportion."""
+    """A percentile, interpolated between the two nearest values."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     low = int(place)
@@ -189,5 +188,5 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def spread(name: str, values: list[float]) -> dict[str, float]:
-    """p50, p95 and p99 under their names."""
+    """The percentiles p50, p95 and p99, by name."""
     return {f"{name}_p{percent}": percentile(values, percent) for percent in (50, 95, 99)}

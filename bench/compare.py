@@ -1,4 +1,4 @@
-"""`make bench-compare A=old.json B=new.json`: two runs, as they are and by the machine's speed."""
+"""`make bench-compare A=old.json B=new.json`: compares two runs, also scaled by the speed of the machine."""
 
 import argparse
 import json
@@ -10,11 +10,11 @@ from report import ROWS, Row, number
 
 RESULTS = Path(__file__).parent / "results"
 MARKED = 0.1
-"""A change by more than this has a mark."""
+"""Ratio of a change from which a row gets a mark."""
 
 
 def speed(old: dict, new: dict) -> float | None:
-    """How many times as long the machine takes in the new run, for the same; None: not known."""
+    """The ratio of the machine's times for the same work, new to old; None: not measured."""
     ratios = []
     for name in ("loop_ms", "http_ms"):
         before, after = (run["measures"].get("calibration", {}).get(name) for run in (old, new))
@@ -25,16 +25,16 @@ def speed(old: dict, new: dict) -> float | None:
 
 
 def scaled(ratio: float, unit: str, slower: float) -> float:
-    """The ratio of two figures, had the machine been as fast both times."""
+    """The ratio of two figures, scaled as if the machine had the same speed in both runs."""
     return {"ms": ratio / slower, "s": ratio / slower, "/s": ratio * slower}.get(unit, ratio)
 
 
 def table(old: dict, new: dict) -> list[str]:
-    """The lines of the comparison: rows that both runs have."""
+    """The lines of the comparison, with the rows that both runs have."""
     slower = speed(old, new)
-    said = "not known" if slower is None else f"{slower:.2f} times the old"
+    ratio_text = "not known" if slower is None else f"{slower:.2f} times the old"
     lines = [
-        f"the machine's time for the same (calibration): {said}",
+        f"the machine's time for the same (calibration): {ratio_text}",
         "",
         f"{'':<46}{'old':>10}{'new':>10}{'new/old':>10}{'scaled':>10}",
     ]
@@ -57,7 +57,7 @@ def _line(row: Row, old: dict, new: dict, slower: float) -> str:
 
 
 def mark(row: Row, ratio: float) -> str:
-    """Better or worse, where it changed by more than a tenth."""
+    """The mark "better" or "worse", if the figure changed by more than a tenth."""
     about_the_run = row.measure == "calibration" or row.figure == "jobs"
     if about_the_run or 1 / (1 + MARKED) <= ratio <= 1 + MARKED:
         return ""
@@ -66,7 +66,7 @@ def mark(row: Row, ratio: float) -> str:
 
 
 def newest() -> list[Path]:
-    """The two newest results that these rows are in."""
+    """The two newest results that contain these rows."""
     found = [path for path in sorted(RESULTS.glob("*.json")) if "measures" in _load(path)]
     return found[-2:]
 

@@ -1,4 +1,4 @@
-"""Many clients, many workers, many jobs, much data: one function for each row, as in measures.py."""
+"""Measures with many clients, many workers, many jobs or large payloads: one function for each, as in measures.py."""
 
 import multiprocessing
 import socket
@@ -44,7 +44,7 @@ from ownpod.store.store import Store
 CROWD = 2000
 CROWD_S = 60
 PROBE_S = 2.0
-"""So long may a `/health` take while clients wait; one that takes longer counts as this."""
+"""Timeout in seconds of a `/health` while clients wait. A request that times out counts with this duration."""
 
 NODES = 100
 PAYLOAD = 10_000_000
@@ -57,13 +57,13 @@ def _start_process() -> None:
 
 
 def _executor(count: int) -> ProcessPoolExecutor:
-    """Processes that have nothing of this one's, and end with it."""
+    """A pool of processes that inherit nothing of this process, and end with it."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, mp_context=context, initializer=_start_process)
 
 
 def waiting(_stage: Stage, *, quick: bool) -> EndpointStats:
-    """2,000 clients that wait for a job, and meanwhile /health; then all are answered at once."""
+    """2,000 clients that wait for a job, with /health in the meantime; then all are answered at once."""
     with processes() as group, _executor(1) as executor:
         system = OwnPod(group, [], [])
         store = system.store()
@@ -76,25 +76,25 @@ def waiting(_stage: Stage, *, quick: bool) -> EndpointStats:
         purged = time.monotonic()
         _purge(system, store, crowd)
         answers = crowd.result()
-    said = Counter(a.status for a in answers)
-    print(f"  answers by status, 0 is none: {dict(said)}")
+    statuses = Counter(a.status for a in answers)
+    print(f"  answers by status, 0 is none: {dict(statuses)}")
     heard = [a for a in answers if a.status == 200 and a.json()["status"] == "CANCELLED"]
     last = max((a.ended for a in heard), default=purged)
     return figures | {
         "answered": len(heard),
-        "errors": len(answers) - said[200],
+        "errors": len(answers) - statuses[200],
         "purge_to_last_s": last - purged,
     }
 
 
 def _crowd(port: int) -> list[Answer]:
-    """In a process of its own."""
+    """The clients, in another process."""
     made = job("/runsync?wait=300000", endpoint=PARKED)
     return together(port, [made] * CROWD, CROWD, seconds=CROWD_S)
 
 
 def _until_they_wait(store: Store) -> int:
-    """How many jobs wait, when all do or it grows no more."""
+    """The number of waiting jobs, once all wait or the number stops to grow."""
     seen, since = 0, time.monotonic()
     while seen < CROWD and time.monotonic() - since < 3:
         now = store.figures.counts(PARKED)[0]
@@ -105,7 +105,7 @@ def _until_they_wait(store: Store) -> int:
 
 
 def _probe(system: OwnPod, count: int) -> EndpointStats:
-    """Both kinds of /health, each on a new connection, as health checks do."""
+    """Polls both kinds of /health, each time on a new connection, as health checks do."""
     times: dict[str, list[float]] = {"health_ms": [], "alive_ms": []}
     paths = {"health_ms": f"/v2/{PARKED}/health", "alive_ms": "/health"}
     until = time.monotonic() + 20
@@ -125,7 +125,7 @@ def _probe_ms(port: int, made: bytes) -> float:
 
 
 def _purge(system: OwnPod, store: Store, crowd: Future) -> None:
-    """By the API, and again beside it while there are clients whose jobs came only then."""
+    """Purges the queue through the API, and then through the store until no client waits for a late job."""
     try:
         ask(system.port, request("POST", f"/v2/{PARKED}/purge-queue"), 5).json()
     except OSError as error:
@@ -139,7 +139,7 @@ def _purge(system: OwnPod, store: Store, crowd: Future) -> None:
 
 
 def nodes(_stage: Stage, *, quick: bool) -> EndpointStats:
-    """100 worker URLs on one host, at rest."""
+    """100 idle workers on one host."""
     seconds = 5 if quick else 20
     with processes() as group:
         system = waiting_workers(group, NODES)
@@ -162,11 +162,11 @@ def nodes(_stage: Stage, *, quick: bool) -> EndpointStats:
 
 
 def queued(_stage: Stage, *, quick: bool) -> EndpointStats:
-    """Two OwnPods in turn, one with few jobs that wait and one with very many."""
+    """Two OwnPods in turn: one with few waiting jobs, and one with very many."""
     count = 10_000 if quick else 100_000
     with processes() as group, _executor(2) as executor:
         urls, pids = group.workers(WORKERS)
-        # Pauses are heard with a lease's renewal.
+        # A node reads the pause when it renews its lease.
         few, many = (
             OwnPod(group, urls, pids, name=name, OWNPOD_LEASE_S=3) for name in ("few", "many")
         )
@@ -190,12 +190,12 @@ def queued(_stage: Stage, *, quick: bool) -> EndpointStats:
 
 
 def _job_at(system: OwnPod, place: int) -> str:
-    """The id of the job at this place of the queue."""
+    """The id of the job at a place of the queue."""
     return system.store().client.zrange(keys.queued(ENDPOINT), place, place)[0]
 
 
 def _fill_measured(executor: Executor, system: OwnPod, count: int) -> EndpointStats:
-    """Fills the queue; Redis's memory for a job beside its payload."""
+    """Fills the queue; returns Redis's memory for each job without its payload."""
     client = system.store().client
     before, began = client.info("memory")["used_memory"], time.monotonic()
     _fill(executor, system, count)
@@ -221,7 +221,7 @@ def _compared(
     before: Callable[[OwnPod], object] = bool,
     after: Callable[[OwnPod], object] = bool,
 ) -> EndpointStats:
-    """Both in turn, several times: the medians, and how much worse it is with many, in percent."""
+    """Measures both in turn, several times: the medians, and by how many percent it is slower with many jobs."""
     found: dict[OwnPod, list[float]] = {few: [], many: []}
     for number in range(rounds):
         for system in (few, many) if number % 2 else (many, few):
@@ -244,7 +244,7 @@ def _submit_rate(system: OwnPod) -> float:
 
 
 def _shrink(system: OwnPod) -> None:
-    """A small queue stays one."""
+    """Refills the small queue, so that it does not run empty."""
     if system.health()["jobs"]["inQueue"] < 5000:
         system.post("/purge-queue")
         together(system.port, [job("/run")] * 10, 1)
@@ -258,7 +258,7 @@ def _p50(system: OwnPod, made: bytes) -> float:
 
 
 def _dispatch_rate(system: OwnPod) -> float:
-    """Jobs COMPLETED while others wait, from when all nodes take jobs."""
+    """Jobs that are COMPLETED each second while others wait, counted once all nodes take jobs."""
     store = system.store()
     system.resume()
     before, began = completed(store), time.monotonic()
@@ -271,7 +271,7 @@ def _dispatch_rate(system: OwnPod) -> float:
 
 
 def payload(_stage: Stage, *, quick: bool) -> EndpointStats:
-    """10 MB there and back: the plain copy, the worker itself and OwnPod in turn."""
+    """10 MB there and back, in turn: a plain copy, the worker without OwnPod, and OwnPod."""
     times: dict[str, list[float]] = {"copy_ms": [], "worker_ms": [], "ownpod_ms": []}
     body = {"input": {"text": "x" * PAYLOAD}}
     itself = request("POST", "/runsync", body)
@@ -301,7 +301,7 @@ def payload(_stage: Stage, *, quick: bool) -> EndpointStats:
 
 
 def _peaks(system: OwnPod) -> EndpointStats:
-    """The largest process of each kind."""
+    """The memory of the largest process of each kind."""
     pids = system.pids()
     return {kind: max(map(peak_mb, pids[kind])) for kind in ("api", "node", "redis", "worker")}
 

@@ -1,8 +1,7 @@
-"""A model of how far OwnPod goes beyond this machine, and a measured point that it is checked against.
+"""A model of OwnPod on larger hosts than this one, and a measurement against which the model is checked.
 
-What a job and a worker at rest cost is measured (rows `drain`, `submissions`, `clients`, `nodes`); the
-model says that costs add up. Redis has one thread, an API process about one core, nodes are spread over
-all cores of their hosts.
+The costs of a job and of an idle worker are measured (rows `drain`, `submissions`, `clients`, `nodes`). The model adds
+them up: Redis has one thread, an API process about one core, and nodes use all cores of their hosts.
 """
 
 import time
@@ -12,12 +11,12 @@ from system import Stage, completed, create_jobs, processes, waiting_workers
 
 WORKERS, JOB_S = 50, 0.25
 BUSY = 0.8
-"""How much of a core may be used before things begin to wait."""
+"""Share of a core up to which requests and jobs do not wait for CPU."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """CPU in ms of each job, in % of a core of each worker at rest; memory in MB, in KB of each job."""
+    """Costs: CPU in ms for each job, in % of a core for each idle worker; memory in MB, or in KB for each queued job."""
 
     node_ms: float
     redis_ms: float
@@ -31,7 +30,7 @@ class Costs:
 
 
 def costs(measures: dict) -> Costs | None:
-    """Out of a result; None: not all that it takes was measured."""
+    """The costs in a result; None: some of their rows were not measured."""
     try:
         return Costs(
             node_ms=measures["drain"]["cpu_node_ms"],
@@ -49,7 +48,7 @@ def costs(measures: dict) -> Costs | None:
 
 
 def use(c: Costs, jobs_per_s: float, workers: int, *, submitted: bool = True) -> dict[str, float]:
-    """CPU in % of a core by kind, for so many jobs and workers."""
+    """CPU in % of a core by kind of process, for a rate of jobs and a number of workers."""
     redis_ms = c.redis_ms if submitted else c.redis_ms - c.redis_create_ms
     return {
         "node": jobs_per_s * c.node_ms / 10 + workers * c.node_rest,
@@ -59,12 +58,12 @@ def use(c: Costs, jobs_per_s: float, workers: int, *, submitted: bool = True) ->
 
 
 def lines(measures: dict) -> list[str]:
-    """What the parts carry by the model, and how it fits the measured point."""
+    """The lines with the limits of each part by the model, and the model's error at the measured point."""
     c = costs(measures)
     if c is None:
         return []
     queued = 1e6 / c.queued_kb / 1000
-    said = [
+    rows = [
         f"the model, each part with {BUSY:.0%} of its core in use:",
         _part("Redis", c.redis_ms, c.redis_rest, f"{queued:.0f},000 queued jobs in each GB"),
         _part("a core of nodes", c.node_ms, c.node_rest, f"{1000 / c.node_mb:.0f} in each GB"),
@@ -74,11 +73,11 @@ def lines(measures: dict) -> list[str]:
     for workers, seconds in ((10, 0.5), (100, 10), (100, 1), (1000, 10), (1000, 1)):
         rate = workers / seconds
         cores = {kind: share / 100 for kind, share in use(c, rate, workers).items()}
-        said.append(
+        rows.append(
             f"  {workers:>7} {seconds:>8g} s {rate:>8.0f} /s {cores['redis']:>9.2f} "
             f"{cores['node']:>7.2f} {cores['api']:>7.2f} {workers * c.node_mb / 1000:>10.1f} GB"
         )
-    return [*said, *_checked(c, measures.get("growth", {}))]
+    return [*rows, *_checked(c, measures.get("growth", {}))]
 
 
 def _rate(cost_ms: float) -> str:
@@ -101,7 +100,7 @@ def _checked(c: Costs, point: dict) -> list[str]:
 
 
 def growth(_stage: Stage, *, quick: bool) -> dict[str, float]:
-    """50 workers that only wait, with jobs of 0.25 s: how near to 200 jobs/s, and what it takes."""
+    """50 workers that only wait, with jobs of 0.25 s: the rate, which is 200 jobs/s at best, and its CPU."""
     seconds = 4 if quick else 10
     with processes() as group:
         system = waiting_workers(group, WORKERS)

@@ -1,4 +1,4 @@
-"""The measured worker: waits for "seconds", and says when it was done; or gives back "text"."""
+"""The measured worker: waits for "seconds" and returns the time of its end; or returns "text"."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What a usual OwnPod does: one function for each row, which gives its figures by name."""
+"""Measures of an OwnPod of usual size: one function for each, which returns its figures by name."""
 
 import os
 import statistics
@@ -15,7 +15,7 @@ EndpointStats = dict[str, float]
 
 
 def job(operation: str, seconds: float = 0, endpoint: str = ENDPOINT) -> bytes:
-    """The request of a job that takes so long."""
+    """The request for a job that takes ``seconds``."""
     return request("POST", f"/v2/{endpoint}{operation}", {"input": {"seconds": seconds}})
 
 
@@ -31,7 +31,7 @@ def ended_well(answers: list[Answer]) -> None:
 
 
 def no_op(stage: Stage, *, quick: bool) -> EndpointStats:
-    """A no-op, the worker itself and OwnPod in turn."""
+    """A no-op, in turn on the worker without OwnPod and through OwnPod."""
     system, count = stage.system(), 100 if quick else 500
     itself = request("POST", "/runsync", {"input": {"seconds": 0}})
     with connected(port_of(system.urls[0])) as worker, connected(system.port) as ownpod:
@@ -59,10 +59,10 @@ def drain(stage: Stage, *, quick: bool) -> EndpointStats:
     }
 
 
-def wait_until(look: Callable[[], bool], seconds: float = 120) -> None:
-    """Looks every 10 ms. Raises: TimeoutError."""
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits for a condition, which is checked every 10 ms. Raises: TimeoutError."""
     until = time.monotonic() + seconds
-    while not look():
+    while not condition():
         if time.monotonic() > until:
             raise TimeoutError(f"not within {seconds:g} s")
         time.sleep(0.01)
@@ -80,7 +80,7 @@ def clients(stage: Stage, *, quick: bool) -> EndpointStats:
 
 
 def _against_ideal(system: OwnPod, seconds: list[float]) -> EndpointStats:
-    """All jobs at once, each waited for, against the sum of their times over the workers."""
+    """The time for jobs that are submitted at once, against the sum of their durations divided by the workers."""
     requests = [job("/runsync?wait=60000", s) for s in seconds]
     answers = together(system.port, requests, len(seconds))
     ended_well(answers)
@@ -90,25 +90,25 @@ def _against_ideal(system: OwnPod, seconds: list[float]) -> EndpointStats:
 
 
 def _several(measure: Callable[[], EndpointStats], count: int) -> EndpointStats:
-    """The medians of some measurements."""
+    """The median of each figure over several measurements."""
     found = [measure() for _ in range(count)]
     return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
 def equal(stage: Stage, *, quick: bool) -> EndpointStats:
-    """Jobs of equal length, against the ideal."""
+    """Jobs of equal duration, against the ideal time."""
     system = stage.system()
     return _several(lambda: _against_ideal(system, EQUAL), 1 if quick else 3)
 
 
 def mixed(stage: Stage, *, quick: bool) -> EndpointStats:
-    """Jobs of unequal length, against the ideal."""
+    """Jobs of different durations, against the ideal time."""
     system = stage.system()
     return _several(lambda: _against_ideal(system, MIXED), 1 if quick else 3)
 
 
 def way(stage: Stage, *, quick: bool) -> EndpointStats:
-    """From the end of the handler to the client that waits."""
+    """The time from the end of the handler to the answer of the waiting client."""
     system, count = stage.system(), 60 if quick else 300
     with connected(system.port) as client:
         times = [_way_ms(client) for _ in range(count)]
@@ -122,7 +122,7 @@ def _way_ms(client: Client) -> float:
 
 
 def submissions(_stage: Stage, *, quick: bool) -> EndpointStats:
-    """`/run` with one API process, into an endpoint in which nothing runs."""
+    """`/run` with one API process, for an endpoint without workers."""
     count = 1000 if quick else 5000
     with processes() as group:
         system = OwnPod(group, [], [], api=1)
@@ -137,7 +137,7 @@ def submissions(_stage: Stage, *, quick: bool) -> EndpointStats:
 
 
 def pull(_stage: Stage, *, quick: bool) -> EndpointStats:
-    """Workers that ask for jobs. The SDK pauses up to a second between them, so few will do."""
+    """Pull workers. There are few jobs, because the SDK pauses for up to a second between them."""
     with processes() as group:
         system = pulling(group, WORKERS)
         with connected(system.port) as client:
@@ -159,9 +159,9 @@ def _pull_drain(system: OwnPod, count: int) -> EndpointStats:
 
 
 def calibrate(group: Processes) -> EndpointStats:
-    """What this machine does just now: a loop in Python, and an HTTP call to a trivial server.
+    """The speed of this machine at this moment: a loop in Python, and an HTTP call to a trivial server.
 
-    On one core, as the way between two costs now this and now three times as much.
+    Both run on one core, because a call between two cores varies by a factor of three.
     """
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})

@@ -1,4 +1,4 @@
-"""What was measured, for a person: which figures have an aim, the table, the plot."""
+"""The report: the rows and their aims, the table, and the plot."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ class Row:
     unit: str
     aim: float | None = None
     below: bool = True
-    """Less is better, and the aim an upper bound; else a lower one. Rates (/s): more is better."""
+    """Whether the aim is an upper bound. False for figures of which more is better, like rates."""
     spread: str = ""
 
     def value(self, found: dict) -> float | None:
-        """Out of a result; None: it was not measured."""
+        """The figure in a result; None: it was not measured."""
         return found["measures"].get(self.measure, {}).get(self.figure)
 
     def reached(self, found: dict) -> bool | None:
-        """Whether the aim is; None: there is no aim, or no figure."""
+        """Whether the figure reaches the aim; None: there is no aim, or no figure."""
         value = self.value(found)
         if self.aim is None or value is None:
             return None
@@ -93,7 +93,7 @@ ROWS = (
 
 
 def number(value: float | None) -> str:
-    """Three digits that count."""
+    """A number with three significant digits."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -151,32 +151,32 @@ def _reached(row: Row, found: dict) -> str:
 
 
 def _cpu_lines(found: dict) -> list[str]:
-    """CPU time for each job by kind of processes, where it was measured."""
+    """Lines with the CPU time of each job by kind of process, of the measures that have it."""
     lines = []
     for name, figures in found["measures"].items():
         used = {k[4:-3]: v for k, v in figures.items() if k.startswith("cpu_")}
         if used:
-            said = ", ".join(f"{kind} {value:.2f}" for kind, value in used.items())
-            lines.append(f"{name}: CPU in ms for each job: {said}, all {sum(used.values()):.2f}")
+            kinds = ", ".join(f"{kind} {value:.2f}" for kind, value in used.items())
+            lines.append(f"{name}: CPU in ms for each job: {kinds}, all {sum(used.values()):.2f}")
     return [*lines, ""] if lines else []
 
 
 def shares(found: dict) -> list[tuple[str, float]]:
-    """Each row with an aim: how much of the aim is reached; 1 and more is all of it."""
-    said = []
+    """For each row with an aim: a label, and the reached share of the aim, which is 1 or more if the aim is reached."""
+    rows = []
     for row in ROWS:
         value = row.value(found)
         if row.aim is None or value is None:
             continue
         part, whole = (row.aim, value) if row.below else (value, row.aim)
         label = f"{row.measure}: {row.what} {with_unit(value, row.unit)} ({_aim(row)})"
-        # What is slower by nothing or less has reached any aim.
-        said.append((label, part / whole if whole > 0 else 10.0))
-    return said
+        # A slow-down of zero or less reaches every aim, and cannot be a divisor.
+        rows.append((label, part / whole if whole > 0 else 10.0))
+    return rows
 
 
 def plot(found: dict, path: Path) -> bool:
-    """Writes the picture; False: matplotlib is not there, or there is nothing to show."""
+    """Draws the plot; False: matplotlib is not installed, or no row has an aim."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -184,12 +184,12 @@ def plot(found: dict, path: Path) -> bool:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    said = shares(found)[::-1]
-    if not said:
+    rows = shares(found)[::-1]
+    if not rows:
         return False
-    figure, axes = plt.subplots(figsize=(11, 1 + 0.32 * len(said)))
-    colours = ["#2a7f4f" if share >= 1 else "#c0392b" for _, share in said]
-    axes.barh([label for label, _ in said], [min(share, 3) for _, share in said], color=colours)
+    figure, axes = plt.subplots(figsize=(11, 1 + 0.32 * len(rows)))
+    colours = ["#2a7f4f" if share >= 1 else "#c0392b" for _, share in rows]
+    axes.barh([label for label, _ in rows], [min(share, 3) for _, share in rows], color=colours)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlim(0, 3)
     axes.set_xlabel("so much of its aim is reached (1: the aim; 3: three times as good, or more)")

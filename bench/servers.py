@@ -13,8 +13,8 @@ MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-
 
 
 class Waits(asyncio.Protocol):
-    """Many workers of the SDK's kind whose handler sleeps: `/status` answers after a quarter second;
-    404 to all else.
+    """Many workers with the SDK's local API whose handler sleeps: `/status` answers after a quarter of a second.
+    All other requests get 404.
     """
 
     def connection_made(self, transport):
@@ -34,16 +34,16 @@ class Waits(asyncio.Protocol):
         if path.endswith("/run"):
             self._answer({"id": f"test-{uuid.uuid4()}", "status": "IN_PROGRESS"})
         elif "/stream/" in path:
-            said = "Stream not supported, handler must be a generator."
-            self._answer({"id": run, "status": "FAILED", "error": said})
+            error = "Stream not supported, handler must be a generator."
+            self._answer({"id": run, "status": "FAILED", "error": error})
         elif "/status/" in path:
-            said = {"id": run, "status": "COMPLETED", "output": {"ok": True}}
-            asyncio.get_running_loop().call_later(0.25, self._answer, said)
+            answer = {"id": run, "status": "COMPLETED", "output": {"ok": True}}
+            asyncio.get_running_loop().call_later(0.25, self._answer, answer)
         else:
             self._transport.write(MISSING)
 
-    def _answer(self, said):
-        body = json.dumps(said).encode()
+    def _answer(self, answer):
+        body = json.dumps(answer).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         self._transport.write(f"{head}\r\n\r\n".encode() + body)
 
@@ -55,7 +55,7 @@ async def waits(port: int) -> None:
 
 
 def copy(port: int) -> None:
-    """Takes 8 bytes of length and so many bytes, and sends these back: the plain cost of the way."""
+    """Reads 8 bytes of length and as many bytes, and sends those back: the cost of the transfer alone."""
     with socket.create_server(("127.0.0.1", port)) as server:
         while True:
             connection, _ = server.accept()
@@ -65,7 +65,7 @@ def copy(port: int) -> None:
 
 
 def receive(connection: socket.socket, length: int) -> bytearray:
-    """So many bytes; none when the other side has hung up."""
+    """Reads ``length`` bytes; returns b"" if the other side has closed the connection."""
     data = bytearray(length)
     view = memoryview(data)
     while view:

@@ -1,4 +1,4 @@
-"""Starts and ends the measured processes, and tells what they use."""
+"""Starts and ends the measured processes, and reads their use of CPU and memory."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from ownpod.store.store import Store
 
 HERE = Path(__file__).parent
 ENDPOINT, PARKED = "local-ep", "parked"
-"""The endpoint with workers, and one without any: its jobs wait."""
+"""The endpoint with workers, and one without workers, whose jobs stay in the queue."""
 
 JOB_INPUT = '{"seconds": 0}'
 KINDS = ("api", "node", "redis", "worker")
@@ -34,19 +34,19 @@ END_S = 20
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-def wait_for(what: str, look: Callable[[], object], seconds: float = 90) -> None:
-    """Until it is so. Raises: TimeoutError."""
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 90) -> None:
+    """Waits for a condition. Raises: TimeoutError."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            if look():
+            if condition():
                 return
         time.sleep(0.01)
     raise TimeoutError(f"{what} did not happen within {seconds:g} s")
 
 
 class Processes:
-    """Processes with one log and a session each, ended by their pids."""
+    """Processes with a common log, each in its own session, ended by their pids."""
 
     def __init__(self) -> None:
         allow_many_files()
@@ -56,7 +56,7 @@ class Processes:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *command: object, **environ: object) -> int:
-        """A Python program; its pid."""
+        """Starts a Python program; returns its pid."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -77,14 +77,14 @@ class Processes:
         return True
 
     def server(self, kind: str) -> int:
-        """The port of one of servers.py."""
+        """Starts a server of servers.py; returns its port."""
         port = free_port()
         self.start(HERE / "servers.py", kind, port)
         wait_for(f"server {kind}", lambda: _listens(port))
         return port
 
     def workers(self, count: int) -> tuple[list[str], list[int]]:
-        """URLs and pids of workers on the SDK's local API."""
+        """Starts workers with the SDK's local API; returns their URLs and pids."""
         ports = [free_port() for _ in range(count)]
         serve = (HERE / "handler.py", "--rp_serve_api", "--rp_api_host", "127.0.0.1")
         pids = [self.start(*serve, "--rp_api_port", port, **QUIET) for port in ports]
@@ -92,13 +92,13 @@ class Processes:
             wait_for("a worker", lambda port=port: _listens(port))
         return [f"http://127.0.0.1:{port}" for port in ports], pids
 
-    def said(self) -> str:
+    def log_tail(self) -> str:
         """The end of the log."""
         lines = (self.directory / "log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-15:])
 
     def end(self) -> None:
-        """Ends them all, with whatever they have left behind in their sessions."""
+        """Ends all processes, and all others in their sessions."""
         for process in reversed(self._started):
             process.terminate()
         until = time.monotonic() + END_S
@@ -114,12 +114,12 @@ class Processes:
 
 @contextlib.contextmanager
 def processes() -> Iterator[Processes]:
-    """Processes that end with the block. Their log is shown when it failed."""
+    """Processes that end with the block. If the block fails, the end of their log is printed."""
     started = Processes()
     try:
         yield started
     except Exception:
-        print(started.said(), file=sys.stderr)
+        print(started.log_tail(), file=sys.stderr)
         raise
     finally:
         started.end()
@@ -131,7 +131,7 @@ def _listens(port: int) -> bool:
 
 
 class OwnPod:
-    """An ``ownpod up`` with a Redis of its own, and two endpoints: one with these workers, one without."""
+    """An ``ownpod up`` with an embedded Redis and two endpoints: one with the given workers, and one without workers."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class OwnPod:
         wait_for("OwnPod", lambda: group.lives(self._pid) and self.health(PARKED))
 
     def ready(self, count: int) -> None:
-        """Until so many workers are ready."""
+        """Waits until ``count`` workers are ready."""
         wait_for("workers", lambda: self.health()["workers"]["ready"] == count)
 
     def health(self, endpoint: str = ENDPOINT) -> dict:
@@ -175,14 +175,14 @@ class OwnPod:
         return open_job_store(self.redis_url)
 
     def drain(self) -> None:
-        """Its workers take no more jobs; what they have is done."""
+        """Pauses all workers, and waits for the end of their jobs."""
         for worker in self.health()["ownpod"]["workers"]:
             self.post(f"/workers/{worker['id']}/drain")
         wait_for("a rest", lambda: self._throttled() == len(self.urls))
         wait_for("a rest", lambda: self.health()["jobs"]["inProgress"] == 0)
 
     def resume(self) -> None:
-        """Its workers take jobs again; when the nodes have heard of it."""
+        """Resumes all workers, and waits until their nodes take jobs."""
         for worker in self.health()["ownpod"]["workers"]:
             self.post(f"/workers/{worker['id']}/resume")
         self.ready(len(self.urls))
@@ -207,19 +207,19 @@ class OwnPod:
         return found
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU time used by each kind of processes, and by this one."""
+        """CPU time in seconds by kind of process, and of this process as ``client``."""
         used = {kind: sum(map(cpu_s, pids)) for kind, pids in self.pids().items()}
         return used | {"client": time.process_time()}
 
 
 def open_job_store(redis_url: str) -> Store:
-    """The project's own way to the jobs. Celery's settings want a REDIS_URL, too."""
+    """The job store. Sets REDIS_URL as well, because Celery's settings read it."""
     os.environ["REDIS_URL"] = redis_url
     return open_store(settings.load({"REDIS_URL": redis_url}), client_name="bench")
 
 
 def create_jobs(redis_url: str, count: int) -> None:
-    """Jobs that wait, written as the API does."""
+    """Creates jobs without the API, with the same records and messages."""
     store = open_job_store(redis_url)
     for _ in range(count):
         store.jobs.create(
@@ -238,12 +238,12 @@ def create_jobs(redis_url: str, count: int) -> None:
 
 
 def completed(store: Store, endpoint: str = ENDPOINT) -> int:
-    """Jobs that were ever COMPLETED."""
+    """The number of jobs that were ever COMPLETED."""
     return store.figures.counts(endpoint)[2].get("COMPLETED", 0)
 
 
 class Stage:
-    """The usual system, four workers and two API processes, kept up for one measure after the other."""
+    """A system of usual size, with four workers and two API processes, which several measures share."""
 
     def __init__(self) -> None:
         self._kept = contextlib.ExitStack()
@@ -256,23 +256,23 @@ class Stage:
         return self._system
 
     def close(self) -> None:
-        """Ends it; it is made anew when it is wanted again."""
+        """Ends the system. The next measure that needs one starts another."""
         self._system = None
         self._kept.close()
 
 
 def usual(group: Processes, *, api: int = 2, workers: int = 4) -> OwnPod:
-    """OwnPod and real workers, ready."""
+    """Starts OwnPod with real workers, and waits until they are warm."""
     system = OwnPod(group, *group.workers(workers), api=api)
     system.ready(workers)
-    # A node's first jobs wait for it up to a second, and each process's first take longer.
+    # Not measured: the first job of a node waits for up to a second, and the first request of a process is slow.
     warm = request("POST", f"/v2/{ENDPOINT}/runsync", {"input": {}})
     together(system.port, [warm] * workers * 10, workers * 2)
     return system
 
 
 def waiting_workers(group: Processes, count: int) -> OwnPod:
-    """OwnPod and so many workers that only wait, in one small process; see servers.py."""
+    """Starts OwnPod with ``count`` workers that only wait, in one small process; see servers.py."""
     port = group.server("waits")
     system = OwnPod(group, [f"http://127.0.0.1:{port}/w{number}" for number in range(count)], [])
     system.ready(count)
@@ -280,7 +280,7 @@ def waiting_workers(group: Processes, count: int) -> OwnPod:
 
 
 def pulling(group: Processes, workers: int) -> OwnPod:
-    """OwnPod and real workers that ask for jobs."""
+    """Starts OwnPod with real workers that pull jobs."""
     system = OwnPod(group, [], [])
     endpoint = f"http://127.0.0.1:{system.port}/v2/{ENDPOINT}"
     for number in range(workers):
@@ -291,7 +291,7 @@ def pulling(group: Processes, workers: int) -> OwnPod:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process, in s."""
+    """CPU time of a process in seconds."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -301,12 +301,12 @@ def cpu_s(pid: int) -> float:
 
 
 def pss_mb(pid: int) -> float:
-    """Memory of a process, its part of what is shared included, in MB."""
+    """Memory of a process in MB, including its share of shared pages."""
     return _kb(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") / 1000
 
 
 def peak_mb(pid: int) -> float:
-    """The most memory that a process ever had, in MB."""
+    """The largest memory that a process has had, in MB."""
     return _kb(Path(f"/proc/{pid}/status"), "VmHWM:") / 1000
 
 
@@ -319,20 +319,20 @@ def _kb(path: Path, field: str) -> float:
 
 
 class Used:
-    """CPU time since it was made, for each of some jobs."""
+    """The CPU time of each job since this object was created."""
 
     def __init__(self, system: OwnPod) -> None:
         self._system = system
         self._before = system.cpu_s()
 
     def per_job(self, count: int) -> dict[str, float]:
-        """In ms by kind: ``cpu_<kind>_ms``."""
+        """CPU time in ms for each of ``count`` jobs, by kind of process: ``cpu_<kind>_ms``."""
         now = self._system.cpu_s()
         return {f"cpu_{k}_ms": (now[k] - self._before[k]) / count * 1000 for k in now}
 
 
 def exit_at_signals() -> None:
-    """SIGTERM ends as Ctrl-C does: with everything that was started."""
+    """Makes SIGTERM act like Ctrl-C, so that all started processes are ended."""
 
     def stop(signum: int, _frame: object) -> None:
         raise KeyboardInterrupt(signum)

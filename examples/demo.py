@@ -1,4 +1,4 @@
-"""What `make demo` runs: two example workers, `ownpod up`, and one job through the API."""
+"""`make demo`: starts two example workers and `ownpod up`, and runs one job through the API."""
 
 import argparse
 import functools
@@ -24,10 +24,10 @@ WORKERS = ",".join(f"http://localhost:{port}" for port in WORKER_PORTS)
 
 
 def main() -> int:
-    """Exit code 0 only if the job COMPLETED."""
+    """Runs the demo. The exit code is 0 only if the job is COMPLETED."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--once", action="store_true", help="end after the job")
-    options.add_argument("--pull", action="store_true", help="workers ask OwnPod for jobs")
+    options.add_argument("--pull", action="store_true", help="start workers that pull jobs")
     chosen = options.parse_args()
     group = Group()
     group.handle_signals()
@@ -35,7 +35,7 @@ def main() -> int:
         for port in (8000,) if chosen.pull else (*WORKER_PORTS, 8000):
             _check(port)
         if chosen.pull:
-            # A worker that is told to end waits until its request for jobs is answered: sooner so.
+            # A worker ends only after the answer to its current request for jobs, which this setting makes shorter.
             pull = {"OWNPOD_WORKERS_FILE": str(HERE / "pull.yaml"), "OWNPOD_WORKER_GONE_S": "10"}
             _start_ownpod(group, **pull)
             _until(group, _serves, "OwnPod")
@@ -62,11 +62,11 @@ def main() -> int:
 
 
 def _until(group: Group, ready: Callable[[], bool], what: str) -> None:
-    """Copies the log until something is ready. Raises: StartError if that takes a minute."""
+    """Copies the log until a condition is true. Raises: StartError, if that takes longer than a minute."""
     deadline = time.monotonic() + START_S
     while not group.stopping and not ready():
         if time.monotonic() > deadline:
-            raise StartError(f"{what} did not come up within {START_S:g} s; ending everything")
+            raise StartError(f"{what} did not start within {START_S:g} s; ending everything")
         group.attend(0.1)
 
 
@@ -138,7 +138,7 @@ def _one_job(group: Group) -> str:
         answer = requests.get(f"{ENDPOINT}/status/{answer['id']}", timeout=5).json()
     for line in (
         "",
-        "go on with:",
+        "try next:",
         f"  curl -s -X POST {ENDPOINT}/run -d '{json.dumps(job)}'",
         f"  curl -s {ENDPOINT}/status/{answer['id']}",
         f"  curl -s -X POST {ENDPOINT}/runsync -d '{json.dumps(job)}'",

@@ -11,13 +11,22 @@ from ownpod.store.store import Store
 
 workarounds.apply()
 
-app = Celery("ownpod", include=["ownpod.node.tasks", "ownpod.node.node"])
+app = Celery(
+    "ownpod",
+    include=[
+        "ownpod.node.tasks",
+        "ownpod.node.signals",
+        "ownpod.housekeeping.tasks",
+        "ownpod.housekeeping.signals",
+    ],
+    amqp="ownpod.broker.queues:LiveAMQP",
+)
 # By its full name: another project may have a module `celeryconfig` in the current folder.
 app.config_from_object("ownpod.celeryconfig")
 
 
 def open_store(config: Settings, *, client_name: str) -> Store:
-    """The jobs in the Redis that the settings name. Nothing is sent before the first call.
+    """The jobs in the Redis of the settings. Nothing is sent before the first call.
 
     Raises:
         ConfigurationError: they name none.
@@ -30,9 +39,9 @@ def open_store(config: Settings, *, client_name: str) -> Store:
 
 
 def _purge_jobs(queue: str) -> int | None:
-    """``celery -A ownpod purge`` of an endpoint's queue: its jobs are CANCELLED, and say why.
+    """Cancels the jobs of an endpoint's queue when ``celery -A ownpod purge`` empties it.
 
-    Unannounced it would look like a loss, and be made good.
+    Otherwise recovery would publish their messages again, because lost messages look the same.
     """
     endpoint = names.endpoint_of(queue)
     if endpoint is None:
@@ -42,7 +51,7 @@ def _purge_jobs(queue: str) -> int | None:
         return store.queue.purge(endpoint, reason="purged with Celery's tools")
 
 
-# `celery inspect` and `celery control` look there for commands.
+# Imported for its commands, which `celery inspect` and `celery control` list.
 __all__ = ["app", "control", "open_store"]
 
 workarounds.on_purge(_purge_jobs)

@@ -1,33 +1,31 @@
 """Celery's settings, the same for the API, the nodes, ``celery -A ownpod`` and Flower.
 
-Most are there because of something that Celery or kombu does on Redis; see docs/architecture.md.
+Reads no endpoints and connects to nothing. Most settings have a reason in Celery's or kombu's behaviour on
+Redis; see docs/architecture.md.
 """
 
 from ownpod import settings
 from ownpod.broker import names
-from ownpod.broker.messages import make_queue
-from ownpod.configuration import load_endpoints
+from ownpod.broker.queues import LiveQueues
 from ownpod.errors import ConfigurationError
 from ownpod.rules import redis_url
 
 try:
     broker_url = redis_url.for_celery(settings.current().broker_url())
-    _endpoints = load_endpoints(settings.current())
 except ConfigurationError as error:
     settings.exit_on(error)
 
-# What `celery -A ownpod purge` empties. Which of them a node consumes is ownpod/node.py's.
-task_queues = [
-    make_queue(name) for name in (names.HOUSEKEEPING_QUEUE, *map(names.endpoint_queue, _endpoints))
-]
+# The queues that `celery -A ownpod purge` empties and Flower shows. A node selects its own in ownpod/node/node.py.
+# Read when they are used, because endpoints come and go at run time.
+task_queues = LiveQueues()
 
-# The job record is the result.
+# Celery stores no results, because a job's record has its result.
 result_backend = None
 task_ignore_result = True
 task_serializer = "json"
 accept_content = ["json"]
 
-# A node lives through a Redis that is away or refuses writes, however long.
+# A node reconnects without a limit, because its worker continues to run jobs while Redis is away.
 broker_connection_retry_on_startup = True
 broker_connection_retry = True
 broker_connection_max_retries = None
@@ -35,18 +33,18 @@ broker_channel_error_retry = True
 broker_pool_limit = 16
 broker_pool_acquire_timeout = 5
 broker_transport_options = {
-    # No copy of each message in `unacked` while its job runs: that costs two transactions for each
-    # job, and no component reads it. The record has a lease, and a lost message is published again.
+    # Without copies of messages in `unacked` while jobs run. They would cost two transactions for each job, and no
+    # component needs them: the job's record has a lease, and the recovery publishes a lost message again.
     "ack_emulation": False,
     "priority_steps": names.PRIORITY_STEPS,
     "sep": names.PRIORITY_SEPARATOR,
-    # In the order of adding: a worker's own queue first, then its endpoint's.
+    # Queues are consumed in the order in which they were added: the worker's own queue before its endpoint's.
     "queue_order_strategy": "priority",
     "socket_timeout": 5,
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    # Bounds the loops of publishers, so that a Redis that is away is an error and not a wait.
+    # Limits the retries of publishers. By default they would block while Redis is away.
     "max_retries": 1,
     "interval_start": 0,
     "interval_step": 0.1,
@@ -60,8 +58,8 @@ task_publish_retry_policy = {
     "interval_max": 0.2,
 }
 
-# A message is acknowledged when its job has left the worker, also when the task raised (Celery's
-# default): it must not loop, the record decides on another attempt.
+# A message is acknowledged after its task, even if the task raised an error (Celery's default). A message that came
+# back would loop; the job's record decides on another attempt.
 task_acks_late = True
 task_default_queue = names.HOUSEKEEPING_QUEUE
 task_create_missing_queues = True
@@ -72,8 +70,8 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 worker_disable_rate_limits = True
 worker_detect_quorum_queues = False
 
-# Flower and `celery inspect` show what happens. Nodes send task events only while a monitor listens: Flower
-# switches them on by itself, `celery -A ownpod control enable_events` does for others.
+# Nodes send task events only while a monitor receives them, because each event costs CPU. Flower switches them on
+# itself; for other monitors use `celery -A ownpod control enable_events`.
 worker_enable_remote_control = True
 worker_send_task_events = False
 task_send_sent_event = False

@@ -1,4 +1,4 @@
-"""Endpoints and their workers as they are configured: ``workers.yaml`` and ``OWNPOD_WORKERS``."""
+"""Endpoints and their workers as they are defined: in ``workers.yaml``, in ``OWNPOD_WORKERS``, and in entries of run time."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,13 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 from ownpod.errors import ConfigurationError
 from ownpod.rules import credentials
 from ownpod.rules.credentials import Credential
-from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS, HOUSEKEEPING, Endpoint, WorkerSpec
+from ownpod.rules.endpoints import (
+    DEFAULT_MAX_WORKERS,
+    HOUSEKEEPING,
+    Endpoint,
+    WorkerSource,
+    WorkerSpec,
+)
 from ownpod.rules.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.settings import DEFAULT_ENDPOINT, Settings
 from ownpod.validation import (
@@ -55,7 +61,7 @@ _HEADER_VALUE = fields.String(
 
 
 class WorkerSchema(Schema):
-    """A worker, in ``workers.yaml`` and where one is added."""
+    """A worker in ``workers.yaml``, and in a request that adds one."""
 
     class Meta:
         unknown = RAISE
@@ -81,7 +87,7 @@ class WorkerSchema(Schema):
 
 
 class AddedWorkerSchema(WorkerSchema):
-    """A worker that was added at run time. Its files are checked where its node opens them: each host has its own."""
+    """A worker that was added at run time. Its node checks its files, because each host has its own."""
 
     ca_bundle = fields.String(data_key="caBundle")
 
@@ -96,11 +102,12 @@ class _ApiKey(fields.Field[Credential]):
             raise ValidationError(str(error)) from None
 
 
-class _EndpointSchema(Schema):
+class AddedEndpointSchema(Schema):
+    """An endpoint that was added at run time. Its workers have entries of their own."""
+
     class Meta:
         unknown = RAISE
 
-    workers = fields.List(fields.Nested(WorkerSchema), load_default=list)
     execution_timeout_ms = fields.Integer(
         data_key="executionTimeout",
         strict=True,
@@ -137,6 +144,10 @@ class _EndpointSchema(Schema):
     )
 
 
+class _EndpointSchema(AddedEndpointSchema):
+    workers = fields.List(fields.Nested(WorkerSchema), load_default=list)
+
+
 class _FileSchema(Schema):
     class Meta:
         unknown = RAISE
@@ -153,7 +164,7 @@ class _FileSchema(Schema):
 
 
 def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
-    """The configured endpoints by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
+    """The endpoints of the configuration by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
 
     Raises:
         ConfigurationError: one line that names the file, the field and what is allowed.
@@ -166,20 +177,46 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         default = [{"url": url} for url in DEFAULT_WORKERS]
         given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
     endpoints = {
-        endpoint_id: Endpoint(
-            id=endpoint_id,
-            workers=tuple(make_worker(endpoint_id, w, settings) for w in values["workers"]),
-            execution_timeout_ms=values["execution_timeout_ms"],
-            ttl_ms=values["ttl_ms"],
-            max_attempts=values["max_attempts"],
-            max_queue_depth=values["max_queue_depth"],
-            api_keys=tuple(values["api_keys"]),
-            max_workers=values["max_workers"],
+        endpoint_id: _endpoint(
+            endpoint_id,
+            values,
+            tuple(make_worker(endpoint_id, w, settings) for w in values["workers"]),
         )
         for endpoint_id, values in given.items()
     }
     check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
     return endpoints
+
+
+def make_endpoint(endpoint_id: str, values: dict[str, Any]) -> Endpoint:
+    """An endpoint that was added at run time, without workers.
+
+    Raises:
+        ValidationError: a value cannot be used.
+    """
+    return _endpoint(endpoint_id, AddedEndpointSchema().load(values), ())
+
+
+def endpoint_entry(values: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:
+    """The values of an endpoint as they are stored: with the digests of its keys instead of plain keys."""
+    if not endpoint.api_keys:
+        return values
+    return {**values, "apiKeys": [f"{credentials.PREFIX}{k.digest}" for k in endpoint.api_keys]}
+
+
+def _endpoint(
+    endpoint_id: str, values: dict[str, Any], workers: tuple[WorkerSpec, ...]
+) -> Endpoint:
+    return Endpoint(
+        id=endpoint_id,
+        workers=workers,
+        execution_timeout_ms=values["execution_timeout_ms"],
+        ttl_ms=values["ttl_ms"],
+        max_attempts=values["max_attempts"],
+        max_queue_depth=values["max_queue_depth"],
+        api_keys=tuple(values["api_keys"]),
+        max_workers=values["max_workers"],
+    )
 
 
 def _read(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -201,13 +238,13 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def parse_headers(lines: Iterable[str]) -> dict[str, str]:
-    """Headers of ``NAME: VALUE`` lines, as a command takes them."""
+    """Headers from ``NAME: VALUE`` lines, the options of a command."""
     pairs = (line.partition(":") for line in lines)
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def worker_id_of(url: str) -> str:
-    """A worker's id from its URL: readable, stable, the same on every host."""
+    """A worker's id, made from its URL: readable, and the same on every host."""
     parts = urlsplit(url)
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{parts.netloc}{parts.path}").strip("-")
     return name[:LONGEST_ID] or "worker"
@@ -216,10 +253,10 @@ def worker_id_of(url: str) -> str:
 def make_worker(
     endpoint_id: str, values: dict[str, Any], settings: Settings, *, configured: bool = True
 ) -> WorkerSpec:
-    """A worker, of what :class:`WorkerSchema` has loaded.
+    """A worker from the values that :class:`WorkerSchema` has loaded.
 
-    ``OWNPOD_WORKER_HEADERS`` go to configured workers only: they may be secrets, and a worker that was
-    added at run time is another caller's choice.
+    Only workers of the configuration get ``OWNPOD_WORKER_HEADERS``, because these may be secrets, and the URL of
+    an added worker is chosen by a caller.
     """
     common = settings.worker_headers if configured else {}
     ca_bundle = values.get("ca_bundle", settings.worker_ca_bundle)
@@ -231,11 +268,12 @@ def make_worker(
         headers={**common, **values["headers"]},
         verify_tls=values.get("verify_tls", settings.worker_verify_tls),
         ca_bundle=ca_bundle,
+        source=WorkerSource.FILE if configured else WorkerSource.ADDED,
     )
 
 
 def check_unique(workers: Iterable[WorkerSpec]) -> None:
-    """Raises: ConfigurationError, if two have the same id or URL."""
+    """Raises: ConfigurationError, if two workers have the same id or URL."""
     seen: dict[str, WorkerSpec] = {}
     for worker in workers:
         if worker.id == HOUSEKEEPING:

@@ -24,6 +24,20 @@ class StartError(OwnPodError):
     """OwnPod cannot start here."""
 
 
+class ExtraMissing(StartError):
+    """A part of OwnPod that is optional is not installed.
+
+    Args:
+        part: what needs the extra, as users call it.
+        extra: a name of ``[project.optional-dependencies]`` in ``pyproject.toml``.
+    """
+
+    http_status = 501
+
+    def __init__(self, part: str, extra: str) -> None:
+        super().__init__(f"{part} is not installed: pip install 'ownpod[{extra}]'")
+
+
 class BadRequest(OwnPodError):
     """The request has a value that OwnPod cannot use."""
 
@@ -37,7 +51,13 @@ class EndpointNotFound(OwnPodError):
 
     def __init__(self, endpoint_id: str, known: list[str]) -> None:
         names = ", ".join(known) or "none"
-        super().__init__(f"endpoint {endpoint_id!r} not found; configured endpoints: {names}")
+        super().__init__(f"endpoint {endpoint_id!r} not found; known endpoints: {names}")
+
+
+class EndpointConflict(OwnPodError):
+    """The endpoint is defined in the configuration file, and is changed there."""
+
+    http_status = 409
 
 
 class JobNotFound(OwnPodError):
@@ -146,7 +166,7 @@ class SchemaMismatch(RedisUnavailable):
     def __init__(self, found: str, own: int) -> None:
         super().__init__(
             f"the records in this Redis have schema version {found}, this OwnPod works with version "
-            f"{own} only: run the OwnPod that fits them, or upgrade as docs/operations.md describes; "
+            f"{own} only: run the OwnPod that fits them, or upgrade as docs/howto/upgrade.md describes; "
             "nothing was changed"
         )
 

@@ -1,4 +1,4 @@
-"""One line for each event: time, level, who, what; as text, or as JSON for programs."""
+"""The log: one line for each event, with time, level, process and message; as text, or as JSON for programs."""
 
 import logging
 import re
@@ -8,23 +8,23 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 NOISY = ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer", "urllib3")
-"""Loggers whose INFO repeats what OwnPod says about the same job or connection."""
+"""Loggers whose INFO lines repeat OwnPod's own lines about the same job or connection."""
 
 _jobs = logging.getLogger("ownpod.job")
 
 
 class _Form:
-    """How this process logs."""
+    """The form of this process's log."""
 
     json = False
 
 
 def configure(level: str, name: str = "", form: str = "text") -> None:
-    """Logs to stderr.
+    """Makes this process log to stderr.
 
     Args:
-        level: the least that is logged.
-        name: stands in each line, for processes that share a log.
+        level: the lowest level that is logged.
+        name: the process's name in each line, because several processes may share a log.
         form: "text" or "json", see ``OWNPOD_LOG_FORMAT``.
     """
     handler = logging.StreamHandler(sys.stderr)
@@ -40,33 +40,33 @@ def configure(level: str, name: str = "", form: str = "text") -> None:
 _UNPRINTED = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""What could begin a line, drive a terminal or turn a line's direction, and halves of characters."""
+"""Characters that could start a new line, control a terminal or change the direction of text, and lone surrogates."""
 
 
 def escaped(text: str) -> str:
-    """Text on one line: what comes from outside cannot end it and begin one of its own."""
-    return _UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Text with such characters escaped, so that a value from a request cannot forge a line of the log."""
+    return _UNPRINTED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class _OneLine(logging.Formatter):
-    """A line for each record. A traceback follows on lines that begin with spaces, as no record does."""
+    """Formats each record as one line. The lines of a traceback begin with spaces, which no record does."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return escaped(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        # Not splitlines(): what else it takes for a line's end is escaped.
+        # Not splitlines(), which also splits at characters that escaped() replaces.
         first, *more = super().format(record).split("\n")
         return "\n".join((first, *(f"  {escaped(line)}" for line in more)))
 
 
 def text_formatter(line: str, dates: str | None = None) -> logging.Formatter:
-    """A formatter for people, whose lines no caller can forge."""
+    """A formatter of text, whose lines no request can forge."""
     return _OneLine(line, dates)
 
 
 def formatter(name: str, form: str) -> logging.Formatter:
-    """How a line looks."""
+    """The formatter for a form, see :func:`configure`."""
     if form == "json":
         return JsonFormatter(
             ["asctime", "levelname", "name", "message"],
@@ -74,13 +74,18 @@ def formatter(name: str, form: str) -> logging.Formatter:
             static_fields={"process": name},
             datefmt="%Y-%m-%dT%H:%M:%S%z",
         )
-    who = f"[{name}] " if name else ""
-    return _OneLine(f"%(asctime)s %(levelname)-7s {who}%(message)s", "%H:%M:%S")
+    process = f"[{name}] " if name else ""
+    return _OneLine(f"%(asctime)s %(levelname)-7s {process}%(message)s", "%H:%M:%S")
 
 
 def moved(job_id: str, status: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """A job has moved to a state. ``fields``: worker, attempt, reason, requestId, ...; those that are
-    None are left out.
+    """Logs that a job has changed its state.
+
+    Args:
+        job_id: the job.
+        status: the new state.
+        level: the level of the line.
+        fields: worker, attempt, reason, requestId and others; a field that is None is omitted.
     """
     if not _jobs.isEnabledFor(level):
         return
@@ -91,5 +96,5 @@ def moved(job_id: str, status: str, *, level: int = logging.INFO, **fields: Any)
 
 
 def moving(job_id: str, status: str, **fields: Any) -> None:
-    """The same, of a move that is not the end: as text only at DEBUG, where it would be in the way."""
+    """The same for a state that is not the end. In text at DEBUG only, because each job has several of them."""
     moved(job_id, status, level=logging.INFO if _Form.json else logging.DEBUG, **fields)

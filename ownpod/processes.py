@@ -1,4 +1,4 @@
-"""What processes that start others share: dying with the parent, free ports, readable exits."""
+"""What processes that start others share: the end with the parent, free ports, pauses, exit codes."""
 
 import contextlib
 import ctypes
@@ -7,21 +7,23 @@ import os
 import signal
 import socket
 import sys
+from enum import IntEnum
 from pathlib import Path
 
 from ownpod.errors import StartError
+from ownpod.rules.backoff import backoff_s
 
 PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """In a child, on Linux: SIGTERM when the parent is gone, however it went."""
+    """Has Linux send SIGTERM to this process when its parent ends, also when the parent is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises StartError if nothing can listen there."""
+    """Checks that a server can listen there. Raises: StartError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.closing(socket.socket(family)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -35,8 +37,8 @@ def check_port(host: str, port: int) -> None:
 
 
 def _here() -> str:
-    """Where a pid means one process: a host, and on Linux a PID namespace, as each container has one,
-    whatever host name it goes by.
+    """The scope in which a pid names one process: the host, and on Linux the PID namespace, because containers
+    may share a host name.
     """
     host = socket.gethostname()
     try:
@@ -51,7 +53,7 @@ def this_process() -> str:
 
 
 def is_dead_here(process: str) -> bool:
-    """Whether a process, named as above, was here and is gone. Others cannot be told."""
+    """Whether a process, named as by :func:`this_process`, has ended. False for one of another host or namespace."""
     here, _, pid = process.rpartition(":")
     if here != _here() or not pid.isdecimal():
         return False
@@ -65,7 +67,7 @@ def is_dead_here(process: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Only this host can reach what listens there."""
+    """Whether only this host can connect to a server that listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -87,8 +89,6 @@ class Backoff:
     """
 
     FIRST_S, LONGEST_S, STEADY_S = 0.5, 30.0, 3.0
-    _MOST_DOUBLINGS = 16
-    """More would overflow a float after a thousand ends."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -100,10 +100,30 @@ class Backoff:
             self.failures = 0
             return 0.0
         self.failures += 1
-        doublings = min(self.failures - 1, self._MOST_DOUBLINGS)
-        return float(min(self.FIRST_S * 2**doublings, self.LONGEST_S))
+        return backoff_s(self.failures, self.FIRST_S, self.LONGEST_S)
+
+
+class Exit(IntEnum):
+    """Exit codes of a node that ends by itself; the supervisor starts another one."""
+
+    FAILED = 1
+    """An error at its start, or a second SIGTERM."""
+    THREAD_DIED = 70
+    WORKER_LOST = 71
+    STALLED = 72
+
+
+REASONS = {
+    Exit.THREAD_DIED: "one of its threads died, see its log",
+    Exit.WORKER_LOST: "another node has acquired its worker",
+    Exit.STALLED: "it had stalled: it fetched no jobs, or its event loop was stuck",
+}
+"""What an operator reads about an exit code; other programs use none of these codes."""
 
 
 def describe_exit(code: int) -> str:
-    """A child's exit in words; a negative code is the signal that ended it, as ``subprocess`` says."""
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    """A child's exit in words; a negative code is the signal that ended it, as in ``subprocess``."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    reason = f" ({REASONS[Exit(code)]})" if code in REASONS else ""
+    return f"ended with exit code {code}{reason}"

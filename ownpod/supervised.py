@@ -1,7 +1,7 @@
-"""A group of processes with one log: supervised from the moment each has served, ended in order.
+"""Processes that are restarted when they end; and a group of them with one log, ended in order.
 
-One thread: it copies the processes' output, each line behind its process's name, and restarts what
-ends. The end of a process that has not served yet is an error, so that a wrong setting stops the start.
+The group has one thread: it copies the processes' output, each line behind its process's name, and restarts a
+process that ends. The end of a process that has not served yet is an error, so that a wrong setting stops the start.
 """
 
 import os
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO
 
@@ -18,12 +19,13 @@ from ownpod.errors import StartError
 from ownpod.processes import Backoff, describe_exit, die_with_parent
 
 CHECK_INTERVAL_S, IDLE_INTERVAL_S = 0.1, 0.5
-"""Between checks of the processes: while one is starting, and while all serve."""
+"""Seconds between checks of the processes: while one is starting, and while all serve."""
 
 START_S = 60.0
 """Longest wait in seconds for a process to serve for the first time."""
 
 QUIET_S, LONGEST_SETTLE_S = 0.3, 1.0
+"""Seconds without a line after which the log is quiet, and longest wait in seconds for that."""
 
 
 class Output:
@@ -48,8 +50,39 @@ class Output:
         return bool(data)
 
 
-class Child:
-    """A process and its successors."""
+@dataclass(eq=False)
+class Supervised:
+    """A process and its successors, each started some time after the end of the one before.
+
+    Times are seconds on the monotonic clock.
+    """
+
+    name: str
+    pid: int = 0
+    """The process that runs; 0: none."""
+    started: float = 0.0
+    start_at: float = 0.0
+    """When the next process is to be started, if none runs; infinite: not by itself."""
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def is_due(self, now: float) -> bool:
+        """Whether a process is to be started now."""
+        return self.pid == 0 and self.start_at <= now
+
+    def began(self, pid: int) -> None:
+        """A process was started."""
+        self.pid, self.started = pid, time.monotonic()
+
+    def ended(self, served_s: float) -> float:
+        """The process has ended after serving for ``served_s``. Returns the pause before the next one."""
+        self.pid = 0
+        pause_s = self.backoff.next_s(served_s)
+        self.start_at = time.monotonic() + pause_s
+        return pause_s
+
+
+class Child(Supervised):
+    """A program of a group."""
 
     def __init__(
         self,
@@ -59,31 +92,27 @@ class Child:
         serves: Callable[[], bool],
         reloads: bool,
     ) -> None:
-        self.name = name
+        super().__init__(name)
         self.reloads = reloads
         """It reads the configuration again at SIGHUP."""
         self.supervised = False
         """It, or a predecessor, has served: it is restarted when it ends."""
-        self.start_at: float | None = None
-        """When it is restarted, on the monotonic clock; None: it runs."""
-        self.backoff = Backoff()
         self._launch = launch
         self._serves = serves
         self.start()
 
     def start(self) -> None:
-        """Starts it, for the first time or again."""
+        """Starts a process, the first one or a successor."""
         self.process = self._launch()
         assert self.process.stdout is not None  # noqa: S101 - for the type checker
         self.output = Output(self.name, self.process.stdout)
-        self.started = time.monotonic()
         self.served_since: float | None = None
         """When this process began to serve, on the monotonic clock; None: it does not yet."""
-        self.start_at = None
+        self.began(self.process.pid)
 
     def check(self) -> None:
-        """Notes that it serves, if it does."""
-        if self.start_at is None and self.served_since is None and self._serves():
+        """Records that the process serves, once it does."""
+        if self.pid and self.served_since is None and self._serves():
             self.served_since = time.monotonic()
             self.supervised = True
 
@@ -153,7 +182,7 @@ class Group:
         serves: Callable[[], bool],
         reloads: bool = False,
     ) -> Child:
-        """Starts a process in a way of its own."""
+        """Starts a process with a function."""
         child = Child(name, launch, serves=serves, reloads=reloads)
         self.children.append(child)
         self._copy_from(child.output)
@@ -165,7 +194,7 @@ class Group:
         return all(child.served_since is not None for child in self.children)
 
     def attend(self, timeout_s: float | None = None) -> bool:
-        """Copies output for a moment, or until there has been some: True. Restarts what has ended.
+        """Copies output for a moment, restarts ended processes. True, if there was output.
 
         ``timeout_s``: how long at most; by default as long as a check of the processes may wait.
 
@@ -198,18 +227,16 @@ class Group:
             )
 
     def _restart(self, child: Child, code: int) -> None:
-        now = time.monotonic()
-        if child.start_at is None:
+        if child.pid:
             self._copy(0.2 if not child.supervised else 0)
             if not child.supervised:
                 raise StartError(f"{child.name} {describe_exit(code)}; ending everything")
-            pause_s = child.backoff.next_s(child.served_s())
-            child.start_at = now + pause_s
+            pause_s = child.ended(child.served_s())
             child.served_since = None
             when = f"in {pause_s:g} s" if pause_s else "at once"
             write("ownpod", f"{child.name} {describe_exit(code)}; starting it again {when}")
-        if child.start_at <= now:
-            # The output of the process before is copied on: its children may still write.
+        if child.is_due(time.monotonic()):
+            # The output of the process before is copied on, because its children may still write.
             child.start()
             self._copy_from(child.output)
 
@@ -217,7 +244,7 @@ class Group:
         self._selector.register(output.file, selectors.EVENT_READ, output)
 
     def settle(self) -> None:
-        """Attends until the log is quiet, or for a second: what is written next is likely the last."""
+        """Attends until the log is quiet, or for a second, so that the caller's next line is the last one."""
         quiet_since = began = time.monotonic()
         while not self.stopping and time.monotonic() - quiet_since < QUIET_S:
             if time.monotonic() - began > LONGEST_SETTLE_S:

@@ -1,23 +1,24 @@
-"""The dispatcher: a supervisor with one Celery node for each worker URL, and one for housekeeping.
+"""The supervisor (``ownpod dispatch``): one Celery node for each worker, and one for housekeeping.
 
 The nodes are forked from this process after everything is imported, which costs a quarter of the
-memory and a twentieth of the CPU of starting each by itself. A node that ends is restarted: at
-once if it has lived for some seconds, else after growing pauses.
+memory and a twentieth of the CPU of starting each as a program. A node that ends is restarted: at
+once if it has served for some seconds, else after growing pauses.
 """
 
 import contextlib
 import gc
 import logging
+import math
 import os
 import select
 import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import FrameType
 
-# Everything a node needs, imported before the fork.
+# All that a node needs, because what is imported before the fork is shared memory.
 import celery.apps.worker
 import celery.events.dispatcher
 import celery.worker.autoscale
@@ -33,12 +34,16 @@ from ownpod.broker import control, names
 from ownpod.celery import app
 from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError, RedisUnavailable
-from ownpod.node import node
-from ownpod.processes import Backoff, describe_exit, die_with_parent
-from ownpod.registry import FRESH_S, Registry
+from ownpod.housekeeping import signals as housekeeping_signals
+from ownpod.housekeeping import tasks as housekeeping_tasks
+from ownpod.node import signals as node_signals
+from ownpod.node import tasks as node_tasks
+from ownpod.processes import Exit, describe_exit, die_with_parent
+from ownpod.registry import CACHE_TTL_S, Registry
 from ownpod.rules.endpoints import HOUSEKEEPING, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.settings import Settings
+from ownpod.supervised import Supervised
 
 logger = logging.getLogger(__name__)
 
@@ -53,59 +58,59 @@ PRELOADED = (
     celery.worker.strategy,
     kombu.transport.redis,
     control,
-    node,
+    housekeeping_signals,
+    housekeeping_tasks,
+    node_signals,
+    node_tasks,
 )
 
-TELL_AFTER = 3
-"""Early ends of a node in a row after which ``/health`` names them."""
+REPORT_AFTER = 3
+"""Number of early ends of a node in a row after which ``/health`` names them."""
 
 HEARTBEAT_S = 5.0
-"""Between a node's heartbeats, by which Flower knows that it is there; Celery's own are 2 s apart."""
+"""Seconds between a node's Celery heartbeats, by which Flower knows that the node is alive; Celery's default is 2."""
 
 STARTS, STARTS_EVERY_S = 8, 0.5
-"""Nodes that are forked within so many s at most: many workers that come at once must not load the host."""
+"""Largest number of nodes that are forked within so many seconds, because a fork of many at once loads the host."""
 
 KILL_AFTER_S = 5.0
-"""After the grace: what has not ended by then is killed."""
+"""Seconds after the grace until nodes that have not ended are killed."""
 
 
-@dataclass
-class _Child:
-    name: str
+@dataclass(eq=False)
+class Child(Supervised):
+    """The node of one worker, or the housekeeping node."""
+
     spec: WorkerSpec | None = None
-    """What it was started for; None: housekeeping."""
+    """The worker that the node was started for; None: housekeeping."""
     leaving: bool = False
-    """It was told to finish what it has and end, as its worker was removed or changed."""
-    pid: int = 0
-    started: float = 0.0
-    start_at: float = 0.0
-    backoff: Backoff = field(default_factory=Backoff)
+    """The node finishes its jobs and ends, because its worker was removed or changed."""
 
 
-def to_start(children: list[_Child], now: float) -> list[_Child]:
+def to_start(children: list[Child], now: float) -> list[Child]:
     """Children whose node is to be forked now, at most :data:`STARTS`."""
-    return [child for child in children if child.pid == 0 and child.start_at <= now][:STARTS]
+    return [child for child in children if child.is_due(now)][:STARTS]
 
 
-class Dispatcher:
-    """Keeps one node alive for each worker; ends with SIGTERM or SIGINT, draining.
+class Supervisor:
+    """Keeps one node alive for each worker; drains all nodes at SIGTERM or SIGINT, and ends.
 
-    SIGHUP reads ``workers.yaml`` again. Workers that are added, changed or removed are seen within
-    :data:`ownpod.registry.FRESH_S`; a node that must go finishes what it has.
+    SIGHUP reads ``workers.yaml`` again. Workers that are added, changed or removed are noticed within
+    :data:`ownpod.registry.CACHE_TTL_S`; the node of a removed worker finishes its jobs first.
     """
 
     def __init__(self, config: Settings, registry: Registry) -> None:
         self._config = config
         self._registry = registry
         self._host = socket.gethostname()
-        self._children = [_Child(HOUSEKEEPING)]
+        self._children = [Child(HOUSEKEEPING)]
         self._wakeup, self._waker = os.pipe()
         self._stopping = False
         self._reloading = False
 
     def run(self) -> None:
-        """Until it is told to stop and all nodes have ended."""
-        # A signal writes to the pipe, so that waiting on it is interrupted in every case.
+        """Blocks until a signal to stop has come and all nodes have ended."""
+        # A signal writes to the pipe, because one that comes just before the wait would not interrupt it.
         os.set_blocking(self._waker, False)
         os.set_blocking(self._wakeup, False)
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
@@ -128,12 +133,12 @@ class Dispatcher:
                 self._sleep(STARTS_EVERY_S)
             else:
                 later = [child.start_at for child in self._children if child.pid == 0]
-                self._sleep(min([FRESH_S, *(at - time.monotonic() for at in later)]))
+                self._sleep(min([CACHE_TTL_S, *(at - time.monotonic() for at in later)]))
             self._reap()
         self._end_all()
 
     def _match(self) -> None:
-        """One child for each worker, started for the worker as it is now."""
+        """Matches the children with the workers: one node for each, started for the worker as it is now."""
         wanted = {worker.id: worker for worker in self._registry.workers()}
         for child in self._children:
             spec = wanted.pop(child.name, None)
@@ -143,9 +148,9 @@ class Dispatcher:
             logger.info("worker %s was %s; its node ends when its jobs have", child.name, what)
             child.spec, child.leaving = spec, True
             if child.pid:
-                os.kill(child.pid, node.FINISH)
+                os.kill(child.pid, node_signals.FINISH)
         for spec in wanted.values():
-            self._children.append(_Child(spec.id, spec))
+            self._children.append(Child(spec.id, spec=spec))
         for child in [child for child in self._children if child.leaving and not child.pid]:
             child.leaving, child.start_at = False, 0.0
             if child.spec is None:
@@ -171,11 +176,11 @@ class Dispatcher:
             select.select([self._wakeup], [], [], max(0.0, timeout_s))
             os.read(self._wakeup, 4096)
 
-    def _start(self, child: _Child) -> None:
+    def _start(self, child: Child) -> None:
         pid = os.fork()
         if pid == 0:
             _become_node(names.node_name(child.name, self._host), self._config)
-        child.pid, child.started, child.start_at = pid, time.monotonic(), float("inf")
+        child.began(pid)
 
     def _reap(self) -> None:
         for child in self._children:
@@ -184,26 +189,22 @@ class Dispatcher:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid == 0:
                 continue
-            child.pid = 0
             code = os.waitstatus_to_exitcode(status)
+            pause_s = child.ended(time.monotonic() - child.started)
             if self._stopping or child.leaving:
                 continue
             if code == 0:
-                # Somebody's `celery control shutdown`: it stays away until the next start.
+                # An operator's `celery control shutdown`: the node stays away until the next start of the supervisor.
                 logger.warning("node %s was shut down and stays so", child.name)
-                child.start_at = float("inf")
+                child.start_at = math.inf
                 continue
-            pause_s = child.backoff.next_s(time.monotonic() - child.started)
-            child.start_at = time.monotonic() + pause_s
-            how = describe_exit(code)
+            how, ends = describe_exit(code), child.backoff.failures
             logger.error("node %s %s; starting it again in %.1f s", child.name, how, pause_s)
-            if child.backoff.failures >= TELL_AFTER:
-                self._tell(
-                    child, f"its node keeps ending: {how}, {child.backoff.failures} times", pause_s
-                )
+            if ends >= REPORT_AFTER:
+                self._report(child, f"its node keeps ending: {how}, {ends} times", pause_s)
 
-    def _tell(self, child: _Child, problem: str, pause_s: float) -> None:
-        """Says in ``/health`` how a worker's node is, as it cannot say so itself."""
+    def _report(self, child: Child, problem: str, pause_s: float) -> None:
+        """Publishes a worker's status for ``/health``, because its node cannot."""
         if child.name == HOUSEKEEPING:
             return
         status = WorkerStatus(WorkerState.UNHEALTHY, problem)
@@ -211,7 +212,7 @@ class Dispatcher:
         try:
             self._registry.publish_status(child.name, status, node=name, ttl_s=ttl_s)
         except RedisUnavailable as error:
-            logger.warning("not announced: %s", error)
+            logger.warning("worker status not published: %s", error)
 
     def _end_all(self) -> None:
         self._signal(signal.SIGTERM)
@@ -226,7 +227,7 @@ class Dispatcher:
             self._sleep(0.1)
             self._reap()
 
-    def _alive(self) -> list[_Child]:
+    def _alive(self) -> list[Child]:
         return [child for child in self._children if child.pid]
 
     def _signal(self, signum: signal.Signals) -> None:
@@ -235,15 +236,17 @@ class Dispatcher:
 
 
 def _same(old: WorkerSpec | None, new: WorkerSpec | None) -> bool:
-    """A node can go on: of a worker that pulls it follows the capacity by itself."""
-    if old is not None and new is not None and old.pulls:
-        old = replace(old, capacity=new.capacity)
+    """Whether the node can stay. It does not depend on its worker's source, and the node of a pulling worker applies a
+    new capacity by itself.
+    """
+    if old is not None and new is not None:
+        old = replace(old, source=new.source, capacity=new.capacity if old.pulls else old.capacity)
     return old == new
 
 
 def _become_node(name: str, config: Settings) -> None:
-    """In the forked child: one ordinary Celery worker. Does not return."""
-    code = 1
+    """Runs an ordinary Celery worker in the forked child. Does not return."""
+    code: int = Exit.FAILED
     try:
         signal.set_wakeup_fd(-1)
         for signum in (
@@ -268,11 +271,11 @@ def _become_node(name: str, config: Settings) -> None:
         worker.start()
         code = worker.exitcode or 0
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else Exit.FAILED
     except BaseException:
         logger.exception("node %s ended", name)
     finally:
-        # Not sys.exit: that would run what the dispatcher has set up for its own end, and wait
-        # for threads that hold a request to a worker.
+        # Not sys.exit: that would run the exit handlers of the supervisor, and wait for threads that hold a
+        # request to a worker.
         logging.shutdown()
         os._exit(code)

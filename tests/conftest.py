@@ -1,4 +1,4 @@
-"""Fixtures; each level's tests stand in a folder of their own and get its marker by it."""
+"""Fixtures for all tests. A test gets the marker of its level from the folder that it is in."""
 
 import os
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from ownpod.store.client import connect
 for _name in list(os.environ):
     if _name.startswith(("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "FLOWER_")):
         del os.environ[_name]
-# Nothing listens there: a test that reaches for a Redis without asking for one fails.
+# No server listens there, so that a test which uses a Redis without the fixture fails.
 os.environ["REDIS_URL"] = "redis://127.0.0.1:1/0"
 
 
 LONGEST = "pull"
-"""The folder of the tests that take longest: they begin first."""
+"""The folder of the longest tests. They start first, so that the other tests run beside them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

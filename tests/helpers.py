@@ -1,4 +1,4 @@
-"""What tests share: waiting for conditions, servers on free ports, small workers over HTTP."""
+"""Shared parts of tests: waiting for conditions, servers on free ports, small workers over HTTP."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from ownpod.celery import app
 from ownpod.onehost.embedded import find_server
 from ownpod.processes import die_with_parent, free_port
 from ownpod.rules.endpoints import WorkerSpec
-from ownpod.rules.jobs import NewJob
+from ownpod.rules.jobs import JobStatus, NewJob
 from ownpod.rules.pulling import worker_environment
 from ownpod.rules.runs import Attempt
 from ownpod.store.client import connect
@@ -33,22 +33,23 @@ from ownpod.store.store import Store
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-LOOK_S = 0.01
+CHECK_INTERVAL_S = 0.01
+"""Seconds between two checks of a condition."""
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10, what: str = "") -> object:
-    """The condition's first true value; fails the test if there is none in time."""
+    """Waits until a condition is true; returns its value. Fails the test after ``seconds``. ``what``: its name in the failure."""
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what or condition}")
-        time.sleep(LOOK_S)
+        time.sleep(CHECK_INTERVAL_S)
 
 
 def environment(**values: object) -> dict[str, str]:
-    """The environment for a process: nothing of OwnPod's but what is given."""
+    """The environment for a process, with the given variables and without others of OwnPod."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -58,12 +59,12 @@ def environment(**values: object) -> dict[str, str]:
 
 
 def now_ms() -> int:
-    """This host's clock; with a Redis on the same host, that of the records."""
+    """This host's clock in ms since the epoch, which is also the clock of a Redis on this host."""
     return time.time_ns() // 1_000_000
 
 
 class Process:
-    """A process with its output in a file, ended by its own pid."""
+    """A process with its output in a file. ``session``: start it in a new session, which :meth:`kill` ends as a whole."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Process:
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """With whatever it has started, where it has a session of its own."""
+        """Sends SIGKILL to the process, or to its whole session if it has its own."""
         if self._session:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -123,7 +124,7 @@ class Process:
 def run_command(
     *command: object, cwd: Path = ROOT, stdin: str = "", **environ: object
 ) -> subprocess.CompletedProcess[str]:
-    """A command, to its end: exit code and what it said."""
+    """Runs a command to its end; returns its exit code and output."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -137,7 +138,7 @@ def run_command(
 
 
 def node_processes(ownpod: "OwnPod", name: str = "") -> list[psutil.Process]:
-    """Living nodes below an `ownpod up`: all, or that of one worker. Others may end meanwhile."""
+    """The running nodes of an `ownpod up`: all, or that of one worker."""
     found = []
     for process in psutil.Process(ownpod.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error, FileNotFoundError):
@@ -151,14 +152,22 @@ def node_processes(ownpod: "OwnPod", name: str = "") -> list[psutil.Process]:
 
 
 def readme_blocks(*, docker: bool) -> list[str]:
-    """README's blocks of shell commands: those with Docker, or the others."""
+    """README's blocks of shell commands: those with Docker, or those without."""
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [block for block in blocks if ("docker" in block) == docker]
 
 
+def redis_program() -> str:
+    """The path of the Redis that unit and integration tests start: ``TEST_REDIS_SERVER``, or the one that
+    ``ownpod up`` would start. CI tests several versions by the variable; one of them has known holes, so
+    that ``ownpod up`` would pass it by.
+    """
+    return os.environ.get("TEST_REDIS_SERVER") or find_server()
+
+
 class RedisServer:
-    """A real Redis on a free port of loopback, AOF on."""
+    """A real Redis on a free port of loopback, with an append-only file."""
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory
@@ -171,7 +180,7 @@ class RedisServer:
         self._files.mkdir(exist_ok=True)
         options = f"--port {self.port} --bind 127.0.0.1 --appendonly yes --save".split()
         self.process = Process(
-            *(find_server(), *options, "", "--dir", self._files), log=self._dir / "redis.log"
+            *(redis_program(), *options, "", "--dir", self._files), log=self._dir / "redis.log"
         )
         with connect(self.url) as client:
             wait_until(lambda: _pings(client), what="redis")
@@ -196,7 +205,7 @@ def job_messages() -> Templates:
 
 
 def job_message(job_id: str, *, low: bool = False) -> tuple[str, str]:
-    """List and message of a :func:`new_job`."""
+    """The Redis list and the message of a :func:`new_job`."""
     messages = job_messages()
     values = {
         "job": job_id,
@@ -258,8 +267,9 @@ def worker_spec(url: str, *, capacity: int = 1, **changes: object) -> WorkerSpec
 
 @dataclass
 class Answer:
-    """What a :class:`FakeWorker` answers. ``hold``: answers only when it is set. ``parts``: sent one
-    by one as they come, without a length, instead of ``body``.
+    """An answer of a :class:`FakeWorker`.
+
+    ``hold``: the answer waits until this is set. ``parts``: sent one by one without a length, instead of ``body``.
     """
 
     status: int = 200
@@ -272,15 +282,17 @@ class Answer:
 
 @dataclass
 class FakeWorker:
-    """A small worker over HTTP. ``routes`` maps "POST /run" to an answer or a function of the path
-    and the parsed body that makes one; ``seen`` lists the requests.
+    """A small worker over HTTP.
+
+    ``routes`` maps "POST /run" to an answer, or to a function that makes one from the path and the parsed body.
+    ``seen`` has the method, path and parsed body of each request.
     """
 
     routes: dict[str, object] = field(default_factory=dict)
     seen: list[tuple[str, str, object]] = field(default_factory=list)
     port: int = 0
     raw: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    """Headers and body of each request."""
+    """The headers and the body of each request."""
 
     @property
     def url(self) -> str:
@@ -348,7 +360,7 @@ class FakeWorker:
 
 
 def sdk_worker(port: int, log: Path, *, kind: str = "sync", **environ: object) -> Process:
-    """A worker on the real SDK; ``kind`` is one of ``acceptance/handlers.py``."""
+    """A worker with the real SDK and its local API; ``kind`` is a handler of ``acceptance/handlers.py``."""
     serve = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", port)
     handlers = HERE / "acceptance" / "handlers.py"
     return Process(sys.executable, handlers, *serve, log=log, HANDLER=kind, **environ)
@@ -364,26 +376,26 @@ def pull_worker(
     handler: Path = HERE / "acceptance" / "handlers.py",
     **environ: object,
 ) -> Process:
-    """A worker on the real SDK in production mode, of the OwnPod at a port."""
+    """A worker with the real SDK that pulls jobs from the OwnPod at a port."""
     base = f"http://127.0.0.1:{port}/v2/local-ep"
     values = worker_environment(base, name, key="k") | {"RUNPOD_PING_INTERVAL": "1000"}
-    # Its pings come from a process that outlives it.
+    # In a session, because the SDK sends pings from a process that outlives the worker.
     return Process(python, handler, log=log, session=True, HANDLER=kind, **values | environ)
 
 
 def worker_states(ownpod: "OwnPod") -> dict[str, str]:
-    """By worker id."""
+    """The state of each worker, by its id."""
     found = ownpod.get("/health")["ownpod"]["workers"]
     return {worker["id"]: worker["state"] for worker in found}
 
 
 def begun(runs: Path, name: str = "a") -> Callable[[], bool]:
-    """A condition: the run of that name has begun; see acceptance/handlers.py."""
+    """A condition that is true once the run of this name has started; see acceptance/handlers.py."""
     return lambda: runs.exists() and f" {name}\n" in runs.read_text()
 
 
 def overlaps(runs: Path) -> list[str]:
-    """Runs that began in a worker's process while another went on; see acceptance/handlers.py."""
+    """Runs that started in a worker's process during another run; see acceptance/handlers.py."""
     going: dict[str, str] = {}
     found = []
     for line in runs.read_text().splitlines():
@@ -392,7 +404,7 @@ def overlaps(runs: Path) -> list[str]:
             if going.get(pid) == name:
                 del going[pid]
         elif pid in going:
-            found.append(f"{name} began while {going[pid]} went on")
+            found.append(f"{name} started while {going[pid]} was running")
         else:
             going[pid] = name
     return found
@@ -407,7 +419,7 @@ def answers(url: str) -> bool:
 
 
 class OwnPod:
-    """``ownpod up`` with a Redis of its own, on free ports."""
+    """``ownpod up`` with an embedded Redis, on free ports."""
 
     def __init__(
         self,
@@ -432,7 +444,7 @@ class OwnPod:
         self.start()
 
     def start(self) -> None:
-        """Starts it, and waits for its ready line."""
+        """Starts ``ownpod up``, and waits for its ready line."""
         before = self.output.count("| ready: ") if (self._dir / "up.log").exists() else 0
         command = (sys.executable, "-m", "ownpod", "up", "--port", self.port, *self._options)
         self.process = Process(*command, log=self._dir / "up.log", cwd=self._dir, **self.environ)
@@ -464,14 +476,13 @@ class OwnPod:
         return self.get(f"/status/{job_id}")
 
     def ended(self, job_id: str, seconds: float = 20) -> dict:
-        """The job's last status."""
-        terminal = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
+        """Waits until the job ends; returns its last status."""
 
-        def look() -> dict | None:
+        def last_status() -> dict | None:
             status = self.status(job_id)
-            return status if status["status"] in terminal else None
+            return status if JobStatus(status["status"]).terminal else None
 
-        return wait_until(look, seconds, f"the end of {job_id}")  # type: ignore[return-value]
+        return wait_until(last_status, seconds, f"the end of {job_id}")  # type: ignore[return-value]
 
     def stop(self) -> int:
         return self.process.stop()

@@ -1,4 +1,4 @@
-"""The pytest option ``--no-skips``: a test that is skipped fails, with the reason. `.ci/run` uses it.
+"""The pytest option ``--no-skips``: a skipped test fails, with the reason of the skip. `.ci/run` uses the option.
 
 pytest finds these hooks because ``conftest.py`` imports them.
 """
@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
-    # An expected failure is reported as skipped, too.
+    # pytest reports an expected failure as skipped as well.
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
@@ -30,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """Of modules that skip themselves."""
+    """Handles modules that skip themselves as a whole."""
     report = yield
     if collector.config.getoption("no_skips"):
         _fail(report)

@@ -1,4 +1,4 @@
-"""A way to Redis that loses answers of commands that Redis has executed."""
+"""A proxy for Redis that drops answers of commands which Redis has executed."""
 
 import contextlib
 import socket
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 
 class SlowRedis:
-    """A proxy on a free port of loopback. ``lose``: how many of the next answers are lost, each with
-    its connection.
+    """A proxy on a free port of loopback. ``lose``: the number of next answers that are dropped, each with its
+    connection.
     """
 
     def __init__(self, port: int) -> None:

@@ -1,7 +1,7 @@
-"""Every file of a folder through a worker: python batch.py photos results.
+"""Runs a job for each file of a folder: python batch.py photos results
 
-Each file goes into a job as base64, its output into results/<name>.json. Files whose result is there
-already are left out, so an interrupted batch is simply started again.
+The input of a job has its file as base64. The job's output is written to results/<name>.json. A file with a result is
+skipped, so an interrupted batch can be started again.
 """
 
 import base64
@@ -20,7 +20,7 @@ AT_A_TIME = 16
 
 
 def run(file: Path, result: Path) -> str:
-    """One file's job, to its end; its state."""
+    """Submits a file as a job and waits for its end; returns a line with the job's state."""
     job_input = {"name": file.name, "data": base64.b64encode(file.read_bytes()).decode()}
     job = requests.post(f"{URL}/run", json={"input": job_input}, headers=HEADERS, timeout=60).json()
     while True:
@@ -40,8 +40,8 @@ def main() -> None:
     todo = [(f, results / f"{f.name}.json") for f in files]
     todo = [(file, result) for file, result in todo if not result.exists()]
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        for said in pool.map(lambda pair: run(*pair), todo):
-            print(said, flush=True)
+        for line in pool.map(lambda pair: run(*pair), todo):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A job with curl: run, status-sync until it has ended, the output.
+# Runs a job with curl: submits it with /run, waits for its end with /status-sync, prints its output.
 set -eu
 url="${OWNPOD_URL:-http://localhost:8000}/v2/${OWNPOD_ENDPOINT:-local-ep}"
 auth="Authorization: Bearer ${OWNPOD_API_KEY:-none}"

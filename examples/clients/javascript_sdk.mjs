@@ -1,4 +1,4 @@
-// A job through the official JavaScript SDK: npm install runpod-sdk, then node javascript_sdk.mjs
+// Runs a job with the official JavaScript SDK: npm install runpod-sdk, then node javascript_sdk.mjs
 import runpodSdk from "runpod-sdk";
 
 const baseUrl = (process.env.OWNPOD_URL ?? "http://localhost:8000") + "/v2";

@@ -1,4 +1,4 @@
-"""A job through the official Python SDK: pip install runpod, then python python_sdk.py."""
+"""Runs a job with the official Python SDK: pip install runpod, then python python_sdk.py"""
 
 import os
 

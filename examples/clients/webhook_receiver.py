@@ -1,7 +1,7 @@
-"""Takes OwnPod's webhooks, and checks their signature: python webhook_receiver.py 9000
+"""Receives OwnPod's webhooks and checks their signature: python webhook_receiver.py 9000
 
-Submit with {"input": ..., "webhook": "http://<this host>:9000/"}; set OWNPOD_WEBHOOK_SECRET here and
-for OwnPod. An answer of 2xx is a receipt; anything else is tried again.
+Submit jobs with {"input": ..., "webhook": "http://<this host>:9000/"}, and set OWNPOD_WEBHOOK_SECRET for this program
+and for OwnPod. A status of 2xx confirms the webhook. After any other status OwnPod sends the webhook again.
 """
 
 import hashlib
@@ -14,10 +14,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 SECRET = os.environ.get("OWNPOD_WEBHOOK_SECRET")
 OLDEST_S = 300
+"""Maximum age of a webhook in seconds, because a recorded webhook could be sent again."""
 
 
 def is_genuine(headers, body: bytes) -> bool:
-    """HMAC-SHA256 of "<timestamp>.<body>" with the secret; not too old, so that none is replayed."""
+    """Whether the signature is the HMAC-SHA256 of "<timestamp>.<body>" with the secret, and the webhook is not too old."""
     timestamp = headers.get("X-OwnPod-Timestamp", "")
     if not timestamp.isdecimal() or abs(time.time() - int(timestamp)) > OLDEST_S:
         return False
@@ -34,7 +35,7 @@ class Receiver(BaseHTTPRequestHandler):
         self.end_headers()
         if genuine:
             job = json.loads(body)
-            # A webhook may come twice: go by the id.
+            # A webhook may arrive twice. Programs that act on it must check the id.
             print(job["id"], job["status"], json.dumps(job.get("output")), flush=True)
 
     def log_message(self, *_: object) -> None:

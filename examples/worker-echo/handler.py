@@ -1,4 +1,4 @@
-"""A minimal RunPod worker: echoes and reverses text."""
+"""A minimal RunPod worker that returns its text, and the text reversed."""
 
 import time
 

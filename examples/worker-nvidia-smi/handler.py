@@ -1,4 +1,4 @@
-"""A worker that shows its machine: nvidia-smi, files, downloads with progress."""
+"""A worker with jobs for its host: the output of nvidia-smi, lists of files, downloads with progress."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ def handler(job):
 
 
 def nvidia_smi():
-    """What the command says, or plainly that there is no GPU."""
+    """The output of the command, or a note that it is not installed."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return {
@@ -37,15 +37,15 @@ def nvidia_smi():
 
 
 def files(folder):
-    """Names and sizes below a folder."""
+    """The paths and sizes of the files in a folder and its sub-folders."""
     if not folder.is_dir():
-        return {"error": f"{folder} is no folder here"}
+        return {"error": f"{folder} is not a folder on this worker"}
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {"files": [{"path": str(path), "bytes": path.stat().st_size} for path in found]}
 
 
 def download(job, url, to):
-    """Into a file; its progress is the job's output meanwhile."""
+    """Downloads a URL to a file. During the download the job's output is its progress."""
     got = 0
     with urllib.request.urlopen(url, timeout=60) as source, to.open("wb") as target:
         size = int(source.headers.get("Content-Length") or 0)

@@ -1,4 +1,4 @@
-"""A worker that yields: each word as it is made, like a language model's tokens."""
+"""A worker that yields words one by one, as a language model yields tokens."""
 
 import time
 
@@ -13,5 +13,5 @@ def handler(job):
         yield word
 
 
-# Whoever only asks for /status gets the whole, too.
+# return_aggregate_stream: /status returns all words as well, for clients that do not stream.
 runpod.serverless.start({"handler": handler, "return_aggregate_stream": True})

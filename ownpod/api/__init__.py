@@ -24,6 +24,7 @@ from ownpod.api import (
     workers,
 )
 from ownpod.api.services import Services, answer, provide, request_id
+from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.celery import open_store
 from ownpod.configuration import load_endpoints
@@ -31,6 +32,7 @@ from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiti
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
@@ -49,17 +51,19 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
-    registry = Registry(load_endpoints(settings), store.client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
     pulls = Offers(store.client, gone_s=settings.worker_gone_s)
+    notices = Notices(store.client, keys.PULL_EVENTS)
     services = Services(
         settings=settings,
         registry=registry,
         waiting=Waiting(registry, pulls.refusals),
         store=store,
-        events=Notices(store.client, keys.PULL_EVENTS),
+        events=notices,
         pulls=pulls,
         listing=store.listing,
         deliveries=store.deliveries,
+        submissions=Submissions(registry, store, notices, settings),
     )
     provide(app, services)
     ids.check_ids(app)
@@ -74,17 +78,17 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     guard.guard_source(app)
-    # Before anything is read: records of another version would be misread.
+    # First, because records of another version would be misread.
     app.before_request(store.schema.check)
     app.before_request(auth.check_key)
-    app.after_request(_tell_request_id)
+    app.after_request(_return_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
     limits.trust_proxies(app, settings.trusted_proxies)
     return app
 
 
-def _tell_request_id(response: Response) -> Response:
+def _return_request_id(response: Response) -> Response:
     if (given := request_id()) is not None:
         response.headers["X-Request-ID"] = given
     return response
@@ -131,4 +135,4 @@ def _of_transfer(status: int) -> int:
 
 def _unexpected_error(error: Exception) -> Response:
     current_app.logger.error("unexpected", exc_info=error)
-    return answer({"error": "OwnPod failed to answer this; its log says why"}, 500)
+    return answer({"error": "OwnPod failed to answer this; its log has the reason"}, 500)

@@ -1,4 +1,4 @@
-"""What a browser's page may call, and how often anybody may: both off unless they are set."""
+"""CORS, rate limits and trusted proxies; each is off unless its setting is set."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ VIEWS = {
     "requests": ["jobs.requests"],
     "health": ["health.health"],
 }
-"""The views that each of :data:`ownpod.settings.OPERATIONS` counts."""
+"""The views that each of :data:`ownpod.settings.kinds.OPERATIONS` counts."""
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
-    """Lets pages of these origins call ``/v2``."""
+    """Allows pages of these origins to call ``/v2``."""
     if origins:
         CORS(
             app,
@@ -37,19 +37,19 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
 
 
 def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
-    """Most calls of an operation, for each endpoint and caller; counted in Redis, for all hosts."""
+    """Limits the calls of an operation for each endpoint and caller; Redis counts them for all hosts."""
     if not rates:
         return
     limiter = Limiter(
-        _who,
+        _caller,
         app=app,
         storage_uri=redis_url.for_limits(storage_url),
-        # Without these a Redis that does not answer would hold requests for ever.
+        # Without these limits a request would wait without an end for a Redis that does not answer.
         storage_options={"socket_connect_timeout": 3, "socket_timeout": 5},
         key_prefix=f"{keys.PREFIX}rate",
         headers_enabled=True,
         retry_after="delta-seconds",
-        # Redis away is told by the operation itself.
+        # The operation itself answers 503 while Redis is away.
         swallow_errors=True,
     )
     for operation, rate in rates.items():
@@ -60,16 +60,16 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
 
 
 def trust_proxies(app: Flask, count: int) -> None:
-    """Takes the caller's address from ``X-Forwarded-For``, as the last ``count`` proxies have written it.
+    """Reads the caller's address from the entries of ``X-Forwarded-For`` that the last ``count`` proxies wrote.
 
-    With 0 the header counts for nothing, because any client can send it.
+    With 0 the header is ignored, because any client can send it.
     """
     if count:
         application: Any = app
         application.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=0, x_host=0)
 
 
-def _who() -> str:
-    """Only a known key counts as a caller: a made-up one would be a fresh allowance each time."""
+def _caller() -> str:
+    """The caller of a limit. An unknown key is none, because each new one would get a new limit."""
     endpoint = (request.view_args or {}).get("endpoint_id", "")
     return f"{endpoint}:{known_caller() or request.remote_addr}"

@@ -5,13 +5,18 @@ from typing import Any
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
-from flask_swagger_ui import get_swaggerui_blueprint
 
 from ownpod.api import schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
+from ownpod.errors import ExtraMissing
 from ownpod.rules.jobs import JobStatus
 from ownpod.validation import HEADER_NAME
+
+try:
+    from flask_swagger_ui import get_swaggerui_blueprint
+except ImportError:
+    get_swaggerui_blueprint = None
 
 blueprint = Blueprint("openapi", __name__)
 
@@ -20,7 +25,7 @@ WORKERS = ("Details", "Endpoints", "History", "Workers", "WorkerAdded", "WorkerC
 
 
 def _number(name: str, what: str) -> dict[str, Any]:
-    """A query that is a whole number."""
+    """A query parameter that is a whole number."""
     limits = {"minimum": -schemas.LARGEST, "maximum": schemas.LARGEST}
     return {
         "name": name,
@@ -78,7 +83,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     too_large = {413: "the body is too large"}
     conflict = {409: "the key was used for another body"}
     no_json = {415: "the body has no JSON content type"}
-    taken = {409: "it stands in the configuration, or its id or URL is another worker's"}
+    taken = {409: "it is defined in the configuration file, or its id or URL is another worker's"}
     submit = {"requestBody": body, "errors": too_large | conflict}
     return [
         ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY]}),
@@ -153,7 +158,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
-        endpoint_ids: the configured endpoints; paths take only these.
+        endpoint_ids: the endpoints that exist; paths take only these.
         keys: whether calls need one.
     """
     spec = APISpec(
@@ -246,7 +251,15 @@ def document() -> Response:
 
 
 def add_docs(app: Flask) -> None:
-    """The document, and a page to try it."""
+    """Adds the document, and a page to try it, which needs the extra ``docs``."""
     app.register_blueprint(blueprint)
-    page = get_swaggerui_blueprint(DOCS, "/openapi.json", config={"app_name": "OwnPod"})
+    if get_swaggerui_blueprint is None:
+        page = Blueprint("swagger_ui", __name__)
+        page.add_url_rule("/", view_func=_docs_missing)
+    else:
+        page = get_swaggerui_blueprint(DOCS, "/openapi.json", config={"app_name": "OwnPod"})
     app.register_blueprint(page, url_prefix=DOCS)
+
+
+def _docs_missing() -> Response:
+    raise ExtraMissing("the page at /docs", "docs")

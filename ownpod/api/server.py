@@ -1,9 +1,8 @@
 """gunicorn's settings, for ``ownpod api`` and, through ``gunicorn.conf.py``, for ``gunicorn wsgi:app``.
 
-``WEB_CONCURRENCY`` and ``GUNICORN_CMD_ARGS`` work as gunicorn says.
+``GUNICORN_CMD_ARGS`` works as gunicorn says.
 """
 
-import os
 import resource
 import signal
 from types import FrameType
@@ -16,13 +15,20 @@ from ownpod import log, settings
 from ownpod.api import create_app
 from ownpod.api.auth import MANAGING_IS_OFF
 from ownpod.api.guard import add_own_hosts
-from ownpod.api.services import needs_keys, services_of
+from ownpod.api.services import services_of
 from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError
 from ownpod.processes import die_with_parent, is_loopback
+from ownpod.registry import Registry
+from ownpod.settings import Settings
+from ownpod.store.client import connect
+from ownpod.store.fleet import Fleet
 
 worker_class = "ownpod.api.worker.PromptWorker"
-workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
+try:
+    workers = settings.current().api_processes
+except ConfigurationError as error:
+    settings.exit_on(error)
 # A request that waits for its job takes a thread, which is made when it is needed and costs some 40 KB
 # while it waits. Two processes share the connections unevenly, so each can take 2,000 by itself.
 threads = 2048
@@ -74,26 +80,38 @@ def on_reload(server: Any) -> None:
 
 def application() -> Flask:
     """What gunicorn serves for ``ownpod api``, wherever that is started."""
-    return create_app(settings.current())
+    try:
+        return create_app(settings.current())
+    except ConfigurationError as error:
+        settings.exit_on(error)
+
+
+def _endpoints_have_keys(config: Settings) -> bool:
+    try:
+        configured, url = load_endpoints(config), config.broker_url()
+    except ConfigurationError as error:
+        settings.exit_on(error)
+    with connect(url, client_name="ownpod-api") as client:
+        return Registry(configured, Fleet(client), config).has_keys
 
 
 def when_ready(server: Any) -> None:
     """Says so, when anybody who reaches this host may use the workers."""
     config = settings.current()
-    endpoints = load_endpoints(config).values()
+    keys_needed = bool(config.api_keys) or _endpoints_have_keys(config)
     open_to = [
         str(host)
         for host, *_ in (address for address in server.cfg.address if isinstance(address, tuple))
         if not is_loopback(host)
     ]
-    if open_to and not needs_keys(config, endpoints):
+    if open_to and not keys_needed:
         server.log.warning(
             "the API listens on %s and no key is needed: every program that reaches it can run jobs%s; "
             "set OWNPOD_API_KEYS, or listen on 127.0.0.1",
             ", ".join(open_to),
             "" if config.admin_keys else " and add workers",
         )
-    elif needs_keys(config, endpoints) and not config.admin_keys:
+    elif keys_needed and not config.admin_keys:
         server.log.info(MANAGING_IS_OFF)
 
 

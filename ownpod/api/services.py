@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.held import HeldConnections
+from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
 from ownpod.store.deliveries import Deliveries
 from ownpod.store.listing import Listing
@@ -27,7 +26,7 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 @dataclass(frozen=True)
 class Services:
-    """What the routes work with; one for each application."""
+    """The parts that the routes use; one set for each application."""
 
     settings: Settings
     registry: Registry
@@ -37,17 +36,13 @@ class Services:
     pulls: Offers
     listing: Listing
     deliveries: Deliveries
+    submissions: Submissions
     held: HeldConnections = field(default_factory=HeldConnections)
 
     @property
     def keys_needed(self) -> bool:
-        """Calls need an API key: there is one in the settings or in ``workers.yaml``."""
-        return needs_keys(self.settings, self.registry.endpoints.values())
-
-
-def needs_keys(settings: Settings, endpoints: Iterable[Endpoint]) -> bool:
-    """Whether any API key is configured."""
-    return bool(settings.api_keys) or any(endpoint.api_keys for endpoint in endpoints)
+        """Calls need an API key: the settings or an endpoint have one, which may change at run time."""
+        return bool(self.settings.api_keys) or self.registry.has_keys
 
 
 def provide(app: Flask, services: Services) -> None:

@@ -1,4 +1,4 @@
-"""``/stream``: what a job's handler has yielded, as JSON for RunPod's clients or as events."""
+"""``/stream``: the chunks that a job's handler has yielded, as JSON for RunPod's clients or as server-sent events."""
 
 import json
 import logging
@@ -17,18 +17,18 @@ blueprint = Blueprint("stream", __name__, url_prefix="/v2/<id:endpoint_id>")
 log = logging.getLogger(__name__)
 
 HELD_S = 5.0
-"""How long JSON is held for a chunk: Python's client gives up after 10 s, and JavaScript's and Go's
-ask again without a pause."""
+"""Seconds for which a JSON request waits for a chunk. RunPod's Python client times out after 10 s, and the JavaScript
+and Go clients poll again without a pause, so a shorter wait would cost more requests."""
 
 KEEP_ALIVE_S = 15.0
-"""Between comments on a silent event stream, so that no proxy takes it for dead."""
+"""Seconds between comments on an event stream without events; proxies close a connection that is silent for long."""
 
 END = "end"
 
 
 @blueprint.route("/stream/<id:job_id>", methods=["GET", "POST"])
 def stream(endpoint_id: str, job_id: str) -> Response:
-    """Chunks: the next ones for each call, all from ``?from=`` on, or events as they come."""
+    """Chunks: the next ones at each call, all from ``?from=`` on, or server-sent events."""
     services().registry.endpoint(endpoint_id)
     if _wants_events():
         return _events(endpoint_id, job_id)
@@ -36,7 +36,7 @@ def stream(endpoint_id: str, job_id: str) -> Response:
 
 
 def _wants_events() -> bool:
-    """Asked for by ``Accept``, or a bare request: the plain ``curl -N`` of a quick start."""
+    """Whether the response is an event stream: for ``Accept: text/event-stream``, and for a bare request as of ``curl -N``."""
     accept = request.headers.get("Accept", "")
     if "text/event-stream" in accept:
         return True
@@ -58,7 +58,7 @@ def _json(endpoint_id: str, job_id: str) -> Response:
 
     def written() -> Iterator[bytes]:
         yield body
-        # Only now: what was not written is answered again.
+        # After the body, so that a response that was not written is sent again at the next call.
         services().store.chunks.save_cursor(found)
 
     response = Response(stream_with_context(written()), mimetype="application/json")
@@ -72,61 +72,61 @@ def _from() -> int | None:
 
 
 def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> Stream:
-    """What there is, as soon as there is a chunk or an end, or when the time is over."""
-    here = services()
-    with here.events.subscribe(job_id, end_only=False) as wait:
-        here.store.jobs.subscribe(job_id, here.events.channel, end_only=False)
+    """The job's stream, as soon as it has a chunk or has ended, or when the time is over."""
+    svc = services()
+    with svc.events.subscribe(job_id, end_only=False) as wait:
+        svc.store.jobs.subscribe(job_id, svc.events.channel, end_only=False)
         while True:
-            found = here.store.chunks.stream(
+            found = svc.store.chunks.stream(
                 job_id, endpoint_id, None if start is None else (None, start)
             )
             left_s = deadline - time.monotonic()
-            if found.chunks or found.job.status.terminal or left_s <= 0 or here.events.stopped:
+            if found.chunks or found.job.status.terminal or left_s <= 0 or svc.events.stopped:
                 return found
             wait(left_s)
 
 
 def _events(endpoint_id: str, job_id: str) -> Response:
     last = request.headers.get("Last-Event-ID", "")
-    here = services()
-    here.events.check_room()
-    job = here.listing.get(job_id, endpoint_id)
+    svc = services()
+    svc.events.check_room()
+    job = svc.listing.get(job_id, endpoint_id)
     if last.endswith(f"-{END}") and job.status.terminal:
-        # A browser that was told the end comes again; 204 makes it stay away.
+        # A browser reconnects after the end of a stream; 204 is the status that ends its reconnects (HTML standard, EventSource).
         return Response(status=204)
-    here.store.jobs.subscribe(job_id, here.events.channel, end_only=False)
+    svc.store.jobs.subscribe(job_id, svc.events.channel, end_only=False)
     seen = parse_cursor(last)
     start = (0, 0) if seen is None else (seen[0], seen[1] + 1)
     response = Response(
-        stream_with_context(_told(endpoint_id, job_id, start)), mimetype="text/event-stream"
+        stream_with_context(_event_texts(endpoint_id, job_id, start)), mimetype="text/event-stream"
     )
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"
     return response
 
 
-def _told(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Iterator[str]:
-    """The events: a chunk each, with the id "<attempt>-<index>", and one for each state."""
-    here = services()
-    told = None
-    with here.events.subscribe(job_id, end_only=False) as wait:
-        while not here.events.stopped:
+def _event_texts(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Iterator[str]:
+    """The events: one for each chunk, with the id "<attempt>-<index>", and one for each state."""
+    svc = services()
+    sent = None
+    with svc.events.subscribe(job_id, end_only=False) as wait:
+        while not svc.events.stopped:
             try:
-                found = here.store.chunks.stream(job_id, endpoint_id, start)
+                found = svc.store.chunks.stream(job_id, endpoint_id, start)
             except (JobNotFound, RedisUnavailable) as error:
                 log.info("stream of job %s ends: %s", job_id, error)
                 return
-            job, news = found.job, bool(found.chunks)
+            job, is_silent = found.job, not found.chunks
             state = (job.status, job.attempt)
-            if state != told and not job.status.terminal:
+            if state != sent and not job.status.terminal:
                 yield f"event: status\ndata: {json.dumps(job.answer())}\n\n"
-                told, news = state, True
+                sent, is_silent = state, False
             for index, chunk in enumerate(found.chunks, found.start):
                 yield f'id: {job.attempt}-{index}\ndata: {{"output": {chunk}}}\n\n'
             start = (job.attempt, found.start + len(found.chunks))
             if job.status.terminal:
                 yield f"id: {job.attempt}-{END}\nevent: status\ndata: {job.answer_json()}\n\n"
                 return
-            if not news:
+            if is_silent:
                 yield ": keep-alive\n\n"
             wait(KEEP_ALIVE_S)

@@ -1,4 +1,4 @@
-"""What goes over Celery's wire: names of queues and tasks, messages, remote commands, and what works around Celery.
+"""The use of Celery: names of queues and tasks, messages, remote commands, and changes to Celery itself.
 
-Imports the rules, the store and the registry. Only ``workarounds`` uses what Celery and kombu do not document.
+Imports the rules, the store and the registry. Only ``workarounds`` changes what Celery and kombu do.
 """

@@ -1,7 +1,6 @@
-"""Names of queues and nodes, and the message of a job as Celery and kombu would write it.
+"""Names of queues, nodes, tasks and remote commands, as Celery sees them.
 
-A message is a ticket: it holds the job's id and nothing else, which is also its task id and its
-delivery tag.
+Nodes of another version know these names, so a change of one breaks a rolling upgrade.
 """
 
 import socket
@@ -9,52 +8,54 @@ import socket
 from ownpod.validation import NAME
 
 RUN_JOB = "ownpod.run_job"
-"""The name of the task that runs a job."""
+"""Name of the task that runs a job."""
 
 AWAIT_RUN = "ownpod.await_run"
-"""The name of the task that keeps a slot until the worker is done with a run of an earlier node."""
+"""Name of the task that occupies a slot until the worker has ended a run that an earlier node started."""
 
 SEND_WEBHOOK = "ownpod.send_webhook"
-"""The name of the task that calls a finished job's webhook."""
+"""Name of the task that sends an ended job's webhook."""
 
 LOOK = "ownpod_look"
-"""Remote control: a node looks at once whether its jobs are still its own."""
+"""Name of the remote command with which a node checks at once whether its jobs were cancelled."""
 
 HOUSEKEEPING_QUEUE = "ownpod-housekeeping"
-"""Celery's default queue: what runs on no worker. No endpoint's queue can have this name."""
+"""Celery's default queue, for tasks that need no worker. No endpoint's queue can have this name."""
 
 PRIORITY_STEPS = [0, 9]
-"""Normal jobs go before low ones. Step 0 is the plain list ``<queue>``, step 9 a list of its own
-beside it (kombu: lower goes first)."""
+"""kombu's priorities of normal and of low jobs; the lower number is fetched first. The Redis list of step 0 has the
+queue's name, the list of step 9 has the name ``<queue><separator>9``."""
 
 PRIORITY_SEPARATOR = "\x06\x16"
+"""kombu's default, written here because the store makes the same names of lists."""
 
 
 def endpoint_queue(endpoint: str) -> str:
-    """Where an endpoint's jobs wait until a node has a free slot."""
+    """The queue of an endpoint's jobs, from which the nodes of all of its workers fetch."""
     return f"ownpod.{endpoint}"
 
 
 def worker_queue(endpoint: str, worker_id: str) -> str:
-    """The queue of one worker, for what must run there."""
+    """The queue of one worker, for tasks that only its node can run."""
     return f"ownpod.{endpoint}.{worker_id}"
 
 
 def endpoint_of(queue: str) -> str | None:
-    """The endpoint whose queue this is; None for a worker's own and all other queues."""
+    """The endpoint id in the name of an endpoint's queue; None for all other queues."""
     prefix, _, name = queue.partition(".")
     return name if prefix == "ownpod" and NAME.fullmatch(name) else None
 
 
 def is_job_queue(name: str) -> bool:
+    """Whether a queue belongs to an endpoint or to a worker."""
     return name.startswith("ownpod.")
 
 
 def node_name(worker_id: str, host: str | None = None) -> str:
-    """The Celery node of a worker: ``<worker id>@<host>``."""
+    """The name of a worker's Celery node: ``<worker id>@<host>``; None: this host."""
     return f"{worker_id}@{host or socket.gethostname()}"
 
 
 def worker_of(node: str) -> str:
-    """The worker id in a node's name."""
+    """The worker id in the name of a node."""
     return node.partition("@")[0]

@@ -1,12 +1,19 @@
-"""What works around Celery 5.7 and kombu 5.7; nothing else in OwnPod knows their insides.
+"""Every change that OwnPod makes to Celery 5.7 and kombu 5.7 themselves, because they offer no option for it.
 
-Each piece says for which version, why, and has a test that fails when it is no longer needed.
+``ownpod.celery`` installs all of them, explicitly. Each has a contract test in
+``tests/integration/test_celery_contract.py``, which fails when a new version no longer needs the change, or
+changed what it relies on. The tests of ``tests/acceptance/test_workarounds.py`` show the effect on real nodes.
+
+Other modules use undocumented parts as well, but change none: ``broker.messages`` reads a message with
+``channel._get``; ``node`` uses the consumer's ``hub.on_tick``, ``task_consumer``, ``pool.limit`` and
+``amqp.queues.consume_from``; ``housekeeping`` and ``store`` find ids as ``correlation_id`` in kombu's JSON;
+``supervisor`` imports modules of ``celery.worker`` before it forks.
 """
 
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any
 
 import kombu
 from celery.concurrency.thread import TaskPool
@@ -15,24 +22,26 @@ from celery.platforms import SecurityWarning
 from celery.worker import state
 from kombu.transport.redis import Channel
 
+from ownpod.broker.process import worker_node
+
 
 def apply() -> None:
-    """Once, before the first connection. Calling it again changes nothing."""
-    # Celery 5.7 prints seven lines for each node where it runs as root, as containers do.
+    """Installs the changes that need no argument. Must run before the first connection; may run again."""
+    # Celery 5.7 prints seven lines for each node that runs as root, as nodes in containers do.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # And this one at each reconnect, of a setting that has no meaning for threads.
+    # Celery 5.7 warns at each reconnect about a setting that has no effect on a pool of threads.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    # On a lost connection kombu would put the messages of running jobs back into their queues, or,
-    # without Redis, into a file. Their records know better.
+    # When a connection is lost, kombu 5.7 requeues the messages of running jobs, or, without Redis, writes
+    # them to a file. Each such message would start its job a second time.
     Channel.do_restore = False
     if kombu.__version__.startswith("5.7.") and not hasattr(Channel, "_ownpod_create_client"):
         _reuse_client()
 
 
 def _reuse_client() -> None:
-    """One Redis client for each channel instead of one for each command.
+    """Makes each channel use one Redis client, because kombu 5.7 creates a client for each command.
 
-    kombu 5.7.0 makes a new one for each. Clients are thread-safe, and hold nothing but the pool.
+    Sharing is safe: a client is thread-safe, and has no state but its connection pool.
     """
     original = Channel._create_client  # noqa: SLF001
 
@@ -40,6 +49,7 @@ def _reuse_client() -> None:
         if asynchronous:
             return original(self, asynchronous)
         pool, client = getattr(self, "_ownpod_client", (None, None))
+        # After a reconnect the channel has a new pool, and the old client's connections are closed.
         if pool is None or pool is not self.pool:
             client = original(self)
             self._ownpod_client = self.pool, client
@@ -49,39 +59,42 @@ def _reuse_client() -> None:
     Channel._create_client = _create_client  # noqa: SLF001
 
 
-def on_purge(purge: Callable[[str], int | None]) -> None:
-    """Whoever purges a queue with Celery's tools tells ``purge`` its name first.
+def on_purge(purge: Callable[[str], int | None], channel: Any = Channel) -> None:
+    """Calls ``purge`` with the queue's name when Celery's tools purge a queue. Replaces an earlier function.
 
-    kombu 5.7 only deletes the list, and nothing is told. ``purge`` answers how many messages it
-    removed, or None if the queue is none of its own. Calling this again replaces it.
+    kombu 5.7 only deletes the Redis list, and has no hook. The recovery would publish the deleted messages
+    again.
+
+    Args:
+        purge: returns the number of removed messages, or None for a queue that kombu shall delete itself.
+        channel: the class of channels.
     """
-    original = getattr(Channel, "_ownpod_purge", Channel._purge)  # noqa: SLF001
+    original = getattr(channel, "_ownpod_purge", channel._purge)  # noqa: SLF001
 
     def _purge(self: Any, queue: str) -> int:
         removed = purge(queue)
         return int(original(self, queue)) if removed is None else removed
 
-    Channel._ownpod_purge = original  # noqa: SLF001
-    Channel._purge = _purge  # noqa: SLF001
+    channel._ownpod_purge = original  # noqa: SLF001
+    channel._purge = _purge  # noqa: SLF001
 
 
 class JobPool(TaskPool):  # type: ignore[misc]
     """Celery's thread pool, but stopping it does not wait for the threads.
 
-    Celery 5.7: a warm shutdown waits for every running task, for days if need be, and silences the
-    node meanwhile; nothing ends a running thread. OwnPod waits before, in its drain
-    (:mod:`ownpod.node.node`), and what still runs then has been handed back.
+    Celery 5.7: a warm shutdown waits for every running task, for days if need be, and silences the node
+    meanwhile; no call ends a running thread. So the node drains before the pool stops, and requeues the jobs
+    that still run then.
     """
 
     executor: ThreadPoolExecutor
-    before_stop: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
-    """Set by a worker's node: finishes or hands back what runs."""
 
     def on_stop(self) -> None:
-        type(self).before_stop()
+        if (node := worker_node()) is not None:
+            node.drain()
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
 def stop_node() -> None:
-    """Ends the node's event loop as soon as it looks; from the loop's own thread."""
+    """Ends the node's event loop at its next turn. Only sets a flag, so signal handlers may call it."""
     state.should_stop = 0

@@ -1,7 +1,7 @@
-"""One POST to a URL that a client chose: a total deadline, a checked address, nothing of the environment.
+"""A POST to a URL that a client chose: with one deadline for all of it, and a check of the address.
 
-Not ``requests``: it takes proxies and ``.netrc`` from the environment, resolves the name after any check
-of its address, and its timeouts start again with each byte that a receiver sends.
+``requests`` is not used, because it takes proxies and ``.netrc`` from the environment, resolves the name a second
+time after a check of the address, and restarts its timeouts with each byte that a receiver sends.
 """
 
 import contextlib
@@ -22,25 +22,25 @@ import certifi
 log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
-"""s for a TCP connection to one address."""
+"""Seconds for a TCP connection to one address, so that a host with several addresses gets more than one try."""
 
 UNREACHABLE = "unreachable"
 TIMEOUT = "timeout"
 REFUSED = "address not allowed"
-"""The reasons of a POST without an answer. A client reads them in ``/requests``, so they do not tell a
-closed port from a filtered one, or from one that does not answer HTTP; the log does."""
+"""Reasons of a POST without an answer. Clients read them in ``/requests``. They do not distinguish a closed port from
+a filtered port or from a server without HTTP, because a client could otherwise scan the network; the log does."""
 
 LOGGED = 300
-"""Characters of an error in the log; a receiver chooses some of them."""
+"""Characters of an error in the log, at most. A limit, because the receiver chooses some of them."""
 
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
-"""Characters of a URL that are sent as they are."""
+"""Characters of a URL that are sent unquoted."""
 
 Resolve = Callable[[str, int], list[Any]]
 
 
 class Unanswered(Exception):
-    """There was no answer. ``reason`` is for clients, the message for the log."""
+    """A POST got no answer. ``reason`` is for clients, the message for the log."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -60,13 +60,13 @@ def tls_context() -> ssl.SSLContext:
 
 
 class Outbound:
-    """Sends POSTs; may be used by several threads.
+    """Sends POSTs. Thread-safe.
 
     Args:
-        allowed: whether an IP address may be connected to.
-        deadline_s: s for a whole POST: name, connection, TLS, sending, and the answer's status and headers.
-        resolve: finds a host's addresses.
-        context: TLS settings for https URLs.
+        allowed: whether a connection to an IP address is permitted.
+        deadline_s: seconds for a whole POST: name, connection, TLS, sending, and the answer's status and headers.
+        resolve: returns the addresses of a host, as ``getaddrinfo`` does.
+        context: TLS settings for https URLs; None: :func:`tls_context`.
     """
 
     def __init__(
@@ -84,20 +84,20 @@ class Outbound:
 
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
-        # Not before the first https URL: most nodes send no webhook, and it takes 2 MB.
+        # Made for the first https URL, because a context takes 2 MB and most nodes send no webhook.
         return tls_context() if self._given_context is None else self._given_context
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """POSTs the body; answers the HTTP status. Redirects are not followed, the answer's body is not read.
+        """POSTs the body; returns the HTTP status. Follows no redirect, and does not read the answer's body.
 
         Raises:
-            Unanswered: there was no answer within the deadline, or the address is not allowed.
+            Unanswered: there was no answer within the deadline, or the address is not permitted.
         """
         deadline = time.monotonic() + self._deadline_s
         try:
             return self._post(url, body, headers, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            # A connection that the deadline has shut down fails in any of these ways.
+            # The shutdown at the deadline causes any of these errors, so the clock decides which reason it is.
             late = time.monotonic() >= deadline or isinstance(error, TimeoutError)
             raise Unanswered(TIMEOUT if late else UNREACHABLE, repr(error)[:LOGGED]) from None
 
@@ -108,91 +108,92 @@ class Outbound:
         target = parts.path or "/"
         if parts.query:
             target += f"?{parts.query}"
-        # This object only formats the request: its socket is connected here.
+        # Only formats the request. Its own connect() would resolve the name again, after the check.
         connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(
             host, port, timeout=self._deadline_s
         )
         plain = self._connect(host, port, deadline)
         with plain, _shut_down_at(plain, deadline), contextlib.closing(connection):
-            plain.settimeout(_left_s(deadline))
+            plain.settimeout(_remaining_s(deadline))
             connection.sock = (
                 self._context.wrap_socket(plain, server_hostname=host) if secure else plain
             )
             headers = {**headers, "Connection": "close"}
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                # A receiver may answer and close before it has read the body.
+                # A receiver may answer and close before reading the whole body; its answer is still in the buffer.
                 connection.request("POST", quote(target, safe=_SAFE), body, headers)
             with connection.getresponse() as response:
-                # Headers that the deadline has cut off look complete to http.client.
-                _left_s(deadline)
+                # Raises if the deadline has passed, because http.client takes headers that are cut off for complete.
+                _remaining_s(deadline)
                 return response.status
 
     def _connect(self, host: str, port: int, deadline: float) -> socket.socket:
-        """Connects to the address that was checked, so that a name cannot change in between."""
-        found = self._addresses(host, port, deadline)
-        permitted = [entry for entry in found if self._allowed(entry[4][0])]
+        """Connects to an address that was checked, so that the name cannot resolve to another one in between."""
+        entries = self._addresses(host, port, deadline)
+        permitted = [entry for entry in entries if self._allowed(entry[4][0])]
         if not permitted:
-            addresses = ", ".join(entry[4][0] for entry in found)
-            raise Unanswered(REFUSED, f"{host} is {addresses}, which is not allowed")
-        problem: OSError = OSError(f"{host} has no address")
+            addresses = ", ".join(entry[4][0] for entry in entries)
+            raise Unanswered(REFUSED, f"{host} is {addresses}, which is not permitted")
+        failure: OSError = OSError(f"{host} has no address")
         for family, kind, protocol, _, address in permitted:
             plain = socket.socket(family, kind, protocol)
             try:
-                plain.settimeout(min(CONNECT_S, _left_s(deadline)))
+                plain.settimeout(min(CONNECT_S, _remaining_s(deadline)))
                 plain.connect(address)
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 plain.close()
-                problem = error
+                failure = error
             else:
                 return plain
-        raise problem
+        raise failure
 
     def _addresses(self, host: str, port: int, deadline: float) -> list[Any]:
-        """In a thread, because ``getaddrinfo`` has no timeout."""
+        """Resolves the name in a thread, because ``getaddrinfo`` has no timeout."""
         answer = queue.SimpleQueue[list[Any] | Exception]()
 
-        def look() -> None:
+        def run() -> None:
             try:
                 answer.put(self._resolve(host, port))
             except (OSError, ValueError) as error:
                 answer.put(error)
 
-        threading.Thread(target=look, name="resolve", daemon=True).start()
+        threading.Thread(target=run, name="resolve", daemon=True).start()
         try:
-            found = answer.get(timeout=_left_s(deadline))
+            entries = answer.get(timeout=_remaining_s(deadline))
         except queue.Empty:
-            raise TimeoutError(f"no answer of the name service for {host}") from None
-        if isinstance(found, Exception):
-            raise found
-        return found
+            raise TimeoutError(f"the name service did not answer for {host}") from None
+        if isinstance(entries, Exception):
+            raise entries
+        return entries
 
 
-def _left_s(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
+def _remaining_s(deadline: float) -> float:
+    """Seconds until the deadline. Raises: TimeoutError, if it has passed."""
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
         raise TimeoutError("the deadline has passed")
-    return left
+    return remaining_s
 
 
 @contextlib.contextmanager
 def _shut_down_at(connected: socket.socket, deadline: float) -> Iterator[None]:
-    """Shuts the connection down at the deadline, because a socket's own timeout begins again with each byte.
+    """Shuts the connection down at the deadline, because a socket's own timeout restarts with each byte.
 
-    On a duplicate, because TLS takes the socket's descriptor over.
+    Uses a duplicate of the socket, because TLS detaches the descriptor of the original.
     """
-    with connected.dup() as same:
+    with connected.dup() as duplicate:
 
         def shut_down() -> None:
             with contextlib.suppress(OSError):
-                same.shutdown(socket.SHUT_RDWR)
+                duplicate.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(_left_s(deadline), shut_down)
+        timer = threading.Timer(_remaining_s(deadline), shut_down)
         timer.daemon = True
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
-            # A shutdown in this moment must not meet a descriptor of another connection.
+            # Waits for a shutdown that is running now: after this block its descriptor may belong to another connection.
             timer.join()

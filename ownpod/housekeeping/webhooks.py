@@ -1,6 +1,7 @@
-"""Calls a finished job's webhook, as RunPod does: a POST of what ``/status`` says.
+"""Sends the webhook of an ended job: a POST with the body of ``/status``, as RunPod does.
 
-The time of the next try is in Redis (:mod:`ownpod.store.deliveries`), not in a process's memory.
+Times of later tries are in Redis (:mod:`ownpod.store.deliveries`), because a process that has them in memory
+loses them when it ends.
 """
 
 import hashlib
@@ -18,19 +19,19 @@ from ownpod.store.retry import until_available
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 20.0
-"""s for a whole try; a third of a try's lease."""
+"""Seconds for a whole try. A third of the lease of a try, so that no try outlives its lease."""
 
 STEADY_TRIES = 3
-"""After so many the pauses double. RunPod makes two more tries, 10 s apart."""
+"""Number of tries with equal pauses between them; later pauses double. RunPod makes three tries, 10 s apart."""
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """What ``X-OwnPod-Signature`` says: HMAC-SHA256, in hex, of ``<timestamp>.<body>``."""
+    """The value of ``X-OwnPod-Signature``: HMAC-SHA256 of ``<timestamp>.<body>``, in hex."""
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 def make_outbound(settings: Settings, *, deadline_s: float = DEADLINE_S) -> Outbound:
-    """The sender of webhooks, with the addresses that ``OWNPOD_WEBHOOK_ALLOW`` permits."""
+    """A sender that connects to the addresses which ``OWNPOD_WEBHOOK_ALLOW`` permits."""
     public_only = settings.webhook_allow == "public"
     return Outbound(
         allowed=is_public if public_only else lambda _address: True, deadline_s=deadline_s
@@ -41,9 +42,9 @@ class Webhooks:
     """Sends webhooks, one try at a time.
 
     Args:
-        deliveries: the webhooks that are owed.
-        settings: tries, pauses and the secret.
-        outbound: sends a POST; by default :func:`make_outbound`.
+        deliveries: the webhooks that are due, and their leases.
+        settings: number of tries, pauses and the secret.
+        outbound: sends the POST; None: :func:`make_outbound`.
     """
 
     def __init__(
@@ -54,15 +55,15 @@ class Webhooks:
         self._outbound = make_outbound(settings) if outbound is None else outbound
 
     def send(self, job_id: str) -> None:
-        """One try of a job's webhook, if one is owed now and no other sender makes it.
+        """Makes one try of a job's webhook, if one is due and no other sender has its lease.
 
         Raises:
-            RedisUnavailable: Redis was away for half a lease. The try is made again when its lease has run out.
+            RedisUnavailable: Redis was away for half a lease. The try is repeated after its lease has expired.
         """
         token, patience_s = uuid.uuid4().hex, self._deliveries.lease_s / 2
         made = until_available(lambda: self._deliveries.claim(job_id, token), longest_s=patience_s)
         if made is None:
-            log.debug("job %s: no try of its webhook is owed now", job_id)
+            log.debug("job %s: no try of its webhook is due", job_id)
             return
         status, reason, cause = self._post(made)
         done = reason is None
@@ -85,19 +86,21 @@ class Webhooks:
         )
         if not written:
             log.info(
-                "job %s: result of webhook try %d dropped: it was replaced", job_id, made.number
+                "job %s: result of webhook try %d dropped: its lease had expired",
+                job_id,
+                made.number,
             )
         elif done:
             log.info("job %s: webhook delivered, try %d", job_id, made.number)
         else:
-            what = "given up" if last else "to be tried again"
+            what = "no more tries" if last else "will be retried"
             log.warning("job %s: webhook try %d failed (%s), %s", job_id, made.number, cause, what)
 
     def _pause_s(self, tries: int) -> float:
         return self._settings.webhook_delay_s * 2.0 ** max(0, tries - STEADY_TRIES + 1)
 
     def _post(self, made: Try) -> tuple[int | None, str | None, str | None]:
-        """The HTTP status, if there was one; and of a failure the reason for clients, and for the log."""
+        """Sends the POST. Returns the HTTP status, and for a failure the reason for clients and the cause for the log."""
         body = made.job.answer_json().encode()
         headers = {"Content-Type": "application/json", "User-Agent": "OwnPod"}
         if made.request_id is not None:

@@ -1,84 +1,98 @@
-"""What makes a Celery worker process the node of a RunPod worker: its name.
+"""The node of one worker: it acquires the worker, keeps the queues as wanted, and stops in order."""
 
-``<worker id>@<host>`` gets that worker's queues, capacity, runner and gate, whether the dispatcher
-forked it or somebody typed ``celery -A ownpod worker -n <worker id>@%h``. ``housekeeping@<host>``
-runs the sweep. Any other name is a plain Celery worker of the housekeeping queue.
-"""
-
-import functools
 import logging
 import math
 import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from celery import bootsteps, signals
-from celery.worker.consumer.tasks import Tasks
-
-from ownpod import log, settings
-from ownpod.broker import control, names, workarounds
-from ownpod.celery import open_store
-from ownpod.configuration import load_endpoints
+from ownpod.broker import names, workarounds
+from ownpod.broker.process import WorkerNode
 from ownpod.errors import RedisUnavailable
-from ownpod.housekeeping.recovery import Recovery
-from ownpod.housekeeping.sweep import Sweep
-from ownpod.housekeeping.webhooks import Webhooks
-from ownpod.node import tasks
-from ownpod.node.breaker import Gate
+from ownpod.node.breaker import Breaker
 from ownpod.node.runner import JobRunner
-from ownpod.node.slots import Attempts
-from ownpod.processes import this_process
+from ownpod.node.slots import Slots
+from ownpod.processes import Exit, this_process
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import HOUSEKEEPING, WorkerSpec
+from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Attempt
 from ownpod.rules.stall import StallWatch
 from ownpod.settings import Settings
-from ownpod.store import keys
-from ownpod.store.notices import Notices
-from ownpod.store.offers import Offers
 from ownpod.store.retry import until_available
 from ownpod.store.store import Store
-from ownpod.workers.pull import PullWorker
-from ownpod.workers.push import PushWorker
-
-if TYPE_CHECKING:
-    from ownpod.workers import Worker
+from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
 
-FINISH = signal.SIGUSR2
-"""Ends a node when what it runs has ended, however long that takes."""
-
-TICK_S = 0.5
-"""Between looks at what the node is to do; its loop turns at least every few seconds by itself."""
-STOP_TICK_S = 0.25
-"""The same while it stops."""
+CHECK_INTERVAL_S = 0.5
+"""Shortest time in seconds between two checks of what the node is to do. They come with the turns of the event
+loop, which turns every few seconds by itself.
+"""
+STOP_CHECK_S = 0.25
+"""Seconds between such checks while the node drains."""
 MOST_PULLED = 1000
-"""Jobs that a worker that pulls may have at a time, whatever it asks for."""
+"""Jobs that a pulling worker may have at a time, whatever it asks for."""
 SILENCE_S = 60.0
-"""An event loop silent for longer is stuck; Celery's reconnects pause up to 30 s."""
-HOUSEKEEPING_THREADS = 16
-"""Webhooks that are sent at a time: a slow receiver must not hold up the others."""
+"""Seconds without a turn after which an event loop counts as stuck; Celery's reconnects pause up to 30 s."""
 
 
-class Node:
-    """A worker's node: its threads, and its way to stop."""
+class StopRequest:
+    """Whether a node is to stop, and when at the latest.
+
+    Signal handlers write it, so it takes no lock; other threads read it. A deadline only ever comes nearer: a
+    request to finish (:data:`ownpod.node.signals.FINISH`) does not end the deadline of a drain.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self.at: float | None = None
+        """Latest time of the stop in seconds on the monotonic clock, infinite to finish; None: no stop."""
+
+    def ask(self, *, finish: bool = False) -> bool:
+        """Asks for a stop, within the grace or, to ``finish``, after all running jobs.
+
+        Returns:
+            False, if a stop within the grace was asked for before.
+        """
+        before = self.at
+        at = math.inf if finish else time.monotonic() + self._grace_s
+        self.at = at if before is None else min(before, at)
+        return before is None or before == math.inf
+
+    @property
+    def asked(self) -> bool:
+        return self.at is not None
+
+
+class Node(WorkerNode):
+    """A worker's node: its threads, and its way to stop.
+
+    Which thread writes what: the **event loop** (the main thread) writes ``_consumer``, ``_ticked`` and
+    ``_draining``; the **breaker's thread** writes ``_capacity``; signal handlers and the event loop write
+    ``stop``. ``_paused`` is written by the breaker's and the control threads under ``_pausing``. ``_closed`` is
+    set once, by the first thread that ends the node, and never reset. Each is one reference, so that other
+    threads may read it without a lock.
+
+    Args:
+        config: the settings.
+        registry: the workers.
+        store: the jobs.
+        worker: the driver of the worker.
+        spec: the worker.
+        name: the node's name, ``<worker id>@<host>``.
+    """
 
     def __init__(
         self,
-        app: Any,
         *,
         config: Settings,
         registry: Registry,
         store: Store,
+        worker: Worker,
         spec: WorkerSpec,
         name: str,
     ) -> None:
@@ -87,91 +101,102 @@ class Node:
         self._lease_s = config.lease_s
         self._own_s = max(config.lease_s / 2, 1.0)
         self._spec = spec
-        self._capacity = min(spec.capacity, MOST_PULLED)
-        """Jobs that the worker takes at a time, as it last said."""
         self._store = store
         self._listing = store.listing
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
+        self._worker = worker
+        self._own_queue = names.worker_queue(spec.endpoint, spec.id)
+        self._queue = names.endpoint_queue(spec.endpoint)
+        self._capacity = min(spec.capacity, MOST_PULLED)
+        """Jobs that the worker takes at a time; a pulling worker changes it with its requests."""
         self._consumer: Any = None
-        self._stop_at: float | None = None
-        self._left = False
-        self._paused: str | None = None
         self._ticked = time.monotonic()
-        self._stopping = False
+        self._draining = False
+        self._closed = False
+        """The node has handed its jobs over and publishes no status any more."""
+        self._pausing = threading.Lock()
+        self._paused: str | None = None
+        """Why the worker is paused; None: it is not."""
+        self.stop = StopRequest(config.shutdown_grace_s)
         self._stall = StallWatch(
             patience_s=2 * config.lease_s, silence_s=max(SILENCE_S, 2 * config.lease_s)
         )
-        worker = _worker(spec, config, store)
-        self.gate = Gate(worker.probe, self._announce, announce_every_s=config.lease_s / 6)
-        self._follow = worker.follow if isinstance(worker, PullWorker) else None
-        self._attempts = Attempts(store, worker, lease_s=config.lease_s, on_change=self.gate.wake)
-        self._attempts.on_over = self._tell_celery
-        self.gate.slots = self._attempts
-        self.gate.on_turn = self._turned
-        self._runner = JobRunner(
+        self._slots = Slots(
             store,
             worker,
-            self._attempts,
-            self.gate,
+            lease_s=config.lease_s,
+            on_change=self._slots_changed,
+            on_over=self._notify_celery,
+        )
+        self.breaker = Breaker(
+            worker.probe,
+            self._publish,
+            publish_every_s=config.lease_s / 6,
+            slots=self._slots,
+            on_turn=self._apply_soon,
+        )
+        self.runner = JobRunner(
+            store,
+            worker,
+            self._slots,
+            self.breaker,
             worker_id=spec.id,
             callbacks=config.callback_url is not None,
         )
-        tasks.run_jobs_with(self._runner)
-        self._own_queue = names.worker_queue(spec.endpoint, spec.id)
-        self._queue = names.endpoint_queue(spec.endpoint)
-        app.amqp.queues.select([self._own_queue, self._queue])
-        # A worker that pulls says what it can take as it goes; see `_apply`.
-        app.conf.worker_concurrency = MOST_PULLED if spec.pulls else spec.capacity
-        app.steps["consumer"].add(GateStep)
 
-    def wait_for_worker(self) -> None:
-        """Until the worker is this node's: each is run by one of them at a time, also where several
-        dispatchers list it. Then settles what an earlier node has left.
+    @property
+    def queues(self) -> list[str]:
+        """The queues that the node may consume; the worker's own comes first."""
+        return [self._own_queue, self._queue]
 
-        A worker that is free is taken at the second look: whoever ran it until now comes first, when
-        Redis was away.
+    @property
+    def concurrency(self) -> int:
+        """Threads of the Celery pool. A pulling worker's capacity changes, see :meth:`_apply`."""
+        return MOST_PULLED if self._spec.pulls else self._spec.capacity
+
+    def acquire(self) -> None:
+        """Blocks until this node owns the worker, and adopts what an earlier node has left.
+
+        One node runs a worker at a time, also where several supervisors list it. A worker without an owner is
+        acquired at the second check, because after an outage of Redis its owner of before comes first.
         """
-        told, free = False, True
+        logged, free = False, True
         while True:
             try:
                 was_free, free = free, self._registry.owner(self._spec.id) is None
-                if was_free and free and self._own():
+                if was_free and free and self._acquire():
                     break
-                if not told and not free:
+                if not logged and not free:
                     owner = self._registry.owner(self._spec.id)
                     logger.info("worker is run by another node, %s; standing by", owner)
-                    told = True
+                    logged = True
             except RedisUnavailable as error:
                 logger.warning("standing by: %s", error)
             time.sleep(self._lease_s / 6)
         self._paused = until_available(lambda: self._registry.paused(self._spec.id))
-        self._runner.adopt(self._spec.endpoint)
+        self.runner.adopt(self._spec.endpoint)
 
     def start(self) -> None:
-        """Starts the threads; the gate opens when the worker has been reached."""
-        self._attempts.start()
-        self.gate.start()
-        if self._follow is not None:
-            self._follow(self.gate)
+        """Starts the threads; the breaker closes when a probe has succeeded."""
+        self._slots.start()
+        self.breaker.start()
+        self._worker.follow(self.breaker.open_if_closed, self.breaker.recheck)
 
     def attach(self, consumer: Any) -> None:
         """A connection to the broker is there; called again after each reconnect."""
         self._consumer = consumer
         self._apply()
 
-    def look(self) -> None:
-        """A job of this worker may have been cancelled."""
-        self._attempts.look()
+    def check_runs(self) -> None:
+        self._slots.check_runs()
 
     @property
     def queue(self) -> str:
-        """The endpoint's queue."""
         return self._queue
 
     def describe(self) -> dict[str, Any]:
-        """How it is, for ``celery inspect ownpod_node``."""
-        status = self._status(self.gate.status)
+        status = self._status(self.breaker.status)
         return {
             "worker": self._spec.id,
             "endpoint": self._spec.endpoint,
@@ -179,86 +204,84 @@ class Node:
             "capacity": self._capacity,
             "state": status.state.value,
             "reason": status.reason,
-            "jobs": self._attempts.jobs,
+            "jobs": self._slots.jobs,
             "held": status.held,
-            "stopping": self._stop_at is not None,
+            "stopping": self.stop.asked,
         }
 
     def pause(self, reason: str) -> None:
-        """Takes no jobs from now on, also after a restart; what runs is finished."""
         self._registry.pause(self._spec.id, reason)
         self._set_paused(reason)
 
     def resume(self) -> None:
-        """Takes jobs again."""
         self._registry.resume(self._spec.id)
         self._set_paused(None)
 
     def cancel(self, job_id: str, reason: str) -> None:
-        """Cancels a job, whoever has it."""
         job = self._listing.find(job_id)
         if job is not None:
             self._store.jobs.cancel(job_id, job.endpoint, reason=reason)
-            self.look()
+            self.check_runs()
 
     def stop_soon(self, *, finish: bool = False) -> bool:
-        """From a signal handler: only sets what the event loop looks at. False: it was told before.
-
-        ``finish``: however long what runs takes.
-        """
-        told = self._stop_at not in {None, math.inf}
-        self._stop_at = math.inf if finish else time.monotonic() + self._grace_s
-        if self._attempts.in_hand == 0:
-            # Also heard while Redis is away and the loop waits for it.
+        """Only sets flags, because signal handlers call it; the event loop does the rest at its next turn."""
+        first = self.stop.ask(finish=finish)
+        if self._slots.taken == 0:
+            # While Redis is away the event loop does not turn, and Celery checks this flag only.
             workarounds.stop_node()
-        threading.Thread(target=self._soon, args=(self.tick,), name="stop", daemon=True).start()
-        return not told
+        return first
 
     def tick(self) -> None:
-        """In the event loop's thread, whenever that turns: keeps the queues as wanted, and stops when
-        it is time. Not by a timer: each turn of an idle node costs a third of a millisecond.
+        """Called by the event loop at each turn: keeps the queues as wanted, and stops when it is time.
+
+        Driven by ``hub.on_tick`` instead of a timer, because every wake-up of an idle node costs 0.3 ms of CPU.
         """
         now = time.monotonic()
-        if self._stop_at is None and now - self._ticked < TICK_S:
+        if not self.stop.asked and now - self._ticked < CHECK_INTERVAL_S:
             return
         self._ticked = now
         self._apply()
-        if self._stop_at is None:
+        if self.stop.at is None:
             return
-        if not self._stopping:
-            self._stopping = True
-            self._consumer.timer.call_repeatedly(STOP_TICK_S, self.tick)
-        if self._attempts.running == 0 or now >= self._stop_at:
-            self._leave()
+        if not self._draining:
+            self._draining = True
+            self._consumer.timer.call_repeatedly(STOP_CHECK_S, self.tick)
+        if self._slots.running == 0 or now >= self.stop.at:
+            self._close()
             workarounds.stop_node()
 
     def drain(self) -> None:
-        """Waits for running jobs, at most the grace; hands back the rest.
+        """Waits for running jobs, at most the grace; hands over the rest.
 
-        For a stop that does not come by signal: Celery's remote ``shutdown``.
+        For a stop without a signal: Celery's own shutdown of the pool.
         """
         until = time.monotonic() + self._grace_s
-        while self._attempts.running and time.monotonic() < until:
-            time.sleep(STOP_TICK_S)
-        self._leave()
+        while self._slots.running and time.monotonic() < until:
+            time.sleep(STOP_CHECK_S)
+        self._close()
 
-    def _own(self) -> bool:
+    def _acquire(self) -> bool:
         return self._registry.acquire(self._spec.id, self._process, ttl_s=self._own_s)
 
     def _set_paused(self, reason: str | None) -> None:
-        if reason != self._paused:
+        with self._pausing:
+            if reason == self._paused:
+                return
             self._paused = reason
-            logger.info("worker paused: %s", reason) if reason else logger.info("worker resumed")
-            self.gate.wake()
-            self._turned()
+        logger.info("worker paused: %s", reason) if reason else logger.info("worker resumed")
+        self.breaker.wake()
+        self._apply_soon()
 
     def _status(self, status: WorkerStatus) -> WorkerStatus:
         if self._paused is None or status.state is not WorkerState.READY:
             return status
         return replace(status, state=WorkerState.PAUSED, reason=self._paused)
 
-    def _tell_celery(self, attempt: Attempt) -> None:
-        """A job that is over while its task goes on: Flower hears it now."""
+    def _slots_changed(self) -> None:
+        self.breaker.wake()
+
+    def _notify_celery(self, attempt: Attempt) -> None:
+        """Sends Celery's event of a job that is over while its task goes on, so that Flower shows it now."""
         try:
             job = self._listing.find(attempt.job_id)
         except RedisUnavailable:
@@ -272,15 +295,16 @@ class Node:
             exception = f"{job.status}: {job.error}"
             events.send("task-failed", uuid=job.id, exception=exception, traceback="")
 
-    def _announce(self, status: WorkerStatus) -> None:
-        if self._left:
+    def _publish(self, status: WorkerStatus) -> None:
+        """The breaker's thread: the heartbeat, with which the node renews its ownership."""
+        if self._closed:
             return
         if self._spec.pulls and (spec := self._registry.worker(self._spec.id)) is not None:
-            # Here, as it asks Redis; the event loop takes it over.
+            # Read here, because it asks Redis; the event loop applies it.
             capacity, self._capacity = self._capacity, min(spec.capacity, MOST_PULLED)
             if capacity != self._capacity:
-                self._turned()
-        heard = self._registry.heartbeat(
+                self._apply_soon()
+        heartbeat = self._registry.heartbeat(
             self._spec.id,
             self._status(status),
             process=self._process,
@@ -289,168 +313,62 @@ class Node:
             ttl_s=self._lease_s,
             queues=self._store.messages.lists(self._spec.endpoint),
         )
-        if not heard.owned:
-            if not self._own():
-                logger.critical("another node runs this worker now, so this one ends")
-                os._exit(71)
+        if not heartbeat.owned:
+            if not self._acquire():
+                logger.critical("another node owns this worker now, so this node ends")
+                os._exit(Exit.WORKER_LOST)
             return
-        self._set_paused(heard.paused)
-        stalled = self._stall.look(
+        self._set_paused(heartbeat.paused)
+        stalled = self._stall.check(
             time.monotonic(),
-            could_fetch=self._fetches and self._attempts.in_hand < self._capacity,
-            waiting=heard.waiting,
-            begun=self._attempts.begun,
+            could_fetch=self._fetches and self._slots.taken < self._capacity,
+            waiting=heartbeat.waiting,
+            begun=self._slots.begun,
             ticked=self._ticked,
         )
         if stalled is not None:
             logger.critical("this node ends, to be replaced: %s", stalled)
-            self._leave()
-            os._exit(72)
+            self._close()
+            os._exit(Exit.STALLED)
 
-    def _leave(self) -> None:
-        self._left = True
+    def _close(self) -> None:
+        """Hands over the jobs that still run and releases the worker."""
+        self._closed = True
         try:
-            left = self._attempts.hand_over("its node was stopped")
+            count = self._slots.hand_over("its node was stopped")
             self._registry.remove_status(self._spec.id)
             self._registry.release(self._spec.id, self._process)
         except RedisUnavailable as error:
-            logger.warning("jobs not handed back, their leases will run out: %s", error)
+            logger.warning("jobs not requeued, their leases will expire: %s", error)
         else:
-            if left:
-                logger.info("%d unfinished jobs handed back", left)
+            if count:
+                logger.info("%d unfinished jobs handed over", count)
 
     @property
     def _fetches(self) -> bool:
-        return self.gate.open and self._paused is None and self._stop_at is None
+        """The node wants jobs of the endpoint."""
+        return self.breaker.closed and self._paused is None and not self.stop.asked
 
-    def _turned(self) -> None:
-        self._soon(self._apply)
-
-    def _soon(self, call: Callable[[], None]) -> None:
-        """In the event loop's thread; not to be called by a signal handler."""
+    def _apply_soon(self) -> None:
+        """Has the event loop apply the queues; any thread may call it, but no signal handler: it takes a lock."""
         if self._consumer is not None:
-            self._consumer.call_soon(call)
+            self._consumer.call_soon(self._apply)
 
     def _apply(self) -> None:
+        """The event loop: consumes from the queues that the node wants, and no others."""
         consumer = self._consumer
         if consumer is None or consumer.task_consumer is None:
             return
         if self._spec.pulls:
             # Celery fetches no more than its pool takes.
             consumer.pool.limit = self._capacity
-        # Its own queue holds what the worker is at already, so that is not the gate's business.
-        for queue, fetch in (
-            (self._own_queue, self._stop_at is None),
+        # The worker's own queue holds runs that the worker executes already, so an open breaker does not matter.
+        for queue, wanted in (
+            (self._own_queue, not self.stop.asked),
             (self._queue, self._fetches),
         ):
-            if fetch and not consumer.task_consumer.consuming_from(queue):
+            if wanted and not consumer.task_consumer.consuming_from(queue):
                 consumer.add_task_queue(queue)
-            elif not fetch and queue in consumer.app.amqp.queues.consume_from:
+            elif not wanted and queue in consumer.app.amqp.queues.consume_from:
+                # `consume_from`, because after a reconnect the new task consumer consumes from all of these.
                 consumer.cancel_task_queue(queue)
-
-
-def _worker(spec: WorkerSpec, config: Settings, store: Store) -> "Worker":
-    if not spec.pulls:
-        return PushWorker(spec, config)
-    pulls = Offers(store.client, gone_s=config.worker_gone_s)
-    news = Notices(store.client, keys.pull(spec.id))
-    expect = functools.partial(news.subscribe, end_only=False)
-    return PullWorker(spec, pulls, expect, gone_s=config.worker_gone_s)
-
-
-class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Ties the node to the consumer's event loop."""
-
-    requires = (Tasks,)
-
-    def start(self, consumer: Any) -> None:
-        node = _here.node
-        if node is not None:
-            node.attach(consumer)
-            consumer.hub.on_tick.add(node.tick)
-
-    def stop(self, consumer: Any) -> None:
-        node = _here.node
-        if node is not None and consumer.hub is not None:
-            consumer.hub.on_tick.discard(node.tick)
-
-
-class _Here:
-    node: Node | None = None
-    sweep: Sweep | None = None
-
-
-_here = _Here()
-
-
-@signals.celeryd_init.connect  # type: ignore[untyped-decorator]
-def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
-    """Looks at the node's name, before Celery sets anything up."""
-    config = settings.current()
-    worker_id = names.worker_of(sender)
-    store = open_store(config, client_name=sender)
-    registry = Registry(load_endpoints(config), store.client, config)
-    tasks.send_webhooks_with(Webhooks(store.deliveries, config))
-    store.schema.wait()
-    # Whose node this is may stand in Redis only.
-    until_available(registry.refresh)
-    spec = registry.worker(worker_id)
-    if spec is not None:
-        _here.node = Node(
-            instance.app, config=config, registry=registry, store=store, spec=spec, name=sender
-        )
-        control.act_on(_here.node)
-        workarounds.JobPool.before_stop = _here.node.drain
-        _here.node.wait_for_worker()
-        return
-    queues = options.get("queues") or names.HOUSEKEEPING_QUEUE
-    wanted = queues.split(",") if isinstance(queues, str) else [str(name) for name in queues]
-    instance.app.amqp.queues.select(wanted)
-    if worker_id == HOUSEKEEPING:
-        recovery = Recovery(store, lambda: registry.endpoints, lease_s=config.lease_s)
-        pulls = Offers(store.client, gone_s=config.worker_gone_s)
-        _here.sweep = Sweep(store, recovery, pulls, lease_s=config.lease_s)
-        instance.app.conf.worker_concurrency = HOUSEKEEPING_THREADS
-    elif any(names.is_job_queue(name) for name in wanted):
-        known = ", ".join(sorted(worker.id for worker in registry.workers()))
-        sys.exit(
-            f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
-            f"name it after one: -n <worker id>@%h, with one of {known}"
-        )
-
-
-@signals.setup_logging.connect  # type: ignore[untyped-decorator]
-def set_up_logging(**_: Any) -> None:
-    """Celery's own logging stays out of the way."""
-    if not logging.getLogger().handlers:
-        config = settings.current()
-        log.configure(config.log_level, form=config.log_format)
-
-
-@signals.worker_ready.connect  # type: ignore[untyped-decorator]
-def started(**_: Any) -> None:
-    """The node consumes: its threads begin, and signals drain instead of waiting for ever."""
-    node = _here.node
-    threading.excepthook = _end_process
-    if _here.sweep is not None and not _here.sweep.is_alive():
-        _here.sweep.start()
-    if node is None or threading.current_thread() is not threading.main_thread():
-        return
-
-    def stop(_signum: int, _frame: FrameType | None) -> None:
-        if not node.stop_soon():
-            # The second signal: at once.
-            os._exit(1)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(FINISH, lambda *_: node.stop_soon(finish=True))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    node.start()
-
-
-def _end_process(args: threading.ExceptHookArgs) -> None:
-    """A node without one of its threads looks alive and does nothing: it ends, and is replaced."""
-    info = (args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
-    logger.critical("thread %s died, so this node ends", args.thread, exc_info=info)
-    os._exit(70)

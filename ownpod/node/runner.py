@@ -1,43 +1,44 @@
-"""Runs one job on one worker: claim, start, wait, finish. Knows nothing of Celery."""
+"""Runs one job on one worker: claim, start, wait, finish or requeue. Knows no Celery."""
 
 import logging
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from ownpod import log
 from ownpod.errors import AttemptLost, JobRejected, WorkerUnavailable
-from ownpod.node.slots import Attempts, Running
+from ownpod.node.breaker import Breaker
+from ownpod.node.slots import Running, Slots
+from ownpod.rules.backoff import poll_pause_s
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
 from ownpod.store.chunks import call_token
-from ownpod.store.retry import until_available
+from ownpod.store.retry import patient
 from ownpod.store.store import Store
 from ownpod.workers import Worker
 
 logger = logging.getLogger(__name__)
 
-LONGEST_LOOK_S = 1.0
-"""Looks whether a run has ended come after pauses of a tenth of the time waited, up to this."""
+FIRST_CHECK_S, LONGEST_CHECK_S = 0.01, 1.0
+"""Shortest and longest pause in seconds between checks whether a run of an earlier node has ended."""
 
 CALLBACK_S = 5.0
-"""After a worker is done: its callback comes within this, or not any more."""
+"""Seconds within which a worker's callback comes after the worker is done; later ones are not waited for."""
+
+CALLBACK_CHECK_S = 0.1
+"""Seconds between checks whether a callback has ended the job."""
 
 
-class Health(Protocol):
-    """Told how the worker took a job."""
+class _Recorder:
+    """Records in Redis what a worker notifies while it executes an attempt.
 
-    def trip(self, reason: str) -> None:
-        """The worker takes no jobs: stop fetching any, now."""
-
-    def worked(self) -> None:
-        """The worker took a job."""
-
-
-class _Watch:
-    """Writes down what a worker tells while it runs an attempt."""
+    Args:
+        store: the jobs.
+        attempt: the attempt.
+        run: the run as it is known.
+        on_over: called when the job is over for the client.
+    """
 
     def __init__(
         self, store: Store, attempt: Attempt, run: Run, on_over: Callable[[], None]
@@ -48,48 +49,46 @@ class _Watch:
         self.run = run
 
     def chunks(self, texts: list[str]) -> None:
-        attempt, token = self._attempt, call_token()
-        added = until_available(
-            lambda: self._store.chunks.add(attempt.job_id, attempt.number, texts, token=token)
-        )
-        if not added:
+        job_id, number = self._attempt.job_id, self._attempt.number
+        if not self._store.chunks.add(job_id, number, texts, token=call_token()):
             # The job was cancelled, or has too many chunks: the worker is asked to stop now.
             self._on_over()
 
-    def look(self, look: RunCheck) -> None:
-        self.run = run = replace(self.run, check=look)
-        until_available(lambda: self._store.runs.record(run, self._attempt.worker_id))
+    def set_check(self, check: RunCheck) -> None:
+        self.run = replace(self.run, check=check)
+        self._store.runs.record(self.run, self._attempt.worker_id)
 
 
 class JobRunner:
     """Runs jobs on one worker, any number at a time.
 
-    However often a job's message comes, the job runs once for each attempt: whoever claims it.
+    A job runs once for each attempt, however often its message comes, because an attempt is claimed once.
+    Every call of Redis waits while Redis is away.
 
     Args:
-        store: where the jobs are.
-        worker: what runs them.
-        attempts: keeps their leases, deadlines and slots.
-        health: is told how the worker took them.
+        store: the jobs.
+        worker: executes them.
+        slots: keeps leases, deadlines and slots.
+        breaker: is opened when the worker takes no jobs.
         worker_id: the worker's id.
-        callbacks: the worker is told where to post its results, too.
+        callbacks: the worker gets a URL to which it posts its results, too.
     """
 
     def __init__(
         self,
         store: Store,
         worker: Worker,
-        attempts: Attempts,
-        health: Health,
+        slots: Slots,
+        breaker: Breaker,
         *,
         worker_id: str,
         callbacks: bool = False,
     ) -> None:
-        self._store = store
-        self._listing = store.listing
+        self._store = patient(store)
+        self._listing = patient(store.listing)
         self._worker = worker
-        self._attempts = attempts
-        self._health = health
+        self._slots = slots
+        self._breaker = breaker
         self._worker_id = worker_id
         self._callbacks = callbacks
 
@@ -97,111 +96,91 @@ class JobRunner:
         """Runs the job to its end, if it waits. Returns when the worker is free of it.
 
         Returns:
-            How the job is then, if that has ended or waits again; None if it is gone.
+            The job's state afterwards, if it has ended or waits again; None if it is gone.
         """
         outcome: Outcome | None = None
-        claim = str(uuid.uuid4())
-        found = until_available(
-            lambda: self._store.jobs.claim(
-                job_id, worker_id=self._worker_id, claim=claim, lease_s=self._attempts.lease_s
-            )
+        claimed = self._store.jobs.claim(
+            job_id,
+            worker_id=self._worker_id,
+            claim=str(uuid.uuid4()),
+            lease_s=self._slots.lease_s,
         )
-        match found:
+        match claimed:
             case Attempt():
-                log.moving(
-                    job_id,
-                    JobStatus.IN_PROGRESS,
-                    worker=self._worker_id,
-                    attempt=found.number,
-                    requestId=found.request_id,
-                )
-                with self._attempts.hold(found) as running:
-                    outcome = self._run(running)
+                outcome = self._run(claimed)
             case Run():
-                self.await_run(job_id, found.attempt)
+                self.await_run(job_id, claimed.attempt)
             case None:
-                logger.info("job %s: nothing to do, it does not wait any more", job_id)
-        if outcome is None and (job := until_available(lambda: self._listing.find(job_id))):
+                logger.info("job %s: message dropped, the job does not wait any more", job_id)
+        if outcome is None and (job := self._listing.find(job_id)):
             outcome = Outcome(job.status, error=job.error)
         return outcome
 
     def await_run(self, job_id: str, attempt: int) -> None:
-        """Keeps a slot until the worker is done with a run that nobody waits for."""
-        with self._attempts.keep_slot(job_id, attempt) as kept:
-            if not kept:
-                return
-            run = until_available(lambda: self._store.runs.get(self._worker_id, job_id, attempt))
-            if run is None:
-                return
-            logger.info("job %s: attempt %d may still run in the worker, waiting", job_id, attempt)
-            self._settle(run)
+        """Keeps a slot until the worker is done with a run of an earlier node."""
+        with self._slots.linger(job_id, attempt) as taken:
+            run = self._store.runs.get(self._worker_id, job_id, attempt) if taken else None
+            if run is not None:
+                logger.info("job %s: attempt %d may still run, waiting for it", job_id, attempt)
+                self._await_end(run)
+                self._clear(run)
 
     def adopt(self, endpoint: str) -> None:
-        """Settles what an earlier node of this worker left. Before this one takes any job."""
-        reason = "its node ended"
-        for job_id, attempt in until_available(lambda: self._store.runs.orphans(self._worker_id)):
-            what = until_available(
-                lambda job_id=job_id, attempt=attempt: self._store.runs.adopt(  # type: ignore[misc]
-                    job_id,
-                    endpoint,
-                    attempt,
-                    self._worker_id,
-                    reason=reason,
-                    lease_s=self._attempts.lease_s,
-                )
+        """Adopts or requeues the jobs of an earlier node of this worker. Call before this node takes any job."""
+        for job_id, number in self._store.runs.orphans(self._worker_id):
+            what = self._store.runs.adopt(
+                job_id,
+                endpoint,
+                number,
+                self._worker_id,
+                reason="its node ended",
+                lease_s=self._slots.lease_s,
             )
             logger.warning(
-                "job %s: attempt %d was left by an earlier node: %s", job_id, attempt, what
+                "job %s: attempt %d was left by an earlier node: %s", job_id, number, what
             )
 
-    def _run(self, running: Running) -> Outcome | None:
-        """The outcome, if it is the job's."""
-        attempt = running.attempt
-        watch: _Watch | None = None
-        try:
-            watch = self._begun(running)
-            if attempt.run is None or watch.run.check is RunCheck.POLL:
-                outcome = self._worker.wait(watch.run.id, watch, resumed=attempt.run is not None)
-            else:
-                self._await_callback(running, watch.run)
+    def _run(self, attempt: Attempt) -> Outcome | None:
+        """From the claim to the end of the run. The outcome, if it is the job's."""
+        log.moving(
+            attempt.job_id,
+            JobStatus.IN_PROGRESS,
+            worker=self._worker_id,
+            attempt=attempt.number,
+            requestId=attempt.request_id,
+        )
+        recorder: _Recorder | None = None
+        with self._slots.occupy(attempt) as running:
+            try:
+                recorder = self._start(running)
+                if attempt.run is not None and recorder.run.check is not RunCheck.POLL:
+                    self._await_callback(attempt, recorder.run)
+                    return None
+                outcome = self._worker.wait(
+                    recorder.run.id, recorder, adopted=attempt.run is not None
+                )
+            except JobRejected as error:
+                outcome = Outcome(JobStatus.FAILED, error=str(error))
+            except WorkerUnavailable as error:
+                # First the breaker: the next node to take the job must be another one.
+                self._breaker.open(str(error))
+                self._requeue(attempt, lost=False, reason=str(error), freed=True)
                 return None
-        except JobRejected as error:
-            outcome = Outcome(JobStatus.FAILED, error=str(error))
-        except WorkerUnavailable as error:
-            # First stop fetching: the next one to take the job must be another node.
-            self._health.trip(str(error))
-            self._requeue(attempt, lost=False, reason=str(error), freed=True)
-            return None
-        except AttemptLost as error:
-            self._health.trip(str(error))
-            self._requeue(attempt, lost=True, reason=str(error), freed=watch is None)
-            running.over = True
-            if watch is not None:
-                run = watch.run
-                if run.check is RunCheck.UNKNOWN:
-                    # The connection was this node's: as a rule it ends with what was at the run.
-                    run = replace(run, check=RunCheck.HEALTH)
-                self._settle(run)
-            return None
-        if until_available(lambda: self._store.jobs.finish(attempt, outcome)):
-            log.moved(
-                attempt.job_id,
-                outcome.status,
-                worker=self._worker_id,
-                attempt=attempt.number,
-                ms=int((time.monotonic() - running.began) * 1000),
-                requestId=attempt.request_id,
-            )
-            return outcome
-        logger.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
-        return None
+            except AttemptLost as error:
+                self._breaker.open(str(error))
+                self._requeue(attempt, lost=True, reason=str(error), freed=recorder is None)
+                running.over = True
+                if recorder is not None:
+                    self._outlast(recorder.run)
+                return None
+            return self._finish(running, outcome)
 
-    def _begun(self, running: Running) -> _Watch:
-        """The run: begun now, or by an earlier node."""
+    def _start(self, running: Running) -> _Recorder:
+        """Starts the run in the worker, unless an earlier node has. Raises as :meth:`Worker.start` does."""
         attempt, run = running.attempt, running.attempt.run
         if run is None:
             run_id = self._worker.start(attempt)
-            self._health.worked()
+            self._breaker.succeed()
             run = Run(
                 job_id=attempt.job_id,
                 attempt=attempt.number,
@@ -211,44 +190,34 @@ class JobRunner:
                 callback=self._callbacks,
             )
         else:
-            logger.info("job %s: going on with attempt %d", attempt.job_id, attempt.number)
-        if not self._attempts.knows(running, run.id):
+            logger.info("job %s: attempt %d adopted", attempt.job_id, attempt.number)
+        if not self._slots.name_run(running, run.id):
             raise AttemptLost(f"the worker gave the id {run.id[:80]!r} to two runs at a time")
-        return _Watch(self._store, attempt, run, self._attempts.look)
+        return _Recorder(self._store, attempt, run, self._slots.check_runs)
 
-    def _await_callback(self, running: Running, run: Run) -> None:
-        """The worker's callback brings the result, or nothing does: then the job is tried again."""
+    def _finish(self, running: Running, outcome: Outcome) -> Outcome | None:
+        """Writes the outcome. None: the job was over before."""
         attempt = running.attempt
-        self._settle(run, release=False)
-        until = time.monotonic() + CALLBACK_S
-        while not self._has_ended(attempt) and time.monotonic() < until:
-            time.sleep(LONGEST_LOOK_S / 10)
-        reason = "its node ended, and no callback brought the result"
-        self._requeue(attempt, lost=True, reason=reason, freed=True)
-
-    def _has_ended(self, attempt: Attempt) -> bool:
-        return until_available(lambda: self._store.jobs.has_ended(attempt.job_id))
-
-    def _settle(self, run: Run, *, release: bool = True) -> None:
-        """Returns when the worker is done with a run that nobody waits for, or its time is over."""
-        began = time.monotonic()
-        until = began + run.execution_timeout_ms / 1000
-        while (left_s := until - time.monotonic()) > 0 and self._worker.is_at(run, left_s):
-            time.sleep(min((time.monotonic() - began) / 10 + 0.01, LONGEST_LOOK_S, left_s))
-        if release:
-            until_available(
-                lambda: self._store.runs.clear(self._worker_id, run.job_id, run.attempt)
-            )
+        if not self._store.jobs.finish(attempt, outcome):
+            logger.info("job %s: attempt %d ended too late", attempt.job_id, attempt.number)
+            return None
+        log.moved(
+            attempt.job_id,
+            outcome.status,
+            worker=self._worker_id,
+            attempt=attempt.number,
+            ms=int((time.monotonic() - running.began) * 1000),
+            requestId=attempt.request_id,
+        )
+        return outcome
 
     def _requeue(self, attempt: Attempt, *, lost: bool, reason: str, freed: bool) -> None:
-        status = until_available(
-            lambda: self._store.jobs.requeue(
-                attempt.job_id,
-                attempt.number,
-                lost=lost,
-                reason=reason,
-                freed=self._worker_id if freed else "",
-            )
+        status = self._store.jobs.requeue(
+            attempt.job_id,
+            attempt.number,
+            lost=lost,
+            reason=reason,
+            freed=self._worker_id if freed else "",
         )
         log.moved(
             attempt.job_id,
@@ -259,3 +228,31 @@ class JobRunner:
             reason=f"{'lost' if lost else 'not begun'}: {reason}",
             requestId=attempt.request_id,
         )
+
+    def _await_callback(self, attempt: Attempt, run: Run) -> None:
+        """Waits for the worker's callback, which ends the job; requeues the job if none comes."""
+        self._await_end(run)
+        until = time.monotonic() + CALLBACK_S
+        while not self._store.jobs.has_ended(attempt.job_id) and time.monotonic() < until:
+            time.sleep(CALLBACK_CHECK_S)
+        reason = "its node ended, and no callback brought the result"
+        self._requeue(attempt, lost=True, reason=reason, freed=True)
+
+    def _outlast(self, run: Run) -> None:
+        """Keeps the slot of a lost run until the worker is done with it."""
+        if run.check is RunCheck.UNKNOWN:
+            # The connection was this node's: as a rule the run ends with it.
+            run = replace(run, check=RunCheck.HEALTH)
+        self._await_end(run)
+        self._clear(run)
+
+    def _await_end(self, run: Run) -> None:
+        """Returns when the worker is done with a run that has no waiting request, or its time is over."""
+        began = time.monotonic()
+        until = began + run.execution_timeout_ms / 1000
+        while (left_s := until - time.monotonic()) > 0 and self._worker.is_running(run, left_s):
+            waited_s = time.monotonic() - began
+            time.sleep(min(poll_pause_s(waited_s, FIRST_CHECK_S, LONGEST_CHECK_S), left_s))
+
+    def _clear(self, run: Run) -> None:
+        self._store.runs.clear(self._worker_id, run.job_id, run.attempt)

@@ -1,7 +1,7 @@
-"""The attempts a node has in hand: their leases, their deadlines, and the slots they keep.
+"""The slots of a node: its attempts, their leases and deadlines.
 
-An attempt that is over for the client (cancelled, timed out, handed back) keeps its slot until the
-worker's own request has returned, so that a worker never has more jobs than its capacity.
+An attempt whose job is over for the client (cancelled, timed out, requeued) keeps its slot until the worker's own
+request has returned, because a worker must never have more jobs than its capacity. Such a slot is *lingering*.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Running:
-    """An attempt that this node runs. ``began`` and ``deadline`` are on the monotonic clock, in s."""
+    """An attempt that this node runs. ``began`` and ``deadline`` are seconds on the monotonic clock."""
 
     attempt: Attempt
     began: float
     deadline: float
     too_long: str
-    """What a client is told when the deadline passes."""
+    """The error that a client gets when the deadline passes."""
     run_id: str | None = None
     over: bool = False
-    """The job has moved on; only the slot is still taken."""
+    """The job has ended or is queued again; only the slot is still taken."""
 
 
 def _start(attempt: Attempt) -> Running:
-    """Its deadline: the end of its ``executionTimeout`` or its ``ttl``, whichever comes first.
+    """Sets the deadline: the end of the ``executionTimeout`` or of the ``ttl``, whichever comes first.
 
-    Only durations on Redis's clock enter, so this host's clock may be wrong.
+    This host's clock may be wrong, so only durations on Redis's clock are used.
     """
     began = time.monotonic() - attempt.ran_ms / 1000
     longest_ms = attempt.execution_timeout_ms
@@ -50,52 +50,59 @@ def _start(attempt: Attempt) -> Running:
     return Running(attempt, began, began + longest_ms / 1000, too_long)
 
 
-class Attempts(threading.Thread):
-    """Renews leases every third of ``lease_s`` and ends attempts whose time is up.
+class Slots(threading.Thread):
+    """Renews leases every third of ``lease_s`` and ends attempts whose time is over.
 
     Args:
-        store: where the jobs are.
-        worker: told to stop what is over.
+        store: the jobs.
+        worker: is asked to stop a run whose job is over.
         lease_s: see ``OWNPOD_LEASE_S``.
-        on_change: called when the number of slots held by ended jobs changes.
+        on_change: called from any thread when the number of lingering slots changes.
+        on_over: called when a job is over before its run has ended, from a thread of its own.
     """
 
     def __init__(
-        self, store: Store, worker: Worker, *, lease_s: float, on_change: Callable[[], None]
+        self,
+        store: Store,
+        worker: Worker,
+        *,
+        lease_s: float,
+        on_change: Callable[[], None],
+        on_over: Callable[[Attempt], None] = lambda _: None,
     ) -> None:
-        super().__init__(name="attempts", daemon=True)
+        super().__init__(name="slots", daemon=True)
         self._store = store
         self._worker = worker
         self._on_change = on_change
+        self._on_over = on_over
         self.lease_s = lease_s
-        self.on_over: Callable[[Attempt], None] = lambda _: None
-        """Called when a job is over before its run; from a thread of its own."""
         self._changed = threading.Condition()
         self._running: set[Running] = set()
-        self._awaited: set[tuple[str, int]] = set()
-        self._look = False
+        self._adopted: set[tuple[str, int]] = set()
+        """Job and attempt of runs of an earlier node that the worker may still execute."""
+        self._check_now = False
         self._sleeps_until = 0.0
         self.begun = 0
-        """Attempts ever begun here."""
+        """Number of attempts that this node has ever begun."""
 
     @property
-    def in_hand(self) -> int:
-        """Slots taken."""
-        return len(self._running) + len(self._awaited)
+    def taken(self) -> int:
+        """Number of slots taken."""
+        return len(self._running) + len(self._adopted)
 
     @property
     def running(self) -> int:
-        """Slots taken by jobs that are not over."""
-        return self.in_hand - self.held
+        """Number of slots taken by jobs that are not over."""
+        return self.taken - self.lingering
 
     @property
-    def held(self) -> int:
-        """Slots taken by runs whose job is over, or goes on elsewhere."""
-        return sum(running.over for running in list(self._running)) + len(self._awaited)
+    def lingering(self) -> int:
+        """Number of slots taken by runs whose job is over, or is queued or runs elsewhere."""
+        return sum(running.over for running in list(self._running)) + len(self._adopted)
 
     @contextlib.contextmanager
-    def hold(self, attempt: Attempt) -> Iterator[Running]:
-        """Takes a slot for the attempt and keeps its lease and deadline, until the block ends."""
+    def occupy(self, attempt: Attempt) -> Iterator[Running]:
+        """Takes a slot for the attempt until the block ends; its lease is renewed and its deadline kept."""
         running = _start(attempt)
         with self._changed:
             self._running.add(running)
@@ -112,19 +119,19 @@ class Attempts(threading.Thread):
 
     @property
     def jobs(self) -> list[str]:
-        """Ids of the jobs in hand, also of those that are over."""
+        """Ids of the jobs that take a slot, also of those that are over."""
         with self._changed:
-            known = {r.attempt.job_id for r in self._running} | {name for name, _ in self._awaited}
+            known = {r.attempt.job_id for r in self._running} | {name for name, _ in self._adopted}
         return sorted(known)
 
     @contextlib.contextmanager
-    def keep_slot(self, job_id: str, number: int) -> Iterator[bool]:
-        """Takes a slot for what an earlier node began; False: this one has it in hand already."""
+    def linger(self, job_id: str, number: int) -> Iterator[bool]:
+        """Takes a slot for a run of an earlier node until the block ends. False: it has one already."""
         name = (job_id, number)
         with self._changed:
-            known = {(r.attempt.job_id, r.attempt.number) for r in self._running} | self._awaited
+            known = {(r.attempt.job_id, r.attempt.number) for r in self._running} | self._adopted
             if name not in known:
-                self._awaited.add(name)
+                self._adopted.add(name)
         if name in known:
             yield False
             return
@@ -133,11 +140,11 @@ class Attempts(threading.Thread):
             yield True
         finally:
             with self._changed:
-                self._awaited.discard(name)
+                self._adopted.discard(name)
             self._on_change()
 
-    def knows(self, running: Running, run_id: str) -> bool:
-        """Notes the worker's id of a run. False: it has given the same to another that still goes on."""
+    def name_run(self, running: Running, run_id: str) -> bool:
+        """Records the worker's id of a run. False: the worker gave the same id to a run that has not ended."""
         with self._changed:
             if any(other.run_id == run_id for other in self._running):
                 return False
@@ -150,10 +157,10 @@ class Attempts(threading.Thread):
             with self._changed:
                 due = [r.deadline for r in self._running if not r.over]
                 self._sleeps_until = min([renew_at, *due])
-                if not self._look:
+                if not self._check_now:
                     self._changed.wait(max(0.0, self._sleeps_until - time.monotonic()))
-                if self._look:
-                    renew_at, self._look = time.monotonic(), False
+                if self._check_now:
+                    renew_at, self._check_now = time.monotonic(), False
                 alive = [running for running in self._running if not running.over]
             now = time.monotonic()
             try:
@@ -164,22 +171,22 @@ class Attempts(threading.Thread):
                     self._renew([running for running in alive if not running.over])
                     renew_at = time.monotonic() + self.lease_s / 3
             except RedisUnavailable as error:
-                logger.warning("leases and deadlines wait: %s", error)
+                logger.warning("leases and deadlines wait for Redis: %s", error)
                 time.sleep(RETRY_S)
             except Exception:
                 # One record that Redis cannot read must not stop the renewal of the other leases.
                 logger.exception("leases and deadlines are checked again in %g s", RETRY_S)
                 time.sleep(RETRY_S)
 
-    def look(self) -> None:
-        """A job may have been cancelled: looks now instead of at the next renewal."""
+    def check_runs(self) -> None:
+        """Renews the leases now instead of at their time, because the answer names jobs that were cancelled."""
         with self._changed:
-            self._look = True
+            self._check_now = True
             self._changed.notify()
 
     def hand_over(self, reason: str) -> int:
-        """The node ends: every job that still runs is left to its worker's next node, where the run
-        outlives this one, or goes back to its queue. Answers how many there were.
+        """The node ends: a run that outlives the node is left to the worker's next node, any other job is
+        requeued. Returns how many jobs there were.
         """
         count = 0
         for running in list(self._running):
@@ -208,28 +215,28 @@ class Attempts(threading.Thread):
                 reason=running.too_long,
                 requestId=attempt.request_id,
             )
-        self._give_up(running)
+        self._end(running)
 
     def _renew(self, alive: list[Running]) -> None:
         gone = self._store.jobs.renew((r.attempt for r in alive), lease_s=self.lease_s)
         for running in alive:
             if running.attempt.job_id in gone and running in self._running:
-                self._give_up(running)
+                self._end(running)
 
-    def _give_up(self, running: Running) -> None:
-        """The job has moved on: the worker is asked to stop, the slot stays until it has."""
+    def _end(self, running: Running) -> None:
+        """The job is over: the worker is asked to stop, and the slot lingers until the worker has."""
         running.over = True
         self._on_change()
-        # In a thread of its own: other leases must not wait for this worker's answer.
-        threading.Thread(target=self._tell, args=(running,), name="over", daemon=True).start()
+        # In a thread of its own, because other leases must not wait for this worker's answer.
+        threading.Thread(target=self._stop_run, args=(running,), name="over", daemon=True).start()
 
-    def _tell(self, running: Running) -> None:
+    def _stop_run(self, running: Running) -> None:
         try:
             if running.run_id is not None:
                 self._worker.cancel(running.run_id)
-            self.on_over(running.attempt)
+            self._on_over(running.attempt)
         except Exception:
-            # For example a record that Redis cannot read. A thread that dies would end the node.
+            # An exception that leaves a thread ends the node, for example after a record that Redis cannot read.
             logger.exception(
                 "job %s: its end was not sent to the worker and to Celery", running.attempt.job_id
             )

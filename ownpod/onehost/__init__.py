@@ -1,4 +1,4 @@
-"""``ownpod up``: all parts on one host, with an embedded Redis and Flower where they are wanted.
+"""``ownpod up``: all parts on one host, with an embedded Redis if none is configured, and Flower as an option.
 
-Imports everything but the tools. Nothing imports this floor but the command line.
+Imports every floor but the tools. Only the tools import this floor.
 """

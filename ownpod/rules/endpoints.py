@@ -2,21 +2,45 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ownpod.rules.credentials import Credential
 
 HOUSEKEEPING = "housekeeping"
-"""Name of the node that is no worker's, so no worker can have this id."""
-
-PULL = "pull:"
+"""The name of the housekeeping node, so no worker can have this id."""
 
 DEFAULT_MAX_WORKERS = 64
-"""Pulling workers that an endpoint may have: each has a node, a process of some 20 MB."""
+"""Maximum number of an endpoint's pulling workers, because each has a node, a process of some 20 MB."""
+
+
+class WorkerKind(StrEnum):
+    """How a worker gets its jobs; :func:`ownpod.workers.driver_for` makes the driver of each kind."""
+
+    PUSH = "push"
+    """The node sends requests to the worker's URL."""
+    PULL = "pull"
+    """The worker polls OwnPod for jobs, as on RunPod."""
+
+
+class WorkerSource(StrEnum):
+    """Where a worker comes from, which decides where it is changed."""
+
+    FILE = "file"
+    """From ``workers.yaml`` or ``OWNPOD_WORKERS``."""
+    ADDED = "added"
+    """Added at run time; stays until it is removed."""
+    PULLED = "pulled"
+    """Registered by its own polls; stays until they stop."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """A worker as it is configured. ``capacity``: jobs it runs at a time."""
+    """A worker as it is configured.
+
+    Attributes:
+        url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
+        capacity: number of jobs that the worker runs at a time.
+    """
 
     id: str
     endpoint: str
@@ -25,11 +49,13 @@ class WorkerSpec:
     headers: Mapping[str, str] = field(repr=False)
     verify_tls: bool
     ca_bundle: str | None
+    kind: WorkerKind = WorkerKind.PUSH
+    source: WorkerSource = WorkerSource.FILE
 
     @property
     def pulls(self) -> bool:
-        """It asks for jobs by itself; ``url`` says so, as it has none."""
-        return self.url.startswith(PULL)
+        """The worker polls for its jobs."""
+        return self.kind is WorkerKind.PULL
 
 
 @dataclass(frozen=True)
@@ -42,11 +68,11 @@ class Endpoint:
     ttl_ms: int
     max_attempts: int
     max_queue_depth: int
-    """Jobs that may wait; 0 is any number."""
+    """Maximum number of waiting jobs; 0: no limit."""
     api_keys: tuple[Credential, ...] = field(repr=False, default=())
-    """Keys for this endpoint only."""
+    """API keys of this endpoint only."""
     max_workers: int = DEFAULT_MAX_WORKERS
-    """Pulling workers that it may have."""
+    """Maximum number of pulling workers."""
 
 
 def pull_worker(endpoint_id: str, worker_id: str, capacity: int) -> WorkerSpec:
@@ -54,9 +80,11 @@ def pull_worker(endpoint_id: str, worker_id: str, capacity: int) -> WorkerSpec:
     return WorkerSpec(
         id=worker_id,
         endpoint=endpoint_id,
-        url=f"{PULL}{worker_id}",
+        url=f"pull:{worker_id}",
         capacity=capacity,
         headers={},
         verify_tls=True,
         ca_bundle=None,
+        kind=WorkerKind.PULL,
+        source=WorkerSource.PULLED,
     )

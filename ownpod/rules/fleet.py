@@ -1,12 +1,12 @@
-"""The workers of each endpoint, merged from the configuration and from what Redis has. Pure.
+"""The endpoints and their workers, merged from the configuration and from the entries in Redis. Pure.
 
-A worker that came at run time and cannot be used is left out with a reason: one bad entry, of another version or
-another host, must not end the processes that read it.
+An entry that cannot be used is left out with a reason, because one bad entry, of another version or another host,
+must not end the processes that read it.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -17,28 +17,28 @@ from ownpod.validation import NAME, first_problem
 
 
 class WorkerState(StrEnum):
-    """How a worker is, as its node last said."""
+    """A worker's state, as its node last published it."""
 
     INITIALIZING = "initializing"
-    """Its node has not reached it yet."""
+    """Its node has not reached the worker yet."""
     READY = "ready"
     BUSY = "busy"
-    """It is still at something that began before its node did, and takes nothing else."""
+    """The worker still runs a job that began before its node did, and takes no other."""
     PAUSED = "paused"
-    """Somebody wants it to take no jobs; what it has, it finishes."""
+    """The worker was drained or paused: it takes no jobs, and finishes those that run."""
     UNHEALTHY = "unhealthy"
-    """It does not answer, refuses jobs, or no node runs for it."""
+    """The worker does not answer, refuses jobs, or has no node."""
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What a worker's node last said. ``held``: slots that jobs which have ended still take."""
+    """What a worker's node last published. ``held``: lingering slots, which jobs that have ended still take."""
 
     state: WorkerState
     reason: str = ""
     held: int = 0
     unattended: bool = False
-    """No node speaks for it."""
+    """The worker has no node."""
 
 
 LONGEST_REASON = 300
@@ -47,12 +47,43 @@ LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A worker that came at run time and cannot be used."""
+    """A worker of run time that cannot be used."""
 
     id: str
     endpoint: str | None
-    """Its endpoint, if that is configured."""
+    """Its endpoint, if that exists."""
     reason: str
+
+
+@dataclass(frozen=True)
+class LeftOutEndpoint:
+    """An endpoint of run time that cannot be used."""
+
+    id: str
+    reason: str
+    may_have_keys: bool = False
+    """Whether the entry has API keys, or may have: calls need a key then, so that a broken entry opens nothing."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries in Redis: JSON texts by id, as they were found."""
+
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    """Endpoints that were added at run time."""
+    added: Mapping[str, str] = field(default_factory=dict)
+    """Workers that were added at run time."""
+    pulling: Mapping[str, str] = field(default_factory=dict)
+    """Workers that registered themselves by polling."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """All endpoints with all their workers, and what is left out."""
+
+    endpoints: Mapping[str, Endpoint]
+    workers_left_out: tuple[LeftOut, ...] = ()
+    endpoints_left_out: tuple[LeftOutEndpoint, ...] = ()
 
 
 class _Unusable(Exception):
@@ -65,28 +96,30 @@ class _Unusable(Exception):
 
 def merge(
     configured: Mapping[str, Endpoint],
-    added: Mapping[str, str],
-    pulling: Mapping[str, str],
-    make: Callable[[dict[str, Any]], WorkerSpec],
-) -> tuple[dict[str, Endpoint], tuple[LeftOut, ...]]:
+    entries: Entries,
+    make_endpoint: Callable[[str, dict[str, Any]], Endpoint],
+    make_worker: Callable[[dict[str, Any]], WorkerSpec],
+) -> Merged:
     """All endpoints with all their workers, and the entries that cannot be used.
 
     Args:
-        configured: the endpoints of the configuration, which comes first.
-        added: the entries of added workers, JSON texts by id.
-        pulling: the entries of pulling workers, JSON texts by id.
-        make: a worker of an added entry. It may raise ValidationError.
+        configured: the endpoints of the configuration file, which wins over an entry with the same id.
+        entries: what Redis has.
+        make_endpoint: makes an endpoint of its id and its entry. It may raise ValidationError.
+        make_worker: makes a worker of an added entry. It may raise ValidationError.
     """
-    known = dict(configured)
+    known, endpoints_left_out = _endpoints(configured, entries.endpoints, make_endpoint)
     taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
     left_out = []
-    entries = [("added", *entry) for entry in added.items()]
-    entries += [("pulling", *entry) for entry in sorted(pulling.items())]
-    for kind, worker_id, text in entries:
+    found = [("added", *entry) for entry in entries.added.items()]
+    found += [("pulling", *entry) for entry in sorted(entries.pulling.items())]
+    for kind, worker_id, text in found:
         try:
-            values = _values(worker_id, text, known)
+            values = _worker_values(worker_id, text, known)
             spec = (
-                _added(worker_id, values, make) if kind == "added" else _pulling(worker_id, values)
+                _added(worker_id, values, make_worker)
+                if kind == "added"
+                else _pulling(worker_id, values)
             )
             _check_free(spec, taken)
         except _Unusable as problem:
@@ -95,20 +128,66 @@ def merge(
         taken |= {spec.id, spec.url}
         endpoint = known[spec.endpoint]
         known[spec.endpoint] = replace(endpoint, workers=(*endpoint.workers, spec))
-    return known, tuple(left_out)
+    return Merged(known, tuple(left_out), tuple(endpoints_left_out))
 
 
-def _values(worker_id: str, text: str, known: Mapping[str, Endpoint]) -> dict[str, Any]:
-    """An entry's values; its endpoint is configured. Raises: _Unusable."""
+def _endpoints(
+    configured: Mapping[str, Endpoint],
+    entries: Mapping[str, str],
+    make: Callable[[str, dict[str, Any]], Endpoint],
+) -> tuple[dict[str, Endpoint], list[LeftOutEndpoint]]:
+    known, left_out = dict(configured), []
+    for endpoint_id, text in sorted(entries.items()):
+        # An entry that cannot be read may have keys.
+        values: dict[str, Any] | None = None
+        try:
+            values = _values(text)
+            _check_endpoint_id(endpoint_id, configured)
+            known[endpoint_id] = make(endpoint_id, values)
+        except ValidationError as error:
+            reason = str(_Unusable(": ".join(first_problem(error.normalized_messages()))))
+        except _Unusable as problem:
+            reason = str(problem)
+        else:
+            continue
+        keys = endpoint_id not in configured and (values is None or bool(values.get("apiKeys")))
+        left_out.append(LeftOutEndpoint(endpoint_id, reason, may_have_keys=keys))
+    return known, left_out
+
+
+def _check_endpoint_id(endpoint_id: str, configured: Mapping[str, Endpoint]) -> None:
+    if endpoint_id in configured:
+        raise _Unusable("its id is defined in the configuration file")
+    if not NAME.fullmatch(endpoint_id):
+        raise _Unusable("its id cannot be used")
+
+
+def _values(text: str) -> dict[str, Any]:
+    """An entry's values. Raises: _Unusable."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _Unusable(f"its entry in Redis is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise _Unusable("its entry in Redis is no JSON object")
+    return values
+
+
+def endpoint_in(text: str) -> str | None:
+    """The endpoint that a worker's entry names; None: the entry cannot be read."""
+    try:
+        endpoint = _values(text).get("endpoint")
+    except _Unusable:
+        return None
+    return endpoint if isinstance(endpoint, str) else None
+
+
+def _worker_values(worker_id: str, text: str, known: Mapping[str, Endpoint]) -> dict[str, Any]:
+    """The values of a worker's entry, whose endpoint exists. Raises: _Unusable."""
+    values = _values(text)
     endpoint = values.get("endpoint")
     if not isinstance(endpoint, str) or endpoint not in known:
-        raise _Unusable(f"its endpoint {str(endpoint)[:80]!r} is not configured")
+        raise _Unusable(f"its endpoint {str(endpoint)[:80]!r} does not exist")
     if not NAME.fullmatch(worker_id) or worker_id == HOUSEKEEPING:
         raise _Unusable("its id cannot be used", endpoint)
     return values

@@ -1,8 +1,8 @@
-"""Whether a request without a key may come from a web page of another site. Pure: no IO.
+"""The check for requests that a web page of another site sends. Pure.
 
-A browser lets any page send requests to this machine. Two headers that a page cannot change show it: ``Origin``
-and ``Sec-Fetch-Site`` name the page's site, and ``Host`` has the page's own name after DNS rebinding, where
-the name of a foreign site resolves to this machine.
+A browser permits any page to send requests to this host. Headers that a page cannot change reveal such requests:
+``Origin`` and ``Sec-Fetch-Site`` name the page's site. ``Host`` has the name of the page's site after DNS rebinding,
+in which that name resolves to this host.
 """
 
 import ipaddress
@@ -11,34 +11,34 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 CONTAINER_SUFFIXES = (".localhost", ".docker.internal", ".containers.internal")
-"""Names of the host in containers (Docker, Podman), and of loopback: no site can own one of them."""
+"""Suffixes of names for the host in containers (Docker, Podman) and for loopback. No site can own such a name."""
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._~-]+)?\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _PORTS = {"http": 80, "https": 443}
 _PATTERN_SIGNS = frozenset("*\\]?$^[]()")
-"""A configured origin with one of these is a regular expression, as for flask-cors."""
+"""Characters that make a configured origin a regular expression, by the rule of flask-cors."""
 
 
 def host_name(header: str) -> str | None:
-    """The name or address in a ``Host`` header: lower case, without port, brackets and trailing dot.
+    """The name or address in a ``Host`` header, in lower case, without port, brackets and trailing dot.
 
-    None: the header is not a host, for example because it was sent twice and joined.
+    None: the header is not a host, for example because two headers were joined.
     """
-    found = _HOST.fullmatch(header.strip())
-    if found is None:
+    match = _HOST.fullmatch(header.strip())
+    if match is None:
         return None
-    return found[1].lower().strip("[]").removesuffix(".") or None
+    return match[1].lower().strip("[]").removesuffix(".") or None
 
 
 def is_own_host(header: str | None, own_names: Collection[str]) -> bool:
-    """Whether a ``Host`` header names this machine.
+    """Whether a ``Host`` header names this host.
 
-    Addresses and names without a dot pass, because no foreign page has one. So does a missing
-    header, because every browser sends one.
+    Addresses and names without a dot are accepted, because no page of another site has one. A missing header
+    is accepted, because every browser sends the header.
 
     Args:
         header: the value of ``Host``; None: missing.
-        own_names: further names of this machine, in lower case.
+        own_names: further names of this host, in lower case.
     """
     if header is None or not header.strip():
         return True
@@ -61,17 +61,17 @@ def _is_address(name: str) -> bool:
 def is_foreign_page(
     origin: str | None, fetch_site: str | None, host: str | None, allowed: Collection[str]
 ) -> bool:
-    """Whether a page of another origin sends this request.
+    """Whether a page of another origin sent this request.
 
     Args:
         origin: the value of ``Origin``; None: missing.
         fetch_site: the value of ``Sec-Fetch-Site``; None: missing.
         host: the value of ``Host``.
-        allowed: origins whose pages may call: literal, ``*``, or regular expressions.
+        allowed: origins whose pages are permitted: literal, ``*``, or regular expressions.
     """
     site = None if fetch_site is None else fetch_site.strip().lower()
     if site == "same-origin":
-        # Also behind a proxy that has changed the port in Host.
+        # Decides before the comparison below, because a proxy may have changed the port in Host.
         return False
     if origin is not None:
         return not (_is_same(origin, host) or is_named(origin, allowed))
@@ -79,7 +79,7 @@ def is_foreign_page(
 
 
 def is_named(origin: str, allowed: Collection[str]) -> bool:
-    """Whether a list of origins, as in ``OWNPOD_CORS_ORIGINS``, has this one."""
+    """Whether a list of origins, as in ``OWNPOD_CORS_ORIGINS``, contains this origin."""
     for known in allowed:
         if known == "*" or known.lower() == origin.lower():
             return True
@@ -89,7 +89,7 @@ def is_named(origin: str, allowed: Collection[str]) -> bool:
 
 
 def _is_same(origin: str, host: str | None) -> bool:
-    """The scheme is not compared: a proxy that ends TLS changes it, and a site cannot."""
+    """Whether an origin is the host of the request. The scheme is not compared, because a proxy with TLS changes it."""
     try:
         page = urlsplit(origin)
         page_port = page.port or _PORTS[page.scheme]

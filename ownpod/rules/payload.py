@@ -1,4 +1,4 @@
-"""Inputs and outputs: JSON that goes through as it is where it can, as clients can read it. Pure."""
+"""JSON payloads: inputs and outputs. Large ones are checked and forwarded without being parsed. Pure."""
 
 import contextlib
 import json
@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 
 LONG = 65_536
-"""Bytes from which on a payload is not parsed."""
+"""Size in bytes from which a payload is checked but not parsed."""
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def loads(text: str | bytes) -> Any:
-    """JSON, but NaN and the infinities, which Python writes and others cannot read, are null.
+    """Parses JSON. NaN and the infinities become None, because they are not JSON and other clients cannot read them.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not JSON.
     """
     return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
 
@@ -29,12 +29,15 @@ def _finite(text: str) -> float | None:
 
 
 def split(body: bytes, name: str, parse: Callable[[bytes], Any]) -> tuple[Any, str | None]:
-    """A JSON object without one of its members, and that member's text, None if it has none.
+    """Separates one member from a JSON object. Returns the object without it, and the member's JSON text or None.
 
-    The text is one line. In a long body it is checked and not parsed, which takes a tenth of the time of
-    reading and writing it again; but a number may then be one that Python would not read.
+    The text is one line. In a body of :data:`LONG` bytes and more the member is checked and not parsed, which
+    takes a tenth of the time of parsing and writing it. Such a text may have a number that Python cannot parse.
 
-    Raises: what ``parse`` does.
+    Args:
+        body: the JSON text.
+        name: the name of the member.
+        parse: parses JSON; what it raises is raised here.
     """
     if len(body) >= LONG:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -43,14 +46,14 @@ def split(body: bytes, name: str, parse: Callable[[bytes], Any]) -> tuple[Any, s
             text = None if kept is None else str(kept, "utf-8")
             if text is None or not ("\n" in text or "\r" in text):
                 return {key: parse(bytes(value)) for key, value in members.items()}, text
-    said = parse(body)
-    if not isinstance(said, dict) or name not in said:
-        return said, None
-    return said, json.dumps(said.pop(name))
+    value = parse(body)
+    if not isinstance(value, dict) or name not in value:
+        return value, None
+    return value, json.dumps(value.pop(name))
 
 
 def readable(text: str) -> Any:
-    """JSON text that was checked, parsed; as it is, if Python has a limit that it breaks."""
+    """Parses JSON text that was checked. Returns the text itself if it exceeds a limit of Python's parser."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -58,5 +61,5 @@ def readable(text: str) -> Any:
 
 
 def output_of(chunk: Any) -> Any:
-    """What was yielded, out of RunPod's ``{"output": ...}``."""
+    """The yielded value in a chunk, which RunPod's SDK wraps as ``{"output": ...}``."""
     return chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk

@@ -1,15 +1,15 @@
-"""A Redis URL in the form that each library takes. OwnPod's own form is redis-py's. Pure.
+"""Conversions of a Redis URL for each library. Settings have redis-py's form. Pure.
 
-They differ for unix sockets only: ``unix:///path?db=0`` for redis-py.
+The forms differ for unix sockets only; redis-py's is ``unix:///path?db=0``.
 """
 
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 
 def for_celery(url: str) -> str:
-    """Kombu's and Flower's form: ``redis+socket:///path?virtual_host=0``.
+    """The form for kombu and Flower: ``redis+socket:///path?virtual_host=0``.
 
-    Flower 2.2 reads queue lengths of database 0 only, whatever the URL names.
+    Flower 2.2 reads queue lengths of database 0 only, even if the URL names another one.
     """
     parts = urlsplit(url)
     if parts.scheme != "unix":
@@ -20,12 +20,12 @@ def for_celery(url: str) -> str:
 
 
 def for_limits(url: str) -> str:
-    """The form of ``limits``, which Flask-Limiter uses: ``redis+unix:///path?db=0``."""
+    """The form for ``limits``, which Flask-Limiter uses: ``redis+unix:///path?db=0``."""
     return f"redis+{url}" if url.startswith("unix:") else url
 
 
 def without_secrets(url: str) -> str:
-    """Where the Redis listens: a socket's path, or host and port."""
+    """The address without user and password, for logs: a socket's path, or host and port."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return parts.path

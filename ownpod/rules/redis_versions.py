@@ -1,4 +1,4 @@
-"""Versions of Redis and Valkey: known security holes, and which server can read which files. Pure."""
+"""Versions of Redis and Valkey: known security holes, and the files that each version can read. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ HOLES = {
         "Valkey": {(7, 2): 11, (8, 0): 6, (8, 1): 4},
     },
 }
-"""Holes by which a caller's Lua script runs code in the server, and the release that closed each in
-each branch. Sources: the CVE records and the release notes of Redis and Valkey.
+"""Security holes with which a client's Lua script can run code in the server, and the release of each branch that
+closed the hole. Sources: the CVE records and the release notes of Redis and Valkey.
 """
 
 NEWEST_SHARED_RDB = 11
-"""Version of the last RDB format that Redis and Valkey have in common, that of Redis 7.2."""
+"""Version of the last RDB format that Redis and Valkey share, which is Redis 7.2's."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Version:
         return f"{self.kind} {'.'.join(map(str, self.number))}"
 
     def holes(self) -> list[str]:
-        """Known holes. Empty for a branch that is newer than all that the table has.
+        """The ids of the known holes; none for a branch that is newer than all branches of the table.
 
-        A distribution may have closed a hole without changing the version; that cannot be seen.
+        A distribution may close a hole without a new version. Such a version is reported all the same.
         """
         return [name for name, fixes in HOLES.items() if self._has(fixes[self.kind])]
 
@@ -45,14 +45,14 @@ class Version:
         return branch < max(fixes)
 
     def reads(self, signature: bytes | None, *, parts: bool) -> bool:
-        """Whether it can load an existing append-only file.
+        """Whether this version can load an existing append-only file.
 
         Args:
-            signature: the first nine bytes of its RDB part, as ``REDIS0011``; None: it has none.
-            parts: it is a folder of parts, as servers since 7.0 write it.
+            signature: the first nine bytes of the file's RDB part, like ``REDIS0011``; None: there is no such part.
+            parts: the file is a folder of parts, as servers since 7.0 write it.
         """
         if parts and self.number < (7,):
-            # It would begin without any data instead.
+            # An older server does not find the parts, and starts without data.
             return False
         if signature is None:
             return True
@@ -67,13 +67,13 @@ class Version:
 
 
 def parse(text: str) -> Version | None:
-    """Of what ``redis-server --version`` prints: ``Redis server v=6.2.14 sha=...``."""
-    found = re.search(r"\b(Redis|Valkey) server v=(\d+(?:\.\d+)*)", text)
-    return Version(found[1], _numbers(found[2])) if found else None
+    """The version in the output of ``redis-server --version``: ``Redis server v=6.2.14 sha=...``."""
+    match = re.search(r"\b(Redis|Valkey) server v=(\d+(?:\.\d+)*)", text)
+    return Version(match[1], _numbers(match[2])) if match else None
 
 
 def from_info(info: dict[str, object]) -> Version | None:
-    """Of the answer to ``INFO server``. Valkey names itself beside the Redis it is compatible with."""
+    """The version in the answer to ``INFO server``. Valkey also reports a version of Redis there, for compatibility."""
     if version := info.get("valkey_version"):
         return Version("Valkey", _numbers(str(version)))
     version = info.get("redis_version")

@@ -1,13 +1,13 @@
-"""Notices a node that looks alive and fetches nothing: known of Celery on Redis after reconnects."""
+"""Detects a node that is alive and fetches nothing, as Celery on Redis may be after a reconnect. Pure."""
 
 
 class StallWatch:
-    """Looks at a node again and again. Pure: time comes in, in s on the monotonic clock.
+    """Checks a node again and again. Times are seconds on the monotonic clock.
 
     Args:
-        patience_s: how long a node may leave messages lie that it could fetch. The broker gives one
-            to a waiting node at once, so anything beyond a few seconds is no coincidence.
-        silence_s: how long its event loop may be silent; longer than Celery's slowest reconnect.
+        patience_s: longest time for which messages may wait that the node could fetch. The broker gives a message
+            to a waiting node at once, so a few seconds would do.
+        silence_s: longest time without a turn of the event loop; longer than Celery's slowest reconnect.
     """
 
     def __init__(self, *, patience_s: float, silence_s: float) -> None:
@@ -16,17 +16,17 @@ class StallWatch:
         self._since: float | None = None
         self._begun = 0
 
-    def look(
+    def check(
         self, now: float, *, could_fetch: bool, waiting: int, begun: int, ticked: float
     ) -> str | None:
-        """Why the node must be replaced; None: it need not.
+        """Why the node must be replaced; None: it works.
 
         Args:
             now: the time.
-            could_fetch: it wants messages and has a free slot.
-            waiting: messages in its queues.
-            begun: attempts it has ever begun.
-            ticked: when its event loop last turned.
+            could_fetch: the node wants messages and has a free slot.
+            waiting: number of messages in its queues.
+            begun: number of attempts that the node has ever begun.
+            ticked: time of the last turn of its event loop.
         """
         if now - ticked > self._silence_s:
             return f"its event loop has been silent for {now - ticked:.0f} s"

@@ -1,7 +1,7 @@
-"""Connections to Redis: bounded waits, errors of OwnPod's own, and what is repeated after a lost answer.
+"""Connections to Redis: timeouts, translation of redis-py's errors, and repetition of commands.
 
-The driver repeats nothing: it does not know which command may be executed twice. A command whose answer
-is lost may have been executed, so it is repeated only where its definition allows that.
+redis-py repeats no command, because it does not know which commands may be executed twice. Redis may have executed
+a command whose answer is lost, so OwnPod repeats such a command only if the command's definition permits that.
 """
 
 import contextlib
@@ -22,27 +22,28 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|MASTERDOWN|NOREPLICAS|BUSY)\b")
-"""Matches an error with which Redis refuses: it is full, read-only, cannot save, is loading, or runs a script."""
+"""Matches errors of a Redis that is full, read-only, cannot save, is loading its data, or runs a long script."""
 
 CONNECTIONS = 64
-"""To Redis, of a process; thousands of requests that are woken at once wait for one of them."""
+"""Connections of a process to Redis, at most. Threads beyond that wait for a free one, so that thousands of requests
+that wake up at once do not open thousands of connections."""
 
 ANSWER_S = 5.0
-"""Seconds to wait for an answer. Nodes renew leases every third of ``OWNPOD_LEASE_S``, so a connection
-that is dead without a sign must be given up sooner than that."""
+"""Seconds to wait for an answer. Nodes renew leases every third of ``OWNPOD_LEASE_S``, so a dead connection must time
+out sooner than that."""
 
 PAUSE_S = 0.5
-"""Seconds before a command with a lost answer is repeated on a Redis that takes no connection."""
+"""Seconds between two repetitions of a command with a lost answer, while Redis refuses connections."""
 
 _MISMATCH = re.compile(rf"\b{schema.MISMATCH} ?(\S*)")
 
 
 def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
-    """A client with bounded waits: 3 s to connect, :data:`ANSWER_S` for an answer, no repetition.
+    """A client that waits at most 3 s for a connection and :data:`ANSWER_S` for an answer, and repeats nothing.
 
-    Nothing is sent before the first command.
+    The client connects at the first command.
     """
-    # redis-py has no keep-alive for a unix socket, and raises a TypeError for the option.
+    # redis-py raises a TypeError for this option if the URL is that of a unix socket.
     keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     pool = redis.BlockingConnectionPool.from_url(
         url,
@@ -52,8 +53,8 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
         socket_connect_timeout=3,
         socket_timeout=ANSWER_S,
         **keepalive,
-        # No PING before a command: a Redis that cannot save refuses it, and still reads. The pool
-        # replaces a connection that the server has closed before it gives it out.
+        # No PING before a command, because a Redis that cannot save refuses PING but still executes reads.
+        # The pool itself replaces connections that the server has closed.
         health_check_interval=0,
         retry=Retry(NoBackoff(), 0),
         client_name=client_name,
@@ -63,7 +64,7 @@ def connect(url: str, *, client_name: str | None = None) -> redis.Redis:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Turns the driver's errors into OwnPod's, here and nowhere else."""
+    """Translates redis-py's errors into OwnPod's. No other place does."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -71,7 +72,7 @@ def _translated() -> Iterator[None]:
     except redis.ResponseError as error:
         if mismatch := _MISMATCH.search(str(error)):
             raise SchemaMismatch(mismatch[1], schema.VERSION) from None
-        # The driver takes the word off errors that it has a class for.
+        # For these classes redis-py removes the word that REFUSALS matches from the message.
         known = isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError))
         if not known and not REFUSALS.search(str(error)):
             raise
@@ -79,7 +80,7 @@ def _translated() -> Iterator[None]:
 
 
 def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
-    """Turns the driver's errors into RedisUnavailable. Repeats nothing."""
+    """Decorator: translates redis-py's errors. Repeats nothing."""
 
     @functools.wraps(method)
     def translated(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -90,7 +91,7 @@ def redis_errors(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def redis_reads(method: Callable[P, R]) -> Callable[P, R]:
-    """The same for a method that only reads: it is called a second time if Redis did not answer."""
+    """Decorator for a method that only reads: the same, and a second call if Redis did not answer the first."""
 
     @functools.wraps(method)
     def translated(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -107,11 +108,11 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
     """Sends one command, once.
 
     Raises:
-        AnswerLost: Redis may have executed it.
-        RedisUnavailable: Redis did not get it, or refused it.
-        redis.ResponseError: any other error that Redis answered.
+        AnswerLost: Redis may have executed the command.
+        RedisUnavailable: Redis did not receive the command, or refused it.
+        redis.ResponseError: Redis answered with any other error.
     """
-    # Not by the client's execute_command, which does not show whether the command was sent.
+    # client.execute_command would not reveal whether the command was sent.
     with _translated():
         pool = client.connection_pool
         connection = pool.get_connection()
@@ -123,10 +124,10 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             connection.disconnect()
             raise AnswerLost(
-                f"Redis did not answer, and may have done this all the same: {error}"
+                f"Redis did not answer, and may have executed the command: {error}"
             ) from error
         except BaseException:
-            # The next command on this connection would read this answer.
+            # The next command on this connection would read the answer of this one.
             connection.disconnect()
             raise
         finally:
@@ -134,11 +135,15 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
 
 
 def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:
-    """Makes a call that may be executed twice. A lost answer repeats it once, further ones until ``insist_s`` is over.
+    """Makes a call that may be executed twice, and repeats the call if its answer was lost.
+
+    Args:
+        call: raises AnswerLost or RedisUnavailable.
+        insist_s: seconds for which the call is repeated, again and again; 0: one repetition.
 
     Raises:
-        AnswerLost: the call may have been executed.
-        RedisUnavailable: the call was not executed.
+        AnswerLost: Redis may have executed the call.
+        RedisUnavailable: Redis did not execute the call.
     """
     lost, began = None, time.monotonic()
     while True:
@@ -150,7 +155,7 @@ def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:
             if not isinstance(error, AnswerLost):
                 if lost is None:
                     raise
-                # Redis was restarted meanwhile, and may have kept what it executed before.
+                # Redis restarted in between. The first call may be in its append-only file, so the answer stays lost.
                 time.sleep(PAUSE_S)
             elif lost is None:
                 lost = error
@@ -161,13 +166,13 @@ def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:
 
 @redis_reads
 def clock_ms(client: redis.Redis) -> int:
-    """Redis's clock, in ms since the epoch: the only one that instants in Redis are compared with."""
+    """Redis's clock, in ms since the epoch. Only this clock is compared with times in Redis, because clocks of hosts differ."""
     seconds, microseconds = client.time()
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 @redis_errors
 def schema_version(client: redis.Redis) -> str | None:
-    """The version of the records in Redis; None: not set yet."""
-    found: Any = client.get(keys.SCHEMA)
-    return None if found is None else str(found)
+    """The schema version in Redis; None: not set yet."""
+    version: Any = client.get(keys.SCHEMA)
+    return None if version is None else str(version)

@@ -1,7 +1,7 @@
-"""Webhooks that are owed, in Redis: when the next try is due, and which sender makes it.
+"""Owed webhooks in Redis: the time at which each next try is due, and the lease of the sender that makes it.
 
-A try is claimed as a job is: it is owed, no other sender has its lease, and the claim's token fences the
-result. Every change is one call of ``deliveries.lua``; times are Redis's clock. Any call raises
+A sender claims a try as a node claims a job: the try is due, no other sender has its lease, and the claim's token
+fences the result. Each change is one call of ``deliveries.lua``, with Redis's clock. Every method raises
 :class:`~ownpod.errors.RedisUnavailable`.
 """
 
@@ -19,8 +19,8 @@ from ownpod.store.messages import Templates
 from ownpod.store.scripts import Scripts, constants
 
 REPEATABLE = frozenset({"claim", "settle", "due", "shorten"})
-"""Commands of ``deliveries.lua`` that may be executed twice: their token fences the second time, and a
-message too many is dropped by the claim."""
+"""Commands of ``deliveries.lua`` that may be executed twice: the token fences the second execution, and the claim
+drops a second message."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,21 @@ class Try:
 
 @dataclass(frozen=True)
 class Due:
-    """Job ids: webhooks that got a message for their next try, and owed ones whose record is gone."""
+    """Job ids. ``queued``: a message for the next try was published. ``gone``: the webhook is owed, but the job's record
+    has expired.
+    """
 
     queued: list[str]
     gone: list[str]
 
 
 class Deliveries:
-    """The webhooks that are owed.
+    """The owed webhooks.
 
     Args:
         client: from :func:`ownpod.store.client.connect`.
         messages: has the template of the webhook task's message.
-        lease_s: s after which a try without a result is made again; longer than a try takes.
+        lease_s: seconds after which a try without a result is repeated; longer than the longest try.
     """
 
     def __init__(
@@ -83,14 +85,14 @@ class Deliveries:
         return self._script(command, *arguments)
 
     def claim(self, job_id: str, token: str) -> Try | None:
-        """Leases the next try of a job's webhook, for ``lease_s`` from now on.
+        """Acquires the lease of the next try of a job's webhook, for ``lease_s``. May be repeated with the same token.
 
-        May be repeated with the same token. None: no try is owed now, or another sender has its lease.
+        None: no try is due, or another sender has its lease.
         """
-        found = self._call("claim", job_id, token)
-        if found is None:
+        reply = self._call("claim", job_id, token)
+        if reply is None:
             return None
-        url, tries, request_id, *record = found
+        url, tries, request_id, *record = reply
         return Try(
             token=token,
             job=Job.from_record(record),
@@ -108,31 +110,32 @@ class Deliveries:
         result: str,
         result_ttl_s: int,
     ) -> bool:
-        """Writes the result of a try into the job's log, and counts it. May be repeated.
+        """Adds the result of a try to the job's log, and counts it. May be repeated.
 
         Args:
             made: the try.
             delivery: the entry of the log.
-            again_s: s until the next try; None: this was the last one.
+            again_s: seconds until the next try; None: this was the last try.
             result: "delivered", "failed" or "given_up".
-            result_ttl_s: s that the job's record stays after the last try.
+            result_ttl_s: seconds for which the job's record is kept after the last try.
 
         Returns:
-            False: the lease ran out and another sender claimed the try, or the job was retried under
-            its own id. Nothing was written.
+            False: nothing was written, because the lease expired and another sender claimed the try, or because
+            the job was retried under its own id.
         """
         pause = "" if again_s is None else int(again_s * 1000)
         arguments = (made.token, json.dumps(delivery), pause, result_ttl_s, result)
         return bool(self._call("settle", made.job.id, *arguments))
 
     def due(self, *, limit: int) -> Due:
-        """Publishes a message for each try that is due, unless one is in the queue already."""
+        """Publishes a message for each try that is due and has no message in the queue; at most ``limit``."""
         queued, gone = self._call("due", limit)
         return Due(list(queued), list(gone))
 
     def shorten_ttl(self, job_id: str, ttl_ms: int) -> None:
-        """Lets a finished job's record expire after ``ttl_ms``, if that is sooner than it would.
+        """Makes an ended job's record expire in ``ttl_ms``, unless it expires sooner.
 
-        While its webhook is owed the record stays, and expires ``ttl_ms`` after the last try.
+        If the job's webhook is owed, the record expires ``ttl_ms`` after the last try, because each try reads the
+        record.
         """
         self._call("shorten", job_id, ttl_ms)

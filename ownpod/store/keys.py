@@ -8,6 +8,7 @@ PREFIX = "ownpod:"
 SCHEMA = f"{PREFIX}schema"
 JOB = f"{PREFIX}job:"
 ENDPOINT = f"{PREFIX}endpoint:"
+ENDPOINTS = f"{PREFIX}endpoints"
 LEASES = f"{PREFIX}leases"
 EXPIRIES = f"{PREFIX}expiries"
 WEBHOOKS = f"{PREFIX}webhooks"
@@ -15,6 +16,7 @@ EVENTS = f"{PREFIX}events:"
 PULL_EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
 RUNS = f"{PREFIX}runs:"
+WORKER = f"{PREFIX}worker:"
 WAITING = f"{PREFIX}waiting:"
 DELAYED = f"{PREFIX}delayed"
 ADDED = f"{PREFIX}workers:added"
@@ -79,8 +81,8 @@ def housekeeping(host: str) -> str:
 
 
 def owner(worker_id: str) -> str:
-    return f"{PREFIX}worker:{worker_id}:owner"
+    return f"{WORKER}{worker_id}:owner"
 
 
 def worker(worker_id: str) -> str:
-    return f"{PREFIX}worker:{worker_id}"
+    return f"{WORKER}{worker_id}"

@@ -1,7 +1,7 @@
-"""Reads of job records without their payload: recent jobs, one job's outline, all details of a job.
+"""Reads of job records without their payload: recent jobs, the outline of one job, all details of one job.
 
-Payloads may have 50 MB each. Only :meth:`Listing.details` reads them; all other methods transfer a few
-hundred bytes for each job. Any call raises :class:`~ownpod.errors.RedisUnavailable`.
+A payload may have 50 MB. Only :meth:`Listing.details` reads payloads; all other methods transfer a few hundred bytes
+for each job. Every method raises :class:`~ownpod.errors.RedisUnavailable`.
 """
 
 import json
@@ -17,7 +17,7 @@ from ownpod.store import keys
 from ownpod.store.client import redis_reads
 
 PAGE = (50, 500)
-"""Fewest and most ids that one step of a listing reads."""
+"""Smallest and largest number of job ids that one step of a listing reads."""
 
 PAYLOAD = frozenset({"output", "progress"})
 OUTLINE = tuple(name for name in Job.FIELDS if name not in PAYLOAD)
@@ -28,17 +28,17 @@ INTERNAL = (
     *("claim", "callback", "watched", "followed", "webhook_try"),
     *("chunk_calls", "chunk_bytes", "retry_call"),
 )
-"""Fields of a record that :meth:`Listing.details` leaves out: tokens and channels."""
+"""Fields of a record that :meth:`Listing.details` omits, because they are tokens, channels and internal counters."""
 
 _COUNTS = {"attempt", "lost", "retries", "max_attempts", "low_priority"}
 
 Place = tuple[int, str]
-"""A job's place in the list: ms since the epoch, and its id. Later places come first."""
+"""A job's place in the list: its time of creation in ms since the epoch, and its id. The list is in descending order."""
 
 
 @dataclass(frozen=True)
 class JobEntry:
-    """A job's outline, with the log of its webhook and the log of its attempts that were requeued."""
+    """A job's outline, the log of its webhook's tries, and the log of its attempts that were lost or requeued."""
 
     job: Job
     deliveries: list[dict[str, Any]]
@@ -51,7 +51,7 @@ def _outline(values: list[str | None]) -> Job:
 
 
 class Listing:
-    """Reads job records; writes nothing, except that it removes ids without a record from the list.
+    """Reads job records. Writes nothing but the removal of ids without a record from the list of recent jobs.
 
     Args:
         client: from :func:`ownpod.store.client.connect`.
@@ -62,16 +62,16 @@ class Listing:
 
     @redis_reads
     def find(self, job_id: str) -> Job | None:
-        """The job's outline, of any endpoint: ``output`` and ``progress`` are None."""
+        """The outline of a job of any endpoint, in which ``output`` and ``progress`` are None. None: there is no such job."""
         values: Any = self._redis.hmget(keys.job(job_id), OUTLINE)
         return None if values[0] is None else _outline(values)
 
     def get(self, job_id: str, endpoint: str | None = None) -> Job:
-        """The same.
+        """The outline of a job.
 
         Args:
             job_id: the job.
-            endpoint: only a job of this endpoint; None: of any.
+            endpoint: the endpoint to which the job must belong; None: any.
 
         Raises:
             JobNotFound: there is no such job.
@@ -83,7 +83,7 @@ class Listing:
 
     @redis_reads
     def details(self, job_id: str) -> dict[str, Any]:
-        """All fields of the record that are meant for people, with the payload. Raises: JobNotFound."""
+        """All fields of the record but :data:`INTERNAL`, with the payload. Raises: JobNotFound."""
         record: Any = self._redis.hgetall(keys.job(job_id))
         if not record:
             raise JobNotFound(job_id)
@@ -112,25 +112,25 @@ class Listing:
         """The endpoint's last jobs, the newest first.
 
         Args:
-            endpoint: the endpoint.
-            status: only jobs in this state.
-            before: the place at which an earlier page ended.
-            limit: the most jobs.
-            logs: read the logs too; without, they are empty.
+            endpoint: the endpoint's id.
+            status: only jobs in this state; None: in any.
+            before: the place at which the previous page ended; None: the first page.
+            limit: the maximum number of jobs.
+            logs: whether to read the logs; without that, they are empty.
 
         Returns:
-            The jobs, and the place for the next page; None: there are no more.
+            The jobs, and the place for the next page; None: there is no next page.
         """
         found = list[JobEntry]()
         while True:
-            # With a status most records may not match, so more of them are looked at in one step.
+            # With a status many records may not match, so one step reads the states of more records.
             needed = PAGE[1] if status else limit - len(found)
             count = min(max(needed, PAGE[0]), PAGE[1])
             page = self._page(endpoint, before, count)
             matching = self._matching(endpoint, page, status)
             batch = matching[: limit - len(found)]
             for listed in self._read(batch, logs=logs):
-                # A job may have moved on, or its record expired, since its status was read.
+                # The job may have changed its state, or its record may have expired, since the state was read.
                 if listed is not None and status in {None, listed.job.status}:
                     found.append(listed)
             if len(found) == limit:
@@ -143,7 +143,7 @@ class Listing:
                 before = page[-1]
 
     def _page(self, endpoint: str, before: Place | None, count: int) -> list[Place]:
-        """The next places. By score and id, because an offset moves when ids are removed or added."""
+        """The places after ``before``. By score and id, because an offset shifts when ids are added or removed."""
         key = keys.recent(endpoint)
         highest = "+inf" if before is None else f"({before[0]}"
         with self._redis.pipeline(transaction=False) as pipe:
@@ -163,7 +163,7 @@ class Listing:
         return places[:count]
 
     def _matching(self, endpoint: str, page: list[Place], status: JobStatus | None) -> list[Place]:
-        """Those of the page that are in the state; removes ids whose record is gone from the list."""
+        """The places of the page with jobs in the state. Removes ids without a record from the list."""
         if not page:
             return []
         with self._redis.pipeline(transaction=False) as pipe:

@@ -1,6 +1,6 @@
-"""Waiting for news without polling: one listener for each process.
+"""Waiting for events of jobs without polling: one subscription to Redis for each process.
 
-A thread that waits for a job costs nothing until there is news.
+A waiting thread sleeps until an event of its job arrives, so thousands of them cost no CPU.
 """
 
 import contextlib
@@ -21,8 +21,10 @@ from ownpod.store import keys
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+"""Seconds between the loss of the subscription and the next try to subscribe."""
 
 ENDS = {status.value for status in JobStatus if status.terminal}
+"""First words of the events that end a job."""
 
 
 @dataclass(eq=False)
@@ -33,16 +35,16 @@ class _Waiter:
 
 
 class Notices:
-    """Tells waiting threads that a job has moved. Starts listening at the first wait.
+    """Wakes waiting threads when an event of their job arrives. Subscribes to Redis at the first wait.
 
     Args:
         client: from :func:`ownpod.store.client.connect`.
-        channels: where else "<id> <what>" is said, beside ``channel``.
+        channels: further channels with messages "<job id> <event>", beside ``channel``.
     """
 
     def __init__(self, client: redis.Redis, *channels: str) -> None:
         self.channel = f"{keys.EVENTS}{uuid.uuid4()}"
-        """This process's own: :meth:`ownpod.store.jobs.JobStore.watch` has a job's news sent there."""
+        """The channel of this process. A job's record lists the channels to which its events are published."""
         self._redis = client
         self._channels = (self.channel, *channels)
         self._lock = threading.Lock()
@@ -50,24 +52,24 @@ class Notices:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self.most: int | None = None
-        """Waits at the same time; None: any number. Each takes a thread, which others need too."""
+        """Maximum number of threads that wait at the same time, because other requests need threads, too; None: no limit."""
         self._expected = 0
 
     @contextlib.contextmanager
     def subscribe(self, job_id: str, *, end_only: bool) -> Iterator[Callable[[float], str]]:
-        """Watches for what is said of a job from now on, also of one that is about to be created.
+        """Subscribes to a job's events from now on. The job need not exist yet.
 
         Args:
             job_id: the job.
-            end_only: only its end is news; else every move and every chunk.
+            end_only: whether only the job's end is an event, or every change of state and every chunk.
 
         Raises:
-            TooManyWaiting: there are :attr:`most` waits already.
+            TooManyWaiting: :attr:`most` threads are waiting already.
 
         Yields:
-            A function that waits for news, at most so many seconds, and answers what was told beside
-            the job's state. It returns "" sooner when news may have been missed, or when this process
-            ends: look how the job is.
+            A function that waits for an event, for at most the given number of seconds, and returns the text
+            that follows the event's state. The function returns "" early if an event may have been missed, or
+            if this process ends; the caller must then read the job's record.
         """
         waiter = _Waiter(end_only)
         self._listen()
@@ -85,13 +87,13 @@ class Notices:
                     del self._waiting[job_id]
 
     def check_room(self) -> None:
-        """Raises: TooManyWaiting, where :meth:`expect` would."""
+        """Raises: TooManyWaiting, if :meth:`subscribe` would."""
         if self.most is not None and self._expected >= self.most:
             raise TooManyWaiting
 
     @property
     def stopped(self) -> bool:
-        """This process ends, so nobody should wait any more."""
+        """Whether this process is ending, so that no thread should wait any more."""
         return self._stopped
 
     def _wait(self, waiter: _Waiter, timeout_s: float) -> str:
@@ -100,13 +102,14 @@ class Notices:
         return waiter.news
 
     def wake(self, job_id: str) -> None:
-        """Wakes the requests of this process that wait for this job."""
+        """Wakes the threads of this process that wait for this job, without an event from Redis."""
         self._wake(job_id, "", ended=True)
 
     def stop(self) -> None:
-        """This process ends: everybody who waits gets what there is to see now.
+        """Wakes all waiting threads, because this process ends.
 
-        May be called by a signal handler: what takes a lock happens in a thread of its own.
+        A signal handler may call this. Waking takes a lock that the interrupted thread may hold, and therefore
+        happens in another thread.
         """
         self._stopped = True
         threading.Thread(target=self._wake_all, name="job-events-stop", daemon=True).start()
@@ -129,7 +132,7 @@ class Notices:
                         if message is None:
                             pubsub.ping()
                         elif message["type"] == "subscribe":
-                            # What was said before was not heard: everybody looks once.
+                            # Events from before the subscription are lost, so every waiting thread must read its job.
                             self._wake_all()
                         elif message["type"] == "message":
                             job_id, _, what = message["data"].partition(" ")
@@ -137,11 +140,11 @@ class Notices:
                                 state, _, news = what.partition(" ")
                                 self._wake(job_id, news, ended=state in ENDS)
             except (redis.RedisError, OSError) as error:
-                log.warning("listening for job events again: %s", error)
+                log.warning("subscribing to job events again: %s", error)
             except Exception:
-                # redis-py, when its socket is closed under it, raises what comes.
-                log.exception("listening for job events again")
-            # Those who wait look for themselves now, and hear that Redis is away.
+                # redis-py raises errors of any kind if its socket is closed during a read.
+                log.exception("subscribing to job events again")
+            # Waiting threads read their jobs now, and so get the error that Redis is away.
             self._wake_all()
             time.sleep(RETRY_S)
 

@@ -13,6 +13,7 @@ import redis
 from ownpod.errors import BadRequest, TooManyWorkers, WorkerConflict, WorkerRecordBroken
 from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.offers import Contact, RunState
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
@@ -102,31 +103,6 @@ class Refusal:
     worker_id: str
     reason: str
     ago_s: float
-
-
-@dataclass(frozen=True)
-class Contact:
-    """How long ago, in s, a worker said anything, asked for jobs, and pinged; None: never."""
-
-    heard_s: float | None
-    asked_s: float | None
-    pinged_s: float | None
-    stopping: bool
-    left: bool = False
-    """Whether the worker closed its last request for jobs, and has not sent another."""
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run is: offered, delivered, begun, done, unbegun, gone. ``left_s`` of its time."""
-
-    state: str
-    left_s: float
-    taken_s: float
-    """How long ago the worker took it."""
-    outcome: Outcome | None
-    left: bool = False
-    """See :class:`Contact`."""
 
 
 class Offers:

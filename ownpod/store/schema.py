@@ -1,8 +1,8 @@
-"""The version of the records and scripts in Redis. A process of another version changes nothing.
+"""The schema version of the records in Redis. A process with another version writes nothing.
 
 :data:`~ownpod.store.keys.SCHEMA` holds the version. Every script compares it first (:func:`lua`), in the same
-atomic step as its changes. A Redis without that key holds records from before there were versions;
-those are version 2 as well, and the first script that runs sets the key.
+atomic step as its writes. A Redis without that key has records from before the key existed. Those are version 2
+as well, so the first script that runs sets the key.
 """
 
 import logging
@@ -16,21 +16,21 @@ from ownpod.store import keys
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Is raised by a change of records or scripts with which processes of the version before cannot work.
-A compatible change, like a new field, does not raise it."""
+"""Incremented by a change of records or scripts that processes of the previous version cannot work with. A
+compatible change, like a new field, does not increment it."""
 
 MISMATCH = "OWNPODSCHEMA"
-"""First word of a script's error when the versions differ; the version in Redis follows."""
+"""The first word of a script's error for different versions. The version in Redis follows it."""
 
 CACHE_TTL_S = 1.0
-"""Age in seconds up to which :class:`Guard` does not ask Redis again."""
+"""Seconds for which :class:`Guard` caches the version, because requests call it often."""
 
-WAIT_S, REMIND_S = 2.0, 60.0
-"""Seconds between two checks of a process that waits for its version, and between its log lines."""
+WAIT_S, LOG_INTERVAL_S = 2.0, 60.0
+"""Seconds between two checks by a process that waits for its version, and between its log lines."""
 
 
 def lua() -> str:
-    """Lua for the head of every script: it returns an error if the version in Redis is another."""
+    """Lua code for the head of every script. The code returns an error if the version in Redis differs."""
     return (
         "do\n"
         f"  local found = redis.call('GET', '{keys.SCHEMA}')\n"
@@ -44,17 +44,17 @@ def lua() -> str:
 
 
 def check(version: str | None) -> None:
-    """Compares the version that was read from Redis, None: there is none.
+    """Compares a version from Redis with this process's. None: Redis has no version yet.
 
     Raises:
-        SchemaMismatch: it is another one than this process's.
+        SchemaMismatch: the versions differ.
     """
     if version is not None and version != str(VERSION):
         raise SchemaMismatch(version, VERSION)
 
 
 class Guard:
-    """Compares the versions at most once per :data:`CACHE_TTL_S`, for calls that run no script.
+    """Compares the versions for calls that run no script, with a cache of :data:`CACHE_TTL_S`.
 
     Args:
         read: reads the version from Redis; raises RedisUnavailable.
@@ -66,10 +66,10 @@ class Guard:
         self._fresh_until = 0.0
 
     def check(self) -> None:
-        """Raises: SchemaMismatch. While Redis is away the last answer counts."""
+        """Raises: SchemaMismatch. While Redis is away, the cached version is used."""
         now = time.monotonic()
         if self._fresh_until <= now:
-            # Set first, so that one thread asks and the others do not wait for it.
+            # Set before the read, so that one thread reads and the others do not wait for it.
             self._fresh_until = now + CACHE_TTL_S
             try:
                 self._version = self._read()
@@ -78,16 +78,18 @@ class Guard:
         check(self._version)
 
     def wait(self) -> None:
-        """Returns when the versions agree, or when Redis is away. Logs one line, and repeats it each
-        :data:`REMIND_S`. A process that ended instead would be restarted again and again.
+        """Waits until the versions are equal. Returns at once if Redis is away.
+
+        A process that waits logs a line every :data:`LOG_INTERVAL_S`. Ending is no alternative, because the
+        process would be restarted again and again.
         """
-        remind_at = 0.0
+        log_at = 0.0
         while True:
             try:
                 check(self._read())
             except SchemaMismatch as error:
-                if remind_at <= time.monotonic():
-                    remind_at = time.monotonic() + REMIND_S
+                if log_at <= time.monotonic():
+                    log_at = time.monotonic() + LOG_INTERVAL_S
                     log.error("waiting: %s", error)  # noqa: TRY400 - one line
             except RedisUnavailable:
                 return

@@ -1,9 +1,10 @@
-"""``python -m ownpod.tools.alive``: whether this host's housekeeping node works; the health check of docker-compose.yml.
+"""``python -m ownpod.tools.alive``: checks this host's housekeeping node; the health check of docker-compose.yml.
 
-The node renews a key in Redis with each sweep. Exit code 0: the key is there; 1: it is not, or Redis does not answer.
+The node renews a key in Redis with each sweep. Exit code 0: the key exists; 1: the key does not exist, or Redis does
+not answer.
 
-Redis's client is imported only for addresses that need it (TLS, options), and Celery never: this command runs every
-few seconds, and takes 0.05 s of CPU without them, 0.2 s with the client, 0.6 s as ``celery inspect ping``.
+redis-py is imported only for URLs that need it (TLS, options), and Celery never, because this command runs every few
+seconds: it takes 0.05 s of CPU without both, 0.2 s with redis-py, and 0.6 s as ``celery inspect ping``.
 """
 
 import os
@@ -20,15 +21,15 @@ def main() -> None:
     url = os.environ.get("REDIS_URL", "")
     key = keys.housekeeping(socket.gethostname())
     try:
-        found = exists(url, key)
+        healthy = exists(url, key)
     except (OSError, ValueError) as error:
         sys.exit(f"Redis does not answer: {error}")
-    if not found:
+    if not healthy:
         sys.exit(f"the housekeeping node of this host has not renewed {key}")
 
 
 def exists(url: str, key: str, *, timeout_s: float = TIMEOUT_S) -> bool:
-    """Whether Redis has a key. ``timeout_s`` bounds the connection, and each answer, in seconds.
+    """Whether a key exists in Redis. ``timeout_s`` limits the connection, and each answer, in seconds.
 
     Raises:
         OSError: Redis cannot be reached, or does not answer in time.
@@ -55,7 +56,7 @@ def exists(url: str, key: str, *, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def _packed(words: list[str]) -> bytes:
-    """A command as Redis reads it: https://redis.io/docs/latest/develop/reference/protocol-spec/."""
+    """A command in Redis's protocol: https://redis.io/docs/latest/develop/reference/protocol-spec/."""
     encoded = [word.encode() for word in words]
     parts = [b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded]
     return b"*%d\r\n%b" % (len(parts), b"".join(parts))

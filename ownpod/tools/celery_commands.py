@@ -1,6 +1,7 @@
 """Sub-commands of ``celery -A ownpod``: jobs, retry, cancel, workers. Entry points in pyproject.toml.
 
-Loaded with every ``celery`` command of any application, so what they need is imported when they run.
+Every ``celery`` command of any application in this environment loads this module. Imports that cost time are
+therefore inside the commands.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,34 +9,35 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
+from ownpod.rules.jobs import JobStatus, new_job_id
+
 if TYPE_CHECKING:
     from ownpod.registry import Registry
     from ownpod.store.store import Store
 
-STATES = ("IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
-
 
 def _parts(ctx: click.Context) -> tuple["Registry", "Store"]:
-    """Workers and jobs of the application that ``-A`` names."""
+    """The registry and the job store. Raises: click.UsageError, if ``-A`` names another application."""
     if ctx.obj.app.main != "ownpod":
-        raise click.UsageError("this is OwnPod's: celery -A ownpod ...")
+        raise click.UsageError("this command is OwnPod's: use celery -A ownpod ...")
     return open_parts("ownpod-celery")
 
 
 def open_parts(client_name: str) -> tuple["Registry", "Store"]:
-    """Workers and jobs, in the Redis that the settings name."""
+    """The registry and the job store, in the Redis that the settings name. Raises: ConfigurationError."""
     from ownpod import settings
     from ownpod.celery import open_store
     from ownpod.configuration import load_endpoints
     from ownpod.registry import Registry
+    from ownpod.store.fleet import Fleet
 
     config = settings.current()
     store = open_store(config, client_name=client_name)
-    return Registry(load_endpoints(config), store.client, config), store
+    return Registry(load_endpoints(config), Fleet(store.client), config), store
 
 
 class _Command(CeleryCommand):  # type: ignore[misc]
-    """Errors of OwnPod's own are one line."""
+    """Prints one line for an error of OwnPod, instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from ownpod.errors import OwnPodError
@@ -52,28 +54,32 @@ def _endpoints(registry: "Registry", endpoint: str | None) -> list[str]:
 
 @click.group()
 def jobs() -> None:
-    """OwnPod's jobs."""
+    """OwnPod's jobs: list them, show one."""
 
 
 @jobs.command(cls=_Command, name="list")
-@click.option("-e", "--endpoint", help="Only this endpoint's.")
-@click.option("-s", "--status", type=click.Choice(STATES, case_sensitive=False))
+@click.option("-e", "--endpoint", help="Only jobs of this endpoint.")
+@click.option(
+    "-s",
+    "--status",
+    help="Only jobs in this state.",
+    type=click.Choice([status.value for status in JobStatus], case_sensitive=False),
+)
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
 @click.pass_context
 def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limit: int) -> None:
-    """The last jobs, the newest first."""
-    from ownpod.rules.jobs import JobStatus
+    """List the last jobs, the newest first."""
     from ownpod.tools import tables
 
     registry, store = _parts(ctx)
     listing = store.listing
     wanted = None if status is None else JobStatus(status.upper())
-    found = [
+    last = [
         listed.job
         for name in _endpoints(registry, endpoint)
         for listed in listing.recent(name, status=wanted, before=None, limit=limit, logs=False)[0]
     ]
-    found.sort(key=lambda job: -job.created_ms)
+    last.sort(key=lambda job: -job.created_ms)
     tables.show(
         ("JOB", "ENDPOINT", "STATUS", "AGE", "DELAY", "EXECUTION", "WORKER", "RETRIES", "ERROR"),
         (
@@ -88,7 +94,7 @@ def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limi
                 job.retries or None,
                 (job.error or "")[:60],
             )
-            for job in found[:limit]
+            for job in last[:limit]
         ),
     )
 
@@ -97,7 +103,7 @@ def list_jobs(ctx: click.Context, endpoint: str | None, status: str | None, limi
 @click.argument("job_id")
 @click.pass_context
 def show_job(ctx: click.Context, job_id: str) -> None:
-    """All there is to know about a job, as JSON."""
+    """Show a job's whole record, as JSON."""
     import json
 
     _, store = _parts(ctx)
@@ -107,7 +113,7 @@ def show_job(ctx: click.Context, job_id: str) -> None:
 @click.command(cls=_Command)
 @click.argument("job_ids", nargs=-1, metavar="JOB_ID...")
 @click.option("--failed", is_flag=True, help="All FAILED and TIMED_OUT jobs of the endpoint.")
-@click.option("-e", "--endpoint", help="Whose, with --failed.")
+@click.option("-e", "--endpoint", help="The endpoint, with --failed.")
 @click.pass_context
 def retry(
     ctx: click.Context,
@@ -115,12 +121,11 @@ def retry(
     endpoint: str | None,
     failed: bool,  # noqa: FBT001 - click
 ) -> None:
-    """Submit FAILED and TIMED_OUT jobs of OwnPod again; prints old and new ids."""
+    """Submit FAILED and TIMED_OUT jobs of OwnPod again; print the old and new ids."""
     from ownpod import settings
-    from ownpod.rules.jobs import JobStatus, new_job_id
 
     if failed == bool(job_ids) or (failed and endpoint is None):
-        raise click.UsageError("name jobs, or say --failed --endpoint <endpoint>")
+        raise click.UsageError("give job ids, or --failed --endpoint <endpoint>")
     registry, store = _parts(ctx)
     listing = store.listing
     same_id = settings.current().retry_same_id
@@ -147,7 +152,7 @@ def retry(
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 @click.pass_context
 def cancel(ctx: click.Context, job_ids: tuple[str, ...]) -> None:
-    """Cancel jobs of OwnPod, whether they wait or run; prints their states."""
+    """Cancel jobs of OwnPod, in the queue or running; print their new states."""
     from ownpod.broker.messages import notify_node
 
     registry, store = _parts(ctx)
@@ -164,12 +169,12 @@ def cancel(ctx: click.Context, job_ids: tuple[str, ...]) -> None:
 @click.command(cls=_Command)
 @click.pass_context
 def workers(ctx: click.Context) -> None:
-    """OwnPod's RunPod workers, and how they are."""
+    """List OwnPod's RunPod workers and their states."""
     show_workers(*_parts(ctx))
 
 
 def show_workers(registry: "Registry", store: "Store") -> None:
-    """A table of all workers of all endpoints."""
+    """Prints a table of all workers of all endpoints."""
     from ownpod.tools import tables
 
     rows: list[tuple[object, ...]] = []

@@ -30,20 +30,21 @@ port_option = click.option(
 
 
 LATER = {
-    "submit": "ownpod.tools.terminal",
-    "status": "ownpod.tools.terminal",
-    "history": "ownpod.tools.terminal",
-    "health": "ownpod.tools.terminal",
-    "top": "ownpod.tools.terminal",
+    "submit": "ownpod.tools.submit",
+    "status": "ownpod.tools.jobs",
+    "history": "ownpod.tools.jobs",
+    "health": "ownpod.tools.health",
+    "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
+    "settings": "ownpod.tools.show_settings",
 }
-"""Commands, and the modules that have them: imported when one is used."""
+"""The module of each command. The module is imported when the command is used, because every command must start fast."""
 
 
 class _Group(click.Group):
-    """Errors of OwnPod's own end in one line, exit code 2."""
+    """Ends with one line and exit code 2 on an error of OwnPod, instead of a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *LATER]
@@ -69,9 +70,10 @@ def main() -> None:
     """The RunPod v2 API for the RunPod worker containers you run yourself.
 
     `ownpod up` starts everything. `ownpod api`, `ownpod dispatch` and `ownpod flower` are its parts,
-    for several hosts; they need REDIS_URL. Settings are environment variables, see README.md.
+    for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
 
-    submit, status, history, health and top talk to an OwnPod that runs, here or at OWNPOD_URL.
+    submit, status, history, health and top call a running API, on this host or at OWNPOD_URL.
+
     Completion for your shell: eval "$(_OWNPOD_COMPLETE=bash_source ownpod)", or zsh_source, fish_source.
     """
 
@@ -82,15 +84,15 @@ def main() -> None:
 @click.option(
     "--workers",
     metavar="URLS",
-    help="Comma-separated worker URLs of the endpoint local-ep; as OWNPOD_WORKERS.",
+    help="Comma-separated worker URLs of the endpoint local-ep; the same as OWNPOD_WORKERS.",
 )
-@click.option("--flower", is_flag=True, help="Start Flower, too.")
+@click.option("--flower", is_flag=True, help="Start Flower as well.")
 @click.option(
     "--flower-port",
     type=click.IntRange(1, 65535),
     default=5555,
     show_default=True,
-    help="Its port.",
+    help="Flower's port.",
 )
 def up(
     host: str,
@@ -128,28 +130,38 @@ def api(host: str, port: int) -> None:
 
 @main.command()
 def dispatch() -> None:
-    """Run the dispatcher: one Celery node for each worker."""
+    """Run the supervisor of the workers' nodes.
+
+    The supervisor starts one Celery node for each worker, and restarts a node that ends.
+    """
     from ownpod.configuration import load_endpoints
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version
+    from ownpod.store.fleet import Fleet
     from ownpod.store.schema import Guard
 
     config = settings.current()
     endpoints = load_endpoints(config)
     _check_redis(config)
     log.configure(config.log_level, "dispatcher", config.log_format)
-    from ownpod.supervisor import Dispatcher
+    from ownpod.supervisor import Supervisor
 
     client = connect(config.broker_url())
     Guard(lambda: schema_version(client)).wait()
-    Dispatcher(config, Registry(endpoints, client, config)).run()
+    Supervisor(config, Registry(endpoints, Fleet(client), config)).run()
 
 
 @main.command()
 @host_option
-@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=5555,
+    show_default=True,
+    help="Port to listen on.",
+)
 def flower(host: str, port: int) -> None:
-    """Serve Flower, Celery's page. With keys: user "ownpod", an admin key as password."""
+    """Serve Flower, Celery's web page. With keys: user "ownpod", an admin key as the password."""
     from ownpod.configuration import load_endpoints
     from ownpod.onehost.flower import serve
 
@@ -162,12 +174,12 @@ def flower(host: str, port: int) -> None:
 
 @main.group()
 def workers() -> None:
-    """The RunPod workers, at run time; on this host's Redis."""
+    """List, add, drain and remove workers while OwnPod runs. Uses the Redis of this host's settings."""
 
 
 @workers.command(name="list")
 def list_workers() -> None:
-    """All workers, and how they are."""
+    """List all workers and their states."""
     from ownpod.tools.celery_commands import show_workers
 
     show_workers(*_parts())
@@ -175,12 +187,34 @@ def list_workers() -> None:
 
 @workers.command()
 @click.argument("url")
-@click.option("-e", "--endpoint", default=settings.DEFAULT_ENDPOINT, show_default=True)
-@click.option("--id", "worker_id", help="A name; made from the URL if there is none.")
-@click.option("--capacity", type=click.IntRange(1, 1000), default=1, show_default=True)
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent to it.")
-@click.option("--no-verify-tls", is_flag=True, help="Take any certificate.")
-@click.option("--ca-bundle", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "-e",
+    "--endpoint",
+    default=settings.DEFAULT_ENDPOINT,
+    show_default=True,
+    help="The endpoint whose jobs it runs.",
+)
+@click.option("--id", "worker_id", help="The worker's id; by default made from the URL.")
+@click.option(
+    "--capacity",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Jobs that it runs at the same time.",
+)
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="A header of each request to it.",
+)
+@click.option("--no-verify-tls", is_flag=True, help="Accept any certificate.")
+@click.option(
+    "--ca-bundle",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Certificate authorities for its certificate.",
+)
 def add(  # noqa: PLR0917 - click
     url: str,
     endpoint: str,
@@ -190,7 +224,7 @@ def add(  # noqa: PLR0917 - click
     no_verify_tls: bool,  # noqa: FBT001 - click
     ca_bundle: str | None,
 ) -> None:
-    """Add a worker, or change one that was added. Stays until it is removed."""
+    """Add a worker, or change an added one. The worker stays until it is removed."""
     from ownpod.configuration import parse_headers
 
     values: dict[str, object] = {"url": url, "capacity": capacity}
@@ -209,7 +243,7 @@ def add(  # noqa: PLR0917 - click
 @workers.command()
 @click.argument("worker_id")
 def drain(worker_id: str) -> None:
-    """Give a worker no more jobs, also after restarts; what it has, it finishes."""
+    """Stop giving jobs to a worker, also after restarts. The worker finishes its running jobs."""
     registry, _ = _parts()
     registry.pause(registry.find(worker_id).id, "drained")
     click.echo(f"draining {worker_id}; `ownpod workers resume {worker_id}` ends that")
@@ -218,7 +252,7 @@ def drain(worker_id: str) -> None:
 @workers.command()
 @click.argument("worker_id")
 def resume(worker_id: str) -> None:
-    """Give a drained or paused worker jobs again."""
+    """Give jobs to a drained or paused worker again."""
     registry, _ = _parts()
     registry.resume(registry.find(worker_id).id)
     click.echo(f"resumed {worker_id}")
@@ -227,14 +261,14 @@ def resume(worker_id: str) -> None:
 @workers.command()
 @click.argument("worker_id")
 def remove(worker_id: str) -> None:
-    """Remove a worker that was added; what it runs, it finishes."""
+    """Remove an added worker. The worker finishes its running jobs."""
     registry, _ = _parts()
     registry.remove(worker_id)
     click.echo(f"removed {worker_id}")
 
 
 def _parts() -> "tuple[Registry, Store]":
-    """Workers and jobs, on this host's Redis."""
+    """The registry and the job store, in the Redis that the settings name."""
     from ownpod.tools.celery_commands import open_parts
 
     return open_parts("ownpod-cli")

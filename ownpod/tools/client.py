@@ -1,4 +1,4 @@
-"""The API from the outside, as ``ownpod submit`` and the other commands use it; also on another host."""
+"""A client of the API, for ``ownpod submit`` and the other commands that run on any host."""
 
 import contextlib
 import json
@@ -10,25 +10,27 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from ownpod.errors import OwnPodError
+from ownpod.rules.jobs import JobStatus
 
 WAIT_MS = 60_000
-"""Of one request that waits for a job's end; there are as many as it takes."""
+"""Milliseconds for which one request waits for a job's end. The request is repeated until the job ends."""
 
-TERMINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
+ENDED = frozenset(status for status in JobStatus if status.terminal)
+"""The statuses of a job that has ended."""
 
 
 class ApiError(OwnPodError):
-    """The API refused, or cannot be reached."""
+    """The API refused a request, or cannot be reached."""
 
 
 class Client:
-    """An endpoint of an OwnPod.
+    """One endpoint, as its clients reach it over HTTP.
 
     Args:
         url: the API's base URL, without ``/v2``.
-        key: an API key, if it wants one.
-        endpoint: whose jobs.
-        patient: waits some seconds for an API that is not there, as in a restart.
+        key: an API key; None: the API needs none.
+        endpoint: the endpoint's id.
+        patient: retry for about 20 s while the API refuses connections, as it does during a restart.
     """
 
     def __init__(self, url: str, key: str | None, endpoint: str, *, patient: bool = False) -> None:
@@ -37,7 +39,8 @@ class Client:
         self._http = requests.Session()
         if key:
             self._http.headers["Authorization"] = f"Bearer {key}"
-        # A Redis that is away is waited for; submissions carry a key against doubles.
+        # 502 and 503: Redis or the API is away for a moment. POST is retried as well, because each
+        # submission has an Idempotency-Key and so cannot create a second job.
         retry = Retry(
             10,
             connect=8 if patient else 1,
@@ -50,38 +53,39 @@ class Client:
             self._http.mount(scheme, HTTPAdapter(pool_maxsize=128, max_retries=retry))
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """What the API answers to a path below the endpoint. Raises: ApiError."""
+        """Calls a path below the endpoint; returns the parsed JSON. Raises: ApiError."""
         with self._open(method, f"/v2/{self.endpoint}{path}", **options) as response:
             return response.json()
 
     def endpoints(self) -> list[str]:
-        """All endpoints that the key is for. Raises: ApiError."""
+        """The ids of all endpoints that the key permits. Raises: ApiError."""
         with self._open("GET", "/v2/") as response:
             return list(response.json()["endpoints"])
 
     def submit(self, job_input: Any, *, key: str, policy: dict[str, Any] | None = None) -> str:
-        """Queues a job; again under the same key is the same job. Answers its id."""
+        """Queues a job; returns its id. A second call with the same ``key`` returns the same job. Raises: ApiError."""
         body = {"input": job_input, **({"policy": policy} if policy else {})}
         answer = self.call("POST", "/run", json=body, headers={"Idempotency-Key": key})
         return str(answer["id"])
 
     def wait(self, job_id: str) -> dict[str, Any]:
-        """The job's last status, however long that takes."""
+        """Waits until the job ends, without a limit; returns its last status. Raises: ApiError."""
         while True:
             status = self.call("GET", f"/status-sync/{job_id}?wait={WAIT_MS}")
-            if status["status"] in TERMINAL:
+            if status["status"] in ENDED:
                 return dict(status)
 
     def chunks(self, job_id: str) -> Iterator[Any]:
-        """What the job yields, as it comes, until its end."""
+        """Yields the job's chunks as they arrive, until the job ends. Raises: ApiError."""
         headers = {"Accept": "text/event-stream"}
         path = f"/v2/{self.endpoint}/stream/{job_id}"
         with self._open("GET", path, headers=headers, stream=True) as response:
             for line in response.iter_lines(chunk_size=1):
                 if line.startswith(b"data:"):
-                    said = json.loads(line[5:])
-                    if "output" in said and "status" not in said:
-                        yield said["output"]
+                    event = json.loads(line[5:])
+                    # An event with a status is the end of the job, and repeats its output.
+                    if "output" in event and "status" not in event:
+                        yield event["output"]
 
     @contextlib.contextmanager
     def _open(self, method: str, path: str, **options: Any) -> Iterator[requests.Response]:
@@ -94,7 +98,7 @@ class Client:
                 yield response
         except requests.ConnectionError as error:
             raise ApiError(
-                f"{self._url} cannot be reached: is OwnPod up there? OWNPOD_URL says where"
+                f"{self._url} cannot be reached: is OwnPod running there? Set OWNPOD_URL to its address"
             ) from error
         except (requests.RequestException, ValueError) as error:
             raise ApiError(f"{self._url}: {error}") from error

@@ -1,4 +1,4 @@
-"""What ``ownpod doctor`` finds, and how it is shown. Pure but for :func:`show`."""
+"""The findings of ``ownpod doctor``, and their output."""
 
 import json
 import sys
@@ -13,7 +13,11 @@ SIGNS = {"ok": "ok   ", "note": "note ", "bad": "BAD  "}
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of a check. ``kind``: ok, note (works, but know it) or bad (to be changed)."""
+    """One result of a check.
+
+    ``kind``: "ok"; "note": it works, with a consequence that an operator should know; "bad": it must be changed.
+    ``what``: the part that was checked. ``says``: the result, in words.
+    """
 
     kind: str
     what: str
@@ -21,11 +25,11 @@ class Finding:
 
 
 def show(findings: Iterable[Finding], *, as_json: bool) -> NoReturn:
-    """Prints them and exits, with 1 if one is bad."""
-    found = list(findings)
+    """Prints the findings and exits; with code 1 if one of them is bad."""
+    results = list(findings)
     if as_json:
-        click.echo(json.dumps([vars(finding) for finding in found]))
+        click.echo(json.dumps([vars(finding) for finding in results]))
     else:
-        for finding in found:
+        for finding in results:
             click.echo(f"{SIGNS[finding.kind]} {finding.what:<12} {finding.says}")
-    sys.exit(any(finding.kind == "bad" for finding in found))
+    sys.exit(any(finding.kind == "bad" for finding in results))

@@ -1,4 +1,4 @@
-"""``ownpod doctor`` without a URL: what this host's settings and its Redis are."""
+"""``ownpod doctor`` without a URL: checks this host's Python, Redis and settings."""
 
 import platform
 import sys
@@ -14,11 +14,11 @@ from ownpod.settings import Settings
 from ownpod.tools.findings import Finding
 
 PYTHONS = (3, 11), (3, 14)
-"""The oldest and the newest Python that OwnPod is tested or installed with."""
+"""The oldest and the newest version of Python that OwnPod supports."""
 
 
 def examine(config: Settings) -> Iterator[Finding]:
-    """One finding for each part. Raises: ConfigurationError."""
+    """Yields one or more findings for each part. Raises: ConfigurationError."""
     yield _python()
     yield from _redis(config)
     endpoints = load_endpoints(config)
@@ -55,7 +55,7 @@ def _redis(config: Settings) -> Iterator[Finding]:
         return
     version = redis_versions.from_info(info)
     yield Finding("ok", "Redis", f"{version or 'of unknown version'}, running at {place}")
-    # The embedded one is reachable by this user only.
+    # The embedded Redis listens on a socket that only this user can open, so a hole there is no more than a note.
     yield from _holes(version, "bad" if config.redis_url else "note")
 
 

@@ -1,4 +1,4 @@
-"""``ownpod keys new``: a fresh key, and the line with its digest for OwnPod's configuration."""
+"""``ownpod keys new``: generates a key, and the line with its digest for OwnPod's configuration."""
 
 import re
 import secrets
@@ -10,16 +10,16 @@ from ownpod.rules.credentials import PREFIX, digest_of
 from ownpod.validation import NAME
 
 BYTES = 32
-"""Random bytes in a key: too many to guess, so that a plain SHA-256 of it is safe to keep."""
+"""Random bytes in a key. With so many a plain SHA-256 digest is safe to store: no search finds the key."""
 
 
 @click.group()
 def keys() -> None:
-    """API, admin and worker keys."""
+    """Generate API, admin and worker keys."""
 
 
 @keys.command()
-@click.option("--admin", is_flag=True, help="For managing workers, and Flower.")
+@click.option("--admin", is_flag=True, help="For the management of workers, and for Flower.")
 @click.option("--endpoint", metavar="ID", help="For the jobs of one endpoint.")
 @click.option("--worker", is_flag=True, help="For workers that pull.")
 @click.option(
@@ -33,7 +33,7 @@ def new(
     worker: bool,  # noqa: FBT001 - click
     bind: str | None,
 ) -> None:
-    """Make a key, by default for the jobs of all endpoints.
+    """Generate a key, by default for the jobs of all endpoints.
 
     Nothing is stored: give the key to its user, and the line with its digest to OwnPod.
 
@@ -43,7 +43,7 @@ def new(
       ownpod keys new --admin
       ownpod keys new --endpoint my-endpoint
       ownpod keys new --worker --bind my-endpoint/gpu-1
-    """  # noqa: D301 - click's mark for lines as they are
+    """  # noqa: D301 - click's mark for lines that it must not wrap
     if sum((admin, endpoint is not None, worker)) > 1:
         raise BadRequest("--admin, --endpoint and --worker: choose one")
     if bind is not None and not worker:
@@ -60,14 +60,16 @@ def new(
     click.echo(f"key:   {key}")
     click.echo(f"line:  {line}")
     click.echo(f"\nThe key is for {use}. It is shown once, and OwnPod keeps only its digest.")
-    click.echo(f"Put the line into {where}. Then restart OwnPod; for a file, SIGHUP is enough.")
+    click.echo(
+        f"Put the line into {where}. Then restart OwnPod; if the line is in a file, SIGHUP is enough."
+    )
 
 
 def _where(*, admin: bool, endpoint: str | None, worker: bool) -> tuple[str, str]:
-    """Where the line goes, and how the key is used."""
+    """The place of the line in the configuration, and the use of the key; in words."""
     sent = "is sent as 'Authorization: Bearer <key>'"
     if admin:
-        use = f"managing workers and for all jobs; it {sent}, in Flower as the password"
+        use = f"the management of workers and for all jobs; it {sent}, in Flower as the password"
         return _either("ADMIN"), use
     if worker:
         use = "workers that pull: their RUNPOD_AI_API_KEY, see `ownpod worker-env --key`"

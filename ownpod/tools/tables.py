@@ -1,4 +1,4 @@
-"""Tables that line up in a terminal."""
+"""Tables for the terminal, and the texts of times in them."""
 
 import time
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def make(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
 
 
 def show(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Prints a table; as wide as its content where nobody looks, so that programs can read it."""
+    """Prints a table. Without a terminal its lines are not wrapped, so that programs can read them."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=10_000)
@@ -25,7 +25,7 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
 
 
 def ago(ms: int | None) -> str:
-    """How long ago a time in ms since the epoch was."""
+    """The age of an instant in ms since the epoch, as ``5 min``; "" for None."""
     if ms is None:
         return ""
     seconds = max(0, int(time.time() - ms / 1000))
@@ -36,5 +36,5 @@ def ago(ms: int | None) -> str:
 
 
 def seconds(ms: int | None) -> str:
-    """A duration in s."""
+    """A duration in ms, as ``1.50 s``; "" for None."""
     return "" if ms is None else f"{ms / 1000:.2f} s"

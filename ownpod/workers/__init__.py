@@ -1,67 +1,61 @@
-"""The drivers: one interface to a worker, and an implementation for each kind of worker.
+"""The drivers: one interface to a worker, and one implementation for each kind of worker.
 
-Imports the rules and the settings, and no Redis: what a driver needs from there comes in as an argument.
-A node uses one driver for its worker.
+Imports the rules, the settings and the waiting in ``store.jobs.retry``, and neither Redis nor Celery: what a driver
+needs from Redis is an argument. A node uses one driver for its worker.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
-from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
+from ownpod.errors import ConfigurationError
+from ownpod.rules.endpoints import WorkerKind, WorkerSpec
+from ownpod.settings import Settings
+from ownpod.workers.driver import Exchange, OfferQueue, RunListener, Subscription, Worker
+from ownpod.workers.pull import PullWorker
+from ownpod.workers.push import PushWorker
+
+__all__ = [
+    "Exchange",
+    "OfferQueue",
+    "RunListener",
+    "Subscription",
+    "Worker",
+    "driver_for",
+]
+
+MakeExchange = Callable[[], Exchange]
 
 
-class Watch(Protocol):
-    """Told by a worker about a run while it goes on; from any thread."""
-
-    def chunks(self, texts: list[str]) -> None:
-        """What the handler has yielded since, JSON texts."""
-
-    def look(self, look: RunCheck) -> None:
-        """How another process could ask about the run; said before the worker may begin it, and again
-        when it turns out to be better or worse.
-        """
+def _push(spec: WorkerSpec, settings: Settings, _exchange: MakeExchange | None) -> Worker:
+    return PushWorker(spec, settings)
 
 
-class Worker(Protocol):
-    """A worker, whatever protocol it speaks. All calls block; any thread may make them."""
+def _pull(spec: WorkerSpec, settings: Settings, exchange: MakeExchange | None) -> Worker:
+    if exchange is None:
+        raise ConfigurationError(f"worker {spec.id}: a worker that pulls is driven by a node only")
+    return PullWorker(spec, exchange(), gone_s=settings.worker_gone_s)
 
-    def start(self, attempt: Attempt) -> str:
-        """Gives the job to the worker.
 
-        Returns:
-            The id under which the worker knows this run.
+DRIVERS: Mapping[str, Callable[[WorkerSpec, Settings, MakeExchange | None], Worker]] = {
+    WorkerKind.PUSH: _push,
+    WorkerKind.PULL: _pull,
+}
+"""The driver of each kind of worker."""
 
-        Raises:
-            WorkerUnavailable: it takes no job now; nothing of this one was started.
-            JobRejected: it refused this job for what it is.
-            AttemptLost: it may have started the job, but no answer came.
-        """
 
-    def wait(self, run_id: str, watch: Watch, *, resumed: bool = False) -> Outcome:
-        """Blocks until the worker is done with the run, however long that takes.
+def driver_for(
+    spec: WorkerSpec, settings: Settings, exchange: MakeExchange | None = None
+) -> Worker:
+    """The driver of a worker, by its kind.
 
-        Args:
-            run_id: from :meth:`start`.
-            watch: is told what happens meanwhile.
-            resumed: another process has begun it, and it can be polled.
+    Args:
+        spec: the worker.
+        settings: time-outs and limits.
+        exchange: makes what a driver of a polling worker needs from Redis; None: such a worker cannot be driven.
 
-        Raises:
-            AttemptLost: no answer will come.
-            JobRejected: the answer cannot be taken.
-        """
-
-    def is_at(self, run: Run, patience_s: float) -> bool:
-        """Whether the worker may still be at a run that nobody waits for; changes nothing there.
-
-        Blocks while a worker that runs it answers nothing, at most so long.
-        """
-
-    def cancel(self, run_id: str) -> bool:
-        """Asks the worker to stop the run. False if it cannot be asked."""
-
-    def probe(self) -> None:
-        """Looks whether the worker takes jobs.
-
-        Raises:
-            WorkerSilent: it is there, but says nothing; it may be busy.
-            WorkerUnavailable: with the reason.
-        """
+    Raises:
+        ConfigurationError: no driver of this kind exists, or it needs an exchange.
+    """
+    if spec.kind not in DRIVERS:
+        known = ", ".join(map(str, DRIVERS))
+        raise ConfigurationError(f"worker {spec.id}: no driver of kind {spec.kind!r}, only {known}")
+    return DRIVERS[spec.kind](spec, settings, exchange)

@@ -8,6 +8,7 @@ from ownpod.rules.endpoints import WorkerSpec
 from ownpod.settings import Settings
 from ownpod.workers.answers import UNKNOWN_METHOD, Answer
 from ownpod.workers.http import Connections, Reply, WorkerHTTPError
+from ownpod.workers.traits import WorkerTraits
 
 BODY_S = 300.0
 """Longest time in seconds for an answer's body, once the head has come: 50 MiB at 170 KiB/s."""
@@ -19,32 +20,33 @@ class LocalApi:
     Args:
         spec: the worker.
         settings: time-outs and the largest answer.
+        traits: remembers the method that the worker takes.
     """
 
-    def __init__(self, spec: WorkerSpec, settings: Settings) -> None:
+    def __init__(self, spec: WorkerSpec, settings: Settings, traits: WorkerTraits) -> None:
         self._http = Connections(spec, connect_s=settings.worker_connect_timeout_s)
         self._largest_mb = settings.max_output_mb
         self.send = self._http.send
-        self.methods = ["POST", "GET"]
-        """The methods of ``/status`` and ``/stream``; the one that the worker takes comes first."""
+        self._traits = traits
 
     def answer(self, method: str, path: str, read_s: float | None) -> Answer:
         """A whole answer. Raises: JobRejected, and what :meth:`Connections.send` does."""
         return self.whole(self.send(method, path, read_s))
 
     def status(self, run_id: str, timeout_s: float | None) -> Answer:
-        """One status request, in the way this worker takes it; remembers which that is."""
+        """One status request, with the method that this worker takes."""
         path = f"/status/{quoted(run_id)}"
-        answer = self.answer(self.methods[0], path, timeout_s)
+        first, second = self._traits.methods
+        answer = self.answer(first, path, timeout_s)
         if answer.status in UNKNOWN_METHOD:
-            other = self.answer(self.methods[1], path, timeout_s)
+            other = self.answer(second, path, timeout_s)
             if other.status not in UNKNOWN_METHOD:
-                self.methods = self.methods[::-1]
+                self._traits.methods = second, first
                 return other
         return answer
 
     def whole(self, response: Reply, body_s: float | None = None) -> Answer:
-        """An answer, read to its end, if that comes soon enough.
+        """Reads an answer to its end, within a bounded time.
 
         Raises:
             JobRejected: it is too large, too slow, or endless.

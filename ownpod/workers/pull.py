@@ -1,7 +1,21 @@
-"""RunPod's production protocol: the worker asks OwnPod for jobs, and posts chunks and results.
+"""RunPod's production protocol: the worker polls OwnPod for jobs, and posts chunks and results.
 
-Here is the node's side: a run is offered, and the worker takes it with its next request. The API
-(:mod:`ownpod.api.worker_protocol`) answers the worker. What real workers do stands in docs/architecture.md.
+Here is the node's side: the node offers a run, and the worker takes it with its next request. The API
+(:mod:`ownpod.api.worker_protocol`) answers the worker. docs/architecture.md describes what real workers do.
+
+Each wait follows from what the SDK does (the package runpod, 1.7.0 and 1.12.0):
+
+==============================================================  =======================================================================
+the SDK                                                         OwnPod
+==============================================================  =======================================================================
+checks every 1 s whether it has a free slot, and then asks      withdraws an offer after 6 s (:data:`OFFER_S`)
+pings every 10 s and lists its jobs                             a job on no list for 35 s was not begun (:data:`BEGIN_S`)
+asks again when its request is answered; the API holds it 20 s  a worker that has not asked for 40 s takes no jobs (:data:`ASK_S`)
+repeats a request that was cut off after about 1 s              a worker is unhealthy 5 s after its node began (:data:`AWAIT_S`)
+posts a result once                                             keeps it 120 s; a node is restarted within 30 s (:data:`RESULT_KEPT_S`)
+sends nothing when it is killed                                 checks a run every 5 s (:data:`CHECK_INTERVAL_S`)
+closes its request when it ends                                 is notified; checks every 60 s, too (:data:`FOLLOW_S`)
+==============================================================  =======================================================================
 """
 
 import contextlib
@@ -10,29 +24,28 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Protocol
 
 from ownpod.errors import AttemptLost, RedisUnavailable, WorkerAwaited, WorkerUnavailable
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.offers import Contact, RunState
 from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
-from ownpod.store.retry import until_available
-from ownpod.workers import Watch
+from ownpod.store.retry import patient
+from ownpod.workers.driver import Exchange, RunListener
 
 log = logging.getLogger(__name__)
 
 OFFER_S = 6.0
-"""A worker with a free slot asks within this: the SDK looks once a second whether it has one."""
+"""Seconds after which an offer is withdrawn; a worker with a free slot asks sooner."""
 
 BEGIN_S = 35.0
-"""A worker that pings has listed a job within this: three times the SDK's interval, and a little."""
+"""Seconds after which a delivered run that no ping lists was not begun; three of the SDK's intervals and a little."""
 
 ASK_S = 40.0
-"""A worker with a free slot asks anew within this: its requests are held for 20 s."""
+"""Seconds without a request after which a worker with a free slot takes no jobs; requests are held for 20 s."""
 
 RESULT_KEPT_S = 120.0
-"""A result stays so long after a node has heard it; that is started again within 30 s."""
+"""Seconds for which a result is kept after a node has read it, for the next node should this one end."""
 
 AWAIT_S = 5.0
 """Seconds after a node's start until the node counts its worker as unhealthy, if the worker has not
@@ -43,128 +56,82 @@ STOPPING = "the worker wants its container to be restarted (refresh_worker), and
 LEFT = "the worker closed its request for a job, and has not asked again"
 
 WORKER = "@worker"
-"""The worker itself, where news of its runs have a run's id; published by ``pull.lua``. No id begins with ``@``."""
+"""The id of the worker itself among the notices of its runs, published by ``offers.lua``. No run's id begins with ``@``."""
 
-LOOK_S = 5.0
-"""Between looks at a run that nothing was heard of."""
+CHECK_INTERVAL_S = 5.0
+"""Seconds between checks of a run without notices."""
 
 FOLLOW_S = 60.0
-"""Seconds between checks whether the worker has left, in case a notification is lost."""
-
-
-class RunLike(Protocol):
-    """See :class:`ownpod.store.offers.RunState`."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def left_s(self) -> float: ...
-    @property
-    def taken_s(self) -> float: ...
-    @property
-    def outcome(self) -> Outcome | None: ...
-    @property
-    def left(self) -> bool: ...
-
-
-class ContactLike(Protocol):
-    """See :class:`ownpod.store.offers.Contact`."""
-
-    @property
-    def heard_s(self) -> float | None: ...
-    @property
-    def asked_s(self) -> float | None: ...
-    @property
-    def pinged_s(self) -> float | None: ...
-    @property
-    def stopping(self) -> bool: ...
-    @property
-    def left(self) -> bool: ...
-
-
-class GateLike(Protocol):
-    """See :class:`ownpod.node.breaker.Gate`."""
-
-    @property
-    def open(self) -> bool: ...
-    def trip(self, reason: str) -> None: ...
-    def recheck(self) -> None: ...
-
-
-class Desk(Protocol):
-    """Where worker and node meet, see :class:`ownpod.store.offers.Offers`."""
-
-    def offer(
-        self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
-    ) -> None: ...
-    def withdraw(self, worker_id: str, run_id: str) -> bool: ...
-    def settle(self, worker_id: str, run_id: str, *, keep_s: float = 0) -> None: ...
-    def stop(self, worker_id: str, run_id: str) -> bool: ...
-    def run(self, worker_id: str, run_id: str) -> RunLike | None: ...
-    def contact(self, worker_id: str) -> ContactLike: ...
-    def await_worker(self, worker_id: str) -> None: ...
-
-
-Expect = Callable[[str], AbstractContextManager[Callable[[float], object]]]
-"""Watches a run: yields a function that waits for news of it, at most so many seconds."""
+"""Seconds between checks whether the worker has left, in case a notice is lost."""
 
 
 class PullWorker:
-    """A worker in production mode. Implements :class:`ownpod.workers.Worker`."""
+    """A worker in production mode. Implements :class:`ownpod.workers.Worker`.
 
-    def __init__(self, spec: WorkerSpec, desk: Desk, expect: Expect, *, gone_s: float) -> None:
+    Args:
+        spec: the worker.
+        exchange: the offers and their notices.
+        gone_s: see ``OWNPOD_WORKER_GONE_S``.
+    """
+
+    def __init__(self, spec: WorkerSpec, exchange: Exchange, *, gone_s: float) -> None:
         self._id = spec.id
-        self._desk = desk
-        self._expect = expect
+        self._offers = patient(exchange.offers)
+        self._offers_now = exchange.offers
+        """The same, but a call raises RedisUnavailable at once."""
+        self._subscribe = exchange.subscribe
         self._gone_s = gone_s
         self._begun: dict[str, Attempt] = {}
-        self._over: set[str] = set()
+        """Runs between :meth:`start` and :meth:`wait`."""
+        self._cancelled: set[str] = set()
         self._awaited: set[str] = set()
         """Runs that :meth:`wait` waits for."""
         self._began = time.monotonic()
         self._seen = False
         """The worker has asked for a job since this object was made."""
         self._freed = time.monotonic()
-        """When it was last done with a run: it may have been too busy to ask before."""
+        """Monotonic time at which it was last done with a run; it may have been too busy to ask before."""
         self._refused = float("-inf")
-        """When it last did not take what was offered; both on the monotonic clock."""
+        """Monotonic time at which it last did not take an offer."""
 
     def start(self, attempt: Attempt) -> str:
-        # The worker gets it in `wait`, when a later node can know of it.
+        # The run is offered in `wait`, after it was recorded for a later node.
         self._contact()
-        # The job's own id, so that handlers see it; another for each attempt, so that late answers
-        # of an earlier one are nobody's.
-        again = f"-{attempt.number}" if attempt.number > 1 else ""
-        run_id = f"{attempt.job_id}{again}"
+        # The id is the job's, because handlers see it. Later attempts get a suffix, so that a late result of an
+        # earlier attempt matches no run.
+        suffix = f"-{attempt.number}" if attempt.number > 1 else ""
+        run_id = f"{attempt.job_id}{suffix}"
         self._begun[run_id] = attempt
         return run_id
 
-    def wait(self, run_id: str, watch: Watch, *, resumed: bool = False) -> Outcome:
+    def wait(self, run_id: str, listener: RunListener, *, adopted: bool = False) -> Outcome:
         attempt = self._begun.pop(run_id, None)
         self._awaited.add(run_id)
-        with self._expect(run_id) as wait:
-            if attempt is not None and not resumed:
-                watch.look(RunCheck.POLL)
-                until_available(lambda: self._offer(run_id, attempt))
+        with self._subscribe(run_id) as next_notice:
+            if attempt is not None and not adopted:
+                listener.set_check(RunCheck.POLL)
+                self._offer(run_id, attempt)
             offered = time.monotonic()
             try:
                 while True:
-                    found = until_available(lambda: self._desk.run(self._id, run_id))
-                    outcome = self._end(run_id, found, time.monotonic() - offered)
+                    run = self._offers.run(self._id, run_id)
+                    outcome = self._end(run_id, run, time.monotonic() - offered)
                     if outcome is not None:
                         return outcome
                     left_s = offered + OFFER_S - time.monotonic()
-                    wait(left_s + 0.05 if 0 < left_s < LOOK_S else LOOK_S)
+                    next_notice(
+                        left_s + 0.05 if 0 < left_s < CHECK_INTERVAL_S else CHECK_INTERVAL_S
+                    )
             finally:
                 self._freed = time.monotonic()
-                self._over.discard(run_id)
+                self._cancelled.discard(run_id)
                 self._awaited.discard(run_id)
 
     def _offer(self, run_id: str, attempt: Attempt) -> None:
         body = f'{{"id": {json.dumps(run_id)}, "input": {attempt.input}'
         if attempt.s3_config is not None:
             body += f', "s3Config": {attempt.s3_config}'
-        self._desk.offer(
+        self._offers.offer(
             self._id,
             run_id,
             job_id=attempt.job_id,
@@ -173,84 +140,81 @@ class PullWorker:
             time_s=attempt.execution_timeout_ms / 1000,
         )
 
-    def _end(self, run_id: str, found: RunLike | None, offered_s: float) -> Outcome | None:
-        """How it ended; None: it goes on. Raises as :meth:`wait` does, and WorkerUnavailable."""
+    def _end(self, run_id: str, run: RunState | None, offered_s: float) -> Outcome | None:
+        """How the run ended; None: it goes on. Raises as :meth:`wait` does, and WorkerUnavailable."""
         stopped = Outcome(JobStatus.FAILED, error="the worker was told to stop it")
-        if found is None:
-            if run_id in self._over:
+        if run is None:
+            if run_id in self._cancelled:
                 return stopped
             raise AttemptLost("nothing is known of this run any more")
-        if found.outcome is not None:
-            # Should this node die before it has written that, the next one finds it.
-            self._settle(run_id, keep_s=RESULT_KEPT_S)
-            return found.outcome
-        if run_id in self._over:
-            # Again each time: the SDK does not hear it of a job that it is just about to begin.
+        if run.outcome is not None:
+            # Kept for the next node, should this one die before it has written the result.
+            self._offers.settle(self._id, run_id, keep_s=RESULT_KEPT_S)
+            return run.outcome
+        if run_id in self._cancelled:
+            # Repeated on every check, because the SDK ignores a stop of a job that it has received but not started.
             self.cancel(run_id)
-        if found.state == "offered":
-            self._check_offer(run_id, offered_s, left=found.left)
+        if run.state == "offered":
+            self._check_offer(run_id, offered_s, left=run.left)
             return None
-        if found.state in {"unbegun", "gone"} or self._vanished(found):
-            self._settle(run_id)
-            if run_id in self._over:
-                # After a stop the worker says no more.
+        if run.state in {"unbegun", "gone"} or self._vanished(run):
+            self._offers.settle(self._id, run_id)
+            if run_id in self._cancelled:
+                # A worker posts nothing after a stop.
                 return stopped
-            if found.state in {"unbegun", "delivered"}:
+            if run.state in {"unbegun", "delivered"}:
                 raise WorkerUnavailable("the worker took the job and did not begin it")
             raise AttemptLost("the worker has not got the job any more, and posted no result")
         return None
 
     def _check_offer(self, run_id: str, offered_s: float, *, left: bool) -> None:
-        """Raises: WorkerUnavailable, when the worker has not taken it, and will not."""
+        """Raises: WorkerUnavailable, when the worker has not taken the offer, and will not."""
         if not left and offered_s <= OFFER_S:
             return
-        if until_available(lambda: self._desk.withdraw(self._id, run_id)):
+        if self._offers.withdraw(self._id, run_id):
             if left:
                 raise WorkerUnavailable(LEFT)
             self._refused = time.monotonic()
             raise WorkerUnavailable(f"the worker asked for no job within {OFFER_S:g} s")
 
-    def _vanished(self, found: RunLike) -> bool:
-        """Nothing was heard of the worker for so long that it cannot have the run any more."""
-        contact = until_available(lambda: self._desk.contact(self._id))
+    def _vanished(self, run: RunState) -> bool:
+        """Whether the worker has been silent for so long that it cannot have the run any more."""
+        contact = self._offers.contact(self._id)
         last_s = min(s for s in (contact.heard_s, contact.pinged_s, 1e9) if s is not None)
         if last_s > self._gone_s:
-            # A sync handler blocks all but the pings, and not every worker pings.
-            return contact.pinged_s is not None or found.left_s + self._gone_s < 0
+            # A sync handler blocks all requests but the pings, and not every worker pings.
+            return contact.pinged_s is not None or run.left_s + self._gone_s < 0
         return (
-            found.state == "delivered"
+            run.state == "delivered"
             and contact.pinged_s is not None
-            and min(found.taken_s, contact.pinged_s) > BEGIN_S
+            and min(run.taken_s, contact.pinged_s) > BEGIN_S
         )
 
-    def _settle(self, run_id: str, *, keep_s: float = 0) -> None:
-        until_available(lambda: self._desk.settle(self._id, run_id, keep_s=keep_s))
-
-    def is_at(self, run: Run, patience_s: float) -> bool:  # noqa: ARG002
-        found = until_available(lambda: self._desk.run(self._id, run.id))
-        if found is None:
+    def is_running(self, run: Run, patience_s: float) -> bool:  # noqa: ARG002
+        state = self._offers.run(self._id, run.id)
+        if state is None:
             return False
-        if found.state == "offered":
-            return not until_available(lambda: self._desk.withdraw(self._id, run.id))
-        if found.state in {"done", "unbegun", "gone"} or self._vanished(found):
-            self._settle(run.id)
+        if state.state == "offered":
+            return not self._offers.withdraw(self._id, run.id)
+        if state.state in {"done", "unbegun", "gone"} or self._vanished(state):
+            self._offers.settle(self._id, run.id)
             return False
         return True
 
     def cancel(self, run_id: str) -> bool:
-        self._over.add(run_id)
+        self._cancelled.add(run_id)
         try:
-            if self._desk.withdraw(self._id, run_id):
+            if self._offers_now.withdraw(self._id, run_id):
                 return True
-            return self._desk.stop(self._id, run_id)
+            return self._offers_now.stop(self._id, run_id)
         except RedisUnavailable as error:
-            log.info("stop of %s not told: %s", run_id, error)
+            log.info("stop of %s not sent: %s", run_id, error)
             return False
 
-    def _contact(self) -> ContactLike:
-        """How the worker was last heard of. Raises: WorkerUnavailable, also if it is to be restarted."""
+    def _contact(self) -> Contact:
+        """The worker's last requests. Raises: WorkerUnavailable, also if the worker is to be restarted."""
         try:
-            contact = self._desk.contact(self._id)
+            contact = self._offers_now.contact(self._id)
         except RedisUnavailable as error:
             raise WorkerUnavailable(str(error)) from error
         if contact.stopping:
@@ -259,21 +223,19 @@ class PullWorker:
             raise WorkerUnavailable(LEFT)
         return contact
 
-    def follow(self, gate: GateLike) -> None:
-        """Starts a thread that closes the gate at once when the worker leaves, and has it probed when
-        the worker asks again.
-        """
-        threading.Thread(target=self._follow, args=(gate,), name="follow", daemon=True).start()
+    def follow(self, left: Callable[[str], None], asked: Callable[[], None]) -> None:
+        threading.Thread(
+            target=self._follow, args=(left, asked), name="follow", daemon=True
+        ).start()
 
-    def _follow(self, gate: GateLike) -> None:
-        with self._expect(WORKER) as wait:
+    def _follow(self, left: Callable[[str], None], asked: Callable[[], None]) -> None:
+        with self._subscribe(WORKER) as next_notice:
             while True:
-                wait(FOLLOW_S)
-                left = until_available(lambda: self._desk.contact(self._id)).left
-                if not left:
-                    gate.recheck()
-                elif gate.open:
-                    gate.trip(LEFT)
+                next_notice(FOLLOW_S)
+                if self._offers.contact(self._id).left:
+                    left(LEFT)
+                else:
+                    asked()
 
     def probe(self) -> None:
         now, asked_s = time.monotonic(), self._contact().asked_s
@@ -285,7 +247,7 @@ class PullWorker:
             if not self._seen:
                 # The API may hold a request that came before this node began.
                 with contextlib.suppress(RedisUnavailable):
-                    self._desk.await_worker(self._id)
+                    self._offers_now.await_worker(self._id)
                 raise WorkerAwaited("its node has begun, and waits for the worker's next request")
         if (
             asked_s is None

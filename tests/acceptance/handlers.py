@@ -99,7 +99,7 @@ if "REFRESH" in os.environ:
 if "AGGREGATE" in os.environ:
     config["return_aggregate_stream"] = True
 if "CERTIFICATE" in os.environ:
-    # As behind a proxy that speaks HTTPS, and wants a token.
+    # The same as behind a proxy with HTTPS that needs a token.
     import uvicorn
     from fastapi.responses import JSONResponse
     from runpod.serverless.modules.rp_fastapi import WorkerAPI

@@ -70,4 +70,4 @@ def test_a_dispatcher_with_entries_that_cannot_be_used_lives_and_runs_jobs(
     assert before <= processes()
     assert "starting it again" not in ownpod.output
     for worker_id in BROKEN:
-        assert ownpod.output.count(f"worker '{worker_id}', come at run time, is left out: ") >= 1
+        assert ownpod.output.count(f"worker '{worker_id}' of run time is left out: ") >= 1

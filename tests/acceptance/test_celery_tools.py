@@ -1,4 +1,4 @@
-"""OwnPod as Celery users operate it: Flower and the `celery` command say what is, and what they do holds."""
+"""OwnPod as Celery users operate it: Flower and the `celery` command show its state, and change it for good."""
 
 import json
 import re
@@ -26,7 +26,7 @@ class Operated(OwnPod):
         super().__init__(directory, *options, workers=",".join(urls), **environ)
 
     def command(self, *command):
-        """What a command of this host says."""
+        """The output of a command on this host."""
         done = run_command(*command, **self.environ)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -35,7 +35,7 @@ class Operated(OwnPod):
         return self.command(BIN / "celery", "-A", "ownpod", *command)
 
     def inspect(self, what):
-        """Answers by worker id."""
+        """The answers, by worker id."""
         said = self.celery("inspect", what, "-t", "1.5", "--json")
         nodes = json.loads(said[said.index("{") : said.rindex("}") + 1])
         return {name.partition("@")[0]: answer for name, answer in nodes.items()}
@@ -78,7 +78,7 @@ def operated(tmp_path_factory):
 
 
 def is_watched(ownpod):
-    """Task events come on when Flower asks for them, within seconds."""
+    """Waits until nodes send task events, which Flower switches on within seconds."""
     job = ownpod.submit(text="watched")
     ownpod.ended(job)
     return ownpod.task(job).get("state")
@@ -133,7 +133,7 @@ def test_revoke_cancels_a_job_that_waits(operated):
         assert operated.ended(one)["status"] == "COMPLETED"
 
 
-def test_inspect_says_what_runs_where(operated):
+def test_inspect_shows_the_jobs_of_each_node(operated):
     job = running(operated, 12)
     worker_id = operated.status(job)["workerId"]
     assert [task["id"] for task in operated.inspect("active")[worker_id]] == [job]
@@ -232,7 +232,7 @@ def test_shutdown_lets_a_node_finish_and_stay_away(operated):
     job = running(operated, 4)
     worker_id = operated.status(job)["workerId"]
     (other,) = set(operated.ids) - {worker_id}
-    # It replies to nobody once it goes.
+    # A node that is ending sends no reply.
     shutdown = ("control", "shutdown", "-d", operated.node(worker_id))
     run_command(BIN / "celery", "-A", "ownpod", *shutdown, **operated.environ)
     done = operated.ended(job)

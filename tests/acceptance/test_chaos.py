@@ -30,7 +30,7 @@ from chaos import (
 )
 from helpers import Process, answers, overlaps, pull_worker, wait_until
 
-from ownpod.node.node import HOUSEKEEPING_THREADS
+from ownpod.housekeeping.signals import THREADS as HOUSEKEEPING_THREADS
 
 
 def kill_by_chance(ownpod, workers: Workers, chance: random.Random) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""What is in deploy/: nginx and Caddy before a real OwnPod, systemd's own check of its units."""
+"""The files of deploy/: nginx and Caddy in front of a real OwnPod, and systemd's own checks of the units."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def nginx(tmp_path, port, upstream):
     (tmp_path / "site.conf").write_text(site)
     config = tmp_path / "nginx.conf"
     config.write_text(
-        # Run by root it would change to a user who cannot write here.
+        # As root, nginx would change to a user that cannot write to this folder.
         f"{'user root; ' if os.geteuid() == 0 else ''}daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
         f"http {{ access_log off; client_body_temp_path {tmp_path}/body; "
         f"proxy_temp_path {tmp_path}/proxy; include {tmp_path}/site.conf; }}\n"
@@ -48,7 +48,7 @@ PROXIES = pytest.mark.parametrize("proxy", [nginx, caddy], ids=["nginx", "caddy"
 
 @contextlib.contextmanager
 def started(proxy, tmp_path, upstream):
-    """The base URL of a proxy, as deploy/ has it, before a port."""
+    """Starts a proxy of deploy/ in front of a port; returns its base URL."""
     port = free_port()
     command = proxy(tmp_path, port, upstream)
     if shutil.which(command[0]) is None:
@@ -128,13 +128,13 @@ def test_a_result_of_30_mb_comes_through_a_proxy(proxied):
         return None
 
     assert wait_until(result, 30, "the result")["output"] == output
-    # What a client sends is bounded as before.
+    # The limit for other requests is unchanged.
     too_large = requests.post(f"{endpoint}/run", data=body[:23_000_000], timeout=60)
     assert too_large.status_code == 413
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers with the headers that it was sent, when it has read the body."""
+    """Answers with the headers of the request, after reading its body."""
 
     protocol_version = "HTTP/1.1"
     began: list[float]
@@ -157,7 +157,7 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def upstream():
-    """In OwnPod's place: (port, when each body began to arrive)."""
+    """A server instead of OwnPod: its port, and the times at which bodies began to arrive."""
     began = []
     handler = type("Recording", (Echo,), {"began": began})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

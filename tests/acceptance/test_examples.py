@@ -1,4 +1,4 @@
-"""The examples that users copy, run as they stand."""
+"""The examples that users copy, run unchanged."""
 
 import shutil
 import sys
@@ -32,7 +32,7 @@ def test_curl(run):
     assert '"status": "COMPLETED"' in said
 
 
-def test_a_batch_over_a_folder_goes_on_where_it_was(run, tmp_path):
+def test_an_interrupted_batch_over_a_folder_continues(run, tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
     for number in range(5):
@@ -45,7 +45,9 @@ def test_a_batch_over_a_folder_goes_on_where_it_was(run, tmp_path):
 
 
 @pytest.mark.parametrize("secret", ["s3cret", "wrong"])
-def test_the_webhook_receiver_takes_what_is_signed(start_worker, start_ownpod, tmp_path, secret):
+def test_the_webhook_receiver_accepts_signed_webhooks_only(
+    start_worker, start_ownpod, tmp_path, secret
+):
     url, _ = start_worker()
     ownpod = start_ownpod(url, OWNPOD_WEBHOOK_SECRET="s3cret")
     port = free_port()
@@ -56,7 +58,7 @@ def test_the_webhook_receiver_takes_what_is_signed(start_worker, start_ownpod, t
     )
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}"))
-        body = {"input": {"text": "told"}, "webhook": f"http://127.0.0.1:{port}/"}
+        body = {"input": {"text": "sent"}, "webhook": f"http://127.0.0.1:{port}/"}
         job = ownpod.post("/run", body)["id"]
         ownpod.ended(job)
         if secret == "s3cret":

@@ -1,4 +1,4 @@
-"""What handlers of the real SDK do, seen by a client."""
+"""Handlers of the real SDK, from a client's point of view."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_a_generator_gives_the_list_of_what_it_made(shared):
     assert done["output"] == [{"number": 0}, {"number": 1}, {"number": 2}]
 
 
-def test_a_generator_that_raises_fails_with_all_that_the_sdk_tells_and_ran_once(shared, tmp_path):
+def test_a_generator_that_raises_fails_with_all_that_the_sdk_reports_and_ran_once(shared, tmp_path):
     note = tmp_path / "note"
     done = run(shared, "generator-ep", do="raise", count=2, note=str(note))
     assert done["status"] == "FAILED"
@@ -104,7 +104,7 @@ def test_jobs_of_20_and_60_seconds_complete_and_ran_once(shared, tmp_path):
         assert len((tmp_path / str(seconds)).read_text().splitlines()) == 1
 
 
-def test_a_timeout_is_told_on_time_and_the_slot_kept(shared, tmp_path):
+def test_a_timeout_is_reported_on_time_and_the_slot_stays_occupied(shared, tmp_path):
     base = f"{shared.base}/async-ep"
 
     def post(path, body):
@@ -118,7 +118,7 @@ def test_a_timeout_is_told_on_time_and_the_slot_kept(shared, tmp_path):
     assert timed_out["status"] == "TIMED_OUT"
     assert 5000 <= timed_out["executionTime"] < 6000
     assert "ran longer than 5000 ms" in timed_out["error"]
-    # The worker is still at it: the next job waits for the slot, and the worker counts as running.
+    # The worker still runs the handler: the next job waits for the slot, and the worker counts as running.
     health = requests.get(f"{base}/health", timeout=5).json()
     assert health["jobs"]["inQueue"] == 1
     assert not (tmp_path / "note").exists()

@@ -1,6 +1,7 @@
-"""README's commands, from README's own text. Those with Docker: tests/docker/test_compose.py."""
+"""The commands of README and of the tutorial, from their own text. Those with Docker: tests/docker/test_compose.py."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 from helpers import ROOT, Process, environment, readme_blocks, wait_until
 
 from ownpod.processes import free_port
@@ -18,6 +20,13 @@ ELSEWHERE = {
     "make test": "this run",
     "make install": "this run's .venv",
 }
+
+
+def answers(url):
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.RequestException:
+        return False
 
 
 @pytest.fixture
@@ -80,6 +89,107 @@ def test_every_command_outside_docker_works(bash):
     assert (
         json.loads(said[next(line for line in said if "/health" in line)])["jobs"]["completed"] == 3
     )
+
+
+class Tutorial:
+    """The reader of docs/tutorial.md, with other ports and a folder of their own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.worker = self.ownpod = None
+        self.port, self.flower, self.worker_port = (free_port() for _ in range(3))
+        self.environ = environment(
+            OWNPOD_URL=f"http://127.0.0.1:{self.port}",
+            OWNPOD_WORKERS=f"http://localhost:{self.worker_port}",
+            PYTHONPATH=ROOT,
+            PATH=f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
+        )
+
+    def start(self, line, log):
+        line = line.replace("18000", f"{self.worker_port}")
+        if line.startswith("ownpod up"):
+            line += f" --port {self.port} --flower-port {self.flower}"
+        program, *words = shlex.split(line)
+        program = Path(sys.prefix) / "bin" / program
+        return Process(program, *words, log=self.folder / log, cwd=self.folder, **self.environ)
+
+    def start_worker(self):
+        self.worker = self.start(self.worker_line, "worker.log")
+        url = f"http://localhost:{self.worker_port}/openapi.json"
+        wait_until(lambda: answers(url), 30)
+
+    def write(self, text):
+        """A block of Python: the file, or the line that replaces another."""
+        file = self.folder / "hello.py"
+        if "import runpod" not in text:
+            self.worker.stop()
+            text = re.sub(r"(?m)^    name = .*\n", text, file.read_text())
+            file.write_text(text)
+            self.start_worker()
+        file.write_text(text)
+
+    def do(self, block):
+        """A block of shell commands. Returns: what it printed."""
+        if block.startswith((". .venv", "make install")):
+            return ""
+        if block.startswith("python hello.py"):
+            self.worker_line = block
+            self.start_worker()
+            return ""
+        if block.startswith("ownpod up"):
+            self.ownpod = self.start(block.strip(), "up.log")
+            wait_until(lambda: "workers: 1 of 1 ready" in self.ownpod.output, 40)
+            return ""
+        if block.startswith("for name"):
+            self.worker.stop()
+        block = block.replace("http://localhost:8000", f"http://127.0.0.1:{self.port}")
+        return self.run(block)
+
+    def run(self, block):
+        done = subprocess.run(
+            ["bash", "-euc", block],
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+        assert done.returncode == 0, (block, done.stdout, done.stderr, self.ownpod.output)
+        return done.stdout
+
+    def stop(self):
+        for process in (self.ownpod, self.worker):
+            if process is not None:
+                process.stop()
+
+
+def test_the_tutorial_works_as_it_is_written(tmp_path):
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    reader = Tutorial(tmp_path)
+    printed = {}
+    try:
+        for kind, block in blocks:
+            if kind == "python":
+                reader.write(block)
+            else:
+                if "--status completed" in block:
+                    wait_until(lambda: reader.run(block).count("COMPLETED") == 3, 30)  # noqa: B023
+                printed[block] = reader.do(block)
+        log = reader.ownpod.output
+    finally:
+        reader.stop()
+
+    def of(part):
+        return next(printed[block] for block in printed if part in block)
+
+    assert json.loads(of("--wait")) == {"greeting": "Hello, World!"}
+    assert f"localhost-{reader.worker_port}" in of("inspect active"), log
+    assert "KeyError" in of("nmae"), log
+    assert " -> " in of("retry --failed")
+    assert of("in_queue").count("IN_QUEUE") == 3, log
+    assert of("purge -f").count("CANCELLED") == 3, log
 
 
 def test_the_first_part_of_readme_is_short():

@@ -1,4 +1,4 @@
-"""``ownpod up``: supervised from the first second, back at once after each kill."""
+"""``ownpod up``: parts are supervised from the first second, and restarted at once after each kill."""
 
 import contextlib
 import shutil
@@ -18,11 +18,11 @@ from ownpod.processes import Backoff, free_port
 
 BACK_S = 2.0
 LOADED = 3
-"""Times as long, on a machine that does other things too."""
+"""Factor for times, on a host that runs other programs as well."""
 
 
 def part(ownpod_pid, name):
-    """The living part of an `ownpod up` with this in its command line."""
+    """The running part of an `ownpod up` with this text in its command line."""
     for process in psutil.Process(ownpod_pid).children():
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())
@@ -72,7 +72,7 @@ def test_a_kill_in_the_first_seconds_under_load_ends_nothing_and_loses_no_job(
     )
     try:
         wait_until(lambda: client.accepted, 40)
-        # Jobs flow, and the log is never quiet.
+        # With running jobs the log is never quiet.
         until = time.monotonic() + 0.7
         wait_until(lambda: time.monotonic() > until)
         victim = part(up.pid, "gunicorn")

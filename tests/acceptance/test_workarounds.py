@@ -1,4 +1,4 @@
-"""What Celery, kombu and Redis do to nodes: each a test that fails without its remedy."""
+"""Effects of Celery, kombu and Redis on real nodes. Each test fails without one of OwnPod's workarounds."""
 
 import shutil
 import sys
@@ -20,7 +20,7 @@ def lease_s():
 
 @pytest.fixture
 def cluster(start_worker, tmp_path, lease_s):
-    """A Redis, an API and a dispatcher by themselves, with one async worker of capacity 2."""
+    """A Redis, an API and a supervisor as separate processes, with one async worker of capacity 2."""
     url, _ = start_worker("async")
     file = tmp_path / "workers.yaml"
     file.write_text(f"endpoints: {{ep: {{workers: [{{url: '{url}', capacity: 2}}]}}}}")
@@ -38,13 +38,13 @@ def cluster(start_worker, tmp_path, lease_s):
         return requests.post(f"{endpoint}{path}", json=body, timeout=50).json()
 
     def begin(seconds):
-        """A job that runs while another slot is free."""
+        """Starts a job that runs while another slot is free; returns its id."""
         job = post("/run", seconds=seconds, note=str(note))["id"]
         wait_until(note.exists, 30)
         return job
 
     def ended(job):
-        """The job COMPLETED after one run, the next job does too, and no node has ended."""
+        """Asserts that the job is COMPLETED after one run, that the next job completes, and that no node has ended."""
         url = f"{endpoint}/status/{job}"
         wait_until(lambda: requests.get(url, timeout=9).json().get("status") == "COMPLETED", 40)
         assert len(note.read_text().split()) == 1

@@ -1,4 +1,4 @@
-"""``python -m ownpod.tools.alive``, the health check of the dispatcher's container."""
+"""``python -m ownpod.tools.alive``, the health check of the supervisor's container."""
 
 import os
 import resource
@@ -29,6 +29,7 @@ def check(url, *options):
     )
 
 
+@pytest.mark.slow
 def test_a_host_is_healthy_while_its_housekeeping_node_sweeps(client, redis_server, tmp_path):
     silent = check(redis_server.url)
     assert (silent.returncode, silent.stderr) == (
@@ -45,7 +46,7 @@ def test_a_host_is_healthy_while_its_housekeeping_node_sweeps(client, redis_serv
         assert 0 < client.ttl(KEY) <= ALIVE_S
         healthy = check(redis_server.url)
         assert (healthy.returncode, healthy.stderr) == (0, "")
-        # One that hangs is not healthy for long.
+        # A node that hangs does not renew its key.
         node.send(signal.SIGSTOP)
         wait_until(lambda: check(redis_server.url).returncode == 1, ALIVE_S + 10, "the end")
     finally:
@@ -69,7 +70,7 @@ def test_users_passwords_and_databases_of_the_address_count(client, redis_server
         assert exists(f"redis://probe:a%40b%3Ac@{address}/0", "here")
         assert not exists(f"redis://probe:a%40b%3Ac@{address}/1", "here")
         assert exists(f"redis://:secret@{address}", "here")
-        # Options of the client's are the client's business.
+        # With options redis-py connects.
         assert exists(f"redis://:secret@{address}?db=0", "here")
         for wrong in (f"redis://{address}/0", f"redis://:wrong@{address}/0"):
             with pytest.raises(ValueError, match="NOAUTH|WRONGPASS"):

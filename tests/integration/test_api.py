@@ -13,6 +13,7 @@ from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
+from ownpod.store.fleet import Fleet
 
 WORKERS = """
 endpoints:
@@ -177,7 +178,7 @@ def test_purge_queue_says_how_many(api, store, body):
 
 
 def test_health_counts_jobs_and_workers(api, store, client, settings):
-    registry = Registry(load_endpoints(settings), client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
     assert api.get("/v2/ep/health").json["workers"]["unhealthy"] == 2
     registry.publish_status("a-1", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
     registry.publish_status("b-2", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
@@ -205,7 +206,7 @@ def test_health_counts_jobs_and_workers(api, store, client, settings):
 
 
 def test_a_worker_whose_slot_an_ended_job_keeps_is_running(api, client, settings):
-    registry = Registry(load_endpoints(settings), client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
     registry.publish_status("a-1", WorkerStatus(WorkerState.READY, held=1), node="n", ttl_s=9)
     workers = api.get("/v2/ep/health").json["workers"]
     assert (workers["running"], workers["idle"], workers["unhealthy"]) == (1, 0, 1)
@@ -226,7 +227,7 @@ ROUTES = [
 def test_an_unknown_endpoint_is_a_404_that_names_the_known(api, method, path):
     answer = getattr(api, method)(f"/v2/none/{path}", json={"input": {}})
     assert answer.status_code == 404
-    assert answer.json == {"error": "endpoint 'none' not found; configured endpoints: ep, other"}
+    assert answer.json == {"error": "endpoint 'none' not found; known endpoints: ep, other"}
 
 
 @pytest.mark.parametrize(("method", "path"), [r for r in ROUTES if r[1].endswith("/x")])

@@ -108,6 +108,7 @@ def test_a_stream_is_held_no_longer_than_its_wait(api, running):
     assert 0.9 < time.monotonic() - began < 3
 
 
+@pytest.mark.slow
 def test_without_a_wait_a_stream_is_held_about_5_s(api, running):
     began = time.monotonic()
     assert stream(api, running[0]).json["stream"] == []

@@ -1,4 +1,4 @@
-"""The Redis of OwnPod's own: who can reach it, which program it is, and what it reads."""
+"""The embedded Redis: its access, its program, and the files that it can read."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def mode(path):
 
 
 def program(folder, version):
-    """A Redis on the PATH that only knows its version."""
+    """Puts a Redis on the PATH that only prints its version."""
     folder.mkdir(exist_ok=True)
     path = folder / "redis-server"
     path.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0:0 malloc=libc bits=64'\n")
@@ -144,7 +144,7 @@ def test_doctor_without_a_url_names_the_redis_its_holes_and_the_keys(tmp_path):
     assert "hunter" not in output
 
 
-def test_doctor_says_that_redis_is_away(tmp_path):
+def test_doctor_reports_that_redis_is_away(tmp_path):
     code, output = doctor(tmp_path, REDIS_URL="redis://:secret@127.0.0.1:1/0")
     assert code == 1
     assert "BAD   Redis        127.0.0.1:1: " in output

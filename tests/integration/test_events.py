@@ -28,7 +28,7 @@ def waited_s(wait, seconds):
     return time.monotonic() - began
 
 
-def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, client):
+def test_a_waiting_thread_is_woken_by_the_jobs_end_and_by_nothing_else(events, client):
     store = job_store(client)
     with events.subscribe("job-1", end_only=True) as wait:
         # The first wait may return at once: listening has just begun.
@@ -46,7 +46,7 @@ def test_one_who_waits_is_woken_by_the_jobs_end_and_by_nothing_else(events, clie
         timer.join()
 
 
-def test_all_who_wait_for_a_job_are_woken(events, client):
+def test_all_threads_that_wait_for_a_job_are_woken(events, client):
     store = job_store(client)
     store.jobs.create(new_job(), channel=events.channel)
     woken = []
@@ -70,7 +70,7 @@ def test_all_who_wait_for_a_job_are_woken(events, client):
     assert events._waiting == {}
 
 
-def test_only_who_asked_is_told(client):
+def test_only_channels_of_the_record_get_its_events(client):
     store = job_store(client)
     heard = []
     with client.pubsub(ignore_subscribe_messages=True) as pubsub:
@@ -102,15 +102,15 @@ def test_only_who_asked_is_told(client):
 
 
 @pytest.mark.parametrize(("output", "error"), [("1", ""), (f'"{LONG}"', ""), ("1", LONG)])
-def test_who_waits_for_the_end_is_told_the_answer_unless_it_is_long(events, client, output, error):
+def test_the_event_of_the_end_has_the_answer_unless_that_is_long(events, client, output, error):
     store = job_store(client)
     with events.subscribe("job-1", end_only=True) as wait:
         store.jobs.create(new_job(), channel=events.channel)
         wait(0.2)
         attempt = store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=9)
         store.jobs.finish(attempt, Outcome(JobStatus.FAILED, output=output, error=error))
-        told = store.jobs.ended_job(wait(20))
-    assert told == (None if LONG in output + error else store.jobs.get("job-1", "ep"))
+        job = store.jobs.ended_job(wait(20))
+    assert job == (None if LONG in output + error else store.jobs.get("job-1", "ep"))
 
 
 def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
@@ -136,14 +136,14 @@ def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
         server.stop()
 
 
-def test_nobody_waits_in_a_process_that_ends(events):
+def test_no_thread_waits_in_a_process_that_ends(events):
     with events.subscribe("job-1", end_only=True) as wait:
         threading.Timer(0.1, events.stop).start()
         assert waited_s(wait, 20) < 5
         assert waited_s(wait, 20) < 1
 
 
-def test_where_as_many_wait_as_may_one_more_is_refused_until_one_has_ended(events):
+def test_a_wait_beyond_the_limit_is_refused_until_another_has_ended(events):
     events.most = 2
     with events.subscribe("job-1", end_only=True):
         with events.subscribe("job-1", end_only=False):

@@ -250,6 +250,7 @@ def check(answer, method, lines):
     lines.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "environ",

@@ -15,6 +15,7 @@ from ownpod.configuration import load_endpoints
 from ownpod.errors import WorkerNotFound
 from ownpod.registry import Registry
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 
 URL = "http://10.0.0.12:8000"
 GOOD = {"endpoint": "ep", "url": URL, "id": "x"}
@@ -29,7 +30,7 @@ def settings(tmp_path, redis_server):
 
 @pytest.fixture
 def registry(client, settings):
-    return Registry(load_endpoints(settings), client, settings)
+    return Registry(load_endpoints(settings), Fleet(client), settings)
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ ADDED = [
     ("[" * 100_000, "its entry in Redis is not JSON: "),
     ("[]", "its entry in Redis is no JSON object"),
     ("null", "its entry in Redis is no JSON object"),
-    ({}, "its endpoint 'None' is not configured"),
-    ({**GOOD, "endpoint": ["ep"]}, "its endpoint \"['ep']\" is not configured"),
-    ({**GOOD, "endpoint": "gone"}, "its endpoint 'gone' is not configured"),
+    ({}, "its endpoint 'None' does not exist"),
+    ({**GOOD, "endpoint": ["ep"]}, "its endpoint \"['ep']\" does not exist"),
+    ({**GOOD, "endpoint": "gone"}, "its endpoint 'gone' does not exist"),
     ({**GOOD, "url": "http://a b"}, "url: must be an http:// or https:// URL"),
     ({**GOOD, "url": 5}, "url: Not a valid string."),
     ({**GOOD, "capacity": "many"}, "capacity: must be a whole number from 1 to 1000"),
@@ -69,7 +70,7 @@ PULLING = [
     ({"endpoint": "ep", "capacity": 0}, "its capacity is no whole number from 1 on"),
     ({"endpoint": "ep", "capacity": True}, "its capacity is no whole number from 1 on"),
     ({"endpoint": "ep", "capacity": "2"}, "its capacity is no whole number from 1 on"),
-    ({"endpoint": 5, "capacity": 1}, "its endpoint '5' is not configured"),
+    ({"endpoint": 5, "capacity": 1}, "its endpoint '5' does not exist"),
 ]
 
 
@@ -164,9 +165,7 @@ def test_an_entry_is_logged_once_for_each_change(registry, client, caplog):
     registry.add("ep", {"url": "http://b:1"})
     assert lines() == []
     client.hset(keys.ADDED, "x", "[]")
-    assert lines() == [
-        "worker 'x', come at run time, is left out: its entry in Redis is no JSON object"
-    ]
+    assert lines() == ["worker 'x' of run time is left out: its entry in Redis is no JSON object"]
 
 
 def test_the_api_tells_what_is_left_out_and_removes_it(api, client):
@@ -177,7 +176,7 @@ def test_the_api_tells_what_is_left_out_and_removes_it(api, client):
     assert [w["id"] for w in listed["workers"]] == ["w"]
     assert {e["id"]: e["reason"] for e in listed["leftOut"]} == {
         "x": "capacity: must be a whole number from 1 to 1000",
-        "nowhere": "its endpoint 'None' is not configured",
+        "nowhere": "its endpoint 'None' does not exist",
     }
     assert api.get("/v2/ep/health").json["ownpod"]["leftOut"] == listed["leftOut"]
     assert [e["id"] for e in api.get("/v2/other/workers").json["leftOut"]] == ["nowhere"]

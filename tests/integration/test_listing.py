@@ -1,4 +1,4 @@
-"""Lists of jobs on a real Redis: what they hold, and what they transfer."""
+"""Lists of jobs on a real Redis: their content, and the bytes that they transfer."""
 
 import pytest
 from helpers import job_store, load_settings, new_job, now_ms
@@ -70,7 +70,7 @@ def test_a_list_transfers_no_payload_and_little_for_a_short_one(client, api, lis
     ]
     options = {"before": None, "limit": 100_000, "logs": False}
     assert sent(client, lambda: listing.recent("ep", status=JobStatus.FAILED, **options)) < 10_000
-    # As the commands and the nodes read a job.
+    # The read of the commands and the nodes.
     assert sent(client, lambda: listing.get("j00")) < 1_000
 
 
@@ -91,7 +91,7 @@ def test_details_have_the_payload(store, listing, large_jobs):
         listing.details("none")
 
 
-def test_details_tell_no_token(store, listing, client):
+def test_details_contain_no_token(store, listing, client):
     store.jobs.create(new_job(webhook="http://h/"), channel="somewhere")
     store.jobs.subscribe("job-1", "elsewhere", end_only=False)
     store.jobs.claim("job-1", worker_id="w", claim="secret", lease_s=60)
@@ -118,7 +118,7 @@ def test_an_outline_is_the_job_without_its_payload(store, listing):
 
 
 def write(client, ids, *, endpoint="ep", ms_each=1):
-    """Records of jobs that wait, the later ones the younger."""
+    """Records of waiting jobs, in the order of their creation."""
     began = now_ms() - len(ids)
     with client.pipeline(transaction=False) as pipe:
         for number, job_id in enumerate(ids):
@@ -130,7 +130,7 @@ def write(client, ids, *, endpoint="ep", ms_each=1):
 
 
 def walk(listing, *, limit, status=None):
-    """All ids, page by page."""
+    """The ids of all pages, in order."""
     before = None
     while True:
         page, before = listing.recent("ep", status=status, before=before, limit=limit)

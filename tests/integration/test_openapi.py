@@ -84,6 +84,7 @@ def test_the_internal_document_is_not_published(app):
     assert "callback" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("kind", "path", "method", "mode"),

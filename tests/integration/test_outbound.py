@@ -33,7 +33,7 @@ def receiver():
 
 @contextlib.contextmanager
 def listening(serve):
-    """The port of a server that calls a function with each connection, in a thread."""
+    """Starts a server that calls a function in a thread for each connection; returns its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def run():
@@ -89,13 +89,13 @@ def read_nothing(connected):
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_receiver_that_holds_a_try_ends_at_the_deadline(serve, scheme):
+def test_a_slow_receiver_is_ended_at_the_deadline(serve, scheme):
     with listening(serve) as port:
         began = time.monotonic()
         with pytest.raises(Unanswered) as failed:
             outbound(deadline_s=1).post(f"{scheme}://127.0.0.1:{port}/", bytes(10**7), {})
         took = time.monotonic() - began
-    # What such a server sends is no TLS, which ends a try of https at once.
+    # This server speaks no TLS, so a try with https ends at once.
     assert failed.value.reason in ({"timeout"} if scheme == "http" else {"timeout", "unreachable"})
     assert took < 5
 
@@ -116,7 +116,7 @@ def test_an_answer_before_the_end_of_a_large_body_counts():
     def serve(connected):
         connected.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
         connected.recv(65536)
-        # Closed with data unread: a reset, after which sending fails.
+        # Closing with unread data sends a reset, after which sending fails.
 
     with listening(serve) as port:
         assert outbound().post(f"http://127.0.0.1:{port}/", bytes(10**7), {}) == 413
@@ -200,7 +200,7 @@ def not_http(connected):
     connected.recv(65536)
 
 
-def test_a_client_cannot_tell_closed_ports_from_services_that_are_not_http(receiver):
+def test_a_client_cannot_distinguish_closed_ports_from_services_that_are_not_http(receiver):
     with listening(not_http) as ssh, listening(lambda connected: None) as closing:
         urls = [
             f"http://127.0.0.1:{free_port()}/",

@@ -8,8 +8,9 @@ from helpers import load_settings, wait_until
 
 from ownpod.configuration import load_endpoints
 from ownpod.processes import this_process
-from ownpod.registry import Heartbeat, Registry
+from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.store.fleet import Fleet, Heartbeat
 
 HERE = this_process()
 
@@ -17,7 +18,7 @@ HERE = this_process()
 @pytest.fixture
 def registry(client):
     settings = load_settings(OWNPOD_WORKERS="http://a:1")
-    return Registry(load_endpoints(settings), client, settings)
+    return Registry(load_endpoints(settings), Fleet(client), settings)
 
 
 @pytest.fixture

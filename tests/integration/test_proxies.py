@@ -31,13 +31,13 @@ def push(url, **changes):
 class Watched:
     def __init__(self):
         self.yielded = []
-        self.looks = []
+        self.checks = []
 
     def chunks(self, texts):
         self.yielded += [json.loads(text) for text in texts]
 
-    def look(self, look):
-        self.looks.append(look)
+    def set_check(self, check):
+        self.checks.append(check)
 
 
 RUNNING = Answer(body={"id": "r", "status": "IN_PROGRESS"})
@@ -49,6 +49,7 @@ def in_turn(*answers):
     return lambda *_: left.pop(0) if len(left) > 1 else left[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", PROXY)
 def test_a_poll_that_a_proxy_answers_is_repeated(fake, status):
     done = Answer(body={"status": "COMPLETED", "output": 1})
@@ -100,7 +101,7 @@ def test_a_run_may_go_on_while_a_proxy_answers_for_its_worker(fake, look, status
     refused = Answer(status, b"")
     fake.routes |= {"POST /status": refused, "POST /stream": refused, "GET /health": refused}
     run = Run(job_id="job-1", attempt=1, id="r", check=look, execution_timeout_ms=1000)
-    assert push(fake.url).is_at(run, 5)
+    assert push(fake.url).is_running(run, 5)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +124,10 @@ def test_a_proxys_answer_beside_a_generator_does_not_show_that_its_worker_answer
         running = pool.submit(push(fake.url).wait, "r", watched)
         assert asked.wait(10)
         if status == 404:
-            wait_until(lambda: watched.looks == looks)
+            wait_until(lambda: watched.checks == looks)
         ended.set()
         running.result(5)
-    assert watched.looks == looks
+    assert watched.checks == looks
 
 
 # How a stream ends.

@@ -17,19 +17,19 @@ from ownpod.rules.runs import Run, RunCheck
 from ownpod.store import keys
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
-from ownpod.workers import pull
+from ownpod.workers import Exchange, pull
 from ownpod.workers.pull import PullWorker
 
 
 class Told:
     def __init__(self):
-        self.looks = []
+        self.checks = []
 
     def chunks(self, texts):
         raise AssertionError(texts)
 
-    def look(self, look):
-        self.looks.append(look)
+    def set_check(self, check):
+        self.checks.append(check)
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def pulls(client):
 @pytest.fixture
 def worker(client, pulls, monkeypatch):
     monkeypatch.setattr(pull, "OFFER_S", 1.0)
-    monkeypatch.setattr(pull, "LOOK_S", 0.1)
-    expect = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
-    return PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
+    monkeypatch.setattr(pull, "CHECK_INTERVAL_S", 0.1)
+    subscribe = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
+    return PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_run_is_told_before_the_worker_can_take_it_and_has_the_jobs_id(worker,
     assert take(pulls) == []
     with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerUnavailable, match="asked for no job"):
         pool.submit(worker.wait, "job-1", told).result(9)
-    assert told.looks == [RunCheck.POLL]
+    assert told.checks == [RunCheck.POLL]
     assert take(pulls) == []
 
 
@@ -163,10 +163,10 @@ def test_a_result_ends_the_run_whoever_waits_and_a_later_one_changes_nothing(run
 
 def test_another_process_goes_on_with_a_run(worker, running, pulls, client, api):
     assert taken(pulls) == ["job-1"]
-    expect = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
-    after = PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
+    subscribe = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
+    after = PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
     with ThreadPoolExecutor(1) as pool:
-        again = pool.submit(after.wait, "job-1", Told(), resumed=True)
+        again = pool.submit(after.wait, "job-1", Told(), adopted=True)
         post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
         assert "1" in {f.result(5).output for f in (running, again) if not f.exception(5)}
 
@@ -177,7 +177,7 @@ def test_a_result_is_there_for_the_next_node_when_this_one_dies_with_it(
     assert taken(pulls) == ["job-1"]
     post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
     assert running.result(5).output == "1"
-    assert worker.wait("job-1", Told(), resumed=True).output == "1"
+    assert worker.wait("job-1", Told(), adopted=True).output == "1"
     assert client.pttl(f"{keys.pull('w')}:run:job-1") > 60_000
 
 
@@ -262,14 +262,14 @@ def test_nothing_is_at_a_run_that_was_settled(worker, pulls):
     run = Run(
         job_id="job-1", attempt=1, id="job-1", check=RunCheck.POLL, execution_timeout_ms=60_000
     )
-    assert not worker.is_at(run, 1)
+    assert not worker.is_running(run, 1)
     body = json.dumps({"id": "job-1", "input": {}})
     pulls.offer("w", "job-1", job_id="job-1", attempt=1, body=body, time_s=60)
-    assert not worker.is_at(run, 1)
+    assert not worker.is_running(run, 1)
     assert take(pulls) == []
     pulls.offer("w", "job-1", job_id="job-1", attempt=1, body=body, time_s=60)
     assert take(pulls) == ["job-1"]
-    assert worker.is_at(run, 1)
+    assert worker.is_running(run, 1)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,7 @@ def test_who_gets_no_jobs_is_refused_with_429_and_the_reason(api, path, key, say
     assert says in answer.json["error"]
 
 
+@pytest.mark.slow
 def test_one_name_in_two_endpoints_is_refused_while_the_first_is_there(api, pulls, client):
     take(pulls)
     assert api.get("/v2/other/job-take/w?gpu=0").status_code == 429

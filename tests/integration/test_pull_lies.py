@@ -11,13 +11,15 @@ from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.configuration import load_endpoints
 from ownpod.errors import TooManyWorkers, WorkerAwaited, WorkerConflict, WorkerUnavailable
-from ownpod.node.breaker import Gate
 from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.workers import Exchange
+from ownpod.workers.prober import Prober
 from ownpod.workers.pull import PullWorker
 
 
@@ -230,6 +232,7 @@ def test_a_worker_that_pings_and_never_asks_is_named_and_costs_no_key(api, clien
     assert client.keys(f"{keys.PULL}*") == []
 
 
+@pytest.mark.slow
 def test_a_worker_at_another_endpoint_is_refused_with_the_reason_and_renews_nothing(
     pulls, api, client
 ):
@@ -289,46 +292,46 @@ def test_an_entry_that_cannot_be_read_is_left_out(pulls, api, client, entry):
     client.hset(keys.PULLING, "bad", entry)
     deliver(pulls, api)
     settings = services_of(api.application).settings
-    registry = Registry(load_endpoints(settings), client, settings)
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
     registry.refresh()
     assert [worker.id for worker in registry.workers()] == ["w"]
 
 
-class SeenGate:
+class SeenBreaker:
     def __init__(self):
-        self.open, self.reason = False, ""
+        self.closed, self.reason = False, ""
 
-    def trip(self, reason):
-        self.open, self.reason = False, reason
+    def open(self, reason):
+        self.closed, self.reason = False, reason
 
     def recheck(self):
-        self.open = True
+        self.closed = True
 
 
 @pytest.fixture
 def worker(client, pulls):
     events = Notices(client, keys.pull("w"))
 
-    def expect(name):
+    def subscribe(name):
         return events.subscribe(name, end_only=False)
 
-    yield PullWorker(worker_spec("pull:w", id="w"), pulls, expect, gone_s=60)
+    yield PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
     events.stop()
 
 
-def test_the_gate_closes_when_the_worker_leaves_and_opens_when_it_asks_again(pulls, worker):
-    gate = SeenGate()
+def test_the_breaker_opens_when_the_worker_leaves_and_closes_when_it_asks_again(pulls, worker):
+    breaker = SeenBreaker()
     pulls.take("w", "ep", "t", most=1, in_progress=False)
-    worker.follow(gate)
-    wait_until(lambda: gate.open, 5)
+    worker.follow(breaker.open, breaker.recheck)
+    wait_until(lambda: breaker.closed, 5)
     pulls.left("w", "an older request")
     pulls.left("w", "t")
-    wait_until(lambda: not gate.open, 2)
-    assert "closed its request" in gate.reason
+    wait_until(lambda: not breaker.closed, 2)
+    assert "closed its request" in breaker.reason
     with pytest.raises(WorkerUnavailable, match="closed its request"):
         worker.start(attempt())
     pulls.take("w", "ep", "u", most=1, in_progress=False)
-    wait_until(lambda: gate.open, 2)
+    wait_until(lambda: breaker.closed, 2)
 
 
 def test_what_was_offered_goes_back_when_the_worker_leaves(pulls, worker):
@@ -336,7 +339,7 @@ def test_what_was_offered_goes_back_when_the_worker_leaves(pulls, worker):
     run_id = worker.start(attempt())
 
     class Quiet:
-        def look(self, look):
+        def set_check(self, check):
             pass
 
     with ThreadPoolExecutor(1) as pool:
@@ -359,15 +362,15 @@ def test_what_was_handed_to_a_request_that_was_closed_was_not_begun(pulls):
 def test_a_node_that_begins_waits_for_the_workers_next_request_before_it_is_ready(pulls, worker):
     pulls.take("w", "ep", "t", most=1, in_progress=False)
     wait_until(lambda: pulls.contact("w").asked_s > 0.01, 5)
-    later = PullWorker(worker_spec("pull:w", id="w"), pulls, lambda _: None, gone_s=60)
+    later = PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, lambda _: None), gone_s=60)
     seen = []
-    gate = Gate(later.probe, seen.append, announce_every_s=1)
-    gate.start()
+    prober = Prober(later.probe, seen.append, publish_every_s=1)
+    prober.start()
     wait_until(lambda: seen, 5)
-    assert (gate.status.state, gate.open) == (WorkerState.INITIALIZING, False)
-    assert "waits for the worker's next request" in gate.status.reason
+    assert prober.status.state is WorkerState.INITIALIZING
+    assert "waits for the worker's next request" in prober.status.reason
     with pytest.raises(WorkerAwaited):
         later.probe()
     # The API, which holds the request, answers the node's question.
     pulls.collect("w", "ep", "t", most=1)
-    wait_until(lambda: gate.open, 5)
+    wait_until(lambda: prober.status.state is WorkerState.READY, 5)

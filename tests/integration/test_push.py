@@ -38,13 +38,13 @@ class Watched:
 
     def __init__(self, chunks=None):
         self.yielded = [] if chunks is None else chunks
-        self.looks = []
+        self.checks = []
 
     def chunks(self, texts):
         self.yielded += texts
 
-    def look(self, look):
-        self.looks.append(look)
+    def set_check(self, check):
+        self.checks.append(check)
 
 
 def outcome_of(fake, answer, method="POST"):
@@ -473,19 +473,19 @@ def test_how_a_run_can_be_asked_about_is_told_before_it_begins(fake, stream, loo
     fake.routes["POST /stream"] = Answer(404 if stream is None else 200, stream)
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
     push(fake.url).wait("r", told)
-    assert told.looks == looks
+    assert told.checks == looks
 
 
 def test_a_run_that_was_polled_is_told_to_be_one(fake):
     told, states = Watched(), iter(["IN_PROGRESS", "COMPLETED"])
     fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(states)})
     push(fake.url).wait("r", told)
-    assert told.looks == [RunCheck.UNKNOWN, RunCheck.UNKNOWN, RunCheck.POLL]
+    assert told.checks == [RunCheck.UNKNOWN, RunCheck.UNKNOWN, RunCheck.POLL]
 
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_whether_a_worker_answers_beside_its_generator_is_found_out(fake, monkeypatch, answers):
-    monkeypatch.setattr("ownpod.workers.push.LEARN_AFTER_S", 0.05)
+    monkeypatch.setattr("ownpod.workers.stream.LEARN_AFTER_S", 0.05)
     told, asked, ended = Watched(), threading.Event(), threading.Event()
 
     def health(*_):
@@ -500,11 +500,11 @@ def test_whether_a_worker_answers_beside_its_generator_is_found_out(fake, monkey
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(worker.wait, "r", told)
         assert asked.wait(5)
-        wait_until(lambda: worker._concurrent is answers)
+        wait_until(lambda: worker._traits.concurrent is answers)
         ended.set()
         running.result(5)
-    assert told.looks == [RunCheck.UNKNOWN, RunCheck.TIMEOUT if answers else RunCheck.HEALTH]
+    assert told.checks == [RunCheck.UNKNOWN, RunCheck.TIMEOUT if answers else RunCheck.HEALTH]
     # Known from now on.
     worker.wait("r", told)
-    assert told.looks[-1] == (RunCheck.TIMEOUT if answers else RunCheck.HEALTH)
+    assert told.checks[-1] == (RunCheck.TIMEOUT if answers else RunCheck.HEALTH)
     assert len(fake.paths("GET /health")) == 1

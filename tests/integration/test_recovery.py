@@ -70,6 +70,7 @@ def test_a_young_job_is_left_alone(store, client, recovery):
     assert [recovery.once() for _ in range(4)] == [0] * 4
 
 
+@pytest.mark.slow
 def test_many_lost_messages_come_back_in_their_order(store, client, recovery):
     for number in range(2500):
         create(store, f"{number:04}", age_ms=OLD_MS - number)

@@ -12,6 +12,7 @@ from ownpod.api.services import services_of
 from ownpod.configuration import load_endpoints
 from ownpod.registry import Registry
 from ownpod.rules.credentials import digest_of
+from ownpod.store.fleet import Fleet
 
 ROLES = {
     Access.OPEN: {
@@ -263,7 +264,9 @@ def test_global_worker_headers_go_to_configured_workers_only(make_api, client, t
     body = {"url": "http://attacker:9", "id": "x", "headers": {"X-Own": "y"}}
     assert api.post("/v2/mine/workers", json=body, headers=ADMIN).status_code == 200
     config = load_settings(OWNPOD_WORKERS_FILE=tmp_path / "workers.yaml", **headers)
-    found = {w.id: w.headers for w in Registry(load_endpoints(config), client, config).workers()}
+    found = {
+        w.id: w.headers for w in Registry(load_endpoints(config), Fleet(client), config).workers()
+    }
     assert found == {"w": {"Authorization": "Bearer SECRET"}, "x": {"X-Own": "y"}}
 
 

@@ -10,6 +10,7 @@ from ownpod.errors import BadRequest, EndpointNotFound, WorkerConflict, WorkerNo
 from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.waiting import explain
+from ownpod.store.fleet import Fleet
 
 URL = "http://10.0.0.12:8000"
 
@@ -23,7 +24,7 @@ def settings(tmp_path, redis_server):
 
 @pytest.fixture
 def make_registry(client, settings):
-    return lambda: Registry(load_endpoints(settings), client, settings)
+    return lambda: Registry(load_endpoints(settings), Fleet(client), settings)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def status(state, reason=""):
     ("states", "reason"),
     [
         ([], "the endpoint has no workers"),
-        (["paused", "paused"], "the endpoint is paused: all of its workers are"),
+        (["paused", "paused"], "the endpoint is paused: all of its workers are paused"),
         (["paused", "ready"], "it waits for a free worker: 1 of 2 are healthy"),
         (["busy", "unhealthy"], "it waits for a free worker: 1 of 2 are healthy"),
         (["paused", "unhealthy"], "no healthy worker: refused"),
@@ -165,7 +166,7 @@ def test_status_says_why_a_job_waits_and_a_running_one_does_not(api, client):
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
     said = api.get(f"/v2/ep/status/{job}").json
     assert said["queuePosition"] == 1
-    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the dispatcher up?"
+    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the supervisor up?"
     job_store(client).jobs.claim(job, worker_id="w", claim="x", lease_s=60)
     assert "queuePosition" not in api.get(f"/v2/ep/status/{job}").json
 

@@ -19,9 +19,9 @@ from helpers import (
 
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.sweep import CLOCK, Sweep
-from ownpod.node.breaker import Gate
+from ownpod.node.breaker import Breaker
 from ownpod.node.runner import JobRunner
-from ownpod.node.slots import Attempts
+from ownpod.node.slots import Slots
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.offers import Offers
@@ -40,21 +40,25 @@ def fake():
         yield worker
 
 
+def slots_and_breaker(store, worker, *, lease_s=1, **options):
+    def changed():
+        breaker.wake()
+
+    slots = Slots(store, worker, lease_s=lease_s, on_change=changed, **options)
+    breaker = Breaker(worker.probe, lambda _: None, publish_every_s=5, slots=slots)
+    return slots, breaker
+
+
 @pytest.fixture
 def node(client, fake):
     """What a node is made of, but for Celery."""
     settings = load_settings(OWNPOD_WORKER_RUN_READ_TIMEOUT_S=0.5)
     store = job_store(client)
     worker = PushWorker(worker_spec(fake.url), settings)
-    said = []
-    gate = Gate(worker.probe, said.append, announce_every_s=5)
-    attempts = Attempts(store, worker, lease_s=1, on_change=gate.wake)
-    gate.slots = attempts
-    attempts.start()
-    runner = JobRunner(store, worker, attempts, gate, worker_id="w")
-    return SimpleNamespace(
-        store=store, gate=gate, attempts=attempts, run=runner.run, said=said, worker=worker
-    )
+    slots, breaker = slots_and_breaker(store, worker)
+    slots.start()
+    runner = JobRunner(store, worker, slots, breaker, worker_id="w")
+    return SimpleNamespace(store=store, breaker=breaker, slots=slots, run=runner.run, worker=worker)
 
 
 def status_of(node, job_id="job-1"):
@@ -66,7 +70,7 @@ def test_a_job_completes(node):
     node.run("job-1")
     job = node.store.jobs.get("job-1", "ep")
     assert (job.status, job.output, job.worker_id) == (JobStatus.COMPLETED, "1", "w")
-    assert node.attempts.in_hand == 0
+    assert node.slots.taken == 0
 
 
 def test_a_message_that_comes_twice_runs_the_job_once(node, fake):
@@ -91,32 +95,32 @@ def test_a_refused_job_fails_with_the_workers_reason(node, fake):
     assert "input should be an object" in job.error
 
 
-def test_a_dead_worker_costs_no_attempt_and_closes_the_gate(node, fake, client):
+def test_a_dead_worker_costs_no_attempt_and_opens_the_breaker(node, fake, client):
     fake.routes["POST /run"] = Answer(503, {})
-    node.gate.start()
-    wait_until(lambda: node.gate.open)
+    node.breaker.start()
+    wait_until(lambda: node.breaker.closed)
     node.store.jobs.create(new_job())
     client.delete(QUEUE)
     node.run("job-1")
-    assert not node.gate.open
-    assert node.gate.status.reason.startswith("/run answered HTTP 503")
+    assert not node.breaker.closed
+    assert node.breaker.status.reason.startswith("/run answered HTTP 503")
     assert status_of(node) is JobStatus.IN_QUEUE
     assert node.store.jobs.get("job-1", "ep").retries == 0
     assert client.llen(QUEUE) == 1
     # It takes part again by itself.
-    wait_until(lambda: node.gate.open, 5)
+    wait_until(lambda: node.breaker.closed, 5)
 
 
 def test_a_worker_that_keeps_refusing_is_asked_less_and_less(node, fake):
     fake.routes["POST /run"] = Answer(404, {})
-    node.gate.start()
+    node.breaker.start()
     node.store.jobs.create(new_job())
     pauses = []
     for _ in range(3):
-        wait_until(lambda: node.gate.open, 5)
+        wait_until(lambda: node.breaker.closed, 5)
         node.run("job-1")
         closed = time.monotonic()
-        wait_until(lambda: node.gate.open, 5)
+        wait_until(lambda: node.breaker.closed, 5)
         pauses.append(time.monotonic() - closed)
     assert pauses[0] < pauses[1] < pauses[2]
 
@@ -145,12 +149,12 @@ def test_a_timeout_is_told_at_once_and_the_slot_kept_until_the_worker_is_free(no
         wait_until(lambda: status_of(node) is JobStatus.TIMED_OUT, 3)
         assert 0.3 <= time.monotonic() - began < 1.5
         assert not running.done()
-        assert (node.attempts.in_hand, node.attempts.held) == (1, 1)
-        assert node.gate.status.held == 1
+        assert (node.slots.taken, node.slots.lingering) == (1, 1)
+        assert node.breaker.status.held == 1
         wait_until(lambda: fake.paths("POST /cancel"))
         held.hold.set()
         running.result(5)
-    assert (node.attempts.in_hand, node.attempts.held) == (0, 0)
+    assert (node.slots.taken, node.slots.lingering) == (0, 0)
     job = node.store.jobs.get("job-1", "ep")
     assert (job.status, job.output) == (JobStatus.TIMED_OUT, None)
     assert job.error == "executionTimeout: the job ran longer than 300 ms"
@@ -165,7 +169,7 @@ def test_a_cancelled_running_job_is_forwarded_and_its_late_answer_dropped(node, 
         wait_until(lambda: fake.paths("POST /status"))
         node.store.jobs.cancel("job-1", "ep", reason="by hand")
         wait_until(lambda: fake.paths("POST /cancel"), 5)
-        assert node.attempts.held == 1
+        assert node.slots.lingering == 1
         held.hold.set()
         running.result(5)
     assert status_of(node) is JobStatus.CANCELLED
@@ -196,7 +200,7 @@ def test_a_node_that_ends_hands_its_jobs_back_uncounted(node, fake, client):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
-        assert node.attempts.hand_over("stopping") == 1
+        assert node.slots.hand_over("stopping") == 1
         assert status_of(node) is JobStatus.IN_QUEUE
         assert client.llen(QUEUE) == 1
         held.hold.set()
@@ -212,14 +216,16 @@ def test_what_fails_at_the_end_of_one_job_ends_no_node(node, fake, client, caplo
     def read_record(attempt):
         client.hget(keys.of_endpoint(attempt.endpoint, "queued"), "x")
 
-    node.attempts.on_over = read_record
+    slots, breaker = slots_and_breaker(node.store, node.worker, on_over=read_record)
+    slots.start()
+    runner = JobRunner(node.store, node.worker, slots, breaker, worker_id="w")
     node.store.jobs.create(new_job())
     node.store.jobs.create(new_job("waits"))
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(node.run, "job-1")
+        running = pool.submit(runner.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
         node.store.jobs.cancel("job-1", "ep", reason="x")
-        node.attempts.look()
+        slots.check_runs()
         # Its thread would have ended the process.
         wait_until(lambda: "its end was not sent" in caplog.text)
         held.hold.set()
@@ -229,10 +235,9 @@ def test_what_fails_at_the_end_of_one_job_ends_no_node(node, fake, client, caplo
 def test_a_run_that_yields_too_much_is_stopped_at_once(client, fake):
     settings = load_settings(OWNPOD_MAX_OUTPUT_MB=100, OWNPOD_WORKER_RUN_READ_TIMEOUT_S=5)
     store, worker = job_store(client), PushWorker(worker_spec(fake.url), settings)
-    gate = Gate(worker.probe, lambda _: None, announce_every_s=5)
     # No renewal of a lease finds the end of the job by itself.
-    attempts = Attempts(store, worker, lease_s=600, on_change=gate.wake)
-    attempts.start()
+    slots, breaker = slots_and_breaker(store, worker, lease_s=600)
+    slots.start()
     line = b'{"output": "' + b"x" * (4 * 1024 * 1024) + b'"}\n'
     over = threading.Event()
 
@@ -244,7 +249,7 @@ def test_a_run_that_yields_too_much_is_stopped_at_once(client, fake):
         kind="application/x-ndjson", parts=parts()
     )
     fake.routes["POST /cancel"] = Answer(body={"status": "CANCELLED"})
-    runner = JobRunner(store, worker, attempts, gate, worker_id="w")
+    runner = JobRunner(store, worker, slots, breaker, worker_id="w")
     store.jobs.create(new_job())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(runner.run, "job-1")
@@ -303,8 +308,8 @@ def test_a_result_waits_for_redis_to_come_back(node, fake, redis_server):
 
 
 def test_a_busy_workers_silence_is_not_taken_for_illness(node, fake):
-    node.gate.start()
-    wait_until(lambda: node.gate.open)
+    node.breaker.start()
+    wait_until(lambda: node.breaker.closed)
     silent = threading.Event()
     fake.routes["GET /health"] = Answer(hold=silent)
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
@@ -312,11 +317,11 @@ def test_a_busy_workers_silence_is_not_taken_for_illness(node, fake):
     node.store.jobs.create(new_job())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, "job-1")
-        wait_until(lambda: node.attempts.in_hand)
-        node.gate._probe_at = 0
-        node.gate.wake()
-        wait_until(lambda: node.gate._probe_at > time.monotonic())
-        assert node.gate.open
+        wait_until(lambda: node.slots.taken)
+        node.breaker._probe_at = 0
+        node.breaker.wake()
+        wait_until(lambda: node.breaker._probe_at > time.monotonic())
+        assert node.breaker.closed
         assert len(fake.paths("GET /health")) == 1
         held.hold.set()
         running.result(5)

@@ -19,9 +19,9 @@ from helpers import (
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.broker import names
-from ownpod.node.breaker import Gate
+from ownpod.node.breaker import Breaker
 from ownpod.node.runner import JobRunner
-from ownpod.node.slots import Attempts
+from ownpod.node.slots import Slots
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Run, RunCheck
 from ownpod.workers.push import PushWorker
@@ -53,13 +53,16 @@ def make_node(store, fake):
     def make(*, lease_s=1, capacity=1, **environ):
         spec = worker_spec(fake.url, id="w", capacity=capacity)
         worker = PushWorker(spec, load_settings(**environ))
-        gate = Gate(worker.probe, lambda _: None, announce_every_s=5)
-        attempts = Attempts(store, worker, lease_s=lease_s, on_change=gate.wake)
-        gate.slots = attempts
-        attempts.start()
+
+        def changed():
+            breaker.wake()
+
+        slots = Slots(store, worker, lease_s=lease_s, on_change=changed)
+        breaker = Breaker(worker.probe, lambda _: None, publish_every_s=5, slots=slots)
+        slots.start()
         callbacks = "OWNPOD_CALLBACK_URL" in environ
-        runner = JobRunner(store, worker, attempts, gate, worker_id="w", callbacks=callbacks)
-        return SimpleNamespace(runner=runner, attempts=attempts, gate=gate, worker=worker)
+        runner = JobRunner(store, worker, slots, breaker, worker_id="w", callbacks=callbacks)
+        return SimpleNamespace(runner=runner, slots=slots, worker=worker)
 
     return make
 
@@ -160,13 +163,13 @@ def test_a_blocked_worker_is_asked_once_and_answers_when_it_is_free(node, store,
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(node.runner.await_run, "job-1", 1)
         wait_until(lambda: fake.seen)
-        assert (node.attempts.in_hand, node.attempts.held) == (1, 1)
+        assert (node.slots.taken, node.slots.lingering) == (1, 1)
         # A message that came twice takes no second slot.
         node.runner.await_run("job-1", 1)
         free.set()
         waiting.result(5)
     assert len(fake.seen) == 1
-    assert node.attempts.in_hand == 0
+    assert node.slots.taken == 0
 
 
 @pytest.mark.parametrize("look", [RunCheck.TIMEOUT, RunCheck.UNKNOWN])
@@ -207,7 +210,7 @@ def test_a_worker_that_is_not_there_runs_nothing(make_node, store, fake):
     gone.runner.adopt("ep")
     gone.runner.await_run("job-1", 1)
     assert store.runs.orphans("w") == []
-    assert node.attempts.in_hand == 0
+    assert node.slots.taken == 0
 
 
 def test_what_never_reached_the_worker_is_taken_up_at_once(node, store, client):
@@ -248,7 +251,7 @@ def test_a_node_that_ends_leaves_a_polled_run_to_the_next(make_node, store, fake
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first.runner.run, "job-1")
         wait_until(lambda: len(fake.paths("POST /status")) == 4)
-        assert first.attempts.hand_over("its node was stopped") == 1
+        assert first.slots.hand_over("its node was stopped") == 1
         assert job(store).status is JobStatus.IN_PROGRESS
         polled.set()
         second.runner.adopt("ep")

@@ -1,4 +1,4 @@
-"""Records of another OwnPod version: each process says so, and changes nothing."""
+"""Records of another schema version: each process reports them, and writes nothing."""
 
 import logging
 import threading
@@ -15,6 +15,7 @@ from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
+from ownpod.store.fleet import Fleet
 from ownpod.store.offers import Offers
 from ownpod.store.schema import VERSION
 
@@ -40,7 +41,7 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
     attempt = store.jobs.claim("job-1", worker_id="w", claim="t", lease_s=0.01)
     client.set(keys.SCHEMA, version)
     before = everything(client)
-    registry = Registry({}, client, load_settings())
+    registry = Registry({}, Fleet(client), load_settings())
     pulls = Offers(client, gone_s=0)
     status = WorkerStatus(WorkerState.READY)
     for call in (
@@ -90,7 +91,7 @@ def test_the_api_answers_503_with_a_sentence(redis_server, client, path):
     assert answer.headers["Retry-After"]
 
 
-def test_a_process_that_waits_logs_one_line_and_goes_on_when_the_versions_agree(
+def test_a_process_that_waits_logs_one_line_and_continues_when_the_versions_agree(
     store, client, caplog
 ):
     client.set(keys.SCHEMA, "3")

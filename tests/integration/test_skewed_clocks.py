@@ -30,6 +30,7 @@ store.jobs.create(new_job("waiting", ttl_ms=60_000))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [-600, 600])
 def test_a_host_whose_clock_is_wrong_writes_and_reads_redis_time(redis_server, client, shift):
     code = CLAIM.format(shift=shift, url=redis_server.url)

@@ -171,6 +171,7 @@ def test_a_connection_that_redis_has_closed_costs_no_command(store, client):
     assert store.queue.republish("job-1")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_run_whose_answer_comes_after_6_s_is_one_job_with_its_id(tmp_path):
     server = RedisServer(tmp_path)

@@ -460,6 +460,7 @@ def test_a_webhook_is_owed_from_the_end_on_and_has_a_message(store, client):
     assert '[["job-1"], {}' in json.loads(client.lindex("ownpod-housekeeping", 0))["body"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_purge_of_100000_jobs_takes_seconds(store, client):
     began_ms = now_ms()

@@ -1,4 +1,4 @@
-"""Webhooks, sent to a small receiver over HTTP: their tries, and who makes them."""
+"""Webhooks, sent to a small receiver over HTTP: their tries, and the leases of senders."""
 
 import hashlib
 import hmac
@@ -68,14 +68,14 @@ def log_of(client, job_id="job-1"):
 
 
 def pause_over(client, job_id="job-1"):
-    """As when the time until the next try, or the lease of one, has passed."""
+    """Makes the next try due, as after its pause or after the lease of the current try."""
     try_ = json.loads(client.hget(keys.job(job_id), "webhook_try") or "{}")
     client.hset(keys.job(job_id), "webhook_try", json.dumps(try_ | {"until_ms": 1}))
     client.zadd(keys.WEBHOOKS, {job_id: 1})
 
 
 def take(client):
-    """The job of the queue's next message, as a node takes it."""
+    """Pops the next message, as a node does; returns its job id."""
     message = client.rpop(QUEUE)
     return message and json.loads(json.loads(message)["body"])[0][0]
 
@@ -95,7 +95,7 @@ def next_try_s(client):
         Outcome(JobStatus.CANCELLED, error="no"),
     ],
 )
-def test_a_webhook_says_what_status_says_at_every_end(
+def test_a_webhook_has_the_body_of_status_at_every_end(
     store, client, receiver, make_webhooks, outcome
 ):
     ended(store, f"{receiver.url}/hook", outcome)
@@ -169,7 +169,7 @@ def test_the_record_stays_while_its_webhook_is_owed_and_then_for_its_usual_time(
     assert 1790 < client.ttl(keys.job("job-1")) <= 1800
 
 
-# --- Which tries are made
+# --- The tries that are made
 
 
 def test_a_webhook_is_owed_from_the_end_on_and_has_a_message(store, client, deliveries):
@@ -179,7 +179,7 @@ def test_a_webhook_is_owed_from_the_end_on_and_has_a_message(store, client, deli
     assert client.llen(QUEUE) == 1
     assert deliveries.due(limit=10).queued == []
     assert take(client) == "job-1"
-    # Its message was lost with the node that took it.
+    # The node that fetched the message was killed.
     client.zadd(keys.WEBHOOKS, {"job-1": 1})
     assert deliveries.due(limit=10).queued == ["job-1"]
     assert deliveries.due(limit=10).queued == []
@@ -191,7 +191,7 @@ def test_a_message_that_comes_twice_sends_one_webhook(store, client, receiver, m
     ended(store, f"{receiver.url}/hook")
     webhooks = make_webhooks()
     for _ in range(3):
-        # The second and third find a try that is not owed before its pause is over.
+        # For the second and third message no try is due before the pause is over.
         webhooks.send("job-1")
     assert len(receiver.seen) == len(log_of(client)) == 1
     pause_over(client)
@@ -207,7 +207,7 @@ def test_a_message_that_waits_in_the_queue_is_not_doubled_and_a_lost_one_is_made
 ):
     for number in range(6):
         ended(store, "http://h/", job_id=f"job-{number}")
-        # Each in a millisecond of its own.
+        # Each job in another millisecond.
         time.sleep(0.002)
     # The first two were popped by a node that was killed before it claimed them.
     assert [take(client), take(client)] == ["job-0", "job-1"]
@@ -220,6 +220,7 @@ def test_a_message_that_waits_in_the_queue_is_not_doubled_and_a_lost_one_is_made
     ]
 
 
+@pytest.mark.slow
 def test_a_try_whose_sender_was_killed_is_made_again_after_its_lease(
     store, client, redis_server, receiver, tmp_path
 ):
@@ -273,6 +274,7 @@ def test_a_result_after_the_lease_changes_nothing_once_another_sender_has_the_tr
     assert client.hget(keys.of_endpoint("ep", "webhooks"), "delivered") == "1"
 
 
+@pytest.mark.slow
 def test_300_webhooks_to_slow_receivers_are_sent_once_each_while_all_of_them_are_due(
     store, client, redis_server, receiver
 ):
@@ -364,7 +366,7 @@ def test_the_webhook_of_a_retrys_end_has_all_its_tries_whatever_the_old_messages
     options = {"again_s": None, "result": "given_up", "result_ttl_s": 60}
     assert not deliveries.settle(old, {"try": 1, "by": "old"}, **options)
     end_of(store, failed)
-    # The old try had its lease; it neither ends the new webhook nor holds it up.
+    # The old try had a lease, which must neither end nor delay the new webhook.
     assert not deliveries.settle(old, {"try": 1, "by": "old"}, **options)
     assert log_of(client) == []
     assert next_try_s(client) > 50
@@ -404,7 +406,7 @@ def test_a_record_outlives_a_result_ttl_of_a_second_until_its_webhook_is_sent(
     assert client.ttl(keys.job("job-1")) <= 1
 
 
-def test_a_job_that_is_gone_owes_none_and_the_sweep_is_told(
+def test_a_job_whose_record_is_gone_owes_no_webhook_and_is_reported(
     store, client, receiver, make_webhooks, deliveries
 ):
     ended(store, f"{receiver.url}/hook")
@@ -419,7 +421,7 @@ def test_a_job_that_is_gone_owes_none_and_the_sweep_is_told(
 def test_an_older_process_may_write_results_beside_this_one(store, client, receiver, deliveries):
     ended(store, f"{receiver.url}/hook")
     made = deliveries.claim("job-1", "t")
-    # As the `delivered` of the last version does for a message of its own.
+    # The same commands as `delivered` of the previous version.
     client.zrem(keys.WEBHOOKS, "job-1")
     client.hset(keys.job("job-1"), "deliveries", '[{"try": 1}]')
     assert deliveries.claim("job-1", "other") is None

@@ -1,4 +1,4 @@
-"""Which addresses `OWNPOD_WEBHOOK_ALLOW=public` lets webhooks go to."""
+"""The addresses to which `OWNPOD_WEBHOOK_ALLOW=public` permits webhooks."""
 
 import pytest
 

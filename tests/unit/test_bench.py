@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-client, compare, growth, report = map(
-    importlib.import_module, ("client", "compare", "growth", "report")
+client, compare, growth, report, structure = map(
+    importlib.import_module, ("client", "compare", "growth", "report", "structure")
 )
 
 MACHINE = {"cores": 2, "cpu": "a CPU", "python": "3.11.7", "packages": {"celery": "5.7.0"}}
@@ -49,7 +49,7 @@ def test_a_request_has_its_length():
     assert f"Content-Length: {len(body)}".encode() in head
 
 
-def test_the_table_says_whether_an_aim_is_reached():
+def test_the_table_shows_whether_an_aim_is_reached():
     lines = report.table(run(no_op={"part_ms": 2.0}, drain={"jobs_per_s": 400.0}))
     assert line(lines, "OwnPod's part").split()[-4:] == ["<", "3", "ms", "yes"]
     assert line(lines, "no-ops, submitted").split()[-4:] == [">", "500", "/s", "NO"]
@@ -121,17 +121,17 @@ def test_a_comparison_marks_what_got_worse_only_by_more_than_a_tenth():
     assert line(lines, "payload:").endswith("better")
 
 
-def test_a_comparison_leaves_out_what_one_run_has_not():
+def test_a_comparison_omits_rows_that_one_run_has_not():
     lines = compare.table(run(no_op={"failed": "x"}), run(no_op={"part_ms": 4.0}))
     assert not any(found.startswith("no_op") for found in lines)
 
 
-def test_a_comparison_says_that_a_run_was_quick():
+def test_a_comparison_shows_that_a_run_was_quick():
     lines = compare.table(run(), run() | {"quick": True})
     assert "quick" in lines[1]
 
 
-def test_a_comparison_knows_what_should_be_more_and_what_less():
+def test_a_comparison_marks_by_whether_more_or_less_is_better():
     old = calibrated(10.0, 1.0, waiting={"errors": 100, "answered": 1000}, queued={"jobs": 10})
     new = calibrated(20.0, 2.0, waiting={"errors": 50, "answered": 500}, queued={"jobs": 20})
     lines = compare.table(old, new)
@@ -168,3 +168,22 @@ def test_the_model_is_shown_beside_its_measured_point_or_not_at_all():
         "    redis  7.1 % of a core, by the model 7.0 %",
     ]
     assert growth.lines({"drain": MEASURED["drain"]}) == []
+
+
+def test_the_shape_of_a_package_is_counted(tmp_path):
+    long = "def long():\n" + "    pass\n" * 60
+    (tmp_path / "one.py").write_text(
+        "# Licence: it does not count.\n"
+        '"""Two\nlines."""\n'
+        "try:\n    import x  # noqa: F401\nexcept Exception:\n    pass  # Why.\n"
+        "def short():\n    import y\n" + long
+    )
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "contrib").mkdir()
+    (tmp_path / "contrib" / "two.py").write_text("x = 1\n")
+    shape = structure.measure(tmp_path, {"contrib"})
+    assert shape.lengths == [9 + 61]
+    assert (shape.long_functions, shape.functions) == (1, 2)
+    assert (shape.broad_excepts, shape.excepts) == (1, 1)
+    assert (shape.comments, shape.docstring_lines, shape.imports_in_functions) == (1, 2, 1)
+    assert len(structure.measure(tmp_path).lengths) == 2

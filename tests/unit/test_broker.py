@@ -32,7 +32,7 @@ def same_but_for_how_it_was_made(made, theirs):
         assert message["properties"].pop("delivery_tag")
         assert message["headers"].pop("argsrepr")
         assert message["headers"].pop("origin")
-        # Made by another call of Celery, so these may differ in what no node reads.
+        # Celery sets these by the call that made the message, and no node reads them.
         message["headers"].pop("ignore_result")
         message["properties"].pop("reply_to")
     return made == theirs
@@ -69,7 +69,7 @@ def test_a_message_is_what_celery_would_publish(low, priority, queue):
 
 def test_a_webhooks_message_is_what_celery_would_publish():
     made = filled(job_messages().webhook, job="job-1")
-    # A task of its own: Flower must not take it for the job.
+    # Another task id than the job's, because Flower would show the webhook as the job.
     theirs = published(
         names.SEND_WEBHOOK, "job-1", names.HOUSEKEEPING_QUEUE, task_id="webhook-job-1"
     )

@@ -1,4 +1,4 @@
-"""The scripts of `.ci/` and the Docker tests, with small programs in place of apt and Docker."""
+"""The scripts of `.ci/` and of the Docker tests, with small programs instead of apt and Docker."""
 
 import os
 import platform
@@ -63,8 +63,8 @@ def test_an_engine_that_answers_is_used_and_the_commands_exit_code_kept(run):
     assert run(ENGINE, "sh", "-c", "echo ran; exit 3", docker="exit 0").returncode == 3
 
 
-def test_a_machine_without_an_engine_is_told_so_and_nothing_runs(run):
-    # Docker's client is there, but no program that could start an engine.
+def test_without_an_engine_the_reason_is_printed_and_nothing_runs(run):
+    # Docker's client is installed, but no program that can start an engine.
     tools = "/usr/bin:/bin"
     said = run(ENGINE, "echo", "ran", path=tools, docker="exit 1", id="echo 0", dockerd="exit 1")
     assert (said.returncode, said.stdout) == (70, "")

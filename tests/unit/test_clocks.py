@@ -13,7 +13,7 @@ WALL = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today"}
 
 SHOWN = {
     "tools.tables",  # "5 min ago"
-    "tools.terminal",  # how long a job runs so far
+    "tools.jobs",  # how long a job runs so far
     "housekeeping.webhooks",  # the instant in a delivery's log and in its signature
 }
 
@@ -32,6 +32,7 @@ def test_no_module_that_decides_reads_a_hosts_clock():
     assert {name for name, path in modules() if reads_wall_clock(path)} <= SHOWN
 
 
+@pytest.mark.slow
 def test_a_deadline_is_the_same_on_a_host_whose_clock_is_wrong():
     code = (
         "import time\n"

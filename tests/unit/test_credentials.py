@@ -1,4 +1,4 @@
-"""Keys as they are configured: what is taken, what stops the start, what fits."""
+"""Configured keys: accepted forms, forms that prevent the start, and the check of a request's key."""
 
 import hashlib
 

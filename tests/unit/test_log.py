@@ -1,4 +1,4 @@
-"""Log lines: nothing that comes from outside begins a line, or drives a terminal."""
+"""Log lines: no value from a request can start a line, or control a terminal."""
 
 import json
 import logging

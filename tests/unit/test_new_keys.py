@@ -1,4 +1,4 @@
-"""``ownpod keys new``, ``ownpod worker-env`` with digests, and which keys open Flower."""
+"""``ownpod keys new``, ``ownpod worker-env`` with digests, and the keys that Flower accepts."""
 
 import re
 

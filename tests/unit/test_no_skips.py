@@ -1,4 +1,4 @@
-"""`--no-skips`, which CI runs with: what is skipped on a user's machine fails there."""
+"""The option `--no-skips`, with which CI runs: a test that is skipped on other hosts fails there."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def run(directory, *options):
     return subprocess.run(
         [*command, "--rootdir", directory, "-c", "/dev/null", directory],
         cwd=directory,
-        # Without the other plugins, whose imports take seconds.
+        # Without other plugins, because their imports take seconds.
         env=environment(PYTHONPATH=ROOT / "tests", PYTEST_ADDOPTS="", **ALONE),
         capture_output=True,
         text=True,
@@ -41,6 +41,7 @@ def run(directory, *options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "processes", [[], ["-p", "xdist", "-n", "1"]], ids=["one process", "xdist"]
 )
@@ -53,10 +54,11 @@ def test_a_skipped_test_fails_with_its_reason_only_with_the_option(tmp_path, pro
     assert strict.returncode == 1
     assert "no thing here" in strict.stdout
     assert "no other thing" in strict.stdout
-    # The fixture's is an error of the set-up.
+    # A skip in a fixture is an error of the set-up.
     assert "1 passed, 1 xfailed, 2 error" in strict.stdout.replace("errors", "error"), strict.stdout
 
 
+@pytest.mark.slow
 def test_a_module_that_skips_itself_fails_with_the_option(tmp_path):
     (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('not_there')\n")
     (tmp_path / "test_fine.py").write_text("def test_fine(): pass\n")
@@ -66,6 +68,7 @@ def test_a_module_that_skips_itself_fails_with_the_option(tmp_path):
     assert "not_there" in strict.stdout
 
 
+@pytest.mark.slow
 def test_this_suite_knows_the_option():
     done = subprocess.run(
         [

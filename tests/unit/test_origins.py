@@ -1,4 +1,4 @@
-"""Which requests without a key may come from a page of another site."""
+"""The check for requests that a web page of another site sends."""
 
 import pytest
 
@@ -55,7 +55,7 @@ from ownpod.settings import load
         ("..", False),
     ],
 )
-def test_a_host_is_this_machines_or_not(header, own):
+def test_a_host_header_names_this_host_or_not(header, own):
     assert is_own_host(header, {"gpu.lan"}) is own
 
 
@@ -70,10 +70,10 @@ def test_a_host_has_a_name(header, name):
 @pytest.mark.parametrize(
     ("origin", "site", "host", "foreign"),
     [
-        # Programs send neither.
+        # Programs send neither header.
         (None, None, "localhost:8000", False),
         (None, None, None, False),
-        # The page of this API, and an address that was typed.
+        # The API's own page, and an address that the user typed.
         (None, "same-origin", "localhost:8000", False),
         (None, "none", "localhost:8000", False),
         ("http://localhost:8000", None, "localhost:8000", False),
@@ -82,9 +82,9 @@ def test_a_host_has_a_name(header, name):
         ("http://[::1]:8000", None, "[::1]:8000", False),
         ("http://localhost", None, "localhost:80", False),
         ("https://gpu.lan", None, "gpu.lan", False),
-        # A proxy has left the port out.
+        # A proxy has removed the port.
         ("http://localhost:8080", "same-origin", "localhost", False),
-        # Other pages.
+        # Pages of other sites.
         (None, "cross-site", "localhost:8000", True),
         (None, "same-site", "localhost:8000", True),
         (None, "CROSS-SITE", "localhost:8000", True),
@@ -103,7 +103,7 @@ def test_a_host_has_a_name(header, name):
         ("http://localhost:8000:1", None, "localhost:8000", True),
         ("http://[", None, "localhost:8000", True),
         ("chrome-extension://abc", None, "localhost:8000", True),
-        # Named ones may.
+        # Pages of permitted origins.
         ("https://app.example", "cross-site", "localhost:8000", False),
         ("https://a.team.example", "cross-site", "localhost:8000", False),
         ("https://a.team.example.evil.example", "cross-site", "localhost:8000", True),
@@ -111,7 +111,7 @@ def test_a_host_has_a_name(header, name):
         ("http://app.example", "cross-site", "localhost:8000", True),
     ],
 )
-def test_a_page_of_another_origin_is_told_from_a_program(origin, site, host, foreign):
+def test_a_page_of_another_origin_is_distinguished_from_a_program(origin, site, host, foreign):
     allowed = ("https://app.example", r"https://[a-z]+\.team\.example")
     assert is_foreign_page(origin, site, host, allowed) is foreign
 

@@ -1,4 +1,4 @@
-"""Redis's URLs and versions."""
+"""Redis's URLs in the forms of libraries, and versions of servers."""
 
 import pytest
 
@@ -42,13 +42,13 @@ def test_a_place_is_shown_without_its_password():
         ("Valkey", "9.1.2", []),
     ],
 )
-def test_known_holes_go_by_branch_and_release(kind, number, holes):
+def test_known_holes_depend_on_branch_and_release(kind, number, holes):
     version = parse(f"{kind} server v={number} sha=00000000:0 malloc=libc bits=64 build=1")
     assert str(version) == f"{kind} {number}"
     assert version.holes() == holes
 
 
-def test_valkey_is_told_from_the_redis_that_it_is_compatible_with():
+def test_valkey_is_distinguished_from_the_redis_that_it_is_compatible_with():
     assert from_info({"redis_version": "7.2.4", "valkey_version": "9.1.2"}) == Version(
         "Valkey", (9, 1, 2)
     )
@@ -72,5 +72,5 @@ def test_valkey_is_told_from_the_redis_that_it_is_compatible_with():
         (Version("Redis", (6, 2, 20)), None, True, False),
     ],
 )
-def test_what_a_server_can_read_goes_by_the_signature_of_the_file(server, signature, parts, reads):
+def test_a_server_can_read_a_file_or_not_by_its_signature(server, signature, parts, reads):
     assert server.reads(signature, parts=parts) is reads

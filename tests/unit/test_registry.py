@@ -5,6 +5,7 @@ from ownpod.configuration import load_endpoints, worker_id_of
 from ownpod.errors import ConfigurationError, EndpointNotFound
 from ownpod.registry import Registry
 from ownpod.store.client import connect
+from ownpod.store.fleet import Fleet
 
 
 def endpoints(tmp_path, text, **environ):
@@ -118,6 +119,8 @@ def test_headers_are_not_in_the_repr(tmp_path):
 
 def test_an_unknown_endpoint_names_the_known_ones(tmp_path):
     client = connect("redis://127.0.0.1:1/0")
-    registry = Registry(endpoints(tmp_path, "endpoints: {a: {}, b: {}}"), client, load_settings())
-    with pytest.raises(EndpointNotFound, match="'c' not found; configured endpoints: a, b"):
+    registry = Registry(
+        endpoints(tmp_path, "endpoints: {a: {}, b: {}}"), Fleet(client), load_settings()
+    )
+    with pytest.raises(EndpointNotFound, match="'c' not found; known endpoints: a, b"):
         registry.endpoint("c")

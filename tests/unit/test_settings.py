@@ -1,11 +1,15 @@
-import re
+import ast
+import types
+import typing
 from pathlib import Path
 
 import pytest
 
 from ownpod import settings
+from ownpod.api.limits import VIEWS
 from ownpod.errors import ConfigurationError
-from ownpod.settings import SettingsSchema
+from ownpod.settings import VARIABLES
+from ownpod.settings.kinds import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +59,7 @@ def test_workers_are_a_list_of_urls():
         ("OWNPOD_API_KEYS_FILE", "/no/such/file", "file that exists"),
         ("OWNPOD_WEBHOOK_TRIES", "0", "whole number from 1 to 20"),
         ("OWNPOD_LOG_LEVEL", "LOUD", "DEBUG, INFO, WARNING, ERROR"),
+        ("WEB_CONCURRENCY", "0", "whole number from 1 to 1000"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it_and_what_is_allowed(name, value, allowed):
@@ -66,11 +71,14 @@ def test_a_wrong_value_is_one_line_that_names_it_and_what_is_allowed(name, value
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("name", ["REDIS_URL", "OWNPOD_WORKER_HEADERS"])
+@pytest.mark.parametrize(
+    "name", ["REDIS_URL", "OWNPOD_WORKER_HEADERS", "OWNPOD_API_KEYS", "OWNPOD_WORKER_KEYS"]
+)
 def test_a_secret_value_is_not_shown(name):
     with pytest.raises(ConfigurationError) as caught:
-        settings.load({name: "hunter2"})
-    assert "hunter2" not in str(caught.value)
+        settings.load({name: "hunter 2"})
+    assert str(caught.value).startswith(f"{name}=...: ")
+    assert "hunter" not in str(caught.value)
 
 
 def test_keys_come_from_the_variable_and_the_file(tmp_path):
@@ -100,21 +108,79 @@ def test_without_redis_url_the_embedded_one_is_found_by_its_file(tmp_path):
     assert found.broker_url() == "redis://127.0.0.1:5/0"
 
 
-def test_the_readme_table_is_the_schema():
-    documented = dict(
-        re.findall(
-            r"^\| `([A-Z_]+)` \| ([^|]+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE
-        )
-    )
-    expected = {}
-    for field in SettingsSchema().fields.values():
-        default = field.metadata.get("default")
-        if default is None:
-            value = None if callable(field.load_default) else field.load_default
-            text = str(value).lower() if isinstance(value, bool) else f"{value}"
-            default = "unset" if value is None else f"`{text.removesuffix('.0')}`"
-        expected[field.data_key] = default
-    assert documented == expected
+def test_every_value_has_the_type_of_its_declaration():
+    given = {
+        "REDIS_URL": "redis://h",
+        "OWNPOD_WORKERS": "http://a",
+        "OWNPOD_CALLBACK_URL": "http://a/",
+        "OWNPOD_WORKER_CA_BUNDLE": __file__,
+        "OWNPOD_WEBHOOK_SECRET": "s",
+        "OWNPOD_API_KEYS": "k",
+        "OWNPOD_HOSTS": "a.b",
+        "OWNPOD_LEASE_S": "20",
+        "OWNPOD_RATE_LIMITS": '{"run": "1/second"}',
+    }
+    hints = typing.get_type_hints(settings.Settings)
+    for found in (settings.load({}), settings.load(given)):
+        for name, hint in hints.items():
+            parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
+            kinds = [typing.get_origin(part) or part for part in parts]
+            value = getattr(found, name)
+            # bool is an int, but no number.
+            assert any(isinstance(value, kind) for kind in kinds), (name, value)
+            assert isinstance(value, bool) == (kinds == [bool]), (name, value)
+
+
+def test_a_variable_is_declared_once_and_has_a_purpose():
+    names = [variable.name for variable in VARIABLES]
+    assert len(names) == len(set(names))
+    for variable in VARIABLES:
+        assert variable.purpose, variable.name
+        assert not set(variable.purpose + variable.unset) & set("|\n"), variable.name
+
+
+def test_all_wrong_variables_are_found_at_once():
+    wrong = settings.problems({"OWNPOD_LEASE_S": "0", "OWNPOD_API_KEYS": "hunter 2"})
+    assert [line.partition(":")[0] for line in wrong] == [
+        "OWNPOD_LEASE_S='0'",
+        "OWNPOD_API_KEYS=...",
+    ]
+    assert settings.problems({}) == []
+
+
+def test_every_operation_that_can_be_limited_has_its_views():
+    assert set(VIEWS) == set(OPERATIONS)
+
+
+# Who else may use the environment, and why.
+ENVIRONMENT = {
+    "alive": "runs every few seconds as a health check; the settings would cost more than the check",
+    "cli": "`ownpod up --workers` sets OWNPOD_WORKERS for itself and its child processes",
+    "flower": "gives its own environment to a child process",
+    "show_settings": "`ownpod settings` shows the environment itself",
+    "up": "gives its own environment to child processes",
+}
+
+
+def test_only_the_settings_know_the_environment():
+    users, client_variables = set(), set()
+    for path in (ROOT / "ownpod").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Attribute):
+                names = [node.attr]
+            elif isinstance(node, ast.ImportFrom) and node.module == "os":
+                names = [alias.name for alias in node.names]
+            if {"environb", "getenv", "putenv"}.intersection(names) or (
+                "environ" in names
+                # Flask's `request.environ` is another thing.
+                and (isinstance(node, ast.ImportFrom) or ast.unparse(node) == "os.environ")
+            ):
+                users.add("settings" if path.parent.name == "settings" else path.stem)
+            if isinstance(node, ast.keyword) and node.arg == "envvar":
+                client_variables.add(node.value.value)
+    assert users == {"settings", *ENVIRONMENT}
+    assert client_variables <= set(settings.CLIENT_VARIABLES)
 
 
 def test_a_redis_may_be_a_unix_socket_with_a_whole_path():

@@ -110,6 +110,7 @@ def test_a_password_in_a_url_is_not_shown():
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow
 @examples
 @given(st.from_regex(re.compile(rf"^{HTTP_URL}\Z")))
 def test_what_the_pattern_describes_is_taken_and_can_be_used(url):
@@ -122,6 +123,7 @@ def test_what_the_pattern_describes_is_taken_and_can_be_used(url):
     parts.hostname.encode("idna")
 
 
+@pytest.mark.slow
 @examples
 @given(st.from_regex(re.compile(rf"^{HTTP_URL}\Z")), st.data())
 def test_a_character_that_is_put_into_a_url_makes_no_difference_between_check_and_pattern(

@@ -1,4 +1,4 @@
-"""The attempts of a node, as several threads see them."""
+"""The slots of a node, as several threads use them."""
 
 import contextlib
 import threading
@@ -6,36 +6,36 @@ import time
 
 from helpers import attempt
 
-from ownpod.node.slots import Attempts
+from ownpod.node.slots import Slots
 
 
 def test_the_jobs_are_listed_while_slots_are_taken_and_given_back():
-    attempts = Attempts(None, None, lease_s=15, on_change=lambda: None)
+    slots = Slots(None, None, lease_s=15, on_change=lambda: None)
     stopped = threading.Event()
 
     def take_slots(number):
         while not stopped.is_set():
             with (
-                attempts.keep_slot(f"kept-{number}", 1),
-                attempts.hold(attempt(job_id=f"run-{number}")),
+                slots.linger(f"kept-{number}", 1),
+                slots.occupy(attempt(job_id=f"run-{number}")),
             ):
                 pass
 
     # Many others, so that to list them takes a while.
     many = contextlib.ExitStack()
     for number in range(500):
-        many.enter_context(attempts.keep_slot(f"waiting-{number}", 1))
+        many.enter_context(slots.linger(f"waiting-{number}", 1))
     threads = [threading.Thread(target=take_slots, args=(n,), daemon=True) for n in range(4)]
     for thread in threads:
         thread.start()
     until = time.monotonic() + 1
     try:
         while time.monotonic() < until:
-            assert len(attempts.jobs) >= 500
+            assert len(slots.jobs) >= 500
     finally:
         stopped.set()
         for thread in threads:
             thread.join(10)
-    assert len(attempts.jobs) == 500
+    assert len(slots.jobs) == 500
     many.close()
-    assert attempts.jobs == []
+    assert slots.jobs == []

@@ -25,53 +25,53 @@ def run(shared, tmp_path):
 
 
 def test_submit_prints_the_id_or_waits_for_the_output(run, shared):
-    code, said, _ = run("submit", '{"text": "x"}')
-    assert (code, shared.ended(said.strip())["output"]["echo"]) == (0, "x")
-    code, said, _ = run("submit", '{"text": "y", "seconds": 0.5}', "--wait")
-    assert (code, json.loads(said)["echo"]) == (0, "y")
-    code, said, _ = run("submit", '{"text": "z"}', "--wait", "--json")
-    assert (code, json.loads(said)["status"]) == (0, "COMPLETED")
+    code, output, _ = run("submit", '{"text": "x"}')
+    assert (code, shared.ended(output.strip())["output"]["echo"]) == (0, "x")
+    code, output, _ = run("submit", '{"text": "y", "seconds": 0.5}', "--wait")
+    assert (code, json.loads(output)["echo"]) == (0, "y")
+    code, output, _ = run("submit", '{"text": "z"}', "--wait", "--json")
+    assert (code, json.loads(output)["status"]) == (0, "COMPLETED")
 
 
 def test_an_input_comes_from_a_file_or_stdin(run, tmp_path):
     (tmp_path / "input.json").write_text('{"text": "from a file"}')
     assert json.loads(run("submit", "@input.json", "--wait")[1])["echo"] == "from a file"
-    said = run("submit", "-", "--wait", stdin='{"text": "from stdin"}')[1]
-    assert json.loads(said)["echo"] == "from stdin"
+    output = run("submit", "-", "--wait", stdin='{"text": "from stdin"}')[1]
+    assert json.loads(output)["echo"] == "from stdin"
 
 
 def test_a_job_that_fails_is_exit_code_1_with_the_reason(run):
-    code, said, why = run("submit", '{"do": "error"}', "--wait")
-    assert (code, said) == (1, "")
-    assert "FAILED: it says no" in why
+    code, output, error = run("submit", '{"do": "error"}', "--wait")
+    assert (code, output) == (1, "")
+    assert "FAILED: it says no" in error
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "expected"),
     [
         (["submit", "{"], "must be JSON"),
         (["submit", "@nothing.json"], "nothing.json: No such file"),
         (["submit"], "no INPUT"),
-        (["submit", "--jsonl", "-"], "wants --results"),
+        (["submit", "--jsonl", "-"], "needs --results"),
         (["status", "nobody"], "'nobody' not found"),
         (["health", "-e", "none"], "endpoint 'none' not found"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(run, command, says):
-    code, _, why = run(*command)
+def test_a_wrong_command_is_explained_in_one_line(run, command, expected):
+    code, _, error = run(*command)
     assert code == 2
-    assert says in why.splitlines()[-1]
+    assert expected in error.splitlines()[-1]
 
 
-def test_an_ownpod_that_is_not_there_is_said(run):
-    code, _, why = run("health", OWNPOD_URL=f"http://127.0.0.1:{free_port()}")
+def test_an_api_that_cannot_be_reached_is_explained(run):
+    code, _, error = run("health", OWNPOD_URL=f"http://127.0.0.1:{free_port()}")
     assert code == 2
-    assert "cannot be reached: is OwnPod up there?" in why
+    assert "cannot be reached: is OwnPod running there?" in error
 
 
-def test_chunks_are_printed_as_they_come(run):
-    code, said, _ = run("submit", '{"count": 3}', "--stream", "-e", "generator-ep")
-    assert (code, [json.loads(line) for line in said.splitlines()]) == (
+def test_chunks_are_printed_as_they_arrive(run):
+    code, output, _ = run("submit", '{"count": 3}', "--stream", "-e", "generator-ep")
+    assert (code, [json.loads(line) for line in output.splitlines()]) == (
         0,
         [{"number": 0}, {"number": 1}, {"number": 2}],
     )
@@ -81,15 +81,15 @@ def test_many_inputs_are_run_once_each_and_resumed(run, tmp_path):
     lines = [json.dumps({"text": str(n), "do": "raise" if n == 3 else "echo"}) for n in range(8)]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     many = ("submit", "--jsonl", "in.jsonl", "--results", "out.jsonl")
-    code, _, why = run(*many)
+    code, _, error = run(*many)
     assert code == 1
-    assert "8 inputs, 1 not completed" in why
+    assert "8 inputs, 1 not completed" in error
     results = tmp_path / "out.jsonl"
     first = [json.loads(line) for line in results.read_text().splitlines()]
     assert {r["input"]["text"]: r["status"] for r in first} == {
         str(n): "FAILED" if n == 3 else "COMPLETED" for n in range(8)
     }
-    # As a kill would leave it: the jobs are under way, or done, and are not run again.
+    # As after SIGKILL: five results, and one that is cut short. No job may run again.
     cut = results.read_text().splitlines()
     results.write_text("\n".join([*cut[:5], cut[5][:20]]))
     run(*many)
@@ -99,60 +99,60 @@ def test_many_inputs_are_run_once_each_and_resumed(run, tmp_path):
 
 def test_status_history_and_health_show_a_job_and_its_workers(run, shared):
     job = shared.ended(shared.submit(text="shown"))
-    said = run("status", job["id"])[1]
-    assert f"workerId       {job['workerId']}" in said
+    output = run("status", job["id"])[1]
+    assert f"workerId       {job['workerId']}" in output
     assert json.loads(run("status", job["id"], "--json")[1]) == job
-    said = run("history", job["id"])[1]
-    assert said.splitlines()[-1].split()[:2] == ["1", job["workerId"]]
+    output = run("history", job["id"])[1]
+    assert output.splitlines()[-1].split()[:2] == ["1", job["workerId"]]
     assert json.loads(run("history", job["id"], "--json")[1])["input"] == {"text": "shown"}
-    said = run("health")[1]
-    assert said.splitlines()[1].split() == ["WORKER", "STATE", "BUSY", "JOB", "REASON"]
+    output = run("health")[1]
+    assert output.splitlines()[1].split() == ["WORKER", "STATE", "BUSY", "JOB", "REASON"]
     assert json.loads(run("health", "--json")[1])["workers"]["ready"] == 2
 
 
 def test_top_counts_all_endpoints(run):
-    code, said, _ = run("top", "--count", "2", "--every", "0.2")
+    code, output, _ = run("top", "--count", "2", "--every", "0.2")
     assert code == 0
     assert {"async-ep", "generator-ep", "local-ep"} <= {
-        line.split(" ")[0] for line in said.splitlines()
+        line.split(" ")[0] for line in output.splitlines()
     }
-    looks = [
+    updates = [
         json.loads(line)
         for line in run("top", "--count", 2, "--every", 0.2, "--json")[1].splitlines()
     ]
-    assert [sorted(look) for look in looks] == [["async-ep", "generator-ep", "local-ep"]] * 2
+    assert [sorted(update) for update in updates] == [["async-ep", "generator-ep", "local-ep"]] * 2
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("sync", "yields nothing"), ("generator", "yields (3 chunks)")]
+    ("kind", "expected"), [("sync", "yields nothing"), ("generator", "yields (3 chunks)")]
 )
-def test_the_doctor_says_what_a_worker_is(run, start_worker, kind, says):
+def test_the_doctor_reports_how_a_worker_answers(run, start_worker, kind, expected):
     url, _ = start_worker(kind)
-    code, said, _ = run("doctor", url)
+    code, output, _ = run("doctor", url)
     assert code == 0
-    assert says in said
-    assert "held: /status answers when the job has ended" in said
-    assert "it has no /cancel" in said
+    assert expected in output
+    assert "held: it answers /status only when the job has ended" in output
+    assert "it has no /cancel" in output
 
 
-def test_the_doctor_says_what_is_wrong(run, start_worker, shared):
-    code, said, _ = run("doctor", f"http://127.0.0.1:{free_port()}")
+def test_the_doctor_reports_what_is_wrong(run, start_worker, shared):
+    code, output, _ = run("doctor", f"http://127.0.0.1:{free_port()}")
     assert code == 1
-    assert "Is the container up" in said
+    assert "Is the container running" in output
     url, _ = start_worker()
-    assert "takes another --input" in run("doctor", url, "--input", "[]")[1]
-    # Not a worker at all.
-    code, said, _ = run("doctor", shared.base, "--json")
-    assert (code, json.loads(said)[-1]["kind"]) == (1, "bad")
+    assert "needs another --input" in run("doctor", url, "--input", "[]")[1]
+    # A server that is not a worker.
+    code, output, _ = run("doctor", shared.base, "--json")
+    assert (code, json.loads(output)[-1]["kind"]) == (1, "bad")
 
 
 def test_completion_is_there_for_shells(run):
-    code, said, _ = run(_OWNPOD_COMPLETE="bash_source")
+    code, output, _ = run(_OWNPOD_COMPLETE="bash_source")
     assert code == 0
-    assert "_ownpod_completion" in said
+    assert "_ownpod_completion" in output
 
 
-def test_a_waiting_line_lives_on_a_terminal_only(run, shared):
-    _, said, why = run("submit", '{"text": "x", "seconds": 0.3}', "--wait")
-    assert "\x1b" not in said + why
+def test_a_progress_line_is_shown_on_a_terminal_only(run, shared):
+    _, output, error = run("submit", '{"text": "x", "seconds": 0.3}', "--wait")
+    assert "\x1b" not in output + error
     wait_until(lambda: shared.get("/health")["jobs"]["inProgress"] == 0)

@@ -1,0 +1,173 @@
+"""Submitting a job and awaiting its end, without Flask: for the routes, and for every other way by which jobs come in."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ownpod import log
+from ownpod.registry import Registry
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
+from ownpod.rules.payload import readable
+from ownpod.settings import Settings
+from ownpod.store.jobs import Idempotency
+from ownpod.store.notices import Notices
+from ownpod.store.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A client's request for a job.
+
+    Attributes:
+        endpoint: id of the endpoint.
+        body: what :class:`ownpod.api.schemas.RunSchema` has loaded.
+        request_id: the client's ``X-Request-ID``.
+        idempotency_key: the client's ``Idempotency-Key``, checked; None: there is none.
+        caller: the caller's identity, so that two callers can use the same key.
+    """
+
+    endpoint: str
+    body: dict[str, Any]
+    request_id: str | None = None
+    idempotency_key: str | None = None
+    caller: str = ""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The id of a submission's job. ``earlier``: an earlier request created it, with the same idempotency key."""
+
+    job_id: str
+    earlier: bool
+
+
+class Submissions:
+    """Creates jobs, and waits for their ends.
+
+    Args:
+        registry: the endpoints.
+        store: the job records.
+        notices: wakes the threads that wait.
+        settings: how long idempotency keys are remembered.
+    """
+
+    def __init__(
+        self, registry: Registry, store: Store, notices: Notices, settings: Settings
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._notices = notices
+        self._settings = settings
+
+    def submit(self, submission: Submission) -> Submitted:
+        """Queues a job.
+
+        Raises:
+            EndpointNotFound: there is no such endpoint.
+            QueueFull: the endpoint's ``maxQueueDepth`` is reached.
+            IdempotencyConflict: the key was used for another body.
+            RedisUnavailable: Redis does not answer.
+        """
+        new_id = new_job_id(sync=False)
+        job_id = self._create(submission, new_id)
+        return Submitted(job_id, earlier=job_id != new_id)
+
+    def submit_and_wait(self, submission: Submission, wait_s: float) -> Job:
+        """Queues a job and waits for its end, at most ``wait_s`` seconds.
+
+        Returns:
+            The job at its end, or as it is when the time is over or this process ends.
+
+        Raises:
+            TooManyWaiting: this process has no room for another waiting request.
+            Others: as :meth:`submit`.
+        """
+        deadline, new_id = time.monotonic() + wait_s, new_job_id(sync=True)
+        # The subscription comes first: a fast worker could end the job before a later one.
+        with self._notices.subscribe(new_id, end_only=True) as wait:
+            job_id = self._create(submission, new_id, channel=self._notices.channel)
+            if job_id == new_id:
+                notice = wait(wait_s)
+                return self._at_end(job_id, submission.endpoint, wait, deadline, notice)
+        # The idempotency key is an earlier request's, so this request waits for that request's job.
+        return self.await_end(job_id, submission.endpoint, deadline)
+
+    def await_end(self, job_id: str, endpoint_id: str, deadline: float) -> Job:
+        """Waits for the end of a job that exists, at most until ``deadline``, in s of the monotonic clock.
+
+        Raises:
+            JobNotFound: the endpoint has no such job.
+            TooManyWaiting: this process has no room for another waiting request.
+        """
+        with self._notices.subscribe(job_id, end_only=True) as wait:
+            self._store.jobs.subscribe(job_id, self._notices.channel, end_only=True)
+            return self._at_end(job_id, endpoint_id, wait, deadline)
+
+    def _create(self, submission: Submission, job_id: str, *, channel: str | None = None) -> str:
+        endpoint = self._registry.endpoint(submission.endpoint)
+        created = self._store.jobs.create(
+            _new_job(job_id, endpoint, submission),
+            most_queued=endpoint.max_queue_depth,
+            idempotency=self._idempotency(submission),
+            channel=channel,
+        )
+        if created == job_id:
+            log.moving(
+                job_id,
+                JobStatus.IN_QUEUE,
+                endpoint=endpoint.id,
+                requestId=submission.request_id,
+            )
+        return created
+
+    def _idempotency(self, submission: Submission) -> Idempotency | None:
+        if submission.idempotency_key is None:
+            return None
+        owner = json.dumps([submission.endpoint, submission.caller, submission.idempotency_key])
+        # Parsed, so that the same input in another notation is the same body.
+        body = submission.body | {"input": readable(submission.body["input"])}
+        return Idempotency(
+            key=hashlib.sha256(owner.encode()).hexdigest(),
+            body=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
+            ttl_s=self._settings.idempotency_ttl_s,
+        )
+
+    def _at_end(
+        self,
+        job_id: str,
+        endpoint_id: str,
+        wait: Callable[[float], str],
+        deadline: float,
+        notice: str = "",
+    ) -> Job:
+        """The job at its end, or at ``deadline``. ``wait`` is of :meth:`ownpod.store.notices.Notices.subscribe`,
+        and ``notice`` is its last return value.
+        """
+        while True:
+            # A short result is in the notice; a long one is read from the record.
+            job = self._store.jobs.ended_job(notice) or self._store.jobs.get(job_id, endpoint_id)
+            left_s = deadline - time.monotonic()
+            if job.status.terminal or left_s <= 0 or self._notices.stopped:
+                return job
+            notice = wait(left_s)
+
+
+def _new_job(job_id: str, endpoint: Endpoint, submission: Submission) -> NewJob:
+    body = submission.body
+    policy, s3_config = body["policy"] or {}, body["s3_config"]
+    return NewJob(
+        id=job_id,
+        endpoint=endpoint.id,
+        input=body["input"],
+        s3_config=None if s3_config is None else json.dumps(s3_config),
+        webhook=body["webhook"],
+        execution_timeout_ms=policy.get("execution_timeout_ms") or endpoint.execution_timeout_ms,
+        ttl_ms=policy.get("ttl_ms") or endpoint.ttl_ms,
+        low_priority=policy.get("low_priority") or False,
+        max_attempts=endpoint.max_attempts,
+        request_id=submission.request_id,
+    )

@@ -1,0 +1,71 @@
+"""Makes a Celery worker process that is no worker's node one of housekeeping.
+
+``housekeeping@<host>`` runs the sweep and sends webhooks. A process of any other name is a plain Celery worker: it
+sends webhooks, and must not consume the queues of jobs.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from celery import signals
+
+from ownpod.broker import names
+from ownpod.broker.process import become, current
+from ownpod.housekeeping.recovery import Recovery
+from ownpod.housekeeping.sweep import Sweep
+from ownpod.housekeeping.webhooks import Webhooks
+from ownpod.node.signals import Prepared
+from ownpod.rules.endpoints import HOUSEKEEPING
+from ownpod.store.offers import Offers
+
+THREADS = 16
+"""Number of webhooks sent at a time, because a slow receiver must not delay the others."""
+
+
+@dataclass(frozen=True)
+class Housekeeping:
+    """The role of a process that sends webhooks and may run the sweep."""
+
+    webhooks: Webhooks
+    sweep: Sweep | None
+
+
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator]
+def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """After :func:`ownpod.node.signals.prepare`, which leaves what is no worker's node to this."""
+    prepared = current(Prepared)
+    if prepared is None:
+        return
+    queues = options.get("queues") or names.HOUSEKEEPING_QUEUE
+    wanted = queues.split(",") if isinstance(queues, str) else [str(name) for name in queues]
+    instance.app.amqp.queues.select(wanted)
+    sweep = None
+    if prepared.worker_id == HOUSEKEEPING:
+        sweep = _sweep(prepared)
+        instance.app.conf.worker_concurrency = THREADS
+    elif any(names.is_job_queue(name) for name in wanted):
+        known = ", ".join(sorted(worker.id for worker in prepared.registry.workers()))
+        sys.exit(
+            f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
+            f"name it after one: -n <worker id>@%h, with one of {known}"
+        )
+    store = prepared.store
+    webhooks = Webhooks(store.deliveries, prepared.config)
+    become(Housekeeping(webhooks, sweep))
+
+
+def _sweep(prepared: Prepared) -> Sweep:
+    config, store, registry = prepared.config, prepared.store, prepared.registry
+    recovery = Recovery(store, lambda: registry.endpoints, lease_s=config.lease_s)
+    offers = Offers(store.client, gone_s=config.worker_gone_s)
+    return Sweep(store, recovery, offers, lease_s=config.lease_s)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def started(**_: Any) -> None:
+    """The process consumes: the sweep begins."""
+    housekeeping = current(Housekeeping)
+    sweep = None if housekeeping is None else housekeeping.sweep
+    if sweep is not None and not sweep.is_alive():
+        sweep.start()

@@ -1,0 +1,92 @@
+"""``ownpod top``: a live screen of all endpoints and workers, read through the API."""
+
+import time
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ownpod.tools import tables
+from ownpod.tools.client import Client
+from ownpod.tools.health import WORKER_COLUMNS, healthy_workers, worker_rows
+from ownpod.tools.remote import print_json, remote
+
+ENDPOINT_COLUMNS = ("ENDPOINT", "WAITING", "RUNNING", "PER S", "COMPLETED", "FAILED", "WORKERS")
+
+
+@click.command()
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(0.2),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two updates.",
+)
+@click.option("--count", type=click.IntRange(1), help="End after this many updates.")
+@remote
+def top(client: Client, *, every_s: float, count: int | None, as_json: bool) -> None:
+    """Show all endpoints and workers, live.
+
+    For each endpoint: running jobs, waiting jobs, and ended jobs per second.
+    """
+    poller = Poller(client)
+    updates = 0
+    console = Console()
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while True:
+            endpoints = poller.poll()
+            updates += 1
+            if as_json:
+                print_json(endpoints)
+            else:
+                live.update(_screen(endpoints), refresh=console.is_terminal)
+            if count is not None and updates >= count:
+                break
+            time.sleep(every_s)
+
+
+class Poller:
+    """Polls ``/health`` of all endpoints, and computes the rate of ended jobs between two polls."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._before: dict[str, tuple[float, int]] = {}
+        """Of each endpoint's last poll: monotonic seconds, and the number of ended jobs."""
+
+    def poll(self) -> dict[str, Any]:
+        """The answer of ``/health`` for each endpoint id, with ``perSecond`` added."""
+        endpoints = {}
+        for name in self._client.endpoints():
+            self._client.endpoint = name
+            health = self._client.call("GET", "/health")
+            now = time.monotonic()
+            ended = health["jobs"]["completed"] + health["jobs"]["failed"]
+            then, earlier = self._before.get(name, (now, ended))
+            self._before[name] = now, ended
+            health["perSecond"] = (ended - earlier) / (now - then) if now > then else 0.0
+            endpoints[name] = health
+        return endpoints
+
+
+def _screen(endpoints: dict[str, Any]) -> RenderableType:
+    rows = [
+        (
+            name,
+            health["jobs"]["inQueue"],
+            health["jobs"]["inProgress"],
+            f"{health['perSecond']:.1f}",
+            health["jobs"]["completed"],
+            health["jobs"]["failed"],
+            f"{healthy_workers(health)}/{len(health['ownpod']['workers'])}",
+        )
+        for name, health in endpoints.items()
+    ]
+    workers = [(name, *row) for name, health in endpoints.items() for row in worker_rows(health)]
+    return Group(
+        tables.make(ENDPOINT_COLUMNS, rows),
+        Text(),
+        tables.make(("ENDPOINT", *WORKER_COLUMNS), workers),
+    )

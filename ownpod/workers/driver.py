@@ -1,0 +1,106 @@
+"""The interface to a worker that each driver implements, and what a driver gets from outside."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from ownpod.rules.offers import Contact, RunState
+from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
+
+
+class RunListener(Protocol):
+    """Is notified by a driver while a run goes on, from any thread."""
+
+    def chunks(self, texts: list[str]) -> None:
+        """The chunks that the handler has yielded since the last call, JSON texts."""
+
+    def set_check(self, check: RunCheck) -> None:
+        """How a later process can check the run. Called before the worker may begin the run, and again when
+        another way is found.
+        """
+
+
+class Worker(Protocol):
+    """A worker, whatever protocol it uses. All calls block; any thread may make them."""
+
+    def start(self, attempt: Attempt) -> str:
+        """Gives the job to the worker.
+
+        Returns:
+            The id under which the worker knows this run.
+
+        Raises:
+            WorkerUnavailable: the worker takes no job now, and has not started this one.
+            JobRejected: the worker refused this job for what it is.
+            AttemptLost: the worker may have started the job, but did not answer.
+        """
+
+    def wait(self, run_id: str, listener: RunListener, *, adopted: bool = False) -> Outcome:
+        """Blocks until the worker is done with the run, however long that takes.
+
+        Args:
+            run_id: from :meth:`start`.
+            listener: is notified meanwhile.
+            adopted: an earlier process has begun the run, and the run can be polled.
+
+        Raises:
+            AttemptLost: no result will come.
+            JobRejected: the result cannot be taken.
+        """
+
+    def is_running(self, run: Run, patience_s: float) -> bool:
+        """Whether the worker may still execute a run of an earlier attempt. Changes nothing in the worker.
+
+        Blocks while a worker that executes the run does not answer, at most ``patience_s``.
+        """
+
+    def cancel(self, run_id: str) -> bool:
+        """Asks the worker to stop the run. False: the worker cannot be asked."""
+
+    def probe(self) -> None:
+        """Checks that the worker takes jobs.
+
+        Raises:
+            WorkerSilent: the worker accepts connections and does not answer; it may be busy.
+            WorkerUnavailable: with the reason.
+        """
+
+    def follow(self, left: Callable[[str], None], asked: Callable[[], None]) -> None:
+        """Starts to notify when the worker leaves, with the reason, and when it may take jobs again.
+
+        A driver that cannot know does nothing; then only probes find out.
+        """
+
+
+class OfferQueue(Protocol):
+    """Runs that a worker which polls can take, see :class:`ownpod.store.offers.Offers`. Calls may raise
+    RedisUnavailable.
+    """
+
+    def offer(
+        self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
+    ) -> None: ...
+    def withdraw(self, worker_id: str, run_id: str) -> bool: ...
+    def settle(self, worker_id: str, run_id: str, *, keep_s: float = 0) -> None: ...
+    def stop(self, worker_id: str, run_id: str) -> bool: ...
+    def run(self, worker_id: str, run_id: str) -> RunState | None: ...
+    def contact(self, worker_id: str) -> Contact: ...
+    def await_worker(self, worker_id: str) -> None: ...
+
+
+Subscription = AbstractContextManager[Callable[[float], object]]
+"""While open, yields a function that blocks until the next notice, at most so many seconds."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Where a node and a worker that polls meet; drivers know no Redis.
+
+    Attributes:
+        offers: the runs that the worker can take.
+        subscribe: opens a subscription to the notices of a run or worker, by its id.
+    """
+
+    offers: OfferQueue
+    subscribe: Callable[[str], Subscription]
