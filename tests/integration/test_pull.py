@@ -67,7 +67,7 @@ def api(redis_server, client, tmp_path):
     test_client = app.test_client()
     test_client.environ_base["HTTP_AUTHORIZATION"] = "k"
     yield test_client
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 @pytest.fixture
