@@ -1,12 +1,17 @@
-"""One tree of errors. Each class has its HTTP status, and its docstring is the default message."""
+"""All errors of OwnPod, in one tree. Each class has its HTTP status, and its docstring is the default message.
+
+The API answers an error as ``{"error": message}``, the shape of RunPod's errors. So a message must name the value
+that is wrong and what to change, and must not contain secrets or inputs.
+"""
 
 from typing import ClassVar
 
 
 class OwnPodError(Exception):
-    """OwnPod could not do this."""
+    """OwnPod could not execute this request."""
 
     http_status: ClassVar[int] = 500
+    """Status of the API's response."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -28,8 +33,8 @@ class ExtraMissing(StartError):
     """An optional part of OwnPod is not installed.
 
     Args:
-        part: name of the part that needs the extra, as users know it.
-        extra: name of the extra under ``[project.optional-dependencies]`` in ``pyproject.toml``.
+        part: the feature that needs the extra, in the words of the docs.
+        extra: a name of ``[project.optional-dependencies]`` in ``pyproject.toml``.
     """
 
     http_status = 501
@@ -67,7 +72,8 @@ class JobNotFound(OwnPodError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(
-            f"job {job_id!r} not found; it never existed, is another endpoint's, or its result expired"
+            f"job {job_id!r} not found: the id is wrong, the job belongs to another endpoint, "
+            "or its record has expired"
         )
 
 
@@ -95,11 +101,11 @@ class WorkerNotFound(OwnPodError):
 
     def __init__(self, worker_id: str, known: list[str]) -> None:
         names = ", ".join(known) or "none"
-        super().__init__(f"worker {worker_id!r} not found; the endpoint's workers: {names}")
+        super().__init__(f"worker {worker_id!r} not found; known workers: {names}")
 
 
 class WorkerConflict(OwnPodError):
-    """The worker conflicts with another worker, or is defined in the configuration file."""
+    """The change conflicts with the configuration, or with another worker's id or URL."""
 
     http_status = 409
 
@@ -122,30 +128,30 @@ class QueueFull(OwnPodError):
 
 
 class TooManyWorkers(OwnPodError):
-    """The endpoint has the maximum number of workers that pull."""
+    """The endpoint's maxWorkers is reached."""
 
     http_status = 429
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"the endpoint has {limit} workers that pull, its maxWorkers; stop one, or raise the limit"
+            f"the endpoint has {limit} pulling workers, its maxWorkers; stop one, or raise maxWorkers"
         )
 
 
 class Unauthorized(OwnPodError):
-    """This needs an API key: send it as 'Authorization: Bearer <key>'."""
+    """This request needs an API key: send it as 'Authorization: Bearer <key>'."""
 
     http_status = 401
 
 
 class Forbidden(OwnPodError):
-    """This API key is not for this endpoint."""
+    """This API key is for another endpoint."""
 
     http_status = 403
 
 
 class TooManyWaiting(OwnPodError):
-    """All threads for waiting requests of this API process are in use; nothing was changed, try again."""
+    """This API process has no thread for another waiting request; nothing was changed, try again."""
 
     http_status = 503
 
@@ -157,49 +163,49 @@ class RedisUnavailable(OwnPodError):
 
 
 class AnswerLost(RedisUnavailable):
-    """Redis did not answer in time and may have executed the request: check the result before you repeat it."""
+    """Redis did not answer in time and may have executed the request: check the result before repeating it."""
 
 
 class SchemaMismatch(RedisUnavailable):
-    """The records in Redis are another OwnPod version's; nothing was changed."""
+    """Another version of OwnPod wrote the records in Redis; nothing was changed."""
 
-    def __init__(self, recorded: str, own: int) -> None:
+    def __init__(self, version: str, supported: int) -> None:
         super().__init__(
-            f"the records in this Redis have schema version {recorded}, this OwnPod works with version "
-            f"{own} only: run an OwnPod with that version, or upgrade as docs/howto/upgrade.md describes; "
+            f"the records in this Redis have schema version {version}, this OwnPod supports version "
+            f"{supported} only: run the OwnPod of that version, or upgrade as docs/howto/upgrade.md describes; "
             "nothing was changed"
         )
 
 
 class JobNotCompleted(OwnPodError):
-    """The job is FAILED or TIMED_OUT, therefore its Celery task fails."""
+    """The job is FAILED or TIMED_OUT, so its Celery task fails, too."""
 
 
 class WorkerError(OwnPodError):
-    """The worker did not execute the request."""
+    """A request to a worker failed."""
 
 
 class WorkerUnavailable(WorkerError):
-    """The worker takes no jobs now, and did not start this one."""
+    """The worker takes no job now, and has not started this one. The attempt does not count."""
 
 
 class WorkerSilent(WorkerUnavailable):
-    """The worker accepts connections but does not answer; it may be busy."""
+    """The worker accepts connections, but does not answer; the handler may block it."""
 
 
 class WorkerAwaited(WorkerUnavailable):
-    """The worker pulls, and has not requested a job since its node started."""
+    """The pulling worker has not polled for a job since its node started."""
 
 
 class WorkerRecordBroken(WorkerUnavailable):
-    """The worker pulls, and its entries in Redis cannot be used."""
+    """The pulling worker's entries in Redis are invalid."""
 
     http_status = 503
 
 
 class JobRejected(WorkerError):
-    """The worker refused the job, or its answer is invalid; a retry would end in the same way."""
+    """The worker refused the job, or its response is invalid. A retry would end the same way."""
 
 
 class AttemptLost(WorkerError):
-    """The worker may have started the job, and no answer will come."""
+    """The worker may have started the job, and its result is lost. The attempt counts."""

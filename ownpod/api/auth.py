@@ -49,7 +49,7 @@ VIEWS = {
     "endpoints.all_endpoints": Access.LIST,
     "metrics.metrics": Access.ALL,
 }
-"""The kind of key by view; is used before :data:`BLUEPRINTS`."""
+"""The kind of key by view; comes before :data:`BLUEPRINTS`."""
 
 MANAGING_IS_OFF = (
     "managing workers over HTTP needs an admin key and none is configured: set OWNPOD_ADMIN_KEYS "

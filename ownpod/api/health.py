@@ -68,7 +68,7 @@ def health(endpoint_id: str) -> Response:
                         "reason": worker.reason,
                         "seconds": round(worker.ago_s),
                     }
-                    for worker in svc.pulls.refusals(endpoint_id)
+                    for worker in svc.offers.refusals(endpoint_id)
                 ],
             },
         }

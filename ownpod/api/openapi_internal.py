@@ -1,7 +1,8 @@
-"""An OpenAPI document of the routes for machines other than clients: the worker protocol, callbacks, health, metrics.
+"""An OpenAPI document of the routes for other machines: the workers' protocol, callbacks, probes.
 
-The document is not served, because only RunPod's SDK and OwnPod's own parts call these routes. Tests generate requests
-from it. It describes the protocol as the SDK implements it, see :mod:`ownpod.api.worker_protocol`.
+The fuzz tests use this document. The API does not serve the document, because RunPod's SDK and OwnPod's own processes
+are the only callers of these routes. The loops of RunPod's SDK determine the statuses, see
+:mod:`ownpod.api.worker_protocol`.
 """
 
 from typing import Any
@@ -27,24 +28,27 @@ _STATE = {
     "required": ["id", "status"],
     "properties": {"id": _ID, "status": _TEXT},
 }
-_DESCRIPTIONS = {
-    204: "no job and no stop yet; poll again",
-    400: "an id is invalid, or the body is no result",
-    401: "the request has no worker key, or an unknown one",
-    403: "the key does not open this route",
+_WHY = {
+    204: "there is no job or run now; poll again",
+    400: "an id is invalid, or the body is not a result",
+    401: "the request needs a worker key",
+    403: "the key is bound to another endpoint or worker",
     404: "the endpoint, job or token does not exist",
-    409: "the id is another worker's",
+    409: "another worker has this id",
     413: "the body is too large",
-    429: "the worker gets no jobs now; Retry-After has the seconds to wait",
+    429: "the worker gets no jobs now; Retry-After is the time to sleep, in seconds",
     503: "Redis is unavailable, or refuses to write",
 }
 _POLL_STATUSES = (204, 400, 401, 403, 404, 429, 503)
 _RESULT_STATUSES = (400, 401, 403, 404, 409, 413, 429, 503)
-"""A 4xx is the response to invalid ids and keys only: the SDK drops a result that is answered 4xx."""
+"""Statuses of results and pings. RunPod's SDK never gets a 4xx for a valid id and its own key, because the SDK would
+drop the result."""
 
 
 def _query(name: str) -> dict[str, Any]:
-    """A query parameter with any text. Invalid values are ignored, because the SDK polls again at once after a 400."""
+    """A query parameter of any text. The API ignores an invalid value, because the SDK would poll again at once after
+    an error.
+    """
     return {"name": name, "in": "query", "schema": _TEXT}
 
 
@@ -62,42 +66,42 @@ def _operation(
     kind: str = "application/json",
 ) -> dict[str, Any]:
     responses: dict[str, Any] = {
-        "200": {"description": "success", "content": {kind: {"schema": success}}}
+        "200": {"description": "done", "content": {kind: {"schema": success}}}
     }
     for status in statuses:
-        response: dict[str, Any] = {"description": _DESCRIPTIONS[status]}
+        response: dict[str, Any] = {"description": _WHY[status]}
         if status >= 400:
             response["content"] = {"application/json": {"schema": _ERROR}}
         responses[str(status)] = response
     operation = {"summary": summary, "parameters": parameters, "responses": responses}
     if body:
-        # Any JSON is accepted, because a refused result would be lost.
+        # The API accepts any JSON, because the SDK drops a result that is refused.
         content = {"application/json": {"schema": _ANY}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
 def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
-    """The document.
+    """Makes the document.
 
     Args:
-        endpoint_ids: the endpoints that exist; paths take only these, except those for results, which take any id.
+        endpoint_ids: ids of the endpoints; the paths for results accept any other id, too.
         keys: whether workers need a key.
     """
     endpoint = _path("endpoint_id", {"type": "string", "enum": endpoint_ids})
-    # A result for an unknown endpoint is ignored instead of refused, because the SDK would post it again.
+    # A result for an unknown endpoint changes nothing. The API does not refuse it, because the SDK would post it again.
     any_endpoint = _path("endpoint_id", _ID)
     worker, run = _path("worker_id", _ID), _path("run_id", _ID)
     in_progress, batch = _query("job_in_progress"), _query("batch_size")
     pulls = {
         "job-take/{worker_id}": (
             "get",
-            _operation("Request a job", [endpoint, worker, in_progress], _JOB, _POLL_STATUSES),
+            _operation("A job", [endpoint, worker, in_progress], _JOB, _POLL_STATUSES),
         ),
         "job-take-batch/{worker_id}": (
             "get",
             _operation(
-                "Request jobs",
+                "Jobs",
                 [endpoint, worker, in_progress, batch],
                 {"type": "array", "items": _JOB, "minItems": 1},
                 _POLL_STATUSES,
@@ -105,12 +109,12 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
         ),
         "job-stop/{worker_id}": (
             "get",
-            _operation("Request the runs to stop", [endpoint, worker], _STOPS, _POLL_STATUSES),
+            _operation("Runs to stop", [endpoint, worker], _STOPS, _POLL_STATUSES),
         ),
         "ping/{worker_id}": (
             "get",
             _operation(
-                "Send a heartbeat with the ids of all runs",
+                "A heartbeat with the ids of all running runs",
                 [endpoint, worker, _query("job_id"), _query("runpod_version")],
                 _TAKEN,
                 _RESULT_STATUSES,
@@ -118,14 +122,12 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
         ),
         "job-stream/{worker_id}/{run_id}": (
             "post",
-            _operation(
-                "Post a chunk", [any_endpoint, worker, run], _TAKEN, _RESULT_STATUSES, body=True
-            ),
+            _operation("A chunk", [any_endpoint, worker, run], _TAKEN, _RESULT_STATUSES, body=True),
         ),
         "job-done/{worker_id}/{run_id}": (
             "post",
             _operation(
-                "Post a result, or progress",
+                "A result, or progress",
                 [any_endpoint, worker, run, _query("isStream")],
                 _TAKEN,
                 _RESULT_STATUSES,
@@ -144,17 +146,11 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
     token = [_path("endpoint_id", _ID), _path("job_id", _ID), _path("token", _ID)]
     paths["/callback/{endpoint_id}/{job_id}/{token}"] = {
         "post": _operation(
-            "Post the result of a pushed worker",
-            token,
-            _STATE,
-            (400, 403, 404, 413, 503),
-            body=True,
+            "A pushed worker's result", token, _STATE, (400, 403, 404, 413, 503), body=True
         )
     }
     alive = {"type": "object", "required": ["status"], "properties": {"status": _TEXT}}
-    paths["/health"] = {
-        "get": _operation("Check that this process reaches Redis", [], alive, (403, 503))
-    }
+    paths["/health"] = {"get": _operation("Health of this process", [], alive, (403, 503))}
     paths["/metrics"] = {
         "get": _operation("Metrics for Prometheus", [], _TEXT, (401, 403, 503), kind="text/plain")
     }

@@ -143,7 +143,7 @@ def dispatch() -> None:
     config = settings.current()
     endpoints = load_endpoints(config)
     _check_redis(config)
-    log.configure(config.log_level, "dispatcher", config.log_format)
+    log.configure(config.log_level, "supervisor", config.log_format)
     from ownpod.supervisor import Supervisor
 
     client = connect(config.broker_url())

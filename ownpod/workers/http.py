@@ -120,7 +120,7 @@ class Connections:
         connection.sock.settimeout(read_s)
         reply = Reply(connection, self._idle, read_s=read_s, head_s=self._head_s)
         try:
-            # Who refuses a request before its end has answered it.
+            # A server may answer and close before it has read the whole body; its answer is in the buffer then.
             with contextlib.suppress(BrokenPipeError):
                 if len(content) < PIECE:
                     connection.sock.sendall(head + content)
@@ -190,7 +190,7 @@ class Reply:
         self._parts: deque[bytes] = deque()
         self._begun = self._ended = self._kept = False
         self._sized = False
-        """Its length is told in some way; else it ends with the connection."""
+        """The head gives the length of the body, by whichever header; without one, the body ends with the connection."""
         self._until: float | None = None
         """When a head that has begun must have ended, on the monotonic clock."""
         self._unbounded = 0
@@ -270,7 +270,7 @@ class Reply:
         if self._unbounded > HEAD_BYTES and not self._ended:
             raise ConnectionError("the worker's answer has headers of more than 64 KiB")
 
-    # What the parser tells.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         if self._ended:

@@ -153,7 +153,7 @@ def test_ending_during_a_long_job_is_quick_and_keeps_the_job(start_worker, start
     began = time.monotonic()
     assert ownpod.stop() == 0
     assert time.monotonic() - began < 8
-    assert "1 unfinished jobs handed back" in ownpod.output
+    assert "1 unfinished jobs handed over" in ownpod.output
     ownpod.start()
     done = ownpod.ended(job, 30)
     assert done["status"] == "COMPLETED"

@@ -54,8 +54,8 @@ def app(client, redis_server, tmp_path):
             store.chunks.add(attempt.job_id, attempt.number, ["1"])
             if status is not JobStatus.IN_PROGRESS:
                 store.jobs.finish(attempt, Outcome(status, output="1", error="x"))
-    # As at the end of the process: requests that would wait are answered at once.
-    services_of(app).events.stop()
+    # As when the process ends: whoever would wait is answered at once.
+    services_of(app).notices.stop()
     return app
 
 

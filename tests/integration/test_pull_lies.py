@@ -31,6 +31,7 @@ def pulls(client):
 @pytest.fixture
 def start_api(redis_server, tmp_path):
     """Makes a client of an API with these worker keys."""
+    apps = []
     file = tmp_path / "workers.yaml"
     file.write_text("endpoints: {ep: {maxWorkers: 2}, other: {}}")
 
@@ -43,11 +44,14 @@ def start_api(redis_server, tmp_path):
             OWNPOD_MAX_OUTPUT_MB=1,
             **environ,
         )
-        test_client = create_app(settings).test_client()
+        apps.append(create_app(settings))
+        test_client = apps[-1].test_client()
         test_client.environ_base["HTTP_AUTHORIZATION"] = worker_keys.partition(",")[0]
         return test_client
 
-    return start
+    yield start
+    for app in apps:
+        services_of(app).notices.stop()
 
 
 @pytest.fixture
@@ -207,7 +211,7 @@ def test_one_worker_more_than_an_endpoint_may_have_is_refused_and_named(pulls, a
     deliver(pulls, api, "a", "w1")
     deliver(pulls, api, "b", "w2")
     assert api.get("/v2/ep/job-take/w3?gpu=0").status_code == 429
-    assert "2 workers that pull, its maxWorkers" in refused(api)["w3"]
+    assert "2 pulling workers, its maxWorkers" in refused(api)["w3"]
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
     waiting = api.get(f"/v2/ep/status/{job}").json["waitingReason"]
     assert "worker 'w3' is refused: the endpoint has 2 workers that pull" in waiting

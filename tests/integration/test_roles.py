@@ -95,7 +95,7 @@ def make_api(client, tmp_path, redis_server):
         )
         apps.append(create_app(config))
         # Requests that wait are answered at once.
-        services_of(apps[-1]).events.stop()
+        services_of(apps[-1]).notices.stop()
         return apps[-1].test_client()
 
     return make

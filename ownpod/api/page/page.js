@@ -1,5 +1,5 @@
 "use strict";
-// Values of the API are inserted as text only: inserted as HTML, a job's output could run scripts with the user's key.
+// Values from the API become text nodes, never HTML, because inputs and outputs may contain markup of an attacker.
 const at = (id) => document.getElementById(id);
 const SIGNS = {
   ready: "● ready", busy: "◐ busy", paused: "❚❚ paused", initializing: "… starting", unhealthy: "✕ unhealthy",
@@ -14,14 +14,14 @@ let shown = null;
 async function call(method, path, body) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const answer = await fetch(`/v2/${path}`, { method, headers, body });
-  const content = await answer.json();
-  if (answer.status === 401 || answer.status === 403) {
+  const response = await fetch(`/v2/${path}`, { method, headers, body });
+  const result = await response.json();
+  if (response.status === 401 || response.status === 403) {
     at("login").hidden = false;
     at("main").hidden = true;
   }
-  if (!answer.ok) throw new Error(content.error || answer.statusText);
-  return content;
+  if (!response.ok) throw new Error(result.error || response.statusText);
+  return result;
 }
 
 const seconds = (ms) => ms === undefined ? "" : ms < 10000 ? `${(ms / 1000).toFixed(2)} s` : `${Math.round(ms / 1000)} s`;
@@ -58,16 +58,16 @@ function percentile(values, share) {
 
 function plot(samples) {
   const now = Date.now(), hour = 3600e3;
-  const highest = Math.max(1, ...samples.map((s) => Math.max(s[1], s[2])));
+  const peak = Math.max(1, ...samples.map((s) => Math.max(s[1], s[2])));
   const line = (n, name) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
     made.setAttribute("class", name);
     made.setAttribute("points", samples.map((s) =>
-      `${(600 * (1 - (now - s[0]) / hour)).toFixed(1)},${(115 - 110 * s[n] / highest).toFixed(1)}`).join(" "));
+      `${(600 * (1 - (now - s[0]) / hour)).toFixed(1)},${(115 - 110 * s[n] / peak).toFixed(1)}`).join(" "));
     return made;
   };
   at("plot").replaceChildren(line(1, "waiting"), line(2, "running"));
-  at("highest").textContent = `(maximum: ${highest})`;
+  at("peak").textContent = `(peak ${peak})`;
 }
 
 async function refresh() {
@@ -112,7 +112,8 @@ async function refresh() {
   }
 }
 
-// The images in a job's output: data URLs, base64 of a PNG or JPEG, links to images. At most 12, to keep the page fast.
+// Images in a job's output: data URLs, base64 of PNG or JPEG without a prefix, links. At most 12, so that a large output
+// does not make the page slow.
 function images(value, found = []) {
   if (typeof value === "string") {
     if (/^data:image\/(png|jpeg|webp|gif);base64,/.test(value)) found.push(value);
@@ -134,10 +135,9 @@ async function show(id) {
   at("cancel").hidden = TERMINAL.includes(job.status);
   at("retry").hidden = !["FAILED", "TIMED_OUT"].includes(job.status);
   const found = images(job.output);
-  // Replacing the same images at each refresh would load links again, and make the page flicker.
   if (at("images").dataset.of !== `${id} ${found.length}`) {
     at("images").dataset.of = `${id} ${found.length}`;
-    at("images").replaceChildren(...found.map((src) => element("img", "", { src, alt: "image in the output" })));
+    at("images").replaceChildren(...found.map((src) => element("img", "", { src, alt: "in the output" })));
   }
 }
 
@@ -153,9 +153,9 @@ async function open(id) {
 
 async function act(method, path, body) {
   try {
-    const content = await call(method, path, body);
+    const result = await call(method, path, body);
     await refresh();
-    return content;
+    return result;
   } catch (error) {
     at("message").textContent = error.message;
     return null;
@@ -166,8 +166,8 @@ at("endpoint").onchange = (event) => { endpoint = event.target.value; refresh();
 at("job").onclose = () => { shown = null; };
 at("cancel").onclick = () => act("POST", `${endpoint}/cancel/${shown}`);
 at("retry").onclick = async () => {
-  const again = await act("POST", `${endpoint}/retry/${shown}`);
-  if (again) { shown = again.id; await show(shown); }
+  const retried = await act("POST", `${endpoint}/retry/${shown}`);
+  if (retried) { shown = retried.id; await show(shown); }
 };
 at("login").onsubmit = (event) => {
   event.preventDefault();
@@ -181,14 +181,15 @@ at("send").onsubmit = async (event) => {
   try {
     input = JSON.parse(at("input").value);
   } catch (error) {
-    at("message").textContent = `the input is not JSON: ${error.message}`;
+    at("message").textContent = `the input is not valid JSON: ${error.message}`;
     return;
   }
   const job = await act("POST", `${endpoint}/run`, JSON.stringify({ input }));
   if (job) await open(job.id);
 };
-async function repeat() {
+// The next refresh is scheduled after the end of this one, so that refreshes of a slow API do not overlap.
+async function poll() {
   if (!document.hidden) await refresh();
-  setTimeout(repeat, 1500);
+  setTimeout(poll, 1500);
 }
-repeat();
+poll();

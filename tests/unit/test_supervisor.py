@@ -1,4 +1,4 @@
-"""The dispatcher's decisions."""
+"""The supervisor's decisions."""
 
 from dataclasses import replace
 
