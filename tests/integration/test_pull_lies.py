@@ -214,7 +214,7 @@ def test_one_worker_more_than_an_endpoint_may_have_is_refused_and_named(pulls, a
     assert "2 pulling workers, its maxWorkers" in refused(api)["w3"]
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
     waiting = api.get(f"/v2/ep/status/{job}").json["waitingReason"]
-    assert "worker 'w3' is refused: the endpoint has 2 workers that pull" in waiting
+    assert "worker 'w3' is refused: the endpoint has 2 pulling workers" in waiting
     with pytest.raises(TooManyWorkers):
         pulls.take("w4", "ep", "t", most=1, in_progress=False, max_workers=2)
     # Others have room, and these two go on.
