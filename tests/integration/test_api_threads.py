@@ -1,4 +1,4 @@
-"""How gunicorn's threads go through the requests of one connection, and how long they wait for a client."""
+"""Threads of gunicorn: the requests of one connection, and the time limits for its client."""
 
 import contextlib
 import errno
@@ -40,7 +40,7 @@ def connect():
 
 @pytest.fixture
 def worker():
-    """A worker that answers every request with its number; ``alive`` until a test says otherwise."""
+    """A gunicorn worker that answers each request with its number; a test sets ``alive`` to False to stop it."""
     log = SimpleNamespace(**{name: lambda *_, **__: None for name in ("debug", "info", "access")})
     found = PromptWorker(0, 0, [], SimpleNamespace(wsgi=None), 30, Config(), log)
     numbers = itertools.count(1)
@@ -126,7 +126,7 @@ def slow_body(channel, client):
     client.sendall(POST)
     assert channel.receive() is State.MORE
     channel.recv(len(POST))
-    # As if 30 s had gone by since the header came.
+    # Moves the time limit back by 30 s, as if the header had arrived 30 s ago.
     channel.arrival.pace = Pace(channel.began_s - CREDIT_S)
 
 

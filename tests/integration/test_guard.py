@@ -1,4 +1,4 @@
-"""Without keys: requests under foreign names, or of pages of other sites, are refused on every route."""
+"""Without keys, requests under foreign host names or from pages of other sites are refused on every route."""
 
 import pytest
 from helpers import load_settings

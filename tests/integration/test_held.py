@@ -1,4 +1,4 @@
-"""Connections of held requests: that their client closes them is noticed at once, also under TLS."""
+"""Connections of held requests: a close by the client is detected at once, also under TLS."""
 
 import socket
 import ssl

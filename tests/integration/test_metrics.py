@@ -1,4 +1,4 @@
-"""What is measured, and that the dashboard asks for what there is."""
+"""The metrics, and that the dashboard queries only metrics that exist."""
 
 import json
 import re

@@ -31,7 +31,7 @@ PAGES = {
     "/docs/",
     "/docs/{path}",
 }
-"""For people, and the document itself."""
+"""Pages for people, and the document itself."""
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_internal_document_is_not_published(app):
         (kind, path, method, mode)
         for kind, path, method in OPERATIONS
         for mode in GenerationMode
-        # What has nothing to fill in cannot be filled in wrongly.
+        # A request without parameters has no invalid variant.
         if "{" in path or mode is GenerationMode.POSITIVE
     ],
 )
@@ -110,7 +110,7 @@ def test_generated_requests_find_nothing(documents, kind, path, method, mode):
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case):
         if "job_id" in path and mode is GenerationMode.POSITIVE:
-            # Generated ids are nobody's; these are jobs in every state.
+            # No job has a generated id; these ids are of jobs in every state.
             case.path_parameters["job_id"] = jobs[len(str(case.path_parameters)) % len(jobs)]
         case.call_and_validate()
 

@@ -1,4 +1,4 @@
-"""The page: what the server does for it. A browser looks at it in acceptance/test_browser.py."""
+"""The page: the part of the server. acceptance/test_browser.py opens the page in a browser."""
 
 import pytest
 from helpers import job_store, load_settings, new_job, now_ms
@@ -46,7 +46,7 @@ def test_the_last_hour_is_sampled_by_the_sweep_and_kept_short(api, client):
     )
     before = now_ms()
     sweep.once()
-    # Not again within the same 15 s, whichever host's sweep comes.
+    # The sweep of a second host adds no other sample within the same 15 s.
     store.figures.sample("ep")
     headers = {"Authorization": "k"}
     ((ms, waiting, running),) = api.get("/v2/ep/history", headers=headers).json["samples"]

@@ -1,4 +1,4 @@
-"""Which key opens which route, over every route that there is."""
+"""Each kind of key on each route: the routes that it opens, and the response of the others."""
 
 import json
 import sys
@@ -111,7 +111,7 @@ def routes(app):
 
 
 def call(api, method, rule, key, endpoint="mine"):
-    """The status of a request to a route; its ids are those of nothing."""
+    """The status of a request to a route, with ids of a job and a run that do not exist."""
     path = str(rule)
     for name, value in {"endpoint_id": endpoint, "worker_id": "w"}.items():
         path = path.replace(f"<id:{name}>", value)
@@ -119,7 +119,7 @@ def call(api, method, rule, key, endpoint="mine"):
         path = path.replace(f"<id:{name}>", "none")
     path = path.replace("<path:filename>", "none").replace("<path:path>", "none")
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    # A body that no route takes: only the check of keys is of interest.
+    # No route accepts this body, because the test checks keys only.
     with api.open(path, method=method, headers=headers, json=[]) as answer:
         return answer.status_code, answer.get_data(as_text=True)
 
@@ -140,7 +140,7 @@ def test_a_view_that_was_forgotten_needs_an_admin_key():
 
 
 EXPECTED = {
-    # What each key gets: 401, 403, or None for being let in.
+    # The response to each key: 401, 403, or None if the key opens the route.
     Access.OPEN: dict.fromkeys(KEYS),
     Access.LIST: dict.fromkeys(KEYS, 401) | dict.fromkeys(["admin", "api", "mine", "other"]),
     Access.ALL: dict.fromkeys(KEYS, 401)
@@ -322,6 +322,6 @@ def test_forwarded_addresses_count_behind_as_many_proxies_as_are_configured(make
     api = make_api("endpoints: {mine: {}}", OWNPOD_TRUSTED_PROXIES=1, **LIMIT)
     codes = [health(api, X_Forwarded_For=f"10.0.1.{n}") for n in range(3)]
     assert codes == [200, 200, 200]
-    # Only the last one was written by the proxy.
+    # The proxy wrote only the last entry.
     codes = [health(api, X_Forwarded_For=f"10.0.2.{n}, 10.0.3.1") for n in range(3)]
     assert codes == [200, 429, 429]

@@ -1,4 +1,4 @@
-"""When a request has arrived, and how long a slow one may take."""
+"""When a request is complete enough for a thread, and the time limits of slow requests."""
 
 import itertools
 import re
@@ -85,7 +85,7 @@ def test_a_header_has_10_s_from_its_first_byte_whatever_comes():
 
 
 def ends_after(bytes_per_s, total):
-    """Seconds after which a body at a rate is refused; None: it comes whole."""
+    """Seconds after which a body at this rate is refused; None: it arrives completely."""
     pace, sent = Pace(0), 0
     for second in range(1, 10_000):
         sent += bytes_per_s
@@ -100,7 +100,7 @@ def ends_after(bytes_per_s, total):
 def test_20_mb_at_100_kb_a_second_pass_and_a_byte_a_second_ends_after_30_s():
     assert ends_after(100_000, 20_000_000) is None
     assert ends_after(1, 20_000_000) == CREDIT_S + 1
-    # Also of one that was fast before.
+    # A fast start does not extend the limit.
     pace = Pace(0)
     pace.earn(10**9, 1)
     assert pace.due_s == 1 + CREDIT_S

@@ -1,4 +1,4 @@
-"""Ids in URLs are checked while a request is routed; no Redis answers here."""
+"""Ids in URLs are checked during routing: the tests have no Redis, so that a later check would fail."""
 
 import pytest
 from helpers import load_settings
@@ -7,7 +7,7 @@ from ownpod.api import create_app
 from ownpod.api.ids import IdConverter
 
 NO_IDS = {"filename", "path"}
-"""Parameters that are no ids: files of the page and of /docs."""
+"""Parameters of routes that are not ids: names of files of the page and of /docs."""
 BAD = ["zz:out", "a b", "a%0Ab", "a.b", "%00", "é", "x" * 256]
 
 
@@ -19,7 +19,7 @@ def api(tmp_path):
 
 
 def routes(app):
-    """Each route, with the converter of each of its parameters."""
+    """Each route, with the converters of its parameters."""
     return [rule for rule in app.url_map.iter_rules() if rule.arguments - NO_IDS]
 
 

@@ -1,4 +1,4 @@
-"""Base URLs: what the check takes is what the document's pattern has."""
+"""Base URLs: the check and the pattern in the OpenAPI document accept the same values."""
 
 import ipaddress
 import re
@@ -119,7 +119,7 @@ def test_what_the_pattern_describes_is_taken_and_can_be_used(url):
     assert parts.hostname
     assert parts.port is None or 1 <= parts.port <= 65535
     assert (parts.query, parts.fragment, parts.username) == ("", "", None)
-    # As a client connects: this raises for a name that DNS cannot have.
+    # A client encodes the name in this way when it connects; a name that DNS cannot have raises an error.
     parts.hostname.encode("idna")
 
 
@@ -131,7 +131,7 @@ def test_a_character_that_is_put_into_a_url_makes_no_difference_between_check_an
 ):
     place = data.draw(st.integers(0, len(url)))
     changed = url[:place] + data.draw(st.characters(codec="utf-8")) + url[place:]
-    # As validators of JSON schemas read it.
+    # Validators of JSON Schema search for the pattern in this way.
     described = re.search(f"^{HTTP_URL}$", changed) is not None and not changed.endswith("\n")
     assert taken(changed) == (described and len(changed) <= LONGEST_URL)
 
