@@ -1,12 +1,17 @@
-"""One tree of errors. Each knows its HTTP status; a class's docstring is its default message."""
+"""All errors of OwnPod, in one tree. Each class has its HTTP status, and its docstring is the default message.
+
+The API answers an error as ``{"error": message}``, the shape of RunPod's errors. So a message must name the value
+that is wrong and what to change, and must not contain secrets or inputs.
+"""
 
 from typing import ClassVar
 
 
 class OwnPodError(Exception):
-    """OwnPod could not do this."""
+    """OwnPod could not execute this request."""
 
     http_status: ClassVar[int] = 500
+    """Status of the API's response."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -25,10 +30,10 @@ class StartError(OwnPodError):
 
 
 class ExtraMissing(StartError):
-    """A part of OwnPod that is optional is not installed.
+    """An optional part of OwnPod is not installed.
 
     Args:
-        part: what needs the extra, as users call it.
+        part: the feature that needs the extra, in the words of the docs.
         extra: a name of ``[project.optional-dependencies]`` in ``pyproject.toml``.
     """
 
@@ -67,7 +72,8 @@ class JobNotFound(OwnPodError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(
-            f"job {job_id!r} not found; it never was, is another endpoint's, or its result expired"
+            f"job {job_id!r} not found: the id is wrong, the job belongs to another endpoint, "
+            "or its record has expired"
         )
 
 
@@ -83,7 +89,7 @@ class NotRetryable(OwnPodError):
 
 
 class IdempotencyConflict(OwnPodError):
-    """This Idempotency-Key was used for another body; use a new key for a new job."""
+    """This Idempotency-Key was used with another body; use a new key for a new job."""
 
     http_status = 409
 
@@ -95,11 +101,11 @@ class WorkerNotFound(OwnPodError):
 
     def __init__(self, worker_id: str, known: list[str]) -> None:
         names = ", ".join(known) or "none"
-        super().__init__(f"worker {worker_id!r} not found; there are: {names}")
+        super().__init__(f"worker {worker_id!r} not found; known workers: {names}")
 
 
 class WorkerConflict(OwnPodError):
-    """The list of workers does not allow this."""
+    """The change conflicts with the configuration, or with another worker's id or URL."""
 
     http_status = 409
 
@@ -115,37 +121,37 @@ class QueueFull(OwnPodError):
 
     http_status = 429
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__(
-            f"{most} jobs wait in this endpoint's queue, its maxQueueDepth; try again later"
+            f"{limit} jobs wait in this endpoint's queue, its maxQueueDepth; try again later"
         )
 
 
 class TooManyWorkers(OwnPodError):
-    """The endpoint has as many pulling workers as it may have."""
+    """The endpoint's maxWorkers is reached."""
 
     http_status = 429
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__(
-            f"the endpoint has {most} pulling workers, its maxWorkers; stop one, or raise that"
+            f"the endpoint has {limit} pulling workers, its maxWorkers; stop one, or raise maxWorkers"
         )
 
 
 class Unauthorized(OwnPodError):
-    """This needs an API key: send it as 'Authorization: Bearer <key>'."""
+    """This request needs an API key: send it as 'Authorization: Bearer <key>'."""
 
     http_status = 401
 
 
 class Forbidden(OwnPodError):
-    """This API key is not for this endpoint."""
+    """This API key is for another endpoint."""
 
     http_status = 403
 
 
 class TooManyWaiting(OwnPodError):
-    """As many requests wait in this API process as it has threads for; nothing was changed, try again."""
+    """This API process has no thread for another waiting request; nothing was changed, try again."""
 
     http_status = 503
 
@@ -157,49 +163,49 @@ class RedisUnavailable(OwnPodError):
 
 
 class AnswerLost(RedisUnavailable):
-    """Redis did not answer in time and may have executed the request: check the result before you repeat it."""
+    """Redis did not answer in time and may have executed the request: check the result before repeating it."""
 
 
 class SchemaMismatch(RedisUnavailable):
-    """The records in Redis are another OwnPod version's; nothing was changed."""
+    """Another version of OwnPod wrote the records in Redis; nothing was changed."""
 
-    def __init__(self, found: str, own: int) -> None:
+    def __init__(self, version: str, supported: int) -> None:
         super().__init__(
-            f"the records in this Redis have schema version {found}, this OwnPod works with version "
-            f"{own} only: run the OwnPod that fits them, or upgrade as docs/howto/upgrade.md describes; "
+            f"the records in this Redis have schema version {version}, this OwnPod supports version "
+            f"{supported} only: run the OwnPod of that version, or upgrade as docs/howto/upgrade.md describes; "
             "nothing was changed"
         )
 
 
 class JobNotCompleted(OwnPodError):
-    """The job is FAILED or TIMED_OUT: so its Celery task fails, too."""
+    """The job is FAILED or TIMED_OUT, so its Celery task fails, too."""
 
 
 class WorkerError(OwnPodError):
-    """A worker did not do what was asked."""
+    """A request to a worker failed."""
 
 
 class WorkerUnavailable(WorkerError):
-    """The worker takes no job now, and nothing of this one was started."""
+    """The worker takes no job now, and has not started this one. The attempt does not count."""
 
 
 class WorkerSilent(WorkerUnavailable):
-    """The worker can be reached, but answers nothing; it may be busy."""
+    """The worker accepts connections, but does not answer; the handler may block it."""
 
 
 class WorkerAwaited(WorkerUnavailable):
-    """A worker that pulls has not asked for a job since its node began."""
+    """The pulling worker has not polled for a job since its node started."""
 
 
 class WorkerRecordBroken(WorkerUnavailable):
-    """The entries in Redis of a worker that pulls cannot be used."""
+    """The pulling worker's entries in Redis are invalid."""
 
     http_status = 503
 
 
 class JobRejected(WorkerError):
-    """The worker refused the job, or gave an answer that cannot be taken; again would end the same."""
+    """The worker refused the job, or its response is invalid. A retry would end the same way."""
 
 
 class AttemptLost(WorkerError):
-    """The worker may have started the job, and no answer will come."""
+    """The worker may have started the job, and its result is lost. The attempt counts."""

@@ -37,16 +37,17 @@ from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
 RETRY_AFTER_S = {QueueFull: "5", TooManyWaiting: "5", RedisUnavailable: "2"}
-"""Whole seconds: RunPod's clients read no dates."""
+"""Whole seconds for ``Retry-After`` by error. The header never has a date, which RunPod's clients cannot parse."""
 
 UNREACHABLE = ("Redis cannot be reached:", "Redis did not answer:")
+"""Beginnings of the messages that contain Redis's address."""
 
 
 def create_app(settings: Settings) -> Flask:
-    """The WSGI application. Connects to nothing before the first request.
+    """Creates the WSGI application. It opens no connection before the first request.
 
     Raises:
-        ConfigurationError: the endpoints cannot be read.
+        ConfigurationError: the file with the endpoints is missing or invalid.
     """
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
@@ -78,7 +79,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     guard.guard_source(app)
-    # First, because records of another version would be misread.
+    # Before any view reads a record, because records of another version would be misread.
     app.before_request(store.schema.check)
     app.before_request(auth.check_key)
     app.after_request(_return_request_id)
@@ -114,7 +115,7 @@ def _http_error(error: HTTPException) -> Response:
     if isinstance(error, RequestTimeout):
         status = _of_transfer(status)
     response = answer({"error": f"{error.name}: {error.description}"}, status)
-    # What the error adds, like Allow for a wrong method.
+    # Headers that the error requires, such as Allow for a wrong method.
     for name, value in error.get_headers():
         if name.lower() != "content-type":
             response.headers.add(name, value)
@@ -127,10 +128,10 @@ def _broken_framing(error: ParseException) -> Response:
 
 
 def _of_transfer(status: int) -> int:
-    """The status of a body that did not arrive: RunPod's SDK drops a result that is answered 4xx, and
+    """The status for a body that did not arrive. Workers get 503, because RunPod's SDK drops a result after a 4xx, and
     posts it again after a 5xx.
     """
-    return 503 if request.blueprint == "pull" else status
+    return 503 if request.blueprint == "worker_protocol" else status
 
 
 def _unexpected_error(error: Exception) -> Response:

@@ -1,7 +1,7 @@
-"""How much of a request has arrived, and how long the rest may take. Pure: time comes in as an argument.
+"""How much of a request has arrived, and the time limit for the rest. Pure: time is an argument.
 
-A request gets a thread when its header and the first 64 KiB of its body have arrived. Until then it costs
-a buffer only, so slow clients keep no thread from others.
+A request gets a thread when its header and the first 64 KiB of its body have arrived. Until then it only occupies a
+buffer, so that slow clients cannot occupy all threads.
 """
 
 import re
@@ -9,25 +9,26 @@ import threading
 from enum import Enum, auto
 
 HEADER_BYTES = 65_536
-"""Bytes of a request line and its header together; more are answered 431. gunicorn bounds each line."""
+"""Maximum bytes of a request line and its header together; a larger header is answered 431. gunicorn limits each
+line only."""
 
 BODY_BYTES = 65_536
-"""Bytes of a body that are awaited at least before the request gets a thread, which reads the rest."""
+"""Bytes of a body that must arrive before the request gets a thread, which reads the rest."""
 
 LONG_BODY_BYTES = 4 * 1024 * 1024
-"""The same, while the process has memory for it, see :class:`Budget`."""
+"""Maximum bytes of a body that is awaited as a whole, while the process has memory for it; see :class:`Budget`."""
 
 BUFFERED_BYTES = 128 * 1024 * 1024
-"""Bytes of such longer bodies in one process."""
+"""Maximum bytes of such longer bodies in one process."""
 
 HEADER_S = 10.0
-"""Seconds for a header, from its first byte on."""
+"""Time limit in seconds for a header, from its first byte on."""
 
 CREDIT_S = 30.0
 BYTES_PER_S = 16_384
-"""The rule for bodies and answers: each starts with a credit of 30 s, every 16 KiB earn a second, and the
-credit is never above 30 s. So 20 MB at 100 KB/s pass, and so does a pause of half a minute; a byte a second
-ends after 30 s.
+"""The time limit for bodies and responses: each starts with a credit of 30 s, each 16 KiB earn a second, and the
+credit is never above 30 s. 20 MB at 100 KB/s pass, as does a pause of half a minute; a client that sends one byte a
+second is ended after 30 s.
 """
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)
@@ -41,7 +42,7 @@ _TRAILER_BYTES = 8_192
 
 
 class Pace:
-    """When a client must have sent, or read, more; see :data:`BYTES_PER_S`."""
+    """The instant by which a client must have sent or read more; see :data:`BYTES_PER_S`."""
 
     __slots__ = ("due_s",)
 
@@ -54,21 +55,22 @@ class Pace:
 
 
 class Budget:
-    """Bytes that may be used at the same time. Threads share it."""
+    """A number of bytes that requests reserve and release. Threads share it."""
 
-    def __init__(self, most: int = BUFFERED_BYTES) -> None:
-        self._left = most
+    def __init__(self, limit: int = BUFFERED_BYTES) -> None:
+        self._left = limit
         self._lock = threading.Lock()
 
     def take(self, count: int) -> bool:
-        """Takes bytes from the budget; False if fewer are left."""
+        """Reserves bytes; False, and no change, if fewer are left."""
         with self._lock:
             if count > self._left:
                 return False
             self._left -= count
             return True
 
-    def give_back(self, count: int) -> None:
+    def release(self, count: int) -> None:
+        """Releases bytes that :meth:`take` has reserved."""
         with self._lock:
             self._left += count
 
@@ -77,9 +79,9 @@ class State(Enum):
     """How far a request has arrived."""
 
     MORE = auto()
-    """More bytes of it must come."""
+    """It is incomplete."""
     READY = auto()
-    """A thread can answer it."""
+    """A thread can process it."""
     TOO_LARGE = auto()
     """Its header is larger than :data:`HEADER_BYTES`."""
     GONE = auto()
@@ -87,7 +89,7 @@ class State(Enum):
 
 
 class Arrival:
-    """One request's bytes. What the header states is a hint only: gunicorn's parser decides."""
+    """The bytes of one request. Its header is only searched here; gunicorn's parser decides what the request is."""
 
     __slots__ = (
         "_chunked",
@@ -104,32 +106,33 @@ class Arrival:
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.began_s: float | None = None
-        """When the first byte came, on the clock of :meth:`add`."""
+        """When the first byte arrived, in seconds on the clock of :meth:`add`; None before."""
         self.pace: Pace | None = None
         """The time limit of the body; None until the header is complete."""
         self.length = 0
-        """Bytes of the body according to the header; 0: no body, or chunks."""
+        """Bytes of the body according to the header; 0: no body, or a chunked one."""
         self.expects = False
-        """The client waits for ``100 Continue`` before it sends the body."""
+        """Whether the client waits for ``100 Continue`` before it sends the body."""
         self._header = 0
         self._wanted = 0
         self._chunked = False
         self._ended = False
 
     def add(self, data: bytes, now_s: float) -> None:
-        """Takes bytes that were received at ``now_s``, in seconds of any monotonic clock."""
+        """Adds bytes that were received at ``now_s``, in seconds on any monotonic clock."""
         if self.began_s is None:
             self.began_s = now_s
-        looked = len(self.buffer)
+        searched = len(self.buffer)
         self.buffer += data
         if self.pace is not None:
             self.pace.earn(len(data), now_s)
-            self._look_for_last_chunk(looked)
+            self._find_last_chunk(searched)
             return
-        end = self.buffer.find(b"\r\n\r\n", max(0, looked - 3))
+        # Three bytes back, because the empty line may be split between two packets.
+        end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
         if end < 0:
-            # The parser refuses such a header at once.
-            self._ended = _BARE_LF.search(self.buffer, looked) is not None
+            # A header with a bare LF would never be complete here; the parser answers it 400 at once.
+            self._ended = _BARE_LF.search(self.buffer, searched) is not None
         else:
             self._read_header(end + 4, now_s)
 
@@ -140,26 +143,27 @@ class Arrival:
         self._chunked = _CHUNKED.search(header) is not None
         length = _LENGTH.search(header)
         self.length = int(length[1]) if length else 0
-        # A request with both is ready, because the parser refuses it at once.
+        # A request with both headers is ready, because the parser refuses it without the body.
         self._ended = self._chunked and length is not None
         self.await_body(BODY_BYTES)
         if self._chunked or self.length:
             line = header.find(b"\r\n")
             self.expects = header[:line].endswith(b"HTTP/1.1") and bool(_EXPECTS.search(header))
-            # The pattern begins with a line's end: the header's, where the last chunk is the first.
-            self._look_for_last_chunk(end)
+            self._find_last_chunk(end)
 
-    def await_body(self, most: int) -> None:
-        """The request is ready when so many bytes of its body have come, or all."""
-        self._wanted = self._header + (most if self._chunked else min(self.length, most))
+    def await_body(self, count: int) -> None:
+        """Makes the request ready once ``count`` bytes of its body have arrived, or the whole body."""
+        self._wanted = self._header + (count if self._chunked else min(self.length, count))
 
-    def _look_for_last_chunk(self, looked: int) -> None:
-        """Reads each part between two empty lines once: the poller's thread does this, and a body may
-        look like last chunks throughout.
+    def _find_last_chunk(self, searched: int) -> None:
+        """Finds the end of a chunked body. Each part between two empty lines is searched once only, because the main
+        thread searches, and each part of a hostile body may look like a last chunk.
         """
         if not self._chunked or self._ended:
             return
-        end = self.buffer.find(_EMPTY_LINE, max(self._header - 2, looked - 3))
+        # The pattern begins with the end of a line. For the first chunk that is the end of the header, two bytes
+        # before the body.
+        end = self.buffer.find(_EMPTY_LINE, max(self._header - 2, searched - 3))
         while end >= 0 and not self._ended:
             start = max(self._header - 2, end - _TRAILER_BYTES)
             before = self.buffer.rfind(_EMPTY_LINE, start, end + 3)
@@ -177,20 +181,20 @@ class Arrival:
 
     @property
     def due_s(self) -> float | None:
-        """When more must have come, on the clock of :meth:`add`; None while nothing has come."""
+        """When more must have arrived, in seconds on the clock of :meth:`add`; None before the first byte."""
         if self.pace is not None:
             return self.pace.due_s
         return None if self.began_s is None else self.began_s + HEADER_S
 
     @property
     def is_result(self) -> bool:
-        """Whether this is a worker's result: RunPod's SDK drops one that is answered 4xx, and posts it
-        again after a 5xx.
+        """Whether this is a worker's result, which must be answered 5xx instead of 4xx: RunPod's SDK drops a result
+        after a 4xx, and posts it again after a 5xx.
         """
         return _RESULT.match(self.buffer) is not None
 
     def take(self, size: int) -> bytes:
-        """The next bytes of the buffer, for the parser."""
+        """Removes the next bytes from the buffer, for the parser."""
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
         return data

@@ -1,7 +1,7 @@
-"""Roles: which key a route needs, and whether a request has it.
+"""Roles: which kind of key a route needs, and the check that a request has it.
 
-An admin key opens everything but the workers' protocol, an API key the jobs of all endpoints, an endpoint's key its
-jobs, a worker key the workers' protocol only.
+An admin key opens everything except the workers' protocol, an API key the jobs of all endpoints, an endpoint's key
+the jobs of that endpoint, a worker key the workers' protocol only.
 """
 
 from enum import StrEnum
@@ -14,16 +14,16 @@ from ownpod.rules import credentials
 
 
 class Access(StrEnum):
-    """What a route needs, where keys are configured."""
+    """The kind of key that a route needs where keys are configured."""
 
     OPEN = "open"
-    """Nothing: pages without data, the process's health, and callbacks, which have a token of their own."""
+    """No key: pages without data, the process's health, and callbacks, whose path has a token."""
     JOBS = "jobs"
     """A key of the endpoint in the URL."""
     LIST = "list"
-    """Any key; the answer depends on the key."""
+    """Any key; the response depends on the key."""
     ALL = "all"
-    """An API key: the answer shows all endpoints."""
+    """An API key, because the response shows all endpoints."""
     MANAGE = "manage"
     """An admin key."""
     WORKER = "worker"
@@ -39,9 +39,9 @@ BLUEPRINTS = {
     "stream": Access.JOBS,
     "health": Access.JOBS,
     "workers": Access.MANAGE,
-    "pull": Access.WORKER,
+    "worker_protocol": Access.WORKER,
 }
-"""By the blueprint of a view."""
+"""The kind of key by the blueprint of a view."""
 
 VIEWS = {
     "health.liveness": Access.OPEN,
@@ -49,7 +49,7 @@ VIEWS = {
     "endpoints.all_endpoints": Access.LIST,
     "metrics.metrics": Access.ALL,
 }
-"""By view; comes before :data:`BLUEPRINTS`."""
+"""The kind of key by view; comes before :data:`BLUEPRINTS`."""
 
 MANAGING_IS_OFF = (
     "managing workers over HTTP needs an admin key and none is configured: set OWNPOD_ADMIN_KEYS "
@@ -58,116 +58,117 @@ MANAGING_IS_OFF = (
 
 
 def access_of(view: str | None) -> Access:
-    """What a view needs. A URL that no route has needs any key, so that a caller without one learns nothing.
+    """The kind of key that a view needs. A URL without a route needs any key, so that a client without a key cannot
+    find out which routes exist.
 
-    A view that is in neither table needs an admin key: one that was forgotten stays closed.
+    A view in neither table needs an admin key, so that a new route without an entry is not open by accident.
     """
     if view is None:
         return Access.LIST
-    found = VIEWS.get(view) or BLUEPRINTS.get(view.partition(".")[0])
-    return found or Access.MANAGE
+    access = VIEWS.get(view) or BLUEPRINTS.get(view.partition(".")[0])
+    return access or Access.MANAGE
 
 
 def presented_key() -> str:
-    """The key of this request: RunPod's clients send ``Bearer <key>`` or the bare key."""
+    """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key."""
     header = request.headers.get("Authorization", "").strip()
     scheme, _, rest = header.partition(" ")
     return rest.strip() if scheme.lower() == "bearer" else header
 
 
 def caller() -> str:
-    """The digest of the presented key, known or not; "" without a key."""
+    """The digest of the request's key, configured or not; "" without a key."""
     key = presented_key()
     return credentials.digest_of(key) if key else ""
 
 
 def known_caller() -> str:
-    """The digest of the presented key if it is configured, as any kind of key; else ""."""
-    here, key = services(), presented_key()
-    config = here.settings
+    """The digest of the request's key if it is configured as any kind of key; otherwise ""."""
+    svc, key = services(), presented_key()
+    config = svc.settings
     known = (*config.admin_keys, *config.api_keys, *config.worker_keys)
-    if not credentials.matches(key, known) and not _endpoints_of(here, key):
+    if not credentials.matches(key, known) and not _endpoints_of(svc, key):
         return ""
     return credentials.digest_of(key)
 
 
 def opened_endpoints() -> list[str]:
-    """The endpoints that this request's key is for."""
-    here, key = services(), presented_key()
-    every = sorted(here.registry.endpoints)
-    config = here.settings
-    if not here.keys_needed or credentials.matches(key, (*config.admin_keys, *config.api_keys)):
-        return every
-    return _endpoints_of(here, key)
+    """Ids of the endpoints that this request's key opens."""
+    svc, key = services(), presented_key()
+    all_ids = sorted(svc.registry.endpoints)
+    config = svc.settings
+    if not svc.keys_needed or credentials.matches(key, (*config.admin_keys, *config.api_keys)):
+        return all_ids
+    return _endpoints_of(svc, key)
 
 
-def _endpoints_of(here: Services, key: str) -> list[str]:
-    """The endpoints that a key of single endpoints is for."""
-    known = here.registry.endpoints.values()
-    return sorted(e.id for e in known if credentials.matches(key, e.api_keys))
+def _endpoints_of(svc: Services, key: str) -> list[str]:
+    """Ids of the endpoints that have this key as their own."""
+    endpoints = svc.registry.endpoints.values()
+    return sorted(e.id for e in endpoints if credentials.matches(key, e.api_keys))
 
 
 def check_key() -> None:
-    """Checks the key before each request; whether keys are needed may change at run time.
+    """Checks the key before each request, because keys may be added at run time.
 
     Raises:
         Unauthorized: the request has no key, or an unknown one.
-        Forbidden: its key is for something else.
+        Forbidden: the key does not open this route.
     """
     access = access_of(request.endpoint)
     if access in {Access.OPEN, Access.WORKER} or request.method == "OPTIONS":
         return
     if request.endpoint is None and not request.path.startswith("/v2/"):
+        # A 404 outside the API has no information to protect.
         return
-    here = services()
-    if credentials.matches(presented_key(), here.settings.admin_keys):
+    svc = services()
+    if credentials.matches(presented_key(), svc.settings.admin_keys):
         return
     if access is Access.MANAGE:
-        _refuse_managing(here)
-    elif here.keys_needed:
-        _check_jobs(here, access, request)
+        _refuse_managing(svc)
+    elif svc.keys_needed:
+        _check_jobs(svc, access, request)
 
 
-def _refuse_managing(here: Services) -> None:
-    """Refuses managing to a request without an admin key. Without any configured key, managing is open."""
-    if not here.keys_needed and not here.settings.admin_keys:
+def _refuse_managing(svc: Services) -> None:
+    """Refuses managing without an admin key. Where no key is configured, managing is open."""
+    if not svc.keys_needed and not svc.settings.admin_keys:
         return
     if not known_caller():
         raise Unauthorized
-    if not here.settings.admin_keys:
+    if not svc.settings.admin_keys:
         raise Forbidden(MANAGING_IS_OFF)
     raise Forbidden("managing workers needs an admin key, one of OWNPOD_ADMIN_KEYS")
 
 
-def _check_jobs(here: Services, access: Access, asked: Request) -> None:
-    if credentials.matches(presented_key(), here.settings.api_keys):
+def _check_jobs(svc: Services, access: Access, req: Request) -> None:
+    if credentials.matches(presented_key(), svc.settings.api_keys):
         return
     opened = opened_endpoints()
     if not opened:
         raise Unauthorized
     if access is Access.ALL:
         raise Forbidden("this shows all endpoints and needs a key for all of them")
-    if access is Access.JOBS and (asked.view_args or {}).get("endpoint_id") not in opened:
+    if access is Access.JOBS and (req.view_args or {}).get("endpoint_id") not in opened:
         raise Forbidden
 
 
 def check_worker_key(endpoint_id: str, worker_id: str) -> None:
-    """Checks the key of a worker that pulls; the SDK sends the bare key. A key is needed where there are
-    worker keys or API keys.
+    """Checks the key of a worker that pulls. A key is needed where worker keys or API keys are configured.
 
     Raises:
         Unauthorized: the request has none of ``OWNPOD_WORKER_KEYS``.
-        Forbidden: its key is bound to another endpoint or worker.
+        Forbidden: the key is bound to another endpoint or worker.
     """
-    here = services()
-    keys = here.settings.worker_keys
-    if not keys and not here.keys_needed:
+    svc = services()
+    keys = svc.settings.worker_keys
+    if not keys and not svc.keys_needed:
         return
-    found = credentials.matches(presented_key(), keys)
-    if not found:
+    matching = credentials.matches(presented_key(), keys)
+    if not matching:
         raise Unauthorized(
             "a worker needs one of OWNPOD_WORKER_KEYS as its RUNPOD_AI_API_KEY; "
             "see `ownpod worker-env`"
         )
-    if not any(known.permits(endpoint_id, worker_id) for known in found):
+    if not any(credential.permits(endpoint_id, worker_id) for credential in matching):
         raise Forbidden("this worker key is bound to another endpoint or worker")

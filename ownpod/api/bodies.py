@@ -1,6 +1,5 @@
-"""Bodies of workers' results: read with bounded memory, to their end, whatever their size.
-
-A worker whose body is refused in the middle sees a broken connection, and drops its result.
+"""Bodies of workers' results: read to their end with bounded memory, because a worker whose body is refused before
+its end gets a broken connection and drops its result.
 """
 
 import contextlib
@@ -15,30 +14,31 @@ from werkzeug.wsgi import get_input_stream
 from ownpod.errors import OwnPodError
 
 PART_BYTES = 65_536
+"""Bytes of one read."""
 
 SKIP_S = 60.0
-"""A body that is too large is read and dropped for so long at most."""
+"""Maximum seconds for which a body that is too large is read and dropped."""
 
 
 class BodyCutOff(OwnPodError):
-    """The body of this request did not arrive as a whole; send it again."""
+    """The body of this request did not arrive completely; send it again."""
 
     http_status = 503
 
 
 @dataclass(frozen=True)
 class Body:
-    """The body of a request. ``whole``: None if it is too large; ``head``: its first bytes."""
+    """The body of a request. ``head``: its first 100 bytes; ``whole``: all of it, None if it is too large."""
 
     head: bytes
     whole: bytes | None
 
 
 def read_body(limit_mib: int) -> Body:
-    """The body of this request. One that is too large is read to its end and dropped.
+    """The body of this request. A body larger than ``limit_mib`` is read to its end and dropped.
 
     Raises:
-        BodyCutOff: its connection or its framing broke.
+        BodyCutOff: the connection broke, or the framing is invalid.
     """
     limit = limit_mib * 1024 * 1024
     stream, parts, size = get_input_stream(request.environ), list[bytes](), 0
@@ -52,7 +52,7 @@ def read_body(limit_mib: int) -> Body:
                 _skip(stream)
             return Body(head, None)
     if size < (request.content_length or 0):
-        # gunicorn ends a body without an error when its connection does.
+        # gunicorn reports the end of the body, and no error, when the connection breaks.
         raise BodyCutOff
     whole = b"".join(parts)
     return Body(whole[:100], whole)

@@ -1,8 +1,8 @@
-"""Where workers post their results by themselves, see ``OWNPOD_CALLBACK_URL``.
+"""The route to which workers post their own results, a second way beside the response to their node.
 
-RunPod's local API calls a job's ``webhook`` on success, with ``{"output": ...}``, or with a list of
-``{"output": ...}`` for a generator that was streamed. The token in the path is known to that run's
-worker only, so no key is asked for. The route exists only where the setting is set.
+RunPod's local API posts ``{"output": ...}`` to a job's ``webhook`` on success, or a list of ``{"output": ...}`` for
+a generator that was streamed. No key is needed, because only the worker of that run has the token in the path. The
+route exists only where ``OWNPOD_CALLBACK_URL`` is set.
 """
 
 import json
@@ -21,17 +21,18 @@ blueprint = Blueprint("callbacks", __name__, url_prefix="/callback")
 
 @blueprint.post("/<id:endpoint_id>/<id:job_id>/<id:token>")
 def callback(endpoint_id: str, job_id: str, token: str) -> Response:
-    """A worker's result. It counts when no node gets the worker's own answer.
+    """Records a worker's result, which is used if no node receives the worker's response.
 
-    The token is checked before the body is read. A wrong token, endpoint or job is one and the same 404.
+    The token is checked before the body is read, because a body may have OWNPOD_MAX_OUTPUT_MB. A wrong token,
+    endpoint or job gives the same 404, so that the response does not reveal which jobs exist.
     """
-    here = services()
-    if not here.store.jobs.awaits_callback(job_id, endpoint_id, token):
+    svc = services()
+    if not svc.store.jobs.awaits_callback(job_id, endpoint_id, token):
         raise NotFound
-    request.max_content_length = here.settings.max_output_mb * 1024 * 1024
+    request.max_content_length = svc.settings.max_output_mb * 1024 * 1024
     output = _output(request.get_data(cache=False))
     try:
-        state = here.store.jobs.callback(job_id, endpoint_id, token, json.dumps(output))
+        state = svc.store.jobs.callback(job_id, endpoint_id, token, json.dumps(output))
     except JobNotFound:
         raise NotFound from None
     return answer({"id": job_id, "status": state})
@@ -39,13 +40,15 @@ def callback(endpoint_id: str, job_id: str, token: str) -> Response:
 
 def _output(body: bytes) -> Any:
     try:
-        said = loads(body)
+        content = loads(body)
     except (ValueError, RecursionError):
         raise BadRequest("the body must be JSON") from None
-    if isinstance(said, list):
-        return [output_of(chunk) for chunk in said]
-    if not isinstance(said, dict) or "output" not in said:
+    if isinstance(content, list):
+        return [output_of(chunk) for chunk in content]
+    if not isinstance(content, dict) or "output" not in content:
         raise BadRequest('the body must have an "output"')
-    if said.get("error") is not None or said.get("status", JobStatus.COMPLETED) != "COMPLETED":
-        raise BadRequest("only results of jobs that were completed are taken")
-    return said["output"]
+    # A callback always completes its job, so the result of a failed run must not be accepted.
+    status = content.get("status", JobStatus.COMPLETED)
+    if content.get("error") is not None or status != JobStatus.COMPLETED:
+        raise BadRequest("only results of COMPLETED jobs are accepted")
+    return content["output"]

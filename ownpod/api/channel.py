@@ -1,7 +1,7 @@
-"""A client's connection: reading and writing with limits of time.
+"""A client's connection, with time limits for reading and writing.
 
-The socket never blocks. Before a request has a thread, the worker's poller calls :meth:`Channel.receive`;
-afterwards gunicorn's parser and response use :meth:`Channel.recv` and :meth:`Channel.sendall`, which wait.
+The socket never blocks. Before a request has a thread, the worker's poller calls :meth:`Channel.receive`. Afterwards
+gunicorn's parser and response call :meth:`Channel.recv` and :meth:`Channel.sendall`, which wait within the limits.
 """
 
 import errno
@@ -22,24 +22,27 @@ from ownpod.api.arrival import BODY_BYTES, HEADER_S, LONG_BODY_BYTES, Arrival, B
 log = logging.getLogger(__name__)
 
 PIECE = 16_384
-"""Bytes read at once before a request has a thread."""
+"""Bytes of one read before a request has a thread."""
 
 TLS_PIECE = 65_536
-"""Bytes written at once through TLS: progress is seen after each."""
+"""Maximum bytes of one write through TLS. OpenSSL reports progress only after the whole write, so that a larger one
+could exceed the time limit of a slow client that does read."""
 
 RETRY_AFTER_S = 5
+"""Seconds in ``Retry-After`` of requests that are refused because too many clients are slow."""
 
 LOG_S = 1.0
-"""Seconds between two log lines about slow clients."""
+"""Minimum seconds between two log lines about slow clients with the same reason."""
 
-_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Shares:
-    """What slow clients may use of a process at the same time, together.
+    """The shares of a process that slow clients may occupy together: threads and buffers.
 
-    So many threads may wait for them while reading, and while sending; a request that would take one more
-    is refused, so that others always find a thread.
+    Args:
+        threads: maximum number of threads that wait for slow clients while reading, and the same number while
+            sending. A request that needs one more is refused, so that other requests always get a thread.
     """
 
     def __init__(self, threads: int) -> None:
@@ -49,7 +52,7 @@ class Shares:
         self._logged: dict[str, tuple[float, int]] = {}
 
     def log(self, reason: str, client: str) -> None:
-        """One line a second for each reason, with how many there were since the last line."""
+        """Logs at most one line a second for each reason, with the number of events since the last line."""
         now = time.monotonic()
         logged_s, count = self._logged.get(reason, (-LOG_S, 0))
         if now - logged_s < LOG_S:
@@ -61,7 +64,7 @@ class Shares:
 
 
 class Channel:
-    """One client's socket. One thread uses it at a time: the poller's, or that of its request."""
+    """One client's socket. One thread at a time uses it: the poller's, or that of its request."""
 
     def __init__(self, sock: socket.socket, client: str, shares: Shares) -> None:
         sock.settimeout(0)
@@ -73,7 +76,7 @@ class Channel:
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._handshake = self._tls
         self.waits_for = select.POLLIN
-        """The event for which the last call must wait: POLLIN or POLLOUT."""
+        """The event for which the next read or write must wait: POLLIN or POLLOUT. TLS may need the opposite one."""
         self.arrival = Arrival()
         self._buffered = 0
         self.continued = False
@@ -91,16 +94,16 @@ class Channel:
 
     @property
     def began_s(self) -> float:
-        """When the first byte of a request came; of no request, when the client connected."""
+        """When the first byte of the request arrived, or, without a request, when the client connected."""
         return self.arrival.began_s or self._accepted_s
 
     @property
     def due_s(self) -> float | None:
-        """When more must have come, by ``time.monotonic()``; None: at any time."""
+        """When more must have arrived, by ``time.monotonic()``; None: no limit."""
         return self._accepted_s + HEADER_S if self._handshake else self.arrival.due_s
 
     def receive(self) -> State:
-        """Reads what has come of a request, without waiting."""
+        """Reads the available bytes of a request, without waiting."""
         arrival = self.arrival
         try:
             if self._handshake and not self._shake_hands():
@@ -120,21 +123,21 @@ class Channel:
         return arrival.state
 
     def next_request(self, read_ahead: bytes) -> None:
-        """The request was answered; ``read_ahead`` are bytes of the next that the parser has."""
+        """Starts the next request after a response; ``read_ahead`` are its bytes that the parser has read already."""
         self._release_buffer()
-        left = read_ahead + bytes(self.arrival.buffer)
+        unread = read_ahead + bytes(self.arrival.buffer)
         self.arrival, self.continued, self._limit_s = Arrival(), False, None
-        if left:
-            self.arrival.add(left, time.monotonic())
+        if unread:
+            self.arrival.add(unread, time.monotonic())
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """As a socket's, waiting at most until the request's time is over. It peeks without waiting.
+        """As ``socket.recv``, but waits until the request's time limit only. With MSG_PEEK it does not wait.
 
         Raises:
-            RequestTimeout: the body comes too slowly.
-            ServiceUnavailable: too many threads wait for slow clients already.
-            TimeoutError: the time of :meth:`settimeout` is over.
-            OSError: the connection broke; BlockingIOError: there is nothing to peek at.
+            RequestTimeout: the body arrives too slowly.
+            ServiceUnavailable: the maximum number of threads waits for slow clients.
+            TimeoutError: the limit of :meth:`settimeout` has passed.
+            OSError: the connection broke; BlockingIOError: no byte is available with MSG_PEEK.
         """
         if flags & socket.MSG_PEEK:
             return self._peek(size)
@@ -151,7 +154,7 @@ class Channel:
         return data
 
     def sendall(self, data: bytes) -> None:
-        """As a socket's, but a client that reads too slowly is given up; see :class:`Pace`.
+        """As ``socket.sendall``, but ends the connection of a client that reads too slowly; see :class:`Pace`.
 
         Raises:
             BrokenPipeError: the client reads too slowly.
@@ -166,35 +169,35 @@ class Channel:
         return len(data)
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001
-        """Nothing: only this class waits."""
+        """Does nothing: gunicorn calls it, and a blocking socket would ignore the time limits."""
 
     def settimeout(self, seconds: float | None) -> None:
-        """A limit for the next calls of :meth:`recv` together, besides the request's own."""
+        """Sets a limit in seconds for all further calls of :meth:`recv` together, beside the request's own limit."""
         self._limit_s = None if seconds is None else time.monotonic() + seconds
 
     def gettimeout(self) -> float | None:
         return None
 
-    def discard(self, most: int) -> bool:
-        """Reads and forgets what has come, at most ``most`` bytes now; whether the client has closed."""
+    def discard(self, limit: int) -> bool:
+        """Reads and drops the available bytes, at most ``limit``. Returns whether the client has closed."""
         try:
-            while most > 0:
+            while limit > 0:
                 if (data := self._read(PIECE)) is None:
                     return False
                 if not data:
                     return True
-                most -= len(data)
+                limit -= len(data)
         except OSError:
             return True
         return False
 
     def send_now(self, data: bytes) -> None:
-        """As much as goes without waiting, for a connection that is closed then."""
+        """Sends as much as possible without waiting; for a connection that is closed afterwards."""
         with suppress(OSError):
             self._sock.send(data)
 
     def _reserve_buffer(self) -> None:
-        """A long body is awaited without a thread, where there is memory for it."""
+        """Lets a long body arrive as a whole before it gets a thread, if the process has memory for it."""
         length = self.arrival.length
         if self._buffered or not BODY_BYTES < length <= LONG_BODY_BYTES:
             return
@@ -204,28 +207,28 @@ class Channel:
 
     def _release_buffer(self) -> None:
         if self._buffered:
-            self._shares.buffers.give_back(self._buffered)
+            self._shares.buffers.release(self._buffered)
             self._buffered = 0
 
     def _shake_hands(self) -> bool:
         try:
             self._sock.do_handshake()  # type: ignore[attr-defined]
-        except _NOT_NOW as error:
-            self._note(error)
+        except _WOULD_BLOCK as error:
+            self._set_event(error)
             return False
         self._handshake = False
         return True
 
-    def _note(self, error: BaseException) -> None:
+    def _set_event(self, error: BaseException) -> None:
         writes = isinstance(error, ssl.SSLWantWriteError)
         self.waits_for = select.POLLOUT if writes else select.POLLIN
 
     def _read(self, size: int) -> bytes | None:
-        """Reads without waiting; None: nothing has come."""
+        """Reads without waiting; None: no byte is available."""
         try:
             return self._sock.recv(size)
-        except _NOT_NOW as error:
-            self._note(error)
+        except _WOULD_BLOCK as error:
+            self._set_event(error)
             return None
 
     def _send(self, data: bytes | memoryview) -> int:
@@ -264,8 +267,8 @@ class Channel:
             return
         if self._limit_s is not None:
             raise TimeoutError
-        self._shares.log("a body comes too slowly", self._client)
-        raise RequestTimeout("the body came too slowly")
+        self._shares.log("a body arrives too slowly", self._client)
+        raise RequestTimeout("the body arrived too slowly")
 
     def _send_rest(self, data: memoryview, sent: int) -> None:
         pace = Pace(time.monotonic())
@@ -277,17 +280,17 @@ class Channel:
                     pace.earn(taken, time.monotonic())
                     continue
                 if not slot and not (slot := self._shares.sending.acquire(blocking=False)):
-                    raise self._given_up("too many clients read slowly")
+                    raise self._broken_pipe("too many clients read slowly")
                 left_s = pace.due_s - time.monotonic()
                 if left_s <= 0 or not self._wait(left_s):
-                    raise self._given_up("an answer is read too slowly")
+                    raise self._broken_pipe("a response is read too slowly")
         finally:
             if slot:
                 self._shares.sending.release()
 
-    def _given_up(self, reason: str) -> BrokenPipeError:
+    def _broken_pipe(self, reason: str) -> BrokenPipeError:
         self._shares.log(reason, self._client)
-        # gunicorn takes this for a client that has left.
+        # gunicorn treats EPIPE as a client that has closed the connection, and logs no traceback.
         return BrokenPipeError(errno.EPIPE, reason)
 
     def _wait(self, seconds: float) -> bool:

@@ -1,4 +1,7 @@
-"""Without keys, a request under a foreign host name, or of a web page of another site, is answered 403."""
+"""Without keys, the API answers 403 to a request under a foreign host name or from a web page of another site.
+
+Such a page runs in the browser of a user who can reach the API; DNS rebinding lets a page use a host name of its own.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -14,57 +17,58 @@ from ownpod.rules.origins import host_name, is_foreign_page, is_own_host
 log = logging.getLogger(__name__)
 
 PAGES = ("ui", "swagger_ui")
-"""Blueprints of files without data: a link on any page may lead there."""
+"""Blueprints of files without data. Links on pages of other sites may lead there."""
 
 _OWN = "ownpod_own_hosts"
+"""Key of ``app.extensions`` for the host names under which the API answers without keys."""
 
 
 def guard_source(app: Flask) -> None:
-    """Installs the check. Call before the check of keys."""
+    """Installs the check. It must be installed before the check of keys, which would answer first."""
     config = services_of(app).settings
     names = set(config.hosts)
     if config.callback_url is not None:
-        # Workers post results to this URL, so its host is a name of this machine.
+        # Workers post results under this host name; without it their results would be answered 403.
         names.add(urlsplit(config.callback_url).hostname or "")
     app.extensions[_OWN] = names
     app.before_request(_refuse)
 
 
 def add_own_hosts(app: Flask, hosts: Iterable[str]) -> None:
-    """Names that the server listens on."""
+    """Adds the names and addresses on which the server listens."""
     names = {host_name(host) for host in hosts} - {None, "", "0.0.0.0"}  # noqa: S104 - left out
     app.extensions[_OWN] = app.extensions[_OWN] | names
 
 
 def _refuse() -> Response | None:
-    here = services()
-    if here.keys_needed:
+    svc = services()
+    if svc.keys_needed:
         return None
-    problem = _problem(here.settings.cors_origins)
-    # A page of another site does not know a key.
+    problem = _problem(svc.settings.cors_origins)
+    # A request with a configured key does not come from a page of another site, which has no key.
     if problem is None or known_caller():
         return None
-    if request.blueprint == "pull" and is_poll():
-        # The SDK logs no reason. After any other status than 429 the SDK polls again at once.
+    if request.blueprint == "worker_protocol" and is_poll():
+        # The SDK logs no reason, and after a status other than 429 polls again at once.
         log.warning("a worker gets no jobs: %s", problem)
         return retry_later(problem, 429)
     return answer({"error": problem}, 403)
 
 
 def _problem(allowed: tuple[str, ...]) -> str | None:
-    """Why this request is refused; None: it is not."""
+    """The reason to refuse this request; None: it is accepted."""
     host = request.environ.get("HTTP_HOST")
     origin = request.headers.get("Origin")
     if not is_own_host(host, current_app.extensions[_OWN]):
         return (
-            f"without keys OwnPod answers under its own names only, and {_shown(host)} is none of them: "
+            f"without keys OwnPod answers under its own names only, and {_shown(host)} is not one of them: "
             "set OWNPOD_HOSTS to that name, or OWNPOD_API_KEYS"
         )
     if request.blueprint in PAGES and request.method in {"GET", "HEAD"}:
         return None
     if is_foreign_page(origin, request.headers.get("Sec-Fetch-Site"), host, allowed):
         return (
-            f"without keys no page of another site may call OwnPod, and {_shown(origin or 'one')} did: "
+            f"without keys no page of another site may call OwnPod, but {_shown(origin or 'one')} did: "
             "set OWNPOD_CORS_ORIGINS to that origin, or OWNPOD_API_KEYS"
         )
     return None

@@ -1,4 +1,4 @@
-"""How an endpoint and its workers are, in RunPod's words and in OwnPod's own."""
+"""Health of the process, and of an endpoint and its workers in RunPod's words and OwnPod's own."""
 
 from collections import Counter
 
@@ -12,35 +12,35 @@ from ownpod.rules.jobs import JobStatus
 blueprint = Blueprint("health", __name__)
 
 IN_RUNPODS_WORDS = {WorkerState.BUSY: "running", WorkerState.PAUSED: "throttled"}
-"""The others have their own name."""
+"""RunPod's word for a worker's state; the states that are not here have the same word in RunPod."""
 
 
 @blueprint.get("/health")
 def liveness() -> Response:
-    """Whether this process can serve: for health checks of compose and load balancers."""
+    """Checks that this process reaches Redis: for the health checks of compose and load balancers."""
     services().store.ping()
     return answer({"status": "ok"})
 
 
 @blueprint.get("/v2/<id:endpoint_id>/history")
 def history(endpoint_id: str) -> Response:
-    """How many jobs waited and ran over the last hour: [ms since the epoch, waiting, running]."""
-    here = services()
-    return answer({"samples": here.store.figures.history(here.registry.endpoint(endpoint_id).id)})
+    """Numbers of waiting and running jobs over the last hour: lists of [ms since the epoch, waiting, running]."""
+    svc = services()
+    return answer({"samples": svc.store.figures.history(svc.registry.endpoint(endpoint_id).id)})
 
 
 @blueprint.get("/v2/<id:endpoint_id>/health")
 def health(endpoint_id: str) -> Response:
-    """Jobs and workers by state, all whole numbers; under ``ownpod`` each worker by itself,
-    and workers that came within the last minute and get no jobs, with the reason.
+    """Numbers of jobs and workers by state; under ``ownpod`` each worker, the workers that are left out, and those
+    that were refused within the last minute, with the reason.
     """
-    here = services()
-    endpoint = here.registry.endpoint(endpoint_id)
-    waiting, running, ended = here.store.figures.counts(endpoint_id)
-    statuses = here.registry.statuses(endpoint.workers)
+    svc = services()
+    endpoint = svc.registry.endpoint(endpoint_id)
+    waiting, running, ended = svc.store.figures.counts(endpoint_id)
+    statuses = svc.registry.statuses(endpoint.workers)
     jobs_of = Counter(running.values())
 
-    # RunPod's words: ready is idle or running.
+    # RunPod counts a ready worker twice: under ready, and under idle or running.
     workers = dict.fromkeys(
         ("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0
     )
@@ -63,8 +63,12 @@ def health(endpoint_id: str) -> Response:
                 "workers": [describe(w, statuses[w.id], running) for w in endpoint.workers],
                 "leftOut": left_out(endpoint_id),
                 "refused": [
-                    {"id": found.worker_id, "reason": found.reason, "seconds": round(found.ago_s)}
-                    for found in here.pulls.refusals(endpoint_id)
+                    {
+                        "id": worker.worker_id,
+                        "reason": worker.reason,
+                        "seconds": round(worker.ago_s),
+                    }
+                    for worker in svc.offers.refusals(endpoint_id)
                 ],
             },
         }

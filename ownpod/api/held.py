@@ -1,7 +1,7 @@
-"""Held requests whose client closes the connection: noticed at once, by one thread for each process.
+"""Detects when the client of a held request closes its connection, with one thread for each process.
 
-Without this check, a request that is held for 20 s would be answered into a closed connection, and until then its
-worker would count as one that takes jobs.
+Without this detection a job could be delivered to a closed connection, and the worker of a request that is held for
+20 s would count until then as one that takes jobs.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ _CLOSED = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 class Connection:
-    """The connection of a request that is held.
+    """The connection of a held request.
 
     Args:
-        peer: its socket, also one of TLS; None: not known, so it is never closed.
-        check_s: how often :attr:`closed` must be checked; infinite where the close is notified.
+        peer: its socket, plain or TLS; None: unknown, so that :attr:`closed` is always False.
+        check_s: seconds between two checks of :attr:`closed`; infinite where a close is notified.
     """
 
     def __init__(self, peer: socket.socket | None, check_s: float) -> None:
@@ -35,12 +35,14 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """Whether the client has closed the connection, or its sending side: an answer would be lost."""
+        """Whether the client has closed the connection or its sending side, so that a response would be lost."""
         return self._known and is_closed(self._fd)
 
 
 def is_closed(fd: int) -> bool:
-    """Whether the other side of a connection has closed it. Reads nothing, so TLS and pipelining do no harm."""
+    """Whether the peer of a connection has closed it. No byte is read, because it would be missing in the TLS stream or
+    in the next request.
+    """
     if fd < 0:
         return True
     if hasattr(select, "POLLRDHUP"):
@@ -57,7 +59,7 @@ def is_closed(fd: int) -> bool:
 
 
 class HeldConnections:
-    """Watches the connections of held requests. Starts its thread at the first one."""
+    """Monitors the connections of held requests. The thread starts with the first one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +70,7 @@ class HeldConnections:
     def watch(
         self, peer: socket.socket | None, on_close: Callable[[], None]
     ) -> Iterator[Connection]:
-        """Calls ``on_close`` once when the client closes the connection; from another thread, so it
+        """Calls ``on_close`` once when the client closes the connection. It is called in the monitoring thread, so it
         must not block.
         """
         if peer is None or peer.fileno() < 0 or not hasattr(select, "epoll"):

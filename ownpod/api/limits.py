@@ -70,6 +70,6 @@ def trust_proxies(app: Flask, count: int) -> None:
 
 
 def _caller() -> str:
-    """The caller of a limit. An unknown key is none, because each new one would get a new limit."""
+    """The endpoint and caller that a limit counts. An unknown key is no caller, because each new one would get a new limit."""
     endpoint = (request.view_args or {}).get("endpoint_id", "")
     return f"{endpoint}:{known_caller() or request.remote_addr}"

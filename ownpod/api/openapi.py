@@ -1,4 +1,4 @@
-"""``/openapi.json``, made from the schemas that check the requests, and ``/docs`` to try it."""
+"""``/openapi.json``, made from the schemas of requests and responses, and ``/docs``, a page to try the API."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
 
-from ownpod.api import schemas
+from ownpod.api import responses, schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
@@ -21,34 +21,51 @@ except ImportError:
 blueprint = Blueprint("openapi", __name__)
 
 DOCS = "/docs"
-WORKERS = ("Details", "Endpoints", "History", "Workers", "WorkerAdded", "WorkerChanged")
+COMPONENTS = {
+    "Submitted": responses.SubmittedSchema,
+    "Status": responses.StatusSchema,
+    "Stream": responses.StreamSchema,
+    "Purged": responses.PurgedSchema,
+    "Requests": responses.RequestsSchema,
+    "Health": responses.HealthSchema,
+    "Details": responses.DetailsSchema,
+    "Endpoints": responses.EndpointsSchema,
+    "History": responses.HistorySchema,
+    "Workers": responses.WorkersSchema,
+    "WorkerAdded": responses.WorkerAddedSchema,
+    "WorkerChanged": responses.WorkerChangedSchema,
+    "Error": responses.ErrorSchema,
+}
+"""The schemas of responses by their names in the document; operations refer to these names."""
 
 
-def _number(name: str, what: str) -> dict[str, Any]:
-    """A query parameter that is a whole number."""
+def _number(name: str, description: str) -> dict[str, Any]:
+    """A parameter of the query that is a whole number."""
     limits = {"minimum": -schemas.LARGEST, "maximum": schemas.LARGEST}
     return {
         "name": name,
         "in": "query",
         "schema": {"type": "integer", **limits},
-        "description": what,
+        "description": description,
     }
 
 
-_WAIT = _number("wait", "ms to wait at most; brought into 1000 to 300000")
-_TTL = _number("ttl", "ms that a finished job's record stays, if that is shorter")
-_FROM = _number("from", "answer all chunks from this index on, and move no cursor")
+_WAIT = _number(
+    "wait", "longest wait in ms; set to the nearest of 1000 and 300000 if it is outside"
+)
+_TTL = _number("ttl", "ms until a finished job's record expires; ignored if it expires earlier")
+_FROM = _number("from", "return all chunks from this index on, and do not move the cursor")
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-    "description": "the same key and body again is the same job",
+    "description": "a request with the same key and body returns the same job",
 }
 _MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "schema": {"type": "string", "pattern": '^"[!#-~]+"$'},
-    "description": "the ETag of an earlier answer: 304 if nothing has changed",
+    "description": "the ETag of an earlier response; 304 if the job has not changed since",
 }
 _LISTING: list[dict[str, Any]] = [
     {
@@ -56,34 +73,34 @@ _LISTING: list[dict[str, Any]] = [
         "in": "query",
         "schema": {"type": "string", "enum": [status.value for status in JobStatus]},
     },
-    _number("limit", "jobs in the answer; brought into 1 to 1000"),
+    _number("limit", "largest number of jobs in the response, from 1 to 1000"),
     {
         "name": "before",
         "in": "query",
         "schema": {"type": "string", "pattern": f"^{schemas.PLACE}$"},
-        "description": "the `next` of an earlier answer",
+        "description": "the `next` of an earlier response",
     },
 ]
 _ERRORS = {
-    400: "the request has a value that cannot be used",
-    401: "a key is needed",
-    403: "the key is not for this; or, without keys, the request may come from a page of another site",
-    404: "no such endpoint, or no such job",
-    429: "too many calls, or a full queue; Retry-After says in how many s",
-    503: "Redis is away, or refuses to write",
+    400: "the request has an invalid value",
+    401: "the request has no key, or an unknown one",
+    403: "the key does not open this; or, without keys, the request may come from a page of another site",
+    404: "the endpoint or the job does not exist",
+    429: "the rate limit is reached, or the queue is full; Retry-After has the seconds to wait",
+    503: "Redis is unavailable, or refuses to write",
 }
 
 
 def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
-    """Path below ``/v2/{endpoint_id}``, methods, what it does, its answer's schema, and more."""
+    """Path below ``/v2/{endpoint_id}``, methods, summary, component of the response, and further properties."""
     body = {
         "required": True,
         "content": {"application/json": {"schema": schemas.RunSchema}},
     }
     too_large = {413: "the body is too large"}
-    conflict = {409: "the key was used for another body"}
-    no_json = {415: "the body has no JSON content type"}
-    taken = {409: "it is defined in the configuration file, or its id or URL is another worker's"}
+    conflict = {409: "the Idempotency-Key was used with another body"}
+    no_json = {415: "the content type is not JSON"}
+    taken = {409: "the worker is in workers.yaml, or another worker has its id or URL"}
     submit = {"requestBody": body, "errors": too_large | conflict}
     return [
         ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY]}),
@@ -97,21 +114,21 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
         (
             "status/{job_id}",
             ["get", "post"],
-            "How a job is",
+            "A job's state and output",
             "Status",
             {"parameters": [_TTL, _MATCH], "not_modified": True},
         ),
         (
             "status-sync/{job_id}",
             ["get", "post"],
-            "How a job is, when it has ended",
+            "A job's state and output, after its end",
             "Status",
             {"parameters": [_WAIT]},
         ),
         (
             "stream/{job_id}",
             ["get", "post"],
-            "What the handler has yielded since the last call",
+            "The chunks that a generator handler has yielded since the last call",
             "Stream",
             {"parameters": [_WAIT, _FROM], "events": True},
         ),
@@ -123,12 +140,12 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
             "Submitted",
             {"errors": {409: "the job is in another state"}},
         ),
-        ("purge-queue", ["post"], "Cancel the jobs that wait", "Purged", {}),
-        ("requests", ["get"], "The last jobs", "Requests", {"parameters": _LISTING}),
-        ("requests/{job_id}", ["get"], "All that is known of a job", "Details", {}),
+        ("purge-queue", ["post"], "Cancel all waiting jobs", "Purged", {}),
+        ("requests", ["get"], "Recent jobs", "Requests", {"parameters": _LISTING}),
+        ("requests/{job_id}", ["get"], "A job's record", "Details", {}),
         ("history", ["get"], "Waiting and running jobs over the last hour", "History", {}),
         ("health", ["get"], "Jobs and workers by state", "Health", {}),
-        ("workers", ["get"], "The workers, and how they are", "Workers", {}),
+        ("workers", ["get"], "Workers and their states", "Workers", {}),
         (
             "workers",
             ["post"],
@@ -149,8 +166,8 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
             "WorkerChanged",
             {"errors": taken},
         ),
-        ("workers/{worker_id}/drain", ["post"], "Give a worker no more jobs", "WorkerChanged", {}),
-        ("workers/{worker_id}/resume", ["post"], "Give it jobs again", "WorkerChanged", {}),
+        ("workers/{worker_id}/drain", ["post"], "Drain a worker: no new jobs", "WorkerChanged", {}),
+        ("workers/{worker_id}/resume", ["post"], "Resume a drained worker", "WorkerChanged", {}),
     ]
 
 
@@ -159,7 +176,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
 
     Args:
         endpoint_ids: the endpoints that exist; paths take only these.
-        keys: whether calls need one.
+        keys: whether requests need a key.
     """
     spec = APISpec(
         title="OwnPod",
@@ -168,17 +185,8 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         info={"description": "The RunPod v2 API, served by your own workers."},
         plugins=[MarshmallowPlugin()],
     )
-    for name in (
-        "Submitted",
-        "Status",
-        "Stream",
-        "Purged",
-        "Requests",
-        "Health",
-        *WORKERS,
-        "Error",
-    ):
-        spec.components.schema(name, schema=getattr(schemas, f"{name}Schema"))
+    for name, schema in COMPONENTS.items():
+        spec.components.schema(name, schema=schema)
     if keys:
         spec.components.security_scheme("key", {"type": "http", "scheme": "bearer"})
     endpoint = {
@@ -194,7 +202,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
     }
     worker = {**job, "name": "worker_id"}
-    for path, methods, summary, schema, more in _operations():
+    for path, methods, summary, component, more in _operations():
         operation: dict[str, Any] = {
             "summary": summary,
             "tags": ["v2"],
@@ -204,7 +212,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
                 *([worker] if "{worker_id}" in path else []),
                 *more.get("parameters", []),
             ],
-            "responses": _responses(schema, more),
+            "responses": _responses(component, more),
         }
         if "requestBody" in more:
             operation["requestBody"] = more["requestBody"]
@@ -223,35 +231,36 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         },
     )
     document: dict[str, Any] = spec.to_dict()
+    # marshmallow's plugin documents the values of a mapping, but not its keys.
     added = document["components"]["schemas"]["NewWorker"]["properties"]
     added["headers"]["propertyNames"] = {"pattern": f"^{HEADER_NAME}$"}
     return document
 
 
-def _responses(schema: str, more: dict[str, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
+def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": component}}
     if "events" in more:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
+    by_status: dict[str, Any] = {"200": {"description": "success", "content": content}}
     if "not_modified" in more:
-        responses["304"] = {"description": "as the ETag says"}
-    for status, what in sorted((_ERRORS | more.get("errors", {})).items()):
-        responses[str(status)] = {
-            "description": what,
+        by_status["304"] = {"description": "the response has not changed since the given ETag"}
+    for status, description in sorted((_ERRORS | more.get("errors", {})).items()):
+        by_status[str(status)] = {
+            "description": description,
             "content": {"application/json": {"schema": "Error"}},
         }
-    return responses
+    return by_status
 
 
 @blueprint.get("/openapi.json")
 def document() -> Response:
     """The OpenAPI document of this API, with its endpoints."""
-    here = services()
-    return answer(make_spec(sorted(here.registry.endpoints), keys=here.keys_needed))
+    svc = services()
+    return answer(make_spec(sorted(svc.registry.endpoints), keys=svc.keys_needed))
 
 
 def add_docs(app: Flask) -> None:
-    """Adds the document, and a page to try it, which needs the extra ``docs``."""
+    """Adds the routes of the document and of ``/docs``; the page needs the extra ``docs``."""
     app.register_blueprint(blueprint)
     if get_swaggerui_blueprint is None:
         page = Blueprint("swagger_ui", __name__)

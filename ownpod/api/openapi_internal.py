@@ -1,7 +1,8 @@
-"""An OpenAPI document of what machines beside the clients call: the pull protocol, callbacks, probes.
+"""An OpenAPI document of the routes for other machines: the workers' protocol, callbacks, probes.
 
-It is not served: RunPod's SDK and OwnPod's own parts are the only callers. It exists to be tested against,
-and states the protocol as the SDK has it (its loops decide the answers, see :mod:`ownpod.api.worker_protocol`).
+The fuzz tests use this document. The API does not serve the document, because RunPod's SDK and OwnPod's own processes
+are the only callers of these routes. The loops of RunPod's SDK determine the statuses, see
+:mod:`ownpod.api.worker_protocol`.
 """
 
 from typing import Any
@@ -28,23 +29,26 @@ _STATE = {
     "properties": {"id": _ID, "status": _TEXT},
 }
 _WHY = {
-    204: "nothing now; ask again",
-    400: "an id cannot be one, or the body is no result",
-    401: "a worker key is needed",
-    403: "the key is not for this",
-    404: "there is no such endpoint, job or token",
-    409: "the worker's id is another's",
+    204: "there is no job or run now; poll again",
+    400: "an id is invalid, or the body is not a result",
+    401: "the request needs a worker key",
+    403: "the key is bound to another endpoint or worker",
+    404: "the endpoint, job or token does not exist",
+    409: "another worker has this id",
     413: "the body is too large",
-    429: "the worker gets no jobs now; Retry-After has the s to sleep",
-    503: "Redis is away, or refuses to write",
+    429: "the worker gets no jobs now; Retry-After is the time to sleep, in seconds",
+    503: "Redis is unavailable, or refuses to write",
 }
 _POLL_STATUSES = (204, 400, 401, 403, 404, 429, 503)
 _RESULT_STATUSES = (400, 401, 403, 404, 409, 413, 429, 503)
-"""A result that the SDK sends is never answered 4xx; an id that is none, or a wrong key, may be."""
+"""Statuses of results and pings. RunPod's SDK never gets a 4xx for a valid id and its own key, because the SDK would
+drop the result."""
 
 
 def _query(name: str) -> dict[str, Any]:
-    """A query of any text: what cannot be used counts as not given, as the SDK would ask again at once."""
+    """A query parameter of any text. The API ignores an invalid value, because the SDK would poll again at once after
+    an error.
+    """
     return {"name": name, "in": "query", "schema": _TEXT}
 
 
@@ -69,22 +73,23 @@ def _operation(
         if status >= 400:
             response["content"] = {"application/json": {"schema": _ERROR}}
         responses[str(status)] = response
-    found = {"summary": summary, "parameters": parameters, "responses": responses}
+    operation = {"summary": summary, "parameters": parameters, "responses": responses}
     if body:
-        # Any JSON is taken, as a result that was refused would be lost.
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ANY}}}
-    return found
+        # The API accepts any JSON, because the SDK drops a result that is refused.
+        content = {"application/json": {"schema": _ANY}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
 
 
 def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
-    """The document.
+    """Makes the document.
 
     Args:
-        endpoint_ids: the configured endpoints; paths take only these, but those for results take any id.
-        keys: whether workers need one.
+        endpoint_ids: ids of the endpoints; the paths for results accept any other id, too.
+        keys: whether workers need a key.
     """
     endpoint = _path("endpoint_id", {"type": "string", "enum": endpoint_ids})
-    # A result of an unknown endpoint changes nothing, and is not refused: that would make the SDK post it again.
+    # A result for an unknown endpoint changes nothing. The API does not refuse it, because the SDK would post it again.
     any_endpoint = _path("endpoint_id", _ID)
     worker, run = _path("worker_id", _ID), _path("run_id", _ID)
     in_progress, batch = _query("job_in_progress"), _query("batch_size")
@@ -109,7 +114,7 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
         "ping/{worker_id}": (
             "get",
             _operation(
-                "A sign of life, with the ids of all runs",
+                "A heartbeat with the ids of all running runs",
                 [endpoint, worker, _query("job_id"), _query("runpod_version")],
                 _TAKEN,
                 _RESULT_STATUSES,
@@ -145,9 +150,9 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
         )
     }
     alive = {"type": "object", "required": ["status"], "properties": {"status": _TEXT}}
-    paths["/health"] = {"get": _operation("Whether this process serves", [], alive, (403, 503))}
+    paths["/health"] = {"get": _operation("Health of this process", [], alive, (403, 503))}
     paths["/metrics"] = {
-        "get": _operation("Prometheus's figures", [], _TEXT, (401, 403, 503), kind="text/plain")
+        "get": _operation("Metrics for Prometheus", [], _TEXT, (401, 403, 503), kind="text/plain")
     }
     schemes = {"key": {"type": "apiKey", "in": "header", "name": "Authorization"}} if keys else {}
     return {

@@ -1,6 +1,6 @@
-"""gunicorn's settings, for ``ownpod api`` and, through ``gunicorn.conf.py``, for ``gunicorn wsgi:app``.
+"""gunicorn's settings for ``ownpod api`` and, through ``gunicorn.conf.py``, for ``gunicorn wsgi:app``.
 
-``GUNICORN_CMD_ARGS`` works as gunicorn says.
+``GUNICORN_CMD_ARGS`` takes precedence over them, as gunicorn documents.
 """
 
 import resource
@@ -29,19 +29,19 @@ try:
     workers = settings.current().api_processes
 except ConfigurationError as error:
     settings.exit_on(error)
-# A request that waits for its job takes a thread, which is made when it is needed and costs some 40 KB
-# while it waits. Two processes share the connections unevenly, so each can take 2,000 by itself.
+# A request that waits for its job occupies a thread. Threads are created when needed, and a waiting one costs 40 KB.
+# Connections are not spread evenly over two processes, therefore each one has threads for 2,000 requests.
 threads = 2048
-# Where there are more, the one that has been slow or idle longest makes room for a new one.
+# At this number of connections, the one that has been slow or idle longest is dropped for a new one.
 worker_connections = 4096
 keepalive = 75
-# Bytes of a request line (a ping names all runs of its worker), headers, bytes of each.
+# A ping has the ids of all runs of its worker in the request line.
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
-# gunicorn would wait for the client in the middle of a file; see ownpod.api.channel.
+# With sendfile, gunicorn waits for a slow client without a time limit; see ownpod.api.channel.
 sendfile = False
-# Threads beat by themselves: this ends only a process that is stuck.
+# The main thread sends the heartbeats, so this limit does not end requests that wait for their jobs.
 timeout = 30
 graceful_timeout = 10
 control_socket_disable = True
@@ -49,15 +49,15 @@ proc_name = "ownpod-api"
 
 
 class GunicornLog(Logger):  # type: ignore[misc]
-    """gunicorn's own lines, as all others: JSON if it is asked for, and none that a caller can forge."""
+    """gunicorn's log in OwnPod's format: JSON where it is set, and escaped, so that a client cannot forge lines."""
 
     def setup(self, cfg: Any) -> None:
-        """Also called at a reload."""
+        """Sets the formatters; gunicorn calls this at the start and at a reload."""
         super().setup(cfg)
         form = settings.current().log_format
-        for found, line in ((self.error_log, self.error_fmt), (self.access_log, self.access_fmt)):
+        for logger, line in ((self.error_log, self.error_fmt), (self.access_log, self.access_fmt)):
             text = log.text_formatter(line, self.datefmt)
-            for handler in found.handlers:
+            for handler in logger.handlers:
                 handler.setFormatter(log.formatter("api", "json") if form == "json" else text)
 
 
@@ -65,13 +65,13 @@ logger_class = GunicornLog
 
 
 def on_starting(_server: Any) -> None:
-    """As many connections as the system allows."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raises the limit of open files, so of connections, to the system's maximum."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def on_reload(server: Any) -> None:
-    """At SIGHUP key files are read again; if one has become wrong, the keys stay as they are."""
+    """Reads the key files again at SIGHUP. If one is invalid, the earlier keys stay valid."""
     try:
         settings.reload()
     except ConfigurationError as error:
@@ -79,7 +79,7 @@ def on_reload(server: Any) -> None:
 
 
 def application() -> Flask:
-    """What gunicorn serves for ``ownpod api``, wherever that is started."""
+    """The application for ``ownpod api``, which may be started in any folder."""
     try:
         return create_app(settings.current())
     except ConfigurationError as error:
@@ -96,7 +96,7 @@ def _endpoints_have_keys(config: Settings) -> bool:
 
 
 def when_ready(server: Any) -> None:
-    """Says so, when anybody who reaches this host may use the workers."""
+    """Warns if the API listens on other addresses than loopback without keys."""
     config = settings.current()
     keys_needed = bool(config.api_keys) or _endpoints_have_keys(config)
     open_to = [
@@ -116,19 +116,21 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(_server: Any, _worker: Any) -> None:
-    """A process of a killed gunicorn would keep the port for up to ten seconds, so that the next
-    gunicorn could not listen.
+    """Ends this process with its parent. Otherwise the processes of a killed gunicorn would keep the port for up to ten
+    seconds, and the next gunicorn could not listen.
     """
     die_with_parent()
 
 
 def most_waiting(threads: int) -> int:
-    """Requests that may wait for a job at the same time, so that some threads are left for all others."""
+    """Maximum number of requests that wait for a job at the same time; the remaining threads are for other requests."""
     return max(1, threads - max(1, threads // 48))
 
 
 def post_worker_init(worker: Any) -> None:
-    """At SIGTERM requests that wait for a job are answered at once, with its present state."""
+    """Installs the handler of SIGTERM: requests that wait for a job are answered at once with its present state,
+    because gunicorn ends them after its graceful timeout.
+    """
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))

@@ -1,4 +1,4 @@
-"""What the routes share: the services of their application, and how they answer."""
+"""The services that all routes share, and the shape of their responses."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from ownpod.store.store import Store
 _NAME = "ownpod"
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
-"""Visible ASCII, as it comes into a log and a header."""
+"""Allowed values of ``X-Request-ID``: visible ASCII, because the id appears in logs and in the response's header."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Services:
     settings: Settings
     registry: Registry
     store: Store
-    events: Notices
+    notices: Notices
     waiting: Waiting
-    pulls: Offers
+    offers: Offers
     listing: Listing
     deliveries: Deliveries
     submissions: Submissions
@@ -46,31 +46,31 @@ class Services:
 
 
 def provide(app: Flask, services: Services) -> None:
-    """Gives an application its services."""
+    """Stores the services in an application."""
     app.extensions[_NAME] = services
 
 
 def services_of(app: Flask) -> Services:
     """The services of an application."""
-    found: Services = app.extensions[_NAME]
-    return found
+    services: Services = app.extensions[_NAME]
+    return services
 
 
 def services() -> Services:
-    """The services of the application that answers this request."""
+    """The services of the application that handles this request."""
     return services_of(current_app)
 
 
 def request_id() -> str | None:
-    """The client's ``X-Request-ID``, if it is one."""
-    given = request.headers.get("X-Request-ID")
-    return given if given and REQUEST_ID.fullmatch(given) else None
+    """The client's ``X-Request-ID``; None if there is none, or if :data:`REQUEST_ID` does not allow the value."""
+    client_id = request.headers.get("X-Request-ID")
+    return client_id if client_id and REQUEST_ID.fullmatch(client_id) else None
 
 
 def answer(body: dict[str, Any] | str, status: int = 200) -> Response:
-    """A JSON answer; a text is JSON already.
+    """A JSON response. ``body`` is JSON text, or an object to serialize.
 
-    Success is always 200: RunPod's JavaScript client throws the body of a 201 or 202 away.
+    Every success is 200, because RunPod's JavaScript client drops the body of a 201 or 202.
     """
     text = body if isinstance(body, str) else json.dumps(body)
     return Response(text, status, mimetype="application/json")

@@ -74,14 +74,14 @@ def _from() -> int | None:
 def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> Stream:
     """The job's stream, as soon as it has a chunk or has ended, or when the time is over."""
     svc = services()
-    with svc.events.subscribe(job_id, end_only=False) as wait:
-        svc.store.jobs.subscribe(job_id, svc.events.channel, end_only=False)
+    with svc.notices.subscribe(job_id, end_only=False) as wait:
+        svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
         while True:
             found = svc.store.chunks.stream(
                 job_id, endpoint_id, None if start is None else (None, start)
             )
             left_s = deadline - time.monotonic()
-            if found.chunks or found.job.status.terminal or left_s <= 0 or svc.events.stopped:
+            if found.chunks or found.job.status.terminal or left_s <= 0 or svc.notices.stopped:
                 return found
             wait(left_s)
 
@@ -89,12 +89,12 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
 def _events(endpoint_id: str, job_id: str) -> Response:
     last = request.headers.get("Last-Event-ID", "")
     svc = services()
-    svc.events.check_room()
+    svc.notices.check_room()
     job = svc.listing.get(job_id, endpoint_id)
     if last.endswith(f"-{END}") and job.status.terminal:
         # A browser reconnects after the end of a stream; 204 is the status that ends its reconnects (HTML standard, EventSource).
         return Response(status=204)
-    svc.store.jobs.subscribe(job_id, svc.events.channel, end_only=False)
+    svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
     seen = parse_cursor(last)
     start = (0, 0) if seen is None else (seen[0], seen[1] + 1)
     response = Response(
@@ -109,8 +109,8 @@ def _event_texts(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Itera
     """The events: one for each chunk, with the id "<attempt>-<index>", and one for each state."""
     svc = services()
     sent = None
-    with svc.events.subscribe(job_id, end_only=False) as wait:
-        while not svc.events.stopped:
+    with svc.notices.subscribe(job_id, end_only=False) as wait:
+        while not svc.notices.stopped:
             try:
                 found = svc.store.chunks.stream(job_id, endpoint_id, start)
             except (JobNotFound, RedisUnavailable) as error:

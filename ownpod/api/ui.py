@@ -1,7 +1,6 @@
-"""The page at ``/``: what the workers do, for people. Its files stand in ``page/``.
+"""The page at ``/``: the state of workers and jobs, for people. Its files are in ``page/``.
 
-It is made of files of this package only, and shows what a program can read under ``/v2``, with the key
-that a reader enters.
+The page loads files of this package only. It reads ``/v2`` as any client does, with the key that the user enters.
 """
 
 from flask import Blueprint, Response, send_from_directory
@@ -12,12 +11,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: http: https:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What the page may load: nothing from elsewhere but the pictures that an output links to."""
+"""Content-Security-Policy of the page: from other servers it loads only images that an output links to."""
 
 
 @blueprint.get("/")
 def page() -> Response:
-    """The page."""
+    """``page/index.html``, with headers that restrict what the page may load."""
     folder = blueprint.static_folder or ""
     response = send_from_directory(folder, "index.html")
     response.headers["Content-Security-Policy"] = POLICY

@@ -1,4 +1,4 @@
-"""Why a job waits, in words."""
+"""The reason why a job waits, as text for clients."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from ownpod.registry import Registry
 from ownpod.rules.waiting import RefusedWorker, explain
 
-FRESH_S = 1.0
-"""So old may an answer be: many clients may ask about many jobs."""
+CACHE_TTL_S = 1.0
+"""Seconds for which an endpoint's reason is cached, because many clients may poll many jobs at once."""
 
 
 class Waiting:
-    """Looks at an endpoint's workers.
+    """Explains from the states of an endpoint's workers why its jobs wait.
 
     Args:
-        refusals: workers that came to an endpoint and got no jobs, by the endpoint's id.
+        refusals: function from an endpoint's id to its refused workers.
     """
 
     def __init__(
@@ -24,14 +24,20 @@ class Waiting:
     ) -> None:
         self._registry = registry
         self._refusals = refusals
-        self._known: dict[str, tuple[float, str]] = {}
+        self._cached: dict[str, tuple[float, str]] = {}
+        """By the endpoint's id: until when the reason is valid (``time.monotonic``), and the reason."""
 
     def reason(self, endpoint_id: str) -> str:
-        """Why jobs of the endpoint wait. Raises: EndpointNotFound, RedisUnavailable."""
-        until, reason = self._known.get(endpoint_id, (0.0, ""))
+        """Why the endpoint's jobs wait.
+
+        Raises:
+            EndpointNotFound: the endpoint does not exist.
+            RedisUnavailable: Redis does not answer.
+        """
+        until, reason = self._cached.get(endpoint_id, (0.0, ""))
         if until < time.monotonic():
             endpoint = self._registry.endpoint(endpoint_id)
             statuses = self._registry.statuses(endpoint.workers)
             reason = explain(endpoint, statuses, self._refusals(endpoint_id))
-            self._known[endpoint_id] = time.monotonic() + FRESH_S, reason
+            self._cached[endpoint_id] = time.monotonic() + CACHE_TTL_S, reason
         return reason

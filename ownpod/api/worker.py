@@ -1,8 +1,7 @@
-"""gunicorn's thread worker, for clients that send one request after the other, and for slow ones.
+"""gunicorn's thread worker, extended for clients that send many requests on one connection, and for slow clients.
 
-The main thread reads requests as they come and gives one a thread when it has arrived, see
-:mod:`ownpod.api.arrival`; gunicorn 27 by itself gives each connection a thread from its first byte on, and
-reads headers and bodies there without a limit of time.
+The main thread reads the requests, and gives each a thread once it has arrived, see :mod:`ownpod.api.arrival`.
+gunicorn 27 gives each connection a thread at its first byte, and reads headers and bodies there without a time limit.
 """
 
 import contextlib
@@ -25,23 +24,23 @@ from ownpod.api.arrival import State
 from ownpod.api.channel import Channel, Shares
 
 PROMPT_S = 0.002
-"""So long a thread waits for its client's next request, before the connection goes back to the poller."""
+"""Seconds a thread waits for the next request on a kept-alive connection before returning it to the poller."""
 
 LINGER_S = 2.0
-"""Seconds for which a closed connection is still read: else the client, or a proxy that is sending a large
-body, may lose the answer (RFC 9112, 9.6)."""
+"""Seconds for which a closed connection is still read. Otherwise the client, or a proxy that is sending a large body,
+may lose the response (RFC 9112, 9.6)."""
 
 LINGER_BYTES = 262_144
-"""Bytes of such a connection that are read in one go, before others have their turn."""
+"""Maximum bytes of such a connection that are read at once, so that other connections are not delayed."""
 
-LOOK_S = 0.5
-"""Seconds between looks for requests that come too slowly."""
+CHECK_INTERVAL_S = 0.5
+"""Seconds between two checks for requests that arrive too slowly."""
 
 HONEST_S = 1.0
-"""A request that has not arrived after this may lose its place to a new connection."""
+"""Age in seconds from which an incomplete request may be dropped in favour of a new connection."""
 
 TLS_CONTEXT_S = 60.0
-"""The certificate is read again after this."""
+"""Maximum age in seconds of the loaded certificate, so that a renewed one is used without a restart."""
 
 STATUSES = {
     errors.LimitRequestLine: 414,
@@ -50,11 +49,11 @@ STATUSES = {
     errors.UnsupportedTransferCoding: 501,
     errors.ForbiddenProxyRequest: 403,
 }
-"""Of requests that gunicorn's parser refuses; the others are 400."""
+"""HTTP statuses of requests that gunicorn's parser refuses; all others are 400."""
 
 
 def refusal(status: int, message: str) -> bytes:
-    """An answer that ends the connection."""
+    """The bytes of an error response that closes the connection."""
     body = json.dumps({"error": message}).encode()
     lines = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -73,16 +72,16 @@ class Connection(TConn):  # type: ignore[misc]
         self.parser = get_parser(cfg, channel, client)
         self.initialized = self.data_ready = True
         self.polled = 0
-        """What the poller waits for; 0: nothing."""
+        """The event for which the poller waits; 0: none."""
         self.closes_s: float | None = None
-        """Nothing is answered any more; until then it is only read."""
+        """When a lingering connection is closed; until then its bytes are read and dropped. None: not lingering."""
 
     def next_request(self) -> None:
         self.sock.next_request(self.parser.unreader.take_buffered())
 
     @property
     def idle(self) -> bool:
-        """Nothing has come of a request."""
+        """Whether no byte of a request has arrived."""
         return self.closes_s is None and self.sock.due_s is None
 
     @property
@@ -92,29 +91,29 @@ class Connection(TConn):  # type: ignore[misc]
 
 
 class PromptWorker(ThreadWorker):  # type: ignore[misc]
-    """Threads answer what has arrived.
+    """A thread worker whose threads get requests that have arrived.
 
-    A next request that comes at once is answered by the same thread: gunicorn hands each connection from
-    its main thread to another and back, for each request, some 0.1 ms, and as much of the process's time.
-    All methods but :meth:`handle` and what it calls run in the main thread.
+    A next request that arrives at once is processed by the same thread, because gunicorn passes each connection
+    between its main thread and another one for each request, which costs 0.1 ms of latency and of CPU.
+    All methods run in the main thread, except :meth:`handle` and the methods that it calls.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._shares = Shares(self.cfg.threads // 2)
         self._idle: dict[Connection, None] = {}
-        """By the time of their end."""
+        """Connections without a request, in the order in which they time out."""
         self._slow: dict[Connection, None] = {}
-        """Of a request something has come, or they are about to be closed; by the time of their begin."""
-        self._looked_s = 0.0
+        """Connections with an incomplete request, and lingering ones, in the order in which they started."""
+        self._checked_s = 0.0
         self._tls: tuple[float, ssl.SSLContext] | None = None
 
     def accept(self, listener: Any) -> None:
-        """A new connection; where there are too many, it takes the place of one that nothing comes from."""
+        """Accepts a connection. At the limit, an idle or slow connection is dropped first."""
         try:
             client_sock, client = listener.accept()
         except OSError as error:
-            # Else it is gone again, or another process has accepted it.
+            # After other errors the client has left, or another process has accepted the connection.
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._evict()
             return
@@ -144,7 +143,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         return self._tls[1]
 
     def _advance(self, conn: Connection, _: Any = None) -> None:
-        """Reads what has come. A request that has arrived gets a thread, others are polled."""
+        """Reads the available bytes. A request that has arrived gets a thread; the other connections are polled."""
         if conn.closes_s is not None:
             if conn.sock.discard(LINGER_BYTES):
                 self._drop(conn)
@@ -168,7 +167,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             mine[conn] = None
         if conn.polled == events:
             return
-        # poll's and selectors' numbers for reading and writing are not the same.
+        # The constants of `select.poll` and `selectors` differ for writing.
         wanted = selectors.EVENT_READ if events == 1 else selectors.EVENT_WRITE
         register = self.poller.modify if conn.polled else self.poller.register
         register(conn.sock.fileno(), wanted, partial(self._advance, conn))
@@ -192,7 +191,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         self._linger(conn)
 
     def _linger(self, conn: Connection) -> None:
-        """Closes a connection without waiting for its client; gunicorn's own waits in its main thread."""
+        """Closes a connection without waiting for its client. gunicorn's own method would block the main thread."""
         with contextlib.suppress(OSError):
             conn.sock.shutdown(1)
             conn.closes_s = time.monotonic() + LINGER_S
@@ -211,7 +210,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             self._drop(idle)
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
-        """A thread is done with a connection."""
+        """Polls or closes a connection that a thread has finished with."""
         kept = not fs.cancelled() and fs.exception() is None and bool(fs.result())
         if not kept:
             self._linger(conn)
@@ -227,19 +226,19 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             self._drop(conn)
 
     def _ended_idle(self, now: float) -> list[Connection]:
-        found = []
+        ended = []
         for conn in self._idle:
             if conn.timeout > now:
                 break
-            found.append(conn)
-        return found
+            ended.append(conn)
+        return ended
 
     def murder_pending(self) -> None:
-        """Ends requests that come too slowly."""
+        """Ends requests that arrive too slowly."""
         now = time.monotonic()
-        if now - self._looked_s < LOOK_S:
+        if now - self._checked_s < CHECK_INTERVAL_S:
             return
-        self._looked_s = now
+        self._checked_s = now
         late = [conn for conn in self._slow if conn.due_s <= now]
         slow = [conn for conn in late if conn.closes_s is None]
         for conn in late:
@@ -248,11 +247,11 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         for conn in slow:
             part = "body" if conn.sock.arrival.pace else "header"
             status = 503 if conn.sock.arrival.is_result else 408
-            self._refuse(conn, status, f"the request's {part} came too slowly")
+            self._refuse(conn, status, f"the request's {part} arrived too slowly")
         if slow:
             clients = sorted({str(conn.client[0]) for conn in slow if conn.client})
             self.log.info(
-                "%d requests came too slowly and were ended; from %s%s",
+                "%d requests arrived too slowly and were ended; from %s%s",
                 len(slow),
                 ", ".join(clients[:3]) or "a local client",
                 " and others" if len(clients) > 3 else "",
@@ -263,7 +262,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             conn.timeout = min(conn.timeout, deadline)
 
     def handle(self, conn: Connection) -> bool:
-        """Requests of one connection, in a thread; whether it is kept."""
+        """Processes requests of one connection, in a thread. Returns whether the connection stays open."""
         while super().handle(conn) is True:
             conn.next_request()
             if not self.alive:
@@ -276,18 +275,19 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
         if conn.sock.continued:
+            # Otherwise gunicorn would send a second "100 Continue".
             req._expected_100_continue = False  # noqa: SLF001
         return super().handle_request(req, conn)
 
     def handle_error(self, _req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answers a request that gunicorn cannot read, as JSON."""
+        """Answers a request that gunicorn cannot parse, as JSON instead of gunicorn's HTML."""
         status, message = 500, "OwnPod failed to answer this; its log has the reason"
         if isinstance(exc, errors.ParseException) and not isinstance(
             exc, errors.ConfigurationProblem | errors.InvalidResponseHeader
         ):
             status = next((code for kind, code in STATUSES.items() if isinstance(exc, kind)), 400)
             message = f"{HTTPStatus(status).phrase}: {exc}"
-            self.log.info("a request of %s cannot be read: %s", addr[0] if addr else "?", exc)
+            self.log.info("a request of %s cannot be parsed: %s", addr[0] if addr else "?", exc)
         elif isinstance(exc, HTTPException):
             status, message = exc.code or 400, str(exc.description)
         elif isinstance(exc, ssl.SSLError):

@@ -1,9 +1,11 @@
-"""What workers in production mode ask for: RunPod's side of the SDK's protocol.
+"""The protocol of workers that pull: the requests that RunPod's SDK sends in production mode.
 
-The SDK's loops decide the answers: a request for jobs is held, as an answer at once makes an idle
-worker ask thousands of times a second; refused with 429 only, after which it sleeps 5 s, as any other
-error makes it ask again at once; a result is never answered 4xx, as that loses it: 503 makes the SDK
-post it again, three times in all.
+The SDK's loops (``runpod.serverless.modules.rp_scale``, ``rp_http``) determine the responses:
+
+- A request for jobs is held, because after an immediate response an idle worker polls thousands of times a second.
+- A request for jobs is refused with 429 only. The SDK then sleeps 5 s; after any other error it polls again at once.
+- A result is never answered 4xx, because the SDK then drops it. After a 503 the SDK posts the result again, three
+  times in all.
 """
 
 import contextlib
@@ -40,97 +42,99 @@ from ownpod.store.retry import until_available
 
 log = logging.getLogger(__name__)
 
-blueprint = Blueprint("pull", __name__, url_prefix="/v2/<id:endpoint_id>")
+blueprint = Blueprint("worker_protocol", __name__, url_prefix="/v2/<id:endpoint_id>")
 
 HOLD_S = 20.0
-"""A request for jobs, or for what to stop, is held so long at most; the SDK leaves after 90 s,
-and a worker that is told to end waits for the answer."""
+"""Maximum time in seconds for which a poll is held. The SDK times out after 90 s, and a worker that receives
+SIGTERM waits for the response."""
 
 RESULT_S = 60.0
-"""A result is held so long while Redis is away, before the worker is told to try again."""
+"""Maximum time in seconds for which a result is held while Redis is unavailable, before it is answered 503."""
 
-STOPPING_LOOK_S = 1.0
+STOPPING_CHECK_S = 1.0
+"""Interval in seconds at which a held request checks whether a worker that is to restart has finished its runs."""
 
 OTHER_KEY = (
-    "this worker took its jobs with another key, and results count only with that: put that one back into "
-    "OWNPOD_WORKER_KEYS, or restart the worker with its new RUNPOD_AI_API_KEY"
+    "this worker received its jobs under another key, and its results are accepted under that key only: "
+    "set that key in OWNPOD_WORKER_KEYS again, or restart the worker with its new RUNPOD_AI_API_KEY"
 )
 
 
 @blueprint.get("/job-take/<id:worker_id>")
 def take(endpoint_id: str, worker_id: str) -> Response:
-    """A job for a worker, or 204."""
+    """Responds with a job for the worker; 204: none within :data:`HOLD_S`."""
     jobs = _take(endpoint_id, worker_id, 1)
     return jobs if isinstance(jobs, Response) else answer(jobs[0])
 
 
 @blueprint.get("/job-take-batch/<id:worker_id>")
 def take_batch(endpoint_id: str, worker_id: str) -> Response:
-    """Jobs for a worker, or 204."""
-    asked = request.args.get("batch_size", "1")
-    # No more digits than the limit has: int() of thousands of them is an error.
-    most = (
-        min(int(asked), MOST_RUNS)
-        if asked.isascii() and asked.isdecimal() and len(asked) < 9
+    """Responds with jobs for the worker, at most ``?batch_size=``; 204: none within :data:`HOLD_S`."""
+    given = request.args.get("batch_size", "1")
+    # The length is checked first, because int() raises an error for thousands of digits.
+    limit = (
+        min(int(given), MOST_RUNS)
+        if given.isascii() and given.isdecimal() and len(given) < 9
         else 1
     )
-    jobs = _take(endpoint_id, worker_id, max(most, 1))
+    jobs = _take(endpoint_id, worker_id, max(limit, 1))
     return jobs if isinstance(jobs, Response) else answer(f"[{', '.join(jobs)}]")
 
 
 @blueprint.get("/job-stop/<id:worker_id>")
 def stop(endpoint_id: str, worker_id: str) -> Response:
-    """Runs that a worker is to stop, or 204."""
-    here, channel = services(), f"stop:{worker_id}"
+    """Responds with the ids of runs that the worker must stop; 204: none within :data:`HOLD_S`."""
+    svc, channel = services(), f"stop:{worker_id}"
     try:
-        _check(here, endpoint_id, worker_id)
-        _check_key_of(here, endpoint_id, worker_id)
+        _check(svc, endpoint_id, worker_id)
+        _check_key_of(svc, endpoint_id, worker_id)
         with (
-            here.events.subscribe(channel, end_only=False) as wait,
-            here.held.watch(_peer(), lambda: here.events.wake(channel)) as connection,
+            svc.events.subscribe(channel, end_only=False) as wait,
+            svc.held.watch(_peer(), lambda: svc.events.wake(channel)) as connection,
         ):
-            until = time.monotonic() + _hold_s(here)
-            while (runs := here.pulls.stops(worker_id, endpoint_id)) == []:
+            until = time.monotonic() + _hold_s(svc)
+            while (runs := svc.pulls.stops(worker_id, endpoint_id)) == []:
                 left_s = until - time.monotonic()
-                if left_s <= 0 or here.events.stopped:
+                if left_s <= 0 or svc.events.stopped:
                     break
                 wait(min(left_s, connection.check_s))
                 if connection.closed:
                     break
     except OwnPodError as error:
-        return _refused(here, endpoint_id, worker_id, error)
+        return _refused(svc, endpoint_id, worker_id, error)
     return answer({"jobsToStop": runs}) if runs else Response(status=204)
 
 
 @blueprint.get("/ping/<id:worker_id>")
 def ping(endpoint_id: str, worker_id: str) -> Response:
-    """A worker lives, and says what it has in hand."""
-    here = services()
-    # The worker's runs continue also when its key was replaced since it took them.
-    _check_key_of(here, endpoint_id, worker_id)
-    here.registry.endpoint(endpoint_id)
-    # The SDK joins them with commas; requests may send the parameter several times.
+    """Records the worker's heartbeat and the runs that it reports."""
+    svc = services()
+    # A replaced worker key must not end the runs that the worker received under the earlier one.
+    _check_key_of(svc, endpoint_id, worker_id)
+    svc.registry.endpoint(endpoint_id)
+    # The SDK joins the ids with commas; other programs repeat the parameter.
     runs = [run for given in request.args.getlist("job_id") for run in given.split(",") if run]
-    here.pulls.ping(worker_id, endpoint_id, runs)
+    svc.pulls.ping(worker_id, endpoint_id, runs)
     return answer({})
 
 
 @blueprint.post("/job-stream/<id:worker_id>/<id:run_id>")
 def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
-    """What a generator has yielded."""
-    here = services()
-    if (problem := _key_problem(here, endpoint_id, worker_id, run_id)) is not None:
+    """Adds a chunk, which a generator handler has yielded, to the run's job."""
+    svc = services()
+    if (problem := _key_problem(svc, endpoint_id, worker_id, run_id)) is not None:
         return problem
-    body, token = read_body(here.settings.max_output_mb), call_token()
+    body, token = read_body(svc.settings.max_output_mb), call_token()
 
     def write() -> None:
         if body.whole is None:
-            reason = _too_large(here, "a chunk")
-            here.pulls.spoil(worker_id, endpoint_id, run_id, reason)
+            reason = _too_large(svc, "a chunk")
+            svc.pulls.spoil(worker_id, endpoint_id, run_id, reason)
             return
-        found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
-        if found is not None:
-            here.store.chunks.add(*found, [_text(output_of(_parsed(body.whole)))], token=token)
+        attempt = svc.pulls.heard_of(worker_id, endpoint_id, run_id)
+        if attempt is not None:
+            # One token for all tries: a try whose response was lost must not add the chunk twice.
+            svc.store.chunks.add(*attempt, [_text(output_of(_parsed(body.whole)))], token=token)
 
     until_available(write, longest_s=RESULT_S)
     return answer({})
@@ -138,64 +142,69 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
 
 @blueprint.post("/job-done/<id:worker_id>/<id:run_id>")
 def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
-    """A result, or progress: the SDK posts that to the same place, also after the result."""
-    here = services()
-    if (problem := _key_problem(here, endpoint_id, worker_id, run_id)) is not None:
+    """Finishes a run, or records its progress: the SDK posts both here, and progress even after the result."""
+    svc = services()
+    if (problem := _key_problem(svc, endpoint_id, worker_id, run_id)) is not None:
         return problem
-    body = read_body(here.settings.max_output_mb)
+    body = read_body(svc.settings.max_output_mb)
     if body.whole is None:
         if body.head.replace(b" ", b"").startswith(b'{"status":"IN_PROGRESS"'):
             log.info(
                 "run %s of worker %s: progress that is too large is dropped", run_id, worker_id
             )
             return answer({})
-        said, outcome = None, _failed(_too_large(here, "the worker's answer"))
+        content, outcome = None, _failed(_too_large(svc, "the worker's answer"))
     else:
-        said = _parsed(body.whole)
-        outcome = result_of(said)
-    said = said if isinstance(said, dict) else {}
-    result = Result(outcome, stopping=bool(said.get("stopPod")))
+        content = _parsed(body.whole)
+        outcome = result_of(content)
+    content = content if isinstance(content, dict) else {}
+    result = Result(outcome, stopping=bool(content.get("stopPod")))
 
     def write() -> None:
-        if said.get("status") == JobStatus.IN_PROGRESS:
-            found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
-            if found is not None:
-                here.store.chunks.progress(*found, _text(said.get("output")))
+        if content.get("status") == JobStatus.IN_PROGRESS:
+            attempt = svc.pulls.heard_of(worker_id, endpoint_id, run_id)
+            if attempt is not None:
+                svc.store.chunks.progress(*attempt, _text(content.get("output")))
         else:
-            _finish(here, endpoint_id, worker_id, run_id, result)
+            _finish(svc, endpoint_id, worker_id, run_id, result)
 
     until_available(write, longest_s=RESULT_S)
     return answer({})
 
 
-def _finish(here: Services, endpoint_id: str, worker_id: str, run_id: str, result: Result) -> None:
+def _finish(svc: Services, endpoint_id: str, worker_id: str, run_id: str, result: Result) -> None:
     outcome = result.outcome
     if outcome.output == "[]" and request.args.get("isStream") == "true":
-        # The parts that were posted before are the result.
-        found = here.pulls.heard_of(worker_id, endpoint_id, run_id)
+        # The SDK posts [] as the result of a generator: its chunks, which were posted before, are the output.
+        attempt = svc.pulls.heard_of(worker_id, endpoint_id, run_id)
         try:
-            chunks = here.store.chunks.stream(found[0], endpoint_id, (0, 0)).chunks if found else []
+            chunks = (
+                svc.store.chunks.stream(attempt[0], endpoint_id, (0, 0)).chunks if attempt else []
+            )
         except JobNotFound:
             chunks = []
         result = replace(result, outcome=replace(outcome, output=f"[{', '.join(chunks)}]"))
-    if not here.pulls.done(worker_id, endpoint_id, run_id, result):
+    if not svc.pulls.done(worker_id, endpoint_id, run_id, result):
         log.info(
-            "run %s of worker %s: its result came too late, or is another's", run_id, worker_id
+            "run %s of worker %s: the result is dropped: it came too late, or the run is another worker's",
+            run_id,
+            worker_id,
         )
 
 
-def result_of(said: Any) -> Outcome:
-    """How a run ended, by the body of the SDK's job-done.
+def result_of(content: Any) -> Outcome:
+    """The outcome of a run from the JSON that the SDK posts to job-done.
 
-    ``{"output": X}``; with ``"error"``, any JSON, it failed; ``{}`` of a handler that returned ``{}``.
+    ``{"output": X}`` completes the run; with ``"error"``, any JSON, it failed. The SDK posts ``{}`` for a handler
+    that returned ``{}``.
     """
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         return _failed("the worker's result is no JSON object")
     try:
-        output = json.dumps(said["output"]) if "output" in said else None
-        if (error := said.get("error")) is not None:
+        output = json.dumps(content["output"]) if "output" in content else None
+        if (error := content.get("error")) is not None:
             text = error if isinstance(error, str) else json.dumps(error)
-            # Half a surrogate pair is JSON, and no text that Redis takes.
+            # JSON may have one half of a surrogate pair, which UTF-8, so Redis, cannot store.
             text = text.encode("utf-8", "replace").decode()
             return Outcome(JobStatus.FAILED, output=output, error=text)
     except (RecursionError, ValueError):
@@ -203,131 +212,142 @@ def result_of(said: Any) -> Outcome:
     return Outcome(JobStatus.COMPLETED, output="{}" if output is None else output)
 
 
-def _take(endpoint_id: str, worker_id: str, most: int) -> list[str] | Response:
-    here, token, channel = services(), str(uuid.uuid4()), f"take:{worker_id}"
+def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
+    """At most ``limit`` jobs as JSON texts, or the response without jobs."""
+    svc, token, channel = services(), str(uuid.uuid4()), f"take:{worker_id}"
     in_progress = request.args.get("job_in_progress", "0") != "0"
     jobs: list[str] = []
     try:
-        endpoint = _check(here, endpoint_id, worker_id)
+        endpoint = _check(svc, endpoint_id, worker_id)
         with (
-            here.events.subscribe(channel, end_only=False) as wait,
-            here.held.watch(_peer(), lambda: here.events.wake(channel)) as connection,
+            svc.events.subscribe(channel, end_only=False) as wait,
+            svc.held.watch(_peer(), lambda: svc.events.wake(channel)) as connection,
         ):
-            taken: Taken | None = here.pulls.take(
+            taken: Taken | None = svc.pulls.take(
                 worker_id,
                 endpoint_id,
                 token,
-                most=most,
+                most=limit,
                 in_progress=in_progress,
                 key=caller(),
                 max_workers=endpoint.max_workers,
             )
-            until = time.monotonic() + _hold_s(here)
+            until = time.monotonic() + _hold_s(svc)
             while taken is not None and not (jobs := taken.jobs):
                 left_s = until - time.monotonic()
-                if left_s <= 0 or here.events.stopped:
+                if left_s <= 0 or svc.events.stopped:
                     break
-                # Of one that is to be restarted the end is looked for.
-                wait(min(left_s, connection.check_s, STOPPING_LOOK_S if taken.stopping else left_s))
+                # A worker that is to restart gets jobs once its runs have ended, which is not notified.
+                check_s = STOPPING_CHECK_S if taken.stopping else left_s
+                wait(min(left_s, connection.check_s, check_s))
                 if connection.closed:
                     break
-                taken = here.pulls.collect(worker_id, endpoint_id, token, most=most)
+                taken = svc.pulls.collect(worker_id, endpoint_id, token, most=limit)
             if connection.closed:
-                # Jobs that were just handed out to this request are requeued too.
-                until_available(lambda: here.pulls.left(worker_id, token), longest_s=RESULT_S)
+                # Also ends offers that were delivered to this request after the worker closed it.
+                until_available(lambda: svc.pulls.left(worker_id, token), longest_s=RESULT_S)
                 return Response(status=204)
     except OwnPodError as error:
-        return _refused(here, endpoint_id, worker_id, error)
+        return _refused(svc, endpoint_id, worker_id, error)
     return jobs or Response(status=204)
 
 
-def _hold_s(here: Services) -> float:
-    """Shorter than the time after which a worker that asks for nothing is forgotten."""
-    return min(HOLD_S, here.settings.worker_gone_s / 2)
+def _hold_s(svc: Services) -> float:
+    """Seconds for which a poll is held: fewer than those after which a worker without requests is removed."""
+    return min(HOLD_S, svc.settings.worker_gone_s / 2)
 
 
 def _peer() -> Any:
-    """The socket of this request; None where another server than gunicorn answers it."""
+    """The socket of this request; None under a server other than gunicorn."""
     return request.environ.get("gunicorn.socket")
 
 
-def _check(here: Services, endpoint_id: str, worker_id: str) -> Endpoint:
-    """Raises: Unauthorized, Forbidden, EndpointNotFound, WorkerConflict."""
+def _check(svc: Services, endpoint_id: str, worker_id: str) -> Endpoint:
+    """The endpoint, if this worker may pull from it.
+
+    Raises:
+        Unauthorized: the request has no worker key, or an unknown one.
+        Forbidden: the key is bound to another endpoint or worker.
+        EndpointNotFound: the endpoint does not exist.
+        WorkerConflict: the id is reserved, or a pushed worker has it.
+    """
     check_worker_key(endpoint_id, worker_id)
-    endpoint = here.registry.endpoint(endpoint_id)
+    endpoint = svc.registry.endpoint(endpoint_id)
     if worker_id == HOUSEKEEPING:
         raise WorkerConflict(f"the worker id {HOUSEKEEPING!r} is taken")
-    known = here.registry.worker(worker_id)
+    known = svc.registry.worker(worker_id)
     if known is not None and not known.pulls:
         raise WorkerConflict(f"{worker_id!r} is the id of a worker at {known.url}")
     return endpoint
 
 
-def _refused(here: Services, endpoint_id: str, worker_id: str, error: OwnPodError) -> Response:
-    """Answers 429. The SDK then sleeps 5 s and asks again, without a log line, so the API logs the reason."""
+def _refused(svc: Services, endpoint_id: str, worker_id: str, error: OwnPodError) -> Response:
+    """Answers 429. The SDK then sleeps 5 s and polls again. It logs nothing, so the API logs the reason."""
     level = logging.INFO if isinstance(error, RedisUnavailable) else logging.WARNING
     log.log(level, "worker %s gets no jobs: %s", worker_id[:100], error)
-    _remember(here, endpoint_id, worker_id, error.message)
+    _remember(svc, endpoint_id, worker_id, error.message)
     return retry_later(error.message, 429)
 
 
-def _remember(here: Services, endpoint_id: str, worker_id: str, reason: str) -> None:
-    """Shows in ``/health`` of the endpoint why a worker is refused, if the endpoint exists."""
+def _remember(svc: Services, endpoint_id: str, worker_id: str, reason: str) -> None:
+    """Records why the worker is refused, for the endpoint's ``/health``; nothing if the endpoint does not exist."""
     with contextlib.suppress(OwnPodError):
-        here.pulls.refuse(worker_id, here.registry.endpoint(endpoint_id).id, reason)
+        svc.pulls.refuse(worker_id, svc.registry.endpoint(endpoint_id).id, reason)
 
 
 def _check_key_of(
-    here: Services, endpoint_id: str, worker_id: str, run_id: str | None = None
+    svc: Services, endpoint_id: str, worker_id: str, run_id: str | None = None
 ) -> None:
-    """Checks the request's key against the one with which the worker took the run, or last asked for jobs. That key
-    counts even if it is no longer in the settings, and no other key counts.
+    """Compares the request's key with the one under which the worker received the run, or last requested jobs. That
+    key is valid even if it is no longer in the settings, and no other key is.
 
     Raises:
-        Unauthorized: the request has another key; or the worker has asked for nothing yet, and its key is unknown.
-        Forbidden: the worker has asked for nothing yet, and its key is bound to another endpoint or worker.
+        Unauthorized: the key is another one; or the worker has requested no jobs yet, and its key is unknown.
+        Forbidden: the worker has requested no jobs yet, and its key is bound to another endpoint or worker.
     """
-    if not (here.keys_needed or here.settings.worker_keys):
+    if not (svc.keys_needed or svc.settings.worker_keys):
         return
-    known = until_available(lambda: here.pulls.key_of(worker_id, run_id), longest_s=RESULT_S)
+    known = until_available(lambda: svc.pulls.key_of(worker_id, run_id), longest_s=RESULT_S)
     if known is None:
         check_worker_key(endpoint_id, worker_id)
     elif not hmac.compare_digest(known, caller()):
         raise Unauthorized(OTHER_KEY)
 
 
-def _key_problem(here: Services, endpoint_id: str, worker_id: str, run_id: str) -> Response | None:
-    """The answer to a result under another key, of which nothing is written; None: the key is right. The SDK posts
-    a result again after a 503, and would drop the result after a 4xx.
+def _key_problem(svc: Services, endpoint_id: str, worker_id: str, run_id: str) -> Response | None:
+    """The 503 to a result under another key, which is not stored; None: the key is right. The SDK posts a result
+    again after a 503, and drops it after a 4xx.
     """
     try:
-        _check_key_of(here, endpoint_id, worker_id, run_id)
+        _check_key_of(svc, endpoint_id, worker_id, run_id)
     except (Unauthorized, Forbidden) as error:
         reason = error.message
     else:
         return None
     skip_body()
     _log_other_key(worker_id, run_id, reason)
-    _remember(here, endpoint_id, worker_id, reason)
+    _remember(svc, endpoint_id, worker_id, reason)
     return retry_later(reason, 503)
 
 
 @functools.lru_cache(1000)
 def _log_other_key(worker_id: str, run_id: str, reason: str) -> None:
-    """Logs the refusal once for each run."""
-    log.warning("worker %s, run %s: not taken: %s", worker_id[:100], run_id[:100], reason)
+    """Logs the refusal once a run, because the worker posts the result several times."""
+    log.warning(
+        "worker %s, run %s: the result is refused: %s", worker_id[:100], run_id[:100], reason
+    )
 
 
 def _failed(reason: str) -> Outcome:
     return Outcome(JobStatus.FAILED, error=reason)
 
 
-def _too_large(here: Services, what: str) -> str:
-    return f"{what} is larger than {here.settings.max_output_mb} MiB, see OWNPOD_MAX_OUTPUT_MB"
+def _too_large(svc: Services, part: str) -> str:
+    return f"{part} is larger than {svc.settings.max_output_mb} MiB, see OWNPOD_MAX_OUTPUT_MB"
 
 
 def _parsed(body: bytes) -> Any:
-    """The JSON of a result, which the SDK labels as a form."""
+    """The JSON of a result; None if it is none. The SDK declares it as a form, so Flask does not parse it."""
     try:
         return loads(body)
     except (ValueError, RecursionError):

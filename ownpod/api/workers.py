@@ -1,4 +1,4 @@
-"""An endpoint's workers at run time: listed, added, drained, removed."""
+"""Routes to list, add, drain, resume and remove an endpoint's workers, and to list the endpoints."""
 
 from typing import Any
 
@@ -19,7 +19,9 @@ endpoints = Blueprint("endpoints", __name__)
 
 
 class NewWorkerSchema(WorkerSchema):
-    """A worker that is added over HTTP: without what names a file on the server."""
+    """A worker that is added over HTTP. It has no fields with a path on the server, because a client could find out
+    with them which files exist there.
+    """
 
     class Meta(WorkerSchema.Meta):
         exclude = ("ca_bundle",)
@@ -27,29 +29,29 @@ class NewWorkerSchema(WorkerSchema):
 
 @endpoints.get("/v2/")
 def all_endpoints() -> Response:
-    """The ids of all endpoints, or of those that the key is for."""
+    """The ids of the endpoints that the key opens; all of them without keys."""
     return answer({"endpoints": opened_endpoints()})
 
 
 @blueprint.get("")
 def listed(endpoint_id: str) -> Response:
-    """Each worker, how it is, and its jobs; and the workers that are left out, with the reason."""
-    here = services()
-    endpoint = here.registry.endpoint(endpoint_id)
-    running = here.store.figures.counts(endpoint_id)[1]
-    statuses = here.registry.statuses(endpoint.workers)
+    """Each worker with its state and jobs; and the workers that are left out, with the reason."""
+    svc = services()
+    endpoint = svc.registry.endpoint(endpoint_id)
+    running = svc.store.figures.counts(endpoint_id)[1]
+    statuses = svc.registry.statuses(endpoint.workers)
     workers = [describe(w, statuses[w.id], running) for w in endpoint.workers]
     return answer({"workers": workers, "leftOut": left_out(endpoint_id)})
 
 
 def left_out(endpoint_id: str) -> list[dict[str, str]]:
-    """Workers that came at run time and cannot be used, as the API shows them."""
+    """Workers whose entries in Redis cannot be used, with the reason, as the API shows them."""
     entries = services().registry.left_out(endpoint_id)
     return [{"id": entry.id, "reason": entry.reason} for entry in entries]
 
 
 def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) -> dict[str, Any]:
-    """A worker as the API shows it; ``running`` are the endpoint's jobs with their worker's id."""
+    """A worker as the API shows it; ``running`` has the worker's id by the id of each running job."""
     return {
         "id": worker.id,
         "url": worker.url,
@@ -64,9 +66,9 @@ def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) 
 
 @blueprint.post("")
 def add(endpoint_id: str) -> Response:
-    """Adds a worker, or changes one that was added; its node starts within a second or two."""
+    """Adds a worker, or changes one that was added; the supervisor starts its node within two seconds."""
     if not request.is_json:
-        # A browser lets a page of another site send any other type without a preflight request.
+        # With another type, a page of another site could add a worker: browsers send that without a preflight request.
         raise UnsupportedMediaType
     values = schemas.parse_json(request.get_data(cache=False))
     if not isinstance(values, dict):
@@ -82,14 +84,14 @@ def add(endpoint_id: str) -> Response:
 
 @blueprint.delete("/<id:worker_id>")
 def remove(endpoint_id: str, worker_id: str) -> Response:
-    """Removes a worker that was added; what it runs, it finishes."""
+    """Removes a worker that was added; its running jobs end normally."""
     services().registry.remove(worker_id, endpoint_id)
     return answer({"id": worker_id, "removed": True})
 
 
 @blueprint.post("/<id:worker_id>/drain")
 def drain(endpoint_id: str, worker_id: str) -> Response:
-    """The worker takes no more jobs; what it runs, it finishes."""
+    """Pauses a worker: it gets no new jobs, and its running jobs end normally."""
     registry = services().registry
     registry.pause(registry.find(worker_id, endpoint_id).id, "drained")
     return answer({"id": worker_id, "drained": True})
@@ -97,7 +99,7 @@ def drain(endpoint_id: str, worker_id: str) -> Response:
 
 @blueprint.post("/<id:worker_id>/resume")
 def resume(endpoint_id: str, worker_id: str) -> Response:
-    """The worker takes jobs again."""
+    """Ends a worker's pause: it gets jobs again."""
     registry = services().registry
     registry.resume(registry.find(worker_id, endpoint_id).id)
     return answer({"id": worker_id, "drained": False})

@@ -50,7 +50,8 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
             f"ownpod: node {sender!r} is no worker's, so it cannot run jobs; "
             f"name it after one: -n <worker id>@%h, with one of {known}"
         )
-    webhooks = Webhooks(prepared.store.deliveries, prepared.config)
+    store = prepared.store
+    webhooks = Webhooks(store.deliveries, prepared.config)
     become(Housekeeping(webhooks, sweep))
 
 

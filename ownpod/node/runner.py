@@ -85,7 +85,7 @@ class JobRunner:
         callbacks: bool = False,
     ) -> None:
         self._store = patient(store)
-        self._listing = self._store.listing
+        self._listing = patient(store.listing)
         self._worker = worker
         self._slots = slots
         self._breaker = breaker

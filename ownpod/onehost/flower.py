@@ -13,7 +13,7 @@ from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
 
 SINGLE_KEYS = (
-    "Flower shows all endpoints and there are keys for single ones only: set OWNPOD_ADMIN_KEYS, too"
+    "Flower shows all endpoints, but there are only keys of single endpoints: set OWNPOD_ADMIN_KEYS"
 )
 
 
@@ -62,8 +62,8 @@ def serve(config: Settings, endpoints: Iterable[Endpoint], *, host: str, port: i
         StartError: see :func:`door`.
     """
     _require_flower()
-    found = door(config, endpoints)
-    if found.read_only and not config.flower_read_only:
+    entrance = door(config, endpoints)
+    if entrance.read_only and not config.flower_read_only:
         sys.stderr.write(
             "ownpod: Flower is read-only, because there are API keys and no admin key: "
             "set OWNPOD_ADMIN_KEYS\n"
@@ -77,6 +77,6 @@ def serve(config: Settings, endpoints: Iterable[Endpoint], *, host: str, port: i
     command = [sys.executable, "-m", "ownpod.onehost.flower_guard", "-A", "ownpod", "flower"]
     # With "=", because Flower does not accept a value as a separate argument.
     command += [f"--port={port}", f"--address={host}"]
-    if found.read_only:
+    if entrance.read_only:
         command.append("--read_only")
     os.execve(sys.executable, command, environ)  # noqa: S606

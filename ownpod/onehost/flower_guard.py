@@ -34,7 +34,7 @@ from ownpod.store.fleet import Fleet
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 0.5
-"""Seconds between two checks whether an endpoint has got API keys at run time."""
+"""Seconds between two checks for endpoints that got API keys at run time."""
 
 OPEN = "/healthcheck"
 """The path of health checks, by compose and load balancers. Its answer is "OK" and contains no data."""
@@ -47,13 +47,13 @@ def judge(
     *,
     single_keys: bool = False,
 ) -> tuple[int, str] | None:
-    """Status and sentence with which a request is refused; None: it is not.
+    """The HTTP status and the reason of a refusal; None: the request is permitted.
 
     Args:
         request: the request, before it is routed.
-        keys: those that open Flower.
+        keys: the keys that Flower accepts.
         own_names: host names under which Flower answers without keys.
-        single_keys: whether endpoints have keys of their own.
+        single_keys: whether there are keys of single endpoints.
     """
     if request.path == OPEN:
         return None
@@ -120,9 +120,9 @@ class Refused(RequestHandler):
 
 
 class KeyWatch(threading.Thread):
-    """Reads again and again whether endpoints have API keys, because endpoints are added at run time.
+    """Checks at intervals whether endpoints have API keys, because endpoints are added at run time.
 
-    In a thread of its own, because Flower's event loop must not wait for Redis.
+    This is a thread, because Flower's event loop must not wait for Redis.
     """
 
     def __init__(self, config: Settings) -> None:
@@ -133,7 +133,7 @@ class KeyWatch(threading.Thread):
         self.single_keys = self._registry.has_keys
 
     def run(self) -> None:
-        """Does not return. The last answer counts while Redis is away."""
+        """Does not return. While Redis is away, the last result is used."""
         while True:
             time.sleep(CHECK_INTERVAL_S)
             try:
@@ -142,12 +142,12 @@ class KeyWatch(threading.Thread):
             except RedisUnavailable as error:
                 log.debug("endpoints not read: %s", error)
             except Exception:
-                # A thread that ends would leave Flower open.
+                # If this thread ended, Flower would stay open after the first key.
                 log.exception("endpoints not read")
 
 
 class GuardedFlower(Flower):  # type: ignore[misc]
-    """Flower, with the check before each request is routed."""
+    """Flower, with :func:`judge` before the routing of each request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -160,10 +160,10 @@ class GuardedFlower(Flower):  # type: ignore[misc]
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Routes a request that is refused to :class:`Refused`."""
-        found = judge(request, self._keys, self._own_names, single_keys=self._watch.single_keys)
-        if found is None:
+        refusal = judge(request, self._keys, self._own_names, single_keys=self._watch.single_keys)
+        if refusal is None:
             return super().find_handler(request, **kwargs)
-        status, sentence = found
+        status, sentence = refusal
         return self.get_handler_delegate(request, Refused, {"status": status, "sentence": sentence})
 
 

@@ -49,7 +49,7 @@ class Templates:
         return self.lists_of(self.queue(endpoint))
 
     def description(self, endpoint: str, job_input: str) -> str:
-        """What Flower and ``celery inspect`` show as a job's arguments, as it stands in JSON."""
+        """What Flower and ``celery inspect`` show as a job's arguments, as JSON text without its quotes."""
         start = job_input if len(job_input) <= SHOWN else f"{job_input[: SHOWN - 3]}..."
         text = f"{self.description_prefix} {endpoint}"
         return json.dumps(f"{text} {start}" if self.log_inputs else text)[1:-1]

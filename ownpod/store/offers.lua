@@ -1,26 +1,30 @@
--- What workers that pull and their nodes tell each other, each call one atomic step. pull.py puts the
--- constants in front: PULL, PULLING, HEARD, EVENTS, ENDPOINT (see keys.py), KEPT_MS, GRACE_MS, MISSES,
--- RESTART_MS, WITHDRAWN_MS, MOST_REFUSED, NAMED_MS; scripts.py puts `now` there, Redis's clock in ms.
+-- Offers of runs to workers that pull; every command is one atomic step. The node's commands are here, those
+-- of the worker in pulling.lua. offers.py puts the constants in front: PULL, PULLING, HEARD, EVENTS, ENDPOINT
+-- (keys.py), KEPT_MS, GRACE_MS, MISSES, RESTART_MS, WITHDRAWN_MS, MOST_REFUSED, NAMED_MS; scripts.py
+-- adds `now`, Redis's clock in ms. ARGV[1] is the command's name, and its arguments begin at ARGV[2].
 --
--- PULLING                   hash   worker id -> {"endpoint", "capacity"}: who pulls
--- HEARD                     zset   worker ids, by the ms when they last asked for anything, or posted, on the
---                                  endpoint that they are registered for; pings do not count, their process may
---                                  outlive the worker
--- PULL<worker>              hash   `take`, the token of the last request for jobs, deleted when the worker closes
---                                  that request: without it the worker has left; `asked_ms`, when that came
---                                  or was last held; `ping_ms`, when it last pinged; `stopping`, it wants
---                                  its container to be restarted: no job until it is another process; `key`, the
---                                  digest of the key of the last request for jobs; `awaited`, its node waits for
---                                  its next request
+-- PULLING                   hash   worker id -> {"endpoint", "capacity"}, of all registered workers
+-- HEARD                     zset   worker ids, by the ms of their last request on the endpoint that they are
+--                                  registered for; pings do not count, because the process that sends them
+--                                  may outlive the worker
+-- PULL<worker>              hash   `take`, the token of the last request for jobs; deleted when the worker closes
+--                                  that request: without it the worker has left;
+--                                  `asked_ms`, when that request arrived or was last held;
+--                                  `ping_ms`, when the worker last pinged;
+--                                  `stopping`, the worker requested a restart of its container, and gets no
+--                                  job before another process asks;
+--                                  `key`, the digest of the key of the last request for jobs;
+--                                  `awaited`, the node waits for the worker's next request
 --                                  pub/sub of the same name: "<run> <state>" for each change of a run, "<run> left"
---                                  for each offer when the worker leaves, "@worker <what>" when it leaves or comes
+--                                  for each offer when the worker leaves, "@worker <what>" when it leaves or asks
 -- PULL<worker>:offers       list   runs that the worker may take
--- PULL<worker>:out          set    runs that it took and that have not ended
--- PULL<worker>:stops        list   runs that it is to stop
--- PULL<worker>:run:<run>    hash   `job`, `attempt`, `body` (what the worker is given), `until_ms` (its
---                                  executionTimeout); `state`: offered, delivered (taken), begun (it was
---                                  heard of), done, unbegun, gone, withdrawn; `taken_ms`, `ended_ms`; `token`, `endpoint`, `key` of the
---                                  request that took it; `misses`, pings in a row without it; `spoiled`, why it
+-- PULL<worker>:out          set    runs that the worker took and that have not ended
+-- PULL<worker>:stops        list   runs that the worker must stop
+-- PULL<worker>:run:<run>    hash   `job`, `attempt`, `body` (the JSON that the worker gets), `until_ms` (the end
+--                                  of its executionTimeout); `state`: offered, delivered (taken), begun (the
+--                                  worker sent something about the run), done, unbegun, gone, withdrawn;
+--                                  `taken_ms`, `ended_ms`; `token`, `endpoint`, `key` of the request that took
+--                                  the run; `misses`, pings in a row without the run; `spoiled`, why the run
 --                                  cannot be COMPLETED; with done `status`, `output`, `error`
 -- ENDPOINT<endpoint>:refused hash  worker id -> "<ms> <reason>" of the last refusal, at most MOST_REFUSED
 -- EVENTS                    pub/sub "take:<worker> OFFER", "stop:<worker> STOP", both with LEAVE, the first with LOOK
@@ -37,7 +41,7 @@ local function is_a(key, kind)
   return redis.call('TYPE', key).ok == kind
 end
 
--- A key of another type cannot be used, and would end each script that reads it. -> whether there was one
+-- Deletes keys of another type, because an error would end each script that reads one. -> whether there was one
 local function drop_broken()
   local broken = false
   for key, kind in pairs({[base] = 'hash', [offers] = 'list', [out] = 'set', [base .. ':stops'] = 'list'}) do
@@ -57,7 +61,7 @@ end
 
 local commands = {}
 
--- worker: asks the API for a node that has just begun whether it holds a request of the worker
+-- worker: asks the API, for a node that has just started, to renew the request of the worker that it may hold
 function commands.await()
   drop_broken()
   redis.call('HSET', base, 'awaited', 1)
@@ -66,8 +70,8 @@ function commands.await()
   return 1
 end
 
--- worker, run, job, attempt, body, ms that it may take: the worker may have it, when it asks. Repeated,
--- because the answer was lost, it changes nothing: a run that is listed twice would be handed out twice.
+-- worker, run, job, attempt, body, ms that the run may last: the worker can take the run. A repeated call
+-- changes nothing, because a run that is listed twice would be taken twice.
 function commands.offer()
   local run = ARGV[3]
   drop_broken()
@@ -83,8 +87,8 @@ function commands.offer()
   return 1
 end
 
--- worker, run -> 1: it was not taken, and is not to be any more. The run is kept for a minute, so that the
--- call, repeated because its answer was lost, answers the same
+-- worker, run -> 1: the run was not taken, and cannot be taken any more. The run is kept for a minute, so that
+-- a call that is repeated after a lost answer returns the same
 function commands.withdraw()
   local key = run_key(ARGV[3])
   local state = redis.call('HGET', key, 'state')
@@ -99,14 +103,14 @@ function commands.withdraw()
   return 1
 end
 
--- worker, run, ms: the node knows how it ended; what is known of it stays so long
+-- worker, run, ms: the node has read the run's end; the run is kept for so many ms
 function commands.settle()
   redis.call('SREM', out, ARGV[3])
   redis.call('PEXPIRE', run_key(ARGV[3]), ARGV[4])
   return 1
 end
 
--- worker, run -> 1: it is to be stopped, and the worker has it
+-- worker, run -> 1: the worker runs it, and must stop it
 function commands.stop()
   if redis.call('SISMEMBER', out, ARGV[3]) == 0 then
     return 0
@@ -118,8 +122,8 @@ function commands.stop()
   return 1
 end
 
--- worker, gone ms -> 1: the worker has sent nothing for so long and has no runs, so it is removed; 2: the
--- same, and what was kept of it was broken
+-- worker, gone ms -> 1: the worker has sent nothing for so many ms and has no runs, so it is removed; 2: the
+-- same, and some of its keys were broken
 function commands.forget()
   local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or now)
   if heard_ms + tonumber(ARGV[3]) > now then

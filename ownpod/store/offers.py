@@ -1,5 +1,6 @@
-"""Between workers that pull and their nodes, in Redis: the API speaks for the worker, the node for the
-job. Every change is one call of ``pull.lua``.
+"""Offers of runs to workers that pull, in Redis: nodes write offers, and the API takes them for its workers.
+
+Every change is one command: the node's are in ``offers.lua``, the worker's in ``pulling.lua``.
 """
 
 import functools
@@ -23,33 +24,33 @@ from ownpod.validation import NAME
 log = logging.getLogger(__name__)
 
 KEPT_MS = 8 * 86_400_000
-"""What is known of a run or a worker is forgotten after this; no job runs longer."""
+"""Ms after which the keys of a run or a worker expire; no job runs longer."""
 
 GRACE_MS = 2000
-"""A ping may have been on its way when the worker took a job."""
+"""Ms after a run was taken in which a ping need not list it, because the ping may have been on its way."""
 
 MISSES = 2
-"""Pings in a row that do not list a run which the worker took: it has not got it."""
+"""Number of pings in a row without a run after which the run counts as lost."""
 
 RESTART_MS = 1500
-"""A worker's process that lives asks again within this: the SDK pauses 1 s. One that was restarted
-does not, it has to import first.
+"""Ms within which a living worker process sends its next request for jobs, because the SDK pauses 1 s. A process that
+was restarted needs longer, because it imports its modules first.
 """
 
 WITHDRAWN_MS = 60_000
 """Ms for which a withdrawn run is kept, because its node may repeat the call while Redis does not answer."""
 
 MOST_RUNS = 1000
-"""Runs that one request may take, or one ping may list; further ones are ignored."""
+"""Maximum number of runs that one request takes, or one ping lists; further ones are ignored."""
 
 MOST_REFUSED = 32
-"""Refused workers that are remembered for an endpoint; the oldest goes first."""
+"""Number of refused workers that are stored for an endpoint; the oldest is removed first."""
 
 NAMED_MS = 60_000
 """Ms for which a refused worker is shown after its last request; a refused SDK asks every 5 s."""
 
 MOST_FORGOTTEN = 1000
-"""Workers that one call of :meth:`Offers.forget_gone` checks."""
+"""Number of workers that one call of :meth:`Offers.forget_gone` checks."""
 
 
 P = ParamSpec("P")
@@ -73,7 +74,7 @@ def _broken_records(method: Callable[P, R]) -> Callable[P, R]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker posted. ``stopping``: it wants its container to be restarted (``stopPod``)."""
+    """A result that a worker posted. ``stopping``: the worker requests a restart of its container (``stopPod``)."""
 
     outcome: Outcome
     stopping: bool
@@ -81,14 +82,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a worker that asks is given: jobs, JSON texts. ``stopping``: none before its restart."""
+    """The answer to a request for jobs: JSON texts. ``stopping``: the worker gets no jobs before its restart."""
 
     jobs: list[str]
     stopping: bool
 
 
 def _ms(time: tuple[int, int]) -> int:
-    """Of Redis's clock."""
+    """Ms since the epoch, of the answer to TIME."""
     return time[0] * 1000 + time[1] // 1000
 
 
@@ -98,7 +99,7 @@ def _taken(found: Any) -> Taken | None:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a worker of an endpoint gets no jobs, and how many s ago it last tried."""
+    """The reason why a worker of an endpoint gets no jobs, and seconds since its last request."""
 
     worker_id: str
     reason: str
@@ -144,7 +145,7 @@ class Offers:
             raise BadRequest(f"{worker_id[:100]!r} cannot be a worker's id")
         return self._script(command, worker_id, *arguments)
 
-    # What a worker says; the API's part.
+    # The API's part, for the worker.
 
     def take(
         self,
@@ -157,20 +158,20 @@ class Offers:
         key: str = "",
         max_workers: int = DEFAULT_MAX_WORKERS,
     ) -> Taken:
-        """The worker asks for at most ``most`` jobs.
+        """Takes offers for a worker's request for jobs, and registers the worker.
 
         Args:
-            worker_id: its id.
-            endpoint: of the URL that it asks at.
-            token: this request's own id.
-            most: jobs that it has room for.
-            in_progress: the worker has other jobs too; False: those have ended without a result.
-            key: digest of the key that it presents: results of these jobs count with that key.
-            max_workers: pulling workers that the endpoint may have.
+            worker_id: the worker's id.
+            endpoint: the endpoint in the request's URL.
+            token: the id of this request.
+            most: the maximum number of jobs.
+            in_progress: the worker runs other jobs; False: those that it took before have ended without a result.
+            key: digest of the request's key; results of these jobs are accepted with the same key.
+            max_workers: the maximum number of pulling workers of the endpoint.
 
         Raises:
-            WorkerConflict: a worker of another endpoint goes by this id.
-            TooManyWorkers: the endpoint has ``max_workers`` others.
+            WorkerConflict: a worker of another endpoint uses this id.
+            TooManyWorkers: the endpoint has ``max_workers`` other workers.
         """
         limit = min(max(most, 1), MOST_RUNS)
         options = (limit, int(in_progress), self._gone_ms, key, max_workers)
@@ -185,49 +186,50 @@ class Offers:
         return Taken(list(found[1]), stopping=bool(found[0]))
 
     def collect(self, worker_id: str, endpoint: str, token: str, *, most: int) -> Taken | None:
-        """Looks again for a request that waits. None: it is not the worker's last."""
+        """Takes offers for a request that is held. None: the worker has sent another request since."""
         limit = min(max(most, 1), MOST_RUNS)
         return _taken(self._call("collect", worker_id, endpoint, token, limit))
 
     def left(self, worker_id: str, token: str) -> None:
-        """The connection of that request is closed: the worker gets nothing until it asks again."""
+        """Records that the connection of a request is closed: the worker gets no jobs before its next request."""
         self._call("left", worker_id, token)
 
     def ping(self, worker_id: str, endpoint: str, runs: list[str]) -> None:
-        """The worker pings and lists its runs. Does nothing for a worker of another endpoint."""
+        """Records a worker's ping with its list of runs. Changes nothing for a worker of another endpoint."""
         listed = [run for run in runs if NAME.fullmatch(run)][:MOST_RUNS]
         self._call("ping", worker_id, endpoint, *listed)
 
     def heard_of(self, worker_id: str, endpoint: str, run_id: str) -> tuple[str, int] | None:
-        """The job and the attempt of a run for which the worker sends something; None: the run has ended, or is
-        another worker's.
+        """Records a request of the worker about a run, and returns the run's job and attempt.
+
+        None: the run has ended, or is another worker's.
         """
         found = self._call("heard", worker_id, endpoint, run_id)
         return None if found is None else (found[0], int(found[1]))
 
     def spoil(self, worker_id: str, endpoint: str, run_id: str, reason: str) -> None:
-        """Makes the run end as FAILED whatever its result is, because a part of its output is lost."""
+        """Lets the run end as FAILED with any result, because a part of its output is lost."""
         self._call("spoil", worker_id, endpoint, run_id, reason)
 
     def done(self, worker_id: str, endpoint: str, run_id: str, result: Result) -> bool:
         """Writes the worker's result. False: the result is no longer needed, or the run is another worker's."""
         outcome = result.outcome
-        said = (outcome.status, outcome.output or "", outcome.error or "")
-        return bool(self._call("done", worker_id, endpoint, run_id, int(result.stopping), *said))
+        values = (outcome.status, outcome.output or "", outcome.error or "")
+        return bool(self._call("done", worker_id, endpoint, run_id, int(result.stopping), *values))
 
     def stops(self, worker_id: str, endpoint: str) -> list[str] | None:
-        """Runs that it is to stop; each is told once. None: it is to be restarted."""
+        """Runs that the worker must stop; each is returned once. None: the worker must restart."""
         found = self._call("stops", worker_id, endpoint)
         return None if found is None else list(found)
 
     def refuse(self, worker_id: str, endpoint: str, reason: str) -> None:
-        """Remembers for a while why the worker gets no jobs of an endpoint, see :meth:`refusals`."""
+        """Stores for a while why the worker gets no jobs of an endpoint, see :meth:`refusals`."""
         self._call("refuse", worker_id, endpoint, reason)
 
     @_broken_records
     @redis_reads
     def refusals(self, endpoint: str) -> list[Refusal]:
-        """Workers that came to the endpoint within the last minute and got no jobs."""
+        """Workers that sent a request to the endpoint within the last minute and got no jobs."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(keys.of_endpoint(endpoint, "refused"))
             pipe.time()
@@ -243,8 +245,8 @@ class Offers:
     @_broken_records
     @redis_reads
     def key_of(self, worker_id: str, run_id: str | None = None) -> str | None:
-        """Digest of the key with which the worker took a run; of a run that is not known, and without
-        one, of the key with which it last asked for jobs. None: not known.
+        """Digest of the key with which the worker took a run. For an unknown run, and without one, of the
+        key of its last request for jobs. None: not known.
         """
         base = keys.pull(worker_id)
         with self._redis.pipeline(transaction=False) as pipe:
@@ -253,30 +255,30 @@ class Offers:
             of_run, last = pipe.execute()
         return of_run or last or None
 
-    # What a node says.
+    # The node's part.
 
     def offer(
         self, worker_id: str, run_id: str, *, job_id: str, attempt: int, body: str, time_s: float
     ) -> None:
-        """Lets the worker take a run; it has so many s for it."""
+        """Lets the worker take a run, which may last ``time_s`` seconds."""
         self._call("offer", worker_id, run_id, job_id, attempt, body, int(time_s * 1000))
 
     def withdraw(self, worker_id: str, run_id: str) -> bool:
-        """Takes an offer back. False: the worker has taken it."""
+        """Withdraws an offer. False: the worker has taken it."""
         return bool(self._call("withdraw", worker_id, run_id))
 
     def settle(self, worker_id: str, run_id: str, *, keep_s: float = 0) -> None:
-        """The node knows how the run ended; a later one can still see it for so long."""
+        """Ends an offer whose result the node has read. The next node of the worker can read it for ``keep_s`` seconds."""
         self._call("settle", worker_id, run_id, int(keep_s * 1000))
 
     def stop(self, worker_id: str, run_id: str) -> bool:
-        """The worker is to stop a run. False: it has not got it."""
+        """Requests the worker to stop a run. False: the worker does not run it."""
         return bool(self._call("stop", worker_id, run_id))
 
     @_broken_records
     @redis_reads
     def run(self, worker_id: str, run_id: str) -> RunState | None:
-        """Where a run is; None: settled, or withdrawn."""
+        """The state of a run; None: settled, or withdrawn."""
         key = f"{keys.pull(worker_id)}:run:{run_id}"
         names = ("state", "until_ms", "taken_ms", "ended_ms", "status", "output", "error")
         with self._redis.pipeline(transaction=False) as pipe:
@@ -307,7 +309,7 @@ class Offers:
     @_broken_records
     @redis_reads
     def contact(self, worker_id: str) -> Contact:
-        """How it was last heard of."""
+        """The times of the worker's last requests."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zscore(keys.HEARD, worker_id)
             pipe.hmget(keys.pull(worker_id), "asked_ms", "ping_ms", "stopping", "take")
@@ -326,13 +328,13 @@ class Offers:
         )
 
     def await_worker(self, worker_id: str) -> None:
-        """Asks the API whether it holds a request of the worker; if so, that counts as asked now."""
+        """Asks the API to renew the time of the worker's request, if the API holds one."""
         self._call("await", worker_id)
 
     def forget_gone(self) -> list[str]:
-        """Removes workers that have sent nothing for too long and have no runs; returns their ids.
+        """Removes workers that have sent nothing for ``gone_s`` seconds and have no runs; returns their ids.
 
-        A worker whose keys cannot be used is logged, and changes nothing for the others.
+        A worker whose keys cannot be used is logged and removed too.
         """
         gone = []
         for worker_id in self._silent():
@@ -350,13 +352,13 @@ class Offers:
 
     @redis_reads
     def _silent(self) -> list[str]:
-        """Workers that have sent nothing for long, at most :data:`MOST_FORGOTTEN`, the oldest first."""
+        """Workers that have sent nothing for ``gone_s`` seconds, at most :data:`MOST_FORGOTTEN`, the oldest first."""
         until = _ms(self._redis.time()) - self._gone_ms
         found: Any = self._redis.zrangebyscore(keys.HEARD, "-inf", until, 0, MOST_FORGOTTEN)
         return list(found)
 
     @redis_errors
     def _drop(self, worker_id: str) -> None:
-        """Removes a worker that cannot be used from the lists."""
+        """Removes a worker whose keys cannot be used from the lists."""
         self._redis.zrem(keys.HEARD, worker_id)
         self._redis.hdel(keys.PULLING, worker_id)

@@ -1,6 +1,6 @@
--- What workers that pull send, by way of the API. See offers.lua for the keys.
+-- Commands of the API for workers that pull. See offers.lua for the keys and the helpers.
 
--- The endpoint in an entry of PULLING; nil: there is none that can be read.
+-- The endpoint in an entry of PULLING; nil for an entry that cannot be read.
 local function endpoint_in(entry)
   if not entry then
     return nil
@@ -13,7 +13,7 @@ local function registered_for()
   return endpoint_in(redis.call('HGET', PULLING, worker))
 end
 
--- Stores why an endpoint's worker gets no jobs. `weak`: only if no reason was stored lately.
+-- Stores why an endpoint's worker gets no jobs. `weak`: only if no reason was stored within NAMED_MS.
 local function refuse(endpoint, reason, weak)
   local key = ENDPOINT .. endpoint .. ':refused'
   local known = redis.call('HGET', key, worker)
@@ -34,11 +34,11 @@ local function refuse(endpoint, reason, weak)
   redis.call('PEXPIRE', key, 2 * NAMED_MS)
 end
 
-local function hear()
+local function renew()
   redis.call('ZADD', HEARD, now, worker)
 end
 
--- It is in the worker's hands: what the client sees goes by the node's word, so that is told.
+-- Marks a run as begun, because the worker sent something about it; set_state notifies the node.
 local function begin(run)
   if redis.call('HGET', run_key(run), 'state') == 'delivered' then
     set_state(run, 'begun')
@@ -59,7 +59,7 @@ local function has_taken(run, endpoint)
   return taken_ms and (not of or of == endpoint)
 end
 
--- -> whether it is to be restarted (0|1), and bodies of runs that are the worker's now
+-- -> whether the worker must restart (0|1), and bodies of the runs that it has taken now
 local function hand_out(most, endpoint)
   redis.call('HSET', base, 'asked_ms', now)
   if redis.call('HDEL', base, 'awaited') == 1 then
@@ -71,7 +71,7 @@ local function hand_out(most, endpoint)
   end
   local token, key = unpack(redis.call('HMGET', base, 'take', 'key'))
   while #bodies < most do
-    -- An offer leaves its list after all that could break this script.
+    -- An offer is removed after all reads that could end this script with an error.
     local run = redis.call('LINDEX', offers, 0)
     if not run then
       break
@@ -90,8 +90,8 @@ local function hand_out(most, endpoint)
 end
 
 -- worker, endpoint, token, most, in progress (0|1), gone ms, digest of the key, most workers of the
--- endpoint -> see hand_out, or {-1, {}, its endpoint}: a worker of another endpoint goes by this name,
--- or {-2, {}}: the endpoint has as many workers as it may have
+-- endpoint -> see hand_out, or {-1, {}, endpoint}: a worker of another endpoint uses this id,
+-- or {-2, {}}: the endpoint has the most workers that it may have
 function commands.take()
   local endpoint, token, most, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
   drop_broken()
@@ -115,7 +115,7 @@ function commands.take()
     end
   end
   if before and before ~= endpoint then
-    -- It is another endpoint's process from now on: what that one offered goes back.
+    -- The id is another endpoint's worker from now on, so the nodes of the first must requeue its offers.
     for _, run in ipairs(redis.call('LRANGE', offers, 0, -1)) do
       if is_a(run_key(run), 'hash') then
         set_state(run, 'unbegun')
@@ -123,15 +123,15 @@ function commands.take()
     end
     redis.call('DEL', offers, base .. ':stops')
   end
-  hear()
+  renew()
   if ARGV[6] == '0' or (before and before ~= endpoint) then
-    -- It asks with nothing in hand: what it had has ended without a result.
+    -- The request lists no running job, so the runs that the worker took have ended without a result.
     for _, run in ipairs(redis.call('SMEMBERS', out)) do
       lose(run)
     end
   end
   if ARGV[6] == '0' and asked_ms + RESTART_MS < now then
-    -- A living one would have asked sooner.
+    -- The process before would have asked sooner, so this one is new.
     redis.call('HDEL', base, 'stopping')
   end
   redis.call('HSET', base, 'take', token, 'key', ARGV[8])
@@ -153,12 +153,12 @@ function commands.collect()
   if redis.call('HGET', base, 'take') ~= ARGV[4] then
     return false
   end
-  hear()
+  renew()
   return hand_out(tonumber(ARGV[5]), ARGV[3])
 end
 
--- worker, token: the connection of that request is closed, so it is another process that asks next; what
--- this one would have been given with the answer was not begun
+-- worker, token: the connection of that request is closed, so the next request comes from another process, and
+-- the runs in the answer to this one were not begun
 function commands.left()
   if redis.call('HGET', base, 'take') == ARGV[3] then
     for _, run in ipairs(redis.call('SMEMBERS', out)) do
@@ -175,7 +175,7 @@ function commands.left()
   return 1
 end
 
--- worker, endpoint, reason: it gets no jobs
+-- worker, endpoint, reason: the worker gets no jobs
 function commands.refuse()
   refuse(ARGV[3], ARGV[4], false)
   return 1
@@ -210,11 +210,11 @@ function commands.ping()
   return 1
 end
 
--- worker, endpoint, run -> job and attempt of a run that goes on, or nil; marks the run as begun
+-- worker, endpoint, run -> job and attempt of a run that has not ended, or nil; marks the run as begun
 function commands.heard()
   local run = ARGV[4]
   if registered_for() == ARGV[3] then
-    hear()
+    renew()
   end
   local job, attempt, state = unpack(redis.call('HMGET', run_key(run), 'job', 'attempt', 'state'))
   if (state ~= 'delivered' and state ~= 'begun') or not has_taken(run, ARGV[3]) then
@@ -224,7 +224,7 @@ function commands.heard()
   return {job, attempt}
 end
 
--- worker, endpoint, run, reason: whatever its result is, the run cannot be COMPLETED
+-- worker, endpoint, run, reason: the run cannot be COMPLETED by any result
 function commands.spoil()
   if not has_taken(ARGV[4], ARGV[3]) then
     return 0
@@ -238,10 +238,10 @@ end
 function commands.done()
   local run = ARGV[4]
   if registered_for() == ARGV[3] then
-    hear()
+    renew()
     if ARGV[5] == '1' then
       redis.call('HSET', base, 'stopping', 1, 'asked_ms', now)
-      -- It ends when nothing is held open for it.
+      -- The worker ends when the API answers its open requests.
       redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LEAVE')
       redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
     end
@@ -265,13 +265,13 @@ function commands.done()
   return 1
 end
 
--- worker, endpoint -> runs to stop, each answered once, or nil: the worker is to be restarted
+-- worker, endpoint -> runs to stop, each returned once, or nil: the worker must restart
 function commands.stops()
   if registered_for() ~= ARGV[3] then
-    -- Its registration with another endpoint must not be renewed by this.
+    -- This request must not renew the worker's registration with another endpoint.
     return {}
   end
-  hear()
+  renew()
   if redis.call('HEXISTS', base, 'stopping') == 1 then
     return false
   end

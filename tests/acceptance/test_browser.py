@@ -94,7 +94,7 @@ def png():
 def test_the_page_shows_workers_and_jobs_and_stays_live(browser, shared):
     browser.open(url_of(shared))
     browser.run(
-        "document.querySelector('#endpoint').value = 'local-ep'; endpoint = 'local-ep'; look()"
+        "document.querySelector('#endpoint').value = 'local-ep'; endpoint = 'local-ep'; refresh()"
     )
     wait_until(lambda: browser.text("#workers").count("● ready") == 2, 15)
     job = shared.submit(text="seen", seconds=3)
@@ -108,7 +108,7 @@ def test_the_page_shows_workers_and_jobs_and_stays_live(browser, shared):
 
 def test_a_job_is_sent_watched_cancelled_and_retried(browser, shared):
     browser.open(url_of(shared))
-    browser.run("endpoint = 'local-ep'; look()")
+    browser.run("endpoint = 'local-ep'; refresh()")
     wait_until(lambda: browser.run("!document.querySelector('#main').hidden"))
     send = "document.querySelector('#input').value = %s; document.querySelector('#send button').click()"
     browser.run(send % json.dumps(json.dumps({"text": "from the page", "seconds": 4})))
@@ -124,7 +124,7 @@ def test_a_job_is_sent_watched_cancelled_and_retried(browser, shared):
     wait_until(lambda: browser.text("#job-id") != failed, 10)
     browser.run("document.querySelector('#job').close()")
     browser.run(send % json.dumps("{no JSON"))
-    wait_until(lambda: "the input is no JSON" in browser.text("#said"), 5)
+    wait_until(lambda: "the input is not valid JSON" in browser.text("#message"), 5)
 
 
 def test_an_output_is_text_and_its_pictures_are_shown(browser, shared):

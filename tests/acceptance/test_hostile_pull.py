@@ -144,7 +144,7 @@ def test_a_worker_that_lies_in_every_field_changes_no_other_workers_job(start_ow
     assert not [job for job in ended if "retries" in job]
     assert {status for status, _ in answers} <= {200, 204, 400, 401, 429, 503}
     assert {text for status, text in answers if status == 503} <= {
-        text for _, text in answers if text and "took its jobs with another key" in text
+        text for _, text in answers if text and "received its jobs under another key" in text
     }
     after = {child.pid for child in psutil.Process(ownpod.process.pid).children(recursive=True)}
     assert before <= after

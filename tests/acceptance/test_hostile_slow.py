@@ -128,7 +128,9 @@ def test_2000_clients_that_send_a_byte_a_second_keep_others_from_nothing_and_are
     bodies = [body for said in told if (body := said.partition(b"\r\n\r\n")[2])]
     assert len(bodies) > len(told) / 2
     assert all("too slowly" in json.loads(body)["error"] for body in bodies)
-    assert re.search(r"\d+ requests came too slowly and were ended; from 127.0.0.1", process.output)
+    assert re.search(
+        r"\d+ requests arrived too slowly and were ended; from 127.0.0.1", process.output
+    )
 
 
 def test_a_new_connection_takes_the_place_of_an_idle_one_where_there_are_too_many(api):
@@ -161,5 +163,5 @@ def test_an_answer_that_is_not_read_holds_its_thread_for_half_a_minute_at_most(a
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", port))
         sock.sendall(b"GET /v2/ep/status/large HTTP/1.1\r\nHost: x\r\n\r\n")
-        given_up = "an answer is read too slowly: connection of 127.0.0.1 is closed"
+        given_up = "a response is read too slowly: connection of 127.0.0.1 is closed"
         wait_until(lambda: given_up in process.output, CREDIT_S + 10, given_up)

@@ -34,7 +34,7 @@ def settings(tmp_path, redis_server):
 def api(client, settings):
     app = create_app(settings)
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_a_wrong_body_is_a_400_that_names_the_field(api):
     answer = api.post("/v2/ep/run", json={"inputs": {}})
     assert (answer.status_code, answer.json) == (
         400,
-        {"error": "input: is missing; it is what the handler gets"},
+        {"error": "input: is missing; it is passed to the handler"},
     )
 
 
@@ -289,7 +289,7 @@ def test_redis_away_is_a_503(tmp_path, settings, method, path):
     assert answer.status_code == 503
     # Its address is not for callers.
     assert answer.json == {"error": "Redis cannot be reached; nothing was changed, try again."}
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def test_redis_away_is_a_503_also_in_front_of_the_routes_and_two_slashes_open_nothing(
@@ -307,7 +307,7 @@ def test_redis_away_is_a_503_also_in_front_of_the_routes_and_two_slashes_open_no
         assert api.get("/v2/ep/status/x", headers=key).status_code == 503
     assert api.get("/v2/ep/status/x").status_code == 401
     assert api.get("/", environ_overrides={"PATH_INFO": "//v2/ep/status/x"}).status_code == 401
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def test_health_of_the_process(api):

@@ -41,7 +41,7 @@ def make_api(client, tmp_path, redis_server):
 
     yield make
     for app in apps:
-        services_of(app).events.stop()
+        services_of(app).notices.stop()
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_a_status_with_a_short_ttl_does_not_cost_the_webhook(api, store, client)
     ],
 )
 def test_the_document_says_how_large_a_number_of_a_query_may_be(api, running, name, path):
-    services_of(api.application).events.stop()
+    services_of(api.application).notices.stop()
     operation = api.get("/openapi.json").json["paths"][
         "/v2/{endpoint_id}" + path.format("{job_id}")
     ]
@@ -526,7 +526,7 @@ def test_the_openapi_document_shows_what_is_served(api):
         (rule.rule.replace("<id:", "{").replace(">", "}"), method.lower())
         for rule in api.application.url_map.iter_rules()
         # Workers' own protocol is the SDK's business.
-        if rule.rule.startswith("/v2/") and not rule.endpoint.startswith("pull.")
+        if rule.rule.startswith("/v2/") and not rule.endpoint.startswith("worker_protocol.")
         for method in rule.methods - {"HEAD", "OPTIONS"}
     }
     shown = {(path, m) for path, item in document["paths"].items() for m in item}
@@ -544,9 +544,9 @@ def test_the_page_to_try_it_comes_from_here(api):
 
 def test_a_request_that_would_wait_beside_too_many_others_changes_nothing_and_gets_503(api):
     job_id = run(api).json["id"]
-    events = services_of(api.application).events
-    events.most = 1
-    with events.subscribe("other", end_only=True):
+    notices = services_of(api.application).notices
+    notices.most = 1
+    with notices.subscribe("other", end_only=True):
         for answer in (
             api.post("/v2/ep/runsync", json={"input": {}}),
             api.get(f"/v2/ep/status-sync/{job_id}"),
@@ -554,7 +554,7 @@ def test_a_request_that_would_wait_beside_too_many_others_changes_nothing_and_ge
             api.get(f"/v2/ep/stream/{job_id}", headers={"Accept": "text/event-stream"}),
         ):
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-            assert "wait in this API process" in answer.json["error"]
+            assert "no thread for another waiting request" in answer.json["error"]
         asked = api.get("/v2/ep/job-take/w")
         assert (asked.status_code, asked.headers["Retry-After"]) == (429, "5")
         assert api.get("/v2/ep/health").json["jobs"]["inQueue"] == 1
@@ -569,5 +569,5 @@ def test_gunicorns_processes_leave_threads_for_requests_that_do_not_wait(api):
         server.post_worker_init(SimpleNamespace(wsgi=api.application, cfg=cfg))
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert 2000 <= services_of(api.application).events.most < server.threads
+    assert 2000 <= services_of(api.application).notices.most < server.threads
     assert [server.most_waiting(threads) for threads in (1, 2, 8)] == [1, 1, 7]

@@ -39,7 +39,7 @@ def sweep(store, client, recovery):
 def api(redis_server, client):
     app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS="http://w:1"))
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def claim(store, job_id="job-1", token="t", lease_s=15.0):

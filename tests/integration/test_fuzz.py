@@ -203,7 +203,7 @@ def make_app(client, redis_server, tmp_path):
                 **environ,
             )
         )
-        services_of(found).events.stop()
+        services_of(found).notices.stop()
         apps.append(found)
         return found
 

@@ -56,7 +56,7 @@ def make_api(client, tmp_path, redis_server):
         file.write_text("endpoints: {ep: {workers: [{url: 'http://a:1', id: w}]}}")
         config = load_settings(OWNPOD_WORKERS_FILE=file, REDIS_URL=redis_server.url, **environ)
         app = create_app(config)
-        services_of(app).events.stop()
+        services_of(app).notices.stop()
         return app.test_client()
 
     return make

@@ -37,7 +37,7 @@ def registry(client, settings):
 def api(settings, client):
     app = create_app(settings)
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def state(registry):

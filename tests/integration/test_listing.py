@@ -30,7 +30,7 @@ def api(client, redis_server, tmp_path):
     file.write_text("endpoints: {ep: {}}")
     app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file))
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def sent(client, call):

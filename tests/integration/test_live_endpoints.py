@@ -45,7 +45,7 @@ def api(settings, client):
     # What follows is seen by refreshing, not because it is the first read.
     assert sorted(services_of(app).registry.endpoints) == ["ep"]
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def status(api, path, **headers):
@@ -213,7 +213,7 @@ def test_a_new_api_process_knows_the_keys_at_its_first_request(registry, setting
     registry.put_endpoint("new", {"apiKeys": ["k"]})
     app = create_app(settings)
     assert app.test_client().get("/v2/ep/health").status_code == 401
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def test_the_openapi_document_names_the_endpoints_and_whether_keys_are_needed(api, registry):

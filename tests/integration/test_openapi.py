@@ -55,7 +55,7 @@ def app(client, redis_server, tmp_path):
             if status is not JobStatus.IN_PROGRESS:
                 store.jobs.finish(attempt, Outcome(status, output="1", error="x"))
     # As when the process ends: whoever would wait is answered at once.
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
     return app
 
 

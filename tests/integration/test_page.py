@@ -20,7 +20,7 @@ def api(client, redis_server, tmp_path):
         load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, OWNPOD_API_KEYS="k")
     )
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(api):

@@ -10,6 +10,7 @@ import pytest
 from helpers import attempt, job_store, load_settings, new_job, wait_until, worker_spec
 
 from ownpod.api import create_app
+from ownpod.api.services import services_of
 from ownpod.api.worker_protocol import result_of
 from ownpod.errors import AttemptLost, WorkerUnavailable
 from ownpod.rules.jobs import JobStatus
@@ -41,8 +42,10 @@ def pulls(client):
 def worker(client, pulls, monkeypatch):
     monkeypatch.setattr(pull, "OFFER_S", 1.0)
     monkeypatch.setattr(pull, "CHECK_INTERVAL_S", 0.1)
-    subscribe = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
-    return PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
+    notices = Notices(client, keys.pull("w"))
+    subscribe = partial(notices.subscribe, end_only=False)
+    yield PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
+    notices.stop()
 
 
 @pytest.fixture
@@ -60,9 +63,11 @@ def api(redis_server, client, tmp_path):
         OWNPOD_WORKER_KEYS="k",
         OWNPOD_WORKER_GONE_S=10,
     )
-    test_client = create_app(settings).test_client()
+    app = create_app(settings)
+    test_client = app.test_client()
     test_client.environ_base["HTTP_AUTHORIZATION"] = "k"
-    return test_client
+    yield test_client
+    services_of(app).events.stop()
 
 
 @pytest.fixture

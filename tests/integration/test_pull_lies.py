@@ -31,6 +31,7 @@ def pulls(client):
 @pytest.fixture
 def start_api(redis_server, tmp_path):
     """Makes a client of an API with these worker keys."""
+    apps = []
     file = tmp_path / "workers.yaml"
     file.write_text("endpoints: {ep: {maxWorkers: 2}, other: {}}")
 
@@ -43,11 +44,14 @@ def start_api(redis_server, tmp_path):
             OWNPOD_MAX_OUTPUT_MB=1,
             **environ,
         )
-        test_client = create_app(settings).test_client()
+        apps.append(create_app(settings))
+        test_client = apps[-1].test_client()
         test_client.environ_base["HTTP_AUTHORIZATION"] = worker_keys.partition(",")[0]
         return test_client
 
-    return start
+    yield start
+    for app in apps:
+        services_of(app).events.stop()
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def test_a_result_counts_with_the_key_that_took_the_job_after_that_was_replaced(
     old = {"Authorization": "k"}
     assert post(after, "/v2/ep/job-done/w/r?isStream=false", {"output": 1}).status_code == 503
     assert pulls.run("w", "r").state == "delivered"
-    assert "this worker took its jobs with another key" in refused(after)["w"]
+    assert "this worker received its jobs under another key" in refused(after)["w"]
     assert after.get("/v2/ep/ping/w?job_id=r", headers=old).status_code == 200
     assert pulls.run("w", "r").state == "begun"
     url = "/v2/ep/job-done/w/r?isStream=false"

@@ -95,7 +95,7 @@ def make_api(client, tmp_path, redis_server):
         )
         apps.append(create_app(config))
         # Requests that wait are answered at once.
-        services_of(apps[-1]).events.stop()
+        services_of(apps[-1]).notices.stop()
         return apps[-1].test_client()
 
     return make
@@ -166,11 +166,15 @@ def test_each_key_opens_its_routes_and_no_other(make_api, name):
         place = (method, str(rule), status, text)
         if expected is None:
             assert status not in {401, 403}, place
-        elif rule.endpoint in {"pull.take", "pull.take_batch", "pull.stop"}:
+        elif rule.endpoint in {
+            "worker_protocol.take",
+            "worker_protocol.take_batch",
+            "worker_protocol.stop",
+        }:
             # The SDK sleeps after a 429 only.
             assert status == 429, place
             assert ("bound" if expected == 403 else "OWNPOD_WORKER_KEYS") in text, place
-        elif rule.endpoint in {"pull.done", "pull.chunk"}:
+        elif rule.endpoint in {"worker_protocol.done", "worker_protocol.chunk"}:
             # The SDK drops a result after a 4xx, and posts it again after a 503.
             assert status == 503, place
             assert ("bound" if expected == 403 else "OWNPOD_WORKER_KEYS") in text, place

@@ -36,7 +36,7 @@ def registry(make_registry):
 def api(settings):
     app = create_app(settings)
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def ids(registry, endpoint="ep"):
@@ -95,7 +95,7 @@ def test_what_cannot_be_added(registry, endpoint, values, error, says):
 def test_what_stands_in_the_configuration_is_not_removed(registry):
     with pytest.raises(WorkerConflict, match="or drain it"):
         registry.remove("w")
-    with pytest.raises(WorkerNotFound, match="there are: w"):
+    with pytest.raises(WorkerNotFound, match="known workers: w"):
         registry.remove("nobody")
 
 

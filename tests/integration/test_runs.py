@@ -312,7 +312,7 @@ def api(client, tmp_path, redis_server):
         )
     )
     yield app.test_client()
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
 
 
 def post(api, body, token="token"):
@@ -428,7 +428,7 @@ def test_a_callback_is_bounded_and_exists_only_where_its_url_is_set(
     values = {"REDIS_URL": redis_server.url, "OWNPOD_WORKERS_FILE": tmp_path / "workers.yaml"}
     without = create_app(load_settings(**values))
     assert not [rule for rule in without.url_map.iter_rules() if "callback" in rule.rule]
-    services_of(without).events.stop()
+    services_of(without).notices.stop()
 
 
 def test_a_result_of_a_cancelled_job_changes_nothing(api, store):

@@ -56,7 +56,7 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
         lambda: registry.pause("w", "x"),
         lambda: registry.publish_status("w", status, node="n", ttl_s=5),
     ):
-        with pytest.raises(SchemaMismatch, match=f"version {version}, this OwnPod works with"):
+        with pytest.raises(SchemaMismatch, match=f"version {version}, this OwnPod supports"):
             call()
     assert everything(client) == before
 
@@ -85,7 +85,7 @@ def test_the_api_answers_503_with_a_sentence(redis_server, client, path):
     client.set(keys.SCHEMA, "3")
     app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS="http://w:1"))
     answer = app.test_client().get(path)
-    services_of(app).events.stop()
+    services_of(app).notices.stop()
     assert answer.status_code == 503
     assert "schema version 3" in answer.json["error"]
     assert answer.headers["Retry-After"]

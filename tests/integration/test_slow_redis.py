@@ -193,7 +193,7 @@ def test_a_run_whose_answer_comes_after_6_s_is_one_job_with_its_id(tmp_path):
         assert api.get(f"/v2/local-ep/status/{answer.json['id']}").status_code == 200
     finally:
         process.send_signal(signal.SIGCONT)
-        services_of(app).events.stop()
+        services_of(app).notices.stop()
         server.stop()
 
 

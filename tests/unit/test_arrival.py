@@ -110,7 +110,7 @@ def test_a_budget_is_never_above_its_size():
     budget = Budget(10)
     assert budget.take(6)
     assert not budget.take(5)
-    budget.give_back(6)
+    budget.release(6)
     assert budget.take(10)
 
 

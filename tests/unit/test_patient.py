@@ -1,14 +1,17 @@
 """A store whose methods wait while Redis is away."""
 
 import pytest
+import redis
+from helpers import job_messages
 
 from ownpod.errors import RedisUnavailable
 from ownpod.store import retry
 from ownpod.store.retry import patient, unrepeatable
+from ownpod.store.store import Store
 
 
 class Part:
-    """Redis is away for the first calls."""
+    """A part of a store for which Redis is away at the first calls."""
 
     name = "part"
 
@@ -55,3 +58,22 @@ def test_patience_ends_after_its_time():
     with pytest.raises(RedisUnavailable):
         patient(part, longest_s=retry.RETRY_S / 2).read("key")
     assert part.calls == 2
+
+
+def test_the_parts_of_a_patient_store_are_patient():
+    class Whole:
+        PARTS = frozenset({"part"})
+
+        def __init__(self):
+            self.part, self.other = Part(), Part()
+
+    whole = Whole()
+    assert patient(whole).part.read("key") == ("key", 0)
+    with pytest.raises(RedisUnavailable):
+        patient(whole).other.read("key")
+
+
+def test_a_store_names_its_parts():
+    store = Store(redis.Redis(), job_messages(), result_ttl_s=60)
+    assert set(vars(store)) - {"client", "messages", "schema", "scripts"} == Store.PARTS
+    assert all(vars(store)[name].__module__.startswith("ownpod.store") for name in Store.PARTS)

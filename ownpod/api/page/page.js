@@ -1,5 +1,5 @@
 "use strict";
-// Everything that comes from the API is put in as text, never as HTML.
+// Values from the API become text nodes, never HTML, because inputs and outputs may contain markup of an attacker.
 const at = (id) => document.getElementById(id);
 const SIGNS = {
   ready: "● ready", busy: "◐ busy", paused: "❚❚ paused", initializing: "… starting", unhealthy: "✕ unhealthy",
@@ -14,14 +14,14 @@ let shown = null;
 async function call(method, path, body) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const answer = await fetch(`/v2/${path}`, { method, headers, body });
-  const said = await answer.json();
-  if (answer.status === 401 || answer.status === 403) {
+  const response = await fetch(`/v2/${path}`, { method, headers, body });
+  const result = await response.json();
+  if (response.status === 401 || response.status === 403) {
     at("login").hidden = false;
     at("main").hidden = true;
   }
-  if (!answer.ok) throw new Error(said.error || answer.statusText);
-  return said;
+  if (!response.ok) throw new Error(result.error || response.statusText);
+  return result;
 }
 
 const seconds = (ms) => ms === undefined ? "" : ms < 10000 ? `${(ms / 1000).toFixed(2)} s` : `${Math.round(ms / 1000)} s`;
@@ -51,26 +51,26 @@ function fill(body, rows) {
   }));
 }
 
-function middle(values, share) {
+function percentile(values, share) {
   const sorted = values.filter((v) => v !== undefined).sort((a, b) => a - b);
   return sorted.length ? seconds(sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))]) : "–";
 }
 
 function plot(samples) {
   const now = Date.now(), hour = 3600e3;
-  const most = Math.max(1, ...samples.map((s) => Math.max(s[1], s[2])));
+  const peak = Math.max(1, ...samples.map((s) => Math.max(s[1], s[2])));
   const line = (n, name) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
     made.setAttribute("class", name);
     made.setAttribute("points", samples.map((s) =>
-      `${(600 * (1 - (now - s[0]) / hour)).toFixed(1)},${(115 - 110 * s[n] / most).toFixed(1)}`).join(" "));
+      `${(600 * (1 - (now - s[0]) / hour)).toFixed(1)},${(115 - 110 * s[n] / peak).toFixed(1)}`).join(" "));
     return made;
   };
   at("plot").replaceChildren(line(1, "waiting"), line(2, "running"));
-  at("most").textContent = `(at most ${most})`;
+  at("peak").textContent = `(peak ${peak})`;
 }
 
-async function look() {
+async function refresh() {
   try {
     const names = (await call("GET", "")).endpoints;
     if (at("endpoint").options.length !== names.length) {
@@ -87,9 +87,9 @@ async function look() {
     const counts = {
       waiting: health.jobs.inQueue, running: health.jobs.inProgress, completed: health.jobs.completed,
       failed: health.jobs.failed,
-      "delay p50 / p95": `${middle(jobs.map((j) => j.delayTime), .5)} / ${middle(jobs.map((j) => j.delayTime), .95)}`,
+      "delay p50 / p95": `${percentile(jobs.map((j) => j.delayTime), .5)} / ${percentile(jobs.map((j) => j.delayTime), .95)}`,
       "execution p50 / p95":
-        `${middle(jobs.map((j) => j.executionTime), .5)} / ${middle(jobs.map((j) => j.executionTime), .95)}`,
+        `${percentile(jobs.map((j) => j.executionTime), .5)} / ${percentile(jobs.map((j) => j.executionTime), .95)}`,
     };
     at("counts").replaceChildren(...Object.entries(counts).map(([name, value]) => {
       const box = element("div", name);
@@ -106,13 +106,14 @@ async function look() {
     })));
     plot(history.samples);
     if (shown) await show(shown);
-    at("said").textContent = `as of ${new Date().toLocaleTimeString()}`;
+    at("message").textContent = `as of ${new Date().toLocaleTimeString()}`;
   } catch (error) {
-    at("said").textContent = error.message;
+    at("message").textContent = error.message;
   }
 }
 
-// Images that a job's output holds: data URLs, bare base64 of PNG or JPEG, links to pictures.
+// Images in a job's output: data URLs, base64 of PNG or JPEG without a prefix, links. At most 12, so that a large output
+// does not make the page slow.
 function images(value, found = []) {
   if (typeof value === "string") {
     if (/^data:image\/(png|jpeg|webp|gif);base64,/.test(value)) found.push(value);
@@ -146,33 +147,33 @@ async function open(id) {
     await show(id);
     at("job").showModal();
   } catch (error) {
-    at("said").textContent = error.message;
+    at("message").textContent = error.message;
   }
 }
 
 async function act(method, path, body) {
   try {
-    const said = await call(method, path, body);
-    await look();
-    return said;
+    const result = await call(method, path, body);
+    await refresh();
+    return result;
   } catch (error) {
-    at("said").textContent = error.message;
+    at("message").textContent = error.message;
     return null;
   }
 }
 
-at("endpoint").onchange = (event) => { endpoint = event.target.value; look(); };
+at("endpoint").onchange = (event) => { endpoint = event.target.value; refresh(); };
 at("job").onclose = () => { shown = null; };
 at("cancel").onclick = () => act("POST", `${endpoint}/cancel/${shown}`);
 at("retry").onclick = async () => {
-  const again = await act("POST", `${endpoint}/retry/${shown}`);
-  if (again) { shown = again.id; await show(shown); }
+  const retried = await act("POST", `${endpoint}/retry/${shown}`);
+  if (retried) { shown = retried.id; await show(shown); }
 };
 at("login").onsubmit = (event) => {
   event.preventDefault();
   key = at("key").value;
   sessionStorage.setItem("ownpod-key", key);
-  look();
+  refresh();
 };
 at("send").onsubmit = async (event) => {
   event.preventDefault();
@@ -180,14 +181,15 @@ at("send").onsubmit = async (event) => {
   try {
     input = JSON.parse(at("input").value);
   } catch (error) {
-    at("said").textContent = `the input is no JSON: ${error.message}`;
+    at("message").textContent = `the input is not valid JSON: ${error.message}`;
     return;
   }
   const job = await act("POST", `${endpoint}/run`, JSON.stringify({ input }));
   if (job) await open(job.id);
 };
-async function again() {
-  if (!document.hidden) await look();
-  setTimeout(again, 1500);
+// The next refresh is scheduled after the end of this one, so that refreshes of a slow API do not overlap.
+async function poll() {
+  if (!document.hidden) await refresh();
+  setTimeout(poll, 1500);
 }
-again();
+poll();

@@ -1,0 +1,197 @@
+"""Schemas of responses: documentation only, shown in ``/openapi.json``. No response is checked against them."""
+
+from marshmallow import INCLUDE, Schema, fields, validate
+
+from ownpod.rules.jobs import JobStatus
+
+
+class SubmittedSchema(Schema):
+    """The response of ``/run``, ``/retry`` and ``/cancel``."""
+
+    id = fields.String(required=True)
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+
+
+class StatusSchema(SubmittedSchema):
+    """The response of ``/status``, ``/status-sync`` and ``/runsync``."""
+
+    delayTime = fields.Integer(metadata={"description": "ms in the queue"})  # noqa: N815
+    executionTime = fields.Integer(metadata={"description": "ms on the worker"})  # noqa: N815
+    workerId = fields.String()  # noqa: N815
+    output = fields.Raw()
+    error = fields.String()
+    retries = fields.Integer()
+    queuePosition = fields.Integer(  # noqa: N815
+        metadata={"description": "OwnPod only: place of a waiting job in its queue, from 1"}
+    )
+    waitingReason = fields.String(metadata={"description": "OwnPod only: why the job waits"})  # noqa: N815
+
+
+class ChunkSchema(Schema):
+    output = fields.Raw(required=True)
+
+
+class StreamSchema(Schema):
+    """The response of ``/stream`` as JSON."""
+
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+    stream = fields.List(fields.Nested(ChunkSchema), required=True)
+
+
+class PurgedSchema(Schema):
+    removed = fields.Integer(required=True)
+    status = fields.String(required=True, validate=validate.OneOf(["completed"]))
+
+
+class DeliverySchema(Schema):
+    """One try of a webhook."""
+
+    try_ = fields.Integer(data_key="try")
+    timeMs = fields.Integer()  # noqa: N815
+    httpStatus = fields.Integer(allow_none=True)  # noqa: N815
+    error = fields.String(allow_none=True)
+
+
+class AttemptSchema(Schema):
+    """An attempt whose job was requeued. Lost attempts count towards ``maxAttempts``."""
+
+    attempt = fields.Integer()
+    workerId = fields.String()  # noqa: N815
+    startedMs = fields.Integer()  # noqa: N815
+    endedMs = fields.Integer()  # noqa: N815
+    lost = fields.Boolean()
+    reason = fields.String()
+
+
+class ListedSchema(StatusSchema):
+    """A job in ``/requests``: without its output, with its deliveries and its earlier attempts."""
+
+    class Meta:
+        exclude = ("output", "queuePosition", "waitingReason")
+
+    createdAt = fields.Integer(  # noqa: N815
+        required=True, metadata={"description": "ms since the epoch"}
+    )
+    webhook = fields.List(fields.Nested(DeliverySchema))
+    attempts = fields.List(fields.Nested(AttemptSchema))
+
+
+class RequestsSchema(Schema):
+    """The response of ``/requests``."""
+
+    requests = fields.List(fields.Nested(ListedSchema), required=True)
+    next = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "value of ?before= for the next page; null on the last page"},
+    )
+
+
+class JobCountsSchema(Schema):
+    completed = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    inProgress = fields.Integer(required=True)  # noqa: N815
+    inQueue = fields.Integer(required=True)  # noqa: N815
+    retried = fields.Integer(required=True)
+
+
+class WorkerCountsSchema(Schema):
+    idle = fields.Integer(required=True)
+    initializing = fields.Integer(required=True)
+    ready = fields.Integer(required=True)
+    running = fields.Integer(required=True)
+    throttled = fields.Integer(required=True)
+    unhealthy = fields.Integer(required=True)
+
+
+class HealthSchema(Schema):
+    """The response of ``/health``."""
+
+    jobs = fields.Nested(JobCountsSchema, required=True)
+    workers = fields.Nested(WorkerCountsSchema, required=True)
+    ownpod = fields.Dict(required=True)
+
+
+class DetailsSchema(Schema):
+    """The response of ``/requests/{id}``: the fields of the job's record."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    id = fields.String(required=True)
+    status = fields.String(required=True)
+    input = fields.Raw(required=True)
+    output = fields.Raw()
+
+
+class HistorySchema(Schema):
+    """The response of ``/history``."""
+
+    samples = fields.List(
+        fields.List(fields.Integer()),
+        required=True,
+        metadata={
+            "description": "each [ms since the epoch, waiting jobs, running jobs], the oldest first"
+        },
+    )
+
+
+class EndpointsSchema(Schema):
+    """The response of ``/v2/``."""
+
+    endpoints = fields.List(
+        fields.String(), required=True, metadata={"description": "ids of endpoints"}
+    )
+
+
+class WorkerAddedSchema(Schema):
+    """The response after a worker was added or changed."""
+
+    id = fields.String(required=True)
+    url = fields.String(required=True)
+    capacity = fields.Integer(required=True)
+
+
+class WorkerChangedSchema(Schema):
+    """The response after a worker was drained, resumed or removed."""
+
+    id = fields.String(required=True)
+    drained = fields.Boolean()
+    removed = fields.Boolean()
+
+
+class WorkerSchema(WorkerAddedSchema):
+    """A worker and its state."""
+
+    state = fields.String(required=True)
+    reason = fields.String(required=True)
+    running = fields.Integer(required=True, metadata={"description": "number of its running jobs"})
+    jobs = fields.List(
+        fields.String(), required=True, metadata={"description": "ids of its running jobs"}
+    )
+    held = fields.Integer(
+        required=True,
+        metadata={
+            "description": "lingering slots: the job has ended, the worker has not finished its run"
+        },
+    )
+
+
+class LeftOutSchema(Schema):
+    """A worker added at run time whose entry cannot be used."""
+
+    id = fields.String(required=True)
+    reason = fields.String(required=True)
+
+
+class WorkersSchema(Schema):
+    """The response of ``/workers``."""
+
+    workers = fields.List(fields.Nested(WorkerSchema), required=True)
+    leftOut = fields.List(fields.Nested(LeftOutSchema), required=True)  # noqa: N815
+
+
+class ErrorSchema(Schema):
+    """Every response with a status of 400 or above."""
+
+    error = fields.String(required=True)
