@@ -53,15 +53,15 @@ def create_app(settings: Settings) -> Flask:
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
     registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
-    pulls = Offers(store.client, gone_s=settings.worker_gone_s)
+    offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     services = Services(
         settings=settings,
         registry=registry,
-        waiting=Waiting(registry, pulls.refusals),
+        waiting=Waiting(registry, offers.refusals),
         store=store,
-        events=notices,
-        pulls=pulls,
+        notices=notices,
+        offers=offers,
         listing=store.listing,
         deliveries=store.deliveries,
         submissions=Submissions(registry, store, notices, settings),

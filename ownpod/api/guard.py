@@ -1,6 +1,6 @@
 """Without keys, the API answers 403 to a request under a foreign host name or from a web page of another site.
 
-Such a page runs in the browser of a user who can reach the API; DNS rebinding lets a page use a host name of its own.
+Such a page runs in the browser of a user from whose host the API can be reached; DNS rebinding lets a page use a host name of its own.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """gunicorn's settings for ``ownpod api`` and, through ``gunicorn.conf.py``, for ``gunicorn wsgi:app``.
 
-``GUNICORN_CMD_ARGS`` takes precedence over them, as gunicorn documents.
+``GUNICORN_CMD_ARGS`` wins over them, as gunicorn documents.
 """
 
 import resource
@@ -134,7 +134,7 @@ def post_worker_init(worker: Any) -> None:
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))
-    events = services_of(worker.wsgi).events
+    events = services_of(worker.wsgi).notices
     events.most = most_waiting(worker.cfg.threads)
     finish_requests = signal.getsignal(signal.SIGTERM)
 

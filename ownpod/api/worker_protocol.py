@@ -89,13 +89,13 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
         _check(svc, endpoint_id, worker_id)
         _check_key_of(svc, endpoint_id, worker_id)
         with (
-            svc.events.subscribe(channel, end_only=False) as wait,
-            svc.held.watch(_peer(), lambda: svc.events.wake(channel)) as connection,
+            svc.notices.subscribe(channel, end_only=False) as wait,
+            svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
         ):
             until = time.monotonic() + _hold_s(svc)
-            while (runs := svc.pulls.stops(worker_id, endpoint_id)) == []:
+            while (runs := svc.offers.stops(worker_id, endpoint_id)) == []:
                 left_s = until - time.monotonic()
-                if left_s <= 0 or svc.events.stopped:
+                if left_s <= 0 or svc.notices.stopped:
                     break
                 wait(min(left_s, connection.check_s))
                 if connection.closed:
@@ -114,7 +114,7 @@ def ping(endpoint_id: str, worker_id: str) -> Response:
     svc.registry.endpoint(endpoint_id)
     # The SDK joins the ids with commas; other programs repeat the parameter.
     runs = [run for given in request.args.getlist("job_id") for run in given.split(",") if run]
-    svc.pulls.ping(worker_id, endpoint_id, runs)
+    svc.offers.ping(worker_id, endpoint_id, runs)
     return answer({})
 
 
@@ -129,9 +129,9 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     def write() -> None:
         if body.whole is None:
             reason = _too_large(svc, "a chunk")
-            svc.pulls.spoil(worker_id, endpoint_id, run_id, reason)
+            svc.offers.spoil(worker_id, endpoint_id, run_id, reason)
             return
-        attempt = svc.pulls.heard_of(worker_id, endpoint_id, run_id)
+        attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
         if attempt is not None:
             # One token for all tries: a try whose response was lost must not add the chunk twice.
             svc.store.chunks.add(*attempt, [_text(output_of(_parsed(body.whole)))], token=token)
@@ -162,7 +162,7 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
 
     def write() -> None:
         if content.get("status") == JobStatus.IN_PROGRESS:
-            attempt = svc.pulls.heard_of(worker_id, endpoint_id, run_id)
+            attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
             if attempt is not None:
                 svc.store.chunks.progress(*attempt, _text(content.get("output")))
         else:
@@ -176,7 +176,7 @@ def _finish(svc: Services, endpoint_id: str, worker_id: str, run_id: str, result
     outcome = result.outcome
     if outcome.output == "[]" and request.args.get("isStream") == "true":
         # The SDK posts [] as the result of a generator: its chunks, which were posted before, are the output.
-        attempt = svc.pulls.heard_of(worker_id, endpoint_id, run_id)
+        attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
         try:
             chunks = (
                 svc.store.chunks.stream(attempt[0], endpoint_id, (0, 0)).chunks if attempt else []
@@ -184,7 +184,7 @@ def _finish(svc: Services, endpoint_id: str, worker_id: str, run_id: str, result
         except JobNotFound:
             chunks = []
         result = replace(result, outcome=replace(outcome, output=f"[{', '.join(chunks)}]"))
-    if not svc.pulls.done(worker_id, endpoint_id, run_id, result):
+    if not svc.offers.done(worker_id, endpoint_id, run_id, result):
         log.info(
             "run %s of worker %s: the result is dropped: it came too late, or the run is another worker's",
             run_id,
@@ -220,10 +220,10 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
     try:
         endpoint = _check(svc, endpoint_id, worker_id)
         with (
-            svc.events.subscribe(channel, end_only=False) as wait,
-            svc.held.watch(_peer(), lambda: svc.events.wake(channel)) as connection,
+            svc.notices.subscribe(channel, end_only=False) as wait,
+            svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
         ):
-            taken: Taken | None = svc.pulls.take(
+            taken: Taken | None = svc.offers.take(
                 worker_id,
                 endpoint_id,
                 token,
@@ -235,17 +235,17 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
             until = time.monotonic() + _hold_s(svc)
             while taken is not None and not (jobs := taken.jobs):
                 left_s = until - time.monotonic()
-                if left_s <= 0 or svc.events.stopped:
+                if left_s <= 0 or svc.notices.stopped:
                     break
                 # A worker that is to restart gets jobs once its runs have ended, which is not notified.
                 check_s = STOPPING_CHECK_S if taken.stopping else left_s
                 wait(min(left_s, connection.check_s, check_s))
                 if connection.closed:
                     break
-                taken = svc.pulls.collect(worker_id, endpoint_id, token, most=limit)
+                taken = svc.offers.collect(worker_id, endpoint_id, token, most=limit)
             if connection.closed:
                 # Also ends offers that were delivered to this request after the worker closed it.
-                until_available(lambda: svc.pulls.left(worker_id, token), longest_s=RESULT_S)
+                until_available(lambda: svc.offers.left(worker_id, token), longest_s=RESULT_S)
                 return Response(status=204)
     except OwnPodError as error:
         return _refused(svc, endpoint_id, worker_id, error)
@@ -292,7 +292,7 @@ def _refused(svc: Services, endpoint_id: str, worker_id: str, error: OwnPodError
 def _remember(svc: Services, endpoint_id: str, worker_id: str, reason: str) -> None:
     """Records why the worker is refused, for the endpoint's ``/health``; nothing if the endpoint does not exist."""
     with contextlib.suppress(OwnPodError):
-        svc.pulls.refuse(worker_id, svc.registry.endpoint(endpoint_id).id, reason)
+        svc.offers.refuse(worker_id, svc.registry.endpoint(endpoint_id).id, reason)
 
 
 def _check_key_of(
@@ -307,7 +307,7 @@ def _check_key_of(
     """
     if not (svc.keys_needed or svc.settings.worker_keys):
         return
-    known = until_available(lambda: svc.pulls.key_of(worker_id, run_id), longest_s=RESULT_S)
+    known = until_available(lambda: svc.offers.key_of(worker_id, run_id), longest_s=RESULT_S)
     if known is None:
         check_worker_key(endpoint_id, worker_id)
     elif not hmac.compare_digest(known, caller()):

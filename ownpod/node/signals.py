@@ -132,7 +132,7 @@ def set_up_logging(**_: Any) -> None:
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def started(**_: Any) -> None:
-    """The node consumes: its threads begin, and signals drain the node instead of waiting for ever."""
+    """The node consumes: its threads begin, and signals drain the node instead of waiting without an end."""
     threading.excepthook = _end_process
     node = current(Node)
     if node is None or threading.current_thread() is not threading.main_thread():

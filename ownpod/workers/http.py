@@ -22,7 +22,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 from ownpod.rules.endpoints import WorkerSpec
 
 FIRST, PIECE = 65_536, 1024 * 1024
-"""Largest number of bytes read at once: of an answer's beginning, and of the rest of a longer one."""
+"""Bytes read at once, at most: of an answer's beginning, and of a longer one's rest."""
 
 REUSE_S = 1.5
 """Longest age in seconds of an idle connection that is used again. Servers close idle connections (gunicorn
@@ -36,7 +36,7 @@ HEAD_S = 30.0
 
 
 class WorkerHTTPError(Exception):
-    """No answer came, or only a part of it. The cause is the error of the HTTP client."""
+    """No answer, or not all of it. Its cause is the client's own error."""
 
 
 class CannotConnect(WorkerHTTPError):
@@ -48,7 +48,7 @@ class NoAnswerInTime(WorkerHTTPError):
 
 
 def _keepalive() -> list[tuple[int, int, int]]:
-    """Socket options with which a host that vanished is noticed in about a minute, because a held connection is silent."""
+    """A worker's host that vanished is noticed in about a minute; a held connection is silent."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
@@ -57,11 +57,11 @@ def _keepalive() -> list[tuple[int, int, int]]:
 
 
 def _lines(*headers: Mapping[str, str]) -> str:
-    """The lines of the headers, each name once in any case; the last value counts."""
-    lines = {
+    """Each header once, however its name is written: the last that is given."""
+    said = {
         name.lower(): f"{name}: {value}\r\n" for some in headers for name, value in some.items()
     }
-    return "".join(lines.values())
+    return "".join(said.values())
 
 
 class Connections:
@@ -120,7 +120,7 @@ class Connections:
         connection.sock.settimeout(read_s)
         reply = Reply(connection, self._idle, read_s=read_s, head_s=self._head_s)
         try:
-            # A worker that refuses a request before its end has answered already, and the answer is read below.
+            # A server may answer and close before it has read the whole body; its answer is in the buffer then.
             with contextlib.suppress(BrokenPipeError):
                 if len(content) < PIECE:
                     connection.sock.sendall(head + content)
@@ -190,7 +190,7 @@ class Reply:
         self._parts: deque[bytes] = deque()
         self._begun = self._ended = self._kept = False
         self._sized = False
-        """The head states how the body ends; otherwise the body ends with the connection."""
+        """The head gives the length of the body, by whichever header; without one, the body ends with the connection."""
         self._until: float | None = None
         """When a head that has begun must have ended, on the monotonic clock."""
         self._unbounded = 0
@@ -205,7 +205,7 @@ class Reply:
             self._receive(self._until)
 
     def read(self, until: float | None = None) -> bytes:
-        """The next part of the body; b"" at its end, when the connection is kept.
+        """What comes next of the body; b"" at its end, when the connection is kept.
 
         Args:
             until: when the part must have come, on the monotonic clock; None: at any time.
@@ -223,7 +223,7 @@ class Reply:
         return b""
 
     def close(self) -> None:
-        """Closes the connection without reading the rest."""
+        """The rest is not wanted."""
         self._connection.close()
 
     def _receive(self, until: float | None) -> None:
@@ -270,7 +270,7 @@ class Reply:
         if self._unbounded > HEAD_BYTES and not self._ended:
             raise ConnectionError("the worker's answer has headers of more than 64 KiB")
 
-    # Callbacks of httptools.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         if self._ended:

@@ -142,7 +142,7 @@ class PullWorker:
 
     def _end(self, run_id: str, run: RunState | None, offered_s: float) -> Outcome | None:
         """How the run ended; None: it goes on. Raises as :meth:`wait` does, and WorkerUnavailable."""
-        stopped = Outcome(JobStatus.FAILED, error="the worker was told to stop it")
+        stopped = Outcome(JobStatus.FAILED, error="the worker was asked to stop it")
         if run is None:
             if run_id in self._cancelled:
                 return stopped

@@ -51,7 +51,7 @@ def start_api(redis_server, tmp_path):
 
     yield start
     for app in apps:
-        services_of(app).events.stop()
+        services_of(app).notices.stop()
 
 
 @pytest.fixture
