@@ -1,4 +1,4 @@
-"""What processes that start others share: the end with the parent, free ports, pauses, exit codes."""
+"""Helpers of processes that start others: the end with the parent, free ports, pauses, exit codes."""
 
 import contextlib
 import ctypes
@@ -118,7 +118,7 @@ REASONS = {
     Exit.WORKER_LOST: "another node has acquired its worker",
     Exit.STALLED: "it had stalled: it fetched no jobs, or its event loop was stuck",
 }
-"""What an operator reads about an exit code; other programs use none of these codes."""
+"""Explanations of exit codes for the operator; other programs use none of these codes."""
 
 
 def describe_exit(code: int) -> str:

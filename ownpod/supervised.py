@@ -29,7 +29,7 @@ QUIET_S, LONGEST_SETTLE_S = 0.3, 1.0
 
 
 class Output:
-    """What a process and its children write, copied line by line behind its name."""
+    """The output of a process and its children, copied line by line behind the process's name."""
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
         self.file = file

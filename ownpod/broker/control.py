@@ -1,4 +1,4 @@
-"""What ``celery inspect``, ``celery control`` and Flower's buttons do to a worker's node.
+"""The remote commands of a worker's node, for ``celery inspect``, ``celery control`` and Flower's buttons.
 
 Four of Celery's own commands are replaced under their names, because Celery's only change the memory of the
 process: OwnPod's change the records in Redis, so that a restart keeps the change. A node without a worker

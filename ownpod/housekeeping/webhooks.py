@@ -7,11 +7,13 @@ loses them when it ends.
 import hashlib
 import hmac
 import logging
+import math
 import time
 import uuid
 
 from ownpod.housekeeping.outbound import Outbound, Unanswered
 from ownpod.rules.addresses import is_public
+from ownpod.rules.backoff import backoff_s
 from ownpod.settings import Settings
 from ownpod.store.deliveries import Deliveries, Try
 from ownpod.store.retry import until_available
@@ -97,7 +99,7 @@ class Webhooks:
             log.warning("job %s: webhook try %d failed (%s), %s", job_id, made.number, cause, what)
 
     def _pause_s(self, tries: int) -> float:
-        return self._settings.webhook_delay_s * 2.0 ** max(0, tries - STEADY_TRIES + 1)
+        return backoff_s(tries - STEADY_TRIES + 2, self._settings.webhook_delay_s, math.inf)
 
     def _post(self, made: Try) -> tuple[int | None, str | None, str | None]:
         """Sends the POST. Returns the HTTP status, and for a failure the reason for clients and the cause for the log."""

@@ -15,7 +15,7 @@ from ownpod.workers.prober import FIRST_RETRY_S, LONGEST_RETRY_S, Prober
 
 
 class Breaker(Prober):
-    """What a node adds to a prober: the worker's jobs open the breaker, and probes respect the worker's jobs.
+    """A prober that knows the node's jobs: a job that the worker refuses opens the breaker.
 
     A busy worker cannot answer a probe, because a sync handler blocks the SDK's server. So a worker is probed
     while it runs nothing, and silence of a busy one does not open the breaker.

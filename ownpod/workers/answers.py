@@ -1,4 +1,4 @@
-"""What a worker's answers mean: pure, without HTTP."""
+"""The meaning of a worker's answers. Pure: no HTTP, no clock."""
 
 import json
 from collections.abc import Iterable
@@ -47,12 +47,12 @@ class Answer:
         return value if isinstance(value, dict) else {}
 
     def outcome(self) -> tuple[dict[str, Any], str | None]:
-        """The same without ``output``, and that as JSON text."""
+        """The body without ``output``, and the output as JSON text."""
         try:
-            said, output = split(self.body, "output", loads)
+            body, output = split(self.body, "output", loads)
         except (ValueError, RecursionError):
             return {}, None
-        return (said, output) if isinstance(said, dict) else ({}, None)
+        return (body, output) if isinstance(body, dict) else ({}, None)
 
     def __str__(self) -> str:
         text = self.body[:200].decode("utf-8", "replace").strip()
@@ -61,23 +61,23 @@ class Answer:
 
 @dataclass
 class Yielded:
-    """What a part of a stream has: chunks as JSON texts, the handler's reason if it failed, the job's state."""
+    """A part of a stream: chunks as JSON texts, the error of a handler that failed, the job's state."""
 
     chunks: list[str] = field(default_factory=list)
     error: str | None = None
     status: Any = None
 
-    def add(self, said: Any) -> None:
-        """An answer of ``/stream``, or a line of one."""
-        if not isinstance(said, dict) or "output" in said or not said.keys() & {"stream", "status"}:
-            self._add_item(said)
+    def add(self, body: Any) -> None:
+        """Adds an answer of ``/stream``, or a line of one."""
+        if not isinstance(body, dict) or "output" in body or not body.keys() & {"stream", "status"}:
+            self._add_item(body)
             return
-        items = said.get("stream")
+        items = body.get("stream")
         for item in items if isinstance(items, list) else []:
             self._add_item(item)
-        self.status = said.get("status")
-        if said.get("error") and self.status not in {JobStatus.COMPLETED.value, *STILL_RUNNING}:
-            self.error = _text(said["error"])
+        self.status = body.get("status")
+        if body.get("error") and self.status not in {JobStatus.COMPLETED.value, *STILL_RUNNING}:
+            self.error = _text(body["error"])
 
     def _add_item(self, item: Any) -> None:
         # The SDK makes {"error": ...} of a generator's exception.
@@ -88,8 +88,8 @@ class Yielded:
 
 
 def yielded_in(lines: Iterable[bytes]) -> Yielded:
-    """What lines of a stream have: JSON, or an event's ``data:``. Other lines have nothing."""
-    found = Yielded()
+    """The content of a stream's lines: JSON, or an event's ``data:``. Other lines have none."""
+    part = Yielded()
     for line in lines:
         text = line.decode("utf-8", "replace").strip()
         if text.startswith("data:"):
@@ -98,11 +98,11 @@ def yielded_in(lines: Iterable[bytes]) -> Yielded:
             continue
         if text and text != "[DONE]":
             try:
-                said = loads(text)
+                item = loads(text)
             except (ValueError, RecursionError):
-                said = text
-            found.add(said)
-    return found
+                item = text
+            part.add(item)
+    return part
 
 
 def _text(error: Any) -> str:
@@ -159,10 +159,10 @@ def outcome_in(
     _check(answer, route)
     if answer.status >= 300:
         return Outcome(JobStatus.FAILED, error=f"the worker's {route} answered {answer}")
-    said, output = answer.outcome()
-    state, error = said.get("status"), said.get("error")
-    if said.get("id", run_id) != run_id:
-        raise AttemptLost(f"the worker answered about another run, {str(said['id'])[:80]!r}")
+    body, output = answer.outcome()
+    state, error = body.get("status"), body.get("error")
+    if body.get("id", run_id) != run_id:
+        raise AttemptLost(f"the worker answered about another run, {str(body['id'])[:80]!r}")
     if state in STILL_RUNNING:
         return None
     if state == "FAILED" and error == _NOT_FOUND:
@@ -178,7 +178,7 @@ def outcome_in(
         JobStatus(str(state)),
         output=None if output == "null" else output,
         error=error,
-        execution_ms=execution_ms(said.get("executionTime")),
+        execution_ms=execution_ms(body.get("executionTime")),
     )
 
 

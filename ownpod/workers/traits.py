@@ -1,4 +1,4 @@
-"""What requests have shown of a worker that is pushed to."""
+"""The traits of a worker that is pushed to, as its answers show them."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from ownpod.rules.runs import RunCheck
 
 @dataclass
 class WorkerTraits:
-    """What is known of a worker's server and handler; None: not known yet.
+    """Traits of a worker's server and handler; None: not known yet.
 
     The threads of the worker's runs read and write it. Each attribute is one reference, and a wrong value costs a
     request or leads to a more careful :class:`RunCheck`, so it has no lock.

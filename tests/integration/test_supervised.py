@@ -8,7 +8,7 @@ import pytest
 from helpers import wait_until
 
 from ownpod.errors import StartError
-from ownpod.supervised import Group
+from ownpod.supervised import Group, Supervised
 
 CHATTER = "import time\nwhile True: print('busy', flush=True); time.sleep(0.01)"
 SLEEP = "import time; time.sleep(60)"
@@ -58,3 +58,14 @@ def test_a_log_that_is_never_quiet_does_not_hold_up_the_ready_line(group):
     began = time.monotonic()
     group.settle()
     assert time.monotonic() - began < 3
+
+
+def test_a_supervised_process_is_due_when_its_pause_is_over():
+    part = Supervised("a")
+    now = time.monotonic()
+    assert part.is_due(now)
+    part.began(pid=7)
+    assert not part.is_due(now + 1000)
+    assert part.ended(served_s=0.1) == 0.5
+    assert not part.is_due(now)
+    assert part.is_due(now + 100)

@@ -1,5 +1,7 @@
 import pytest
+from helpers import load_settings
 
+from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.processes import Backoff, Exit, describe_exit
 from ownpod.rules.backoff import backoff_s, poll_pause_s
 
@@ -58,3 +60,9 @@ def test_an_operator_reads_why_a_node_ended(code, words):
 
 def test_every_exit_code_of_a_nodes_own_is_explained():
     assert {code for code in Exit if "(" not in describe_exit(code)} == {Exit.FAILED}
+
+
+def test_the_pauses_of_a_webhook_double_after_three_tries():
+    settings = load_settings(OWNPOD_WEBHOOK_DELAY_S=10)
+    webhooks = Webhooks(None, settings)
+    assert [webhooks._pause_s(tries) for tries in (1, 2, 3, 4, 5)] == [10, 10, 20, 40, 80]
