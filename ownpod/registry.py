@@ -61,11 +61,6 @@ class Registry:
         self._fresh_until = 0.0
         self._was_read = False
         self._merged = Merged(configured)
-        # Callers that have not moved to the fleet yet.
-        self.pause, self.resume, self.paused = fleet.pause, fleet.resume, fleet.paused
-        self.owner, self.acquire, self.release = fleet.owner, fleet.acquire, fleet.release
-        self.heartbeat, self.node_of, self.statuses = fleet.heartbeat, fleet.node_of, fleet.statuses
-        self.publish_status, self.remove_status = fleet.publish_status, fleet.remove_status
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:

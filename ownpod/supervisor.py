@@ -210,7 +210,7 @@ class Supervisor:
         status = WorkerStatus(WorkerState.UNHEALTHY, problem)
         name, ttl_s = names.node_name(child.name, self._host), pause_s + self._config.lease_s
         try:
-            self._registry.publish_status(child.name, status, node=name, ttl_s=ttl_s)
+            self._registry.fleet.publish_status(child.name, status, node=name, ttl_s=ttl_s)
         except RedisUnavailable as error:
             logger.warning("worker status not published: %s", error)
 

@@ -37,7 +37,7 @@ def health(endpoint_id: str) -> Response:
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
     waiting, running, ended = svc.store.figures.counts(endpoint_id)
-    statuses = svc.registry.statuses(endpoint.workers)
+    statuses = svc.registry.fleet.statuses(endpoint.workers)
     jobs_of = Counter(running.values())
 
     # RunPod counts a ready worker twice: under ready, and under idle or running.
@@ -48,7 +48,7 @@ def health(endpoint_id: str) -> Response:
         status = statuses[worker.id]
         workers[IN_RUNPODS_WORDS.get(status.state, status.state)] += 1
         if status.state is WorkerState.READY:
-            workers["running" if jobs_of[worker.id] or status.held else "idle"] += 1
+            workers["running" if jobs_of[worker.id] or status.lingering else "idle"] += 1
     return answer(
         {
             "jobs": {

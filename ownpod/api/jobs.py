@@ -203,7 +203,7 @@ def _with_reason(job: Job) -> str:
 
 def _notify_node(job: Job) -> None:
     """Makes the worker's node forward a cancel at once; without a notice it does so when it renews the job's lease."""
-    node = services().registry.node_of(job.worker_id) if job.worker_id else None
+    node = services().registry.fleet.node_of(job.worker_id) if job.worker_id else None
     if node is not None:
         notify_node(celery_app, node)
 

@@ -88,14 +88,14 @@ class _Collector(Collector):
             oldest.add_metric(name, max(0, waited_ms) / 1000)
             _add(delay, name, stats.delay)
             _add(execution, name, stats.execution)
-            statuses = self._svc.registry.statuses(endpoint.workers)
+            statuses = self._svc.registry.fleet.statuses(endpoint.workers)
             states = Counter(status.state for status in statuses.values())
             for state in WorkerState:
                 workers.add_metric([*name, state], states[state])
             for worker in endpoint.workers:
                 labelled = [*name, worker.id]
                 running.add_metric(labelled, stats.running.get(worker.id, 0))
-                held.add_metric(labelled, statuses[worker.id].held)
+                held.add_metric(labelled, statuses[worker.id].lingering)
                 capacity.add_metric(labelled, worker.capacity)
         yield from (submitted, ended, retried, begun, lost, webhooks, jobs, oldest)
         yield from (delay, execution, workers, running, held, capacity)

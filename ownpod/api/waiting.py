@@ -37,7 +37,7 @@ class Waiting:
         until, reason = self._cached.get(endpoint_id, (0.0, ""))
         if until < time.monotonic():
             endpoint = self._registry.endpoint(endpoint_id)
-            statuses = self._registry.statuses(endpoint.workers)
+            statuses = self._registry.fleet.statuses(endpoint.workers)
             reason = explain(endpoint, statuses, self._refusals(endpoint_id))
             self._cached[endpoint_id] = time.monotonic() + CACHE_TTL_S, reason
         return reason

@@ -39,7 +39,7 @@ def listed(endpoint_id: str) -> Response:
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
     running = svc.store.figures.counts(endpoint_id)[1]
-    statuses = svc.registry.statuses(endpoint.workers)
+    statuses = svc.registry.fleet.statuses(endpoint.workers)
     workers = [describe(w, statuses[w.id], running) for w in endpoint.workers]
     return answer({"workers": workers, "leftOut": left_out(endpoint_id)})
 
@@ -60,7 +60,7 @@ def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) 
         "reason": status.reason,
         "running": sum(worker_id == worker.id for worker_id in running.values()),
         "jobs": sorted(job for job, worker_id in running.items() if worker_id == worker.id),
-        "held": status.held,
+        "held": status.lingering,
     }
 
 
@@ -93,7 +93,7 @@ def remove(endpoint_id: str, worker_id: str) -> Response:
 def drain(endpoint_id: str, worker_id: str) -> Response:
     """Pauses a worker: it gets no new jobs, and its running jobs end normally."""
     registry = services().registry
-    registry.pause(registry.find(worker_id, endpoint_id).id, "drained")
+    registry.fleet.pause(registry.find(worker_id, endpoint_id).id, "drained")
     return answer({"id": worker_id, "drained": True})
 
 
@@ -101,5 +101,5 @@ def drain(endpoint_id: str, worker_id: str) -> Response:
 def resume(endpoint_id: str, worker_id: str) -> Response:
     """Ends a worker's pause: it gets jobs again."""
     registry = services().registry
-    registry.resume(registry.find(worker_id, endpoint_id).id)
+    registry.fleet.resume(registry.find(worker_id, endpoint_id).id)
     return answer({"id": worker_id, "drained": False})

@@ -49,7 +49,7 @@ class Breaker(Prober):
 
     @property
     def status(self) -> WorkerStatus:
-        return replace(super().status, held=self._slots.lingering)
+        return replace(super().status, lingering=self._slots.lingering)
 
     def open(self, reason: str) -> None:
         """The worker takes no jobs: the node fetches none until a probe succeeds."""

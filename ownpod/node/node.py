@@ -164,17 +164,17 @@ class Node(WorkerNode):
         logged, free = False, True
         while True:
             try:
-                was_free, free = free, self._registry.owner(self._spec.id) is None
+                was_free, free = free, self._registry.fleet.owner(self._spec.id) is None
                 if was_free and free and self._acquire():
                     break
                 if not logged and not free:
-                    owner = self._registry.owner(self._spec.id)
+                    owner = self._registry.fleet.owner(self._spec.id)
                     logger.info("worker is run by another node, %s; standing by", owner)
                     logged = True
             except RedisUnavailable as error:
                 logger.warning("standing by: %s", error)
             time.sleep(self._lease_s / 6)
-        self._paused = until_available(lambda: self._registry.paused(self._spec.id))
+        self._paused = until_available(lambda: self._registry.fleet.paused(self._spec.id))
         self.runner.adopt(self._spec.endpoint)
 
     def start(self) -> None:
@@ -205,16 +205,16 @@ class Node(WorkerNode):
             "state": status.state.value,
             "reason": status.reason,
             "jobs": self._slots.jobs,
-            "held": status.held,
+            "held": status.lingering,
             "stopping": self.stop.asked,
         }
 
     def pause(self, reason: str) -> None:
-        self._registry.pause(self._spec.id, reason)
+        self._registry.fleet.pause(self._spec.id, reason)
         self._set_paused(reason)
 
     def resume(self) -> None:
-        self._registry.resume(self._spec.id)
+        self._registry.fleet.resume(self._spec.id)
         self._set_paused(None)
 
     def cancel(self, job_id: str, reason: str) -> None:
@@ -261,7 +261,7 @@ class Node(WorkerNode):
         self._close()
 
     def _acquire(self) -> bool:
-        return self._registry.acquire(self._spec.id, self._process, ttl_s=self._own_s)
+        return self._registry.fleet.acquire(self._spec.id, self._process, ttl_s=self._own_s)
 
     def _set_paused(self, reason: str | None) -> None:
         with self._pausing:
@@ -304,7 +304,7 @@ class Node(WorkerNode):
             capacity, self._capacity = self._capacity, min(spec.capacity, MOST_PULLED)
             if capacity != self._capacity:
                 self._apply_soon()
-        heartbeat = self._registry.heartbeat(
+        heartbeat = self._registry.fleet.heartbeat(
             self._spec.id,
             self._status(status),
             process=self._process,
@@ -336,8 +336,8 @@ class Node(WorkerNode):
         self._closed = True
         try:
             count = self._slots.hand_over("its node was stopped")
-            self._registry.remove_status(self._spec.id)
-            self._registry.release(self._spec.id, self._process)
+            self._registry.fleet.remove_status(self._spec.id)
+            self._registry.fleet.release(self._spec.id, self._process)
         except RedisUnavailable as error:
             logger.warning("jobs not requeued, their leases will expire: %s", error)
         else:

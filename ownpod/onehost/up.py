@@ -130,7 +130,7 @@ class Up:
     def _check(self, registry: Registry, version: Callable[[], str | None]) -> None:
         try:
             schema.check(version())
-            registry.statuses(tuple(registry.workers()))
+            registry.fleet.statuses(tuple(registry.workers()))
         except RedisUnavailable as error:
             raise StartError(f"REDIS_URL: {error}") from None
 
@@ -175,7 +175,7 @@ class Up:
 def _statuses(registry: Registry) -> list[WorkerStatus]:
     """The status of each worker. While Redis is away: one status that counts as not probed."""
     try:
-        return list(registry.statuses(tuple(registry.workers())).values())
+        return list(registry.fleet.statuses(tuple(registry.workers())).values())
     except RedisUnavailable:
         return [WorkerStatus(WorkerState.UNHEALTHY, unattended=True)]
 

@@ -32,11 +32,11 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What a worker's node last published. ``held``: lingering slots, which jobs that have ended still take."""
+    """What a worker's node last published. ``lingering``: slots that jobs which have ended still take."""
 
     state: WorkerState
     reason: str = ""
-    held: int = 0
+    lingering: int = 0
     unattended: bool = False
     """The worker has no node."""
 

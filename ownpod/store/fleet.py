@@ -190,7 +190,7 @@ def _hash(found: Any) -> dict[str, str]:
 def _fields(status: WorkerStatus, node: str) -> tuple[str | int, ...]:
     """Names and values of a worker's status."""
     described = ("state", status.state.value, "reason", status.reason)
-    return (*described, "held", status.held, "node", node)
+    return (*described, "held", status.lingering, "node", node)
 
 
 def _status(state: str | None, reason: str | None, held: str | None) -> WorkerStatus:

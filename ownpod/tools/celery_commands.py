@@ -160,7 +160,7 @@ def cancel(ctx: click.Context, job_ids: tuple[str, ...]) -> None:
     for job_id in job_ids:
         job = listing.get(job_id)
         state = store.jobs.cancel(job_id, job.endpoint, reason="cancelled with `celery cancel`")
-        node = registry.node_of(job.worker_id) if job.worker_id else None
+        node = registry.fleet.node_of(job.worker_id) if job.worker_id else None
         if node is not None:
             notify_node(ctx.obj.app, node)
         click.echo(f"{job_id} {state}")
@@ -180,10 +180,10 @@ def show_workers(registry: "Registry", store: "Store") -> None:
     rows: list[tuple[object, ...]] = []
     for endpoint in registry.endpoints.values():
         running = list(store.figures.counts(endpoint.id)[1].values())
-        statuses = registry.statuses(endpoint.workers)
+        statuses = registry.fleet.statuses(endpoint.workers)
         for worker in endpoint.workers:
             status = statuses[worker.id]
-            busy = f"{running.count(worker.id) + status.held}/{worker.capacity}"
+            busy = f"{running.count(worker.id) + status.lingering}/{worker.capacity}"
             rows.append((worker.id, endpoint.id, worker.url, status.state, busy, status.reason))
     for entry in registry.left_out():
         rows.append((entry.id, entry.endpoint or "", "", "left out", "", entry.reason))  # noqa: PERF401

@@ -245,7 +245,7 @@ def add(  # noqa: PLR0917 - click
 def drain(worker_id: str) -> None:
     """Stop giving jobs to a worker, also after restarts. The worker finishes its running jobs."""
     registry, _ = _parts()
-    registry.pause(registry.find(worker_id).id, "drained")
+    registry.fleet.pause(registry.find(worker_id).id, "drained")
     click.echo(f"draining {worker_id}; `ownpod workers resume {worker_id}` ends that")
 
 
@@ -254,7 +254,7 @@ def drain(worker_id: str) -> None:
 def resume(worker_id: str) -> None:
     """Give jobs to a drained or paused worker again."""
     registry, _ = _parts()
-    registry.resume(registry.find(worker_id).id)
+    registry.fleet.resume(registry.find(worker_id).id)
     click.echo(f"resumed {worker_id}")
 
 

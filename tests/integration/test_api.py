@@ -180,8 +180,8 @@ def test_purge_queue_says_how_many(api, store, body):
 def test_health_counts_jobs_and_workers(api, store, client, settings):
     registry = Registry(load_endpoints(settings), Fleet(client), settings)
     assert api.get("/v2/ep/health").json["workers"]["unhealthy"] == 2
-    registry.publish_status("a-1", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
-    registry.publish_status("b-2", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
+    registry.fleet.publish_status("a-1", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
+    registry.fleet.publish_status("b-2", WorkerStatus(WorkerState.READY), node="n", ttl_s=9)
     ids = [run(api).json["id"] for _ in range(5)]
     complete(store, ids[0])
     store.jobs.finish(begin(store, ids[1]), Outcome(JobStatus.FAILED, error="x"))
@@ -207,7 +207,9 @@ def test_health_counts_jobs_and_workers(api, store, client, settings):
 
 def test_a_worker_whose_slot_an_ended_job_keeps_is_running(api, client, settings):
     registry = Registry(load_endpoints(settings), Fleet(client), settings)
-    registry.publish_status("a-1", WorkerStatus(WorkerState.READY, held=1), node="n", ttl_s=9)
+    registry.fleet.publish_status(
+        "a-1", WorkerStatus(WorkerState.READY, lingering=1), node="n", ttl_s=9
+    )
     workers = api.get("/v2/ep/health").json["workers"]
     assert (workers["running"], workers["idle"], workers["unhealthy"]) == (1, 0, 1)
 

@@ -30,63 +30,63 @@ def dead():
 
 
 def test_a_worker_has_one_dispatcher_at_a_time(registry):
-    assert registry.acquire("w", "one:1", ttl_s=5)
-    assert registry.acquire("w", "one:1", ttl_s=5)
-    assert not registry.acquire("w", "two:2", ttl_s=5)
-    assert registry.owner("w") == "one:1"
-    assert registry.acquire("other", "two:2", ttl_s=5)
+    assert registry.fleet.acquire("w", "one:1", ttl_s=5)
+    assert registry.fleet.acquire("w", "one:1", ttl_s=5)
+    assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
+    assert registry.fleet.owner("w") == "one:1"
+    assert registry.fleet.acquire("other", "two:2", ttl_s=5)
 
 
 def test_a_worker_that_was_given_up_can_be_taken_at_once(registry):
-    registry.acquire("w", "one:1", ttl_s=5)
-    registry.release("w", "two:2")
-    assert registry.owner("w") == "one:1"
-    registry.release("w", "one:1")
-    assert registry.owner("w") is None
-    assert registry.acquire("w", "two:2", ttl_s=5)
+    registry.fleet.acquire("w", "one:1", ttl_s=5)
+    registry.fleet.release("w", "two:2")
+    assert registry.fleet.owner("w") == "one:1"
+    registry.fleet.release("w", "one:1")
+    assert registry.fleet.owner("w") is None
+    assert registry.fleet.acquire("w", "two:2", ttl_s=5)
 
 
 def test_a_dispatcher_that_fell_silent_loses_its_worker(registry):
-    registry.acquire("w", "one:1", ttl_s=0.2)
-    assert not registry.acquire("w", "two:2", ttl_s=5)
-    wait_until(lambda: registry.acquire("w", "two:2", ttl_s=5), 3)
-    assert not registry.acquire("w", "one:1", ttl_s=5)
+    registry.fleet.acquire("w", "one:1", ttl_s=0.2)
+    assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
+    wait_until(lambda: registry.fleet.acquire("w", "two:2", ttl_s=5), 3)
+    assert not registry.fleet.acquire("w", "one:1", ttl_s=5)
 
 
 def test_a_dead_dispatcher_of_this_host_is_succeeded_at_once(registry, dead):
-    assert registry.acquire("w", dead, ttl_s=60)
-    assert registry.owner("w") is None
-    assert registry.acquire("w", HERE, ttl_s=60)
-    assert registry.owner("w") == HERE
-    assert not registry.acquire("w", "other-host:1", ttl_s=60)
+    assert registry.fleet.acquire("w", dead, ttl_s=60)
+    assert registry.fleet.owner("w") is None
+    assert registry.fleet.acquire("w", HERE, ttl_s=60)
+    assert registry.fleet.owner("w") == HERE
+    assert not registry.fleet.acquire("w", "other-host:1", ttl_s=60)
 
 
 def test_a_process_in_a_container_with_this_hosts_name_may_live(registry, dead):
     here, _, pid = dead.rpartition(":")
     elsewhere = f"{here.partition('/')[0]}/4026530000:{pid}"
-    assert registry.acquire("w", elsewhere, ttl_s=60)
-    assert registry.owner("w") == elsewhere
-    assert not registry.acquire("w", HERE, ttl_s=60)
+    assert registry.fleet.acquire("w", elsewhere, ttl_s=60)
+    assert registry.fleet.owner("w") == elsewhere
+    assert not registry.fleet.acquire("w", HERE, ttl_s=60)
 
 
 def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
     workers = registry.endpoint("local-ep").workers
     (worker,) = workers
-    status = WorkerStatus(WorkerState.READY, held=1)
-    registry.publish_status(worker.id, status, node="n@h", ttl_s=0.3)
-    assert registry.statuses(workers)[worker.id] == status
-    assert registry.node_of(worker.id) == "n@h"
+    status = WorkerStatus(WorkerState.READY, lingering=1)
+    registry.fleet.publish_status(worker.id, status, node="n@h", ttl_s=0.3)
+    assert registry.fleet.statuses(workers)[worker.id] == status
+    assert registry.fleet.node_of(worker.id) == "n@h"
     began = time.monotonic()
-    wait_until(lambda: registry.statuses(workers)[worker.id].unattended, 3)
+    wait_until(lambda: registry.fleet.statuses(workers)[worker.id].unattended, 3)
     assert time.monotonic() - began < 2
-    assert registry.node_of(worker.id) is None
+    assert registry.fleet.node_of(worker.id) is None
 
 
 def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
     def attend(process):
-        return registry.heartbeat(
+        return registry.fleet.heartbeat(
             "w",
-            WorkerStatus(WorkerState.READY, held=1),
+            WorkerStatus(WorkerState.READY, lingering=1),
             process=process,
             node=f"{process}@h",
             own_s=9,
@@ -97,9 +97,9 @@ def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
     client.rpush("one", "a", "b")
     client.rpush("two", "c")
     assert attend("one:1") == Heartbeat(owned=True, paused=None, waiting=3)
-    registry.pause("w", "lunch")
+    registry.fleet.pause("w", "lunch")
     assert attend("one:1").paused == "lunch"
     # Another process hears nothing and says nothing.
     assert attend("two:2") == Heartbeat(owned=False, paused=None, waiting=0)
-    assert not registry.acquire("w", "two:2", ttl_s=5)
-    assert registry.node_of("w") == "one:1@h"
+    assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
+    assert registry.fleet.node_of("w") == "one:1@h"

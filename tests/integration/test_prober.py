@@ -152,4 +152,4 @@ def test_an_idle_worker_that_does_not_answer_opens_the_breaker(breaker_of):
 
 def test_the_status_counts_lingering_slots(breaker_of, slots):
     slots.lingering = 2
-    assert breaker_of(lambda: None).status.held == 2
+    assert breaker_of(lambda: None).status.lingering == 2

@@ -61,10 +61,10 @@ def test_an_added_worker_is_changed_and_removed(registry, make_registry):
     registry.add("ep", {"url": URL, "id": "x"})
     registry.add("ep", {"url": URL, "id": "x", "capacity": 2})
     assert registry.find("x", "ep").capacity == 2
-    registry.pause("x", "drained")
+    registry.fleet.pause("x", "drained")
     registry.remove("x")
     assert ids(make_registry()) == ["w"]
-    assert registry.paused("x") is None
+    assert registry.fleet.paused("x") is None
 
 
 @pytest.mark.parametrize(

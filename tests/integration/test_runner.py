@@ -151,7 +151,7 @@ def test_a_timeout_is_told_at_once_and_the_slot_kept_until_the_worker_is_free(no
         assert not running.done()
         # The record changes first, the slot a moment later.
         wait_until(lambda: (node.slots.taken, node.slots.lingering) == (1, 1))
-        assert node.breaker.status.held == 1
+        assert node.breaker.status.lingering == 1
         wait_until(lambda: fake.paths("POST /cancel"))
         held.hold.set()
         running.result(5)

@@ -49,12 +49,12 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
         lambda: store.jobs.renew([attempt], lease_s=15),
         lambda: store.queue.purge("ep", reason="x"),
         lambda: pulls.take("w", "ep", "t", most=1, in_progress=False),
-        lambda: registry.acquire("w", "n", ttl_s=5),
-        lambda: registry.heartbeat(
+        lambda: registry.fleet.acquire("w", "n", ttl_s=5),
+        lambda: registry.fleet.heartbeat(
             "w", status, process="p", node="n", own_s=5, ttl_s=5, queues=["ownpod.ep"]
         ),
-        lambda: registry.pause("w", "x"),
-        lambda: registry.publish_status("w", status, node="n", ttl_s=5),
+        lambda: registry.fleet.pause("w", "x"),
+        lambda: registry.fleet.publish_status("w", status, node="n", ttl_s=5),
     ):
         with pytest.raises(SchemaMismatch, match=f"version {version}, this OwnPod supports"):
             call()
