@@ -215,7 +215,7 @@ def test_a_cancelled_run_is_stopped_and_its_slot_is_free_when_the_worker_has_not
     assert api.get("/v2/ep/job-stop/w?gpu=0").json == {"jobsToStop": ["job-1"]}
     assert not running.done()
     assert take(pulls) == []
-    assert running.result(5).error == "the worker was told to stop it"
+    assert running.result(5).error == "the worker was asked to stop it"
 
 
 def test_a_run_that_is_cancelled_before_it_is_offered_is_never_taken(worker, pulls):
