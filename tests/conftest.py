@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 from helpers import RedisServer
@@ -21,6 +22,10 @@ for _name in list(os.environ):
 # No server listens there, so that a test which uses a Redis without the fixture fails.
 os.environ["REDIS_URL"] = "redis://127.0.0.1:1/0"
 
+
+# Hypothesis measures each example against a deadline, which a loaded machine misses.
+hypothesis.settings.register_profile("ownpod", deadline=None)
+hypothesis.settings.load_profile("ownpod")
 
 LONGEST = "pull"
 """The folder of the longest tests. They start first, so that the other tests run beside them."""
