@@ -130,7 +130,7 @@ def test_revoke_cancels_a_job_that_waits(operated):
     operated.celery("control", "revoke", job)
     wait_until(lambda: operated.status(job)["status"] == "CANCELLED", 5)
     for one in held:
-        assert operated.ended(one)["status"] == "COMPLETED"
+        assert operated.ended(one, 40)["status"] == "COMPLETED"
 
 
 def test_inspect_shows_the_jobs_of_each_node(operated):
@@ -143,7 +143,7 @@ def test_inspect_shows_the_jobs_of_each_node(operated):
     assert described[worker_id]["state"] == "ready"
     assert described["housekeeping"] == {"worker": None}
     assert operated.inspect("stats")[worker_id]["pool"]["max-concurrency"] == 1
-    operated.ended(job)
+    operated.ended(job, 40)
 
 
 @pytest.mark.parametrize(
