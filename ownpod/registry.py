@@ -81,7 +81,9 @@ class Registry:
             return True
         if self._never_read is not None:
             raise RedisUnavailable(str(self._never_read))
-        return any(entry.may_have_keys for entry in current.endpoints_left_out)
+        return self._entries.endpoints_unreadable or any(
+            entry.may_have_keys for entry in current.endpoints_left_out
+        )
 
     @property
     def _current(self) -> Merged:

@@ -149,6 +149,7 @@ def test_a_key_that_is_no_hash_leaves_its_endpoints_out(registry, client, caplog
     client.set(keys.ENDPOINTS, "text")
     registry.refresh()
     assert sorted(registry.endpoints) == ["ep"]
+    assert registry.has_keys
     assert "is no hash" in caplog.text
 
 
