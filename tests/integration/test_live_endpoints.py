@@ -345,3 +345,18 @@ def test_a_process_that_needs_the_endpoints_stops_with_one_line(redis_server, tm
     assert lines == [f"ownpod: {file}: endpoints.a.worker: Unknown field."]
     assert "Traceback" not in done.stderr
     assert done.returncode != 0
+
+
+def test_a_node_without_a_driver_for_its_worker_stops_with_one_line(redis_server, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {ep: {workers: [{url: 'http://a:1', id: w}]}}")
+    program = (
+        "from ownpod.celery import app\n"
+        "from ownpod.workers import DRIVERS\n"
+        "DRIVERS.pop('push')\n"
+        "app.worker_main(['worker', '-n', 'w@h'])\n"
+    )
+    environ = {"REDIS_URL": redis_server.url, "OWNPOD_WORKERS_FILE": file, "PYTHONPATH": ROOT}
+    done = run_command(sys.executable, "-c", program, cwd=tmp_path, **environ)
+    assert done.returncode == 2
+    assert done.stderr == "ownpod: worker w: no driver of kind 'push', only pull\n"
