@@ -60,6 +60,8 @@ class Registry:
         self._entries = Entries()
         self._fresh_until = 0.0
         self._was_read = False
+        self._never_read: RedisUnavailable | None = None
+        """Why the entries were not read, while they never were."""
         self._merged = Merged(configured)
 
     @property
@@ -69,9 +71,17 @@ class Registry:
 
     @property
     def has_keys(self) -> bool:
-        """Whether any endpoint has API keys, so that calls need a key. An entry that cannot be read counts."""
+        """Whether any endpoint has API keys, so that calls need a key. An entry that cannot be read counts.
+
+        Raises:
+            RedisUnavailable: the entries of run time were never read, and one of them may have keys.
+        """
         current = self._current
-        return any(endpoint.api_keys for endpoint in current.endpoints.values()) or any(
+        if any(endpoint.api_keys for endpoint in current.endpoints.values()):
+            return True
+        if self._never_read is not None:
+            raise RedisUnavailable(str(self._never_read))
+        return self._entries.endpoints_unreadable or any(
             entry.may_have_keys for entry in current.endpoints_left_out
         )
 
@@ -80,13 +90,15 @@ class Registry:
         if self._fresh_until < time.monotonic():
             # Set first, so that one thread reads and the others do not wait for it. But at the start they all read:
             # without the entries a request would pass that needs a key.
-            if self._was_read:
+            if self._was_read or self._never_read is not None:
                 self._fresh_until = time.monotonic() + CACHE_TTL_S
             try:
                 self.refresh()
             except RedisUnavailable as error:
                 log.debug("endpoints and workers not read: %s", error)
-            self._was_read, self._fresh_until = True, time.monotonic() + CACHE_TTL_S
+                if not self._was_read:
+                    self._never_read = error
+            self._fresh_until = time.monotonic() + CACHE_TTL_S
         return self._merged
 
     def refresh(self) -> None:
@@ -96,6 +108,7 @@ class Registry:
             if entries != self._entries:
                 self._entries = entries
                 self._merge()
+            self._was_read, self._never_read = True, None
 
     def reload(self, configured: Mapping[str, Endpoint]) -> None:
         """Replaces the endpoints of the configuration."""

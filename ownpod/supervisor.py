@@ -189,8 +189,8 @@ class Supervisor:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid == 0:
                 continue
+            child.pid = 0
             code = os.waitstatus_to_exitcode(status)
-            pause_s = child.ended(time.monotonic() - child.started)
             if self._stopping or child.leaving:
                 continue
             if code == 0:
@@ -198,6 +198,8 @@ class Supervisor:
                 logger.warning("node %s was shut down and stays so", child.name)
                 child.start_at = math.inf
                 continue
+            # Only here, because an end that was asked for does not make later pauses longer.
+            pause_s = child.ended(time.monotonic() - child.started)
             how, ends = describe_exit(code), child.backoff.failures
             logger.error("node %s %s; starting it again in %.1f s", child.name, how, pause_s)
             if ends >= REPORT_AFTER:

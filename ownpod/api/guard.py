@@ -3,6 +3,7 @@
 Such a page runs in a browser that can reach the API. With DNS rebinding, a page can also use a host name of its own.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from flask import Flask, Response, current_app, request
 from ownpod.api.auth import known_caller
 from ownpod.api.ids import is_poll, retry_later
 from ownpod.api.services import answer, services, services_of
+from ownpod.errors import RedisUnavailable
 from ownpod.rules.origins import host_name, is_foreign_page, is_own_host
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,10 @@ def add_own_hosts(app: Flask, hosts: Iterable[str]) -> None:
 
 def _refuse() -> Response | None:
     svc = services()
-    if svc.keys_needed:
-        return None
+    # While Redis has never answered, the check applies: it is the stricter one, and pages must answer.
+    with contextlib.suppress(RedisUnavailable):
+        if svc.keys_needed:
+            return None
     problem = _problem(svc.settings.cors_origins)
     # A request with a configured key does not come from a page of another site, which has no key.
     if problem is None or known_caller():

@@ -17,7 +17,7 @@ from ownpod.api.auth import MANAGING_IS_OFF
 from ownpod.api.guard import add_own_hosts
 from ownpod.api.services import services_of
 from ownpod.configuration import load_endpoints
-from ownpod.errors import ConfigurationError
+from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.processes import die_with_parent, is_loopback
 from ownpod.registry import Registry
 from ownpod.settings import Settings
@@ -92,7 +92,10 @@ def _endpoints_have_keys(config: Settings) -> bool:
     except ConfigurationError as error:
         settings.exit_on(error)
     with connect(url, client_name="ownpod-api") as client:
-        return Registry(configured, Fleet(client), config).has_keys
+        try:
+            return Registry(configured, Fleet(client), config).has_keys
+        except RedisUnavailable:
+            return False
 
 
 def when_ready(server: Any) -> None:

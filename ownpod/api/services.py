@@ -41,7 +41,11 @@ class Services:
 
     @property
     def keys_needed(self) -> bool:
-        """Calls need an API key: the settings or an endpoint have one, which may change at run time."""
+        """Calls need an API key: the settings or an endpoint have one, which may change at run time.
+
+        Raises:
+            RedisUnavailable: this process has never read the endpoints of run time.
+        """
         return bool(self.settings.api_keys) or self.registry.has_keys
 
 

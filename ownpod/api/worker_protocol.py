@@ -305,7 +305,9 @@ def _check_key_of(
         Unauthorized: the key is another one; or the worker has requested no jobs yet, and its key is unknown.
         Forbidden: the worker has requested no jobs yet, and its key is bound to another endpoint or worker.
     """
-    if not (svc.keys_needed or svc.settings.worker_keys):
+    # A result must not be lost because this process has never read the endpoints.
+    keys_needed = until_available(lambda: svc.keys_needed, longest_s=RESULT_S)
+    if not (keys_needed or svc.settings.worker_keys):
         return
     known = until_available(lambda: svc.offers.key_of(worker_id, run_id), longest_s=RESULT_S)
     if known is None:

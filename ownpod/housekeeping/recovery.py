@@ -99,7 +99,7 @@ class Recovery:
         made = 0
         lost = self._queue.without_message(endpoint, queue, age_ms=self._lease_ms)
         for job_id in lost[:AT_ONCE]:
-            if self._queue.republish(job_id):
+            if self._queue.republish(job_id, endpoint, queue):
                 log.warning("job %s: its message was lost, it has a new one", job_id)
                 made += 1
         pause = 0 if made else min(LONGEST_PAUSE, 2 * self._pauses.get(queue, 0) + 1)

@@ -104,7 +104,11 @@ def prepare(sender: str, instance: Any, **_: Any) -> None:
     spec = registry.worker(prepared.worker_id)
     if spec is None:
         return
-    worker = driver_for(spec, config, functools.partial(_exchange, spec, prepared))
+    try:
+        worker = driver_for(spec, config, functools.partial(_exchange, spec, prepared))
+    except ConfigurationError as error:
+        # As above; and without its role this process would send webhooks under the worker's name.
+        settings.exit_on(error)
     node = Node(
         config=config, registry=registry, store=store, worker=worker, spec=spec, name=sender
     )

@@ -130,7 +130,11 @@ class KeyWatch(threading.Thread):
         client = connect(config.broker_url(), client_name="ownpod-flower")
         self._registry = Registry(load_endpoints(config), Fleet(client), config)
         self.endpoints = tuple(self._registry.endpoints.values())
-        self.single_keys = self._registry.has_keys
+        try:
+            self.single_keys = self._registry.has_keys
+        except RedisUnavailable:
+            # Closed until the endpoints are read, because one of them may have keys.
+            self.single_keys = True
 
     def run(self) -> None:
         """Does not return. While Redis is away, the last result is used."""

@@ -75,6 +75,8 @@ class Entries:
     """Workers that were added at run time."""
     pulling: Mapping[str, str] = field(default_factory=dict)
     """Workers that registered themselves by polling."""
+    endpoints_unreadable: bool = False
+    """The key of the endpoints is no hash, so any of them may have API keys."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,10 @@ class Fleet:
         with self._redis.pipeline(transaction=True) as pipe:
             for key in (keys.ENDPOINTS, keys.ADDED, keys.PULLING):
                 pipe.hgetall(key)
-            return Entries(*map(_hash, pipe.execute(raise_on_error=False)))
+            found = pipe.execute(raise_on_error=False)
+        unreadable = isinstance(found[0], redis.ResponseError)
+        endpoints, added, pulling = map(_hash, found)
+        return Entries(endpoints, added, pulling, endpoints_unreadable=unreadable)
 
     def put_endpoint(self, endpoint_id: str, text: str) -> None:
         """Stores an endpoint's entry, a JSON text."""

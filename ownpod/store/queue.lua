@@ -42,9 +42,13 @@ function commands.expired()
   return {found, broken}
 end
 
--- id -> 1 if the job waits without a pause: it has another message, in front
+-- id, endpoint, queue -> 1 if the job waits without a pause: it has another message, in front. A job that does not
+-- wait is removed from a worker's own queue: version 0.1.0 ends jobs without that, and the counts would stay wrong.
 function commands.republish()
-  local id, job = ARGV[3], read(ARGV[3])
+  local id, endpoint, queue, job = ARGV[3], ARGV[4], ARGV[5], read(ARGV[3])
+  if job.status ~= S.IN_QUEUE and queue ~= QUEUE_PREFIX .. endpoint then
+    leave_queue(id, {endpoint = endpoint, queue = queue, pinned = true, low = true})
+  end
   if job.status ~= S.IN_QUEUE or redis.call('ZSCORE', DELAYED, id) then
     return 0
   end

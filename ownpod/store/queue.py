@@ -90,11 +90,16 @@ class Queue:
             for job_id, endpoint, attempt, worker_id, lease_end in found
         ]
 
-    def republish(self, job_id: str) -> bool:
+    def republish(self, job_id: str, endpoint: str, queue: str) -> bool:
         """Gives a waiting job another message, in its own queue. False: it does not wait, or gets a
         message when its pause is over.
+
+        Args:
+            job_id: the job.
+            endpoint: its endpoint.
+            queue: the queue in whose index the job is. A job that does not wait is removed from a worker's own.
         """
-        return bool(self._call("republish", "", job_id))
+        return bool(self._call("republish", "", job_id, endpoint, queue))
 
     def publish_delayed(self, *, limit: int) -> int:
         """Publishes requeued pinned jobs whose pause is over; returns how many."""

@@ -57,5 +57,7 @@ def driver_for(
     """
     if spec.kind not in DRIVERS:
         known = ", ".join(map(str, DRIVERS))
-        raise ConfigurationError(f"worker {spec.id}: no driver of kind {spec.kind!r}, only {known}")
+        raise ConfigurationError(
+            f"worker {spec.id}: no driver of kind {str(spec.kind)!r}, only {known}"
+        )
     return DRIVERS[spec.kind](spec, settings, exchange)

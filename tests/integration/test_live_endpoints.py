@@ -2,10 +2,11 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, job_store, load_settings, new_job, run_command, wait_until
+from helpers import ROOT, RedisServer, job_store, load_settings, new_job, run_command, wait_until
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from ownpod.api import create_app
@@ -16,6 +17,7 @@ from ownpod.onehost.flower_guard import KeyWatch, judge
 from ownpod.registry import CACHE_TTL_S, Registry
 from ownpod.rules import credentials
 from ownpod.store import keys
+from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 
 URL = "http://10.0.0.12:8000"
@@ -147,6 +149,7 @@ def test_a_key_that_is_no_hash_leaves_its_endpoints_out(registry, client, caplog
     client.set(keys.ENDPOINTS, "text")
     registry.refresh()
     assert sorted(registry.endpoints) == ["ep"]
+    assert registry.has_keys
     assert "is no hash" in caplog.text
 
 
@@ -240,6 +243,27 @@ def test_rates_are_limited_for_each_endpoint_of_run_time(api, registry):
     assert run("more") == 200
 
 
+def test_a_process_that_starts_without_redis_opens_nothing_when_redis_is_back(settings, tmp_path):
+    server = RedisServer(tmp_path)
+    config = replace(settings, redis_url=server.url)
+    with connect(server.url) as client:
+        put = Registry(load_endpoints(config), Fleet(client), config).put_endpoint
+        put("new", {"apiKeys": ["k"]})
+    app = create_app(config)
+    api = app.test_client()
+    server.stop()
+    with api.get("/") as page:
+        assert (status(api, "ep/health"), page.status_code) == (503, 200)
+    watch = KeyWatch(config)
+    assert watch.single_keys
+    server.start()
+    answers = {status(api, "ep/health")}
+    wait_until(lambda: answers.add(status(api, "ep/health")) or 401 in answers, SEEN_S)
+    assert answers <= {503, 401}
+    assert status(api, "ep/health", Authorization="Bearer k") == 403
+    server.stop()
+
+
 def test_flower_is_closed_by_the_first_key_of_an_endpoint(settings, registry):
     watch = KeyWatch(settings)
     watch.start()
@@ -321,3 +345,18 @@ def test_a_process_that_needs_the_endpoints_stops_with_one_line(redis_server, tm
     assert lines == [f"ownpod: {file}: endpoints.a.worker: Unknown field."]
     assert "Traceback" not in done.stderr
     assert done.returncode != 0
+
+
+def test_a_node_without_a_driver_for_its_worker_stops_with_one_line(redis_server, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {ep: {workers: [{url: 'http://a:1', id: w}]}}")
+    program = (
+        "from ownpod.celery import app\n"
+        "from ownpod.workers import DRIVERS\n"
+        "DRIVERS.pop('push')\n"
+        "app.worker_main(['worker', '-n', 'w@h'])\n"
+    )
+    environ = {"REDIS_URL": redis_server.url, "OWNPOD_WORKERS_FILE": file, "PYTHONPATH": ROOT}
+    done = run_command(sys.executable, "-c", program, cwd=tmp_path, **environ)
+    assert done.returncode == 2
+    assert done.stderr == "ownpod: worker w: no driver of kind 'push', only pull\n"

@@ -245,6 +245,25 @@ def test_a_pinned_jobs_run_that_outlives_its_node_is_adopted(store, client):
     assert claim(store, token="2").run.id == "r"
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_pinned_job_that_a_node_of_the_version_before_ended_is_not_counted(store, client, kept):
+    pinned(store, low_priority=True, created_ms=now_ms() - 60_000)
+    # That version ends a job without the keys of a worker's own queue.
+    entries = [keys.waiting(OWN), f"{keys.waiting(OWN)}:low", keys.of_endpoint("ep", "pinned")]
+    before = {key: client.zrange(key, 0, -1, withscores=True) for key in entries}
+    store.jobs.finish(claim(store), Outcome(JobStatus.COMPLETED))
+    for key, found in before.items():
+        client.zadd(key, dict(found))
+    client.hset(keys.of_endpoint("ep", "queues"), OWN, 1)
+    client.delete(OWN, f"{OWN}{names.PRIORITY_SEPARATOR}9")
+    if not kept:
+        client.delete(keys.job("job-1"))
+    recovery = Recovery(store, lambda: ["ep"], lease_s=15)
+    assert [recovery.once() for _ in range(2)] == [0, 0]
+    assert leaves_nothing(client, store)
+    assert client.llen(OWN) == 0
+
+
 # Records and messages of version 0.1.0: no `queue`, and a body in base64.
 
 

@@ -142,7 +142,7 @@ def test_what_must_not_be_executed_twice_is_not_repeated(store, slow, client):
     client.delete(QUEUE)
     slow.lose = 1
     with pytest.raises(AnswerLost, match="did not answer"):
-        store.queue.republish("job-1")
+        store.queue.republish("job-1", "ep", QUEUE)
     wait_until(lambda: client.llen(QUEUE))
     assert client.llen(QUEUE) == 1
 
@@ -168,7 +168,7 @@ def _close_others(client):
 def test_a_connection_that_redis_has_closed_costs_no_command(store, client):
     store.jobs.create(new_job())
     _close_others(client)
-    assert store.queue.republish("job-1")
+    assert store.queue.republish("job-1", "ep", QUEUE)
 
 
 @pytest.mark.slow
