@@ -125,8 +125,8 @@ end
 -- worker, gone ms -> 1: the worker has sent nothing for so many ms and has no runs, so it is removed; 2: the
 -- same, and some of its keys were broken
 function commands.forget()
-  local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or now)
-  if heard_ms + tonumber(ARGV[3]) > now then
+  local requested_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or now)
+  if requested_ms + tonumber(ARGV[3]) > now then
     return 0
   end
   local broken = drop_broken()

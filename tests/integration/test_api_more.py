@@ -545,7 +545,7 @@ def test_the_page_to_try_it_comes_from_here(api):
 def test_a_request_that_would_wait_beside_too_many_others_changes_nothing_and_gets_503(api):
     job_id = run(api).json["id"]
     notices = services_of(api.application).notices
-    notices.most = 1
+    notices.max_waiting = 1
     with notices.subscribe("other", end_only=True):
         for answer in (
             api.post("/v2/ep/runsync", json={"input": {}}),
@@ -569,5 +569,5 @@ def test_gunicorns_processes_leave_threads_for_requests_that_do_not_wait(api):
         server.post_worker_init(SimpleNamespace(wsgi=api.application, cfg=cfg))
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert 2000 <= services_of(api.application).notices.most < server.threads
-    assert [server.most_waiting(threads) for threads in (1, 2, 8)] == [1, 1, 7]
+    assert 2000 <= services_of(api.application).notices.max_waiting < server.threads
+    assert [server.max_waiting(threads) for threads in (1, 2, 8)] == [1, 1, 7]

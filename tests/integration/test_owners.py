@@ -77,13 +77,13 @@ def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
     assert registry.fleet.statuses(workers)[worker.id] == status
     assert registry.fleet.node_of(worker.id) == "n@h"
     began = time.monotonic()
-    wait_until(lambda: registry.fleet.statuses(workers)[worker.id].unattended, 3)
+    wait_until(lambda: registry.fleet.statuses(workers)[worker.id].has_no_node, 3)
     assert time.monotonic() - began < 2
     assert registry.fleet.node_of(worker.id) is None
 
 
 def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
-    def attend(process):
+    def supervise(process):
         return registry.fleet.heartbeat(
             "w",
             WorkerStatus(WorkerState.READY, lingering=1),
@@ -96,10 +96,10 @@ def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
 
     client.rpush("one", "a", "b")
     client.rpush("two", "c")
-    assert attend("one:1") == Heartbeat(owned=True, paused=None, waiting=3)
+    assert supervise("one:1") == Heartbeat(owned=True, paused=None, waiting=3)
     registry.fleet.pause("w", "lunch")
-    assert attend("one:1").paused == "lunch"
+    assert supervise("one:1").paused == "lunch"
     # Another process hears nothing and says nothing.
-    assert attend("two:2") == Heartbeat(owned=False, paused=None, waiting=0)
+    assert supervise("two:2") == Heartbeat(owned=False, paused=None, waiting=0)
     assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
     assert registry.fleet.node_of("w") == "one:1@h"

@@ -164,9 +164,9 @@ def test_a_jobs_position_counts_those_that_go_before_it(api, client):
 
 def test_status_says_why_a_job_waits_and_a_running_one_does_not(api, client):
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
-    said = api.get(f"/v2/ep/status/{job}").json
-    assert said["queuePosition"] == 1
-    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the supervisor up?"
+    body = api.get(f"/v2/ep/status/{job}").json
+    assert body["queuePosition"] == 1
+    assert body["waitingReason"] == "no healthy worker: no node runs for it: is the supervisor up?"
     job_store(client).jobs.claim(job, worker_id="w", claim="x", lease_s=60)
     assert "queuePosition" not in api.get(f"/v2/ep/status/{job}").json
 
