@@ -158,7 +158,7 @@ def test_a_command_ends_with_one_line_where_the_records_are_a_newer_versions(new
 
 
 @pytest.mark.timeout(90)
-def test_a_dispatcher_waits_for_records_of_its_version_and_then_runs_jobs(
+def test_a_supervisor_waits_for_records_of_its_version_and_then_runs_jobs(
     newer_redis, start_worker, tmp_path
 ):
     url, _ = start_worker("sync")

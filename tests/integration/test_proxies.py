@@ -1,4 +1,4 @@
-"""A pushed worker behind a proxy that answers for it, and streams that tell how they ended."""
+"""A pushed worker behind a proxy that answers for it, and streams that report how they ended."""
 
 import json
 import threading
@@ -178,7 +178,7 @@ def test_an_error_in_the_middle_of_a_stream_does_not_fail_a_run_that_completes(f
     assert push(fake.url).wait("r", Listener()).status is JobStatus.COMPLETED
 
 
-def test_a_generator_that_raised_and_tells_nothing_fails_and_names_stream(fake):
+def test_a_generator_that_raised_without_a_reason_fails_and_names_stream(fake):
     fake.routes["POST /stream"] = Answer(500, b"Internal Server Error")
     outcome = push(fake.url).wait("r", Listener())
     assert outcome.error == "the worker's /stream answered HTTP 500: Internal Server Error"

@@ -95,7 +95,7 @@ def post(api, path, body):
     return api.post(path, data=json.dumps(body), content_type="application/x-www-form-urlencoded")
 
 
-def test_a_run_is_told_before_the_worker_can_take_it_and_has_the_jobs_id(worker, pulls):
+def test_a_run_is_recorded_before_the_worker_can_take_it_and_has_the_jobs_id(worker, pulls):
     listener = Listener()
     assert worker.start(attempt()) == "job-1"
     assert worker.start(attempt(number=2)) == "job-1-2"
@@ -106,7 +106,7 @@ def test_a_run_is_told_before_the_worker_can_take_it_and_has_the_jobs_id(worker,
     assert take(pulls) == []
 
 
-def test_a_worker_that_asks_with_nothing_in_hand_has_lost_what_it_took(running, pulls):
+def test_a_worker_that_polls_without_running_jobs_has_lost_the_runs_it_took(running, pulls):
     assert taken(pulls) == ["job-1"]
     pulls.ping("w", "ep", ["job-1"])
     assert take(pulls) == []
@@ -114,7 +114,7 @@ def test_a_worker_that_asks_with_nothing_in_hand_has_lost_what_it_took(running, 
         running.result(5)
 
 
-def test_a_delivery_that_was_never_begun_goes_back_uncounted(running, pulls):
+def test_a_delivery_that_was_never_begun_is_requeued_uncounted(running, pulls):
     assert taken(pulls) == ["job-1"]
     assert take(pulls) == []
     with pytest.raises(WorkerUnavailable, match="did not begin it"):
@@ -155,7 +155,9 @@ def test_a_worker_that_does_not_ping_keeps_its_run_for_its_whole_time(running, p
         running.result(5)
 
 
-def test_a_result_ends_the_run_whoever_waits_and_a_later_one_changes_nothing(running, pulls, api):
+def test_a_result_ends_the_run_with_or_without_a_node_and_a_later_one_changes_nothing(
+    running, pulls, api
+):
     assert taken(pulls) == ["job-1"]
     url = "/v2/ep/job-done/w/job-1?gpu=0&isStream=false"
     assert post(api, url, {"output": {"a": 1}}).status_code == 200

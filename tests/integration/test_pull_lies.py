@@ -338,7 +338,7 @@ def test_the_breaker_opens_when_the_worker_leaves_and_closes_when_it_asks_again(
     wait_until(lambda: breaker.closed, 2)
 
 
-def test_what_was_offered_goes_back_when_the_worker_leaves(pulls, worker):
+def test_offered_jobs_are_requeued_when_the_worker_leaves(pulls, worker):
     pulls.take("w", "ep", "t", limit=1, in_progress=False)
     run_id = worker.start(attempt())
 
@@ -356,7 +356,7 @@ def test_what_was_offered_goes_back_when_the_worker_leaves(pulls, worker):
     assert time.monotonic() - began < 2
 
 
-def test_what_was_handed_to_a_request_that_was_closed_was_not_begun(pulls):
+def test_runs_delivered_to_a_request_that_was_closed_were_not_begun(pulls):
     offer(pulls)
     assert pulls.take("w", "ep", "t", limit=1, in_progress=False).jobs
     pulls.left("w", "t")

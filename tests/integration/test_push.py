@@ -1,4 +1,4 @@
-"""The worker interface over HTTP, against a small worker that answers what it is told."""
+"""The worker interface over HTTP, against a small worker with answers that each test sets."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def push(url, **changes):
 
 
 class Listener:
-    """What a worker tells while it runs something."""
+    """Receives the notices of a run."""
 
     def __init__(self, chunks=None):
         self.yielded = [] if chunks is None else chunks
@@ -236,7 +236,7 @@ def test_a_large_output_comes_through(fake):
 
 
 @pytest.mark.parametrize(("status", "taken"), [(200, True), (404, False)])
-def test_cancel_says_whether_the_worker_took_it(fake, status, taken):
+def test_cancel_returns_whether_the_worker_took_it(fake, status, taken):
     fake.routes["POST /cancel"] = Answer(status, {})
     assert push(fake.url).cancel("r") is taken
 
@@ -299,7 +299,7 @@ def test_whether_a_handler_yields_is_asked_once(fake):
     assert len(fake.paths("POST /stream")) == 1
 
 
-def test_a_worker_that_was_lost_is_asked_anew_whether_it_yields(fake):
+def test_a_worker_that_was_lost_is_asked_again_whether_it_yields(fake):
     fake.routes["POST /stream"] = Answer(body=NO_STREAM)
     fake.routes["POST /status"] = Answer(hang_up=True)
     worker = push(fake.url)
@@ -468,7 +468,7 @@ def test_an_answer_about_another_run_is_a_lost_attempt(fake):
         (None, [RunCheck.UNKNOWN, RunCheck.UNKNOWN]),
     ],
 )
-def test_how_a_run_can_be_asked_about_is_told_before_it_begins(fake, stream, looks):
+def test_the_check_of_a_run_is_set_before_it_begins(fake, stream, looks):
     listener = Listener()
     fake.routes["POST /stream"] = Answer(404 if stream is None else 200, stream)
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
@@ -476,7 +476,7 @@ def test_how_a_run_can_be_asked_about_is_told_before_it_begins(fake, stream, loo
     assert listener.checks == looks
 
 
-def test_a_run_that_was_polled_is_told_to_be_one(fake):
+def test_a_run_that_was_polled_has_the_check_poll(fake):
     listener, states = Listener(), iter(["IN_PROGRESS", "COMPLETED"])
     fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(states)})
     push(fake.url).wait("r", listener)

@@ -35,7 +35,7 @@ def test_a_run_that_the_worker_does_not_know_is_lost_and_was_reached():
     assert not isinstance(caught.value, WorkerNotReached)
 
 
-def test_the_reason_that_a_stream_told_is_taken_where_status_has_none():
+def test_the_reason_of_a_stream_is_used_where_status_has_none():
     failed = Answer(200, b'{"status": "FAILED"}')
     assert outcome_in(failed, "r", reason="boom").error == "boom"
     body = Answer(200, b'{"status": "FAILED", "error": "its own"}')
