@@ -1,4 +1,4 @@
-"""Workers in Redis that a host cannot use: its dispatcher lives, and jobs go on."""
+"""Workers in Redis that a host cannot use: its supervisor lives, and jobs go on."""
 
 import json
 
