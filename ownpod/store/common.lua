@@ -111,10 +111,14 @@ local function publish(channels, what)
   end
 end
 
--- A message from a template. The values are put in by one gsub, with a table, so that neither a `%` nor
--- a placeholder in a value is replaced.
+-- A message from a template: pieces of text with the names of placeholders between them. The template is cut in
+-- Python, because gsub over a message would cost half of a submission's time in Redis.
 local function fill(template, values)
-  return (string.gsub(template, '@(%l+)@', values))
+  local pieces = {}
+  for i, piece in ipairs(template) do
+    pieces[i] = i % 2 == 0 and values[piece] or piece
+  end
+  return table.concat(pieces)
 end
 
 local function job_message(id, job)

@@ -9,7 +9,7 @@ import redis
 from ownpod.rules.jobs import MOVES, Job, JobStatus
 from ownpod.rules.runs import LONGEST_MS
 from ownpod.store import keys
-from ownpod.store.messages import Templates
+from ownpod.store.messages import Templates, pieces
 from ownpod.store.scripts import constants
 
 log = logging.getLogger(__name__)
@@ -88,10 +88,10 @@ def common_constants(messages: Templates) -> str:
         LOW_SUFFIX=messages.low_suffix,
         NORMAL_PRIORITY=normal,
         LOW_PRIORITY=low,
-        JOB_MESSAGE=messages.job,
-        AWAIT_MESSAGE=messages.await_run,
+        JOB_MESSAGE=pieces(messages.job),
+        AWAIT_MESSAGE=pieces(messages.await_run),
         WEBHOOK_LIST=messages.webhook_list,
-        WEBHOOK_MESSAGE=messages.webhook,
+        WEBHOOK_MESSAGE=pieces(messages.webhook),
         WEBHOOK_LEASE_MS=WEBHOOK_LEASE_MS,
         WEBHOOK_KEPT_S=WEBHOOK_KEPT_S,
         RECENT=RECENT,

@@ -18,7 +18,7 @@
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 
 local function message(id)
-  return (string.gsub(WEBHOOK_MESSAGE, '@(%l+)@', {job = id}))
+  return table.concat(WEBHOOK_MESSAGE, id)
 end
 
 -- The webhook of a job that has ended: its fields, and `try`, the current state of its delivery; or nil.

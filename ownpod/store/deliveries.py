@@ -72,7 +72,7 @@ class Deliveries:
                 ENDPOINT=keys.ENDPOINT,
                 WEBHOOKS=keys.WEBHOOKS,
                 WEBHOOK_LIST=messages.webhook_list,
-                WEBHOOK_MESSAGE=messages.webhook,
+                WEBHOOK_MESSAGE=messages.webhook.split("@job@"),
                 ENDED={status.value: True for status in JobStatus if status.terminal},
                 ANSWER=Job.FIELDS,
                 LEASE_MS=int(lease_s * 1000),

@@ -4,10 +4,16 @@
 """
 
 import json
+import re
 from dataclasses import dataclass
 
 SHOWN = 80
 """Characters of a job's input in its description."""
+
+
+def pieces(template: str) -> list[str]:
+    """A template, cut at its placeholders: text, name of a placeholder, text, and so on."""
+    return re.split("@([a-z]+)@", template)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def test_flowers_revoke_and_terminate_cancel_the_job(operated, terminate):
 
 
 def test_revoke_cancels_a_job_that_waits(operated):
-    held = [running(operated, 12), running(operated, 12)]
+    held = [running(operated, 20), running(operated, 20)]
     job = operated.submit(text="never")
     waiting = operated.status(job)
     assert (waiting["status"], waiting["queuePosition"]) == ("IN_QUEUE", 1)
@@ -130,11 +130,11 @@ def test_revoke_cancels_a_job_that_waits(operated):
     operated.celery("control", "revoke", job)
     wait_until(lambda: operated.status(job)["status"] == "CANCELLED", 5)
     for one in held:
-        assert operated.ended(one)["status"] == "COMPLETED"
+        assert operated.ended(one, 40)["status"] == "COMPLETED"
 
 
 def test_inspect_shows_the_jobs_of_each_node(operated):
-    job = running(operated, 12)
+    job = running(operated, 20)
     worker_id = operated.status(job)["workerId"]
     assert [task["id"] for task in operated.inspect("active")[worker_id]] == [job]
     assert operated.inspect("reserved")[worker_id] == []
@@ -143,7 +143,7 @@ def test_inspect_shows_the_jobs_of_each_node(operated):
     assert described[worker_id]["state"] == "ready"
     assert described["housekeeping"] == {"worker": None}
     assert operated.inspect("stats")[worker_id]["pool"]["max-concurrency"] == 1
-    operated.ended(job)
+    operated.ended(job, 40)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_celery_lists_shows_retries_and_cancels_jobs(operated):
     again = operated.celery("retry", "--failed", "--endpoint", "local-ep")
     assert f"{new} -> " in again
     assert f"{failed} -> " not in again
-    job = running(operated)
+    job = running(operated, 12)
     assert operated.celery("cancel", job).split() == [job, "CANCELLED"]
     table = operated.celery("workers")
     assert all(worker_id in table for worker_id in operated.ids)
