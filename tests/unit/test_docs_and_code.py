@@ -79,3 +79,10 @@ def test_every_reference_in_a_docstring_resolves(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     module = importlib.import_module(".".join(p for p in parts if p != "__init__"))
     assert [name for name in references if not resolves(name, module)] == []
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "glossary.md"])
+def test_every_module_that_a_page_names_exists(page):
+    named = set(re.findall(r"`([\w/]+\.(?:py|lua))`", (ROOT / "docs" / page).read_text()))
+    places = (ROOT / "ownpod", ROOT, *(ROOT / "tests").rglob("*/"))
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
