@@ -45,8 +45,8 @@ end
 local function drop_broken()
   local broken = false
   for key, kind in pairs({[base] = 'hash', [offers] = 'list', [out] = 'set', [base .. ':stops'] = 'list'}) do
-    local found = redis.call('TYPE', key).ok
-    if found ~= 'none' and found ~= kind then
+    local actual = redis.call('TYPE', key).ok
+    if actual ~= 'none' and actual ~= kind then
       redis.call('DEL', key)
       broken = true
     end
