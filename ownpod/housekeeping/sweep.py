@@ -80,7 +80,7 @@ class Sweep(threading.Thread):
                 logger.exception("the sweep failed")
 
     def once(self) -> None:
-        """One sweep. The steps after one that fails are done all the same.
+        """One sweep. A step that fails does not stop the steps after it.
 
         Raises:
             RedisUnavailable: Redis is away, or its records are of another version.

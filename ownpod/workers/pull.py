@@ -80,7 +80,7 @@ class PullWorker:
         self._id = spec.id
         self._offers = patient(exchange.offers)
         self._offers_now = exchange.offers
-        """The same, but a call raises RedisUnavailable at once."""
+        """The offers without waiting for Redis: a call raises RedisUnavailable at once."""
         self._subscribe = exchange.subscribe
         self._gone_s = gone_s
         self._begun: dict[str, Attempt] = {}
