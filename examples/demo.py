@@ -52,7 +52,7 @@ def main() -> int:
         status = "" if group.stopping else _one_job(group)
         if not chosen.once:
             while not group.stopping:
-                group.attend(1.0)
+                group.supervise(1.0)
     except OwnPodError as error:
         write("demo", f"error: {error}")
         status = ""
@@ -67,7 +67,7 @@ def _until(group: Group, ready: Callable[[], bool], what: str) -> None:
     while not group.stopping and not ready():
         if time.monotonic() > deadline:
             raise StartError(f"{what} did not start within {START_S:g} s; ending everything")
-        group.attend(0.1)
+        group.supervise(0.1)
 
 
 def _start_ownpod(group: Group, **environ: str) -> None:
@@ -123,7 +123,7 @@ def _ready_workers() -> int | None:
 
 def _one_job(group: Group) -> str:
     job = {"input": {"text": "ownpod demo run", "seconds": 1}}
-    group.attend(0.5)
+    group.supervise(0.5)
     write("demo", f"POST {ENDPOINT}/run  {json.dumps(job)}")
     answer = requests.post(f"{ENDPOINT}/run", json=job, timeout=5).json()
     shown, began = "", time.monotonic()
@@ -134,7 +134,7 @@ def _one_job(group: Group) -> str:
             shown = answer["status"]
         if shown not in {"IN_QUEUE", "IN_PROGRESS"}:
             break
-        group.attend(0.02)
+        group.supervise(0.02)
         answer = requests.get(f"{ENDPOINT}/status/{answer['id']}", timeout=5).json()
     for line in (
         "",

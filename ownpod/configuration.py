@@ -36,7 +36,7 @@ from ownpod.validation import (
 DEFAULT_WORKERS = ("http://localhost:18000",)
 
 LONGEST_ID = 255
-"""Characters of an id that is made from a URL; see :data:`ownpod.broker.names.NAME`."""
+"""Characters of an id that is made from a URL; see :data:`ownpod.validation.NAME`."""
 
 EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 """RunPod's documented limits of ``executionTimeout``."""

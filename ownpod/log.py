@@ -96,5 +96,5 @@ def moved(job_id: str, status: str, *, level: int = logging.INFO, **fields: Any)
 
 
 def moving(job_id: str, status: str, **fields: Any) -> None:
-    """The same for a state that is not the end. In text at DEBUG only, because each job has several of them."""
+    """Logs a change to a state that is not terminal. In text at DEBUG only, because each job has several of them."""
     moved(job_id, status, level=logging.INFO if _Form.json else logging.DEBUG, **fields)

@@ -193,7 +193,7 @@ class Group:
         """All children serve now."""
         return all(child.served_since is not None for child in self.children)
 
-    def attend(self, timeout_s: float | None = None) -> bool:
+    def supervise(self, timeout_s: float | None = None) -> bool:
         """Copies output for a moment, restarts ended processes. True, if there was output.
 
         ``timeout_s``: how long at most; by default as long as a check of the processes may wait.
@@ -244,12 +244,12 @@ class Group:
         self._selector.register(output.file, selectors.EVENT_READ, output)
 
     def settle(self) -> None:
-        """Attends until the log is quiet, or for a second, so that the caller's next line is the last one."""
+        """Supervises until the log is quiet, or for a second, so that the caller's next line is the last one."""
         quiet_since = began = time.monotonic()
         while not self.stopping and time.monotonic() - quiet_since < QUIET_S:
             if time.monotonic() - began > LONGEST_SETTLE_S:
                 return
-            if self.attend():
+            if self.supervise():
                 quiet_since = time.monotonic()
 
     def end(self, kill_after_s: float) -> None:

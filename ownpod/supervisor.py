@@ -2,7 +2,7 @@
 
 The nodes are forked from this process after everything is imported, which costs a quarter of the
 memory and a twentieth of the CPU of starting each as a program. A node that ends is restarted: at
-once if it has served for some seconds, else after growing pauses.
+once if it has served for some seconds, otherwise after growing pauses.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from types import FrameType
 
-# All that a node needs, because what is imported before the fork is shared memory.
+# All modules that a node needs, because modules that are imported before the fork are in shared memory.
 import celery.apps.worker
 import celery.events.dispatcher
 import celery.worker.autoscale
@@ -195,7 +195,9 @@ class Supervisor:
                 continue
             if code == 0:
                 # An operator's `celery control shutdown`: the node stays away until the next start of the supervisor.
-                logger.warning("node %s was shut down and stays so", child.name)
+                logger.warning(
+                    "node %s was shut down by a remote command and is not restarted", child.name
+                )
                 child.start_at = math.inf
                 continue
             # Only here, because an end that was asked for does not make later pauses longer.

@@ -1,7 +1,7 @@
 """The HTTP API: a request becomes a job record and a Celery message in Redis.
 
-Imports the store, the registry and the broker, and Flask is imported on this floor only. It imports no driver:
-the API never sends a request to a worker.
+Imports ``celery``, the broker, the registry, the store and the floors below them; no other floor imports Flask. It
+imports no driver, because the API never sends a request to a worker.
 """
 
 from flask import Flask, Response, current_app, request

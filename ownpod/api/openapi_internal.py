@@ -93,7 +93,7 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
     any_endpoint = _path("endpoint_id", _ID)
     worker, run = _path("worker_id", _ID), _path("run_id", _ID)
     in_progress, batch = _query("job_in_progress"), _query("batch_size")
-    pulls = {
+    polls = {
         "job-take/{worker_id}": (
             "get",
             _operation("A job", [endpoint, worker, in_progress], _JOB, _POLL_STATUSES),
@@ -137,7 +137,7 @@ def make_internal_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]
     }
     paths: dict[str, Any] = {
         f"/v2/{{endpoint_id}}/{path}": {method: operation}
-        for path, (method, operation) in pulls.items()
+        for path, (method, operation) in polls.items()
     }
     if keys:
         for item in paths.values():

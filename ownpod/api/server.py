@@ -125,7 +125,7 @@ def post_fork(_server: Any, _worker: Any) -> None:
     die_with_parent()
 
 
-def most_waiting(threads: int) -> int:
+def max_waiting(threads: int) -> int:
     """Maximum number of requests that wait for a job at the same time; the remaining threads are for other requests."""
     return max(1, threads - max(1, threads // 48))
 
@@ -137,12 +137,12 @@ def post_worker_init(worker: Any) -> None:
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))
-    events = services_of(worker.wsgi).notices
-    events.most = most_waiting(worker.cfg.threads)
+    notices = services_of(worker.wsgi).notices
+    notices.max_waiting = max_waiting(worker.cfg.threads)
     finish_requests = signal.getsignal(signal.SIGTERM)
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        events.stop()
+        notices.stop()
         if callable(finish_requests):
             finish_requests(signum, frame)
 

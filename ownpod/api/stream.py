@@ -50,16 +50,16 @@ def _json(endpoint_id: str, job_id: str) -> Response:
     held_s = HELD_S
     if wait is not None:
         held_s = schemas.whole_number("wait", wait, schemas.WAIT_MS) / 1000
-    found = _held(endpoint_id, job_id, start, time.monotonic() + held_s)
-    chunks = ", ".join(f'{{"output": {chunk}}}' for chunk in found.chunks)
-    body = f'{{"status": "{found.job.status}", "stream": [{chunks}]}}'.encode()
-    if start is not None or not found.chunks:
+    part = _held(endpoint_id, job_id, start, time.monotonic() + held_s)
+    chunks = ", ".join(f'{{"output": {chunk}}}' for chunk in part.chunks)
+    body = f'{{"status": "{part.job.status}", "stream": [{chunks}]}}'.encode()
+    if start is not None or not part.chunks:
         return answer(body.decode())
 
     def written() -> Iterator[bytes]:
         yield body
         # After the body, so that a response that was not written is sent again at the next call.
-        services().store.chunks.save_cursor(found)
+        services().store.chunks.save_cursor(part)
 
     response = Response(stream_with_context(written()), mimetype="application/json")
     response.content_length = len(body)
@@ -77,12 +77,12 @@ def _held(endpoint_id: str, job_id: str, start: int | None, deadline: float) -> 
     with svc.notices.subscribe(job_id, end_only=False) as wait:
         svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
         while True:
-            found = svc.store.chunks.stream(
+            part = svc.store.chunks.stream(
                 job_id, endpoint_id, None if start is None else (None, start)
             )
             left_s = deadline - time.monotonic()
-            if found.chunks or found.job.status.terminal or left_s <= 0 or svc.notices.stopped:
-                return found
+            if part.chunks or part.job.status.terminal or left_s <= 0 or svc.notices.stopped:
+                return part
             wait(left_s)
 
 
@@ -112,18 +112,18 @@ def _event_texts(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Itera
     with svc.notices.subscribe(job_id, end_only=False) as wait:
         while not svc.notices.stopped:
             try:
-                found = svc.store.chunks.stream(job_id, endpoint_id, start)
+                part = svc.store.chunks.stream(job_id, endpoint_id, start)
             except (JobNotFound, RedisUnavailable) as error:
                 log.info("stream of job %s ends: %s", job_id, error)
                 return
-            job, is_silent = found.job, not found.chunks
+            job, is_silent = part.job, not part.chunks
             state = (job.status, job.attempt)
             if state != sent and not job.status.terminal:
                 yield f"event: status\ndata: {json.dumps(job.answer())}\n\n"
                 sent, is_silent = state, False
-            for index, chunk in enumerate(found.chunks, found.start):
+            for index, chunk in enumerate(part.chunks, part.start):
                 yield f'id: {job.attempt}-{index}\ndata: {{"output": {chunk}}}\n\n'
-            start = (job.attempt, found.start + len(found.chunks))
+            start = (job.attempt, part.start + len(part.chunks))
             if job.status.terminal:
                 yield f"id: {job.attempt}-{END}\nevent: status\ndata: {job.answer_json()}\n\n"
                 return

@@ -131,7 +131,7 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
             reason = _too_large(svc, "a chunk")
             svc.offers.spoil(worker_id, endpoint_id, run_id, reason)
             return
-        attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
+        attempt = svc.offers.reported(worker_id, endpoint_id, run_id)
         if attempt is not None:
             # One token for all tries: a try whose response was lost must not add the chunk twice.
             svc.store.chunks.add(*attempt, [_text(output_of(_parsed(body.whole)))], token=token)
@@ -162,7 +162,7 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
 
     def write() -> None:
         if content.get("status") == JobStatus.IN_PROGRESS:
-            attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
+            attempt = svc.offers.reported(worker_id, endpoint_id, run_id)
             if attempt is not None:
                 svc.store.chunks.progress(*attempt, _text(content.get("output")))
         else:
@@ -176,7 +176,7 @@ def _finish(svc: Services, endpoint_id: str, worker_id: str, run_id: str, result
     outcome = result.outcome
     if outcome.output == "[]" and request.args.get("isStream") == "true":
         # The SDK posts [] as the result of a generator: its chunks, which were posted before, are the output.
-        attempt = svc.offers.heard_of(worker_id, endpoint_id, run_id)
+        attempt = svc.offers.reported(worker_id, endpoint_id, run_id)
         try:
             chunks = (
                 svc.store.chunks.stream(attempt[0], endpoint_id, (0, 0)).chunks if attempt else []
@@ -227,7 +227,7 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                 worker_id,
                 endpoint_id,
                 token,
-                most=limit,
+                limit=limit,
                 in_progress=in_progress,
                 key=caller(),
                 max_workers=endpoint.max_workers,
@@ -242,7 +242,7 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                 wait(min(left_s, connection.check_s, check_s))
                 if connection.closed:
                     break
-                taken = svc.offers.collect(worker_id, endpoint_id, token, most=limit)
+                taken = svc.offers.collect(worker_id, endpoint_id, token, limit=limit)
             if connection.closed:
                 # Also ends offers that were delivered to this request after the worker closed it.
                 until_available(lambda: svc.offers.left(worker_id, token), longest_s=RESULT_S)

@@ -1,4 +1,4 @@
 """The use of Celery: names of queues and tasks, messages, remote commands, and changes to Celery itself.
 
-Imports the rules, the store and the registry. Only ``workarounds`` changes what Celery and kombu do.
+Imports the registry, the store and every floor below them. Only ``workarounds`` changes what Celery and kombu do.
 """

@@ -46,7 +46,7 @@ def _aside(call: Callable[..., None], *arguments: str) -> None:
     threading.Thread(target=run, name="control", daemon=True).start()
 
 
-@control_command(name=names.LOOK)  # type: ignore[untyped-decorator]
+@control_command(name=names.CHECK_RUNS)  # type: ignore[untyped-decorator]
 def check_runs(_state: Any) -> None:
     """Check which jobs of this node were cancelled, and cancel them in the worker now."""
     if (node := worker_node()) is not None:

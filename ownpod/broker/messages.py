@@ -15,8 +15,8 @@ from kombu.exceptions import OperationalError
 
 from ownpod.broker.names import (
     AWAIT_RUN,
+    CHECK_RUNS,
     HOUSEKEEPING_QUEUE,
-    LOOK,
     PRIORITY_SEPARATOR,
     PRIORITY_STEPS,
     RUN_JOB,
@@ -34,7 +34,7 @@ _ORIGIN = "ownpod"
 def notify_node(app: Celery, node: str) -> None:
     """Makes a node check now whether its jobs are still its own, instead of at its next renewal of leases."""
     try:
-        app.control.broadcast(LOOK, destination=[node])
+        app.control.broadcast(CHECK_RUNS, destination=[node])
     except OperationalError as error:
         log.info("node %s was not notified: %s", node, error)
 
@@ -77,7 +77,7 @@ def make_templates(app: Celery, *, description_prefix: str, log_inputs: bool = T
 
 
 def _template(app: Celery, task: str, *, task_id: str, queue: str = "@queue@", shown: str) -> str:
-    """A task's message. Its body is plain text instead of base64, so that a placeholder can stand there."""
+    """A task's message. Its body is plain text instead of base64, so that it can contain a placeholder."""
     message = _published(app, task, task_id, queue)
     message["body"] = base64.b64decode(message["body"]).decode()
     message["headers"] |= {"argsrepr": shown, "origin": _ORIGIN}

@@ -16,7 +16,7 @@ AWAIT_RUN = "ownpod.await_run"
 SEND_WEBHOOK = "ownpod.send_webhook"
 """Name of the task that sends an ended job's webhook."""
 
-LOOK = "ownpod_look"
+CHECK_RUNS = "ownpod_look"
 """Name of the remote command with which a node checks at once whether its jobs were cancelled."""
 
 HOUSEKEEPING_QUEUE = "ownpod-housekeeping"

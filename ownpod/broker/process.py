@@ -51,13 +51,13 @@ _current: object = None
 
 
 def become(role: object) -> None:
-    """Sets what this process is, instead of what it was."""
+    """Sets the role of this process, in place of an earlier role."""
     global _current  # noqa: PLW0603 - one process has one role
     _current = role
 
 
 def current(kind: type[R]) -> R | None:
-    """What this process is, if that is of this kind."""
+    """The role of this process, if it has this class; otherwise None."""
     return _current if isinstance(_current, kind) else None
 
 

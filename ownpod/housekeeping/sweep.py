@@ -26,7 +26,7 @@ EVERY_S = 1.0
 ALIVE_S = 10
 """Seconds without a sweep after which the housekeeping node counts as dead, see :mod:`ownpod.tools.alive`."""
 SAMPLE_EVERY_S = 5.0
-"""Seconds between two attempts to add to the history; Redis keeps one entry each ``SAMPLE_MS``."""
+"""Seconds between two additions to the history that the sweep tries; Redis keeps one entry each ``SAMPLE_MS``."""
 AT_ONCE = 1000
 """Number of jobs that one step of a sweep handles; the rest waits for the next sweep."""
 
@@ -48,16 +48,16 @@ class Sweep(threading.Thread):
     Args:
         store: job records.
         recovery: republishes lost messages, and names the endpoints.
-        pulls: workers that pull.
+        offers: workers that pull.
         lease_s: see ``OWNPOD_LEASE_S``.
     """
 
-    def __init__(self, store: Store, recovery: Recovery, pulls: Offers, *, lease_s: float) -> None:
+    def __init__(self, store: Store, recovery: Recovery, offers: Offers, *, lease_s: float) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
         self._redis = store.client
         self._recovery = recovery
-        self._pulls = pulls
+        self._offers = offers
         self._lease_s = lease_s
         self._recover_at = time.monotonic()
         self._sample_at = 0.0
@@ -80,7 +80,7 @@ class Sweep(threading.Thread):
                 logger.exception("the sweep failed")
 
     def once(self) -> None:
-        """One sweep. The steps after one that fails are done all the same.
+        """One sweep. A step that fails does not stop the steps after it.
 
         Raises:
             RedisUnavailable: Redis is away, or its records are of another version.
@@ -98,7 +98,7 @@ class Sweep(threading.Thread):
 
     @staticmethod
     def _try(what: str, step: Callable[[], None]) -> None:
-        """Logs the step's error, because one bad record must not stop what every job needs."""
+        """Logs the step's error, because one bad record must not stop the other steps."""
         try:
             step()
         except RedisUnavailable:
@@ -121,7 +121,7 @@ class Sweep(threading.Thread):
                 )
 
     def _forget_workers(self) -> None:
-        for worker_id in self._pulls.forget_gone():
+        for worker_id in self._offers.forget_gone():
             logger.info("worker %s, which pulled, is gone and forgotten", worker_id)
 
     def _expire(self) -> None:
@@ -167,7 +167,7 @@ class Sweep(threading.Thread):
             )
 
     def _requeue(self, attempt: Expired) -> None:
-        reason = "the node that ran the job fell silent and did not come back"
+        reason = "the node that ran the job has not renewed its lease"
         status = self._store.jobs.requeue(
             attempt.id,
             attempt.attempt,

@@ -1,7 +1,7 @@
-"""The circuit breaker of a node: closed while the worker takes jobs, and only then the node fetches jobs.
+"""The circuit breaker of a node: closed while the worker takes jobs. The node fetches jobs only while it is closed.
 
-A dead worker must not swallow jobs faster than living ones run them, and must take part again by itself when it
-is back.
+Without the breaker, a dead worker would fail jobs faster than healthy workers run them. The breaker closes by
+itself when the worker answers again.
 """
 
 import time
@@ -25,7 +25,7 @@ class Breaker(Prober):
         publish: as of :class:`Prober`.
         publish_every_s: as of :class:`Prober`.
         slots: the node's slots.
-        on_turn: called from any thread when the breaker closes or opens.
+        on_change: called from any thread when the breaker closes or opens.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Breaker(Prober):
         *,
         publish_every_s: float,
         slots: Slots,
-        on_turn: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(probe, publish, publish_every_s=publish_every_s)
         self.name = "breaker"
         self._slots = slots
-        self._on_turn = on_turn
+        self._on_change = on_change
 
     @property
     def closed(self) -> bool:
@@ -56,7 +56,7 @@ class Breaker(Prober):
         self.fail(reason)
 
     def open_if_closed(self, reason: str) -> None:
-        """The same, but a breaker that is open keeps its reason and its pause."""
+        """Opens the breaker; one that is open already keeps its reason and its pause."""
         if self.closed:
             self.open(reason)
 
@@ -78,12 +78,12 @@ class Breaker(Prober):
                 self.await_worker(state, str(error), LONGEST_RETRY_S if busy else FIRST_RETRY_S)
             elif isinstance(error, WorkerSilent) and busy:
                 # When the handler ends, its slot is free, and `wake` has the worker probed.
-                self.await_worker(WorkerState.BUSY, "it is at a run that began before its node")
+                self.await_worker(WorkerState.BUSY, "it runs a job that began before its node")
             elif self._slots.begun == begun or not self.closed:
-                # A job that has begun since the probe was sent may be why the worker did not answer.
+                # A worker that began a job after the probe was sent may be blocked by it, and so be healthy.
                 self.open(str(error))
         else:
             self.ready()
 
     def changed(self) -> None:
-        self._on_turn()
+        self._on_change()

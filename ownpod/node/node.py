@@ -1,4 +1,4 @@
-"""The node of one worker: it acquires the worker, keeps the queues as wanted, and stops in order."""
+"""The node of one worker: it acquires the worker, consumes its queues while the breaker is closed, and drains."""
 
 import logging
 import math
@@ -29,13 +29,13 @@ from ownpod.workers import Worker
 logger = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 0.5
-"""Shortest time in seconds between two checks of what the node is to do. They come with the turns of the event
-loop, which turns every few seconds by itself.
+"""Shortest time in seconds between two checks of the node's state. The event loop makes them; it turns at least every
+few seconds.
 """
 STOP_CHECK_S = 0.25
 """Seconds between such checks while the node drains."""
 MOST_PULLED = 1000
-"""Jobs that a pulling worker may have at a time, whatever it asks for."""
+"""Maximum number of jobs that a pulling worker may have at a time, even if it requests more."""
 SILENCE_S = 60.0
 """Seconds without a turn after which an event loop counts as stuck; Celery's reconnects pause up to 30 s."""
 
@@ -69,7 +69,7 @@ class StopRequest:
 
 
 class Node(WorkerNode):
-    """A worker's node: its threads, and its way to stop.
+    """A worker's node: its threads, its queues and its drain.
 
     Which thread writes what: the **event loop** (the main thread) writes ``_consumer``, ``_ticked`` and
     ``_draining``; the **breaker's thread** writes ``_capacity``; signal handlers and the event loop write
@@ -134,7 +134,7 @@ class Node(WorkerNode):
             self._publish,
             publish_every_s=config.lease_s / 6,
             slots=self._slots,
-            on_turn=self._apply_soon,
+            on_change=self._apply_soon,
         )
         self.runner = JobRunner(
             store,
@@ -156,10 +156,10 @@ class Node(WorkerNode):
         return MOST_PULLED if self._spec.pulls else self._spec.capacity
 
     def acquire(self) -> None:
-        """Blocks until this node owns the worker, and adopts what an earlier node has left.
+        """Blocks until this node owns the worker, and adopts the runs of an earlier node.
 
         One node runs a worker at a time, also where several supervisors list it. A worker without an owner is
-        acquired at the second check, because after an outage of Redis its owner of before comes first.
+        acquired at the second check, so that the previous owner can renew first after a Redis outage.
         """
         logged, free = False, True
         while True:
@@ -232,7 +232,7 @@ class Node(WorkerNode):
         return first
 
     def tick(self) -> None:
-        """Called by the event loop at each turn: keeps the queues as wanted, and stops when it is time.
+        """Called by the event loop at each turn: consumes the wanted queues, and ends the node when its drain is over.
 
         Driven by ``hub.on_tick`` instead of a timer, because every wake-up of an idle node costs 0.3 ms of CPU.
         """
@@ -346,7 +346,7 @@ class Node(WorkerNode):
 
     @property
     def _fetches(self) -> bool:
-        """The node wants jobs of the endpoint."""
+        """Whether the node fetches jobs of the endpoint."""
         return self.breaker.closed and self._paused is None and not self.stop.asked
 
     def _apply_soon(self) -> None:

@@ -24,14 +24,14 @@ FIRST_CHECK_S, LONGEST_CHECK_S = 0.01, 1.0
 """Shortest and longest pause in seconds between checks whether a run of an earlier node has ended."""
 
 CALLBACK_S = 5.0
-"""Seconds within which a worker's callback comes after the worker is done; later ones are not waited for."""
+"""Seconds for which a node waits for a worker's callback after the run has ended."""
 
 CALLBACK_CHECK_S = 0.1
 """Seconds between checks whether a callback has ended the job."""
 
 
 class _Recorder:
-    """Records in Redis what a worker notifies while it executes an attempt.
+    """Writes to Redis the chunks and the check of a run, while a worker executes an attempt.
 
     Args:
         store: the jobs.

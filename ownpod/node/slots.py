@@ -55,7 +55,7 @@ class Slots(threading.Thread):
 
     Args:
         store: the jobs.
-        worker: is asked to stop a run whose job is over.
+        worker: stops a run whose job is over, on request.
         lease_s: see ``OWNPOD_LEASE_S``.
         on_change: called from any thread when the number of lingering slots changes.
         on_over: called when a job is over before its run has ended, from a thread of its own.

@@ -33,7 +33,7 @@ def run_job(self: Any, job_id: str) -> None:
         case JobStatus.FAILED | JobStatus.TIMED_OUT:
             raise JobNotCompleted(f"{outcome.status}: {outcome.error}")  # type: ignore[union-attr]
         case JobStatus.IN_QUEUE:
-            raise Retry("back in its queue")
+            raise Retry("requeued")
         case JobStatus.CANCELLED:
             self.send_event("task-revoked", terminated=False, signum=None, expired=False)
     raise Ignore

@@ -68,7 +68,7 @@ class Up:
         try:
             self._start(endpoints, embedded)
             while not self._group.stopping:
-                self._group.attend()
+                self._group.supervise()
         except OwnPodError as error:
             if not self._group.children:
                 raise
@@ -102,7 +102,7 @@ class Up:
         command = [sys.executable, "-m", "ownpod"]
         self._group.spawn(
             *("dispatch", [*command, "dispatch"], environ),
-            serves=lambda: _attended(registry),
+            serves=lambda: _has_nodes(registry),
             reloads=True,
         )
         listen = ["--host", self._host, "--port", str(self._port)]
@@ -136,7 +136,7 @@ class Up:
 
     def _until_serving(self) -> None:
         while not self._group.stopping and not self._group.serving:
-            self._group.attend()
+            self._group.supervise()
 
     def _until_probed(self, registry: Registry) -> None:
         """Waits until each worker's node has probed its worker once, for at most :data:`START_S`. A node that
@@ -144,7 +144,7 @@ class Up:
         """
         until = time.monotonic() + START_S
         while not self._group.stopping and time.monotonic() < until:
-            self._group.attend()
+            self._group.supervise()
             if self._group.serving and all(map(_probed, _statuses(registry))):
                 return
 
@@ -177,17 +177,17 @@ def _statuses(registry: Registry) -> list[WorkerStatus]:
     try:
         return list(registry.fleet.statuses(tuple(registry.workers())).values())
     except RedisUnavailable:
-        return [WorkerStatus(WorkerState.UNHEALTHY, unattended=True)]
+        return [WorkerStatus(WorkerState.UNHEALTHY, has_no_node=True)]
 
 
 def _probed(status: WorkerStatus) -> bool:
     """Whether the worker's node has probed it at least once."""
     return status.state in {WorkerState.READY, WorkerState.BUSY, WorkerState.PAUSED} or (
-        status.state is WorkerState.UNHEALTHY and not status.unattended
+        status.state is WorkerState.UNHEALTHY and not status.has_no_node
     )
 
 
-def _attended(registry: Registry) -> bool:
+def _has_nodes(registry: Registry) -> bool:
     """Whether the supervisor has started nodes: at least one has published a status, or there are no workers."""
     statuses = _statuses(registry)
-    return not statuses or any(not status.unattended for status in statuses)
+    return not statuses or any(not status.has_no_node for status in statuses)

@@ -37,7 +37,7 @@ class WorkerStatus:
     state: WorkerState
     reason: str = ""
     lingering: int = 0
-    unattended: bool = False
+    has_no_node: bool = False
     """The worker has no node."""
 
 
@@ -106,16 +106,16 @@ def merge(
 
     Args:
         configured: the endpoints of the configuration file, which wins over an entry with the same id.
-        entries: what Redis has.
+        entries: the entries in Redis.
         make_endpoint: makes an endpoint of its id and its entry. It may raise ValidationError.
         make_worker: makes a worker of an added entry. It may raise ValidationError.
     """
     known, endpoints_left_out = _endpoints(configured, entries.endpoints, make_endpoint)
     taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
     left_out = []
-    found = [("added", *entry) for entry in entries.added.items()]
-    found += [("pulling", *entry) for entry in sorted(entries.pulling.items())]
-    for kind, worker_id, text in found:
+    workers = [("added", *entry) for entry in entries.added.items()]
+    workers += [("pulling", *entry) for entry in sorted(entries.pulling.items())]
+    for kind, worker_id, text in workers:
         try:
             values = _worker_values(worker_id, text, known)
             spec = (

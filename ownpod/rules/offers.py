@@ -9,11 +9,11 @@ from ownpod.rules.runs import Outcome
 class Contact:
     """Seconds since a worker sent any request, asked for jobs, and pinged; None: never."""
 
-    heard_s: float | None
+    requested_s: float | None
     asked_s: float | None
     pinged_s: float | None
     stopping: bool
-    """The worker wants its container to be restarted, and was not restarted yet."""
+    """The worker requested a restart of its container, which has not happened yet."""
     left: bool = False
     """The worker closed its last request for jobs, and has not sent another."""
 

@@ -1,4 +1,4 @@
-"""What makes an unmodified RunPod container a worker that pulls, pure."""
+"""The environment of an unmodified RunPod container that pulls jobs. Pure."""
 
 
 def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[str, str]:
@@ -9,7 +9,7 @@ def worker_environment(endpoint_url: str, worker_id: str, *, key: str) -> dict[s
         worker_id: the worker's id, of letters, digits, - and _.
         key: one of ``OWNPOD_WORKER_KEYS``. Without worker keys any text but "", because the SDK pings only with a key.
     """
-    # The SDK appends "&..." and so needs a "?"; $ID is the worker's in the first, a job's in others.
+    # The SDK appends "&...", so each URL needs a "?". $ID is the worker's id in the first URL, a run's id in the others.
     return {
         "RUNPOD_WEBHOOK_GET_JOB": f"{endpoint_url}/job-take/$ID?gpu=0",
         "RUNPOD_WEBHOOK_POST_OUTPUT": f"{endpoint_url}/job-done/$RUNPOD_POD_ID/$ID?gpu=0",

@@ -7,7 +7,7 @@ from enum import StrEnum
 from ownpod.rules.jobs import JobStatus
 
 LONGEST_MS = 8 * 86_400_000
-"""Longest ``executionTime`` in ms that is accepted from a worker; a job's ``ttl`` and ``executionTimeout`` end sooner."""
+"""Longest ``executionTime`` in ms that is accepted from a worker. No job runs longer, because its ``ttl`` ends sooner."""
 
 
 def execution_ms(value: object) -> int | None:

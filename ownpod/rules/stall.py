@@ -6,7 +6,7 @@ class StallWatch:
 
     Args:
         patience_s: longest time for which messages may wait that the node could fetch. The broker gives a message
-            to a waiting node at once, so a few seconds would do.
+            to a waiting node at once, so a few seconds are enough.
         silence_s: longest time without a turn of the event loop; longer than Celery's slowest reconnect.
     """
 

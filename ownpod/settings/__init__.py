@@ -1,7 +1,7 @@
 """The environment, read and checked once. It imports errors, validation and the pure rules only.
 
 Every variable is declared in :mod:`ownpod.settings.variables`. This package is the only one that reads a variable of
-OwnPod's; the few exceptions are listed, with their reasons, in the test that looks for them.
+OwnPod's; the few exceptions are listed, with their reasons, in the test that finds them.
 """
 
 import functools

@@ -122,9 +122,9 @@ class Reader:
             return {}, list(self._lines(error.normalized_messages(), environ))
         values = {}
         for name, (hint, declared) in self._fields.items():
-            found = [loaded[v.name] for v in declared if v.name in loaded]
-            values[name] = found[0] if found else _empty(hint)
-            for more in found[1:]:
+            given_values = [loaded[v.name] for v in declared if v.name in loaded]
+            values[name] = given_values[0] if given_values else _empty(hint)
+            for more in given_values[1:]:
                 values[name] += more
         return values, []
 
@@ -140,10 +140,10 @@ def _field(declared: Variable, hint: Any) -> "fields.Field[Any]":
     checks: list[Any] = [] if declared.check is None else [declared.check]
     problem = None
     if declared.limits is not None:
-        least, most = declared.limits
+        low, high = declared.limits
         form = "a number from {:g} to {:g}" if hint is float else "a whole number from {} to {}"
-        problem = "must be " + form.format(least, most)
-        checks.append(validate.Range(least, most, error=problem))
+        problem = "must be " + form.format(low, high)
+        checks.append(validate.Range(low, high, error=problem))
     elif hint is bool:
         problem = "must be true or false"
     if declared.choices:

@@ -47,7 +47,7 @@ class Redis:
     )
 
     def broker_url(self) -> str:
-        """URL of the Redis in use: ``REDIS_URL``, else that of the embedded one that runs in the data directory.
+        """URL of the Redis in use: ``REDIS_URL``, or the URL of the embedded Redis that runs in the data directory.
 
         Raises:
             ConfigurationError: there is neither.

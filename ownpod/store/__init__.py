@@ -1,5 +1,5 @@
 """Everything in Redis: the only floor that knows redis-py, the names of keys and Lua.
 
-Imports the rules and the modules below them. Messages for Celery's queues come in as text, so that nothing
+Imports the rules, ``processes``, and the modules below the rules. Messages for Celery's queues come in as text, so that nothing
 here imports Celery.
 """

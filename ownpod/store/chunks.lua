@@ -24,7 +24,7 @@ function commands.chunks()
   for i = 6, #ARGV do
     redis.call('RPUSH', CHUNKS .. id, ARGV[i])
   end
-  -- Of several calls, because a late copy of one may arrive after the next.
+  -- The tokens of several calls are kept, because a late copy of one call may arrive after the next call.
   calls = string.sub(token .. ' ' .. (calls or ''), 1, CALLS_LENGTH)
   redis.call('HSET', key, 'chunk_bytes', bytes, 'chunk_calls', calls)
   publish(job.followed, id .. ' CHUNK')

@@ -20,8 +20,8 @@ def parse_cursor(text: str) -> tuple[int, int] | None:
 
     Nine digits are more than Redis keeps of either; a longer number is no cursor.
     """
-    found = _CURSOR.fullmatch(text)
-    return None if found is None else (int(found[1]), int(found[2]))
+    match = _CURSOR.fullmatch(text)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def call_token() -> str:
@@ -89,7 +89,7 @@ class Chunks:
             job_id: the job.
             endpoint: its endpoint.
             start: attempt and index to begin with (of another attempt: from the beginning; attempt
-                None is any); None: where ``/stream`` was read to.
+                None is any); None: at the cursor of ``/stream``.
 
         Raises:
             JobNotFound: the endpoint has no such job.

@@ -79,19 +79,19 @@ end
 
 -- The fields of a record that moves depend on.
 local function read(id)
-  local found = redis.call(
+  local values = redis.call(
     'HMGET', JOB .. id, 'status', 'endpoint', 'attempt', 'created_ms', 'ttl_ms', 'started_ms',
     'low_priority', 'worker_id', 'claim', 'callback', 'resume', 'returned', 'progress', 'awaits',
     'webhook', 'watched', 'followed', 'queue'
   )
-  local shared = QUEUE_PREFIX .. (found[2] or '')
-  local queue = found[18] or shared
+  local shared = QUEUE_PREFIX .. (values[2] or '')
+  local queue = values[18] or shared
   return {
-    status = found[1], endpoint = found[2], attempt = found[3], created_ms = found[4],
-    ttl_ms = found[5], started_ms = found[6], low = found[7] == '1', worker_id = found[8],
-    claim = found[9], callback = found[10], resume = found[11], returned = found[12],
-    passing = found[11] or found[12] or found[13] or found[14], awaits = found[14],
-    webhook = found[15], watched = found[16], followed = found[17], queue = queue,
+    status = values[1], endpoint = values[2], attempt = values[3], created_ms = values[4],
+    ttl_ms = values[5], started_ms = values[6], low = values[7] == '1', worker_id = values[8],
+    claim = values[9], callback = values[10], resume = values[11], returned = values[12],
+    passing = values[11] or values[12] or values[13] or values[14], awaits = values[14],
+    webhook = values[15], watched = values[16], followed = values[17], queue = queue,
     pinned = queue ~= shared
   }
 end

@@ -112,7 +112,7 @@ def common_constants(messages: Templates) -> str:
 
 
 def fields(client: redis.Redis, job_id: str, *names: str) -> list[str | None]:
-    """Fields of a job's record; None for those that it has not."""
+    """Values of fields of a job's record; None for a missing field."""
     values: Any = client.hmget(keys.job(job_id), names)
     return list(values)
 

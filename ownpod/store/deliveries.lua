@@ -23,16 +23,16 @@ end
 
 -- The webhook of a job that has ended: its fields, and `try`, the current state of its delivery; or nil.
 local function read(id)
-  local found = redis.call(
+  local values = redis.call(
     'HMGET', JOB .. id, 'status', 'finished_ms', 'retries', 'webhook', 'webhook_try', 'endpoint',
     'deliveries', 'request_id'
   )
-  local status, finished_ms, url = found[1], found[2], found[4]
+  local status, finished_ms, url = values[1], values[2], values[4]
   if not status or not ENDED[status] or not finished_ms or not url then
     return nil
   end
-  local ended = finished_ms .. ':' .. (found[3] or 0)
-  local try = found[5] and cjson.decode(found[5])
+  local ended = finished_ms .. ':' .. (values[3] or 0)
+  local try = values[5] and cjson.decode(values[5])
   if not try or try.ended ~= ended then
     try = {ended = ended}
   end
@@ -40,7 +40,7 @@ local function read(id)
     try.queued_ms = tonumber(finished_ms)
   end
   return {
-    try = try, url = url, endpoint = found[6], log = found[7], request_id = found[8]
+    try = try, url = url, endpoint = values[6], log = values[7], request_id = values[8]
   }
 end
 

@@ -1,4 +1,4 @@
-"""Figures of endpoints: how many jobs wait and run, what ever happened, and the last hour."""
+"""Figures of endpoints: how many jobs wait and run, totals since the start, and the last hour."""
 
 import json
 from collections import Counter
@@ -30,15 +30,15 @@ class Histogram:
     sum_ms: int
 
 
-def _histogram(found: Mapping[str, int]) -> Histogram:
-    buckets = [found.get(str(number), 0) for number in range(1, len(BUCKETS_MS) + 2)]
-    return Histogram(buckets, found.get("sum", 0))
+def _histogram(fields: Mapping[str, int]) -> Histogram:
+    buckets = [fields.get(str(number), 0) for number in range(1, len(BUCKETS_MS) + 2)]
+    return Histogram(buckets, fields.get("sum", 0))
 
 
 @dataclass(frozen=True)
 class EndpointStats:
-    """What is measured of an endpoint: how many jobs wait and when the oldest was submitted, how many run
-    by worker id, and what ever happened; see ``common.lua``.
+    """Measurements of an endpoint: how many jobs wait and when the oldest was submitted, how many run
+    by worker id, and totals since the start; see ``common.lua``.
     """
 
     waiting: int
@@ -78,7 +78,7 @@ class Figures:
 
     @redis_reads
     def stats(self, endpoint: str) -> EndpointStats:
-        """What is measured of an endpoint."""
+        """The endpoint's measurements, in one round trip."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(keys.queued(endpoint))
             pipe.zrange(keys.queued(endpoint), 0, 0, withscores=True)
@@ -87,7 +87,7 @@ class Figures:
                 pipe.hgetall(keys.of_endpoint(endpoint, name))
             waiting, oldest, running, *hashes = pipe.execute()
         counts, webhooks, delay, execution = (
-            {name: int(value) for name, value in found.items()} for found in hashes
+            {name: int(value) for name, value in fields.items()} for fields in hashes
         )
         return EndpointStats(
             waiting=waiting,

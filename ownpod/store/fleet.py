@@ -82,7 +82,7 @@ class Fleet:
         """Removes an added worker's entry; a later worker of this id is not paused."""
         self._script("remove_worker", worker_id)
 
-    # What is wanted of a worker.
+    # Pauses of workers, by operators.
 
     def pause(self, worker_id: str, reason: str) -> None:
         """The worker's node takes no jobs from now on, also after restarts; running jobs are finished."""
@@ -165,7 +165,7 @@ class Fleet:
         return self._own(worker_id, process, int(ttl_s * 1000))
 
     def release(self, worker_id: str, process: str) -> None:
-        """Ends a process's ownership, if it has it."""
+        """Ends a process's ownership; does nothing if another process owns the worker."""
         self._own(worker_id, process, 0)
 
     def _own(self, worker_id: str, process: str, ttl_ms: int) -> bool:
@@ -200,7 +200,7 @@ def _status(state: str | None, reason: str | None, held: str | None) -> WorkerSt
     """The status in a worker's key; unhealthy where it cannot be read."""
     if not state:
         return WorkerStatus(
-            WorkerState.UNHEALTHY, "no node runs for it: is the supervisor up?", unattended=True
+            WorkerState.UNHEALTHY, "no node runs for it: is the supervisor up?", has_no_node=True
         )
     try:
         return WorkerStatus(WorkerState(state), reason or "", int(held or 0))

@@ -81,7 +81,7 @@ class Jobs:
             IdempotencyConflict: the key was used for another body.
         """
         once = idempotency or Idempotency(key="", body="", ttl_s=0)
-        found = self._call(
+        reply = self._call(
             "create",
             "",
             job.id,
@@ -98,7 +98,7 @@ class Jobs:
             *(() if channel is None else ("watched", channel)),
             *(part for field in job.record().items() for part in field),
         )
-        match found:
+        match reply:
             case ["created"]:
                 return job.id
             case ["full"]:
@@ -109,7 +109,7 @@ class Jobs:
 
     def subscribe(self, job_id: str, channel: str, *, end_only: bool) -> None:
         """Notifies a channel of Redis from now on: of the job's end, as "<job id> <state> <answer>" with
-        what :meth:`ended_job` reads; or of each move and chunk, as "<job id> <what>".
+        what :meth:`ended_job` reads; or of each move and chunk, as "<job id> <state>" or "<job id> CHUNK".
         """
         name = "watched" if end_only else "followed"
         self._call("subscribe", "", job_id, name, channel)
@@ -145,10 +145,10 @@ class Jobs:
             None: there is nothing to do.
         """
         options = (worker_id, claim, int(lease_s * 1000), self._result_ttl_s)
-        found = self._call("claim", "", job_id, *options, *_ATTEMPT_FIELDS)
-        if found is None:
+        reply = self._call("claim", "", job_id, *options, *_ATTEMPT_FIELDS)
+        if reply is None:
             return None
-        entry, *values = found
+        entry, *values = reply
         run = decode_run(job_id, entry)
         if not values:
             return run

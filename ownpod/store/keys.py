@@ -1,7 +1,7 @@
-"""Names of everything OwnPod keeps in Redis; ``common.lua``, ``deliveries.lua`` and
+"""Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua`` and
 ``offers.lua`` list types and meanings.
 
-Celery's own keys, the queues, are :mod:`ownpod.broker.names`'s.
+Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
 
 PREFIX = "ownpod:"

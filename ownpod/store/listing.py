@@ -121,24 +121,24 @@ class Listing:
         Returns:
             The jobs, and the place for the next page; None: there is no next page.
         """
-        found = list[JobEntry]()
+        entries = list[JobEntry]()
         while True:
             # With a status many records may not match, so one step reads the states of more records.
-            needed = PAGE[1] if status else limit - len(found)
+            needed = PAGE[1] if status else limit - len(entries)
             count = min(max(needed, PAGE[0]), PAGE[1])
             page = self._page(endpoint, before, count)
             matching = self._matching(endpoint, page, status)
-            batch = matching[: limit - len(found)]
+            batch = matching[: limit - len(entries)]
             for listed in self._read(batch, logs=logs):
                 # The job may have changed its state, or its record may have expired, since the state was read.
                 if listed is not None and status in {None, listed.job.status}:
-                    found.append(listed)
-            if len(found) == limit:
-                return found, batch[-1]
+                    entries.append(listed)
+            if len(entries) == limit:
+                return entries, batch[-1]
             if len(batch) < len(matching):
                 before = batch[-1]
             elif len(page) < count:
-                return found, None
+                return entries, None
             else:
                 before = page[-1]
 

@@ -18,7 +18,7 @@ def pieces(template: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Templates:
-    """What Celery's lists are called, and what their messages look like.
+    """The names of Celery's lists, and the templates of their messages.
 
     Placeholders in messages: ``@job@``, ``@queue@``, ``@priority@`` and ``@description@``. The last one is
     JSON text without its quotes, see :meth:`description`.
@@ -33,9 +33,9 @@ class Templates:
     webhook_list: str
     """The list of webhooks' messages."""
     queue_prefix: str
-    """In front of the endpoint's id, that is its queue; a worker's own is "<prefix><endpoint>.<worker id>"."""
+    """Before the endpoint's id: the name of its queue. The name of a worker's own queue is "<prefix><endpoint>.<worker id>"."""
     low_suffix: str
-    """Behind a queue's name, that is its list for low priority; its list for normal priority is called as the queue."""
+    """After a queue's name: the name of its list for low priority; the list for normal priority has the name of the queue."""
     priorities: tuple[int, int]
     """The priority in a message of normal and of low priority."""
     description_prefix: str

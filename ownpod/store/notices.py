@@ -31,7 +31,7 @@ ENDS = {status.value for status in JobStatus if status.terminal}
 class _Waiter:
     end_only: bool
     woken: threading.Event = field(default_factory=threading.Event)
-    news: str = ""
+    text: str = ""
 
 
 class Notices:
@@ -51,7 +51,7 @@ class Notices:
         self._waiting: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._thread: threading.Thread | None = None
         self._stopped = False
-        self.most: int | None = None
+        self.max_waiting: int | None = None
         """Maximum number of threads that wait at the same time, because other requests need threads, too; None: no limit."""
         self._expected = 0
 
@@ -64,7 +64,7 @@ class Notices:
             end_only: whether only the job's end is an event, or every change of state and every chunk.
 
         Raises:
-            TooManyWaiting: :attr:`most` threads are waiting already.
+            TooManyWaiting: :attr:`max_waiting` threads are waiting already.
 
         Yields:
             A function that waits for an event, for at most the given number of seconds, and returns the text
@@ -88,7 +88,7 @@ class Notices:
 
     def check_room(self) -> None:
         """Raises: TooManyWaiting, if :meth:`subscribe` would."""
-        if self.most is not None and self._expected >= self.most:
+        if self.max_waiting is not None and self._expected >= self.max_waiting:
             raise TooManyWaiting
 
     @property
@@ -99,7 +99,7 @@ class Notices:
     def _wait(self, waiter: _Waiter, timeout_s: float) -> str:
         if not self._stopped and waiter.woken.wait(timeout_s):
             waiter.woken.clear()
-        return waiter.news
+        return waiter.text
 
     def wake(self, job_id: str) -> None:
         """Wakes the threads of this process that wait for this job, without an event from Redis."""
@@ -137,8 +137,8 @@ class Notices:
                         elif message["type"] == "message":
                             job_id, _, what = message["data"].partition(" ")
                             if job_id in self._waiting:
-                                state, _, news = what.partition(" ")
-                                self._wake(job_id, news, ended=state in ENDS)
+                                state, _, text = what.partition(" ")
+                                self._wake(job_id, text, ended=state in ENDS)
             except (redis.RedisError, OSError) as error:
                 log.warning("subscribing to job events again: %s", error)
             except Exception:
@@ -148,11 +148,11 @@ class Notices:
             self._wake_all()
             time.sleep(RETRY_S)
 
-    def _wake(self, job_id: str, news: str, *, ended: bool) -> None:
+    def _wake(self, job_id: str, text: str, *, ended: bool) -> None:
         with self._lock:
             for waiter in self._waiting.get(job_id, ()):
                 if ended or not waiter.end_only:
-                    waiter.news = news
+                    waiter.text = text
                     waiter.woken.set()
 
     def _wake_all(self) -> None:

@@ -45,8 +45,8 @@ end
 local function drop_broken()
   local broken = false
   for key, kind in pairs({[base] = 'hash', [offers] = 'list', [out] = 'set', [base .. ':stops'] = 'list'}) do
-    local found = redis.call('TYPE', key).ok
-    if found ~= 'none' and found ~= kind then
+    local actual = redis.call('TYPE', key).ok
+    if actual ~= 'none' and actual ~= kind then
       redis.call('DEL', key)
       broken = true
     end
@@ -125,8 +125,8 @@ end
 -- worker, gone ms -> 1: the worker has sent nothing for so many ms and has no runs, so it is removed; 2: the
 -- same, and some of its keys were broken
 function commands.forget()
-  local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or now)
-  if heard_ms + tonumber(ARGV[3]) > now then
+  local requested_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or now)
+  if requested_ms + tonumber(ARGV[3]) > now then
     return 0
   end
   local broken = drop_broken()

@@ -66,7 +66,7 @@ def _broken_records(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **kwargs)
         except redis.ResponseError as error:
             raise WorkerRecordBroken(
-                f"what Redis keeps of a worker that pulls cannot be used: {error}"
+                f"the keys of a worker that pulls cannot be used: {error}"
             ) from error
 
     return translated
@@ -93,8 +93,8 @@ def _ms(time: tuple[int, int]) -> int:
     return time[0] * 1000 + time[1] // 1000
 
 
-def _taken(found: Any) -> Taken | None:
-    return None if found is None else Taken(list(found[1]), stopping=bool(found[0]))
+def _taken(reply: Any) -> Taken | None:
+    return None if reply is None else Taken(list(reply[1]), stopping=bool(reply[0]))
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Offers:
         endpoint: str,
         token: str,
         *,
-        most: int,
+        limit: int,
         in_progress: bool,
         key: str = "",
         max_workers: int = DEFAULT_MAX_WORKERS,
@@ -164,7 +164,7 @@ class Offers:
             worker_id: the worker's id.
             endpoint: the endpoint in the request's URL.
             token: the id of this request.
-            most: the maximum number of jobs.
+            limit: the maximum number of jobs.
             in_progress: the worker runs other jobs; False: those that it took before have ended without a result.
             key: digest of the request's key; results of these jobs are accepted with the same key.
             max_workers: the maximum number of pulling workers of the endpoint.
@@ -173,21 +173,21 @@ class Offers:
             WorkerConflict: a worker of another endpoint uses this id.
             TooManyWorkers: the endpoint has ``max_workers`` other workers.
         """
-        limit = min(max(most, 1), MOST_RUNS)
+        limit = min(max(limit, 1), MOST_RUNS)
         options = (limit, int(in_progress), self._gone_ms, key, max_workers)
-        found = self._call("take", worker_id, endpoint, token, *options)
-        if found[0] == -1:
+        reply = self._call("take", worker_id, endpoint, token, *options)
+        if reply[0] == -1:
             raise WorkerConflict(
-                f"a worker of the endpoint {found[2]!r} goes by the id {worker_id!r}; it is taken here "
-                f"when that one has asked for nothing for {self._gone_ms / 1000:g} s"
+                f"a worker of the endpoint {reply[2]!r} has the id {worker_id!r}; the id is free "
+                f"when that worker has sent no request for {self._gone_ms / 1000:g} s"
             )
-        if found[0] == -2:
+        if reply[0] == -2:
             raise TooManyWorkers(max_workers)
-        return Taken(list(found[1]), stopping=bool(found[0]))
+        return Taken(list(reply[1]), stopping=bool(reply[0]))
 
-    def collect(self, worker_id: str, endpoint: str, token: str, *, most: int) -> Taken | None:
+    def collect(self, worker_id: str, endpoint: str, token: str, *, limit: int) -> Taken | None:
         """Takes offers for a request that is held. None: the worker has sent another request since."""
-        limit = min(max(most, 1), MOST_RUNS)
+        limit = min(max(limit, 1), MOST_RUNS)
         return _taken(self._call("collect", worker_id, endpoint, token, limit))
 
     def left(self, worker_id: str, token: str) -> None:
@@ -199,13 +199,13 @@ class Offers:
         listed = [run for run in runs if NAME.fullmatch(run)][:MOST_RUNS]
         self._call("ping", worker_id, endpoint, *listed)
 
-    def heard_of(self, worker_id: str, endpoint: str, run_id: str) -> tuple[str, int] | None:
+    def reported(self, worker_id: str, endpoint: str, run_id: str) -> tuple[str, int] | None:
         """Records a request of the worker about a run, and returns the run's job and attempt.
 
         None: the run has ended, or is another worker's.
         """
-        found = self._call("heard", worker_id, endpoint, run_id)
-        return None if found is None else (found[0], int(found[1]))
+        reply = self._call("reported", worker_id, endpoint, run_id)
+        return None if reply is None else (reply[0], int(reply[1]))
 
     def spoil(self, worker_id: str, endpoint: str, run_id: str, reason: str) -> None:
         """Lets the run end as FAILED with any result, because a part of its output is lost."""
@@ -219,8 +219,8 @@ class Offers:
 
     def stops(self, worker_id: str, endpoint: str) -> list[str] | None:
         """Runs that the worker must stop; each is returned once. None: the worker must restart."""
-        found = self._call("stops", worker_id, endpoint)
-        return None if found is None else list(found)
+        reply = self._call("stops", worker_id, endpoint)
+        return None if reply is None else list(reply)
 
     def refuse(self, worker_id: str, endpoint: str, reason: str) -> None:
         """Stores for a while why the worker gets no jobs of an endpoint, see :meth:`refusals`."""
@@ -233,9 +233,9 @@ class Offers:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(keys.of_endpoint(endpoint, "refused"))
             pipe.time()
-            found, time = pipe.execute()
+            reasons, time = pipe.execute()
         now, refused = _ms(time), []
-        for worker_id, text in sorted(found.items()):
+        for worker_id, text in sorted(reasons.items()):
             at, _, reason = text.partition(" ")
             ago_ms = now - int(at)
             if ago_ms < NAMED_MS:
@@ -285,8 +285,8 @@ class Offers:
             pipe.hmget(key, names)
             pipe.hmget(keys.pull(worker_id), "asked_ms", "take")
             pipe.time()
-            found, asked, time = pipe.execute()
-        state, until_ms, taken_ms, ended_ms, status, output, error = found
+            values, asked, time = pipe.execute()
+        state, until_ms, taken_ms, ended_ms, status, output, error = values
         if state in {None, "withdrawn"}:
             return None
         outcome = None
@@ -314,13 +314,14 @@ class Offers:
             pipe.zscore(keys.HEARD, worker_id)
             pipe.hmget(keys.pull(worker_id), "asked_ms", "ping_ms", "stopping", "take")
             pipe.time()
-            heard_ms, (asked_ms, ping_ms, stopping, take), time = pipe.execute()
+            requested_ms, (asked_ms, ping_ms, stopping, take), time = pipe.execute()
         now = _ms(time)
-        heard_s, asked_s, pinged_s = (
-            None if ms is None else (now - int(ms)) / 1000 for ms in (heard_ms, asked_ms, ping_ms)
+        requested_s, asked_s, pinged_s = (
+            None if ms is None else (now - int(ms)) / 1000
+            for ms in (requested_ms, asked_ms, ping_ms)
         )
         return Contact(
-            heard_s,
+            requested_s,
             asked_s,
             pinged_s,
             stopping=stopping is not None,
@@ -354,8 +355,8 @@ class Offers:
     def _silent(self) -> list[str]:
         """Workers that have sent nothing for ``gone_s`` seconds, at most :data:`MOST_FORGOTTEN`, the oldest first."""
         until = _ms(self._redis.time()) - self._gone_ms
-        found: Any = self._redis.zrangebyscore(keys.HEARD, "-inf", until, 0, MOST_FORGOTTEN)
-        return list(found)
+        ids: Any = self._redis.zrangebyscore(keys.HEARD, "-inf", until, 0, MOST_FORGOTTEN)
+        return list(ids)
 
     @redis_errors
     def _drop(self, worker_id: str) -> None:

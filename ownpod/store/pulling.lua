@@ -5,8 +5,8 @@ local function endpoint_in(entry)
   if not entry then
     return nil
   end
-  local read, found = pcall(cjson.decode, entry)
-  return read and type(found) == 'table' and type(found.endpoint) == 'string' and found.endpoint or nil
+  local read, values = pcall(cjson.decode, entry)
+  return read and type(values) == 'table' and type(values.endpoint) == 'string' and values.endpoint or nil
 end
 
 local function registered_for()
@@ -60,7 +60,7 @@ local function has_taken(run, endpoint)
 end
 
 -- -> whether the worker must restart (0|1), and bodies of the runs that it has taken now
-local function hand_out(most, endpoint)
+local function deliver(limit, endpoint)
   redis.call('HSET', base, 'asked_ms', now)
   if redis.call('HDEL', base, 'awaited') == 1 then
     redis.call('PUBLISH', base, '@worker asked')
@@ -70,7 +70,7 @@ local function hand_out(most, endpoint)
     return {1, bodies}
   end
   local token, key = unpack(redis.call('HMGET', base, 'take', 'key'))
-  while #bodies < most do
+  while #bodies < limit do
     -- An offer is removed after all reads that could end this script with an error.
     local run = redis.call('LINDEX', offers, 0)
     if not run then
@@ -89,18 +89,18 @@ local function hand_out(most, endpoint)
   return {0, bodies}
 end
 
--- worker, endpoint, token, most, in progress (0|1), gone ms, digest of the key, most workers of the
--- endpoint -> see hand_out, or {-1, {}, endpoint}: a worker of another endpoint uses this id,
--- or {-2, {}}: the endpoint has the most workers that it may have
+-- worker, endpoint, token, limit, in progress (0|1), gone ms, digest of the key, maximum number of workers
+-- of the endpoint -> see deliver, or {-1, {}, endpoint}: a worker of another endpoint uses this id,
+-- or {-2, {}}: the endpoint has that many workers
 function commands.take()
-  local endpoint, token, most, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
+  local endpoint, token, limit, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
   drop_broken()
   local known = redis.call('HGET', PULLING, worker)
   local before = endpoint_in(known)
-  local heard_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or 0)
+  local requested_ms = tonumber(redis.call('ZSCORE', HEARD, worker) or 0)
   local asked_ms, last = unpack(redis.call('HMGET', base, 'asked_ms', 'take'))
   asked_ms = tonumber(asked_ms or 0)
-  if before and before ~= endpoint and last and heard_ms + gone_ms > now then
+  if before and before ~= endpoint and last and requested_ms + gone_ms > now then
     return {-1, {}, before}
   end
   if before ~= endpoint then
@@ -131,7 +131,7 @@ function commands.take()
     end
   end
   if ARGV[6] == '0' and asked_ms + RESTART_MS < now then
-    -- The process before would have asked sooner, so this one is new.
+    -- The earlier process would have sent its request sooner, so this process is new.
     redis.call('HDEL', base, 'stopping')
   end
   redis.call('HSET', base, 'take', token, 'key', ARGV[8])
@@ -140,21 +140,21 @@ function commands.take()
   end
   redis.call('PEXPIRE', base, KEPT_MS)
   redis.call('HDEL', ENDPOINT .. endpoint .. ':refused', worker)
-  local capacity = most + redis.call('SCARD', out)
+  local capacity = limit + redis.call('SCARD', out)
   local entry = cjson.encode({endpoint = endpoint, capacity = capacity})
   if known ~= entry then
     redis.call('HSET', PULLING, worker, entry)
   end
-  return hand_out(most, endpoint)
+  return deliver(limit, endpoint)
 end
 
--- worker, endpoint, token, most -> see hand_out, or nil: the worker has sent another request since
+-- worker, endpoint, token, limit -> see deliver, or nil: the worker has sent another request since
 function commands.collect()
   if redis.call('HGET', base, 'take') ~= ARGV[4] then
     return false
   end
   renew()
-  return hand_out(tonumber(ARGV[5]), ARGV[3])
+  return deliver(tonumber(ARGV[5]), ARGV[3])
 end
 
 -- worker, token: the connection of that request is closed, so the next request comes from another process, and
@@ -211,7 +211,7 @@ function commands.ping()
 end
 
 -- worker, endpoint, run -> job and attempt of a run that has not ended, or nil; marks the run as begun
-function commands.heard()
+function commands.reported()
   local run = ARGV[4]
   if registered_for() == ARGV[3] then
     renew()

@@ -23,7 +23,7 @@ end
 -- limit -> {id, endpoint, attempt, worker id, lease end} of running jobs whose lease has expired, the
 -- oldest first; ids of records that cannot be read, which are tried again later. Only running jobs have a lease.
 function commands.expired()
-  local found, broken = {}, {}
+  local expired, broken = {}, {}
   local ids = redis.call(
     'ZRANGEBYSCORE', LEASES, '-inf', '(' .. string.format('%.0f', now), 'WITHSCORES', 'LIMIT', 0, ARGV[3]
   )
@@ -34,12 +34,12 @@ function commands.expired()
       broken[#broken + 1] = id
       redis.call('ZADD', LEASES, now + BROKEN_MS, id)
     elseif job.status == S.IN_PROGRESS then
-      found[#found + 1] = {id, job.endpoint, job.attempt, job.worker_id or '', ids[i + 1]}
+      expired[#expired + 1] = {id, job.endpoint, job.attempt, job.worker_id or '', ids[i + 1]}
     else
       redis.call('ZREM', LEASES, id)
     end
   end
-  return {found, broken}
+  return {expired, broken}
 end
 
 -- id, endpoint, queue -> 1 if the job waits without a pause: it has another message, in front. A job that does not

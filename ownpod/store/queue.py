@@ -67,7 +67,7 @@ class Queue:
         return removed
 
     def finish_purge(self, endpoint: str, *, reason: str) -> int:
-        """Cancels what a purge took out of the queue, also one that broke off; returns how many."""
+        """Cancels the jobs that a purge took out of the queue, also if that purge broke off; returns how many."""
         removed, left = 0, True
         while left:
             step = ("purge_some", "", endpoint, PURGE_STEP, self._result_ttl_s, reason)
@@ -83,11 +83,11 @@ class Queue:
 
     def expired(self, *, limit: int) -> list[Expired]:
         """Running jobs whose lease has expired, the oldest first."""
-        found, broken = self._call("expired", "", limit)
+        attempts, broken = self._call("expired", "", limit)
         log_broken(broken)
         return [
             Expired(job_id, endpoint, int(attempt), worker_id, int(float(lease_end)))
-            for job_id, endpoint, attempt, worker_id, lease_end in found
+            for job_id, endpoint, attempt, worker_id, lease_end in attempts
         ]
 
     def republish(self, job_id: str, endpoint: str, queue: str) -> bool:
@@ -151,16 +151,16 @@ class Queue:
 
     def _listed(self, queue: str) -> set[str]:
         """Ids of the tasks whose message is in one of the queue's lists."""
-        found: set[str] = set()
+        ids: set[str] = set()
         for name in self._messages.lists_of(queue):
             start = 0
             while True:
                 page: Any = self._redis.lrange(name, start, start + PAGE - 1)
-                found.update(match[1] for text in page if (match := _ID.search(text)))
+                ids.update(match[1] for text in page if (match := _ID.search(text)))
                 if len(page) < PAGE:
                     break
                 start += PAGE
-        return found
+        return ids
 
     @redis_reads
     def position(self, job: Job) -> int | None:

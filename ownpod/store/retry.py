@@ -70,14 +70,14 @@ class _Patient:
         self._longest_s = longest_s
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._parts, name)
+        value = getattr(self._parts, name)
         if name in getattr(self._parts, "PARTS", ()):
-            return _Patient(found, self._longest_s)
-        if not inspect.ismethod(found) or getattr(found, "unrepeatable", False):
-            return found
+            return _Patient(value, self._longest_s)
+        if not inspect.ismethod(value) or getattr(value, "unrepeatable", False):
+            return value
 
-        @functools.wraps(found)
+        @functools.wraps(value)
         def waiting(*args: Any, **kwargs: Any) -> Any:
-            return until_available(lambda: found(*args, **kwargs), longest_s=self._longest_s)
+            return until_available(lambda: value(*args, **kwargs), longest_s=self._longest_s)
 
         return waiting

@@ -1,4 +1,4 @@
--- What a worker may be running, for its next node. See common.lua for the keys and the helpers.
+-- The runs that may occupy a worker, for its next node. See common.lua for the keys and the helpers.
 
 -- The decoded entry of RUNS, with `run` if the run may have begun; or nil.
 local function run_of(worker_id, id, attempt)
@@ -48,7 +48,7 @@ function commands.hand_over()
 end
 
 -- id, attempt, worker id, ttl, reason, lease ms, endpoint: a new node of the worker settles, before it takes any job,
--- what an earlier one has left. -> "resumed", "waits" for the end of the run, or "free"
+-- an attempt of an earlier node. -> "resumed", "waits" for the end of the run, or "free"
 function commands.adopt()
   local id, attempt, worker_id, ttl_s, reason, lease_ms =
     ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]

@@ -1,4 +1,4 @@
-"""What workers may be running, for their next nodes; the commands are in ``runs.lua``."""
+"""The runs that may occupy workers, for their next nodes; the commands are in ``runs.lua``."""
 
 import json
 from typing import Any
@@ -64,7 +64,7 @@ class Runs:
 
     @redis_reads
     def orphans(self, worker_id: str) -> list[tuple[str, int]]:
-        """Job id and attempt of all that may occupy the worker."""
+        """Job id and attempt of all runs that may occupy the worker."""
         names: Any = self._redis.hkeys(keys.runs(worker_id))
         parts = (name.rpartition(":") for name in names)
         return [(job_id, int(attempt)) for job_id, _, attempt in parts]

@@ -33,11 +33,11 @@ def lua() -> str:
     """Lua code for the head of every script. The code returns an error if the version in Redis differs."""
     return (
         "do\n"
-        f"  local found = redis.call('GET', '{keys.SCHEMA}')\n"
-        "  if not found then\n"
+        f"  local version = redis.call('GET', '{keys.SCHEMA}')\n"
+        "  if not version then\n"
         f"    redis.call('SET', '{keys.SCHEMA}', '{VERSION}')\n"
-        f"  elseif found ~= '{VERSION}' then\n"
-        f"    return redis.error_reply('{MISMATCH} ' .. found)\n"
+        f"  elseif version ~= '{VERSION}' then\n"
+        f"    return redis.error_reply('{MISMATCH} ' .. version)\n"
         "  end\n"
         "end\n"
     )

@@ -57,8 +57,8 @@ def _needed(head: str, command: str) -> str:
     first, *pieces = _LOCAL.split(head)
     words, kept = set(_WORD.findall(command)), [command]
     for piece in reversed(pieces):
-        found = _NAMES.match(piece)
-        if found is not None and words & set(found[1].split(", ")):
+        match = _NAMES.match(piece)
+        if match is not None and words & set(match[1].split(", ")):
             words |= set(_WORD.findall(piece))
             kept.append(piece)
     return "".join([first, *reversed(kept)])

@@ -19,7 +19,7 @@ from ownpod.workers import Worker, driver_for
 
 
 class _Listener:
-    """Is notified of a run, as a node would be."""
+    """Receives the notices of a run, as a node does."""
 
     def __init__(self) -> None:
         self.checks: list[RunCheck] = []

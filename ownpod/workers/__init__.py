@@ -1,6 +1,6 @@
 """The drivers: one interface to a worker, and one implementation for each kind of worker.
 
-Imports the rules, the settings and the waiting in ``store.jobs.retry``, and neither Redis nor Celery: what a driver
+Imports the rules, the settings and ``store.retry``, and neither redis-py nor Celery: what a driver
 needs from Redis is an argument. A node uses one driver for its worker.
 """
 

@@ -21,7 +21,7 @@ LINES = {
     "application/json-lines",
 }
 _NOT_FOUND = "Job ID not found"
-"""The SDK's answer (200, FAILED) for a job that it does not have: it was restarted in between."""
+"""The SDK's answer (200, FAILED) for a job that it does not know, because the worker was restarted."""
 
 POLL_FAILURES = 3
 """Polls in a row without any answer after which a run counts as lost."""
@@ -31,7 +31,7 @@ POLL_FAILURES_S = 60.0
 
 
 class WorkerNotReached(AttemptLost):
-    """A proxy answered instead of the worker. Only a worker that is polled can be asked again."""
+    """A proxy answered instead of the worker. Only a run that is polled can be polled again."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,13 @@ def outcome_in(
 
     Args:
         answer: the answer.
-        run_id: the run that the worker was asked about.
-        route: what the worker was asked for; an error names it.
+        run_id: the run that the request was about.
+        route: the path of the request; an error names it.
         reason: why the handler failed, as the run's stream had it, for an answer that has no reason.
 
     Raises:
         WorkerNotReached: a proxy answered, or the worker is overloaded.
-        AttemptLost: the worker does not know the run: it was restarted, or speaks of another.
+        AttemptLost: the worker does not know the run: the worker was restarted, or the answer is about another run.
     """
     _check(answer, route)
     if answer.status >= 300:

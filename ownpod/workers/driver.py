@@ -1,4 +1,4 @@
-"""The interface to a worker that each driver implements, and what a driver gets from outside."""
+"""The interface to a worker that each driver implements, and the values that a driver gets as arguments."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -32,7 +32,7 @@ class Worker(Protocol):
 
         Raises:
             WorkerUnavailable: the worker takes no job now, and has not started this one.
-            JobRejected: the worker refused this job for what it is.
+            JobRejected: the worker refused this job, and would refuse it again.
             AttemptLost: the worker may have started the job, but did not answer.
         """
 
@@ -67,9 +67,9 @@ class Worker(Protocol):
         """
 
     def follow(self, left: Callable[[str], None], asked: Callable[[], None]) -> None:
-        """Starts to notify when the worker leaves, with the reason, and when it may take jobs again.
+        """Starts to call ``left`` with the reason when the worker leaves, and ``asked`` when it may take jobs again.
 
-        A driver that cannot know does nothing; then only probes find out.
+        A driver that is not notified by its worker does nothing; then only probes detect both.
         """
 
 
@@ -95,7 +95,7 @@ Subscription = AbstractContextManager[Callable[[float], object]]
 
 @dataclass(frozen=True)
 class Exchange:
-    """Where a node and a worker that polls meet; drivers know no Redis.
+    """The offers to a worker that polls, and their notices. An argument, because drivers know no Redis.
 
     Attributes:
         offers: the runs that the worker can take.

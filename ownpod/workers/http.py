@@ -57,11 +57,11 @@ def _keepalive() -> list[tuple[int, int, int]]:
 
 
 def _lines(*headers: Mapping[str, str]) -> str:
-    """Each header once, however its name is written: the last that is given."""
-    said = {
+    """Header lines. Of headers whose names differ in case only, the last one is sent."""
+    by_name = {
         name.lower(): f"{name}: {value}\r\n" for some in headers for name, value in some.items()
     }
-    return "".join(said.values())
+    return "".join(by_name.values())
 
 
 class Connections:
@@ -157,7 +157,7 @@ _Idle = deque[tuple[HTTPConnection, float]]
 
 
 def _failure(error: Exception) -> WorkerHTTPError:
-    """Of a request that was sent, or may have been."""
+    """The error of a request that was sent, or may have been."""
     return NoAnswerInTime() if isinstance(error, TimeoutError) else WorkerHTTPError()
 
 
@@ -205,7 +205,7 @@ class Reply:
             self._receive(self._until)
 
     def read(self, until: float | None = None) -> bytes:
-        """What comes next of the body; b"" at its end, when the connection is kept.
+        """The next part of the body; b"" at its end, and then the connection is kept.
 
         Args:
             until: when the part must have come, on the monotonic clock; None: at any time.
@@ -223,7 +223,7 @@ class Reply:
         return b""
 
     def close(self) -> None:
-        """The rest is not wanted."""
+        """Closes the connection without reading the rest of the answer."""
         self._connection.close()
 
     def _receive(self, until: float | None) -> None:
@@ -265,7 +265,7 @@ class Reply:
         except httptools.HttpParserError:
             if not self._ended:
                 raise
-            # Bytes after the answer's end: the answer is complete, the connection is of no use.
+            # Bytes after the end of the answer: the answer is complete, but the connection cannot be used again.
             self._kept = False
         if self._unbounded > HEAD_BYTES and not self._ended:
             raise ConnectionError("the worker's answer has headers of more than 64 KiB")
@@ -274,7 +274,7 @@ class Reply:
 
     def on_message_begin(self) -> None:
         if self._ended:
-            # Another answer, to no request.
+            # A second answer, which belongs to no request.
             self._kept = False
             return
         self._until = time.monotonic() + self._head_s

@@ -41,7 +41,7 @@ class Poller:
         Args:
             run_id: the run.
             listener: is notified when the worker turns out to be one that can be polled.
-            held: the first request has no time-out, because the worker may be one that runs the job in it.
+            held: the first request has no time-out, because the worker may run the job in that request.
             reason: why the handler failed, for an answer without a reason.
         """
         began, failures = time.monotonic(), PollFailures()
@@ -64,7 +64,7 @@ class Poller:
                 pause(began)
 
     def is_lost(self, run_id: str, failures: PollFailures, error: Exception) -> bool:
-        """Whether a run counts as lost after a failed poll. Silence alone ends with the job's own time."""
+        """Whether a run counts as lost after a failed poll. A worker that only does not answer has until the job's own timeout."""
         log.info("poll of %s at %s failed: %s", run_id, self._url, reason_of(error))
         if isinstance(error, NoAnswerInTime):
             return False

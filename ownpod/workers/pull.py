@@ -51,9 +51,11 @@ AWAIT_S = 5.0
 """Seconds after a node's start until the node counts its worker as unhealthy, if the worker has not
 asked for a job since."""
 
-STOPPING = "the worker wants its container to be restarted (refresh_worker), and was not yet"
+STOPPING = (
+    "the worker requested a restart of its container (refresh_worker), which has not happened yet"
+)
 
-LEFT = "the worker closed its request for a job, and has not asked again"
+LEFT = "the worker closed its request for a job, and has not sent another"
 
 WORKER = "@worker"
 """The id of the worker itself among the notices of its runs, published by ``offers.lua``. No run's id begins with ``@``."""
@@ -78,7 +80,7 @@ class PullWorker:
         self._id = spec.id
         self._offers = patient(exchange.offers)
         self._offers_now = exchange.offers
-        """The same, but a call raises RedisUnavailable at once."""
+        """The offers without waiting for Redis: a call raises RedisUnavailable at once."""
         self._subscribe = exchange.subscribe
         self._gone_s = gone_s
         self._begun: dict[str, Attempt] = {}
@@ -88,11 +90,11 @@ class PullWorker:
         """Runs that :meth:`wait` waits for."""
         self._began = time.monotonic()
         self._seen = False
-        """The worker has asked for a job since this object was made."""
+        """Whether the worker has requested a job since this object was made."""
         self._freed = time.monotonic()
-        """Monotonic time at which it was last done with a run; it may have been too busy to ask before."""
+        """Monotonic time at which the worker last ended a run; while it ran, it may have been too busy to send requests."""
         self._refused = float("-inf")
-        """Monotonic time at which it last did not take an offer."""
+        """Monotonic time at which the worker last left an offer untaken."""
 
     def start(self, attempt: Attempt) -> str:
         # The run is offered in `wait`, after it was recorded for a later node.
@@ -141,14 +143,14 @@ class PullWorker:
         )
 
     def _end(self, run_id: str, run: RunState | None, offered_s: float) -> Outcome | None:
-        """How the run ended; None: it goes on. Raises as :meth:`wait` does, and WorkerUnavailable."""
+        """The outcome; None: the run continues. Raises as :meth:`wait` does, and WorkerUnavailable."""
         stopped = Outcome(JobStatus.FAILED, error="the worker was asked to stop it")
         if run is None:
             if run_id in self._cancelled:
                 return stopped
-            raise AttemptLost("nothing is known of this run any more")
+            raise AttemptLost("the run's record in Redis has expired or was removed")
         if run.outcome is not None:
-            # Kept for the next node, should this one die before it has written the result.
+            # Kept for the next node, because this node may be killed before it has written the result.
             self._offers.settle(self._id, run_id, keep_s=RESULT_KEPT_S)
             return run.outcome
         if run_id in self._cancelled:
@@ -164,7 +166,7 @@ class PullWorker:
                 return stopped
             if run.state in {"unbegun", "delivered"}:
                 raise WorkerUnavailable("the worker took the job and did not begin it")
-            raise AttemptLost("the worker has not got the job any more, and posted no result")
+            raise AttemptLost("the worker no longer runs the job, and posted no result")
         return None
 
     def _check_offer(self, run_id: str, offered_s: float, *, left: bool) -> None:
@@ -180,7 +182,7 @@ class PullWorker:
     def _vanished(self, run: RunState) -> bool:
         """Whether the worker has been silent for so long that it cannot have the run any more."""
         contact = self._offers.contact(self._id)
-        last_s = min(s for s in (contact.heard_s, contact.pinged_s, 1e9) if s is not None)
+        last_s = min(s for s in (contact.requested_s, contact.pinged_s, 1e9) if s is not None)
         if last_s > self._gone_s:
             # A sync handler blocks all requests but the pings, and not every worker pings.
             return contact.pinged_s is not None or run.left_s + self._gone_s < 0

@@ -1,7 +1,7 @@
 """RunPod's local worker API (``--rp_serve_api``) over HTTP: the node pushes jobs to the worker.
 
 The SDK runs a job only when ``/status`` is POSTed, holds that request, and answers when the handler has ended.
-Asking twice runs the job twice or loses its result. docs/architecture.md describes what real workers do.
+A second request runs the job twice or loses its result. docs/architecture.md describes what real workers do.
 """
 
 import json
@@ -125,7 +125,7 @@ class PushWorker:
         return answer.status < 300
 
     def probe(self) -> None:
-        # Any answer but a server error will do: the SDK has no /health and answers 404.
+        # Any answer but a server error shows that the worker is up, because the SDK has no /health and answers 404.
         try:
             answer = self._api.answer("GET", "/health", self._settings.worker_connect_timeout_s)
         except NoAnswerInTime as error:
@@ -136,4 +136,4 @@ class PushWorker:
             raise WorkerUnavailable(f"/health answered {answer}")
 
     def follow(self, left: Callable[[str], None], asked: Callable[[], None]) -> None:
-        """Does nothing, because a worker that is pushed to notifies of nothing."""
+        """Does nothing, because a worker that is pushed to sends no notices."""

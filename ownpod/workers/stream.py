@@ -28,8 +28,8 @@ from ownpod.workers.traits import WorkerTraits
 log = logging.getLogger(__name__)
 
 LEARN_AFTER_S = 1.0
-"""Seconds for which a generator runs before the worker is asked whether it answers meanwhile, and for which the
-worker may take to answer: one that does not is blocked by its job."""
+"""Seconds for which a generator runs before the worker is asked whether it answers meanwhile, and seconds
+within which the worker must answer. A worker that does not is blocked by its job."""
 
 NO_STREAM = "Stream not supported, handler must be a generator."
 """The SDK's answer (200, FAILED) to ``/stream`` for a handler that does not yield; it ran nothing."""
@@ -169,7 +169,7 @@ class Streams:
         return None if error is None else self._confirmed(run_id, listener, error)
 
     def _confirmed(self, run_id: str, listener: RunListener, reason: str) -> Outcome:
-        """The end of a run whose stream had an error: from ``/status``, else FAILED with that error."""
+        """The end of a run whose stream had an error: from ``/status``, or else FAILED with that error."""
         try:
             return self._poller.poll(run_id, listener, held=True, reason=reason)
         except (AttemptLost, WorkerHTTPError) as error:

@@ -264,7 +264,7 @@ def wrong_clock(directory: Path, offset_s: int) -> dict[str, str]:
 
 
 class TwoHosts:
-    """An API, and two dispatchers with workers of their own, one of whose clocks is wrong; one Redis."""
+    """An API, and two supervisors with workers of their own, one of whose clocks is wrong; one Redis."""
 
     def __init__(self, directory: Path, urls: list[list[str]], offset_s: int, lease_s: int) -> None:
         self.redis = RedisServer(directory)
@@ -273,14 +273,14 @@ class TwoHosts:
         self.endpoint = f"http://127.0.0.1:{port}/v2/local-ep"
         common = {"REDIS_URL": self.redis.url, "OWNPOD_LEASE_S": lease_s}
         wrong = wrong_clock(directory, offset_s)
-        dispatchers = [
+        supervisors = [
             ("right", ("dispatch",), urls[0], {}),
             ("wrong", ("dispatch",), urls[1], wrong),
         ]
         # The first to sweep is mostly the one that does: that is the host whose clock is ahead, for which leases
         # of the other seem to be over.
-        dispatchers.sort(key=lambda part: (part[0] == "wrong") != (offset_s > 0))
-        parts = [("api", ("api", "--port", port), [*urls[0], *urls[1]], {}), *dispatchers]
+        supervisors.sort(key=lambda part: (part[0] == "wrong") != (offset_s > 0))
+        parts = [("api", ("api", "--port", port), [*urls[0], *urls[1]], {}), *supervisors]
         for name, arguments, listed, clock in parts:
             file = directory / f"{name}.yaml"
             endpoint = {"workers": [{"url": url} for url in listed]}

@@ -1,4 +1,4 @@
-"""Handlers of the real SDK; the environment's HANDLER says which one this process serves.
+"""Handlers of the real SDK; the environment's HANDLER names the one that this process serves.
 
 What a job does stands in its input: {"do": ..., "seconds": s, "note": a file that each run appends
 a line to when it starts, "runs": one to which each run writes when it starts and when it ends}.

@@ -1,4 +1,4 @@
-"""Workers in Redis that a host cannot use: its dispatcher lives, and jobs go on."""
+"""Workers in Redis that a host cannot use: its supervisor lives, and jobs go on."""
 
 import json
 
@@ -26,7 +26,7 @@ def redis(tmp_path):
     server.stop()
 
 
-def test_a_dispatcher_with_entries_that_cannot_be_used_lives_and_runs_jobs(
+def test_a_supervisor_with_entries_that_cannot_be_used_lives_and_runs_jobs(
     start_ownpod, start_worker, redis, tmp_path
 ):
     url, _ = start_worker()

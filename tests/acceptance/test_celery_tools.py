@@ -237,7 +237,7 @@ def test_shutdown_lets_a_node_finish_and_stay_away(operated):
     run_command(BIN / "celery", "-A", "ownpod", *shutdown, **operated.environ)
     done = operated.ended(job)
     assert (done["status"], done["workerId"]) == ("COMPLETED", worker_id)
-    wait_until(lambda: "was shut down and stays so" in operated.output, 15)
+    wait_until(lambda: "was shut down by a remote command" in operated.output, 15)
     wait_until(lambda: operated.worker(worker_id)["state"] == "unhealthy", 10)
     assert operated.ended(operated.submit(text="x"))["workerId"] == other
 

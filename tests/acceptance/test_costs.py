@@ -32,7 +32,7 @@ def used(client):
     return {name[8:]: said["calls"] for name, said in client.info("commandstats").items()}
 
 
-def test_a_job_costs_four_scripts_one_fetch_and_one_message_to_who_waits(ownpod):
+def test_a_job_costs_four_scripts_one_fetch_and_one_notice_to_the_waiting_request(ownpod):
     with connect(ownpod.redis_url) as client:
         before, began = used(client), time.monotonic()
         for _ in range(JOBS):

@@ -22,7 +22,7 @@ JOBS = 40
 
 
 class Honest(threading.Thread):
-    """A small pull worker that echoes; runs until it is told to stop."""
+    """A small pull worker that echoes; runs until its stop."""
 
     def __init__(self, base):
         super().__init__(daemon=True)

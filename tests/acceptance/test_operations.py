@@ -196,7 +196,7 @@ def test_a_webhook_that_hangs_holds_up_no_job(start_worker, start_ownpod):
         never.set()
 
 
-def test_a_cancel_reaches_a_worker_that_can_be_told(start_ownpod):
+def test_a_cancel_reaches_a_worker_that_accepts_it(start_ownpod):
     ended = []
 
     def status(*_):
@@ -226,7 +226,7 @@ def test_a_cancel_reaches_a_worker_that_can_be_told(start_ownpod):
 @pytest.mark.parametrize(
     ("environ", "warns"), [({}, True), ({"OWNPOD_API_KEYS": "hunter2"}, False)]
 )
-def test_the_start_says_when_anybody_may_call(redis_server, tmp_path, environ, warns):
+def test_the_start_warns_when_no_key_is_needed(redis_server, tmp_path, environ, warns):
     port = free_port()
     api = Process(
         *(sys.executable, "-m", "ownpod", "api", "--host", "0.0.0.0", "--port", port),

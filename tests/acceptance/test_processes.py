@@ -30,7 +30,7 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command, **environ):
-    """The command's exit code and everything it said."""
+    """The command's exit code and its output."""
     done = run_command(*command, **environ)
     return done.returncode, done.stdout + done.stderr
 
@@ -71,7 +71,7 @@ def test_the_ready_line_is_the_last_and_names_come_first(start_worker, start_own
 def test_a_signal_ends_everything(start_ownpod, signum):
     ownpod = start_ownpod("http://127.0.0.1:1")
     started = children(ownpod.process.pid)
-    # redis, gunicorn and its two workers, the dispatcher and its two nodes
+    # redis, gunicorn and its two workers, the supervisor and its two nodes
     assert len(started) == 7
     ownpod.process.send(signum)
     assert ownpod.process.wait() == 0
@@ -117,13 +117,13 @@ def post_again(ownpod):
     return job and ownpod.ended(job, 20)["status"] == "COMPLETED"
 
 
-def test_the_embedded_redis_can_be_told_to_write_always(start_ownpod):
+def test_the_embedded_redis_can_be_set_to_write_always(start_ownpod):
     ownpod = start_ownpod("http://127.0.0.1:1", OWNPOD_APPENDFSYNC="always")
     with connect(ownpod.redis_url) as client:
         assert client.config_get("appendfsync") == {"appendfsync": "always"}
 
 
-def test_a_node_that_keeps_ending_says_so_in_health(start_ownpod, start_worker):
+def test_a_node_that_keeps_ending_is_reported_in_health(start_ownpod, start_worker):
     url, _ = start_worker()
     ownpod = start_ownpod(url, "http://127.0.0.1:1", OWNPOD_LEASE_S=30)
 

@@ -1,4 +1,4 @@
-"""A Redis that stands still for seconds, again and again, while jobs go through."""
+"""A Redis that stalls for seconds, again and again, while jobs go through."""
 
 import contextlib
 import random

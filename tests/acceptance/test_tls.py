@@ -110,7 +110,7 @@ def test_without_verification_any_certificate_will_do(start_ownpod, workers):
     assert ownpod.get("/health")["workers"]["ready"] == 2
 
 
-def test_a_token_that_is_missing_is_told(start_ownpod, workers, authority):
+def test_a_missing_token_is_reported(start_ownpod, workers, authority):
     ownpod = start_ownpod(workers["good"], OWNPOD_WORKER_CA_BUNDLE=authority[1])
     job = ownpod.submit(text="x")
 

@@ -42,7 +42,7 @@ def own_redis(tmp_path):
 
 
 class Parts:
-    """API and dispatcher of a version's code, on one Redis."""
+    """API and supervisor of a version's code, on one Redis."""
 
     def __init__(self, code, log_directory, name, **environ):
         self._code, self._logs, self._name = code, log_directory, name
@@ -89,20 +89,20 @@ def test_a_rolling_upgrade_completes_each_accepted_job_once(
 
     try:
         old_api = old.start("api", "--port", ports[0])
-        old_dispatcher = old.start("dispatch")
+        old_supervisor = old.start("dispatch")
         wait_until(lambda: answers(f"http://127.0.0.1:{ports[0]}/health"), 40)
         flow = threading.Thread(target=submit, daemon=True)
         flow.start()
         wait_until(lambda: runs.read_text().count("-") >= 5, 40)
 
-        # The new dispatcher stands by, old ones drain, the new API comes before the old one goes.
+        # The new supervisor waits, old ones drain, the new API comes before the old one goes.
         new.start("dispatch")
         wait_until(lambda: "standing by" in new.started[0].output, 40)
         new.start("api", "--port", ports[1])
         wait_until(lambda: answers(f"http://127.0.0.1:{ports[1]}/health"), 40)
         done = runs.read_text().count("-")
         wait_until(lambda: runs.read_text().count("-") >= done + 5, 40)
-        old_dispatcher.stop()
+        old_supervisor.stop()
         current[0] = ports[1]
         done = runs.read_text().count("-")
         wait_until(lambda: runs.read_text().count("-") >= done + 5, 40)
@@ -158,7 +158,7 @@ def test_a_command_ends_with_one_line_where_the_records_are_a_newer_versions(new
 
 
 @pytest.mark.timeout(90)
-def test_a_dispatcher_waits_for_records_of_its_version_and_then_runs_jobs(
+def test_a_supervisor_waits_for_records_of_its_version_and_then_runs_jobs(
     newer_redis, start_worker, tmp_path
 ):
     url, _ = start_worker("sync")
@@ -166,16 +166,16 @@ def test_a_dispatcher_waits_for_records_of_its_version_and_then_runs_jobs(
     parts = Parts(ROOT, tmp_path, "new", REDIS_URL=newer_redis.url, OWNPOD_WORKERS=url)
     base = f"http://127.0.0.1:{port}"
     try:
-        dispatcher = parts.start("dispatch")
+        supervisor = parts.start("dispatch")
         parts.start("api", "--port", port)
-        wait_until(lambda: "waiting: " in dispatcher.output, 30)
+        wait_until(lambda: "waiting: " in supervisor.output, 30)
         wait_until(lambda: answers(f"{base}/health"), 30)
         answer = requests.post(f"{base}/v2/local-ep/run", json={"input": {}}, timeout=20)
         assert answer.status_code == 503
         assert f"schema version {VERSION + 1}" in answer.json()["error"]
         with redis.Redis.from_url(newer_redis.url) as client:
             assert [key.decode() for key in client.scan_iter()] == [keys.SCHEMA]
-            assert dispatcher.output.count("schema version") == 1
+            assert supervisor.output.count("schema version") == 1
             client.delete(keys.SCHEMA)
         wait_until(lambda: requests.get(f"{base}/health", timeout=5).ok, 30)
         body = {"input": {"text": "hi"}}

@@ -167,7 +167,7 @@ def address(container):
     return bash(f"docker inspect --format '{form}' {container}").strip()
 
 
-def test_the_dispatchers_health_check_follows_redis(demo):
+def test_the_supervisors_health_check_follows_redis(demo):
     container = demo("dispatcher")
     bash(f"docker exec {container} python -m ownpod.tools.alive")
     bash(f"docker pause {demo('redis')}")

@@ -162,7 +162,7 @@ def test_cancel_of_a_running_and_of_an_ended_job(api, store):
 
 
 @pytest.mark.parametrize("body", [{}, {"json": {}}])
-def test_purge_queue_says_how_many(api, store, body):
+def test_purge_queue_returns_the_number(api, store, body):
     ids = [run(api).json["id"] for _ in range(3)]
     running = begin(store, ids[0])
     elsewhere = run(api, endpoint="other").json["id"]

@@ -206,7 +206,7 @@ def test_events_go_on_after_the_last_one_seen(api, store, running, last, rest):
     assert [e["id"] for e in events(stream(api, job_id, headers=headers))] == [*rest, "1-end"]
 
 
-def test_a_browser_that_knows_the_end_is_told_to_stay_away(api, store, running):
+def test_a_browser_that_has_received_the_end_is_answered_204(api, store, running):
     store.jobs.finish(running[1], Outcome(JobStatus.COMPLETED))
     headers = {"Accept": "text/event-stream", "Last-Event-ID": "1-end"}
     assert stream(api, running[0], headers=headers).status_code == 204
@@ -250,7 +250,7 @@ def test_retry_can_keep_the_id(make_api, store):
     assert (again["status"], again["retries"], "error" in again) == ("IN_QUEUE", 1, False)
 
 
-def test_retry_of_another_job_is_a_409_that_says_why(api, running):
+def test_retry_of_another_job_is_a_409_with_the_reason(api, running):
     answer = api.post(f"/v2/ep/retry/{running[0]}")
     assert answer.status_code == 409
     assert "is IN_PROGRESS; only FAILED and TIMED_OUT jobs can be retried" in answer.json["error"]
@@ -308,7 +308,7 @@ def test_a_status_with_a_short_ttl_does_not_cost_the_webhook(api, store, client)
         ("from", "/stream/{}"),
     ],
 )
-def test_the_document_says_how_large_a_number_of_a_query_may_be(api, running, name, path):
+def test_the_document_has_the_limits_of_numbers_in_a_query(api, running, name, path):
     services_of(api.application).notices.stop()
     operation = api.get("/openapi.json").json["paths"][
         "/v2/{endpoint_id}" + path.format("{job_id}")
@@ -327,7 +327,7 @@ def test_the_document_says_how_large_a_number_of_a_query_may_be(api, running, na
         assert answer.json["error"].startswith(f"{name}: must be a whole number")
 
 
-def test_a_page_begins_only_where_the_document_says(api):
+def test_a_page_begins_only_where_the_document_allows(api):
     parameters = api.get("/openapi.json").json["paths"]["/v2/{endpoint_id}/requests"]["get"]
     (pattern,) = (
         parameter["schema"]["pattern"]
@@ -384,7 +384,7 @@ def test_a_wrong_key_is_a_400(api, key):
     assert run(api, headers={"Idempotency-Key": key}).status_code == 400
 
 
-def test_an_etag_stands_for_what_the_answer_says(api, store, running):
+def test_an_etag_identifies_the_content_of_the_answer(api, store, running):
     url = f"/v2/ep/status/{running[0]}"
     first = api.get(url)
     tag = first.headers["ETag"]
@@ -545,7 +545,7 @@ def test_the_page_to_try_it_comes_from_here(api):
 def test_a_request_that_would_wait_beside_too_many_others_changes_nothing_and_gets_503(api):
     job_id = run(api).json["id"]
     notices = services_of(api.application).notices
-    notices.most = 1
+    notices.max_waiting = 1
     with notices.subscribe("other", end_only=True):
         for answer in (
             api.post("/v2/ep/runsync", json={"input": {}}),
@@ -569,5 +569,5 @@ def test_gunicorns_processes_leave_threads_for_requests_that_do_not_wait(api):
         server.post_worker_init(SimpleNamespace(wsgi=api.application, cfg=cfg))
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert 2000 <= services_of(api.application).notices.most < server.threads
-    assert [server.most_waiting(threads) for threads in (1, 2, 8)] == [1, 1, 7]
+    assert 2000 <= services_of(api.application).notices.max_waiting < server.threads
+    assert [server.max_waiting(threads) for threads in (1, 2, 8)] == [1, 1, 7]

@@ -170,7 +170,7 @@ def test_an_answer_that_is_read_slowly_arrives_whole(connect):
     assert got == data
 
 
-def test_a_peek_tells_whether_the_client_has_left_and_loses_nothing(connect):
+def test_a_peek_shows_whether_the_client_has_left_and_loses_nothing(connect):
     channel, client = connect()
     flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
     with pytest.raises(BlockingIOError):

@@ -88,15 +88,15 @@ def test_only_channels_of_the_record_get_its_events(client):
         client.publish("last", "")
         while not heard or heard[-1]["channel"] != "last":
             pubsub.get_message(timeout=5)
-    said = [(one["channel"], *one["data"].split(" ", 2)) for one in heard[:-1]]
-    assert [tuple(parts[:3]) for parts in said] == [
+    body = [(one["channel"], *one["data"].split(" ", 2)) for one in heard[:-1]]
+    assert [tuple(parts[:3]) for parts in body] == [
         ("ends", "ends", "COMPLETED"),
         ("all", "both", "IN_PROGRESS"),
         ("all", "both", "CHUNK"),
         ("all", "both", "COMPLETED"),
         ("ends", "both", "COMPLETED"),
     ]
-    assert store.jobs.ended_job(said[-1][3]) == store.jobs.get("both", "ep")
+    assert store.jobs.ended_job(body[-1][3]) == store.jobs.get("both", "ep")
     assert not client.exists(keys.job("gone"))
     assert not {"watched", "followed"} & Listing(client).details("both").keys()
 
@@ -144,7 +144,7 @@ def test_no_thread_waits_in_a_process_that_ends(events):
 
 
 def test_a_wait_beyond_the_limit_is_refused_until_another_has_ended(events):
-    events.most = 2
+    events.max_waiting = 2
     with events.subscribe("job-1", end_only=True):
         with events.subscribe("job-1", end_only=False):
             with pytest.raises(TooManyWaiting), events.subscribe("job-2", end_only=True):

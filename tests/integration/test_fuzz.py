@@ -160,7 +160,7 @@ MANY = {
 
 
 class Lines(logging.Handler):
-    """What stands in the log, as text."""
+    """The log, as text."""
 
     def __init__(self):
         super().__init__(logging.DEBUG)

@@ -78,7 +78,9 @@ def test_a_foreign_name_or_page_gets_403_with_a_sentence_everywhere(make_api, he
 
 
 @pytest.mark.parametrize("path", ["job-take/w", "job-take-batch/w", "job-stop/w"])
-def test_a_worker_under_a_foreign_name_is_told_to_wait_and_the_log_says_why(make_api, path, caplog):
+def test_a_worker_under_a_foreign_name_is_answered_429_and_the_log_has_the_reason(
+    make_api, path, caplog
+):
     answer = call(make_api(), "GET", f"/v2/ep/{path}", {"Host": "ownpod.lan:8000"})
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
     assert "OWNPOD_HOSTS" in caplog.text

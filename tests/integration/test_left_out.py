@@ -143,7 +143,7 @@ def test_a_key_that_is_no_hash_leaves_its_workers_out(registry, client, key, cap
     assert "is no hash" in caplog.text
 
 
-def test_a_ca_bundle_is_not_looked_for_by_the_registry(registry):
+def test_a_ca_bundle_is_not_checked_by_the_registry(registry):
     registry.add("ep", {"url": "https://b:1", "id": "x", "caBundle": "/none/ca.pem"})
     assert state(registry) == (["w", "x"], {})
     assert registry.worker("x").ca_bundle == "/none/ca.pem"
@@ -168,7 +168,7 @@ def test_an_entry_is_logged_once_for_each_change(registry, client, caplog):
     assert lines() == ["worker 'x' of run time is left out: its entry in Redis is no JSON object"]
 
 
-def test_the_api_tells_what_is_left_out_and_removes_it(api, client):
+def test_the_api_lists_workers_that_are_left_out_and_removes_them(api, client):
     client.hset(keys.ADDED, "x", json.dumps({**GOOD, "capacity": 0}))
     client.hset(keys.ADDED, "nowhere", "{}")
     services_of(api.application).registry.refresh()

@@ -79,9 +79,9 @@ def test_every_route_is_in_one_of_both_documents(app):
 
 
 def test_the_internal_document_is_not_published(app):
-    told = app.test_client().get("/openapi.json").text
-    assert "job-take" not in told
-    assert "callback" not in told
+    document = app.test_client().get("/openapi.json").text
+    assert "job-take" not in document
+    assert "callback" not in document
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def dead():
     return f"{HERE.rpartition(':')[0]}:{ended.pid}"
 
 
-def test_a_worker_has_one_dispatcher_at_a_time(registry):
+def test_a_worker_has_one_owner_at_a_time(registry):
     assert registry.fleet.acquire("w", "one:1", ttl_s=5)
     assert registry.fleet.acquire("w", "one:1", ttl_s=5)
     assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
@@ -46,14 +46,14 @@ def test_a_worker_that_was_given_up_can_be_taken_at_once(registry):
     assert registry.fleet.acquire("w", "two:2", ttl_s=5)
 
 
-def test_a_dispatcher_that_fell_silent_loses_its_worker(registry):
+def test_an_owner_that_renews_nothing_loses_its_worker(registry):
     registry.fleet.acquire("w", "one:1", ttl_s=0.2)
     assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
     wait_until(lambda: registry.fleet.acquire("w", "two:2", ttl_s=5), 3)
     assert not registry.fleet.acquire("w", "one:1", ttl_s=5)
 
 
-def test_a_dead_dispatcher_of_this_host_is_succeeded_at_once(registry, dead):
+def test_a_dead_owner_of_this_host_is_succeeded_at_once(registry, dead):
     assert registry.fleet.acquire("w", dead, ttl_s=60)
     assert registry.fleet.owner("w") is None
     assert registry.fleet.acquire("w", HERE, ttl_s=60)
@@ -69,7 +69,7 @@ def test_a_process_in_a_container_with_this_hosts_name_may_live(registry, dead):
     assert not registry.fleet.acquire("w", HERE, ttl_s=60)
 
 
-def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
+def test_a_status_expires_when_its_node_does_not_renew_it(registry):
     workers = registry.endpoint("local-ep").workers
     (worker,) = workers
     status = WorkerStatus(WorkerState.READY, lingering=1)
@@ -77,13 +77,13 @@ def test_what_a_node_says_is_forgotten_when_it_falls_silent(registry):
     assert registry.fleet.statuses(workers)[worker.id] == status
     assert registry.fleet.node_of(worker.id) == "n@h"
     began = time.monotonic()
-    wait_until(lambda: registry.fleet.statuses(workers)[worker.id].unattended, 3)
+    wait_until(lambda: registry.fleet.statuses(workers)[worker.id].has_no_node, 3)
     assert time.monotonic() - began < 2
     assert registry.fleet.node_of(worker.id) is None
 
 
 def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
-    def attend(process):
+    def supervise(process):
         return registry.fleet.heartbeat(
             "w",
             WorkerStatus(WorkerState.READY, lingering=1),
@@ -96,10 +96,10 @@ def test_one_trip_keeps_a_worker_announces_it_and_asks(registry, client):
 
     client.rpush("one", "a", "b")
     client.rpush("two", "c")
-    assert attend("one:1") == Heartbeat(owned=True, paused=None, waiting=3)
+    assert supervise("one:1") == Heartbeat(owned=True, paused=None, waiting=3)
     registry.fleet.pause("w", "lunch")
-    assert attend("one:1").paused == "lunch"
+    assert supervise("one:1").paused == "lunch"
     # Another process hears nothing and says nothing.
-    assert attend("two:2") == Heartbeat(owned=False, paused=None, waiting=0)
+    assert supervise("two:2") == Heartbeat(owned=False, paused=None, waiting=0)
     assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
     assert registry.fleet.node_of("w") == "one:1@h"

@@ -82,8 +82,8 @@ def breaker_of(slots):
     """A breaker whose probe does what it is given; it is probed by hand."""
 
     def make(probe, turns=None):
-        on_turn = (lambda: None) if turns is None else lambda: turns.append(1)
-        return Breaker(probe, print, publish_every_s=1, slots=slots, on_turn=on_turn)
+        on_change = (lambda: None) if turns is None else lambda: turns.append(1)
+        return Breaker(probe, print, publish_every_s=1, slots=slots, on_change=on_change)
 
     return make
 

@@ -1,4 +1,4 @@
-"""A pushed worker behind a proxy that answers for it, and streams that tell how they ended."""
+"""A pushed worker behind a proxy that answers for it, and streams that report how they ended."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ def push(url, **changes):
     )
 
 
-class Watched:
+class Listener:
     def __init__(self):
         self.yielded = []
         self.checks = []
@@ -55,7 +55,7 @@ def test_a_poll_that_a_proxy_answers_is_repeated(fake, status):
     done = Answer(body={"status": "COMPLETED", "output": 1})
     refused = [Answer(status, b"<html>try again</html>")] * 4
     fake.routes["POST /status"] = in_turn(RUNNING, *refused, done)
-    outcome = push(fake.url).wait("r", Watched())
+    outcome = push(fake.url).wait("r", Listener())
     assert (outcome.status, outcome.output) == (JobStatus.COMPLETED, "1")
 
 
@@ -64,13 +64,13 @@ def test_a_poll_that_a_proxy_answers_is_repeated(fake, status):
 def test_a_held_request_that_a_proxy_ends_is_a_lost_attempt_and_not_repeated(fake, route, status):
     fake.routes[route] = Answer(status, b"<html>bad gateway</html>")
     with pytest.raises(AttemptLost, match=f"HTTP {status}.*by a proxy before the worker"):
-        push(fake.url).wait("r", Watched())
+        push(fake.url).wait("r", Listener())
     assert len(fake.paths(route)) == 1
 
 
 def test_a_server_error_of_a_poll_is_failed(fake):
     fake.routes["POST /status"] = in_turn(RUNNING, Answer(500, b"Internal Server Error"))
-    outcome = push(fake.url).wait("r", Watched())
+    outcome = push(fake.url).wait("r", Listener())
     assert (outcome.status, outcome.error) == (
         JobStatus.FAILED,
         "the worker's /status answered HTTP 500: Internal Server Error",
@@ -81,7 +81,7 @@ def test_a_polled_worker_that_is_gone_is_lost_within_seconds(fake):
     fake.routes["POST /status"] = in_turn(RUNNING, Answer(hang_up=True))
     began = time.monotonic()
     with pytest.raises(AttemptLost, match="died or was cut off"):
-        push(fake.url).wait("r", Watched())
+        push(fake.url).wait("r", Listener())
     assert time.monotonic() - began < 10
 
 
@@ -90,7 +90,7 @@ def test_a_polled_stream_goes_on_after_a_proxy_refused_it(fake):
     last = Answer(body={"status": "COMPLETED", "stream": [{"output": 2}]})
     fake.routes["POST /stream"] = in_turn(part, Answer(503, {}), Answer(hang_up=True), last)
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": [1, 2]})
-    watched = Watched()
+    watched = Listener()
     assert push(fake.url).wait("r", watched).output == "[1, 2]"
     assert watched.yielded == [1, 2]
 
@@ -119,7 +119,7 @@ def test_a_proxys_answer_beside_a_generator_does_not_show_that_its_worker_answer
     fake.routes["GET /health"] = health
     done = {"status": "COMPLETED", "stream": [{"output": 1}]}
     fake.routes["POST /stream"] = Answer(body=done, hold=ended)
-    watched = Watched()
+    watched = Listener()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(push(fake.url).wait, "r", watched)
         assert asked.wait(10)
@@ -143,7 +143,7 @@ def test_a_proxys_answer_beside_a_generator_does_not_show_that_its_worker_answer
 )
 def test_a_generator_that_raised_fails_with_its_reason_and_keeps_its_chunks(fake, body):
     fake.routes["POST /stream"] = Answer(body={"id": "r"} | body)
-    watched = Watched()
+    watched = Listener()
     outcome = push(fake.url).wait("r", watched)
     assert (outcome.status, outcome.error) == (JobStatus.FAILED, "boom")
     assert watched.yielded == [1]
@@ -165,7 +165,7 @@ def test_a_stream_of_events_that_ends_with_an_error_fails_with_it(fake, status, 
     parts = [b'data: {"output": 1}\n\n', b'event: error\ndata: {"error": "boom"}\n\n']
     fake.routes["POST /stream"] = Answer(kind="text/event-stream", parts=parts)
     fake.routes["POST /status"] = status
-    watched = Watched()
+    watched = Listener()
     outcome = push(fake.url).wait("r", watched)
     assert (outcome.status, outcome.error) == (JobStatus.FAILED, error)
     assert watched.yielded == [1]
@@ -175,12 +175,12 @@ def test_an_error_in_the_middle_of_a_stream_does_not_fail_a_run_that_completes(f
     parts = [b'data: {"error": "once"}\n\n', b'data: {"output": 1}\n\n']
     fake.routes["POST /stream"] = Answer(kind="text/event-stream", parts=parts)
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": [1]})
-    assert push(fake.url).wait("r", Watched()).status is JobStatus.COMPLETED
+    assert push(fake.url).wait("r", Listener()).status is JobStatus.COMPLETED
 
 
-def test_a_generator_that_raised_and_tells_nothing_fails_and_names_stream(fake):
+def test_a_generator_that_raised_without_a_reason_fails_and_names_stream(fake):
     fake.routes["POST /stream"] = Answer(500, b"Internal Server Error")
-    outcome = push(fake.url).wait("r", Watched())
+    outcome = push(fake.url).wait("r", Listener())
     assert outcome.error == "the worker's /stream answered HTTP 500: Internal Server Error"
 
 

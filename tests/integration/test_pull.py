@@ -22,7 +22,7 @@ from ownpod.workers import Exchange, pull
 from ownpod.workers.pull import PullWorker
 
 
-class Told:
+class Listener:
     def __init__(self):
         self.checks = []
 
@@ -77,13 +77,13 @@ def running(worker, store, pulls):
     found = store.jobs.claim("job-1", worker_id="w", claim="x", lease_s=60)
     with ThreadPoolExecutor(1) as pool:
         run_id = worker.start(found)
-        yield pool.submit(worker.wait, run_id, Told())
+        yield pool.submit(worker.wait, run_id, Listener())
         # However the test has ended, so does the run.
         pulls.settle("w", run_id)
 
 
-def take(pulls, *, most=1, in_progress=False, token="t"):
-    found = pulls.take("w", "ep", token, most=most, in_progress=in_progress)
+def take(pulls, *, limit=1, in_progress=False, token="t"):
+    found = pulls.take("w", "ep", token, limit=limit, in_progress=in_progress)
     return [json.loads(job)["id"] for job in found.jobs]
 
 
@@ -95,26 +95,26 @@ def post(api, path, body):
     return api.post(path, data=json.dumps(body), content_type="application/x-www-form-urlencoded")
 
 
-def test_a_run_is_told_before_the_worker_can_take_it_and_has_the_jobs_id(worker, pulls):
-    told = Told()
+def test_a_run_is_recorded_before_the_worker_can_take_it_and_has_the_jobs_id(worker, pulls):
+    listener = Listener()
     assert worker.start(attempt()) == "job-1"
     assert worker.start(attempt(number=2)) == "job-1-2"
     assert take(pulls) == []
     with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerUnavailable, match="asked for no job"):
-        pool.submit(worker.wait, "job-1", told).result(9)
-    assert told.checks == [RunCheck.POLL]
+        pool.submit(worker.wait, "job-1", listener).result(9)
+    assert listener.checks == [RunCheck.POLL]
     assert take(pulls) == []
 
 
-def test_a_worker_that_asks_with_nothing_in_hand_has_lost_what_it_took(running, pulls):
+def test_a_worker_that_polls_without_running_jobs_has_lost_the_runs_it_took(running, pulls):
     assert taken(pulls) == ["job-1"]
     pulls.ping("w", "ep", ["job-1"])
     assert take(pulls) == []
-    with pytest.raises(AttemptLost, match="has not got the job any more"):
+    with pytest.raises(AttemptLost, match="no longer runs the job"):
         running.result(5)
 
 
-def test_a_delivery_that_was_never_begun_goes_back_uncounted(running, pulls):
+def test_a_delivery_that_was_never_begun_is_requeued_uncounted(running, pulls):
     assert taken(pulls) == ["job-1"]
     assert take(pulls) == []
     with pytest.raises(WorkerUnavailable, match="did not begin it"):
@@ -155,7 +155,9 @@ def test_a_worker_that_does_not_ping_keeps_its_run_for_its_whole_time(running, p
         running.result(5)
 
 
-def test_a_result_ends_the_run_whoever_waits_and_a_later_one_changes_nothing(running, pulls, api):
+def test_a_result_ends_the_run_with_or_without_a_node_and_a_later_one_changes_nothing(
+    running, pulls, api
+):
     assert taken(pulls) == ["job-1"]
     url = "/v2/ep/job-done/w/job-1?gpu=0&isStream=false"
     assert post(api, url, {"output": {"a": 1}}).status_code == 200
@@ -171,7 +173,7 @@ def test_another_process_goes_on_with_a_run(worker, running, pulls, client, api)
     subscribe = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
     after = PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
     with ThreadPoolExecutor(1) as pool:
-        again = pool.submit(after.wait, "job-1", Told(), adopted=True)
+        again = pool.submit(after.wait, "job-1", Listener(), adopted=True)
         post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
         assert "1" in {f.result(5).output for f in (running, again) if not f.exception(5)}
 
@@ -182,7 +184,7 @@ def test_a_result_is_there_for_the_next_node_when_this_one_dies_with_it(
     assert taken(pulls) == ["job-1"]
     post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
     assert running.result(5).output == "1"
-    assert worker.wait("job-1", Told(), adopted=True).output == "1"
+    assert worker.wait("job-1", Listener(), adopted=True).output == "1"
     assert client.pttl(f"{keys.pull('w')}:run:job-1") > 60_000
 
 
@@ -221,7 +223,7 @@ def test_a_cancelled_run_is_stopped_and_its_slot_is_free_when_the_worker_has_not
 def test_a_run_that_is_cancelled_before_it_is_offered_is_never_taken(worker, pulls):
     run_id = worker.start(attempt())
     assert not worker.cancel(run_id)
-    assert worker.wait(run_id, Told()).status == JobStatus.FAILED
+    assert worker.wait(run_id, Listener()).status == JobStatus.FAILED
     assert take(pulls) == []
 
 
@@ -235,16 +237,16 @@ def test_a_cancelled_offer_is_never_taken(worker, running, pulls):
 def test_only_the_last_request_of_a_worker_is_given_jobs(pulls, worker):
     assert take(pulls, token="first") == []
     assert take(pulls, token="second") == []
-    assert pulls.collect("w", "ep", "first", most=1) is None
-    assert pulls.collect("w", "ep", "second", most=1).jobs == []
+    assert pulls.collect("w", "ep", "first", limit=1) is None
+    assert pulls.collect("w", "ep", "second", limit=1).jobs == []
 
 
 def test_a_batch_has_at_most_as_many_as_asked_for_and_capacity_counts_what_is_out(pulls, client):
     for name in "abc":
         body = json.dumps({"id": name, "input": {}})
         pulls.offer("w", name, job_id=name, attempt=1, body=body, time_s=60)
-    assert take(pulls, most=2) == ["a", "b"]
-    assert take(pulls, most=2, in_progress=True) == ["c"]
+    assert take(pulls, limit=2) == ["a", "b"]
+    assert take(pulls, limit=2, in_progress=True) == ["c"]
     assert json.loads(client.hget(keys.PULLING, "w")) == {"endpoint": "ep", "capacity": 4}
 
 
@@ -252,14 +254,14 @@ def test_a_worker_that_is_to_be_restarted_gets_nothing_before(running, pulls, ap
     assert taken(pulls) == ["job-1"]
     post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1, "stopPod": True})
     running.result(5)
-    with pytest.raises(WorkerUnavailable, match="wants its container to be restarted"):
+    with pytest.raises(WorkerUnavailable, match="requested a restart of its container"):
         worker.probe()
     with pytest.raises(WorkerUnavailable):
         worker.start(attempt())
-    assert pulls.take("w", "ep", "t", most=1, in_progress=False).stopping
+    assert pulls.take("w", "ep", "t", limit=1, in_progress=False).stopping
     assert api.get("/v2/ep/job-stop/w?gpu=0").status_code == 204
     client.hset(keys.pull("w"), "asked_ms", 1)
-    assert not pulls.take("w", "ep", "t", most=1, in_progress=False).stopping
+    assert not pulls.take("w", "ep", "t", limit=1, in_progress=False).stopping
     worker.probe()
 
 
@@ -349,4 +351,4 @@ def test_an_offer_and_its_withdrawal_change_nothing_when_they_are_repeated(pulls
     assert pulls.withdraw("w", "r")
     assert pulls.withdraw("w", "r")
     assert pulls.run("w", "r") is None
-    assert take(pulls, most=2) == []
+    assert take(pulls, limit=2) == []

@@ -164,7 +164,7 @@ def test_a_run_is_ended_only_by_the_worker_and_endpoint_that_have_it(pulls, api,
     assert post(api, f"{chunk}?isStream=false", {"output": 1}).status_code == 200
     assert pulls.run("w", "r").state == "delivered"
     endpoint, worker = path.split("/")[2], path.split("/")[4]
-    assert pulls.heard_of(worker, endpoint, "r") is None
+    assert pulls.reported(worker, endpoint, "r") is None
 
 
 def test_a_run_that_was_offered_and_not_taken_cannot_be_ended(pulls, api):
@@ -216,7 +216,7 @@ def test_one_worker_more_than_an_endpoint_may_have_is_refused_and_named(pulls, a
     waiting = api.get(f"/v2/ep/status/{job}").json["waitingReason"]
     assert "worker 'w3' is refused: the endpoint has 2 pulling workers" in waiting
     with pytest.raises(TooManyWorkers):
-        pulls.take("w4", "ep", "t", most=1, in_progress=False, max_workers=2)
+        pulls.take("w4", "ep", "t", limit=1, in_progress=False, max_workers=2)
     # Others have room, and these two go on.
     deliver(pulls, api, "c", "w2")
     offer(pulls, "d", "w3")
@@ -240,10 +240,10 @@ def test_a_worker_that_pings_and_never_asks_is_named_and_costs_no_key(api, clien
 def test_a_worker_at_another_endpoint_is_refused_with_the_reason_and_renews_nothing(
     pulls, api, client
 ):
-    pulls.take("w", "other", "t", most=1, in_progress=False)
+    pulls.take("w", "other", "t", limit=1, in_progress=False)
     client.zadd(keys.HEARD, {"w": time.time() * 1000 - 6000})
     assert api.get("/v2/ep/job-take/w?gpu=0").status_code == 429
-    assert "a worker of the endpoint 'other' goes by the id 'w'" in refused(api)["w"]
+    assert "a worker of the endpoint 'other' has the id 'w'" in refused(api)["w"]
     pinged = client.hget(keys.pull("w"), "ping_ms")
     before = client.zscore(keys.HEARD, "w")
     assert api.get("/v2/ep/ping/w").status_code == 200
@@ -260,11 +260,11 @@ def test_a_worker_at_another_endpoint_is_refused_with_the_reason_and_renews_noth
 
 
 def test_a_worker_that_has_left_is_taken_at_another_endpoint_at_once(pulls):
-    pulls.take("w", "other", "t", most=1, in_progress=False)
+    pulls.take("w", "other", "t", limit=1, in_progress=False)
     with pytest.raises(WorkerConflict):
-        pulls.take("w", "ep", "u", most=1, in_progress=False)
+        pulls.take("w", "ep", "u", limit=1, in_progress=False)
     pulls.left("w", "t")
-    pulls.take("w", "ep", "u", most=1, in_progress=False)
+    pulls.take("w", "ep", "u", limit=1, in_progress=False)
     assert pulls.contact("w").left is False
 
 
@@ -325,7 +325,7 @@ def worker(client, pulls):
 
 def test_the_breaker_opens_when_the_worker_leaves_and_closes_when_it_asks_again(pulls, worker):
     breaker = SeenBreaker()
-    pulls.take("w", "ep", "t", most=1, in_progress=False)
+    pulls.take("w", "ep", "t", limit=1, in_progress=False)
     worker.follow(breaker.open, breaker.recheck)
     wait_until(lambda: breaker.closed, 5)
     pulls.left("w", "an older request")
@@ -334,12 +334,12 @@ def test_the_breaker_opens_when_the_worker_leaves_and_closes_when_it_asks_again(
     assert "closed its request" in breaker.reason
     with pytest.raises(WorkerUnavailable, match="closed its request"):
         worker.start(attempt())
-    pulls.take("w", "ep", "u", most=1, in_progress=False)
+    pulls.take("w", "ep", "u", limit=1, in_progress=False)
     wait_until(lambda: breaker.closed, 2)
 
 
-def test_what_was_offered_goes_back_when_the_worker_leaves(pulls, worker):
-    pulls.take("w", "ep", "t", most=1, in_progress=False)
+def test_offered_jobs_are_requeued_when_the_worker_leaves(pulls, worker):
+    pulls.take("w", "ep", "t", limit=1, in_progress=False)
     run_id = worker.start(attempt())
 
     class Quiet:
@@ -356,15 +356,15 @@ def test_what_was_offered_goes_back_when_the_worker_leaves(pulls, worker):
     assert time.monotonic() - began < 2
 
 
-def test_what_was_handed_to_a_request_that_was_closed_was_not_begun(pulls):
+def test_runs_delivered_to_a_request_that_was_closed_were_not_begun(pulls):
     offer(pulls)
-    assert pulls.take("w", "ep", "t", most=1, in_progress=False).jobs
+    assert pulls.take("w", "ep", "t", limit=1, in_progress=False).jobs
     pulls.left("w", "t")
     assert pulls.run("w", "r").state == "unbegun"
 
 
 def test_a_node_that_begins_waits_for_the_workers_next_request_before_it_is_ready(pulls, worker):
-    pulls.take("w", "ep", "t", most=1, in_progress=False)
+    pulls.take("w", "ep", "t", limit=1, in_progress=False)
     wait_until(lambda: pulls.contact("w").asked_s > 0.01, 5)
     later = PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, lambda _: None), gone_s=60)
     seen = []
@@ -376,5 +376,5 @@ def test_a_node_that_begins_waits_for_the_workers_next_request_before_it_is_read
     with pytest.raises(WorkerAwaited):
         later.probe()
     # The API, which holds the request, answers the node's question.
-    pulls.collect("w", "ep", "t", most=1)
+    pulls.collect("w", "ep", "t", limit=1)
     wait_until(lambda: prober.status.state is WorkerState.READY, 5)

@@ -1,4 +1,4 @@
-"""The worker interface over HTTP, against a small worker that answers what it is told."""
+"""The worker interface over HTTP, against a small worker with answers that each test sets."""
 
 import itertools
 import json
@@ -33,8 +33,8 @@ def push(url, **changes):
     return PushWorker(worker_spec(url, **changes), load_settings(**quick))
 
 
-class Watched:
-    """What a worker tells while it runs something."""
+class Listener:
+    """Receives the notices of a run."""
 
     def __init__(self, chunks=None):
         self.yielded = [] if chunks is None else chunks
@@ -49,7 +49,7 @@ class Watched:
 
 def outcome_of(fake, answer, method="POST"):
     fake.routes[f"{method} /status"] = answer
-    return push(fake.url).wait("r", Watched())
+    return push(fake.url).wait("r", Listener())
 
 
 def test_each_header_is_sent_once_however_it_is_written(fake):
@@ -116,7 +116,7 @@ def test_a_held_status_is_asked_once_however_long_it_takes(fake):
     answer = Answer(body={"status": "COMPLETED", "output": [1]}, hold=threading.Event())
     fake.routes["POST /status"] = answer
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(push(fake.url).wait, "r", Watched())
+        waiting = pool.submit(push(fake.url).wait, "r", Listener())
         wait_until(lambda: fake.seen)
         # Three times the time-out of a poll.
         with pytest.raises(TimeoutError):
@@ -141,14 +141,14 @@ def test_a_worker_that_answers_at_once_is_polled_with_growing_pauses(fake, metho
         fake.routes["POST /status"] = Answer(405, {})
     worker = push(fake.url)
     fake.routes[f"{method} /status"] = answer
-    assert worker.wait("r", Watched()).output == "5"
+    assert worker.wait("r", Listener()).output == "5"
     pauses = [b - a for a, b in itertools.pairwise(times)]
     assert pauses[0] < 0.05 < 0.5
     assert max(pauses) < 1.5
     assert sum(pauses[-3:]) > sum(pauses[:3])
     # What it takes is remembered.
     before = len(fake.paths("POST /status"))
-    assert worker.wait("r2", Watched()).output == "5"
+    assert worker.wait("r2", Listener()).output == "5"
     assert len(fake.paths("POST /status")) - before == (method == "POST")
 
 
@@ -236,7 +236,7 @@ def test_a_large_output_comes_through(fake):
 
 
 @pytest.mark.parametrize(("status", "taken"), [(200, True), (404, False)])
-def test_cancel_says_whether_the_worker_took_it(fake, status, taken):
+def test_cancel_returns_whether_the_worker_took_it(fake, status, taken):
     fake.routes["POST /cancel"] = Answer(status, {})
     assert push(fake.url).cancel("r") is taken
 
@@ -268,7 +268,7 @@ NO_STREAM = {
 def followed(fake, worker=None):
     """The run's outcome, and what it yielded on the way."""
     chunks = []
-    outcome = (worker or push(fake.url)).wait("r", Watched(chunks))
+    outcome = (worker or push(fake.url)).wait("r", Listener(chunks))
     return outcome, [json.loads(chunk) for chunk in chunks]
 
 
@@ -299,13 +299,13 @@ def test_whether_a_handler_yields_is_asked_once(fake):
     assert len(fake.paths("POST /stream")) == 1
 
 
-def test_a_worker_that_was_lost_is_asked_anew_whether_it_yields(fake):
+def test_a_worker_that_was_lost_is_asked_again_whether_it_yields(fake):
     fake.routes["POST /stream"] = Answer(body=NO_STREAM)
     fake.routes["POST /status"] = Answer(hang_up=True)
     worker = push(fake.url)
     for _ in range(2):
         with pytest.raises(AttemptLost):
-            worker.wait("r", Watched())
+            worker.wait("r", Listener())
     assert len(fake.paths("POST /stream")) == 2
 
 
@@ -350,7 +350,7 @@ def test_a_stream_of_lines_is_relayed_as_it_comes(fake, kind, lines):
     fake.routes["POST /stream"] = Answer(kind=kind, parts=parts())
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": [1, 2, 3]})
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(push(fake.url).wait, "r", Watched(chunks))
+        waiting = pool.submit(push(fake.url).wait, "r", Listener(chunks))
         for event in gate[:-1]:
             event.set()
         wait_until(lambda: chunks)
@@ -395,7 +395,7 @@ def test_an_endless_answer_is_cut_and_fails_the_job(fake, route, kind):
 
     def use():
         worker.start(ATTEMPT)
-        worker.wait("r", Watched())
+        worker.wait("r", Listener())
 
     with pytest.raises(JobRejected, match="larger than 1 MiB, see OWNPOD_MAX_OUTPUT_MB"):
         use()
@@ -410,7 +410,7 @@ def test_an_endless_stream_is_cut_and_status_is_asked(fake):
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
     worker = PushWorker(worker_spec(fake.url), load_settings(OWNPOD_MAX_OUTPUT_MB=1))
     chunks = []
-    assert worker.wait("r", Watched(chunks)).output == "1"
+    assert worker.wait("r", Listener(chunks)).output == "1"
     assert 0 < sum(map(len, chunks)) < 2_000_000
 
 
@@ -432,7 +432,7 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(fake, monkeypatch, route,
 
     def use():
         worker.start(ATTEMPT)
-        worker.wait("r", Watched())
+        worker.wait("r", Listener())
 
     with pytest.raises(end, match=r"did not end within 0\.3 s"):
         use()
@@ -451,7 +451,7 @@ def test_an_id_is_quoted_in_paths(fake):
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
     worker = push(fake.url)
     run_id = worker.start(ATTEMPT)
-    assert worker.wait(run_id, Watched()).output == "1"
+    assert worker.wait(run_id, Listener()).output == "1"
     assert fake.paths("POST /status") == ["POST /status/..%2Fa%20b%3Fc%23d"]
 
 
@@ -468,25 +468,25 @@ def test_an_answer_about_another_run_is_a_lost_attempt(fake):
         (None, [RunCheck.UNKNOWN, RunCheck.UNKNOWN]),
     ],
 )
-def test_how_a_run_can_be_asked_about_is_told_before_it_begins(fake, stream, looks):
-    told = Watched()
+def test_the_check_of_a_run_is_set_before_it_begins(fake, stream, looks):
+    listener = Listener()
     fake.routes["POST /stream"] = Answer(404 if stream is None else 200, stream)
     fake.routes["POST /status"] = Answer(body={"status": "COMPLETED", "output": 1})
-    push(fake.url).wait("r", told)
-    assert told.checks == looks
+    push(fake.url).wait("r", listener)
+    assert listener.checks == looks
 
 
-def test_a_run_that_was_polled_is_told_to_be_one(fake):
-    told, states = Watched(), iter(["IN_PROGRESS", "COMPLETED"])
+def test_a_run_that_was_polled_has_the_check_poll(fake):
+    listener, states = Listener(), iter(["IN_PROGRESS", "COMPLETED"])
     fake.routes["POST /status"] = lambda *_: Answer(body={"status": next(states)})
-    push(fake.url).wait("r", told)
-    assert told.checks == [RunCheck.UNKNOWN, RunCheck.UNKNOWN, RunCheck.POLL]
+    push(fake.url).wait("r", listener)
+    assert listener.checks == [RunCheck.UNKNOWN, RunCheck.UNKNOWN, RunCheck.POLL]
 
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_whether_a_worker_answers_beside_its_generator_is_found_out(fake, monkeypatch, answers):
     monkeypatch.setattr("ownpod.workers.stream.LEARN_AFTER_S", 0.05)
-    told, asked, ended = Watched(), threading.Event(), threading.Event()
+    listener, asked, ended = Listener(), threading.Event(), threading.Event()
 
     def health(*_):
         asked.set()
@@ -498,13 +498,13 @@ def test_whether_a_worker_answers_beside_its_generator_is_found_out(fake, monkey
     )
     worker = push(fake.url)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(worker.wait, "r", told)
+        running = pool.submit(worker.wait, "r", listener)
         assert asked.wait(5)
         wait_until(lambda: worker._traits.concurrent is answers)
         ended.set()
         running.result(5)
-    assert told.checks == [RunCheck.UNKNOWN, RunCheck.TIMEOUT if answers else RunCheck.HEALTH]
+    assert listener.checks == [RunCheck.UNKNOWN, RunCheck.TIMEOUT if answers else RunCheck.HEALTH]
     # Known from now on.
-    worker.wait("r", told)
-    assert told.checks[-1] == (RunCheck.TIMEOUT if answers else RunCheck.HEALTH)
+    worker.wait("r", listener)
+    assert listener.checks[-1] == (RunCheck.TIMEOUT if answers else RunCheck.HEALTH)
     assert len(fake.paths("GET /health")) == 1

@@ -33,7 +33,7 @@ def lose(client, job_id, *, low=False):
 
 
 @pytest.mark.parametrize("low", [False, True])
-def test_a_lost_message_is_made_anew_when_its_loss_was_seen_twice(store, client, recovery, low):
+def test_a_lost_message_is_republished_when_its_loss_was_seen_twice(store, client, recovery, low):
     for job_id in ("a", "b", "c"):
         create(store, job_id, low=low)
     message = lose(client, "b", low=low)

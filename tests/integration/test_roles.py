@@ -275,7 +275,7 @@ def test_global_worker_headers_go_to_configured_workers_only(make_api, client, t
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/nothing"])
-def test_a_ca_bundle_is_not_taken_over_http_and_tells_nothing_about_files(make_api, path):
+def test_a_ca_bundle_is_refused_over_http_and_reveals_nothing_about_files(make_api, path):
     api = make_api(**ALL_KEYS)
     body = {"url": "http://b:9", "caBundle": path}
     answer = api.post("/v2/mine/workers", json=body, headers=ADMIN)

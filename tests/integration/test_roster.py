@@ -92,7 +92,7 @@ def test_what_cannot_be_added(registry, endpoint, values, error, says):
     assert ids(registry) == ["w"]
 
 
-def test_what_stands_in_the_configuration_is_not_removed(registry):
+def test_a_configured_worker_is_not_removed(registry):
     with pytest.raises(WorkerConflict, match="or drain it"):
         registry.remove("w")
     with pytest.raises(WorkerNotFound, match="known workers: w"):
@@ -162,11 +162,11 @@ def test_a_jobs_position_counts_those_that_go_before_it(api, client):
     assert [position(n) for n in range(5)] == [None, None, 1, 3, 2]
 
 
-def test_status_says_why_a_job_waits_and_a_running_one_does_not(api, client):
+def test_status_has_the_reason_of_a_waiting_job_and_none_of_a_running_one(api, client):
     job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
-    said = api.get(f"/v2/ep/status/{job}").json
-    assert said["queuePosition"] == 1
-    assert said["waitingReason"] == "no healthy worker: no node runs for it: is the supervisor up?"
+    body = api.get(f"/v2/ep/status/{job}").json
+    assert body["queuePosition"] == 1
+    assert body["waitingReason"] == "no healthy worker: no node runs for it: is the supervisor up?"
     job_store(client).jobs.claim(job, worker_id="w", claim="x", lease_s=60)
     assert "queuePosition" not in api.get(f"/v2/ep/status/{job}").json
 

@@ -139,7 +139,7 @@ def test_a_job_whose_worker_dies_is_tried_again_and_fails_in_the_end(node, fake)
     assert len(fake.paths("POST /run")) == 3
 
 
-def test_a_timeout_is_told_at_once_and_the_slot_kept_until_the_worker_is_free(node, fake):
+def test_a_timeout_is_written_at_once_and_the_slot_kept_until_the_worker_is_free(node, fake):
     held = Answer(body={"status": "COMPLETED", "output": "late"}, hold=threading.Event())
     fake.routes["POST /status"] = held
     node.store.jobs.create(new_job(execution_timeout_ms=300))

@@ -85,7 +85,7 @@ def job(store):
     return store.jobs.get("job-1", "ep")
 
 
-def test_a_run_stands_in_redis_before_it_may_begin_and_until_its_slot_is_free(node, store, fake):
+def test_a_run_is_in_redis_before_it_may_begin_and_until_its_slot_is_free(node, store, fake):
     seen = []
 
     def answer(*_):
@@ -279,7 +279,7 @@ def test_a_worker_cut_off_keeps_its_slot_until_it_is_done(node, store, fake):
     assert store.runs.orphans("w") == []
 
 
-def test_two_runs_under_one_id_are_told_apart(make_node, store, fake):
+def test_two_runs_under_one_id_are_distinguished(make_node, store, fake):
     node = make_node(capacity=2)
     held = Answer(body={"status": "COMPLETED", "output": 1}, hold=threading.Event())
     fake.routes["POST /status"] = held
@@ -319,7 +319,7 @@ def post(api, body, token="token"):
     return api.post(f"/callback/ep/job-1/{token}", json=body)
 
 
-def test_the_worker_is_told_where_to_post_its_result(make_node, store, fake):
+def test_the_worker_gets_the_url_to_which_it_posts_its_result(make_node, store, fake):
     node = make_node(OWNPOD_CALLBACK_URL="http://10.0.0.5:8000/")
     store.jobs.create(new_job())
     node.runner.run("job-1")

@@ -48,7 +48,7 @@ def test_with_another_version_no_script_changes_anything(store, client, version)
         lambda: store.jobs.create(new_job("job-2")),
         lambda: store.jobs.renew([attempt], lease_s=15),
         lambda: store.queue.purge("ep", reason="x"),
-        lambda: pulls.take("w", "ep", "t", most=1, in_progress=False),
+        lambda: pulls.take("w", "ep", "t", limit=1, in_progress=False),
         lambda: registry.fleet.acquire("w", "n", ttl_s=5),
         lambda: registry.fleet.heartbeat(
             "w", status, process="p", node="n", own_s=5, ttl_s=5, queues=["ownpod.ep"]

@@ -1,5 +1,5 @@
 """A Redis that executes a command and does not answer in time: nothing is done twice, and no client is
-told that something was not done which was.
+answered that a change failed which was made.
 """
 
 import json

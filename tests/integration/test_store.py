@@ -142,7 +142,7 @@ def test_a_late_answer_of_an_abandoned_attempt_changes_nothing(store):
     assert store.jobs.get("job-1", "ep").status is JobStatus.IN_PROGRESS
 
 
-def test_a_job_handed_back_is_the_next_to_be_taken(store, client):
+def test_a_requeued_job_is_the_next_to_be_taken(store, client):
     store.jobs.create(new_job("a"))
     attempt = claim(store, "a")
     client.delete(QUEUE)
@@ -180,7 +180,7 @@ def test_a_waiting_job_is_cancelled_with_its_message(store, client):
     assert claim(store, "a") is None
 
 
-def test_a_running_job_is_cancelled_and_its_node_told(store):
+def test_a_running_job_is_cancelled_and_its_node_notified(store):
     store.jobs.create(new_job())
     attempt = claim(store)
     assert store.jobs.cancel("job-1", "ep", reason="x") is JobStatus.CANCELLED
@@ -322,7 +322,7 @@ def test_chunks_are_kept_in_order_and_fenced(store, client):
     assert 0 < client.ttl(keys.chunks("job-1")) <= 1800
 
 
-def test_the_drain_cursor_moves_only_when_told_and_once(store):
+def test_the_drain_cursor_moves_only_when_saved_and_once(store):
     store.jobs.create(new_job())
     attempt = claim(store)
     store.chunks.add(attempt.job_id, attempt.number, ["1", "2"])
@@ -486,7 +486,7 @@ def test_a_purge_of_100000_jobs_takes_seconds(store, client):
     assert store.jobs.get("j99999", "ep").status is JobStatus.CANCELLED
 
 
-def test_the_history_of_attempts_says_where_and_why_they_ended(store):
+def test_the_history_of_attempts_has_where_and_why_they_ended(store):
     store.jobs.create(new_job(max_attempts=2))
     requeue(store, claim(store, token="0"), reason="refused")
     requeue(store, claim(store, token="1"), lost=True, reason="it died")

@@ -27,7 +27,7 @@ def spawn(group, name, code, serves):
 
 def attend_until(group, condition, seconds=10):
     def attended():
-        group.attend()
+        group.supervise()
         return condition()
 
     return wait_until(attended, seconds)

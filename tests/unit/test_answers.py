@@ -35,11 +35,11 @@ def test_a_run_that_the_worker_does_not_know_is_lost_and_was_reached():
     assert not isinstance(caught.value, WorkerNotReached)
 
 
-def test_the_reason_that_a_stream_told_is_taken_where_status_has_none():
+def test_the_reason_of_a_stream_is_used_where_status_has_none():
     failed = Answer(200, b'{"status": "FAILED"}')
     assert outcome_in(failed, "r", reason="boom").error == "boom"
-    said = Answer(200, b'{"status": "FAILED", "error": "its own"}')
-    assert outcome_in(said, "r", reason="boom").error == "its own"
+    body = Answer(200, b'{"status": "FAILED", "error": "its own"}')
+    assert outcome_in(body, "r", reason="boom").error == "its own"
     assert outcome_in(Answer(200, b'{"status": "COMPLETED"}'), "r", reason="boom").error is None
 
 
@@ -66,14 +66,14 @@ def test_polls_that_are_cut_and_refused_by_turns_lose_the_run_too():
     assert lost.index(True) == 60
 
 
-def lines(*said):
+def lines(*body):
     return yielded_in(
-        [part if isinstance(part, bytes) else json.dumps(part).encode() for part in said]
+        [part if isinstance(part, bytes) else json.dumps(part).encode() for part in body]
     )
 
 
 @pytest.mark.parametrize(
-    ("said", "chunks", "error"),
+    ("body", "chunks", "error"),
     [
         ([{"output": 1}, {"error": "boom"}], ["1"], "boom"),
         ([{"stream": [{"output": 1}, {"error": {"a": 1}}]}], ["1"], '{"a": 1}'),
@@ -87,6 +87,6 @@ def lines(*said):
         ([{"status": [], "stream": 5}, {"stream": None}], [], None),
     ],
 )
-def test_a_stream_has_chunks_and_the_handlers_reason(said, chunks, error):
-    found = lines(*said)
+def test_a_stream_has_chunks_and_the_handlers_reason(body, chunks, error):
+    found = lines(*body)
     assert (found.chunks, found.error) == (chunks, error)

@@ -47,8 +47,8 @@ def test_the_stand_ins_come_from_the_machines_own_mirror(run):
         f"{origin} {release} main http://mirror.example.com/distribution/",
         f"{origin} {release}-updates main http://updates.example.com/",
     ]
-    said = run(STANDINS, "apt-source", apt_get=f"printf '%s\\n' {shlex.join(targets)}")
-    assert said.stdout == f"http://mirror.example.com/distribution/ {release} main,universe\n"
+    output = run(STANDINS, "apt-source", apt_get=f"printf '%s\\n' {shlex.join(targets)}")
+    assert output.stdout == f"http://mirror.example.com/distribution/ {release} main,universe\n"
     nothing = run(STANDINS, "apt-source", apt_get="true")
     assert nothing.returncode == 1
     assert "apt-get update" in nothing.stderr
@@ -66,9 +66,9 @@ def test_an_engine_that_answers_is_used_and_the_commands_exit_code_kept(run):
 def test_without_an_engine_the_reason_is_printed_and_nothing_runs(run):
     # Docker's client is installed, but no program that can start an engine.
     tools = "/usr/bin:/bin"
-    said = run(ENGINE, "echo", "ran", path=tools, docker="exit 1", id="echo 0", dockerd="exit 1")
-    assert (said.returncode, said.stdout) == (70, "")
-    assert "no Docker engine can start here" in said.stderr
-    said = run(ENGINE, "echo", "ran", path=tools, docker="exit 1", id="echo 1000")
-    assert (said.returncode, said.stdout) == (70, "")
-    assert "not root" in said.stderr
+    output = run(ENGINE, "echo", "ran", path=tools, docker="exit 1", id="echo 0", dockerd="exit 1")
+    assert (output.returncode, output.stdout) == (70, "")
+    assert "no Docker engine can start here" in output.stderr
+    output = run(ENGINE, "echo", "ran", path=tools, docker="exit 1", id="echo 1000")
+    assert (output.returncode, output.stdout) == (70, "")
+    assert "not root" in output.stderr

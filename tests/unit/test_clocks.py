@@ -51,7 +51,7 @@ def test_a_deadline_is_the_same_on_a_host_whose_clock_is_wrong():
 
 
 @pytest.mark.parametrize(
-    ("told", "kept"),
+    ("figure", "kept"),
     [
         ("12.7", 12),
         ("1e300", 8 * 86_400_000),
@@ -61,6 +61,6 @@ def test_a_deadline_is_the_same_on_a_host_whose_clock_is_wrong():
         ('"7"', None),
     ],
 )
-def test_a_workers_figure_of_its_time_is_a_number_of_ms_that_can_be(told, kept):
-    body = f'{{"id": "r", "status": "COMPLETED", "executionTime": {told}}}'.encode()
+def test_a_workers_figure_of_its_time_is_a_number_of_ms_that_can_be(figure, kept):
+    body = f'{{"id": "r", "status": "COMPLETED", "executionTime": {figure}}}'.encode()
     assert outcome_in(Answer(200, body), "r").execution_ms == kept

@@ -118,7 +118,7 @@ def test_every_module_is_on_a_floor():
     assert tops == {top for _, floor in FLOORS for top in floor}
 
 
-def test_every_floor_that_is_a_folder_says_what_it_imports():
+def test_every_floor_that_is_a_folder_states_what_it_imports():
     folders = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
     for folder in folders:
         text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""

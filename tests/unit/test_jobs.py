@@ -36,11 +36,11 @@ def test_ids_look_like_runpods(sync, start):
     assert len({new_job_id(sync=sync) for _ in range(100)}) == 100
 
 
-def test_a_waiting_job_is_told_by_id_and_status():
+def test_a_waiting_job_is_answered_with_id_and_status():
     assert job().answer() == {"id": "a", "status": "IN_QUEUE"}
 
 
-def test_a_running_job_tells_its_delay_and_worker():
+def test_a_running_job_is_answered_with_delay_and_worker():
     running = job(status=JobStatus.IN_PROGRESS, started_ms=1_250, worker_id="w", attempt=1)
     assert running.answer() == {
         "id": "a",
@@ -50,7 +50,7 @@ def test_a_running_job_tells_its_delay_and_worker():
     }
 
 
-def test_a_completed_job_tells_times_worker_and_output():
+def test_a_completed_job_is_answered_with_times_worker_and_output():
     done = job(
         status=JobStatus.COMPLETED,
         started_ms=1_250,

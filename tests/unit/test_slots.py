@@ -9,7 +9,7 @@ from helpers import attempt
 from ownpod.node.slots import Slots
 
 
-def test_the_jobs_are_listed_while_slots_are_taken_and_given_back():
+def test_the_jobs_are_listed_while_slots_are_taken_and_freed():
     slots = Slots(None, None, lease_s=15, on_change=lambda: None)
     stopped = threading.Event()
 

@@ -236,7 +236,7 @@ def test_worker_env_prints_what_makes_a_container_a_worker(form):
     assert found == worker_environment("http://10.0.0.5:8000/v2/my-ep", "gpu-9", key="k1")
 
 
-def test_worker_env_says_what_is_wrong():
+def test_worker_env_names_the_problem():
     for options, said in (
         (["a b"], "ENDPOINT"),
         (["ep", "--id", "x/y"], "--id"),

@@ -1,4 +1,4 @@
-"""Two dispatchers with the same workers: each worker is run by one of them at a time."""
+"""Two supervisors with the same workers: each worker is run by one of them at a time."""
 
 import signal
 import sys
@@ -35,7 +35,7 @@ def test_the_second_takes_over_when_the_first_ends(start_worker, tmp_path, how):
         second = start("second", "dispatch")
         wait_until(lambda: "standing by" in second.output, 20)
 
-        # Slots are one, however many dispatchers: an async worker would run all at once.
+        # Slots are one, however many supervisors: an async worker would run all at once.
         note = tmp_path / "note"
         body = {"input": {"seconds": 0.5, "note": str(note)}}
         jobs = [
