@@ -128,7 +128,7 @@ def test_a_job_submitted_right_after_four_of_five_workers_were_killed_runs_at_on
     (reason, *_) = {
         w["reason"] for w in ownpod.get("/health")["ownpod"]["workers"] if w["id"] != "gpu-5"
     }
-    assert reason == "the worker closed its request for a job, and has not asked again"
+    assert reason == "the worker closed its request for a job, and has not sent another"
 
 
 @pytest.mark.timeout(200)
