@@ -42,7 +42,7 @@ class Browser:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": options}))
         while True:
-            said = json.loads(self._socket.recv(timeout=20))
+            said = json.loads(self._socket.recv(timeout=60))
             if said.get("id") == self._number:
                 assert "error" not in said, said
                 return said["result"]
