@@ -58,6 +58,8 @@ class Registry:
         self._settings = settings
         self._lock = threading.Lock()
         self._entries = Entries()
+        self._reads = self._applied = 0
+        """Number of reads begun, and of the latest one whose entries are in use."""
         self._fresh_until = 0.0
         self._was_read = False
         self._never_read: RedisUnavailable | None = None
@@ -103,11 +105,17 @@ class Registry:
 
     def refresh(self) -> None:
         """Reads the entries of run time now. Raises: RedisUnavailable."""
+        with self._lock:
+            self._reads += 1
+            number = self._reads
         entries = self.fleet.entries()
         with self._lock:
-            if entries != self._entries:
-                self._entries = entries
-                self._merge()
+            # A read of another thread that began before a change could bring the entries of before it back.
+            if number > self._applied:
+                self._applied = number
+                if entries != self._entries:
+                    self._entries = entries
+                    self._merge()
             self._was_read, self._never_read = True, None
 
     def reload(self, configured: Mapping[str, Endpoint]) -> None:

@@ -1,9 +1,13 @@
+import json
+import threading
+
 import pytest
 from helpers import load_settings
 
 from ownpod.configuration import load_endpoints, worker_id_of
 from ownpod.errors import ConfigurationError, EndpointNotFound
 from ownpod.registry import Registry
+from ownpod.rules.fleet import Entries
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 
@@ -124,3 +128,32 @@ def test_an_unknown_endpoint_names_the_known_ones(tmp_path):
     )
     with pytest.raises(EndpointNotFound, match="'c' not found; known endpoints: a, b"):
         registry.endpoint("c")
+
+
+class SlowFirstRead:
+    """A fleet whose first read begins before a worker is added, and ends after the second read."""
+
+    def __init__(self):
+        self.begun, self.second_done = threading.Event(), threading.Event()
+        self.reads = 0
+
+    def entries(self):
+        self.reads += 1
+        if self.reads == 1:
+            self.begun.set()
+            assert self.second_done.wait(10)
+            return Entries()
+        worker = {"endpoint": "local-ep", "id": "added", "url": "http://127.0.0.1:7"}
+        return Entries(added={"added": json.dumps(worker)})
+
+
+def test_a_slow_read_does_not_undo_a_later_one():
+    config, fleet = load_settings(OWNPOD_WORKERS="http://127.0.0.1:9"), SlowFirstRead()
+    registry = Registry(load_endpoints(config), fleet, config)
+    slow = threading.Thread(target=registry.refresh)
+    slow.start()
+    assert fleet.begun.wait(10)
+    registry.refresh()
+    fleet.second_done.set()
+    slow.join(10)
+    assert "added" in {worker.id for worker in registry.workers()}
