@@ -5,7 +5,7 @@ import pytest
 from helpers import load_settings
 
 from ownpod.configuration import load_endpoints, worker_id_of
-from ownpod.errors import ConfigurationError, EndpointNotFound
+from ownpod.errors import ConfigurationError, EndpointNotFound, RedisUnavailable
 from ownpod.registry import Registry
 from ownpod.rules.fleet import Entries
 from ownpod.store.client import connect
@@ -143,6 +143,8 @@ class SlowFirstRead:
             self.begun.set()
             assert self.second_done.wait(10)
             return Entries()
+        if self.reads > 2:
+            raise RedisUnavailable("away")
         worker = {"endpoint": "local-ep", "id": "added", "url": "http://127.0.0.1:7"}
         return Entries(added={"added": json.dumps(worker)})
 
