@@ -11,7 +11,7 @@ help:
 	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
 	@echo "              PULL=1: the workers pull jobs)"
 	@echo "make test     all tests          make check   lint, format, types"
-	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
+	@echo "make test-fast  unit and integration tests without the slow ones, in about a minute"
 	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
 	@echo "make bench    measure            make fix     format, and correct what ruff can correct"
 	@echo "              (ARGS=--quick; ARGS=--list)"

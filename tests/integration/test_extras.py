@@ -7,6 +7,9 @@ import tomllib
 import pytest
 from helpers import ROOT, run_command
 
+# Each test starts a process of its own.
+pytestmark = pytest.mark.slow
+
 EXTRAS = {"docs": "flask_swagger_ui", "flower": "flower"}
 """Extra, and the package that its part imports."""
 

@@ -166,6 +166,7 @@ def test_an_endpoint_of_the_file_wins_and_keeps_its_workers(registry, settings):
 # --- the API
 
 
+@pytest.mark.slow
 def test_the_api_serves_an_endpoint_within_a_second_and_404s_a_removed_one(api, registry, client):
     assert status(api, "new/health") == 404
     registry.put_endpoint("new", {})
@@ -199,6 +200,7 @@ def test_a_change_applies_to_the_next_job(api, registry, client):
     assert next_job_has("7000")
 
 
+@pytest.mark.slow
 def test_the_first_key_of_an_endpoint_closes_an_api_that_had_none(api, registry):
     assert status(api, "ep/health") == 200
     registry.put_endpoint("new", {"apiKeys": ["k"]})
@@ -295,6 +297,7 @@ def celery(*command, cwd, **environ):
     )
 
 
+@pytest.mark.slow
 def test_celerys_purge_knows_the_endpoints_of_run_time(registry, client, redis_server, tmp_path):
     registry.put_endpoint("new", {})
     job_store(client).jobs.create(new_job("job-1", endpoint="new"))
@@ -319,6 +322,7 @@ def test_celerys_settings_read_no_configuration_before_the_queues_are_used(redis
     assert (done.stdout, done.stderr) == ("['ownpod.ep']\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -347,6 +351,7 @@ def test_a_process_that_needs_the_endpoints_stops_with_one_line(redis_server, tm
     assert done.returncode != 0
 
 
+@pytest.mark.slow
 def test_a_node_without_a_driver_for_its_worker_stops_with_one_line(redis_server, tmp_path):
     file = tmp_path / "workers.yaml"
     file.write_text("endpoints: {ep: {workers: [{url: 'http://a:1', id: w}]}}")

@@ -6,6 +6,9 @@ import sys
 import pytest
 from helpers import run_command
 
+# Each test starts whole processes.
+pytestmark = pytest.mark.slow
+
 SECRETS = {
     "REDIS_URL": "rediss://user:hunter2@redis.example:7000/2?ssl_cert_reqs=none",
     "OWNPOD_API_KEYS": "hunter2",
