@@ -102,7 +102,6 @@ class Node(WorkerNode):
         self._own_s = max(config.lease_s / 2, 1.0)
         self._spec = spec
         self._store = store
-        self._listing = store.listing
         self._registry = registry
         self._grace_s = config.shutdown_grace_s
         self._worker = worker
@@ -218,7 +217,7 @@ class Node(WorkerNode):
         self._set_paused(None)
 
     def cancel(self, job_id: str, reason: str) -> None:
-        job = self._listing.find(job_id)
+        job = self._store.listing.find(job_id)
         if job is not None:
             self._store.jobs.cancel(job_id, job.endpoint, reason=reason)
             self.check_runs()
@@ -283,7 +282,7 @@ class Node(WorkerNode):
     def _notify_celery(self, attempt: Attempt) -> None:
         """Sends Celery's event of a job that is over while its task goes on, so that Flower shows it now."""
         try:
-            job = self._listing.find(attempt.job_id)
+            job = self._store.listing.find(attempt.job_id)
         except RedisUnavailable:
             return
         events = self._consumer and self._consumer.event_dispatcher

@@ -85,7 +85,6 @@ class JobRunner:
         callbacks: bool = False,
     ) -> None:
         self._store = patient(store)
-        self._listing = patient(store.listing)
         self._worker = worker
         self._slots = slots
         self._breaker = breaker
@@ -112,7 +111,7 @@ class JobRunner:
                 self.await_run(job_id, claimed.attempt)
             case None:
                 logger.info("job %s: message dropped, the job does not wait any more", job_id)
-        if outcome is None and (job := self._listing.find(job_id)):
+        if outcome is None and (job := self._store.listing.find(job_id)):
             outcome = Outcome(job.status, error=job.error)
         return outcome
 

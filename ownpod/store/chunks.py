@@ -4,13 +4,11 @@ import re
 import secrets
 from dataclasses import dataclass
 
-import redis
-
 from ownpod.errors import JobNotFound
 from ownpod.rules.jobs import Job
 from ownpod.store import keys
 from ownpod.store.client import redis_reads
-from ownpod.store.common import CALL_TOKEN_BYTES, Call, fields
+from ownpod.store.common import CALL_TOKEN_BYTES, Part, fields
 
 _CURSOR = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 
@@ -40,19 +38,8 @@ class Stream:
     """The stored cursor of ``/stream`` as it was read."""
 
 
-class Chunks:
-    """Chunks and progress of jobs.
-
-    Args:
-        client: from :func:`ownpod.store.client.connect`.
-        call: runs a command.
-        result_ttl_s: seconds for which a finished job's record is kept.
-    """
-
-    def __init__(self, client: redis.Redis, call: Call, *, result_ttl_s: int) -> None:
-        self._redis = client
-        self._call = call
-        self._result_ttl_s = result_ttl_s
+class Chunks(Part):
+    """Chunks and progress of jobs."""
 
     def add(
         self, job_id: str, attempt: int, chunks: list[str], *, token: str | None = None

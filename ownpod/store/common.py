@@ -111,6 +111,25 @@ def common_constants(messages: Templates) -> str:
     )
 
 
+class Part:
+    """One noun of :class:`ownpod.store.store.Store`: its commands and its reads.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+        call: runs a command.
+        messages: the templates of messages, and the names of Celery's lists.
+        result_ttl_s: seconds for which a finished job's record is kept.
+    """
+
+    def __init__(
+        self, client: redis.Redis, call: Call, messages: Templates, *, result_ttl_s: int
+    ) -> None:
+        self._redis = client
+        self._call = call
+        self._messages = messages
+        self._result_ttl_s = result_ttl_s
+
+
 def fields(client: redis.Redis, job_id: str, *names: str) -> list[str | None]:
     """Values of fields of a job's record; None for a missing field."""
     values: Any = client.hmget(keys.job(job_id), names)

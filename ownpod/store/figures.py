@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.client import clock_ms, redis_reads
-from ownpod.store.common import BUCKETS_MS, Call
+from ownpod.store.common import BUCKETS_MS, Part
 
 SAMPLES, SAMPLE_MS = 240, 15_000
 """Number of entries of an endpoint's history, and ms between two: an hour."""
@@ -50,17 +48,8 @@ class EndpointStats:
     execution: Histogram
 
 
-class Figures:
-    """Reads and samples figures.
-
-    Args:
-        client: from :func:`ownpod.store.client.connect`.
-        call: runs a command.
-    """
-
-    def __init__(self, client: redis.Redis, call: Call) -> None:
-        self._redis = client
-        self._call = call
+class Figures(Part):
+    """Reads and samples figures."""
 
     @redis_reads
     def counts(self, endpoint: str) -> tuple[int, dict[str, str], dict[str, int]]:

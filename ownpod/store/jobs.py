@@ -6,15 +6,12 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import redis
-
 from ownpod.errors import IdempotencyConflict, JobNotFound, NotRetryable, QueueFull
 from ownpod.rules.jobs import Job, JobStatus, NewJob
 from ownpod.rules.runs import Attempt, Outcome, Run, execution_ms
 from ownpod.store import keys
 from ownpod.store.client import redis_reads
-from ownpod.store.common import Call, fields
-from ownpod.store.messages import Templates
+from ownpod.store.common import Part, fields
 from ownpod.store.retry import unrepeatable
 from ownpod.store.runs import decode_run
 
@@ -38,23 +35,8 @@ class Idempotency:
     ttl_s: int
 
 
-class Jobs:
-    """Moves jobs through their states.
-
-    Args:
-        client: from :func:`ownpod.store.client.connect`.
-        call: runs a command.
-        messages: describes jobs in messages.
-        result_ttl_s: seconds for which a finished job's record is kept.
-    """
-
-    def __init__(
-        self, client: redis.Redis, call: Call, messages: Templates, *, result_ttl_s: int
-    ) -> None:
-        self._redis = client
-        self._call = call
-        self._messages = messages
-        self._result_ttl_s = result_ttl_s
+class Jobs(Part):
+    """Moves jobs through their states."""
 
     def create(
         self,

@@ -5,13 +5,10 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-
 from ownpod.rules.jobs import Job
 from ownpod.store import keys
 from ownpod.store.client import clock_ms, redis_reads
-from ownpod.store.common import Call, fields, log_broken
-from ownpod.store.messages import Templates
+from ownpod.store.common import Part, fields, log_broken
 from ownpod.store.retry import unrepeatable
 
 PURGE_STEP = 1000
@@ -34,23 +31,8 @@ class Expired:
     lease_end_ms: int
 
 
-class Queue:
-    """The queues of endpoints, and workers' own queues for pinned jobs.
-
-    Args:
-        client: from :func:`ownpod.store.client.connect`.
-        call: runs a command.
-        messages: the names of Celery's lists.
-        result_ttl_s: seconds for which a finished job's record is kept.
-    """
-
-    def __init__(
-        self, client: redis.Redis, call: Call, messages: Templates, *, result_ttl_s: int
-    ) -> None:
-        self._redis = client
-        self._call = call
-        self._messages = messages
-        self._result_ttl_s = result_ttl_s
+class Queue(Part):
+    """The queues of endpoints, and workers' own queues for pinned jobs."""
 
     @unrepeatable
     def purge(self, endpoint: str, *, reason: str) -> int:

@@ -3,13 +3,11 @@
 import json
 from typing import Any
 
-import redis
-
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Run, RunCheck
 from ownpod.store import keys
 from ownpod.store.client import redis_reads
-from ownpod.store.common import Call
+from ownpod.store.common import Part
 
 
 def decode_run(job_id: str, entry: str) -> Run | None:
@@ -27,19 +25,8 @@ def decode_run(job_id: str, entry: str) -> Run | None:
     )
 
 
-class Runs:
-    """Runs that may occupy a worker's slots.
-
-    Args:
-        client: from :func:`ownpod.store.client.connect`.
-        call: runs a command.
-        result_ttl_s: seconds for which a finished job's record is kept.
-    """
-
-    def __init__(self, client: redis.Redis, call: Call, *, result_ttl_s: int) -> None:
-        self._redis = client
-        self._call = call
-        self._result_ttl_s = result_ttl_s
+class Runs(Part):
+    """Runs that may occupy a worker's slots."""
 
     def record(self, run: Run, worker_id: str) -> None:
         """Records a run before it may begin, and each better way to check it."""

@@ -78,10 +78,10 @@ class Store:
             insist=INSIST,
         )
         self.jobs = Jobs(client, call, messages, result_ttl_s=result_ttl_s)
-        self.runs = Runs(client, call, result_ttl_s=result_ttl_s)
+        self.runs = Runs(client, call, messages, result_ttl_s=result_ttl_s)
         self.queue = Queue(client, call, messages, result_ttl_s=result_ttl_s)
-        self.chunks = Chunks(client, call, result_ttl_s=result_ttl_s)
-        self.figures = Figures(client, call)
+        self.chunks = Chunks(client, call, messages, result_ttl_s=result_ttl_s)
+        self.figures = Figures(client, call, messages, result_ttl_s=result_ttl_s)
         self.listing = Listing(client)
         self.deliveries = Deliveries(client, messages)
 
