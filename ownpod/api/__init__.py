@@ -62,8 +62,6 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         notices=notices,
         offers=offers,
-        listing=store.listing,
-        deliveries=store.deliveries,
         submissions=Submissions(registry, store, notices, settings),
     )
     provide(app, services)

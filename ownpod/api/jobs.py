@@ -43,7 +43,7 @@ def run(endpoint_id: str) -> Response:
     svc = services()
     submitted = svc.submissions.submit(_submission(endpoint_id, limit=RUN_LIMIT))
     status = JobStatus.IN_QUEUE
-    if submitted.earlier and (job := svc.listing.find(submitted.job_id)) is not None:
+    if submitted.earlier and (job := svc.store.listing.find(submitted.job_id)) is not None:
         # The earlier request's job may have ended.
         status = job.status
     return answer({"id": submitted.job_id, "status": status})
@@ -68,7 +68,7 @@ def status(endpoint_id: str, job_id: str) -> Response:
         ttl_ms = schemas.whole_number("ttl", ttl, (1, svc.settings.result_ttl_s * 1000))
     job = svc.store.jobs.get(job_id, endpoint_id)
     if ttl_ms is not None and job.status.terminal:
-        svc.deliveries.shorten_ttl(job_id, ttl_ms)
+        svc.store.deliveries.shorten_ttl(job_id, ttl_ms)
     response = answer(_with_reason(job))
     response.set_etag(hashlib.sha256(response.get_data()).hexdigest())
     response.make_conditional(request)
@@ -92,7 +92,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     state = svc.store.jobs.cancel(job_id, endpoint_id, reason="cancelled by a client")
     if state is JobStatus.CANCELLED:
         log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
-        _notify_node(svc.listing.get(job_id, endpoint_id))
+        _notify_node(svc.store.listing.get(job_id, endpoint_id))
     return answer({"id": job_id, "status": state})
 
 
@@ -123,7 +123,7 @@ def requests(endpoint_id: str) -> Response:
     svc = services()
     svc.registry.endpoint(endpoint_id)
     limit = schemas.whole_number("limit", request.args.get("limit", str(DEFAULT_PAGE)), PAGE)
-    jobs, end = svc.listing.recent(
+    jobs, end = svc.store.listing.recent(
         endpoint_id, status=_wanted_status(), before=_before(), limit=limit
     )
     next_page = None if end is None else "-".join(map(str, end))
@@ -134,8 +134,8 @@ def requests(endpoint_id: str) -> Response:
 def request_details(endpoint_id: str, job_id: str) -> Response:
     """A whole job: input, output, every attempt, every try of its webhook."""
     svc = services()
-    svc.listing.get(job_id, svc.registry.endpoint(endpoint_id).id)
-    return answer(svc.listing.details(job_id))
+    svc.store.listing.get(job_id, svc.registry.endpoint(endpoint_id).id)
+    return answer(svc.store.listing.details(job_id))
 
 
 def _wanted_status() -> JobStatus | None:

@@ -12,8 +12,6 @@ from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.registry import Registry
 from ownpod.settings import Settings
-from ownpod.store.deliveries import Deliveries
-from ownpod.store.listing import Listing
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.store import Store
@@ -34,8 +32,6 @@ class Services:
     notices: Notices
     waiting: Waiting
     offers: Offers
-    listing: Listing
-    deliveries: Deliveries
     submissions: Submissions
     held: HeldConnections = field(default_factory=HeldConnections)
 

@@ -90,7 +90,7 @@ def _events(endpoint_id: str, job_id: str) -> Response:
     last = request.headers.get("Last-Event-ID", "")
     svc = services()
     svc.notices.check_room()
-    job = svc.listing.get(job_id, endpoint_id)
+    job = svc.store.listing.get(job_id, endpoint_id)
     if last.endswith(f"-{END}") and job.status.terminal:
         # A browser reconnects after the end of a stream; 204 is the status that ends its reconnects (HTML standard, EventSource).
         return Response(status=204)

@@ -75,13 +75,13 @@ def test_only_channels_of_the_record_get_its_events(client):
     heard = []
     with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.psubscribe(**{"*": heard.append})
-        store.jobs.create(new_job("nobody"))
+        store.jobs.create(new_job("unwatched"))
         store.jobs.create(new_job("ends"), channel="ends")
         store.jobs.create(new_job("both"), channel="ends")
         for _ in range(2):
             store.jobs.subscribe("both", "all", end_only=False)
         store.jobs.subscribe("gone", "all", end_only=False)
-        for job_id in ("nobody", "ends", "both"):
+        for job_id in ("unwatched", "ends", "both"):
             attempt = store.jobs.claim(job_id, worker_id="w", claim="t", lease_s=9)
             store.chunks.add(job_id, 1, ["1"])
             store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="1"))

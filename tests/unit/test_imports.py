@@ -28,7 +28,7 @@ FLOORS = [
     ("tools", ["tools", "__main__"]),
 ]
 
-# Who may know a library: floors, or single modules.
+# Floors, or single modules, that may import a library.
 ONLY = {
     "celery": {
         *("broker", "celery", "node", "supervisor"),

@@ -152,7 +152,7 @@ def test_every_operation_that_can_be_limited_has_its_views():
     assert set(VIEWS) == set(OPERATIONS)
 
 
-# Who else may use the environment, and why.
+# Modules outside the settings that may read the environment, with the reason.
 ENVIRONMENT = {
     "alive": "runs every few seconds as a health check; the settings would cost more than the check",
     "cli": "`ownpod up --workers` sets OWNPOD_WORKERS for itself and its child processes",
