@@ -11,7 +11,7 @@ help:
 	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
 	@echo "              PULL=1: the workers pull jobs)"
 	@echo "make test     all tests          make check   lint, format, types"
-	@echo "make test-fast  unit and integration tests without the slow ones, in about a minute"
+	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
 	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
 	@echo "make bench    measure            make fix     format, and correct what ruff can correct"
 	@echo "              (ARGS=--quick; ARGS=--list)"
@@ -42,8 +42,9 @@ demo: install
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
 
-# Without the plugins that only the tests of Docker use, because their imports take seconds in each process.
-FAST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p pytest_timeout -m 'not slow' -n 4 tests/integration tests/unit
+# Without the plugins that only the tests of Docker use, because their imports take seconds in each process. With files
+# of bytecode even where they are turned off, because pytest otherwise compiles all tests again in each process.
+FAST := PYTHONDONTWRITEBYTECODE= PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p pytest_timeout -m 'not slow' -n 4 tests/integration tests/unit
 test-fast: install
 	@$(FAST) $(ARGS)
 

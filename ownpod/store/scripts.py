@@ -1,5 +1,6 @@
 """Lua files as commands: each command is a script of its own, which Redis runs as one atomic step."""
 
+import functools
 import hashlib
 import importlib.resources
 import re
@@ -64,6 +65,21 @@ def _needed(head: str, command: str) -> str:
     return "".join([first, *reversed(kept)])
 
 
+@functools.cache
+def _sources(files: tuple[str, ...], constants: str) -> dict[str, str]:
+    """The script of each command of these files, by its name."""
+    sources = dict[str, str]()
+    head = CLOCK + constants
+    for file in files:
+        text = importlib.resources.files("ownpod.store").joinpath(file).read_text()
+        local, *commands = _COMMAND.split(_COMMENT.sub("", text))
+        head += local
+        for name, body in zip(commands[::2], commands[1::2], strict=True):
+            command = f"{body}\nreturn commands.{name}()\n"
+            sources[name] = schema.lua() + _needed(head, command)
+    return sources
+
+
 class Scripts:
     """The commands of Lua files, which are the functions ``commands.<name>()``.
 
@@ -87,16 +103,8 @@ class Scripts:
         insist: Collection[str] = (),
     ) -> None:
         self._redis = client
-        self.sources = dict[str, str]()
+        self.sources = _sources(files, constants)
         """The text of each command's script."""
-        head = CLOCK + constants
-        for file in files:
-            text = importlib.resources.files("ownpod.store").joinpath(file).read_text()
-            local, *commands = _COMMAND.split(_COMMENT.sub("", text))
-            head += local
-            for name, body in zip(commands[::2], commands[1::2], strict=True):
-                command = f"{body}\nreturn commands.{name}()\n"
-                self.sources[name] = schema.lua() + _needed(head, command)
         self._digests = {
             name: hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
             for name, source in self.sources.items()

@@ -1,7 +1,8 @@
 """Handlers of the real SDK; the environment's HANDLER names the one that this process serves.
 
 What a job does stands in its input: {"do": ..., "seconds": s, "note": a file that each run appends
-a line to when it starts, "runs": one to which each run writes when it starts and when it ends}.
+a line to when it starts, "runs": one to which each run writes when it starts and when it ends,
+"until": the run goes on until this file exists}.
 """
 
 import asyncio
@@ -33,6 +34,10 @@ def mark(data, sign):
             runs.write(f"{sign} {os.getpid()} {data['text']}\n")
 
 
+def waits(data):
+    return "until" in data and not Path(data["until"]).exists()
+
+
 def end(data):
     match data.get("do", "echo"):
         case "raise":
@@ -56,6 +61,8 @@ def end(data):
 def sync(job):
     data = begin(job)
     time.sleep(data.get("seconds", 0))
+    while waits(data):
+        time.sleep(0.05)
     mark(data, "-")
     return end(data)
 
@@ -63,6 +70,8 @@ def sync(job):
 async def asynchronous(job):
     data = begin(job)
     await asyncio.sleep(data.get("seconds", 0))
+    while waits(data):  # noqa: ASYNC110 - another process makes the file
+        await asyncio.sleep(0.05)
     mark(data, "-")
     return end(data)
 

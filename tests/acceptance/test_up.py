@@ -12,13 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from helpers import ROOT, OwnPod, Process, node_processes, run_command, wait_until
+from helpers import ROOT, Process, node_processes, run_command, wait_until
 
 from ownpod.processes import Backoff, free_port
-
-BACK_S = 2.0
-LOADED = 3
-"""Factor for times, on a host that runs other programs as well."""
 
 
 def part(ownpod_pid, name):
@@ -103,35 +99,39 @@ def test_a_kill_in_the_first_seconds_under_load_ends_nothing_and_loses_no_job(
         print(up.output)
 
 
-def back_after(ownpod: OwnPod, kill, answers) -> float:
+def kill_and_wait(kill, answers) -> None:
     kill()
-    began = time.monotonic()
-    wait_until(answers, 20)
-    took_s = time.monotonic() - began
+    wait_until(answers, 30)
     # It must have served for a while before it is killed again.
     until = time.monotonic() + Backoff.STEADY_S + 1
     wait_until(lambda: time.monotonic() > until)
-    return took_s
 
 
 @pytest.mark.timeout(150)
 def test_an_api_that_is_killed_eight_times_is_back_at_once_each_time(start_ownpod):
     ownpod = start_ownpod("http://127.0.0.1:1")
+    starts = [0]
+
+    def listening():
+        return ownpod.output.count("Listening at")
 
     def kill():
+        starts.append(listening())
         part(ownpod.process.pid, "gunicorn").kill()
 
     def answers():
+        # Workers of the process before may still answer, so a new one must have begun to listen.
         with contextlib.suppress(requests.RequestException):
-            return part(ownpod.process.pid, "gunicorn") and ownpod.get("/health")
+            return listening() > starts[-1] and ownpod.get("/health")
         return None
 
     wait_until(answers)
     until = time.monotonic() + Backoff.STEADY_S
     wait_until(lambda: time.monotonic() > until)
-    took = [back_after(ownpod, kill, answers) for _ in range(8)]
-    assert max(took) < BACK_S * LOADED, took
-    assert sorted(took)[4] < BACK_S * 2, took
+    for _ in range(8):
+        kill_and_wait(kill, answers)
+    # No pause before a start, after the eighth end as after the first.
+    assert ownpod.output.count("api ended by SIGKILL; starting it again at once") == 8
 
 
 @pytest.mark.timeout(150)
@@ -151,9 +151,10 @@ def test_a_node_that_is_killed_eight_times_is_back_at_once_each_time(start_worke
 
     until = time.monotonic() + Backoff.STEADY_S
     wait_until(lambda: time.monotonic() > until)
-    took = [back_after(ownpod, kill, answers) for _ in range(8)]
-    assert max(took) < BACK_S * LOADED, took
-    assert sorted(took)[4] < BACK_S, took
+    for _ in range(8):
+        kill_and_wait(kill, answers)
+    # No pause before a start, after the eighth end as after the first.
+    assert ownpod.output.count(f"{node_id} ended by SIGKILL; starting it again in 0.0 s") == 8
     assert ownpod.ended(ownpod.submit(text="after"))["status"] == "COMPLETED"
 
 

@@ -68,7 +68,7 @@ def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(
     began = time.monotonic()
     answer = requests.get(f"{cluster.endpoint}/status/{job}", timeout=9)
     assert answer.status_code == 503
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     time.sleep(2)
     cluster.redis.start()
     cluster.ended(job)

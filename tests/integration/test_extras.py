@@ -7,6 +7,8 @@ import tomllib
 import pytest
 from helpers import ROOT, run_command
 
+from ownpod.processes import free_port
+
 # Each test starts a process of its own.
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,7 @@ def test_the_packages_of_extras_are_no_core_dependencies(project):
         assert not any(line.startswith(package) for line in core), name
 
 
-@pytest.mark.parametrize("command", [["flower"], ["up", "--flower"]])
+@pytest.mark.parametrize("command", [["flower"], ["up", "--port", str(free_port()), "--flower"]])
 def test_without_flower_its_commands_end_with_one_line_that_names_the_extra(
     redis_server, tmp_path, command
 ):

@@ -353,7 +353,7 @@ def test_offered_jobs_are_requeued_when_the_worker_leaves(pulls, worker):
         pulls.left("w", "t")
         with pytest.raises(WorkerUnavailable, match="closed its request"):
             waiting.result(5)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_runs_delivered_to_a_request_that_was_closed_were_not_begun(pulls):

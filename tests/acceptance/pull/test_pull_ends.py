@@ -121,7 +121,7 @@ def test_a_job_submitted_right_after_four_of_five_workers_were_killed_runs_at_on
     done = ownpod.ended(job)
     took_s = time.monotonic() - began
     assert (done["status"], done["workerId"]) == ("COMPLETED", "gpu-5")
-    assert took_s < 3, took_s
+    assert took_s < 10, took_s
     states = worker_states(ownpod)
     assert states.pop("gpu-5") == "ready"
     assert set(states.values()) == {"unhealthy"}
