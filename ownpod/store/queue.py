@@ -8,7 +8,7 @@ from typing import Any
 from ownpod.rules.jobs import Job
 from ownpod.store import keys
 from ownpod.store.client import clock_ms, redis_reads
-from ownpod.store.common import Part, fields, log_broken
+from ownpod.store.common import Part, log_broken
 from ownpod.store.retry import unrepeatable
 
 PURGE_STEP = 1000
@@ -147,28 +147,35 @@ class Queue(Part):
     @redis_reads
     def position(self, job: Job) -> int | None:
         """The place of a waiting job in its queue, from 1; None: it waits no more. Cheap for any queue."""
-        (queue,) = fields(self._redis, job.id, "queue")
-        shared = queue in {None, self._messages.queue(job.endpoint)}
-        if shared:
-            waiting, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
-        else:
-            waiting, low = keys.waiting(str(queue)), f"{keys.waiting(str(queue))}:low"
+        waiting, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
         # Of the endpoint's zset, those that wait in other queues.
         elsewhere = keys.of_endpoint(job.endpoint, "pinned")
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zrank(waiting, job.id)
-            pipe.zrank(low, job.id)
-            pipe.zcount(low, "-inf", job.created_ms)
-            pipe.zcard(waiting)
-            pipe.zcard(low)
+            pipe.hget(keys.job(job.id), "queue")
+            _ask_ranks(pipe, job, waiting, low)
             pipe.zcount(elsewhere, "-inf", job.created_ms)
             pipe.zcard(elsewhere)
-            rank, low_rank, lower, all_waiting, all_low, *pinned = pipe.execute()
+            queue, *ranks, pinned_before, all_pinned = pipe.execute()
+        if queue not in {None, self._messages.queue(job.endpoint)}:
+            pinned_before = all_pinned = 0
+            waiting = keys.waiting(queue)
+            with self._redis.pipeline(transaction=False) as pipe:
+                _ask_ranks(pipe, job, waiting, f"{waiting}:low")
+                ranks = pipe.execute()
+        rank, low_rank, lower, all_waiting, all_low = ranks
         if rank is None:
             return None
-        pinned_before, all_pinned = pinned if shared else (0, 0)
         if low_rank is None:
             before = rank - lower - pinned_before
         else:
             before = all_waiting - all_pinned - all_low + low_rank
         return int(max(0, before)) + 1
+
+
+def _ask_ranks(pipe: Any, job: Job, waiting: str, low: str) -> None:
+    """Asks for a job's rank among all of a queue and among those of low priority, and for the numbers of both."""
+    pipe.zrank(waiting, job.id)
+    pipe.zrank(low, job.id)
+    pipe.zcount(low, "-inf", job.created_ms)
+    pipe.zcard(waiting)
+    pipe.zcard(low)
