@@ -1,0 +1,123 @@
+"""Managed workers: the workers that OwnPod itself starts, their phases, and the devices that they hold. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where a managed worker is on its way. It only moves down this list, and may skip phases."""
+
+    WANTED = "wanted"
+    """The scaler wants it; no agent has taken it yet."""
+    PREPARING = "preparing"
+    """An agent has taken it, with its devices, and gets the image."""
+    STARTING = "starting"
+    """Its process or container runs, and has not asked for a job yet."""
+    READY = "ready"
+    """It has asked for a job, or answers its health check."""
+    DRAINING = "draining"
+    """It takes no more jobs, and is stopped when it has none."""
+    STOPPING = "stopping"
+    """Its agent stops it."""
+    STOPPED = "stopped"
+    """Nothing of it runs, and it holds no device."""
+
+
+ORDER = list(Phase)
+
+LIVE = (Phase.PREPARING, Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.STOPPING)
+"""Phases in which a worker belongs to a host, and holds its devices."""
+
+SERVING = (Phase.WANTED, Phase.PREPARING, Phase.STARTING, Phase.READY)
+"""Phases in which a worker counts towards what its endpoint has or will soon have."""
+
+HOST_SILENT_S = 60.0
+"""Seconds without a heartbeat of an agent after which its workers count as lost."""
+
+ORPHAN_S = 60.0
+"""Seconds after which an agent stops a container or process of its own that no record knows."""
+
+
+@dataclass(frozen=True)
+class ManagedWorker:
+    """A managed worker's record. Times in ms since the epoch, by Redis's clock; None: not yet."""
+
+    id: str
+    endpoint: str
+    release: str
+    phase: Phase
+    created_ms: int
+    reason: str = ""
+    """Why it is in its phase, in words: the progress of a pull, what it waits for, why it stopped."""
+    host: str | None = None
+    """The name of the agent that has taken it."""
+    devices: tuple[str, ...] = ()
+    """Ids of the devices that it holds, on its host."""
+    gpu_count: int = 0
+    """How many devices it needs."""
+    pools: tuple[str, ...] = ()
+    """See :class:`ownpod.rules.templates.GpuNeed`."""
+    placed_ms: int | None = None
+    started_ms: int | None = None
+    ready_ms: int | None = None
+    stopped_ms: int | None = None
+    exit_code: int | None = None
+    failed: bool = False
+    """It stopped before it was ready, or ended by itself."""
+    log: str = ""
+    """Its last lines of output, once it has stopped."""
+    url: str | None = None
+    """The base URL of a worker that is pushed to, once it runs."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU of a host, or a stand-in for one.
+
+    Attributes:
+        id: the GPU's UUID, or ``cpu-0`` and so on for a stand-in.
+        pools: RunPod's names of the pools that it belongs to, and those that the host's labels add.
+        problem: why it cannot be used now: another program uses it, or NVML has lost it. "" if it can.
+    """
+
+    id: str
+    index: int
+    name: str
+    memory_mb: int = 0
+    pools: tuple[str, ...] = ()
+    simulated: bool = False
+    slots: int = 1
+    """Number of workers that may share it."""
+    problem: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Last figures: memory_used_mb, utilization_percent, temperature_c, power_w; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """A host as its agent last published it."""
+
+    host: str
+    engine: str
+    devices: tuple[Device, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    draining: bool = False
+    """An operator has drained the host: it takes no more workers."""
+    silent_s: float = 0.0
+    """Seconds since its last heartbeat."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What occupies a slot of a device: a worker, or an operator's reservation."""
+
+    device: str
+    worker: str | None = None
+    reserved: str = ""
+    """Why an operator keeps it, for example "2 h left"."""
+
+
+def may_move(old: Phase, new: Phase) -> bool:
+    """Whether a worker may move from one phase to another: only forward, and never from STOPPED."""
+    return ORDER.index(new) > ORDER.index(old)

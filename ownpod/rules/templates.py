@@ -1,0 +1,111 @@
+"""Templates: how the workers of an endpoint are started, and how many. Pure.
+
+The fields and their defaults are RunPod's: those of an endpoint and a serverless template in its REST API.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+
+GIB = 1024**3
+
+DEFAULT_WORKERS_MAX = 3
+"""RunPod's default of ``workersMax``."""
+
+DEFAULT_IDLE_TIMEOUT_S = 5
+"""RunPod's default of ``idleTimeout``, in seconds."""
+
+DEFAULT_INIT_TIMEOUT_S = 420
+"""RunPod's 7 minutes from the start of a worker to its first request for a job."""
+
+
+class Protocol(StrEnum):
+    """How a started worker gets its jobs."""
+
+    PULL = "pull"
+    """It polls OwnPod, as on RunPod."""
+    PUSH = "push"
+    """It serves RunPod's local API (``--rp_serve_api``), and its node sends requests to it."""
+
+
+class ScalerType(StrEnum):
+    """RunPod's two ways to decide on the number of workers."""
+
+    QUEUE_DELAY = "QUEUE_DELAY"
+    """One more worker when the oldest waiting job has waited longer than so many seconds."""
+    REQUEST_COUNT = "REQUEST_COUNT"
+    """One worker for each so many jobs that wait or run."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one worker; None: the engine's."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    shm_bytes: int | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuNeed:
+    """The devices that one worker needs: ``count`` of one host, all from the first pool in ``pools`` that has them.
+
+    ``pools`` in order of preference: names of pools, RunPod's pool names, names or ids of devices. Empty: any device.
+    """
+
+    pools: tuple[str, ...] = ()
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a worker is started from."""
+
+    image: str | None = None
+    """The image's reference. The engine ``process`` only notes it."""
+    entrypoint: tuple[str, ...] = ()
+    """Replaces the image's entrypoint; empty: the image's own."""
+    command: tuple[str, ...] = ()
+    """Replaces the image's command; empty: the image's own."""
+    env: Mapping[str, str] = field(repr=False, default_factory=dict)
+    limits: Limits = Limits()
+    protocol: Protocol = Protocol.PULL
+    init_timeout_s: int = DEFAULT_INIT_TIMEOUT_S
+    """Seconds from the start of a worker to its first request for a job, without the pull of its image."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How many workers an endpoint with a template has."""
+
+    workers_min: int = 0
+    workers_max: int = DEFAULT_WORKERS_MAX
+    """0: the endpoint is paused, and takes no jobs."""
+    idle_timeout_s: int = DEFAULT_IDLE_TIMEOUT_S
+    scaler: ScalerType = ScalerType.QUEUE_DELAY
+    scaler_value: float = 4
+    """Seconds for QUEUE_DELAY, jobs for each worker for REQUEST_COUNT."""
+
+
+@dataclass(frozen=True)
+class ManagedSpec:
+    """All that OwnPod needs to start and scale an endpoint's workers."""
+
+    template: Template
+    scaling: Scaling = Scaling()
+    gpu: GpuNeed | None = None
+    """None: a worker needs no device."""
+
+    @property
+    def release(self) -> str:
+        """Names what the workers are started from: another template or device need is another release. Scaling
+        and time limits are not part of it, as on RunPod.
+        """
+        template = asdict(self.template)
+        del template["init_timeout_s"]
+        parts = {"template": template, "gpu": self.gpu and asdict(self.gpu)}
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
