@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ownpod.rules.credentials import Credential
+from ownpod.rules.templates import ManagedSpec
 
 HOUSEKEEPING = "housekeeping"
 """The name of the housekeeping node, so no worker can have this id."""
@@ -31,6 +32,8 @@ class WorkerSource(StrEnum):
     """Added at run time; stays until it is removed."""
     PULLED = "pulled"
     """Registered by its own polls; stays until they stop."""
+    MANAGED = "managed"
+    """Started by OwnPod from the endpoint's template; stays until its agent has stopped it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,14 @@ class Endpoint:
     api_keys: tuple[Credential, ...] = field(repr=False, default=())
     """API keys of this endpoint only."""
     max_workers: int = DEFAULT_MAX_WORKERS
-    """Maximum number of pulling workers."""
+    """Maximum number of pulling workers that OwnPod has not started itself."""
+    managed: ManagedSpec | None = None
+    """How OwnPod starts workers of this endpoint; None: it starts none."""
+
+    @property
+    def paused(self) -> bool:
+        """The endpoint takes no jobs, because its ``workersMax`` is 0."""
+        return self.managed is not None and self.managed.scaling.workers_max == 0
 
 
 def pull_worker(endpoint_id: str, worker_id: str, capacity: int) -> WorkerSpec:

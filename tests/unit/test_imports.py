@@ -21,6 +21,7 @@ FLOORS = [
     ("celery", ["celery", "celeryconfig"]),
     ("workers", ["workers"]),
     ("node", ["node"]),
+    ("agent", ["agent"]),
     ("housekeeping", ["housekeeping"]),
     ("supervisor", ["supervisor"]),
     ("api", ["api"]),
@@ -54,6 +55,7 @@ APART = [
     ("workers", "celery"),
     ("rules", "redis"),
     ("rules", "celery"),
+    ("agent", "celery"),
     ("store", "celery"),
     ("store", "kombu"),
 ]

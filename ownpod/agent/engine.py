@@ -1,0 +1,102 @@
+"""The interface to what runs workers on a host, which each engine implements."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ownpod.errors import OwnPodError
+from ownpod.rules.managed import Device
+from ownpod.rules.templates import Template
+
+STOP_GRACE_S = 35.0
+"""Seconds between SIGTERM and SIGKILL. The SDK ends after its held request, which may last 20 s, and its job."""
+
+LOG_LINES = 50
+"""Number of last lines of output that are kept of a worker that has stopped."""
+
+
+class EngineError(OwnPodError):
+    """A worker cannot be started or stopped, with the reason in one plain sentence."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A worker to be started.
+
+    Attributes:
+        worker_id: the worker's id, which names its container or directory.
+        instance: the id of this installation of OwnPod, which marks what an engine has started.
+        env: the whole environment that the worker gets besides its image's own.
+        devices: the devices that it may use.
+    """
+
+    worker_id: str
+    endpoint: str
+    instance: str
+    template: Template
+    env: Mapping[str, str] = field(repr=False)
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker that was started. ``url``: the base URL of one that serves RunPod's local API."""
+
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A worker that an engine has started, as it is now.
+
+    Attributes:
+        age_s: seconds since it was started.
+        exit_code: None while it runs; negative, as in :mod:`subprocess`, where a signal ended it.
+        out_of_memory: the kernel killed it because its memory limit was reached.
+    """
+
+    worker_id: str
+    running: bool
+    age_s: float
+    exit_code: int | None = None
+    out_of_memory: bool = False
+
+
+class Engine(Protocol):
+    """Runs workers on this host. Calls block; several threads may make them for different workers.
+
+    All calls are idempotent by the worker's id, and see only workers of the same instance.
+    """
+
+    name: str
+
+    def check(self) -> None:
+        """Checks that the engine can start workers here. Raises: EngineError."""
+
+    def check_template(self, template: Template) -> None:
+        """Checks that the engine can ever start this template. Raises: EngineError."""
+
+    def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
+        """Gets what the template needs, its image. ``progress`` gets words for people, at most twice a second.
+
+        Raises:
+            EngineError: it cannot be had.
+        """
+
+    def start(self, launch: Launch) -> Started:
+        """Starts a worker; does nothing if it runs already. Raises: EngineError."""
+
+    def list(self) -> dict[str, Found]:
+        """All workers of this instance by id, those that ended and were not removed included. Raises: EngineError."""
+
+    def stop(self, worker_id: str, grace_s: float = STOP_GRACE_S) -> None:
+        """Ends a worker with all its processes: SIGTERM, and SIGKILL after ``grace_s``. Blocks until it has ended."""
+
+    def remove(self, worker_id: str) -> None:
+        """Removes what an ended worker left: its container, or its directory."""
+
+    def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
+        """The worker's last lines of output, also after its end; "" if there are none."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Blocks until a worker may have ended, at most ``timeout_s``."""
