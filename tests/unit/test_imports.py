@@ -41,7 +41,9 @@ ONLY = {
     "msgspec": {"rules.payload"},
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
-    "requests": {"tools.client"},
+    # docker-py raises its errors.
+    "requests": {"tools.client", "agent.docker_api"},
+    "docker": {"agent.docker_api"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 
