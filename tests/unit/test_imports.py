@@ -42,6 +42,7 @@ ONLY = {
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
     "requests": {"tools.client"},
+    "pynvml": {"agent.devices"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 
