@@ -44,6 +44,7 @@ ONLY = {
     # docker-py raises its errors.
     "requests": {"tools.client", "agent.docker_api"},
     "docker": {"agent.docker_api"},
+    "pynvml": {"agent.devices"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 
