@@ -43,6 +43,8 @@ class WorkerSpec:
     Attributes:
         url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
         capacity: number of jobs that the worker runs at a time.
+        key_digest: SHA-256 of a managed worker's own key, 64 hex digits; no other key opens anything for its id.
+        draining: the managed worker gets no more jobs, and ends.
     """
 
     id: str
@@ -54,6 +56,8 @@ class WorkerSpec:
     ca_bundle: str | None
     kind: WorkerKind = WorkerKind.PUSH
     source: WorkerSource = WorkerSource.FILE
+    key_digest: str | None = field(repr=False, default=None)
+    draining: bool = False
 
     @property
     def pulls(self) -> bool:
