@@ -94,12 +94,12 @@ def _return_request_id(response: Response) -> Response:
 
 
 def _own_error(error: OwnPodError) -> Response:
-    message = error.message
-    if isinstance(error, RedisUnavailable) and message.startswith(UNREACHABLE):
+    body = error.body
+    if isinstance(error, RedisUnavailable) and error.message.startswith(UNREACHABLE):
         # The driver's message contains Redis's address, which is not for callers.
-        current_app.logger.info("answered 503: %s", message)
-        message = type(error)().message
-    response = answer({"error": message}, error.http_status)
+        current_app.logger.info("answered 503: %s", error.message)
+        body = type(error)().body
+    response = answer(body, error.http_status)
     for kind, seconds in RETRY_AFTER_S.items():
         if isinstance(error, kind):
             response.headers["Retry-After"] = seconds

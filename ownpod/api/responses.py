@@ -191,7 +191,16 @@ class WorkersSchema(Schema):
     leftOut = fields.List(fields.Nested(LeftOutSchema), required=True)  # noqa: N815
 
 
+class PausedSchema(Schema):
+    """The response of ``/run``, ``/runsync`` and ``/retry`` for a paused endpoint, as RunPod answers it."""
+
+    status = fields.Integer(required=True, validate=validate.OneOf([409]))
+    title = fields.String(required=True)
+    detail = fields.String(required=True)
+    code = fields.String(required=True, validate=validate.OneOf(["ENDPOINT_PAUSED"]))
+
+
 class ErrorSchema(Schema):
-    """Every response with a status of 400 or above."""
+    """Every other response with a status of 400 or above."""
 
     error = fields.String(required=True)
