@@ -138,7 +138,9 @@ class Agent:
             RedisUnavailable: Redis is away; the workers go on.
             EngineError: the engine does not answer.
         """
-        info = AgentInfo(self._host.name, self._engine.name, self._devices.read(), self._host.labels)
+        info = AgentInfo(
+            self._host.name, self._engine.name, self._devices.read(), self._host.labels
+        )
         beat = self._agents.heartbeat(info, self._token)
         if not beat.owned:
             self._say(f"standing by: another agent runs as host {self._host.name}")
@@ -186,7 +188,7 @@ class Agent:
         return {r.id for r in records if r is not None and r.phase is Phase.STOPPED}
 
     def _known_for_s(self, now: float) -> float:
-        if self._agents.keep_instance(self._engine.instance):
+        if self._managed.instance(self._engine.instance).new:
             log.warning("Redis has lost this installation's records; workers go on without them")
             self._instance_since = now
         return float("inf") if self._instance_since is None else now - self._instance_since
@@ -210,7 +212,9 @@ class Agent:
             devices = {device: slots[device] for device in placement.devices}
             if self._managed.place(worker.id, self._host.name, self._token, devices):
                 del wanted[worker.id]
-                self._start(worker.id, lambda w=worker, s=spec, d=placement.devices: self._launch(w, s, d))  # type: ignore[misc]
+                self._start(
+                    worker.id, lambda w=worker, s=spec, d=placement.devices: self._launch(w, s, d)
+                )  # type: ignore[misc]
         return [worker for worker, _ in wanted.values()]
 
     def _can_run(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
@@ -230,7 +234,9 @@ class Agent:
                 worker, spec = mine[worker_id]
                 self._start(worker_id, lambda: self._launch(worker, spec, worker.devices))
             case reconcile.Adopt():
-                log.info("worker %s of %s runs already: adopted", worker_id, mine[worker_id][0].endpoint)
+                log.info(
+                    "worker %s of %s runs already: adopted", worker_id, mine[worker_id][0].endpoint
+                )
                 self._managed.started(worker_id, self._host.name, url=self._engine.url(worker_id))
             case Stop():
                 self._start(worker_id, lambda: self._stop(step))
@@ -263,7 +269,7 @@ class Agent:
     def _launch(self, worker: ManagedWorker, spec: ManagedSpec, device_ids: Sequence[str]) -> None:
         began = time.monotonic()
         try:
-            devices = self._devices.of(device_ids)
+            devices = tuple(d for d in self._devices.read() if d.id in device_ids)
             self._engine.prepare(
                 spec.template,
                 lambda words: self._progress(worker.id, words),

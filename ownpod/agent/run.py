@@ -8,9 +8,8 @@ from types import FrameType
 
 from ownpod import log
 from ownpod.agent.agent import Agent, Host
-from ownpod.agent.devices import Devices
-from ownpod.agent.docker_api import DockerApi
 from ownpod.agent.containers import ContainerEngine
+from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.processes import ProcessEngine
 from ownpod.errors import StartError
@@ -42,17 +41,17 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     log.configure(config.log_level, "agent", config.log_format)
     client = connect(config.broker_url(), client_name="ownpod-agent")
     Guard(lambda: schema_version(client)).wait()
-    agents = Agents(client)
+    managed = Managed(client)
     directory = config.data_dir.resolve() / "agent"
-    engine = make_engine(config, directory, _instance(agents, directory))
+    engine = make_engine(config, directory, _instance(managed, directory))
     devices = Devices(config.devices, config.labels, pools_of=pools_of, own_pids=engine.pids)
     host = Host(config.agent_host, api_url, config.labels)
     agent = Agent(
         host,
         engine,
         devices,
-        managed=Managed(client),
-        agents=agents,
+        managed=managed,
+        agents=Agents(client),
         wakeups=Wakeups(client),
         environ=dict(os.environ),
     )
@@ -76,13 +75,13 @@ def make_engine(config: Settings, directory: Path, instance: str) -> Engine:
     Raises:
         StartError: it cannot start workers here.
     """
-    processes = ProcessEngine(directory / instance, instance)
+    processes = ProcessEngine(directory, instance)
     if config.engine == "process":
         return _checked(processes)
-    docker = ContainerEngine(DockerApi(), instance, images=config.images)
     if config.engine == "docker":
-        return _checked(docker)
+        return _checked(ContainerEngine(instance, allow=config.images))
     try:
+        docker = ContainerEngine(instance, allow=config.images)
         docker.check()
     except EngineError as error:
         logger.info("workers are processes, because there is no Docker engine: %s", error)
@@ -98,11 +97,11 @@ def _checked(engine: Engine) -> Engine:
     return engine
 
 
-def _instance(agents: Agents, directory: Path) -> str:
+def _instance(managed: Managed, directory: Path) -> str:
     """The id of this installation: Redis's, or the one that this host remembers if Redis has none."""
     file = directory / INSTANCE_FILE
     remembered = file.read_text().strip() if file.exists() else None
-    instance = agents.instance(remembered).id
+    instance = managed.instance(remembered).id
     if instance != remembered:
         directory.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{instance}\n")

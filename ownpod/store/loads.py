@@ -84,6 +84,8 @@ class JobsView:
     lingering: Mapping[str, int]
     idle_s: Mapping[str, float]
     failures: Failures
+    now_ms: int
+    """Redis's clock, in ms since the epoch."""
 
     def jobs(self, worker_id: str) -> int:
         """Number of slots that jobs of a worker take, lingering ones included."""
@@ -108,11 +110,22 @@ class Loads:
 
     @broken_records
     @redis_errors
-    def instance(self) -> Instance:
-        """This installation, whose id marks what its agents start."""
-        made = secrets.token_hex(6)
+    def instance(self, remembered: str | None = None) -> Instance:
+        """This installation, whose id marks what its agents start.
+
+        Args:
+            remembered: the id that a Redis without one gets; None: a new one.
+        """
+        made, had = remembered or secrets.token_hex(6), self._instance()
+        if had is not None:
+            return Instance(had, new=False)
         found = str(self._loads("instance", made))
         return Instance(found, new=found == made)
+
+    @redis_reads
+    def _instance(self) -> str | None:
+        found: Any = self._redis.get(keys.INSTANCE)
+        return found
 
     @broken_records
     @redis_reads
@@ -152,6 +165,7 @@ class Loads:
                 lingering={name: count for name, count in lingering.items() if name in mine},
                 idle_s={name: since for name, since in idle_s.items() if name in mine},
                 failures=failures if failures.release == release else Failures(release),
+                now_ms=now_ms,
             )
         return views
 

@@ -19,7 +19,9 @@ DEFAULT_API_URL = "http://127.0.0.1:8000"
 
 
 @click.command()
-@click.option("--engine", metavar="ENGINE", help="auto, docker or process; the same as OWNPOD_ENGINE.")
+@click.option(
+    "--engine", metavar="ENGINE", help="auto, docker or process; the same as OWNPOD_ENGINE."
+)
 @click.option(
     "--devices",
     metavar="DEVICES",
