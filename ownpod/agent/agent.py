@@ -4,6 +4,7 @@ A turn depends on Redis and on the engine only, so an agent that has just starte
 ended. The agent ends without ending its workers.
 """
 
+import functools
 import logging
 import secrets
 import threading
@@ -19,10 +20,10 @@ from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
-from ownpod.rules.managed import AgentInfo, ManagedWorker, Phase
+from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
 from ownpod.rules.placement import place
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
-from ownpod.rules.secrets import resolve
+from ownpod.rules.secrets import SecretMissing, resolve
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
@@ -155,7 +156,7 @@ class Agent:
         return REST_S if settled and not coming and not self._under_way else BUSY_S
 
     def _plan(
-        self, mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]], holds: Sequence[reconcile.Hold]
+        self, mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]], holds: Sequence[Hold]
     ) -> list[Step]:
         with self._lock:
             under_way = frozenset(self._under_way)
@@ -212,9 +213,8 @@ class Agent:
             devices = {device: slots[device] for device in placement.devices}
             if self._managed.place(worker.id, self._host.name, self._token, devices):
                 del wanted[worker.id]
-                self._start(
-                    worker.id, lambda w=worker, s=spec, d=placement.devices: self._launch(w, s, d)
-                )  # type: ignore[misc]
+                launch = functools.partial(self._launch, worker, spec, placement.devices)
+                self._start(worker.id, launch)
         return [worker for worker, _ in wanted.values()]
 
     def _can_run(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
@@ -296,7 +296,7 @@ class Agent:
             if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
                 return
             started = self._engine.start(launch)
-        except EngineError as error:
+        except (EngineError, SecretMissing) as error:
             log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, error)
             self._managed.stopped(
                 worker.id, self._host.name, exit_code=None, reason=str(error), failed=True

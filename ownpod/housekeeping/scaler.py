@@ -28,7 +28,8 @@ from ownpod.rules.scaling import (
 )
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents, Wakeups
-from ownpod.store.managed import JobsView, Managed
+from ownpod.store.loads import JobsView
+from ownpod.store.managed import Managed
 
 log = logging.getLogger(__name__)
 

@@ -125,7 +125,7 @@ class Loads:
     @redis_reads
     def _instance(self) -> str | None:
         found: Any = self._redis.get(keys.INSTANCE)
-        return found
+        return None if found is None else str(found)
 
     @broken_records
     @redis_reads

@@ -36,6 +36,7 @@ LATER = {
     "health": "ownpod.tools.health",
     "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
+    "agent": "ownpod.tools.agent",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
