@@ -149,6 +149,15 @@ function commands.discard()
   return 1
 end
 
+-- worker, reason: why no agent takes it
+function commands.waits()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  redis.call('HSET', record, 'reason', ARGV[3])
+  return 1
+end
+
 -- worker, host, token of the agent, device, its slots, device, its slots, ... -> 1: the worker is the host's, and
 -- holds these devices; 0: it is another host's, or the host may not have it, or a device is not free
 function commands.place()

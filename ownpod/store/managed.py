@@ -78,7 +78,7 @@ class Managed(Loads):
             *("offers.lua", "pulling.lua", "managed.lua"),
             constants=OFFER_CONSTANTS + own,
             repeatable=(
-                *("want", "discard", "place", "progress", "started", "ready"),
+                *("want", "waits", "discard", "place", "progress", "started", "ready"),
                 *("drain", "stopping", "stopped", "lost", "gone"),
             ),
         )
@@ -119,6 +119,10 @@ class Managed(Loads):
             key_digest,
             spec_text(spec),
         )
+
+    def waits(self, worker_id: str, reason: str) -> bool:
+        """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist."""
+        return self._move("waits", worker_id, _reason(reason))
 
     def discard(self, worker_id: str, reason: str) -> bool:
         """Ends a wanted worker. False: an agent has taken it, or it does not exist."""

@@ -178,6 +178,15 @@ def test_a_wanted_worker_has_the_spec_it_was_wanted_with(managed, want):
     assert "secret-1" not in repr(spec)
 
 
+def test_a_wanted_worker_has_the_reason_why_it_waits_until_an_agent_takes_it(managed, agents, want):
+    want()
+    assert managed.waits(W, "all 2 GPUs of pool low are busy")
+    assert managed.get(W).reason == "all 2 GPUs of pool low are busy"
+    managed.place(W, "h", "t")
+    assert managed.get(W).reason == ""
+    assert not managed.waits(W, "x")
+
+
 def test_wanted_workers_are_read_oldest_first_and_so_many_at_a_time(managed, want, client):
     for place, worker_id in enumerate((Y, W, X)):
         want(worker_id)
