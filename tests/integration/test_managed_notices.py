@@ -1,6 +1,6 @@
 """What wakes the scaler and the agents, and managed workers in a Redis that loses answers."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import RedisServer, wait_until
@@ -51,8 +51,10 @@ def stop(managed):
     ],
 )
 def test_a_change_that_others_act_on_wakes_them(placed, wakeups, change):
-    threading.Timer(0.05, change, [placed]).start()
-    assert wakeups.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        woken = pool.submit(wakeups.wait, 30)
+        change(placed)
+        assert woken.result()
 
 
 def test_notices_that_come_together_wake_once_and_without_one_the_wait_ends(placed, wakeups):

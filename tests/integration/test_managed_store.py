@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from helpers import job_store, load_settings, new_job, wait_until
 
-from ownpod.errors import BadRequest, WorkerRecordBroken
+from ownpod.errors import BadRequest, WorkerConflict, WorkerRecordBroken
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerKind, WorkerSource
 from ownpod.rules.jobs import JobStatus
@@ -655,6 +655,33 @@ def test_the_registry_has_a_worker_from_the_step_that_places_it_until_it_is_stop
     assert registered(registry) == {}
     assert registry.fleet.paused(W) is None
     assert registry.left_out() == []
+
+
+def test_an_operator_cannot_resume_a_worker_that_is_to_stop(managed, agents, want, registry):
+    want()
+    managed.place(W, "h", "t")
+    registry.fleet.pause(W, "by an operator")
+    registry.fleet.resume(W)
+    assert registry.fleet.paused(W) is None
+    managed.drain(W, "idle")
+    registry.fleet.resume(W)
+    assert registry.fleet.paused(W) == "idle"
+
+
+def test_a_lost_worker_that_comes_back_is_not_registered_again(
+    managed, agents, want, registry, client
+):
+    offers = Offers(client, gone_s=60)
+    want()
+    managed.place(W, "h", "t")
+    offers.take(W, "ep", "t", limit=1, in_progress=False)
+    managed.lost(W, "silent")
+    offers.offer(W, "r1", job_id="r1", attempt=1, body="{}", time_s=60)
+    assert offers.collect(W, "ep", "t", limit=1) is None
+    with pytest.raises(WorkerConflict, match="has stopped the managed worker"):
+        offers.take(W, "ep", "t2", limit=1, in_progress=False)
+    assert registered(registry) == {}
+    assert not client.hexists(keys.PULLING, W)
 
 
 def test_a_lost_worker_leaves_the_registry(managed, agents, want, registry):
