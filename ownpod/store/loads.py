@@ -71,6 +71,7 @@ class JobsView:
     """What the scaler needs to know of an endpoint's jobs.
 
     Attributes:
+        now_ms: Redis's clock, in ms since the epoch.
         queued: number of waiting jobs that any worker of the endpoint may run.
         oldest_wait_s: seconds since the oldest waiting job was submitted; 0: none waits.
         running: number of running jobs, by worker id; of all workers of the endpoint.
@@ -78,14 +79,13 @@ class JobsView:
         idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
     """
 
+    now_ms: int
     queued: int
     oldest_wait_s: float
     running: Mapping[str, int]
     lingering: Mapping[str, int]
     idle_s: Mapping[str, float]
     failures: Failures
-    now_ms: int
-    """Redis's clock, in ms since the epoch."""
 
     def jobs(self, worker_id: str) -> int:
         """Number of slots that jobs of a worker take, lingering ones included."""
@@ -159,13 +159,13 @@ class Loads:
             mine = {worker.id for worker in workers if worker.endpoint == endpoint}
             failures = _failures(found, now_ms)
             views[endpoint] = JobsView(
+                now_ms=now_ms,
                 queued=queued,
                 oldest_wait_s=max(0, now_ms - oldest_ms) / 1000 if queued and oldest_ms else 0.0,
                 running=running,
                 lingering={name: count for name, count in lingering.items() if name in mine},
                 idle_s={name: since for name, since in idle_s.items() if name in mine},
                 failures=failures if failures.release == release else Failures(release),
-                now_ms=now_ms,
             )
         return views
 

@@ -1,6 +1,6 @@
 -- Managed workers: each command is one atomic step, and a move is refused unless the record is in a phase that
 -- it may leave, and belongs to the caller's host. managed.py puts the constants in front: those of offers.lua
--- and MANAGED, ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, SEEN, DRAINING_HOSTS,
+-- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, SEEN, DRAINING_HOSTS,
 -- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS. The
 -- helpers of offers.lua and pulling.lua are in front too, so ARGV[2] is the worker's id.
 --
@@ -145,6 +145,15 @@ function commands.discard()
     return 0
   end
   retire(nil, ARGV[3])
+  return 1
+end
+
+-- worker, reason: why no agent takes it
+function commands.waits()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  redis.call('HSET', record, 'reason', ARGV[3])
   return 1
 end
 

@@ -6,14 +6,22 @@ changes nothing and returns False. So a command may be repeated.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
 
 from ownpod.errors import BadRequest, WorkerRecordBroken
 from ownpod.rules.backoff import backoff_s
-from ownpod.rules.managed import FIELDS, ORDER, WORKER_ID, ManagedWorker, from_record
+from ownpod.rules.managed import (
+    FIELDS,
+    ORDER,
+    WANTED_FIELDS,
+    WORKER_ID,
+    ManagedWorker,
+    Phase,
+    from_record,
+)
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
@@ -55,7 +63,6 @@ class Managed(Loads):
         super().__init__(client)
         self._logged: set[tuple[str, str]] = set()
         own = constants(
-            MANAGED=keys.MANAGED,
             ENTRIES=keys.MANAGED_ENTRIES,
             IDLE=keys.MANAGED_IDLE,
             FAILURES=keys.MANAGED_FAILURES,
@@ -78,7 +85,7 @@ class Managed(Loads):
             *("offers.lua", "pulling.lua", "managed.lua"),
             constants=OFFER_CONSTANTS + own,
             repeatable=(
-                *("want", "discard", "place", "set_key", "progress", "started", "ready"),
+                *("want", "waits", "discard", "place", "set_key", "progress", "started", "ready"),
                 *("drain", "stopping", "stopped", "lost", "gone"),
             ),
         )
@@ -117,6 +124,10 @@ class Managed(Loads):
             spec.template.protocol.value,
             spec_text(spec),
         )
+
+    def waits(self, worker_id: str, reason: str) -> bool:
+        """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist."""
+        return self._move("waits", worker_id, _reason(reason))
 
     def discard(self, worker_id: str, reason: str) -> bool:
         """Ends a wanted worker. False: an agent has taken it, or it does not exist."""
@@ -251,7 +262,10 @@ class Managed(Loads):
 
     def wanted(self, limit: int = MOST_WANTED) -> Startable:
         """Workers that no agent has taken, the oldest first."""
-        return list(self._with_specs(self._ids(keys.MANAGED_WANTED, limit)))
+        ids = self._ids(keys.MANAGED_WANTED, limit)
+        found = self._with_specs(ids, names=WANTED_FIELDS)
+        # An agent may have taken one since its id was read.
+        return [(worker, spec) for worker, spec in found if worker.phase is Phase.WANTED]
 
     @broken_records
     @redis_reads
@@ -259,21 +273,25 @@ class Managed(Loads):
         ids: Any = self._redis.zrange(key, 0, limit - 1)
         return list(ids)
 
-    def _with_specs(self, ids: Sequence[str]) -> Iterable[tuple[ManagedWorker, ManagedSpec]]:
-        for worker, text in self._read(ids, with_spec=True):
+    def _with_specs(
+        self, ids: Sequence[str], *, names: Sequence[str] = FIELDS
+    ) -> Iterator[tuple[ManagedWorker, ManagedSpec]]:
+        for worker, text in self._read(ids, names, with_spec=True):
             try:
                 yield worker, spec_in(text)
             except WorkerRecordBroken as error:
                 self._skip(worker.id, str(error))
 
     @redis_reads
-    def _read(self, ids: Iterable[str], *, with_spec: bool = False) -> Records:
+    def _read(
+        self, ids: Iterable[str], names: Sequence[str] = FIELDS, *, with_spec: bool = False
+    ) -> Records:
         """The workers' records. One that cannot be read is left out, because it must not end the processes that read it."""
-        names = (*FIELDS, "spec") if with_spec else FIELDS
+        asked = (*names, "spec") if with_spec else names
         known = [worker_id for worker_id in ids if WORKER_ID.fullmatch(worker_id)]
         with self._redis.pipeline(transaction=False) as pipe:
             for worker_id in known:
-                pipe.hmget(keys.managed(worker_id), names)
+                pipe.hmget(keys.managed(worker_id), asked)
             found = pipe.execute(raise_on_error=False)
         workers = []
         for worker_id, values in zip(known, found, strict=True):
@@ -283,11 +301,11 @@ class Managed(Loads):
             if isinstance(values, Exception):
                 raise values
             try:
-                worker = from_record(worker_id, values[: len(FIELDS)])
+                worker = from_record(worker_id, values[: len(names)], names)
             except WorkerRecordBroken as error:
                 self._skip(worker_id, str(error))
             else:
-                workers.append((worker, values[len(FIELDS)] if with_spec else None))
+                workers.append((worker, values[-1] if with_spec else None))
         return workers
 
     def _skip(self, worker_id: str, problem: str) -> None:
