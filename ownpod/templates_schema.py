@@ -90,7 +90,7 @@ def _number(low: float, high: float, **options: Any) -> _Parsed:
             raise TypeError
         if not math.isfinite(value) or not low <= value <= high:
             raise ValueError
-        return value
+        return float(value)
 
     return _Parsed(parse, f"a number from {low:g} to {high:g}", **options)
 
@@ -169,7 +169,7 @@ class _Environment(fields.Field[Any]):
     """Variables of a worker. The errors never have a value, because values may be secrets."""
 
     def __init__(self, **options: Any) -> None:
-        self._problem = "must be an object of variables, for example {MODEL: small}"
+        self._problem = "must be an object with a value for each variable, for example MODEL: small"
         super().__init__(error_messages={"null": self._problem}, **options)
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Mapping[str, str]:

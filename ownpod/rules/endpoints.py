@@ -43,8 +43,8 @@ class WorkerSpec:
     Attributes:
         url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
         capacity: number of jobs that the worker runs at a time.
-        key_digest: SHA-256 of a managed worker's own key, 64 hex digits; no other key opens anything for its id.
-        draining: the managed worker gets no more jobs, and ends.
+        key_digest: of a managed worker, the digest of its own key; None: it has none.
+        draining: of a managed worker, that it gets no more jobs and is to be stopped.
     """
 
     id: str
