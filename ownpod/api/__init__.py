@@ -23,6 +23,7 @@ from ownpod.api import (
     worker_protocol,
     workers,
 )
+from ownpod.api.managed import ManagedWorkers, NoManagedWorkers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
@@ -55,14 +56,16 @@ def create_app(settings: Settings) -> Flask:
     registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
+    managed: ManagedWorkers = NoManagedWorkers()
     services = Services(
         settings=settings,
         registry=registry,
-        waiting=Waiting(registry, offers.refusals),
+        waiting=Waiting(registry, offers.refusals, managed),
         store=store,
         notices=notices,
         offers=offers,
         submissions=Submissions(registry, store, notices, settings),
+        managed=managed,
     )
     provide(app, services)
     ids.check_ids(app)
