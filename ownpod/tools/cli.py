@@ -36,6 +36,8 @@ LATER = {
     "health": "ownpod.tools.health",
     "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
+    "agents": "ownpod.tools.agents",
+    "gpus": "ownpod.tools.gpus",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
