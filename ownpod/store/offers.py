@@ -52,6 +52,21 @@ NAMED_MS = 60_000
 MOST_FORGOTTEN = 1000
 """Number of workers that one call of :meth:`Offers.forget_gone` checks."""
 
+OFFER_CONSTANTS = constants(
+    PULL=keys.PULL,
+    PULLING=keys.PULLING,
+    HEARD=keys.HEARD,
+    EVENTS=keys.PULL_EVENTS,
+    ENDPOINT=keys.ENDPOINT,
+    KEPT_MS=KEPT_MS,
+    MOST_REFUSED=MOST_REFUSED,
+    NAMED_MS=NAMED_MS,
+    GRACE_MS=GRACE_MS,
+    MISSES=MISSES,
+    RESTART_MS=RESTART_MS,
+    WITHDRAWN_MS=WITHDRAWN_MS,
+)
+"""Lua in front of ``offers.lua``."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,20 +136,7 @@ class Offers:
             client,
             "offers.lua",
             "pulling.lua",
-            constants=constants(
-                PULL=keys.PULL,
-                PULLING=keys.PULLING,
-                HEARD=keys.HEARD,
-                EVENTS=keys.PULL_EVENTS,
-                ENDPOINT=keys.ENDPOINT,
-                KEPT_MS=KEPT_MS,
-                MOST_REFUSED=MOST_REFUSED,
-                NAMED_MS=NAMED_MS,
-                GRACE_MS=GRACE_MS,
-                MISSES=MISSES,
-                RESTART_MS=RESTART_MS,
-                WITHDRAWN_MS=WITHDRAWN_MS,
-            ),
+            constants=OFFER_CONSTANTS,
         )
 
     @_broken_records

@@ -1,0 +1,210 @@
+"""How loaded the endpoints with managed workers are, as the scaler needs it, and how their starts have failed."""
+
+import functools
+import secrets
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import redis
+
+from ownpod.errors import WorkerRecordBroken
+from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.store import keys
+from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.scripts import Scripts, constants
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def broken_records(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: turns an error of Redis about a key of the wrong type into WorkerRecordBroken."""
+
+    @functools.wraps(method)
+    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except redis.ResponseError as error:
+            raise WorkerRecordBroken(
+                f"the keys of managed workers cannot be used: {error}"
+            ) from error
+
+    return translated
+
+
+class Instance(NamedTuple):
+    """An installation of OwnPod: what shares one Redis.
+
+    Attributes:
+        id: 12 hexadecimal digits.
+        new: this call made it, because Redis had none: Redis is empty, perhaps because it has lost its data.
+    """
+
+    id: str
+    new: bool
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Starts of an endpoint's workers that failed in a row, and the last of them.
+
+    Attributes:
+        release: the release that fails; "": none does. The failures of another release do not count.
+        count: number of failed starts since a worker of the release was last ready.
+        pause_s: seconds until the next start is allowed; 0: now.
+        log: the worker's last lines of output.
+    """
+
+    release: str = ""
+    count: int = 0
+    pause_s: float = 0.0
+    reason: str = ""
+    exit_code: int | None = None
+    log: str = ""
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class JobsView:
+    """What the scaler needs to know of an endpoint's jobs.
+
+    Attributes:
+        queued: number of waiting jobs that any worker of the endpoint may run.
+        oldest_wait_s: seconds since the oldest waiting job was submitted; 0: none waits.
+        running: number of running jobs, by worker id; of all workers of the endpoint.
+        lingering: number of lingering slots, by the id of a managed worker that has some.
+        idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
+    """
+
+    queued: int
+    oldest_wait_s: float
+    running: Mapping[str, int]
+    lingering: Mapping[str, int]
+    idle_s: Mapping[str, float]
+    failures: Failures
+
+    def jobs(self, worker_id: str) -> int:
+        """Number of slots that jobs of a worker take, lingering ones included."""
+        return self.running.get(worker_id, 0) + self.lingering.get(worker_id, 0)
+
+
+class Loads:
+    """The reads of :class:`ownpod.store.managed.Managed` that are not about one worker, and the commands of ``loads.lua``.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._loads = Scripts(
+            client,
+            "loads.lua",
+            constants=constants(IDLE=keys.MANAGED_IDLE, INSTANCE=keys.INSTANCE),
+            repeatable=("saw", "instance"),
+        )
+
+    @broken_records
+    @redis_errors
+    def instance(self) -> Instance:
+        """This installation, whose id marks what its agents start."""
+        made = secrets.token_hex(6)
+        found = str(self._loads("instance", made))
+        return Instance(found, new=found == made)
+
+    @broken_records
+    @redis_reads
+    def failures(self, endpoint: str) -> Failures:
+        """The failed starts of an endpoint's workers."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(f"{keys.MANAGED_FAILURES}{endpoint}")
+            (seconds, microseconds), found = pipe.execute()
+        return _failures(found, seconds * 1000 + microseconds // 1000)
+
+    def views(
+        self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]
+    ) -> dict[str, JobsView]:
+        """The jobs of each endpoint, of all endpoints in two round trips.
+
+        It also remembers in Redis since when a worker is idle, so that a restarted scaler knows it.
+
+        Args:
+            endpoints: the release that is to run, by the endpoint's id.
+            workers: from :meth:`ownpod.store.managed.Managed.list`.
+        """
+        ready = [worker.id for worker in workers if worker.phase is Phase.READY]
+        now_ms, jobs, lingering = self._jobs(endpoints, ready)
+        busy = {name for _, _, running, _ in jobs.values() for name in running} | set(lingering)
+        idle = [name for name in ready if name not in busy]
+        idle_s = dict.fromkeys(busy & set(ready), 0.0) | self.saw(busy & set(ready), idle)
+        views = {}
+        for endpoint, release in endpoints.items():
+            queued, oldest_ms, running, found = jobs[endpoint]
+            mine = {worker.id for worker in workers if worker.endpoint == endpoint}
+            failures = _failures(found, now_ms)
+            views[endpoint] = JobsView(
+                queued=queued,
+                oldest_wait_s=max(0, now_ms - oldest_ms) / 1000 if queued and oldest_ms else 0.0,
+                running=running,
+                lingering={name: count for name, count in lingering.items() if name in mine},
+                idle_s={name: since for name, since in idle_s.items() if name in mine},
+                failures=failures if failures.release == release else Failures(release),
+            )
+        return views
+
+    @broken_records
+    @redis_errors
+    def saw(self, busy: Collection[str], idle: Sequence[str]) -> dict[str, float]:
+        """Remembers which workers have jobs and which have none. Returns seconds since an idle one was first seen idle."""
+        idle_ms = self._loads("saw", len(busy), *sorted(busy), *idle)
+        return {name: ms / 1000 for name, ms in zip(idle, idle_ms, strict=True)}
+
+    @broken_records
+    @redis_reads
+    def _jobs(self, endpoints: Iterable[str], ready: Sequence[str]) -> tuple[int, Any, Any]:
+        """Redis's clock in ms; by endpoint: waiting jobs, ms of the oldest, running jobs by worker, failures; lingering
+        slots by worker.
+        """
+        names = list(endpoints)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for name in names:
+                pipe.zcard(keys.queued(name))
+                pipe.zcard(keys.of_endpoint(name, "pinned"))
+                pipe.zrange(keys.queued(name), 0, 0, withscores=True)
+                pipe.hvals(keys.running(name))
+                pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
+            for worker_id in ready:
+                pipe.hget(keys.worker(worker_id), "held")
+            (seconds, microseconds), *found = pipe.execute()
+        jobs = {}
+        for place, name in enumerate(names):
+            waiting, pinned, oldest, running, failures = found[5 * place : 5 * place + 5]
+            oldest_ms = int(oldest[0][1]) if oldest else 0
+            jobs[name] = (max(0, waiting - pinned), oldest_ms, Counter(running), failures)
+        held = zip(ready, found[5 * len(names) :], strict=True)
+        lingering = {name: _whole(text) for name, text in held if _whole(text)}
+        return seconds * 1000 + microseconds // 1000, jobs, lingering
+
+
+def _whole(text: str | None) -> int:
+    """A number in Redis; 0 where it cannot be read."""
+    return int(text) if text and text.isdecimal() else 0
+
+
+def _failures(found: Mapping[str, str], now_ms: int) -> Failures:
+    if not found:
+        return Failures()
+    code = found.get("exit_code", "")
+    return Failures(
+        release=found.get("release", ""),
+        count=_whole(found.get("count")),
+        pause_s=max(0, _whole(found.get("until_ms")) - now_ms) / 1000,
+        reason=found.get("reason", ""),
+        exit_code=int(code) if code.lstrip("-").isdecimal() else None,
+        log=found.get("log", ""),
+        worker=found.get("worker", ""),
+    )
