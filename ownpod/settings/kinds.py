@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import limits
 from marshmallow import ValidationError, fields
 
-from ownpod.rules import credentials, devices, redis_url
+from ownpod.rules import credentials, devices, images, redis_url
 from ownpod.rules.credentials import Credential
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.origins import host_name
@@ -147,6 +147,21 @@ class Origins(fields.Field[tuple[str, ...]]):
             except re.error:
                 raise ValidationError(f"{origin!r} must be an origin or a pattern") from None
         return origins
+
+
+class Images(fields.Field[tuple[str, ...]]):
+    """Comma-separated patterns of images, at least one."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[str, ...]:
+        patterns = _parts(value)
+        if not patterns:
+            raise ValidationError("must be a comma-separated list of images, like ghcr.io/team/*")
+        for pattern in patterns:
+            try:
+                images.check_pattern(pattern)
+            except ValueError as error:
+                raise ValidationError(str(error)) from None
+        return patterns
 
 
 class Hosts(fields.Field[tuple[str, ...]]):

@@ -140,6 +140,14 @@ class Workers:
         limits=(10, DAY_S),
         purpose="seconds without a request after which a worker that pulls is removed",
     )
+    images: tuple[str, ...] = variable(
+        "OWNPOD_IMAGES",
+        "**",
+        kind=kinds.Images,
+        purpose="comma-separated images that the engine `docker` may start. `*` is any text without a slash, `**` any text, so "
+        "`**` allows all images. This list is the boundary of trust, because a container's limits do not confine a hostile "
+        "image with a GPU",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,8 @@ def test_workers_are_a_list_of_urls():
         ("OWNPOD_WORKERS", " , ", "comma-separated"),
         ("OWNPOD_WORKERS", "http://a:x1", "http:// or https://"),
         ("REDIS_URL", "http://a", "redis://"),
+        ("OWNPOD_IMAGES", " , ", "comma-separated"),
+        ("OWNPOD_IMAGES", "ghcr.io/a,b c", "'b c' must be an image like"),
         ("OWNPOD_RESULT_TTL_SEC", "soon", "whole number from 1 to 2592000"),
         ("OWNPOD_RESULT_TTL_SEC", "0", "whole number from 1 to 2592000"),
         ("OWNPOD_RUNSYNC_TIMEOUT_MS", "999", "whole number from 1000 to 300000"),
