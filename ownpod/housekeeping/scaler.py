@@ -16,6 +16,7 @@ from ownpod.processes import this_process
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING
 from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
+from ownpod.rules.placement import why_waits
 from ownpod.rules.scaling import (
     Action,
     Discard,
@@ -70,6 +71,8 @@ class Scaler(threading.Thread):
         self._wakeups = wakeups
         self._process = this_process()
         self._lingering_since = dict[str, float]()
+        self._waited = set[str]()
+        """Workers that already waited for a host at the last decision."""
 
     def run(self) -> None:
         while True:
@@ -104,9 +107,22 @@ class Scaler(threading.Thread):
             except OwnPodError:
                 # One endpoint with a broken record must not stop the others.
                 log.exception("endpoint %s is not scaled", endpoint)
+        self._explain([worker for worker in workers if worker.phase is Phase.WANTED])
         for worker in workers:
             if worker.endpoint not in specs:
                 self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
+
+    def _explain(self, wanted: Sequence[ManagedWorker]) -> None:
+        """Records why wanted workers wait for a device, for people who ask."""
+        late = {worker.id: worker for worker in wanted if worker.id in self._waited}
+        self._waited = {worker.id for worker in wanted}
+        if not late:
+            return
+        agents, holds = self._agents.agents(), self._agents.all_holds()
+        for worker in late.values():
+            reason = why_waits(worker, agents, holds)
+            if reason != worker.reason:
+                self._managed.waits(worker.id, reason)
 
     def _lose_silent(self, workers: Sequence[ManagedWorker]) -> Collection[str]:
         """Stops the records of workers whose host is silent, so that others replace them. Returns their ids."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ownpod.rules.managed import AgentInfo, Device
+from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold
 
 LARGEST_COUNT = 1000
 """Largest number of stand-ins of a host, and of workers that share a device."""
@@ -161,6 +161,36 @@ def used_by(names: Sequence[str], used_mb: float, total_mb: float) -> str:
 def gigabytes(megabytes: float) -> str:
     """MiB as GiB with one decimal that is not 0: ``12.1``, ``24``."""
     return f"{megabytes / 1024:.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a device does now. Its values have this order: the first that applies is the state.
+
+    ``word``: silent, unusable, reserved, busy, draining, or free: it can take a worker.
+    ``reason``: why, in words; "" where the word is enough.
+    ``workers``: ids of the workers that hold it.
+    """
+
+    word: str
+    reason: str = ""
+    workers: tuple[str, ...] = ()
+
+
+def state_of(device: Device, agent: AgentInfo, holds: Iterable[Hold]) -> DeviceState:
+    """The state of a device, from what occupies the devices of its host."""
+    mine = [hold for hold in holds if hold.device == device.id]
+    workers = tuple(hold.worker for hold in mine if hold.worker)
+    reserved = [hold.reserved for hold in mine if hold.reserved]
+    if agent.silent_s >= HOST_SILENT_S:
+        return DeviceState("silent", f"no heartbeat for {agent.silent_s:.0f} s", workers)
+    if device.problem:
+        return DeviceState("unusable", device.problem, workers)
+    if reserved:
+        return DeviceState("reserved", reserved[0], workers)
+    if len(workers) >= device.slots:
+        return DeviceState("busy", "", workers)
+    return DeviceState("draining" if agent.draining else "free", "", workers)
 
 
 def find(name: str, agents: Iterable[AgentInfo]) -> tuple[str, Device]:

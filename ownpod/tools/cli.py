@@ -37,6 +37,8 @@ LATER = {
     "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
     "agent": "ownpod.tools.agent",
+    "agents": "ownpod.tools.agents",
+    "gpus": "ownpod.tools.gpus",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",

@@ -6,6 +6,7 @@ import os
 import threading
 from types import SimpleNamespace
 
+import click
 import pynvml
 import pytest
 from helpers import wait_until
@@ -13,7 +14,8 @@ from helpers import wait_until
 from ownpod.agent.devices import MIB, Devices, relatives
 from ownpod.rules import devices as rules
 from ownpod.rules.devices import DeviceChoice, Use, parse_choice, parse_labels
-from ownpod.rules.managed import AgentInfo, Device
+from ownpod.rules.managed import AgentInfo, Device, Hold
+from ownpod.tools.gpus import parse_duration
 
 GB = 1024 * MIB
 
@@ -504,3 +506,53 @@ def test_a_device_that_is_unknown_or_ambiguous_is_refused_with_those_there_are(n
         rules.find(name, AGENTS)
     with pytest.raises(ValueError, match="known devices: none"):
         rules.find("0", [])
+
+
+@pytest.mark.parametrize(
+    ("device", "agent", "holds", "state"),
+    [
+        ({}, {}, [], ("free", "", ())),
+        ({}, {}, [Hold("other", worker="w")], ("free", "", ())),
+        ({}, {}, [Hold("d", worker="w")], ("busy", "", ("w",))),
+        ({"slots": 2}, {}, [Hold("d", worker="w")], ("free", "", ("w",))),
+        (
+            {"slots": 2},
+            {},
+            [Hold("d", worker="v"), Hold("d", worker="w")],
+            ("busy", "", ("v", "w")),
+        ),
+        ({}, {"draining": True}, [], ("draining", "", ())),
+        (
+            {},
+            {"draining": True},
+            [Hold("d", worker="w"), Hold("d", reserved="2 h left")],
+            ("reserved", "2 h left", ("w",)),
+        ),
+        ({"problem": "lost"}, {}, [Hold("d", reserved="x")], ("unusable", "lost", ())),
+        ({"problem": "lost"}, {"silent_s": 61.2}, [], ("silent", "no heartbeat for 61 s", ())),
+    ],
+)
+def test_the_state_of_a_device_is_what_prevents_its_use_first(device, agent, holds, state):
+    found = rules.state_of(Device("d", 0, "x", **device), AgentInfo("a", "process", **agent), holds)
+    assert (found.word, found.reason, found.workers) == state
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("1.5h", 5400),
+        ("30m", 1800),
+        ("30 min", 1800),
+        ("365d", 31_536_000),
+    ],
+)
+def test_the_time_of_a_reservation_is_read(text, seconds):
+    assert parse_duration(None, None, text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.5", "-1", "2x", "1e3", "366d", "1h30m"])
+def test_a_wrong_time_of_a_reservation_is_refused(text):
+    with pytest.raises(click.BadParameter, match="from 1s to 365d"):
+        parse_duration(None, None, text)

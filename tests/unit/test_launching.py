@@ -1,14 +1,10 @@
 """The environment of a managed worker; the words for a job that waits for one."""
 
-from dataclasses import dataclass
-
 import pytest
 
-from ownpod.rules.endpoints import Endpoint, WorkerSource, pull_worker
-from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.launching import environment
-from ownpod.rules.managed import Device, Phase
-from ownpod.rules.templates import GIB, Limits, ManagedSpec, Protocol, Scaling, Template
+from ownpod.rules.managed import Device
+from ownpod.rules.templates import GIB, Limits, Protocol, Template
 
 CARD = Device("GPU-1", 0, "NVIDIA GeForce RTX 4090", 24564, pools=("ADA_24", "low"))
 STAND_IN = Device("cpu-0", 0, "cpu", simulated=True)
