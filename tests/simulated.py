@@ -29,6 +29,7 @@ from ownpod.rules.reconcile import (
     Stop,
     first_unknown,
     plan,
+    unrecorded,
 )
 from ownpod.rules.scaling import (
     Discard,
@@ -92,6 +93,8 @@ class World:
     def __init__(self, schedule: bytes) -> None:
         self._bytes = iter(schedule)
         self.now_s = 1000.0
+        self.emptied_s = 0.0
+        """When Redis came back empty, if it did."""
         self.records: dict[str, ManagedWorker] = {}
         self.stopped: set[str] = set()
         self.holds: dict[tuple[str, str, int], str] = {}
@@ -259,7 +262,7 @@ class World:
         holds = self.holds_of(host)
         records = {r.id: r for r in self.records.values() if r.host == host.name}
         found = {
-            i: Found(i, c.running, self.now_s - c.started_s, c.exit_code)
+            i: Found(i, c.running, self.now_s - c.started_s, c.exit_code, devices=c.devices)
             for i, c in host.containers.items()
         }
         host.unknown = first_unknown(host.unknown, records, found, self.now_s)
@@ -270,7 +273,14 @@ class World:
             ended=self.stopped & found.keys(),
             unknown_s={i: self.now_s - first for i, first in host.unknown.items()},
         )
-        steps = plan(records, found, holds, instance_known=True, knowledge=known)
+        steps = plan(
+            records,
+            found,
+            holds,
+            instance_known=True,
+            known_for_s=self.now_s - self.emptied_s,
+            knowledge=known,
+        )
         if late:
             host.waiting = steps
             return
@@ -281,6 +291,11 @@ class World:
     def place(self, host):
         wanted = [r for r in self.records.values() if r.phase is Phase.WANTED]
         holds, used = self.holds_of(host), Counter()
+        found = {
+            i: Found(i, c.running, self.now_s - c.started_s, devices=c.devices)
+            for i, c in host.containers.items()
+        }
+        holds += unrecorded(found, holds)
         for placement in place(wanted, host.info, holds):
             used.update(placement.devices)
             need, devices = placement.worker.gpu_count, placement.devices
@@ -381,7 +396,7 @@ class World:
                 event, argument = self._byte(), self._byte()
             except StopIteration:
                 return
-            self.event(event % 16, argument)
+            self.event(event % 17, argument)
             self.turn(late=argument)
 
     def turn(self, *, late=0, elapse_s=1.0):
@@ -437,6 +452,17 @@ class World:
             case 15:
                 running = [w for w, jobs in self.jobs.items() if jobs and w in self.records]
                 self.stuck |= set(running[:1])
+            case 16 if argument < 64:
+                self.empty()
+
+    def empty(self):
+        """Redis comes back without its records; what runs on the hosts goes on."""
+        self.emptied_s = self.now_s
+        for held in (self.records, self.stopped, self.holds, self.reserved, self.jobs, self.paused):
+            held.clear()
+        for endpoint in self.endpoints.values():
+            endpoint.queue.clear()
+            endpoint.failures, endpoint.pause_until_s = 0, 0.0
 
     def fits(self, endpoint):
         """Whether a host has the devices for a worker of the endpoint at all."""
@@ -446,7 +472,7 @@ class World:
             for host in self.hosts.values()
         )
 
-    def settle(self, turns=200):
+    def settle(self, turns=300):
         """Everything works again, devices come free, and small loads go on.
 
         Returns: the endpoints with jobs of the schedule that are still waiting.

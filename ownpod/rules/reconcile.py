@@ -24,6 +24,7 @@ class Found:
         age_s: seconds since it was started.
         exit_code: None while it runs; negative, as Python has it, where a signal ended it.
         out_of_memory: the kernel killed it because its memory limit was reached.
+        devices: ids of the devices that it was started with.
     """
 
     worker_id: str
@@ -31,6 +32,7 @@ class Found:
     age_s: float
     exit_code: int | None = None
     out_of_memory: bool = False
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,16 @@ def _leaving(record: ManagedWorker, known: Knowledge) -> Stop | None:
     if record.id in known.paused and record.id not in known.busy:
         return Stop(record.id, record.reason, announce=True)
     return None
+
+
+def unrecorded(found: Mapping[str, Found], holds: Sequence[Hold]) -> list[Hold]:
+    """Holds that Redis does not have, of devices that workers use; for example after Redis came back empty.
+
+    Placement needs them beside Redis's own, because a device would get a second worker otherwise.
+    """
+    held = {(hold.worker, hold.device) for hold in holds}
+    used = ((w.worker_id, device) for w in found.values() if w.running for device in w.devices)
+    return [Hold(device, worker) for worker, device in used if (worker, device) not in held]
 
 
 def first_unknown(

@@ -16,6 +16,7 @@ from ownpod.rules.reconcile import (
     end_reason,
     first_unknown,
     plan,
+    unrecorded,
 )
 
 
@@ -158,6 +159,15 @@ def test_devices_of_a_worker_of_which_nothing_is_left_are_freed():
     assert steps("preparing", None, holds) == [Launch("w")]
     assert steps(None, ended(), holds) == []
     assert steps(None, None, holds, under_way={"w"}) == []
+
+
+def test_a_device_that_is_used_is_held_although_redis_has_lost_that():
+    found = {
+        "w": Found("w", running=True, age_s=1, devices=("a", "b")),
+        "x": Found("x", running=False, age_s=1, exit_code=0, devices=("c",)),
+    }
+    assert unrecorded(found, [Hold("a", "w")]) == [Hold("b", "w")]
+    assert unrecorded(found, []) == [Hold("a", "w"), Hold("b", "w")]
 
 
 # Several workers
