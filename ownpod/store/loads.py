@@ -1,11 +1,13 @@
 """How loaded the endpoints with managed workers are, as the scaler needs it, and how their starts have failed."""
 
 import functools
+import itertools
+import logging
 import secrets
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import redis
 
@@ -14,6 +16,8 @@ from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
 from ownpod.store.scripts import Scripts, constants
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,6 +81,7 @@ class JobsView:
         running: number of running jobs, by worker id; of all workers of the endpoint.
         lingering: number of lingering slots, by the id of a managed worker that has some.
         idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
+        failures: failed starts of the release that is to run.
     """
 
     now_ms: int
@@ -84,12 +89,16 @@ class JobsView:
     oldest_wait_s: float
     running: Mapping[str, int]
     lingering: Mapping[str, int]
-    idle_s: Mapping[str, float]
-    failures: Failures
+    idle_s: Mapping[str, float] = field(default_factory=dict)
+    failures: Failures = Failures()
 
     def jobs(self, worker_id: str) -> int:
         """Number of slots that jobs of a worker take, lingering ones included."""
         return self.running.get(worker_id, 0) + self.lingering.get(worker_id, 0)
+
+
+WITH_JOBS = (Phase.READY, Phase.DRAINING)
+"""Phases of a worker that may have jobs."""
 
 
 class Loads:
@@ -140,7 +149,7 @@ class Loads:
     def views(
         self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]
     ) -> dict[str, JobsView]:
-        """The jobs of each endpoint, of all endpoints in two round trips.
+        """The jobs of each endpoint, of all endpoints in two round trips. One whose keys cannot be read is left out.
 
         It also remembers in Redis since when a worker is idle, so that a restarted scaler knows it.
 
@@ -148,26 +157,29 @@ class Loads:
             endpoints: the release that is to run, by the endpoint's id.
             workers: from :meth:`ownpod.store.managed.Managed.list`.
         """
-        ready = [worker.id for worker in workers if worker.phase is Phase.READY]
-        now_ms, jobs, lingering = self._jobs(endpoints, ready)
-        busy = {name for _, _, running, _ in jobs.values() for name in running} | set(lingering)
-        idle = [name for name in ready if name not in busy]
-        idle_s = dict.fromkeys(busy & set(ready), 0.0) | self.saw(busy & set(ready), idle)
-        views = {}
-        for endpoint, release in endpoints.items():
-            queued, oldest_ms, running, found = jobs[endpoint]
-            mine = {worker.id for worker in workers if worker.endpoint == endpoint}
-            failures = _failures(found, now_ms)
-            views[endpoint] = JobsView(
-                now_ms=now_ms,
-                queued=queued,
-                oldest_wait_s=max(0, now_ms - oldest_ms) / 1000 if queued and oldest_ms else 0.0,
-                running=running,
-                lingering={name: count for name, count in lingering.items() if name in mine},
-                idle_s={name: since for name, since in idle_s.items() if name in mine},
-                failures=failures if failures.release == release else Failures(release),
+        mine: defaultdict[str, list[ManagedWorker]] = defaultdict(list)
+        for worker in workers:
+            if worker.phase in WITH_JOBS:
+                mine[worker.endpoint].append(worker)
+        found = self._jobs({name: [w.id for w in mine[name]] for name in endpoints})
+        busy, idle = set[str](), list[str]()
+        for endpoint, (_, view) in found.items():
+            for worker in mine[endpoint]:
+                if view.jobs(worker.id):
+                    busy.add(worker.id)
+                elif worker.phase is Phase.READY:
+                    idle.append(worker.id)
+        idle_s = dict.fromkeys(busy, 0.0) | self.saw(busy, idle)
+        return {
+            endpoint: replace(
+                view,
+                idle_s={w.id: idle_s[w.id] for w in mine[endpoint] if w.phase is Phase.READY},
+                failures=failures
+                if failures.release == endpoints[endpoint]
+                else Failures(endpoints[endpoint]),
             )
-        return views
+            for endpoint, (failures, view) in found.items()
+        }
 
     @broken_records
     @redis_errors
@@ -176,32 +188,43 @@ class Loads:
         idle_ms = self._loads("saw", len(busy), *sorted(busy), *idle)
         return {name: ms / 1000 for name, ms in zip(idle, idle_ms, strict=True)}
 
-    @broken_records
     @redis_reads
-    def _jobs(self, endpoints: Iterable[str], ready: Sequence[str]) -> tuple[int, Any, Any]:
-        """Redis's clock in ms; by endpoint: waiting jobs, ms of the oldest, running jobs by worker, failures; lingering
-        slots by worker.
-        """
-        names = list(endpoints)
+    def _jobs(self, endpoints: Mapping[str, Sequence[str]]) -> dict[str, tuple[Failures, JobsView]]:
+        """Failures and jobs of endpoints, whose workers are given by the endpoint's id."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
-            for name in names:
+            for name, ids in endpoints.items():
                 pipe.zcard(keys.queued(name))
                 pipe.zcard(keys.of_endpoint(name, "pinned"))
                 pipe.zrange(keys.queued(name), 0, 0, withscores=True)
                 pipe.hvals(keys.running(name))
                 pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
-            for worker_id in ready:
-                pipe.hget(keys.worker(worker_id), "held")
-            (seconds, microseconds), *found = pipe.execute()
-        jobs = {}
-        for place, name in enumerate(names):
-            waiting, pinned, oldest, running, failures = found[5 * place : 5 * place + 5]
-            oldest_ms = int(oldest[0][1]) if oldest else 0
-            jobs[name] = (max(0, waiting - pinned), oldest_ms, Counter(running), failures)
-        held = zip(ready, found[5 * len(names) :], strict=True)
-        lingering = {name: _whole(text) for name, text in held if _whole(text)}
-        return seconds * 1000 + microseconds // 1000, jobs, lingering
+                for worker_id in ids:
+                    pipe.hget(keys.worker(worker_id), "held")
+            (seconds, microseconds), *rest = pipe.execute(raise_on_error=False)
+        now_ms, replies, found = seconds * 1000 + microseconds // 1000, iter(rest), {}
+        for name, ids in endpoints.items():
+            mine = list(itertools.islice(replies, 5 + len(ids)))
+            if errors := [reply for reply in mine if isinstance(reply, Exception)]:
+                if not isinstance(errors[0], redis.ResponseError):
+                    raise errors[0]
+                log.error("endpoint %s is not scaled: %s", name, errors[0])
+                continue
+            waiting, pinned, oldest, running, failures, *held = mine
+            queued, oldest_ms = max(0, waiting - pinned), oldest[0][1] if oldest else now_ms
+            view = JobsView(
+                now_ms=now_ms,
+                queued=queued,
+                oldest_wait_s=max(0.0, now_ms - oldest_ms) / 1000 if queued else 0.0,
+                running=Counter(running),
+                lingering={
+                    worker_id: _whole(text)
+                    for worker_id, text in zip(ids, held, strict=True)
+                    if _whole(text)
+                },
+            )
+            found[name] = (_failures(failures, now_ms), view)
+        return found
 
 
 def _whole(text: str | None) -> int:

@@ -828,6 +828,28 @@ def test_a_view_counts_waiting_and_running_jobs_lingering_slots_and_failures(
     assert (other.queued, other.oldest_wait_s, other.idle_s) == (0, 0.0, {})
 
 
+def test_a_draining_worker_has_jobs_and_is_never_idle(managed, agents, want, client):
+    want()
+    managed.place(W, "h", "t")
+    managed.ready(W)
+    managed.drain(W, "its handler cannot be stopped")
+    client.hset(keys.worker(W), mapping={"state": "paused", "held": 1})
+    view = managed.views({"ep": "r"}, managed.list())["ep"]
+    assert (view.jobs(W), view.idle_s) == (1, {})
+
+
+def test_an_endpoint_whose_keys_cannot_be_read_is_left_out_of_the_views(
+    managed, agents, want, client, caplog
+):
+    want()
+    managed.place(W, "h", "t")
+    managed.ready(W)
+    client.set(keys.running("ep"), "text")
+    assert list(managed.views({"ep": "r", "other": "r"}, managed.list())) == ["other"]
+    assert "ep" in caplog.text
+    assert not client.exists(keys.MANAGED_IDLE)
+
+
 def test_a_view_of_nothing_is_empty(managed):
     assert managed.views({}, []) == {}
 
