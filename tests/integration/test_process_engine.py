@@ -447,7 +447,7 @@ def fake(tmp_path, worker_id=WORKER, **values):
     """Writes a record, as of an earlier agent."""
     directory = directories.Directory(folder(tmp_path, worker_id))
     directory.make()
-    record = Record(worker_id, "ep", 1, 1, procfs.boot_id(), time.time())
+    record = Record(worker_id, "ep", 1, 1, procfs.boot_id())
     directory.write(replace(record, **values))
     return directory
 
@@ -465,11 +465,11 @@ def test_a_process_that_has_the_recorded_pid_by_chance_is_left_alone(engine, tmp
 
 
 def test_after_a_reboot_all_workers_have_ended(engine, tmp_path):
-    fake(tmp_path, boot="another", created_s=time.time() - 100)
+    fake(tmp_path, boot="another")
     fake(tmp_path, "wrote", boot="another").exit.write_text("4\n")
     found = engine.list()
     assert (found[WORKER].running, found[WORKER].exit_code) == (False, None)
-    assert 100 <= found[WORKER].age_s < 200
+    assert found[WORKER].age_s > 0
     assert (found["wrote"].running, found["wrote"].exit_code) == (False, 4)
 
 
@@ -498,7 +498,6 @@ def test_the_control_group_of_another_program_is_left_alone(engine, tmp_path):
                 "pid": "1",
                 "started": 1,
                 "boot": "",
-                "created_s": 0,
             }
         ),
         json.dumps(
@@ -508,7 +507,6 @@ def test_the_control_group_of_another_program_is_left_alone(engine, tmp_path):
                 "pid": -1,
                 "started": 1,
                 "boot": "",
-                "created_s": 0,
             }
         ),
         json.dumps(
@@ -518,7 +516,6 @@ def test_the_control_group_of_another_program_is_left_alone(engine, tmp_path):
                 "pid": 1,
                 "started": 1,
                 "boot": "",
-                "created_s": 0,
             }
         ),
         json.dumps(
@@ -528,7 +525,6 @@ def test_the_control_group_of_another_program_is_left_alone(engine, tmp_path):
                 "pid": 1,
                 "started": 1,
                 "boot": "",
-                "created_s": 0,
                 "groups": 5,
             }
         ),
@@ -632,7 +628,7 @@ GPU = Device("GPU-1", 0, "RTX")
     ],
 )
 def test_a_worker_sees_its_devices_only(devices, shown):
-    env = environment(launch(devices=devices), {}, "mark")
+    env = environment(launch(devices=devices), "mark")
     assert env["CUDA_VISIBLE_DEVICES"] == shown
 
 
