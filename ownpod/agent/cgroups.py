@@ -21,7 +21,7 @@ CONTROLLERS = ("memory", "pids", "cpu")
 
 
 @dataclass(frozen=True)
-class _Parent:
+class Parent:
     """A directory of the cgroup filesystem in which groups may be made."""
 
     path: Path
@@ -51,41 +51,44 @@ def _without_swap(limits: Limits, version: int) -> tuple[str, str]:
     return "memory.memsw.limit_in_bytes", str(limits.memory_bytes)
 
 
-def _mounts() -> Iterator[tuple[str, str, Path, set[str]]]:
+def _mounts(process: Path) -> Iterator[tuple[str, str, Path, set[str]]]:
     """Type, root within the hierarchy, mount point and options of each mounted cgroup filesystem."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        for line in (process / "mountinfo").read_text().splitlines():
             fields = line.split()
             kind, _, options = fields[fields.index("-") + 1 :][:3]
             if kind in {"cgroup", "cgroup2"}:
                 yield kind, fields[3], Path(fields[4]), set(options.split(","))
 
 
-def _own_groups() -> dict[str, str]:
+def _own_groups(process: Path) -> dict[str, str]:
     """This process's groups by controller; version 2's is under ""."""
     found = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in (process / "cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
             found.update(dict.fromkeys(controllers.split(","), group))
     return found
 
 
-def _parents() -> dict[str, _Parent]:
-    """Where groups can be made, by controller."""
-    own = _own_groups()
-    found: dict[str, _Parent] = {}
-    for kind, root, mount, options in _mounts():
+def parents(process: Path = Path("/proc/self")) -> dict[str, Parent]:
+    """Where a process, given by its directory in ``/proc``, can make groups; by controller."""
+    own = _own_groups(process)
+    found: dict[str, Parent] = {}
+    for kind, root, mount, options in _mounts(process):
         version = 2 if kind == "cgroup2" else 1
         for controller in CONTROLLERS:
             group = own.get("" if version == 2 else controller)
             if controller in found or group is None or (version == 1 and controller not in options):
                 continue
-            here = mount / os.path.relpath(group, root)
+            if not Path(group).is_relative_to(root) or ".." in Path(group).parts:
+                # Its group is outside the part of the hierarchy that is mounted.
+                continue
+            here = mount / Path(group).relative_to(root)
             # Version 2 has no group with limits below one that has processes: only the parent can have another.
             for path in (here,) if version == 1 else (here, here.parent):
                 if mount in (path, *path.parents) and _offers(path, controller, version):
-                    found[controller] = _Parent(path, version)
+                    found[controller] = Parent(path, version)
                     break
     return found
 
@@ -108,7 +111,7 @@ def enter(name: str, limits: Limits, pid: int) -> tuple[tuple[Path, ...], set[st
     """
     groups: dict[Path, None] = {}
     holding = set()
-    for controller, parent in _parents().items():
+    for controller, parent in parents().items():
         settings = _settings(controller, limits, parent.version)
         if not settings:
             continue
@@ -164,4 +167,4 @@ def remove(groups: tuple[Path, ...]) -> None:
 
 def remove_named(name: str) -> None:
     """Removes a worker's groups whose record was not written."""
-    remove(tuple(parent.path / name for parent in _parents().values()))
+    remove(tuple(parent.path / name for parent in parents().values()))

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from ownpod.agent.engine import EngineError, Launch
@@ -58,12 +57,12 @@ def command_line(template: Template, directory: Path, path: str) -> tuple[str, .
     return (str(directory / found), *rest)
 
 
-def environment(launch: Launch, base: Mapping[str, str], mark: str) -> dict[str, str]:
+def environment(launch: Launch, mark: str) -> dict[str, str]:
     """A worker's whole environment: few variables of the agent's, then the launch's, then its devices.
 
     ``CUDA_VISIBLE_DEVICES`` comes last, because a template must not use devices of other workers. "" hides all.
     """
-    kept = {name: base[name] for name in KEPT if name in base}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     cuda = ",".join(device.id for device in launch.devices if not device.simulated)
     # Without PYTHONUNBUFFERED the last lines of a worker that is killed would be missing in its log.
     first = {"PATH": os.defpath, "PYTHONUNBUFFERED": "1"}

@@ -1,6 +1,7 @@
 """The directory of a worker that the engine ``process`` has started: its record, its output, its exit code."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -34,7 +35,6 @@ class Record:
         pid: the shell that waits for the worker; it leads the worker's session and process group.
         started: the shell's start time, see :class:`ownpod.agent.procfs.Process`.
         boot: id of the host's boot in which it was started.
-        created_s: seconds since the epoch.
         port: of a worker that serves RunPod's local API.
     """
 
@@ -43,7 +43,6 @@ class Record:
     pid: int
     started: int
     boot: str
-    created_s: float
     port: int | None = None
     groups: tuple[str, ...] = ()
 
@@ -52,12 +51,7 @@ class Record:
         return (self.port and f"http://127.0.0.1:{self.port}") or None
 
 
-def group_name(worker_id: str) -> str:
-    """The name of a worker's control group."""
-    return f"ownpod-{worker_id}"
-
-
-def _checked(values: Any, worker_id: str) -> Record:
+def _checked(values: Any, worker_id: str, group: str) -> Record:
     record = Record(**values)
     whole = (record.pid, record.started, 1 if record.port is None else record.port)
     if not all(type(number) is int and number > 0 for number in whole):
@@ -65,8 +59,8 @@ def _checked(values: Any, worker_id: str) -> Record:
     if record.worker_id != worker_id or not isinstance(record.boot, str):
         raise ValueError
     # A group of another name could be another program's.
-    groups = tuple(g for g in record.groups if Path(g).name == group_name(worker_id))
-    return replace(record, groups=groups, created_s=float(record.created_s))
+    groups = tuple(g for g in record.groups if Path(g).name == group)
+    return replace(record, groups=groups)
 
 
 class Directory:
@@ -76,6 +70,9 @@ class Directory:
         self.path = path
         self.work = path / WORK
         self.exit = path / EXIT
+        place = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:8]
+        self.group = f"ownpod-{place}-{path.name}"
+        """The name of the worker's control group, another one for a worker with this id in another data directory."""
         self._output = path / OUTPUT
         self._earlier = path / EARLIER
         self.record = path / RECORD
@@ -101,7 +98,7 @@ class Directory:
     def read(self) -> Record | None:
         """The record; None if there is none. Raises: RecordUnreadable."""
         try:
-            return _checked(json.loads(self.record.read_bytes()), self.path.name)
+            return _checked(json.loads(self.record.read_bytes()), self.path.name, self.group)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from ownpod.agent import cgroups, procfs
 from ownpod.agent.commands import MARK, command_line, environment
-from ownpod.agent.directories import Directory, Record, RecordUnreadable, group_name
+from ownpod.agent.directories import Directory, Record, RecordUnreadable
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
 from ownpod.agent.shell import SHELL, Shell
 from ownpod.processes import free_port
@@ -61,7 +61,7 @@ class ProcessEngine:
         if not ID.fullmatch(instance):
             raise EngineError("the instance's id may have letters, digits, - and _ only")
         self.instance = instance
-        self._root = directory.absolute() / instance
+        self._root = directory.resolve() / instance
         self._boot = procfs.boot_id()
         self._records: dict[str, Record] = {}
         self._children: dict[str, Shell] = {}
@@ -210,7 +210,8 @@ class ProcessEngine:
             log.warning("%s", line)
 
     def _mark(self, worker_id: str) -> str:
-        return f"ownpod/{self.instance}/{worker_id}"
+        # By its directory, because a copy of a data directory has workers with the same ids.
+        return f"ownpod:{self._root / worker_id}"
 
     def _leader(self, record: Record) -> procfs.Process | None:
         """The shell of a worker, while it lives."""
@@ -240,9 +241,8 @@ class ProcessEngine:
 
     def _found(self, record: Record) -> Found:
         worker_id = record.worker_id
-        age_s = max(0.0, time.time() - record.created_s)
-        if record.boot == self._boot:
-            age_s = procfs.age_s(record.started)
+        # One of an earlier boot is at least as old as this boot.
+        age_s = procfs.age_s(record.started if record.boot == self._boot else 0)
         if self._leader(record):
             return Found(worker_id, running=True, age_s=age_s)
         if worker_id not in self._ended:
@@ -315,7 +315,7 @@ class ProcessEngine:
         self._ending.discard(worker_id)
 
     def _launch(self, launch: Launch) -> Record:
-        env = environment(launch, os.environ, self._mark(launch.worker_id))
+        env = environment(launch, self._mark(launch.worker_id))
         command = command_line(launch.template, Path.cwd(), env["PATH"])
         port = None
         if launch.template.protocol is Protocol.PUSH:
@@ -334,7 +334,7 @@ class ProcessEngine:
             reason = getattr(error, "strerror", None) or str(error)
             if shell:
                 shell.end()
-            cgroups.remove_named(group_name(launch.worker_id))
+            cgroups.remove_named(directory.group)
             with contextlib.suppress(OSError):
                 directory.remove()
             raise EngineError(f"worker {launch.worker_id} cannot be started: {reason}") from None
@@ -362,7 +362,6 @@ class ProcessEngine:
             pid=pid,
             started=process.started,
             boot=self._boot,
-            created_s=time.time(),
             port=port,
             groups=tuple(map(str, groups)),
         )
@@ -372,7 +371,7 @@ class ProcessEngine:
         wanted = {"memory": limits.memory_bytes, "pids": limits.pids, "cpu": limits.cpus}
         holding: set[str] = set()
         if any(wanted.values()):
-            groups, holding = cgroups.enter(group_name(worker_id), limits, pid)
+            groups, holding = cgroups.enter(self._directory(worker_id).group, limits, pid)
         if limits.memory_bytes and "memory" not in holding:
             with contextlib.suppress(OSError, ValueError):
                 most = resource.prlimit(pid, resource.RLIMIT_DATA)[1]

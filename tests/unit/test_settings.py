@@ -191,6 +191,7 @@ def test_every_operation_that_can_be_limited_has_its_views():
 ENVIRONMENT = {
     "alive": "runs every few seconds as a health check; the settings would cost more than the check",
     "cli": "`ownpod up --workers` sets OWNPOD_WORKERS for itself and its child processes",
+    "commands": "gives few variables of the agent's environment to managed workers",
     "flower": "gives its own environment to a child process",
     "show_settings": "`ownpod settings` shows the environment itself",
     "up": "gives its own environment to child processes",
