@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
 from ownpod.agent.container_options import NETWORK, OURS, PORT, name_of, options
@@ -26,6 +27,8 @@ LONGEST_LOG = 64 * 1024
 
 SIGKILLED = 137
 """Exit code of a container that SIGKILL ended."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _SIGNALS = range(129, 129 + 64)
 """Exit codes of containers that signals 1 to 64 ended."""
@@ -58,7 +61,7 @@ class ContainerEngine:
         free_bytes: int = FREE_BYTES,
         stall_s: float = 300.0,
     ) -> None:
-        self._instance = instance
+        self.instance = instance
         self._api = DockerApi(url, stall_s=stall_s)
         self._images = Images(self._api, allow, free_bytes=free_bytes)
         self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
@@ -126,6 +129,24 @@ class ContainerEngine:
         except NotThere:
             return ""
         return text.decode(errors="replace").rstrip("\n")[-LONGEST_LOG:]
+
+    def url(self, worker_id: str) -> str | None:
+        found = self._inspect(worker_id)
+        ports = (found or {}).get("Config", {}).get("Labels", {}).get(f"{OURS}.protocol")
+        return self._url(worker_id) if ports == Protocol.PUSH else None
+
+    def api_url(self, base_url: str) -> str:
+        """A loopback address names the container itself, so it is replaced by a name of this host."""
+        parts = urlsplit(base_url)
+        if parts.hostname not in LOOPBACK:
+            return base_url
+        port = f":{parts.port}" if parts.port else ""
+        return urlunsplit(parts._replace(netloc=f"host.docker.internal{port}"))
+
+    def pids(self) -> set[int]:
+        found = (self._inspect(worker_id) for worker_id in self.list())
+        states = (container["State"] for container in found if container is not None)
+        return {state["Pid"] for state in states if state.get("Pid")}
 
     def wait(self, timeout_s: float) -> None:
         self._changes.wait(timeout_s)
@@ -213,7 +234,7 @@ class ContainerEngine:
         except NotThere:
             return None
         labels = found["Config"].get("Labels") or {}
-        ours = labels.get(OURS) == "1" and labels.get(f"{OURS}.instance") == self._instance
+        ours = labels.get(OURS) == "1" and labels.get(f"{OURS}.instance") == self.instance
         return found if ours and labels.get(f"{OURS}.worker") == worker_id else None
 
     def _found(self, worker_id: str, container: Mapping[str, Any]) -> Found | None:

@@ -60,7 +60,7 @@ class ProcessEngine:
     def __init__(self, directory: Path, instance: str) -> None:
         if not ID.fullmatch(instance):
             raise EngineError("the instance's id may have letters, digits, - and _ only")
-        self._instance = instance
+        self.instance = instance
         self._root = directory.absolute() / instance
         self._boot = procfs.boot_id()
         self._records: dict[str, Record] = {}
@@ -142,6 +142,16 @@ class ProcessEngine:
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         return self._directory(worker_id).log(lines)
 
+    def url(self, worker_id: str) -> str | None:
+        record = self._record(worker_id)
+        return record.url if record else None
+
+    def api_url(self, base_url: str) -> str:
+        return base_url
+
+    def pids(self) -> set[int]:
+        return {record.pid for record in tuple(self._records.values()) if self._leader(record)}
+
     def wait(self, timeout_s: float) -> None:
         """See :class:`ownpod.agent.engine.Engine`. Also returns when a worker was started, to wait for it, too."""
         poll = select.poll()
@@ -200,7 +210,7 @@ class ProcessEngine:
             log.warning("%s", line)
 
     def _mark(self, worker_id: str) -> str:
-        return f"ownpod/{self._instance}/{worker_id}"
+        return f"ownpod/{self.instance}/{worker_id}"
 
     def _leader(self, record: Record) -> procfs.Process | None:
         """The shell of a worker, while it lives."""

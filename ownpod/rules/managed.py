@@ -137,18 +137,28 @@ FIELDS = tuple(f.name for f in fields(ManagedWorker) if f.name != "id")
 """Fields of a worker's record in Redis."""
 
 
-def from_record(worker_id: str, values: Sequence[str | None]) -> ManagedWorker:
+WANTED_FIELDS = (
+    *("endpoint", "release", "phase", "created_ms"),
+    *("reason", "gpu_count", "pools"),
+)
+"""Those of them that a wanted worker may have. Agents read many of these records every second."""
+
+
+def from_record(
+    worker_id: str, values: Sequence[str | None], names: Sequence[str] = FIELDS
+) -> ManagedWorker:
     """The worker in a record.
 
     Args:
         worker_id: the worker's id.
-        values: of :data:`FIELDS`, as texts; None: the record has no such field.
+        values: of ``names``, as texts; None: the record has no such field.
+        names: some of :data:`FIELDS`.
 
     Raises:
         WorkerRecordBroken: the record is gone, or has a value that cannot be read.
     """
     found: dict[str, Any] = {}
-    for name, text in zip(FIELDS, values, strict=True):
+    for name, text in zip(names, values, strict=True):
         if text is None:
             continue
         try:

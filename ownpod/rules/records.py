@@ -1,5 +1,6 @@
 """Frozen dataclasses as JSON texts, and strictly back. Pure."""
 
+import functools
 import json
 import types
 import typing
@@ -59,16 +60,22 @@ def _read(kind: Any, value: Any, place: str, *, others: bool) -> Any:
     return found
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Names and types of a dataclass's fields."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
 def _object(kind: Any, value: Any, place: str, *, others: bool) -> Any:
     if not isinstance(value, dict):
         raise WorkerRecordBroken(f"{place} in Redis is no JSON object")
-    hints = typing.get_type_hints(kind)
-    names = {field.name for field in fields(kind)}
-    if not others and (unknown := value.keys() - names):
+    hints = _hints(kind)
+    if not others and (unknown := value.keys() - hints.keys()):
         raise WorkerRecordBroken(f"{place} in Redis has the unknown field {min(unknown)[:80]!r}")
     found = {
         name: _read(hints[name], value[name], f"{place}.{name}", others=others)
-        for name in names & value.keys()
+        for name in hints.keys() & value.keys()
     }
     try:
         return kind(**found)

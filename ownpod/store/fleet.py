@@ -44,6 +44,7 @@ class Fleet:
                 ADDED=keys.ADDED,
                 PAUSED=keys.PAUSED,
                 WORKER=keys.WORKER,
+                MANAGED_ENTRIES=keys.MANAGED_ENTRIES,
             ),
             # A second execution writes the same values.
             repeatable=(
@@ -89,7 +90,7 @@ class Fleet:
         self._script("pause", worker_id, reason)
 
     def resume(self, worker_id: str) -> None:
-        """Ends :meth:`pause`."""
+        """Ends :meth:`pause`. A managed worker that is to stop stays paused."""
         self._script("resume", worker_id)
 
     @redis_reads

@@ -71,6 +71,7 @@ class JobsView:
     """What the scaler needs to know of an endpoint's jobs.
 
     Attributes:
+        now_ms: Redis's clock, in ms since the epoch.
         queued: number of waiting jobs that any worker of the endpoint may run.
         oldest_wait_s: seconds since the oldest waiting job was submitted; 0: none waits.
         running: number of running jobs, by worker id; of all workers of the endpoint.
@@ -78,6 +79,7 @@ class JobsView:
         idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
     """
 
+    now_ms: int
     queued: int
     oldest_wait_s: float
     running: Mapping[str, int]
@@ -108,11 +110,22 @@ class Loads:
 
     @broken_records
     @redis_errors
-    def instance(self) -> Instance:
-        """This installation, whose id marks what its agents start."""
-        made = secrets.token_hex(6)
+    def instance(self, remembered: str | None = None) -> Instance:
+        """This installation, whose id marks what its agents start.
+
+        Args:
+            remembered: the id that a Redis without one gets; None: a new one.
+        """
+        made, had = remembered or secrets.token_hex(6), self._instance()
+        if had is not None:
+            return Instance(had, new=False)
         found = str(self._loads("instance", made))
         return Instance(found, new=found == made)
+
+    @redis_reads
+    def _instance(self) -> str | None:
+        found: Any = self._redis.get(keys.INSTANCE)
+        return None if found is None else str(found)
 
     @broken_records
     @redis_reads
@@ -146,6 +159,7 @@ class Loads:
             mine = {worker.id for worker in workers if worker.endpoint == endpoint}
             failures = _failures(found, now_ms)
             views[endpoint] = JobsView(
+                now_ms=now_ms,
                 queued=queued,
                 oldest_wait_s=max(0, now_ms - oldest_ms) / 1000 if queued and oldest_ms else 0.0,
                 running=running,

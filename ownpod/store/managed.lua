@@ -1,6 +1,6 @@
 -- Managed workers: each command is one atomic step, and a move is refused unless the record is in a phase that
 -- it may leave, and belongs to the caller's host. managed.py puts the constants in front: those of offers.lua
--- and MANAGED, ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, SEEN, DRAINING_HOSTS,
+-- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, SEEN, DRAINING_HOSTS,
 -- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS. The
 -- helpers of offers.lua and pulling.lua are in front too, so ARGV[2] is the worker's id.
 --
@@ -126,14 +126,13 @@ end
 
 local commands = {}
 
--- worker, endpoint, release, number of devices, pools, protocol, digest of its key, spec -> 1: it is wanted, by this
--- call; 0: another worker has this id
+-- worker, endpoint, release, number of devices, pools, protocol, spec -> 1: it is wanted; 0: another worker has this id
 function commands.want()
   if redis.call('EXISTS', record) == 1 then
-    return redis.call('HGET', record, 'key') == ARGV[8] and 1 or 0
+    return redis.call('HGET', record, 'phase') == 'wanted' and redis.call('HGET', record, 'endpoint') == ARGV[3] and 1 or 0
   end
   redis.call('HSET', record, 'phase', 'wanted', 'created_ms', now, 'endpoint', ARGV[3], 'release', ARGV[4],
-    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'key', ARGV[8], 'spec', ARGV[9])
+    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8])
   redis.call('ZADD', MANAGED, now, worker)
   redis.call('ZADD', WANTED, now, worker)
   notify('wanted')
@@ -146,6 +145,15 @@ function commands.discard()
     return 0
   end
   retire(nil, ARGV[3])
+  return 1
+end
+
+-- worker, reason: why no agent takes it
+function commands.waits()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  redis.call('HSET', record, 'reason', ARGV[3])
   return 1
 end
 
@@ -191,6 +199,17 @@ function commands.place()
   redis.call('HSET', record, 'phase', 'preparing', 'host', host, 'devices', listed, 'placed_ms', now, 'reason', '')
   redis.call('ZREM', WANTED, worker)
   redis.call('SADD', HOSTS .. host, worker)
+  write_entry()
+  return 1
+end
+
+-- worker, host, digest of its key -> 1: its requests need this key from now on
+function commands.set_key()
+  local phase, at = known()
+  if at ~= ARGV[3] or phase ~= 'preparing' then
+    return 0
+  end
+  redis.call('HSET', record, 'key', ARGV[4])
   write_entry()
   return 1
 end

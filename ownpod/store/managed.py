@@ -6,14 +6,22 @@ changes nothing and returns False. So a command may be repeated.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
 
 from ownpod.errors import BadRequest, WorkerRecordBroken
 from ownpod.rules.backoff import backoff_s
-from ownpod.rules.managed import FIELDS, ORDER, WORKER_ID, ManagedWorker, from_record
+from ownpod.rules.managed import (
+    FIELDS,
+    ORDER,
+    WANTED_FIELDS,
+    WORKER_ID,
+    ManagedWorker,
+    Phase,
+    from_record,
+)
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
@@ -55,7 +63,6 @@ class Managed(Loads):
         super().__init__(client)
         self._logged: set[tuple[str, str]] = set()
         own = constants(
-            MANAGED=keys.MANAGED,
             ENTRIES=keys.MANAGED_ENTRIES,
             IDLE=keys.MANAGED_IDLE,
             FAILURES=keys.MANAGED_FAILURES,
@@ -78,7 +85,7 @@ class Managed(Loads):
             *("offers.lua", "pulling.lua", "managed.lua"),
             constants=OFFER_CONSTANTS + own,
             repeatable=(
-                *("want", "discard", "place", "progress", "started", "ready"),
+                *("want", "waits", "discard", "place", "set_key", "progress", "started", "ready"),
                 *("drain", "stopping", "stopped", "lost", "gone"),
             ),
         )
@@ -93,17 +100,16 @@ class Managed(Loads):
 
     # The scaler's part.
 
-    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec, key_digest: str) -> bool:
+    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec) -> bool:
         """Records that an endpoint needs one more worker, which an agent is to start.
 
         Args:
             worker_id: a new random id, see :data:`ownpod.rules.managed.WORKER_ID`.
             endpoint: the endpoint's id.
             spec: what the worker is started from.
-            key_digest: the digest of the key that the worker's requests have.
 
         Returns:
-            False: another worker has this id, or a call with another key.
+            False: another worker has this id.
         """
         if not NAME.fullmatch(endpoint):
             raise BadRequest("an endpoint's id must be letters, digits, - and _")
@@ -116,9 +122,12 @@ class Managed(Loads):
             need.count if need else 0,
             json.dumps(need.pools if need else ()),
             spec.template.protocol.value,
-            key_digest,
             spec_text(spec),
         )
+
+    def waits(self, worker_id: str, reason: str) -> bool:
+        """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist."""
+        return self._move("waits", worker_id, _reason(reason))
 
     def discard(self, worker_id: str, reason: str) -> bool:
         """Ends a wanted worker. False: an agent has taken it, or it does not exist."""
@@ -154,6 +163,10 @@ class Managed(Loads):
         slots = devices if isinstance(devices, Mapping) else None
         pairs = [part for name in devices for part in (name, slots[name] if slots else 1)]
         return self._move("place", worker_id, host, token, *pairs)
+
+    def set_key(self, worker_id: str, host: str, key_digest: str) -> bool:
+        """From now on the worker's requests need the key with this digest. False: the worker is not to be started on this host."""
+        return self._move("set_key", worker_id, host, key_digest)
 
     def progress(self, worker_id: str, host: str, reason: str) -> bool:
         """Records what the start of a worker waits for. False: it does not start on this host."""
@@ -249,7 +262,10 @@ class Managed(Loads):
 
     def wanted(self, limit: int = MOST_WANTED) -> Startable:
         """Workers that no agent has taken, the oldest first."""
-        return list(self._with_specs(self._ids(keys.MANAGED_WANTED, limit)))
+        ids = self._ids(keys.MANAGED_WANTED, limit)
+        found = self._with_specs(ids, names=WANTED_FIELDS)
+        # An agent may have taken one since its id was read.
+        return [(worker, spec) for worker, spec in found if worker.phase is Phase.WANTED]
 
     @broken_records
     @redis_reads
@@ -257,21 +273,25 @@ class Managed(Loads):
         ids: Any = self._redis.zrange(key, 0, limit - 1)
         return list(ids)
 
-    def _with_specs(self, ids: Sequence[str]) -> Iterable[tuple[ManagedWorker, ManagedSpec]]:
-        for worker, text in self._read(ids, with_spec=True):
+    def _with_specs(
+        self, ids: Sequence[str], *, names: Sequence[str] = FIELDS
+    ) -> Iterator[tuple[ManagedWorker, ManagedSpec]]:
+        for worker, text in self._read(ids, names, with_spec=True):
             try:
                 yield worker, spec_in(text)
             except WorkerRecordBroken as error:
                 self._skip(worker.id, str(error))
 
     @redis_reads
-    def _read(self, ids: Iterable[str], *, with_spec: bool = False) -> Records:
+    def _read(
+        self, ids: Iterable[str], names: Sequence[str] = FIELDS, *, with_spec: bool = False
+    ) -> Records:
         """The workers' records. One that cannot be read is left out, because it must not end the processes that read it."""
-        names = (*FIELDS, "spec") if with_spec else FIELDS
+        asked = (*names, "spec") if with_spec else names
         known = [worker_id for worker_id in ids if WORKER_ID.fullmatch(worker_id)]
         with self._redis.pipeline(transaction=False) as pipe:
             for worker_id in known:
-                pipe.hmget(keys.managed(worker_id), names)
+                pipe.hmget(keys.managed(worker_id), asked)
             found = pipe.execute(raise_on_error=False)
         workers = []
         for worker_id, values in zip(known, found, strict=True):
@@ -281,11 +301,11 @@ class Managed(Loads):
             if isinstance(values, Exception):
                 raise values
             try:
-                worker = from_record(worker_id, values[: len(FIELDS)])
+                worker = from_record(worker_id, values[: len(names)], names)
             except WorkerRecordBroken as error:
                 self._skip(worker_id, str(error))
             else:
-                workers.append((worker, values[len(FIELDS)] if with_spec else None))
+                workers.append((worker, values[-1] if with_spec else None))
         return workers
 
     def _skip(self, worker_id: str, problem: str) -> None:

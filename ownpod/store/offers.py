@@ -58,6 +58,7 @@ OFFER_CONSTANTS = constants(
     HEARD=keys.HEARD,
     EVENTS=keys.PULL_EVENTS,
     ENDPOINT=keys.ENDPOINT,
+    MANAGED=keys.MANAGED,
     KEPT_MS=KEPT_MS,
     MOST_REFUSED=MOST_REFUSED,
     NAMED_MS=NAMED_MS,
@@ -172,7 +173,7 @@ class Offers:
             max_workers: the maximum number of pulling workers of the endpoint.
 
         Raises:
-            WorkerConflict: a worker of another endpoint uses this id.
+            WorkerConflict: a worker of another endpoint uses this id, or a managed worker that counts as stopped.
             TooManyWorkers: the endpoint has ``max_workers`` other workers.
         """
         limit = min(max(limit, 1), MOST_RUNS)
@@ -185,6 +186,10 @@ class Offers:
             )
         if reply[0] == -2:
             raise TooManyWorkers(max_workers)
+        if reply[0] == -3:
+            raise WorkerConflict(
+                f"OwnPod has stopped the managed worker {worker_id!r}, or its host was silent"
+            )
         return Taken(list(reply[1]), stopping=bool(reply[0]))
 
     def collect(self, worker_id: str, endpoint: str, token: str, *, limit: int) -> Taken | None:

@@ -36,6 +36,7 @@ LATER = {
     "health": "ownpod.tools.health",
     "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
+    "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
     "gpus": "ownpod.tools.gpus",
     "worker-env": "ownpod.tools.worker_env",

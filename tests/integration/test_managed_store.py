@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from helpers import job_store, load_settings, new_job, wait_until
 
-from ownpod.errors import BadRequest, WorkerRecordBroken
+from ownpod.errors import BadRequest, WorkerConflict, WorkerRecordBroken
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerKind, WorkerSource
 from ownpod.rules.jobs import JobStatus
@@ -42,8 +42,8 @@ def agents(client):
 
 @pytest.fixture
 def want(managed):
-    def call(worker_id=W, spec=SPEC, endpoint="ep", digest="d1"):
-        return managed.want(worker_id, endpoint, spec=spec, key_digest=digest)
+    def call(worker_id=W, spec=SPEC, endpoint="ep"):
+        return managed.want(worker_id, endpoint, spec=spec)
 
     return call
 
@@ -53,7 +53,15 @@ def dump(client):
     """Everything in Redis, to see that a repeated command changes nothing."""
 
     def read():
-        return {key: client.dump(key) for key in client.scan_iter("ownpod:*")}
+        # Not DUMP: the order of a hash's fields in it may change by itself.
+        reads = {
+            "hash": client.hgetall,
+            "set": client.smembers,
+            "string": client.get,
+            "list": lambda key: client.lrange(key, 0, -1),
+            "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        }
+        return {key: reads[client.type(key)](key) for key in client.scan_iter("ownpod:*")}
 
     return read
 
@@ -163,7 +171,7 @@ def test_a_worker_is_wanted_once(managed, want, dump):
     assert want()
     state = dump()
     assert want()
-    assert not want(digest="another")
+    assert not want(endpoint="other")
     assert dump() == state
     (worker,) = managed.list()
     assert (worker.id, worker.endpoint, worker.release) == (W, "ep", SPEC.release)
@@ -176,6 +184,15 @@ def test_a_wanted_worker_has_the_spec_it_was_wanted_with(managed, want):
     assert spec == ON_GPU
     assert (worker.gpu_count, worker.pools) == (1, ("low", "ADA_24"))
     assert "secret-1" not in repr(spec)
+
+
+def test_a_wanted_worker_has_the_reason_why_it_waits_until_an_agent_takes_it(managed, agents, want):
+    want()
+    assert managed.waits(W, "all 2 GPUs of pool low are busy")
+    assert managed.get(W).reason == "all 2 GPUs of pool low are busy"
+    managed.place(W, "h", "t")
+    assert managed.get(W).reason == ""
+    assert not managed.waits(W, "x")
 
 
 def test_wanted_workers_are_read_oldest_first_and_so_many_at_a_time(managed, want, client):
@@ -631,6 +648,8 @@ def test_the_registry_has_a_worker_from_the_step_that_places_it_until_it_is_stop
     want()
     assert registered(registry) == {}
     managed.place(W, "h", "t")
+    assert managed.set_key(W, "h", "d1")
+    assert not managed.set_key(W, "another", "d2")
     worker = wait_until(lambda: registry.worker(W))
     assert (worker.kind, worker.source, worker.url) == (
         WorkerKind.PULL,
@@ -646,6 +665,33 @@ def test_the_registry_has_a_worker_from_the_step_that_places_it_until_it_is_stop
     assert registered(registry) == {}
     assert registry.fleet.paused(W) is None
     assert registry.left_out() == []
+
+
+def test_an_operator_cannot_resume_a_worker_that_is_to_stop(managed, agents, want, registry):
+    want()
+    managed.place(W, "h", "t")
+    registry.fleet.pause(W, "by an operator")
+    registry.fleet.resume(W)
+    assert registry.fleet.paused(W) is None
+    managed.drain(W, "idle")
+    registry.fleet.resume(W)
+    assert registry.fleet.paused(W) == "idle"
+
+
+def test_a_lost_worker_that_comes_back_is_not_registered_again(
+    managed, agents, want, registry, client
+):
+    offers = Offers(client, gone_s=60)
+    want()
+    managed.place(W, "h", "t")
+    offers.take(W, "ep", "t", limit=1, in_progress=False)
+    managed.lost(W, "silent")
+    offers.offer(W, "r1", job_id="r1", attempt=1, body="{}", time_s=60)
+    assert offers.collect(W, "ep", "t", limit=1) is None
+    with pytest.raises(WorkerConflict, match="has stopped the managed worker"):
+        offers.take(W, "ep", "t2", limit=1, in_progress=False)
+    assert registered(registry) == {}
+    assert not client.hexists(keys.PULLING, W)
 
 
 def test_a_lost_worker_leaves_the_registry(managed, agents, want, registry):

@@ -14,7 +14,7 @@ FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
     ("process", ["log", "settings", "processes", "supervised"]),
-    ("configuration", ["configuration"]),
+    ("configuration", ["configuration", "templates_schema"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
     ("broker", ["broker"]),
@@ -41,10 +41,10 @@ ONLY = {
     "msgspec": {"rules.payload"},
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
-    "pynvml": {"agent.devices"},
     # docker-py raises its errors.
     "requests": {"tools.client", "agent.docker_api"},
     "docker": {"agent.docker_api"},
+    "pynvml": {"agent.devices"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 
