@@ -64,7 +64,7 @@ def run(redis_server, monkeypatch, tmp_path):
 
 def place(managed, tokens, host="alpha", device="GPU-11aa"):
     spec = ManagedSpec(Template(image="i", command=("c",)), gpu=GpuNeed())
-    assert managed.want(WORKER, "ep", spec=spec, key_digest="0" * 64)
+    assert managed.want(WORKER, "ep", spec=spec)
     assert managed.place(WORKER, host, tokens[host], [device])
 
 
