@@ -140,7 +140,11 @@ class Agent:
             EngineError: the engine does not answer.
         """
         info = AgentInfo(
-            self._host.name, self._engine.name, self._devices.read(), self._host.labels
+            self._host.name,
+            self._engine.name,
+            self._devices.read(),
+            self._host.labels,
+            problem=self._devices.problem,
         )
         beat = self._agents.heartbeat(info, self._token)
         if not beat.owned:

@@ -76,7 +76,8 @@ class Devices:
         choice: which devices are offered.
         labels: the host's labels, which add pools and slots to devices.
         pools_of: RunPod's pools of a GPU.
-        own_pids: the first processes of this host's workers. A GPU that other programs use has a ``problem``.
+        own_pids: the first processes of this host's workers. A GPU that other programs use has a ``problem``; None:
+            this is not checked.
         nvml: the module ``pynvml``; None: imported when it is first used.
         relatives: see :func:`relatives`.
         every_s: seconds between two readings.
@@ -89,7 +90,7 @@ class Devices:
         labels: Mapping[str, str],
         *,
         pools_of: PoolsOf,
-        own_pids: Callable[[], set[int]] = set,
+        own_pids: Callable[[], set[int]] | None = None,
         nvml: Any = None,
         relatives: Callable[[int], frozenset[int] | None] = relatives,
         every_s: float = EVERY_S,
@@ -127,7 +128,7 @@ class Devices:
             first = self._began is None
             if self._began is None or now - self._began >= self._every_s:
                 self._began = now
-                self._reader = threading.Thread(target=self.refresh, name="nvml", daemon=True)
+                self._reader = threading.Thread(target=self._refresh, name="nvml", daemon=True)
                 self._reader.start()
                 if first:
                     self._reader.join(self._hung_s)
@@ -137,6 +138,12 @@ class Devices:
                 replace(device, problem=self._problem, metrics={}) for device in self._last
             )
         return self._last
+
+    def _refresh(self) -> None:
+        before = self._problem
+        self.refresh()
+        if self._problem and self._problem != before:
+            logger.warning("devices: %s", self._problem)
 
     def refresh(self) -> tuple[Device, ...]:
         """Reads all devices now, in this thread, and returns them."""
@@ -158,10 +165,7 @@ class Devices:
             devices = [self._lost(gpu, problems[0]) for gpu in self._known.values()]
         if self._stale:
             self._close()
-        problem = "; ".join(problems)
-        if problem and problem != self._problem:
-            logger.warning("devices: %s", problem)
-        self._problem = problem
+        self._problem = "; ".join(problems)
         self._last = tuple(sorted(devices, key=lambda device: (device.index, device.id)))
         return self._last
 
@@ -268,7 +272,7 @@ class Devices:
             if gpu.device.id not in present and gpu.parent not in present
         ]
         self._known = {gpu.device.id: gpu for gpu in [*gpus, *gone]}
-        own = self._own_pids()
+        own = None if self._own_pids is None else self._own_pids()
         devices = [self._labelled(self._measured(gpu, own), *gpu.ids) for gpu in gpus]
         self._stale = self._stale or bool(gone)
         return devices + [self._lost(gpu, "lost: NVML does not find it any more") for gpu in gone]
@@ -286,7 +290,7 @@ class Devices:
         device = Device(id=f"cpu-{index}", index=index, name="CPU", simulated=True)
         return self._labelled(device, device.id)
 
-    def _measured(self, gpu: Gpu, own: set[int]) -> Device:
+    def _measured(self, gpu: Gpu, own: set[int] | None) -> Device:
         """A device with its figures, and with its problem if it has one."""
         if gpu.device.problem:
             return gpu.device
@@ -313,8 +317,10 @@ class Devices:
         metrics = {name: float(value) for name, value in figures.items() if value is not None}
         return replace(gpu.device, metrics=metrics, problem=problem)
 
-    def _used(self, gpu: Gpu, own: set[int], used_mb: float) -> str:
+    def _used(self, gpu: Gpu, own: set[int] | None, used_mb: float) -> str:
         """Which other programs use a GPU; "" if none does. Raises: NVMLError."""
+        if own is None:
+            return ""
         nvml = self._nvml
         computing = self._figure(nvml.nvmlDeviceGetComputeRunningProcesses, gpu.handle) or ()
         drawing = self._figure(nvml.nvmlDeviceGetGraphicsRunningProcesses, gpu.handle) or ()

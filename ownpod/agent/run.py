@@ -12,7 +12,7 @@ from ownpod.agent.containers import ContainerEngine
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.processes import ProcessEngine
-from ownpod.errors import StartError
+from ownpod.errors import ExtraMissing, StartError
 from ownpod.rules.placement import pools_of
 from ownpod.settings import Settings
 from ownpod.store.agents import Agents, Wakeups
@@ -83,7 +83,7 @@ def make_engine(config: Settings, directory: Path, instance: str) -> Engine:
     try:
         docker = ContainerEngine(instance, allow=config.images)
         docker.check()
-    except EngineError as error:
+    except (EngineError, ExtraMissing) as error:
         logger.info("workers are processes, because there is no Docker engine: %s", error)
         return _checked(processes)
     return docker

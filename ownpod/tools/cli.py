@@ -182,10 +182,14 @@ def workers() -> None:
 
 @workers.command(name="list")
 def list_workers() -> None:
-    """List all workers and their states."""
+    """List all workers and their states; of managed workers also their phases, hosts and devices."""
+    from ownpod.store.managed import Managed
     from ownpod.tools.celery_commands import show_workers
+    from ownpod.tools.managed import show_managed
 
-    show_workers(*_parts())
+    registry, store = _parts()
+    show_workers(registry, store)
+    show_managed(Managed(store.client))
 
 
 @workers.command()
