@@ -6,7 +6,10 @@ from typing import Protocol
 
 from ownpod.errors import OwnPodError
 from ownpod.rules.managed import Device
+from ownpod.rules.reconcile import Found
 from ownpod.rules.templates import Template
+
+__all__ = ["LOG_LINES", "STOP_GRACE_S", "Engine", "EngineError", "Found", "Launch", "Started"]
 
 STOP_GRACE_S = 35.0
 """Seconds between SIGTERM and SIGKILL. The SDK ends after its held request, which may last 20 s, and its job."""
@@ -43,23 +46,6 @@ class Started:
     """A worker that was started. ``url``: the base URL of one that serves RunPod's local API."""
 
     url: str | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """A worker that an engine has started, as it is now.
-
-    Attributes:
-        age_s: seconds since it was started.
-        exit_code: None while it runs; negative, as in :mod:`subprocess`, where a signal ended it.
-        out_of_memory: the kernel killed it because its memory limit was reached.
-    """
-
-    worker_id: str
-    running: bool
-    age_s: float
-    exit_code: int | None = None
-    out_of_memory: bool = False
 
 
 class Engine(Protocol):

@@ -23,7 +23,6 @@ from ownpod.api import (
     worker_protocol,
     workers,
 )
-from ownpod.api.managed import ManagedWorkers, NoManagedWorkers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
@@ -34,6 +33,7 @@ from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.fleet import Fleet
+from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> Flask:
     registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
-    managed: ManagedWorkers = NoManagedWorkers()
+    managed = Managed(store.client)
     services = Services(
         settings=settings,
         registry=registry,
