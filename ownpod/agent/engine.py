@@ -55,6 +55,8 @@ class Engine(Protocol):
     """
 
     name: str
+    instance: str
+    """The id of this installation, which marks what the engine has started."""
 
     def check(self) -> None:
         """Checks that the engine can start workers here. Raises: EngineError."""
@@ -83,6 +85,15 @@ class Engine(Protocol):
 
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         """The worker's last lines of output, also after its end; "" if there are none."""
+
+    def url(self, worker_id: str) -> str | None:
+        """The base URL of a running worker that serves RunPod's local API; None for others."""
+
+    def api_url(self, base_url: str) -> str:
+        """The API's base URL as workers of this engine reach it, from the one of this host."""
+
+    def pids(self) -> set[int]:
+        """The first process of each running worker, as this host numbers it."""
 
     def wait(self, timeout_s: float) -> None:
         """Blocks until a worker may have ended, at most ``timeout_s``."""

@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         notices=notices,
         offers=offers,
-        submissions=Submissions(registry, store, notices, settings),
+        submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
         managed=managed,
     )
     provide(app, services)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerSource, WorkerSpec
 from ownpod.rules.managed import ManagedWorker
-from ownpod.rules.managed_states import Failures, ManagedView
+from ownpod.rules.managed_states import ManagedView, StartFailures, in_words
 
 MOST_SEEN = 100_000
 """Number of workers whose first request a process remembers; afterwards it reports their next ones again."""
@@ -37,11 +37,8 @@ class ManagedWorkers(Protocol):
         not waited for one.
         """
 
-    def failures(self, endpoint: str) -> Failures | None:
+    def failures(self, endpoint: str) -> StartFailures | None:
         """The endpoint's failed starts; None: there are none."""
-
-    def now_ms(self) -> int:
-        """The clock of the records, in ms since the epoch."""
 
 
 class NoManagedWorkers:
@@ -53,11 +50,8 @@ class NoManagedWorkers:
     def list(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
         return ()
 
-    def failures(self, endpoint: str) -> Failures | None:  # noqa: ARG002
+    def failures(self, endpoint: str) -> StartFailures | None:  # noqa: ARG002
         return None
-
-    def now_ms(self) -> int:
-        return 0
 
 
 class FirstRequests:
@@ -88,14 +82,7 @@ def view_of(managed: ManagedWorkers, endpoint: Endpoint) -> ManagedView:
     """
     if endpoint.managed is None and not any(map(is_managed, endpoint.workers)):
         return ManagedView()
-    failures = managed.failures(endpoint.id)
-    if failures is not None and (
-        failures.count == 0
-        or (endpoint.managed is not None and failures.release != endpoint.managed.release)
-    ):
-        # The next start is of another release, which has not failed.
-        failures = None
-    return ManagedView(tuple(managed.list(endpoint.id)), failures, managed.now_ms())
+    return ManagedView(tuple(managed.list(endpoint.id)), managed.failures(endpoint.id))
 
 
 def drains(registry: Registry, worker_id: str, *, notified: bool) -> bool:
@@ -137,13 +124,13 @@ def is_managed(worker: WorkerSpec) -> bool:
 def describe_managed(view: ManagedView) -> dict[str, Any]:
     """The managed workers and the failed starts of an endpoint as the API shows them, the oldest worker first."""
     workers = sorted(view.workers, key=lambda worker: (worker.created_ms, worker.id))
-    failures = view.failures
+    failures = view.failures if view.failures is not None and view.failures.count else None
     return {
         "workers": [
             {
                 "id": worker.id,
                 "phase": worker.phase,
-                "reason": worker.reason,
+                "reason": in_words(worker, view),
                 "release": worker.release,
                 "host": worker.host,
                 "devices": list(worker.devices),
@@ -157,9 +144,9 @@ def describe_managed(view: ManagedView) -> dict[str, Any]:
     }
 
 
-def _described(failures: Failures, view: ManagedView) -> dict[str, Any]:
+def _described(failures: StartFailures, view: ManagedView) -> dict[str, Any]:
     return {
-        "unhealthy": view.is_failing,
+        "unhealthy": view.failing is not None,
         "count": failures.count,
         "pauseSeconds": round(failures.pause_s),
         "worker": failures.worker,

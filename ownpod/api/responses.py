@@ -190,7 +190,7 @@ class ManagedWorkerSchema(Schema):
 
     id = fields.String(required=True)
     phase = fields.Enum(Phase, by_value=fields.String, required=True)
-    reason = fields.String(required=True, metadata={"description": "why it is in its phase"})
+    reason = fields.String(required=True, metadata={"description": "its phase in words"})
     release = fields.String(required=True)
     host = fields.String(required=True, allow_none=True)
     devices = fields.List(fields.String(), required=True)

@@ -1,5 +1,6 @@
 """Submitting a job and awaiting its end, without Flask: for the routes, and for every other way by which jobs come in."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -8,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ownpod import log
-from ownpod.errors import EndpointPaused
+from ownpod.errors import EndpointPaused, RedisUnavailable
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.endpoints import Endpoint, WorkerSource
 from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.rules.payload import readable
 from ownpod.settings import Settings
@@ -54,11 +55,19 @@ class Submissions:
         store: the job records.
         notices: wakes the threads that wait.
         settings: how long idempotency keys are remembered.
+        wanted: wakes the scaler; may raise RedisUnavailable.
     """
 
     def __init__(
-        self, registry: Registry, store: Store, notices: Notices, settings: Settings
+        self,
+        registry: Registry,
+        store: Store,
+        notices: Notices,
+        settings: Settings,
+        *,
+        wanted: Callable[[], None],
     ) -> None:
+        self._wanted = wanted
         self._registry = registry
         self._store = store
         self._notices = notices
@@ -119,10 +128,21 @@ class Submissions:
             JobNotFound: the endpoint has no such job.
             NotRetryable: the job is in another state.
         """
-        self.check_open(endpoint_id)
+        endpoint = self.check_open(endpoint_id)
         new_id = job_id if self._settings.retry_same_id else new_job_id(sync=False)
         self._store.jobs.retry(job_id, endpoint_id, new_id)
+        self._want_worker(endpoint)
         return new_id
+
+    def _want_worker(self, endpoint: Endpoint) -> None:
+        """Wakes the scaler for a job of an endpoint whose first worker it is to start. Later ones can wait a second."""
+        if endpoint.managed is None or any(
+            worker.source is WorkerSource.MANAGED for worker in endpoint.workers
+        ):
+            return
+        # The job is queued, and the scaler also wakes by itself.
+        with contextlib.suppress(RedisUnavailable):
+            self._wanted()
 
     def await_end(self, job_id: str, endpoint_id: str, deadline: float) -> Job:
         """Waits for the end of a job that exists, at most until ``deadline``, in s of the monotonic clock.
@@ -150,6 +170,7 @@ class Submissions:
                 endpoint=endpoint.id,
                 requestId=submission.request_id,
             )
+            self._want_worker(endpoint)
         return created
 
     def _idempotency(self, submission: Submission) -> Idempotency | None:

@@ -43,12 +43,6 @@ class Waiting:
             endpoint = self._registry.endpoint(endpoint_id)
             statuses = self._registry.fleet.statuses(endpoint.workers)
             view = view_of(self._managed, endpoint)
-            reason = explain(
-                endpoint,
-                statuses,
-                self._refusals(endpoint_id),
-                [view.state(worker) for worker in view.workers],
-                view.failures,
-            )
+            reason = explain(endpoint, statuses, self._refusals(endpoint_id), view)
             self._cached[endpoint_id] = time.monotonic() + CACHE_TTL_S, reason
         return reason

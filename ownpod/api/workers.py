@@ -68,7 +68,7 @@ def described(
     view: ManagedView,
 ) -> list[dict[str, Any]]:
     """The workers as the API shows them; ``running`` as of :func:`describe`."""
-    records = view.by_id
+    records = view.by_id()
     return [describe(w, shown(statuses[w.id], records.get(w.id), view), running) for w in workers]
 
 

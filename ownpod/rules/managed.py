@@ -114,6 +114,8 @@ class AgentInfo:
     """An operator has drained the host: it takes no more workers."""
     silent_s: float = 0.0
     """Seconds since its last heartbeat."""
+    problem: str = ""
+    """Why GPUs of the host, or its engine, cannot be used; "" if all can."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The rules are RunPod's (``workersMin``, ``workersMax``, ``idleTimeout``, QUEUE_D
 A decision depends on its arguments only, so that a scaler which has just started decides as the one before it.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,9 @@ PAUSE_LONGEST_S = 60.0
 
 PLACING_S = 5.0
 """Seconds after which a wanted worker that no agent has taken counts as one for which there is no free device."""
+
+LEAST_VALUE = 1e-9
+"""Least ``scalerValue`` that is divided by; the configuration allows none below 1."""
 
 COMING = (Phase.WANTED, Phase.PREPARING, Phase.STARTING)
 """Phases of a worker that is not ready yet."""
@@ -126,6 +130,8 @@ def start_pause_s(failures_count: int) -> float:
 
 def decide(view: EndpointView) -> tuple[Action, ...]:
     """What to do now with an endpoint's managed workers. What frees devices comes first."""
+    if not (view.workers or view.queued or view.running or view.scaling.workers_min):
+        return ()
     plan = _Plan(view)
     plan.recycle()
     plan.outdated()
@@ -145,9 +151,19 @@ class _Plan:
         self.left = [w for w in view.workers if w.phase in SERVING]
         self.max = max(view.scaling.workers_max, 0)
         self.min = min(max(view.scaling.workers_min, 0), self.max)
-        self._hosts = Counter(w.host for w in view.workers if w.host)
+        by_count = 0
+        if view.scaling.scaler is ScalerType.REQUEST_COUNT:
+            jobs = view.queued + view.running
+            by_count = math.ceil(jobs / max(view.scaling.scaler_value, LEAST_VALUE))
+        self.floor = min(max(self.min, by_count), self.max)
+        """The number of workers below which none leaves for being idle, and up to which new ones start."""
         # Drained workers count until they are STOPPED, because workersMax is a hard limit on what runs.
         self.leaving = sum(w.phase in LEAVING for w in view.workers)
+
+    @functools.cached_property
+    def load(self) -> Counter[str | None]:
+        """The number of the endpoint's workers on each host."""
+        return Counter(worker.host for worker in self.view.workers)
 
     def in_phase(self, *phases: Phase) -> list[WorkerView]:
         return [w for w in self.left if w.phase in phases]
@@ -155,25 +171,12 @@ class _Plan:
     def is_current(self, worker: WorkerView) -> bool:
         return worker.release == self.view.release
 
-    @property
-    def by_count(self) -> int:
-        """The number of workers that REQUEST_COUNT wants, without limits; 0 for the other scaler."""
-        scaling = self.view.scaling
-        if scaling.scaler is not ScalerType.REQUEST_COUNT:
-            return 0
-        return math.ceil((self.view.queued + self.view.running) / max(scaling.scaler_value, 1e-9))
-
-    @property
-    def floor(self) -> int:
-        """The number of workers below which none leaves for being idle."""
-        return min(max(self.min, self.by_count), self.max)
-
     def first_to_leave(self, worker: WorkerView) -> tuple[object, ...]:
         """Sorts: not placed, not ready, idle, busy; then another release; the longest idle; the fullest host."""
         rank = (*COMING, Phase.READY).index(worker.phase)
         newest = -worker.created_ms if worker.phase in COMING else worker.created_ms
         busy, current = worker.jobs > 0, self.is_current(worker)
-        load = -self._hosts[worker.host] if worker.host else 0
+        load = -self.load[worker.host] if worker.host else 0
         return rank, busy, current, -worker.idle_s, load, newest, worker.id
 
     def leave(self, workers: Iterable[WorkerView], reason: str) -> None:
@@ -225,13 +228,18 @@ class _Plan:
         return int(len(self.left) + self.leaving >= self.max and len(old) > 0)
 
     def above_max(self) -> None:
-        surplus = sorted(self.left, key=self.first_to_leave)[: max(len(self.left) - self.max, 0)]
+        if len(self.left) <= self.max:
+            return
+        surplus = sorted(self.left, key=self.first_to_leave)[: len(self.left) - self.max]
         reason = "the endpoint is paused: workersMax is 0"
         self.leave(surplus, reason if not self.max else f"workersMax is {self.max}")
 
     def not_needed(self) -> None:
         """Discards wanted workers that no waiting job needs any more, the newest first."""
-        wanted, placed = self.in_phase(Phase.WANTED), self.in_phase(Phase.PREPARING, Phase.STARTING)
+        wanted = self.in_phase(Phase.WANTED)
+        if not wanted:
+            return
+        placed = self.in_phase(Phase.PREPARING, Phase.STARTING)
         needed = self.floor
         if self.view.scaling.scaler is ScalerType.QUEUE_DELAY:
             for_jobs = min(len(wanted), max(self.view.queued - len(placed), 0))
@@ -247,8 +255,9 @@ class _Plan:
         limit = scaling.idle_timeout_s
         idle = [w for w in ready if not w.jobs and w.idle_s >= limit]
         spare = min(len(self.left) - self.floor, len(ready) - self.min)
-        surplus = sorted(idle, key=self.first_to_leave)[: max(spare, 0)]
-        self.leave(surplus, f"it was idle for {limit} s")
+        if idle and spare > 0:
+            idle.sort(key=self.first_to_leave)
+            self.leave(idle[:spare], f"it was idle for {limit} s")
 
     def start(self) -> None:
         view, coming = self.view, len(self.in_phase(*COMING))

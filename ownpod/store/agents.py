@@ -5,6 +5,7 @@ import logging
 import math
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ import redis
 
 from ownpod.errors import BadRequest, WorkerRecordBroken
 from ownpod.processes import is_dead_here
-from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold
+from ownpod.rules.fleet import WorkerState
+from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold, ManagedWorker
 from ownpod.rules.records import from_text, to_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
@@ -147,6 +149,32 @@ class Agents:
     def resume_host(self, host: str) -> None:
         """Ends :meth:`drain_host`."""
         self._call("resume_host", host)
+
+    @broken_records
+    @redis_reads
+    def in_hand(self, workers: Collection[ManagedWorker]) -> tuple[set[str], set[str]]:
+        """Ids of those workers that have a job or a lingering slot, and of those whose node fetches no jobs now.
+
+        A worker without a node counts as one that fetches none, because only a node fetches. So does one whose node
+        finds it unhealthy: the API gives no job to a worker that drains, whatever its node does meanwhile.
+        """
+        if not workers:
+            return set(), set()
+        endpoints = sorted({worker.endpoint for worker in workers})
+        with self._redis.pipeline(transaction=False) as pipe:
+            # The nodes first, because a job that a node fetched before it paused is in what is read after.
+            for worker in workers:
+                pipe.hmget(keys.worker(worker.id), "state", "held")
+            for endpoint in endpoints:
+                pipe.hvals(keys.running(endpoint))
+            found = pipe.execute()
+        busy, paused = {name for names in found[len(workers) :] for name in names}, set()
+        for worker, (state, held) in zip(workers, found, strict=False):
+            if held and held != "0":
+                busy.add(worker.id)
+            if state not in {WorkerState.READY, WorkerState.BUSY}:
+                paused.add(worker.id)
+        return busy & {worker.id for worker in workers}, paused
 
     # Devices.
 

@@ -110,11 +110,22 @@ class Loads:
 
     @broken_records
     @redis_errors
-    def instance(self) -> Instance:
-        """This installation, whose id marks what its agents start."""
-        made = secrets.token_hex(6)
+    def instance(self, remembered: str | None = None) -> Instance:
+        """This installation, whose id marks what its agents start.
+
+        Args:
+            remembered: the id that a Redis without one gets; None: a new one.
+        """
+        made, had = remembered or secrets.token_hex(6), self._instance()
+        if had is not None:
+            return Instance(had, new=False)
         found = str(self._loads("instance", made))
         return Instance(found, new=found == made)
+
+    @redis_reads
+    def _instance(self) -> str | None:
+        found: Any = self._redis.get(keys.INSTANCE)
+        return None if found is None else str(found)
 
     @broken_records
     @redis_reads
@@ -125,12 +136,6 @@ class Loads:
             pipe.hgetall(f"{keys.MANAGED_FAILURES}{endpoint}")
             (seconds, microseconds), found = pipe.execute()
         return _failures(found, seconds * 1000 + microseconds // 1000)
-
-    @redis_reads
-    def now_ms(self) -> int:
-        """Redis's clock, in ms since the epoch."""
-        seconds, microseconds = self._redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
 
     def views(
         self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]

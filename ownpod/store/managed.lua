@@ -126,14 +126,13 @@ end
 
 local commands = {}
 
--- worker, endpoint, release, number of devices, pools, protocol, digest of its key, spec -> 1: it is wanted, by this
--- call; 0: another worker has this id
+-- worker, endpoint, release, number of devices, pools, protocol, spec -> 1: it is wanted; 0: another worker has this id
 function commands.want()
   if redis.call('EXISTS', record) == 1 then
-    return redis.call('HGET', record, 'key') == ARGV[8] and 1 or 0
+    return redis.call('HGET', record, 'phase') == 'wanted' and redis.call('HGET', record, 'endpoint') == ARGV[3] and 1 or 0
   end
   redis.call('HSET', record, 'phase', 'wanted', 'created_ms', now, 'endpoint', ARGV[3], 'release', ARGV[4],
-    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'key', ARGV[8], 'spec', ARGV[9])
+    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8])
   redis.call('ZADD', MANAGED, now, worker)
   redis.call('ZADD', WANTED, now, worker)
   notify('wanted')
@@ -200,6 +199,17 @@ function commands.place()
   redis.call('HSET', record, 'phase', 'preparing', 'host', host, 'devices', listed, 'placed_ms', now, 'reason', '')
   redis.call('ZREM', WANTED, worker)
   redis.call('SADD', HOSTS .. host, worker)
+  write_entry()
+  return 1
+end
+
+-- worker, host, digest of its key -> 1: its requests need this key from now on
+function commands.set_key()
+  local phase, at = known()
+  if at ~= ARGV[3] or phase ~= 'preparing' then
+    return 0
+  end
+  redis.call('HSET', record, 'key', ARGV[4])
   write_entry()
   return 1
 end

@@ -85,7 +85,7 @@ class Managed(Loads):
             *("offers.lua", "pulling.lua", "managed.lua"),
             constants=OFFER_CONSTANTS + own,
             repeatable=(
-                *("want", "waits", "discard", "place", "progress", "started", "ready"),
+                *("want", "waits", "discard", "place", "set_key", "progress", "started", "ready"),
                 *("drain", "stopping", "stopped", "lost", "gone"),
             ),
         )
@@ -100,17 +100,16 @@ class Managed(Loads):
 
     # The scaler's part.
 
-    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec, key_digest: str) -> bool:
+    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec) -> bool:
         """Records that an endpoint needs one more worker, which an agent is to start.
 
         Args:
             worker_id: a new random id, see :data:`ownpod.rules.managed.WORKER_ID`.
             endpoint: the endpoint's id.
             spec: what the worker is started from.
-            key_digest: the digest of the key that the worker's requests have.
 
         Returns:
-            False: another worker has this id, or a call with another key.
+            False: another worker has this id.
         """
         if not NAME.fullmatch(endpoint):
             raise BadRequest("an endpoint's id must be letters, digits, - and _")
@@ -123,7 +122,6 @@ class Managed(Loads):
             need.count if need else 0,
             json.dumps(need.pools if need else ()),
             spec.template.protocol.value,
-            key_digest,
             spec_text(spec),
         )
 
@@ -165,6 +163,10 @@ class Managed(Loads):
         slots = devices if isinstance(devices, Mapping) else None
         pairs = [part for name in devices for part in (name, slots[name] if slots else 1)]
         return self._move("place", worker_id, host, token, *pairs)
+
+    def set_key(self, worker_id: str, host: str, key_digest: str) -> bool:
+        """From now on the worker's requests need the key with this digest. False: the worker is not to be started on this host."""
+        return self._move("set_key", worker_id, host, key_digest)
 
     def progress(self, worker_id: str, host: str, reason: str) -> bool:
         """Records what the start of a worker waits for. False: it does not start on this host."""

@@ -12,7 +12,7 @@ from ownpod.processes import free_port
 # Each test starts a process of its own.
 pytestmark = pytest.mark.slow
 
-EXTRAS = {"docs": "flask_swagger_ui", "flower": "flower"}
+EXTRAS = {"docs": "flask_swagger_ui", "flower": "flower", "docker": "docker"}
 """Extra, and the package that its part imports."""
 
 

@@ -30,7 +30,7 @@ def wakeups(client):
 def placed(client):
     managed, agents = Managed(client), Agents(client)
     agents.heartbeat(AgentInfo("h", "process"), "t")
-    managed.want(W, "ep", spec=SPEC, key_digest="d")
+    managed.want(W, "ep", spec=SPEC)
     managed.place(W, "h", "t", ["gpu-0"])
     return managed
 
@@ -42,7 +42,7 @@ def stop(managed):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.want("b" * 14, "ep", spec=SPEC, key_digest="d"),
+        lambda m: m.want("b" * 14, "ep", spec=SPEC),
         lambda m: m.drain(W, "idle"),
         lambda m: m.ready(W),
         stop,
@@ -103,7 +103,7 @@ def test_a_move_whose_answer_is_lost_is_made_once_and_reported(placed, slow, cli
             return answer
 
         other = "b" * 14
-        assert lost(managed.want, other, "ep", spec=SPEC, key_digest="d")
+        assert lost(managed.want, other, "ep", spec=SPEC)
         assert lost(managed.place, other, "h", "t", ["gpu-1"])
         assert lost(managed.started, other, "h")
         assert lost(agents.heartbeat, AgentInfo("h", "process"), "t").owned

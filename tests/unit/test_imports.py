@@ -41,7 +41,10 @@ ONLY = {
     "msgspec": {"rules.payload"},
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
-    "requests": {"tools.client"},
+    # docker-py raises its errors.
+    "requests": {"tools.client", "agent.docker_api"},
+    "docker": {"agent.docker_api"},
+    "pynvml": {"agent.devices"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 

@@ -1,15 +1,10 @@
 """The environment of a managed worker; the words for a job that waits for one."""
 
-from dataclasses import dataclass
-
 import pytest
 
-from ownpod.rules.endpoints import Endpoint, WorkerSource, pull_worker
-from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.launching import environment
-from ownpod.rules.managed import Device, Phase
-from ownpod.rules.templates import GIB, Limits, ManagedSpec, Protocol, Scaling, Template
-from ownpod.rules.waiting import LONGEST_LINE, ManagedState, explain
+from ownpod.rules.managed import Device
+from ownpod.rules.templates import GIB, Limits, Protocol, Template
 
 CARD = Device("GPU-1", 0, "NVIDIA GeForce RTX 4090", 24564, pools=("ADA_24", "low"))
 STAND_IN = Device("cpu-0", 0, "cpu", simulated=True)
@@ -114,97 +109,3 @@ def test_the_other_variables_do_not_have_the_key():
 def test_all_values_are_text_that_an_environment_can_hold():
     found = made(devices=[CARD], cpus=8, memory_bytes=32 * GIB)
     assert all(isinstance(value, str) and "\0" not in value for value in found.values())
-
-
-# Why does a job wait?
-
-
-@dataclass(frozen=True)
-class Failures:
-    count: int
-    reason: str = ""
-    exit_code: int | None = 1
-    log: str = ""
-    pause_s: float = 0.0
-
-
-def endpoint(*states, high=3):
-    workers = tuple(pull_worker("ep", f"w{n}", 1) for n in range(len(states)))
-    assert all(w.source is WorkerSource.PULLED for w in workers)
-    managed = ManagedSpec(Template(image="x"), Scaling(workers_max=high))
-    found = Endpoint("ep", workers, 1, 1, 1, 0, managed=managed)
-    statuses = {
-        w.id: WorkerStatus(WorkerState(state), "no node")
-        for w, state in zip(workers, states, strict=True)
-    }
-    return found, statuses
-
-
-def why(*states, managed=(), failures=None, high=3):
-    found, statuses = endpoint(*states, high=high)
-    return explain(found, statuses, (), managed, failures)
-
-
-def state(phase, name="abc", **values):
-    return ManagedState(name, Phase(phase), **values)
-
-
-BUSY = "all 2 GPUs of pool low are busy"
-SUCCESSOR = "and its successor starts when it has stopped"
-PULL = "image pull 43 %, 2.1 of 4.9 GB"
-
-
-@pytest.mark.parametrize(
-    ("managed", "reason"),
-    [
-        ([state("wanted", reason=BUSY)], BUSY),
-        ([state("wanted")], "worker abc waits for an agent"),
-        ([state("preparing", reason=PULL)], PULL),
-        ([state("preparing", age_s=3.2)], "worker abc is prepared, 3 s"),
-        ([state("starting", age_s=12.4)], "worker abc starts, 12 s"),
-        ([state("starting", age_s=12, usual_s=21)], "worker abc starts, 12 s (usually 21 s)"),
-        (
-            [state("starting", age_s=1), state("starting", "old", age_s=9), state("wanted")],
-            "worker old starts, 9 s, and 1 more",
-        ),
-        (
-            [state("draining", reason="workersMax is 1")],
-            f"worker abc finishes its jobs, because workersMax is 1, {SUCCESSOR}",
-        ),
-        ([], "no worker is wanted yet: the scaler in housekeeping starts one within seconds"),
-    ],
-)
-def test_a_job_waits_for_a_managed_worker(managed, reason):
-    assert why(managed=managed) == reason
-    # Its node has not reached it yet.
-    assert why("initializing", managed=managed) == reason
-
-
-def test_a_paused_endpoint_is_the_first_reason():
-    reason = "the endpoint is paused: workersMax is 0"
-    assert why("ready", managed=[state("ready")], high=0) == reason
-
-
-def test_a_healthy_worker_comes_before_one_that_starts():
-    found = why("ready", "initializing", managed=[state("ready"), state("starting")])
-    assert found == "it waits for a free worker: 1 of 2 are healthy"
-
-
-def test_a_ready_worker_whose_node_does_not_reach_it_has_its_nodes_reason():
-    assert why("unhealthy", managed=[state("ready")]) == "no healthy worker: no node"
-
-
-def test_failed_starts_are_the_reason_with_the_last_line():
-    failures = Failures(5, log="Traceback\n  ImportError: no torch\n\n")
-    reason = "its workers do not start: exit code 1, 5 times; last: ImportError: no torch"
-    assert why(managed=[state("starting")], failures=failures) == reason
-    failures = Failures(1, reason="the image is not there", log="x" * 999)
-    reason = f"its workers do not start: the image is not there, once; last: {'x' * LONGEST_LINE}"
-    assert why(failures=failures) == reason
-    assert why(managed=[state("starting")], failures=failures) == "worker abc starts, 0 s"
-
-
-def test_an_endpoint_without_a_template_is_explained_as_before():
-    found, statuses = endpoint("unhealthy")
-    plain = Endpoint("ep", found.workers, 1, 1, 1, 0)
-    assert explain(plain, statuses) == "no healthy worker: no node"

@@ -1,0 +1,138 @@
+"""What a worker's container is created with, in docker-py's names. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ownpod.agent.docker_api import PODMAN_CDI
+from ownpod.agent.engine import STOP_GRACE_S, EngineError, Launch
+from ownpod.agent.images import Image
+from ownpod.rules.templates import Protocol, Template
+
+NETWORK = "ownpod-workers"
+"""The bridge of all workers, on which they do not reach each other."""
+
+PORT = 8000
+"""Port of RunPod's local API in a worker that is pushed to."""
+
+SERVE = ("--rp_serve_api", "--rp_api_host", "0.0.0.0", "--rp_api_port", str(PORT))  # noqa: S104 - in the container
+"""Arguments with which RunPod's SDK serves its local API."""
+
+DEFAULT_PIDS = 4096
+DEFAULT_SHM_BYTES = 1024**3
+"""PyTorch's data loaders fail with Docker's 64 MiB."""
+
+LOG_BYTES = "10m"
+LOG_FILES = "3"
+
+OURS = "ownpod"
+"""Label of all that OwnPod creates."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of docker-py's ``create_container`` and ``create_host_config``."""
+
+    container: Mapping[str, Any]
+    host: Mapping[str, Any]
+
+
+def name_of(worker_id: str) -> str:
+    """The container's name, which makes a second start a conflict instead of a second container."""
+    return f"ownpod-{worker_id}"
+
+
+def labels_of(launch: Launch, image: Image) -> dict[str, str]:
+    return {
+        OURS: "1",
+        f"{OURS}.instance": launch.instance,
+        f"{OURS}.worker": launch.worker_id,
+        f"{OURS}.endpoint": launch.endpoint,
+        f"{OURS}.devices": ",".join(device.id for device in launch.devices),
+        f"{OURS}.image": image.reference,
+        f"{OURS}.protocol": launch.template.protocol.value,
+    }
+
+
+def options(launch: Launch, image: Image, *, podman: tuple[int, ...] | None = None) -> Options:
+    """What the worker's container is created with.
+
+    Args:
+        launch: what to start.
+        image: what it is started from.
+        podman: Podman's version, if the engine is Podman.
+
+    Raises:
+        EngineError: the engine cannot give the container its devices.
+    """
+    limits = launch.template.limits
+    gpus = [device.id for device in launch.devices if not device.simulated]
+    # Images of CUDA ask for all GPUs by this variable, and a host whose default runtime is NVIDIA's obeys.
+    visible = ",".join(gpus) or "void"
+    container: dict[str, Any] = {
+        "image": image.id,
+        "name": name_of(launch.worker_id),
+        "hostname": launch.worker_id,
+        "environment": {**launch.env, "NVIDIA_VISIBLE_DEVICES": visible},
+        "labels": labels_of(launch, image),
+        "stop_timeout": int(STOP_GRACE_S),
+        # Proxies of this user's Docker settings would also be used for the worker's requests to OwnPod.
+        "use_config_proxy": False,
+    }
+    if launch.template.entrypoint:
+        container["entrypoint"] = list(launch.template.entrypoint)
+    if command := command_of(launch.template, image):
+        container["command"] = command
+    host: dict[str, Any] = {
+        "network_mode": NETWORK,
+        "extra_hosts": {"host.docker.internal": "host-gateway"},
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "init": True,
+        "auto_remove": False,
+        "restart_policy": {"Name": "no"},
+        "log_config": {
+            "type": "json-file",
+            "config": {"max-size": LOG_BYTES, "max-file": LOG_FILES},
+        },
+        "shm_size": limits.shm_bytes or DEFAULT_SHM_BYTES,
+        "pids_limit": limits.pids or DEFAULT_PIDS,
+    }
+    if limits.memory_bytes is not None:
+        host["mem_limit"] = limits.memory_bytes
+        # Without this value a container may use as much swap as memory.
+        host["memswap_limit"] = limits.memory_bytes
+    if limits.cpus is not None:
+        host["nano_cpus"] = round(limits.cpus * 10**9)
+    if gpus:
+        host["device_requests"] = [_request(gpus, podman)]
+        if podman is not None:
+            # With SELinux the container could not open the devices.
+            host["security_opt"].append("label=disable")
+    return Options(container, host)
+
+
+def command_of(template: Template, image: Image) -> list[str]:
+    """The command; empty: the image's own. A worker that is pushed to gets the SDK's arguments after its command."""
+    command: Sequence[str] = template.command
+    if template.protocol is not Protocol.PUSH:
+        return list(command)
+    # An engine drops the image's command where the entrypoint is replaced.
+    if not command and not template.entrypoint:
+        command = image.command
+    if len(command) == 3 and command[0] in ("/bin/sh", "/bin/bash", "sh", "bash") and command[1] == "-c":  # fmt: skip
+        # Further arguments would be the shell's and not the program's.
+        return [*command[:2], f"{command[2]} {' '.join(SERVE)}"]
+    return [*command, *SERVE]
+
+
+def _request(gpus: Sequence[str], podman: tuple[int, ...] | None) -> dict[str, Any]:
+    """A request for GPUs by UUID, because their order differs between NVML and CUDA."""
+    if podman is None:
+        return {"device_ids": list(gpus), "capabilities": [["gpu"]]}
+    if podman < PODMAN_CDI:
+        version = ".".join(map(str, podman))
+        raise EngineError(
+            f"Podman {version} gives no GPU to containers through its Docker API: version 5.4 or newer does"
+        )
+    return {"driver": "cdi", "device_ids": [f"nvidia.com/gpu={gpu}" for gpu in gpus]}

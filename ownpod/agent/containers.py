@@ -1,0 +1,281 @@
+"""The engine ``docker``: each worker is a container of a Docker engine, or of Podman through its Docker API.
+
+What differs with Podman: its bridge does not keep workers from reaching each other, it passes GPUs on from version 5.4
+only, and as CDI devices.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from ownpod.agent.changes import Changes
+from ownpod.agent.container_options import NETWORK, OURS, PORT, name_of, options
+from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
+from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
+from ownpod.agent.images import FREE_BYTES, Images
+from ownpod.rules.endings import why_ended
+from ownpod.rules.managed import ORPHAN_S
+from ownpod.rules.templates import Protocol, Template
+
+logger = logging.getLogger(__name__)
+
+LONGEST_LOG = 64 * 1024
+"""Maximum length of a log in characters; the beginning is cut off."""
+
+SIGKILLED = 137
+"""Exit code of a container that SIGKILL ended."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_SIGNALS = range(129, 129 + 64)
+"""Exit codes of containers that signals 1 to 64 ended."""
+
+
+class ContainerEngine:
+    """Implements :class:`ownpod.agent.engine.Engine`.
+
+    Containers without the labels of this instance are never touched, whatever their names are.
+
+    Args:
+        instance: the id of this installation of OwnPod.
+        allow: patterns of images that may run, ``OWNPOD_IMAGES``.
+        url: of the engine's socket; None: ``DOCKER_HOST``, or the default socket.
+        free_bytes: what a pull must leave free on the engine's disk.
+        stall_s: seconds without progress after which a pull fails.
+
+    Raises:
+        ExtraMissing: docker-py is not installed.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        instance: str,
+        *,
+        allow: Iterable[str] = ("**",),
+        url: str | None = None,
+        free_bytes: int = FREE_BYTES,
+        stall_s: float = 300.0,
+    ) -> None:
+        self.instance = instance
+        self._api = DockerApi(url, stall_s=stall_s)
+        self._images = Images(self._api, allow, free_bytes=free_bytes)
+        self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
+        self._changes = Changes(lambda: self._api.events(self._labels))
+        # By container: exit code and out of memory. A list of containers does not have them.
+        self._ends: dict[str, tuple[int, bool]] = {}
+
+    def check(self) -> None:
+        self._api.call(lambda client: client.ping())
+
+    def check_template(self, template: Template) -> None:
+        self._images.check(template)
+
+    def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
+        self._images.prepare(template, progress)
+
+    def start(self, launch: Launch) -> Started:
+        """See the protocol. A start that fails leaves nothing of the worker."""
+        found = self._inspect(launch.worker_id)
+        if found is None:
+            found = self._create(launch)
+        if found["State"]["Status"] == "created":
+            self._start(found["Id"])
+        if launch.template.protocol is not Protocol.PUSH:
+            return Started()
+        return Started(url=self._url(launch.worker_id))
+
+    def list(self) -> dict[str, Found]:
+        filters = {"label": self._labels}
+        listed = self._api.call(lambda client: client.containers(all=True, filters=filters))
+        workers = {}
+        for container in listed:
+            worker_id = container["Labels"].get(f"{OURS}.worker")
+            found = worker_id and self._found(worker_id, container)
+            if found:
+                workers[worker_id] = found
+        ids = {container["Id"] for container in listed}
+        self._ends = {known: end for known, end in self._ends.items() if known in ids}
+        return workers
+
+    def stop(self, worker_id: str, grace_s: float = STOP_GRACE_S) -> None:
+        found = self._inspect(worker_id)
+        if found is not None and found["State"]["Running"]:
+            self._quiet(lambda client: client.stop(found["Id"], timeout=max(0, math.ceil(grace_s))))
+
+    def remove(self, worker_id: str) -> None:
+        """See the protocol. Raises: EngineError, it runs."""
+        found = self._inspect(worker_id)
+        if found is None:
+            return
+        try:
+            self._quiet(lambda client: client.remove_container(found["Id"], v=True))
+        except Conflict as error:
+            # A removal by another call is in progress.
+            if "progress" not in str(error):
+                raise
+
+    def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
+        found = self._inspect(worker_id)
+        if found is None:
+            return ""
+        try:
+            # Without a stream: docker-py may lose the beginning of one, or never end it.
+            text: bytes = self._api.call(lambda client: client.logs(found["Id"], tail=lines))
+        except NotThere:
+            return ""
+        return text.decode(errors="replace").rstrip("\n")[-LONGEST_LOG:]
+
+    def url(self, worker_id: str) -> str | None:
+        found = self._inspect(worker_id)
+        ports = (found or {}).get("Config", {}).get("Labels", {}).get(f"{OURS}.protocol")
+        return self._url(worker_id) if ports == Protocol.PUSH else None
+
+    def api_url(self, base_url: str) -> str:
+        """A loopback address names the container itself, so it is replaced by a name of this host."""
+        parts = urlsplit(base_url)
+        if parts.hostname not in LOOPBACK:
+            return base_url
+        port = f":{parts.port}" if parts.port else ""
+        return urlunsplit(parts._replace(netloc=f"host.docker.internal{port}"))
+
+    def pids(self) -> set[int]:
+        found = (self._inspect(worker_id) for worker_id in self.list())
+        states = (container["State"] for container in found if container is not None)
+        return {state["Pid"] for state in states if state.get("Pid")}
+
+    def wait(self, timeout_s: float) -> None:
+        self._changes.wait(timeout_s)
+
+    def close(self) -> None:
+        """Ends the subscription to events, and closes the connections. The workers go on."""
+        self._changes.close()
+        self._api.close()
+
+    def _create(self, launch: Launch) -> Mapping[str, Any]:
+        chosen = options(launch, self._images.get(launch.template), podman=self._api.podman())
+        self._ensure_network()
+
+        def create(client: Any) -> str:
+            host = client.create_host_config(**chosen.host)
+            created = client.create_container(**chosen.container, host_config=host)
+            return str(created["Id"])
+
+        try:
+            self._api.call(create)
+        except Conflict:
+            # The same agent before its restart, or a call whose answer was lost, has created it.
+            found = self._inspect(launch.worker_id)
+            if found is None:
+                raise EngineError(
+                    f"another program has a container with the name {name_of(launch.worker_id)}: remove it"
+                ) from None
+            return found
+        found = self._inspect(launch.worker_id)
+        if found is None:
+            raise EngineError("the container was removed by another program")
+        return found
+
+    def _start(self, container_id: str) -> None:
+        try:
+            self._api.call(lambda client: client.start(container_id))
+        except EngineError:
+            self._discard(container_id)
+            raise
+
+    def _discard(self, container_id: str) -> None:
+        try:
+            self._quiet(lambda client: client.remove_container(container_id, v=True, force=True))
+        except EngineError as error:
+            logger.warning("container %s could not be removed: %s", container_id[:12], error)
+
+    def _url(self, worker_id: str) -> str:
+        """The base URL of a worker on the engine's own network, which this host reaches without a published port."""
+        found = self._inspect(worker_id)
+        if found is None:
+            raise EngineError("the container was removed by another program")
+        address = found["NetworkSettings"]["Networks"].get(NETWORK, {}).get("IPAddress")
+        if address:
+            return f"http://{address}:{PORT}"
+        state = found["State"]
+        log = self.log(worker_id, 5)
+        self._discard(found["Id"])
+        last = f": {log.splitlines()[-1][:300]}" if log else ""
+        raise EngineError(f"ended at once, {why_ended(_exit_code(state), log=log)}{last}")
+
+    def _ensure_network(self) -> None:
+        def create(client: Any) -> None:
+            client.create_network(
+                NETWORK,
+                driver="bridge",
+                check_duplicate=True,
+                options={"com.docker.network.bridge.enable_icc": "false"},
+                labels={OURS: "1"},
+            )
+
+        try:
+            self._api.call(lambda client: client.inspect_network(NETWORK))
+        except NotThere:
+            try:
+                self._api.call(create)
+            except Conflict:
+                logger.debug("network %s was created by another call", NETWORK)
+
+    def _inspect(self, worker_id: str) -> Mapping[str, Any] | None:
+        """The worker's container; None if there is none, or if it is not one of this instance."""
+        try:
+            found: Mapping[str, Any] = self._api.call(
+                lambda client: client.inspect_container(name_of(worker_id))
+            )
+        except NotThere:
+            return None
+        labels = found["Config"].get("Labels") or {}
+        ours = labels.get(OURS) == "1" and labels.get(f"{OURS}.instance") == self.instance
+        return found if ours and labels.get(f"{OURS}.worker") == worker_id else None
+
+    def _found(self, worker_id: str, container: Mapping[str, Any]) -> Found | None:
+        age_s = max(0.0, time.time() - container["Created"])
+        state = container["State"]
+        if state in ("running", "paused", "restarting"):
+            self._ends.pop(container["Id"], None)
+            return Found(worker_id, running=True, age_s=age_s)
+        if state == "removing":
+            return None
+        if state == "created":
+            # Its start is in progress, unless that process has ended in between.
+            return Found(worker_id, running=False, age_s=age_s) if age_s > ORPHAN_S else None
+        end = self._ends.get(container["Id"]) or self._end(container["Id"])
+        if end is None:
+            return None
+        code, out_of_memory = end
+        return Found(
+            worker_id, running=False, age_s=age_s, exit_code=code, out_of_memory=out_of_memory
+        )
+
+    def _end(self, container_id: str) -> tuple[int, bool] | None:
+        try:
+            found = self._api.call(lambda client: client.inspect_container(container_id))
+        except NotThere:
+            return None
+        state = found["State"]
+        # OOMKilled alone is also true where the kernel killed only a child of the worker.
+        out_of_memory = bool(state.get("OOMKilled")) and state["ExitCode"] == SIGKILLED
+        self._ends[container_id] = end = (_exit_code(state), out_of_memory)
+        return end
+
+    def _quiet(self, action: Callable[[Any], Any]) -> None:
+        """Calls the engine; it is no error that there is no such container any more."""
+        try:
+            self._api.call(action)
+        except NotThere:
+            return
+
+
+def _exit_code(state: Mapping[str, Any]) -> int:
+    """The exit code as Python's ``subprocess`` has it: negative for a signal."""
+    code = int(state["ExitCode"])
+    return 128 - code if code in _SIGNALS else code

@@ -1,0 +1,146 @@
+"""Images of the engine ``docker``: which may run, their pull with its progress, and the disk that it needs."""
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ownpod.agent.docker_api import DockerApi, NotThere
+from ownpod.agent.engine import EngineError
+from ownpod.rules.images import PullProgress, Reference, allowed, normalise, size_words
+from ownpod.rules.templates import Template
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_S = 0.5
+"""Minimum seconds between two reports of a pull's progress."""
+
+FREE_BYTES = 2 * 10**9
+"""Bytes that must stay free on the engine's disk: a full disk stops the engine and all workers on it."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that the engine has.
+
+    Attributes:
+        id: what a container is started from. A tag may be moved after it was looked up, an id may not.
+        entrypoint: the image's own.
+        command: the image's own.
+    """
+
+    reference: str
+    id: str
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+class Images:
+    """The images of one engine. Thread-safe.
+
+    Args:
+        allow: patterns of images that may run, see :func:`ownpod.rules.images.allowed`.
+        free_bytes: what a pull must leave free on the engine's disk.
+    """
+
+    def __init__(
+        self, api: DockerApi, allow: Iterable[str] = ("**",), *, free_bytes: int = FREE_BYTES
+    ) -> None:
+        self._api = api
+        self._allow = tuple(allow)
+        self._free_bytes = free_bytes
+        # By reference: which image the tag meant when it was prepared.
+        self._ids: dict[str, str] = {}
+
+    def check(self, template: Template) -> Reference:
+        """The template's image, if it may run. Raises: EngineError."""
+        if template.image is None:
+            raise EngineError("the engine docker needs template.image")
+        try:
+            reference = normalise(template.image)
+        except ValueError as error:
+            raise EngineError(f"template.{error}") from None
+        if not allowed(reference, self._allow):
+            raise EngineError(
+                f"image {reference} is not allowed: OWNPOD_IMAGES allows {', '.join(self._allow)}"
+            )
+        return reference
+
+    def prepare(self, template: Template, progress: Callable[[str], None]) -> Image:
+        """Pulls the image if the engine does not have it. Raises: EngineError."""
+        reference = self.check(template)
+        found = self._inspect(str(reference))
+        if found is None:
+            self._pull(reference, progress)
+            found = self._inspect(str(reference))
+            if found is None:
+                raise EngineError(f"image {reference} was pulled and is not here")
+        self._ids[str(reference)] = found.id
+        return found
+
+    def get(self, template: Template) -> Image:
+        """The image as it was prepared last. Raises: EngineError, also when the engine does not have it."""
+        reference = str(self.check(template))
+        found = self._inspect(self._ids.get(reference, reference))
+        if found is None:
+            self._ids.pop(reference, None)
+            raise EngineError(f"image {reference} is not on this host any more")
+        return Image(reference, found.id, found.entrypoint, found.command)
+
+    def _inspect(self, name: str) -> Image | None:
+        try:
+            found = self._api.call(lambda client: client.inspect_image(name))
+        except NotThere:
+            return None
+        config = found.get("Config") or {}
+        return Image(
+            reference=name,
+            id=found["Id"],
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            command=tuple(config.get("Cmd") or ()),
+        )
+
+    def _pull(self, reference: Reference, progress: Callable[[str], None]) -> None:
+        root = self._root()
+        self._check_disk(root, reference)
+        progress("image pull")
+        state, last, shown = PullProgress(), time.monotonic(), "image pull"
+        pull = self._api.pull(reference.name, reference.version, reference.registry)
+        try:
+            with contextlib.closing(pull):
+                for line in pull:
+                    state.take(line)
+                    if time.monotonic() - last < PROGRESS_S:
+                        continue
+                    last = time.monotonic()
+                    self._check_disk(root, reference)
+                    if (now := state.words()) != shown:
+                        shown = now
+                        progress(now)
+        except EngineError as error:
+            message = str(error)
+            raise EngineError(
+                message if str(reference) in message else f"image {reference}: {message}"
+            ) from None
+        logger.info("image %s was pulled", reference)
+
+    def _root(self) -> str | None:
+        """The engine's directory; None where this process cannot see its disk."""
+        if not self._api.local:
+            return None
+        return str(self._api.call(lambda client: client.info()).get("DockerRootDir") or "") or None
+
+    def _check_disk(self, root: str | None, reference: Reference) -> None:
+        if not root:
+            return
+        try:
+            disk = shutil.disk_usage(root)
+        except OSError:
+            return
+        if disk.free < self._free_bytes:
+            raise EngineError(
+                f"image {reference} is not pulled: {size_words(disk.free)} of {size_words(disk.total)} are free in "
+                f"{root}, and {size_words(self._free_bytes)} must stay free"
+            )
