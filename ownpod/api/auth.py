@@ -194,12 +194,20 @@ def check_worker_key(endpoint_id: str, worker_id: str) -> WorkerSpec | None:
 def managed_worker(svc: Services, worker_id: str) -> WorkerSpec | None:
     """The worker of this id that OwnPod has started; None: it has started none that runs now."""
     worker = svc.registry.worker(worker_id)
-    if worker is None and MANAGED_ID.fullmatch(worker_id) and presented_key():
-        # An agent may have started the worker after this process last read the registry.
+    if presented_key() and _may_be_newer(worker, worker_id):
         with contextlib.suppress(RedisUnavailable):
             svc.registry.refresh()
         worker = svc.registry.worker(worker_id)
     return worker if worker is not None and is_managed(worker) else None
+
+
+def _may_be_newer(worker: WorkerSpec | None, worker_id: str) -> bool:
+    """Whether an agent may have started this worker, or made its key, after this process last read the registry. A worker
+    that is refused because of that would ask again after 5 s only.
+    """
+    if worker is None:
+        return MANAGED_ID.fullmatch(worker_id) is not None
+    return is_managed(worker) and not has_own_key(worker)
 
 
 def check_managed_key(worker: WorkerSpec, endpoint_id: str) -> None:

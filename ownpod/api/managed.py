@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerSource, WorkerSpec
-from ownpod.rules.managed import ManagedWorker
-from ownpod.rules.managed_states import ManagedView, StartFailures, in_words
+from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.managed_states import ManagedView, StartFailures, in_words, usual_start_s
 
 MOST_SEEN = 100_000
 """Number of workers whose first request a process remembers; afterwards it reports their next ones again."""
@@ -37,8 +37,14 @@ class ManagedWorkers(Protocol):
         not waited for one.
         """
 
+    def recent(self, endpoint: str) -> Sequence[ManagedWorker]:
+        """The endpoint's workers that stopped within the last hour."""
+
     def failures(self, endpoint: str) -> StartFailures | None:
         """The endpoint's failed starts; None: there are none."""
+
+    def now_ms(self) -> int:
+        """The clock of the records, in ms since the epoch."""
 
 
 class NoManagedWorkers:
@@ -50,8 +56,14 @@ class NoManagedWorkers:
     def list(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
         return ()
 
+    def recent(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
+        return ()
+
     def failures(self, endpoint: str) -> StartFailures | None:  # noqa: ARG002
         return None
+
+    def now_ms(self) -> int:
+        return 0
 
 
 class FirstRequests:
@@ -82,7 +94,19 @@ def view_of(managed: ManagedWorkers, endpoint: Endpoint) -> ManagedView:
     """
     if endpoint.managed is None and not any(map(is_managed, endpoint.workers)):
         return ManagedView()
-    return ManagedView(tuple(managed.list(endpoint.id)), managed.failures(endpoint.id))
+    failures = managed.failures(endpoint.id)
+    if (
+        failures is not None
+        and endpoint.managed is not None
+        and failures.release != endpoint.managed.release
+    ):
+        # The next start is of another release, which has not failed.
+        failures = None
+    workers = tuple(managed.list(endpoint.id))
+    usual_s = None
+    if any(worker.phase is Phase.STARTING for worker in workers):
+        usual_s = usual_start_s((*workers, *managed.recent(endpoint.id)))
+    return ManagedView(workers, failures, managed.now_ms(), usual_s)
 
 
 def drains(registry: Registry, worker_id: str, *, notified: bool) -> bool:

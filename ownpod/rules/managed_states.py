@@ -1,15 +1,14 @@
 """Managed workers as clients see them: RunPod's words for their states, and their phases in words. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.managed import ManagedWorker, Phase
-
-GIVEN_UP = 5
-"""Number of failed starts in a row after which an endpoint's workers count as unhealthy, also between two starts."""
+from ownpod.rules.scaling import unhealthy
 
 IN_RUNPODS_WORDS = {WorkerState.BUSY: "running", WorkerState.PAUSED: "throttled"}
 """RunPod's word for a worker's state; the states that are not here have the same word in RunPod."""
@@ -21,6 +20,8 @@ COUNTS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
 class StartFailures(Protocol):
     """An endpoint's starts of workers that have failed since the last one that became ready."""
 
+    @property
+    def release(self) -> str: ...
     @property
     def count(self) -> int:
         """How many in a row."""
@@ -54,15 +55,25 @@ class ManagedView:
 
     @property
     def failing(self) -> StartFailures | None:
-        """The failures, if no start is made now because of them, or if there are :data:`GIVEN_UP` or more."""
+        """The failures, if no start is made now because of them, or if there are so many that the endpoint is unhealthy."""
         failures = self.failures
         if failures is None or not failures.count:
             return None
-        return failures if failures.count >= GIVEN_UP or failures.pause_s > 0 else None
+        return failures if unhealthy(failures.count) or failures.pause_s > 0 else None
 
     def by_id(self) -> dict[str, ManagedWorker]:
         """The workers by id."""
         return {worker.id: worker for worker in self.workers}
+
+
+def usual_start_s(workers: Iterable[ManagedWorker]) -> float | None:
+    """Median of the seconds from the start of these workers to ready; None: none of them has become ready."""
+    took = [
+        worker.ready_ms - worker.started_ms
+        for worker in workers
+        if worker.ready_ms is not None and worker.started_ms is not None
+    ]
+    return max(statistics.median(took), 0) / 1000 if took else None
 
 
 def shown(status: WorkerStatus, record: ManagedWorker | None, view: ManagedView) -> WorkerStatus:

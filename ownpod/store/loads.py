@@ -146,6 +146,12 @@ class Loads:
             (seconds, microseconds), found = pipe.execute()
         return _failures(found, seconds * 1000 + microseconds // 1000)
 
+    @redis_reads
+    def now_ms(self) -> int:
+        """Redis's clock, in ms since the epoch."""
+        time: Any = self._redis.time()
+        return int(time[0]) * 1000 + int(time[1]) // 1000
+
     def views(
         self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]
     ) -> dict[str, JobsView]:

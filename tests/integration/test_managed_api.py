@@ -15,13 +15,15 @@ from ownpod.rules.credentials import digest_of
 from ownpod.rules.endpoints import WorkerKind, WorkerSource, pull_worker
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
-from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.managed import AgentInfo, ManagedWorker, Phase
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
+from ownpod.store.agents import Agents
 from ownpod.store.fleet import Fleet
+from ownpod.store.managed import Managed
 from ownpod.store.offers import Offers
 
-A, B = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb"
+A, B, C = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb", "cccccccccccccc"
 OWN = {A: "key-of-a", B: "key-of-b"}
 FILE = """
 endpoints:
@@ -29,6 +31,7 @@ endpoints:
   paused: {workersMax: 0, template: {command: python handler.py}}
   other: {}
 """
+NOW_MS = 60_000
 KEYED = {
     "OWNPOD_WORKER_KEYS": "worker-key",
     "OWNPOD_API_KEYS": "api-key",
@@ -51,6 +54,7 @@ FAILING = (
 class Failed:
     count: int
     pause_s: float
+    release: str = ""
     reason: str = "it ended before it asked for a job"
     exit_code: int | None = 1
     log: str = ""
@@ -62,6 +66,7 @@ class Records:
 
     def __init__(self):
         self.reported, self.found, self.failed, self.problem = [], [], None, None
+        self.stopped, self.release = [], ""
 
     def ready(self, worker_id):
         if self.problem is not None:
@@ -72,8 +77,16 @@ class Records:
     def list(self, endpoint):
         return [worker for worker in self.found if worker.endpoint == endpoint]
 
+    def recent(self, endpoint):
+        return [worker for worker in self.stopped if worker.endpoint == endpoint]
+
     def failures(self, endpoint):
-        return self.failed if endpoint == "ep" else None
+        if self.failed is None or endpoint != "ep":
+            return None
+        return replace(self.failed, release=self.failed.release or self.release)
+
+    def now_ms(self):
+        return NOW_MS
 
 
 @pytest.fixture
@@ -93,6 +106,7 @@ def make_api(redis_server, client, tmp_path, records):
         )
         apps.append(app)
         svc = services_of(app)
+        records.release = svc.registry.endpoint("ep").managed.release
         waiting = Waiting(svc.registry, svc.offers.refusals, records)
         provide(app, replace(svc, managed=records, waiting=waiting))
         add(app, A, B)
@@ -444,9 +458,17 @@ def test_an_endpoint_is_unhealthy_while_it_starts_nothing(api, records, count, p
     assert api.get("/v2/ep/health").json["workers"]["unhealthy"] == unhealthy
 
 
+def test_failures_of_another_release_do_not_count(api, records):
+    add(api.application)
+    records.failed = Failed(7, 30, release="earlier")
+    body = api.get("/v2/ep/health").json
+    assert body["workers"]["unhealthy"] == 0
+    assert body["ownpod"]["managed"]["failures"] is None
+
+
 def test_workers_and_health_list_the_managed_workers_with_their_phases(api, client, records):
     records.found = [
-        managed(Phase.WANTED, "cccccccccccccc", created_ms=3000, reason="no agent is running"),
+        managed(Phase.WANTED, C, created_ms=3000, reason="no agent is running"),
         managed(Phase.PREPARING, B, created_ms=2000, reason="image pull 43 %", host="h2"),
         managed(Phase.DRAINING, A, reason="idle", host="h1", devices=("cpu-0",), ready_ms=2500),
     ]
@@ -455,7 +477,7 @@ def test_workers_and_health_list_the_managed_workers_with_their_phases(api, clie
         assert [(w["id"], w["phase"], w["reason"]) for w in shown] == [
             (A, "draining", "drains: idle"),
             (B, "preparing", "is prepared: image pull 43 %"),
-            ("cccccccccccccc", "wanted", "waits for a place: no agent is running"),
+            (C, "wanted", "waits for a place: no agent is running"),
         ]
         assert (shown[0]["host"], shown[0]["devices"]) == ("h1", ["cpu-0"])
         assert [(w["id"], w["state"], w["reason"]) for w in found["workers"]] == [
@@ -509,6 +531,19 @@ def test_a_waiting_job_has_the_reason_of_its_endpoints_managed_workers(
     assert api.get(f"/v2/ep/status/{job}").json["waitingReason"] == reason
 
 
+def test_a_worker_that_starts_is_shown_with_the_time_of_earlier_starts(api, records):
+    add(api.application, A)
+    records.found = [managed(Phase.STARTING, started_ms=NOW_MS - 12_000)]
+    records.stopped = [
+        managed(Phase.STOPPED, name, started_ms=1000, ready_ms=1000 + took_ms)
+        for name, took_ms in [(B, 20_900), (C, 300_000), ("d" * 14, 1000)]
+    ]
+    job = api.post("/v2/ep/run", json={"input": {}}).json["id"]
+    assert api.get(f"/v2/ep/status/{job}").json["waitingReason"] == (
+        f"worker {A} starts, 12 s (usually 21 s)"
+    )
+
+
 def test_a_job_that_waits_beside_a_busy_worker_names_the_one_that_comes(api, client, records):
     publish(client, A, WorkerState.READY)
     records.found = [managed(Phase.READY), managed(Phase.STARTING, B)]
@@ -516,3 +551,68 @@ def test_a_job_that_waits_beside_a_busy_worker_names_the_one_that_comes(api, cli
     assert api.get(f"/v2/ep/status/{job}").json["waitingReason"] == (
         f"it waits for a free worker: 1 of 1 are healthy; worker {B} starts"
     )
+
+
+# With the records in Redis.
+
+
+def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, client, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text(FILE)
+    app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, **KEYED))
+    api, store = app.test_client(), Managed(client)
+    spec = services_of(app).registry.endpoint("ep").managed
+
+    def counts():
+        body = api.get("/v2/ep/health", headers=headers("api-key")).json
+        return {word: count for word, count in body["workers"].items() if count}
+
+    try:
+        assert store.want(A, "ep", spec=spec)
+        assert counts() == {"initializing": 1}
+        store.waits(A, "no agent is running")
+        assert counts() == {"throttled": 1}
+        Agents(client).heartbeat(AgentInfo("h", "process"), "t")
+        assert store.place(A, "h", "t")
+        services_of(app).registry.refresh()
+        assert counts() == {"initializing": 1}
+        store.set_key(A, "h", digest_of(OWN[A]))
+        store.started(A, "h")
+        # The worker asks before this process has read the registry again.
+        offer(client)
+        assert take(api).json["id"] == "job-1"
+        assert store.get(A).phase is Phase.READY
+        done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
+        assert done.status_code == 200
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(take, api)
+            asked = client.hget(keys.pull(A), "take")
+            wait_until(lambda: client.hget(keys.pull(A), "take") != asked)
+            assert store.drain(A, "idle for 5 s")
+            assert held.result(12).status_code == 204
+        assert take(api).status_code == 429
+        assert counts() == {"idle": 1}
+        store.stopping(A, "h")
+        store.stopped(A, "h", exit_code=0, reason="idle for 5 s", failed=False, log="")
+        assert take(api).status_code == 429
+        services_of(app).registry.refresh()
+        assert counts() == {}
+        assert store.recent("ep")[0].id == A
+    finally:
+        services_of(app).notices.stop()
+
+
+def test_starts_that_fail_are_shown_with_the_last_lines(redis_server, client, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text(FILE)
+    app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file))
+    api, store = app.test_client(), Managed(client)
+    spec = services_of(app).registry.endpoint("ep").managed
+    Agents(client).heartbeat(AgentInfo("h", "process"), "t")
+    store.want(A, "ep", spec=spec)
+    store.place(A, "h", "t")
+    store.stopped(A, "h", exit_code=3, reason="it ended", failed=True, log="one\nlast words")
+    body = api.get("/v2/ep/health").json
+    assert body["workers"]["unhealthy"] == 1
+    failures = body["ownpod"]["managed"]["failures"]
+    assert (failures["exitCode"], failures["log"]) == (3, ["one", "last words"])
