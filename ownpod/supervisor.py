@@ -251,6 +251,7 @@ def _same(old: WorkerSpec | None, new: WorkerSpec | None) -> bool:
             capacity=capacity,
             key_digest=new.key_digest,
             draining=new.draining,
+            stopping=new.stopping,
         )
     return old == new
 

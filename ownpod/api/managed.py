@@ -19,11 +19,13 @@ LOG_LINES = 50
 """Number of last lines of a worker that did not start, as ``/health`` shows them."""
 
 
-DRAIN_CHECK_S = 1.5
-"""Seconds after which a held request of a managed worker checks whether the worker drains. The drain's notice may have
-come before the request was held, and by then this process has read the registry again."""
+STOP_CHECK_S = 1.5
+"""Seconds after which a held request of a managed worker checks whether the worker is stopped. That notice may have come
+before the request was held, and by then this process has read the registry again."""
 
-DRAINS = "OwnPod stops this worker, which gets no more jobs"
+STOPPING_HOLD_S = 1.0
+"""Seconds for which a request of a worker that is stopped is held. The SDK ends after the answer, once it has SIGTERM;
+before that an answer at once would let it ask thousands of times a second."""
 
 
 class ManagedWorkers(Protocol):
@@ -109,13 +111,13 @@ def view_of(managed: ManagedWorkers, endpoint: Endpoint) -> ManagedView:
     return ManagedView(workers, failures, managed.now_ms(), usual_s)
 
 
-def drains(registry: Registry, worker_id: str, *, notified: bool) -> bool:
-    """Whether a managed worker gets no more jobs: it drains, or has left the registry.
+def is_stopped(registry: Registry, worker_id: str, *, notified: bool) -> bool:
+    """Whether a managed worker is stopped now, or has left the registry, so that it gets no more jobs.
 
     Args:
         registry: the endpoints and workers.
         worker_id: the worker's id.
-        notified: whether the worker's held request was woken, perhaps because of a drain that is newer than what this
+        notified: whether the worker's held request was woken, perhaps because of a stop that is newer than what this
             process has read.
 
     Raises:
@@ -124,7 +126,7 @@ def drains(registry: Registry, worker_id: str, *, notified: bool) -> bool:
     if notified:
         registry.refresh()
     worker = registry.worker(worker_id)
-    return worker is None or worker.draining
+    return worker is None or worker.stopping
 
 
 def most_workers(endpoint: Endpoint, managed: WorkerSpec | None) -> int:

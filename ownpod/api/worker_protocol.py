@@ -23,7 +23,7 @@ from flask import Blueprint, Response, request
 from ownpod.api.auth import caller, check_managed_key, check_worker_key, managed_worker
 from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.ids import retry_later
-from ownpod.api.managed import DRAIN_CHECK_S, DRAINS, drains, most_workers
+from ownpod.api.managed import STOP_CHECK_S, STOPPING_HOLD_S, is_stopped, most_workers
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import (
     Forbidden,
@@ -222,10 +222,12 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
     try:
         endpoint, managed = _check(svc, endpoint_id, worker_id)
         if managed is not None:
-            if managed.draining:
-                return retry_later(DRAINS, 429)
+            if managed.stopping:
+                with svc.notices.subscribe(channel, end_only=False) as wait:
+                    wait(STOPPING_HOLD_S)
+                return Response(status=204)
             svc.first_requests.report(svc.managed, worker_id)
-        drain_check_s = HOLD_S if managed is None else DRAIN_CHECK_S
+        stop_check_s = HOLD_S if managed is None else STOP_CHECK_S
         with (
             svc.notices.subscribe(channel, end_only=False) as wait,
             svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
@@ -246,7 +248,7 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                     break
                 # A worker that is to restart gets jobs once its runs have ended, which is not notified.
                 check_s = STOPPING_CHECK_S if taken.stopping else left_s
-                wait_s = min(left_s, connection.check_s, check_s, drain_check_s)
+                wait_s = min(left_s, connection.check_s, check_s, stop_check_s)
                 woken_by = time.monotonic() + wait_s
                 wait(wait_s)
                 if connection.closed:
@@ -254,9 +256,9 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                 taken = svc.offers.collect(worker_id, endpoint_id, token, limit=limit)
                 if managed is not None and taken is not None and not taken.jobs:
                     notified = time.monotonic() < woken_by
-                    if leaves := drains(svc.registry, worker_id, notified=notified):
+                    if leaves := is_stopped(svc.registry, worker_id, notified=notified):
                         break
-                drain_check_s = left_s
+                stop_check_s = left_s
             if connection.closed or leaves:
                 # Also ends offers that were delivered to this request after the worker closed it.
                 until_available(lambda: svc.offers.left(worker_id, token), longest_s=RESULT_S)

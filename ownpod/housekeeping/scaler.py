@@ -100,6 +100,8 @@ class Scaler(threading.Thread):
         jobs = self._managed.views({name: s.release for name, s in specs.items()}, workers)
         for endpoint, spec in specs.items():
             mine = [worker for worker in workers if worker.endpoint == endpoint]
+            if endpoint not in jobs:
+                continue
             try:
                 self._scale(endpoint, spec, mine, jobs[endpoint])
             except RedisUnavailable:

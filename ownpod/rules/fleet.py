@@ -251,6 +251,7 @@ def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> Worke
         source=WorkerSource.MANAGED,
         key_digest=key,
         draining=values.get("draining") is True,
+        stopping=values.get("stopping") is True,
     )
     if values["kind"] == WorkerKind.PULL:
         with contextlib.suppress(_Unusable):

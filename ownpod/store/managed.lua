@@ -11,7 +11,7 @@
 -- WANTED                    zset    those of them that no agent has taken
 -- STOPPED                   zset    ids of stopped workers, by stopped_ms: the last MOST_STOPPED, for STOPPED_MS
 -- HOSTS<host>               set     ids of workers that belong to a host and are not stopped
--- ENTRIES                   hash    worker id -> JSON {endpoint, kind, key, draining, and url once it has one}: what
+-- ENTRIES                   hash    worker id -> JSON {endpoint, kind, key, draining, stopping, and url once it has one}: what
 --                                   the registry reads, from the step that gives the worker to a host on
 -- IDLE                      hash    worker id -> ms since when the scaler has seen no job of it; a claim removes it
 -- FAILURES<endpoint>        hash    of the endpoint's last start that failed: release, created_ms (of the worker),
@@ -41,7 +41,7 @@ local function write_entry()
   local values = redis.call('HMGET', record, 'endpoint', 'protocol', 'key', 'url', 'phase')
   local entry = {
     endpoint = values[1], kind = values[2], key = values[3] or nil, url = values[4] or nil,
-    draining = RANK[values[5]] >= RANK.draining
+    draining = RANK[values[5]] >= RANK.draining, stopping = RANK[values[5]] >= RANK.stopping
   }
   redis.call('HSET', ENTRIES, worker, cjson.encode(entry))
 end

@@ -1,5 +1,6 @@
 """Managed workers for real: `ownpod up` with an agent and the engine `process`, on the real SDK."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -74,12 +75,12 @@ def processes(ownpod):
 
 
 def agent_of(ownpod):
-    (agent,) = (
-        process
-        for process in psutil.Process(ownpod.process.pid).children()
-        if "agent" in process.cmdline()
-    )
-    return agent
+    """The agent's process; None while there is none."""
+    for process in psutil.Process(ownpod.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "agent" in process.cmdline():
+                return process
+    return None
 
 
 def held(ownpod):
@@ -118,7 +119,7 @@ def test_a_killed_agent_costs_no_job_and_the_next_one_adopts_the_worker(managed,
     before = processes(ownpod)
     old = agent_of(ownpod)
     old.kill()
-    wait_until(lambda: agent_of(ownpod).pid != old.pid, 30, "another agent")
+    wait_until(lambda: (new := agent_of(ownpod)) and new.pid != old.pid, 30, "another agent")
     wait_until(lambda: ownpod.output.count("agent of host") == 2, 30, "the agent is ready")
     assert processes(ownpod) == before
     go.touch()
