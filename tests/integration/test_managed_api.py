@@ -335,15 +335,20 @@ def test_a_first_request_that_could_not_be_reported_gets_no_job_and_is_reported_
     assert records.reported == [A]
 
 
-def test_a_draining_worker_is_answered_429_at_once_and_its_results_count(api, client, records):
+def test_a_draining_worker_gets_what_its_node_fetched_before(api, client):
+    offer(client)
+    add(api.application, A, draining=True)
+    assert take(api).json["id"] == "job-1"
+
+
+def test_a_worker_that_is_stopped_gets_no_job_and_its_results_count(api, client, records):
     offer(client)
     assert take(api).json["id"] == "job-1"
     offer(client, run="job-2")
-    add(api.application, A, draining=True)
-    answer = take(api)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
+    add(api.application, A, draining=True, stopping=True)
+    assert take(api).status_code == 204
     batch = f"/v2/ep/job-take-batch/{A}?batch_size=4&job_in_progress=1"
-    assert api.get(batch, headers=headers(OWN[A])).status_code == 429
+    assert api.get(batch, headers=headers(OWN[A])).status_code == 204
     assert records.reported == [A]
     done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
     assert done.status_code == 200
@@ -352,18 +357,18 @@ def test_a_draining_worker_is_answered_429_at_once_and_its_results_count(api, cl
 
 
 @pytest.mark.parametrize("notice", [True, False], ids=["with a notice", "with a missed notice"])
-def test_the_held_request_of_a_worker_that_drains_is_answered_204(api, client, notice):
+def test_the_held_request_of_a_worker_that_is_stopped_is_answered_204(api, client, notice):
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(take, api)
         wait_until(lambda: client.hget(keys.pull(A), "take"), what="the request is held")
-        add(api.application, A, draining=True)
+        add(api.application, A, stopping=True)
         if notice:
             client.publish(keys.PULL_EVENTS, f"take:{A} LOOK")
-        # Without a drain it is held for 20 s.
+        # Otherwise it is held for 20 s.
         assert held.result(12).status_code == 204
     # Its node requeues what it offers, and does not wait for the worker.
     assert client.hget(keys.pull(A), "take") is None
-    assert take(api).status_code == 429
+    assert take(api).status_code == 204
 
 
 def test_a_notice_that_is_no_drain_leaves_the_request_held(api, client):
