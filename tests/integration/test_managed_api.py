@@ -306,7 +306,7 @@ def test_a_managed_worker_may_use_any_host_name_and_other_callers_may_not(api, c
     assert api.get(path, base_url=base, headers=headers(OWN[A])).json["id"] == "job-1"
 
 
-# The first request, and the drain.
+# The first request, the drain, and the stop.
 
 
 def test_only_the_first_request_of_a_managed_worker_is_reported(api, client, records):
@@ -335,15 +335,23 @@ def test_a_first_request_that_could_not_be_reported_gets_no_job_and_is_reported_
     assert records.reported == [A]
 
 
-def test_a_draining_worker_is_answered_429_at_once_and_its_results_count(api, client, records):
+def test_a_draining_worker_gets_what_its_node_has_fetched(api, client):
+    offer(client)
+    add(api.application, A, draining=True)
+    assert take(api).json["id"] == "job-1"
+    done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
+    assert done.status_code == 200
+    assert client.hget(f"{keys.pull(A)}:run:job-1", "state") == "done"
+
+
+def test_a_worker_that_is_stopped_gets_no_job_and_its_results_count(api, client, records):
     offer(client)
     assert take(api).json["id"] == "job-1"
     offer(client, run="job-2")
-    add(api.application, A, draining=True)
-    answer = take(api)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
+    add(api.application, A, draining=True, stopping=True)
+    assert take(api).status_code == 204
     batch = f"/v2/ep/job-take-batch/{A}?batch_size=4&job_in_progress=1"
-    assert api.get(batch, headers=headers(OWN[A])).status_code == 429
+    assert api.get(batch, headers=headers(OWN[A])).status_code == 204
     assert records.reported == [A]
     done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
     assert done.status_code == 200
@@ -352,21 +360,20 @@ def test_a_draining_worker_is_answered_429_at_once_and_its_results_count(api, cl
 
 
 @pytest.mark.parametrize("notice", [True, False], ids=["with a notice", "with a missed notice"])
-def test_the_held_request_of_a_worker_that_drains_is_answered_204(api, client, notice):
+def test_the_held_request_of_a_worker_that_is_stopped_is_answered_204(api, client, notice):
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(take, api)
         wait_until(lambda: client.hget(keys.pull(A), "take"), what="the request is held")
-        add(api.application, A, draining=True)
+        add(api.application, A, draining=True, stopping=True)
         if notice:
             client.publish(keys.PULL_EVENTS, f"take:{A} LOOK")
-        # Without a drain it is held for 20 s.
+        # Of a worker that is not stopped it is held for 20 s.
         assert held.result(12).status_code == 204
     # Its node requeues what it offers, and does not wait for the worker.
     assert client.hget(keys.pull(A), "take") is None
-    assert take(api).status_code == 429
 
 
-def test_a_notice_that_is_no_drain_leaves_the_request_held(api, client):
+def test_a_notice_that_is_no_stop_leaves_the_request_held(api, client):
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(take, api)
         wait_until(lambda: client.hget(keys.pull(A), "take"), what="the request is held")
@@ -589,13 +596,13 @@ def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, cli
             asked = client.hget(keys.pull(A), "take")
             wait_until(lambda: client.hget(keys.pull(A), "take") != asked)
             assert store.drain(A, "idle for 5 s")
+            assert store.stopping(A, "h")
             assert held.result(12).status_code == 204
-        assert take(api).status_code == 429
+        assert take(api).status_code == 204
         assert counts() == {"idle": 1}
-        store.stopping(A, "h")
         store.stopped(A, "h", exit_code=0, reason="idle for 5 s", failed=False, log="")
-        assert take(api).status_code == 429
         services_of(app).registry.refresh()
+        assert take(api).status_code == 429
         assert counts() == {}
         assert store.recent("ep")[0].id == A
     finally:
