@@ -306,7 +306,7 @@ def test_a_managed_worker_may_use_any_host_name_and_other_callers_may_not(api, c
     assert api.get(path, base_url=base, headers=headers(OWN[A])).json["id"] == "job-1"
 
 
-# The first request, and the drain.
+# The first request, the drain, and the stop.
 
 
 def test_only_the_first_request_of_a_managed_worker_is_reported(api, client, records):
@@ -335,10 +335,13 @@ def test_a_first_request_that_could_not_be_reported_gets_no_job_and_is_reported_
     assert records.reported == [A]
 
 
-def test_a_draining_worker_gets_what_its_node_fetched_before(api, client):
+def test_a_draining_worker_gets_what_its_node_has_fetched(api, client):
     offer(client)
     add(api.application, A, draining=True)
     assert take(api).json["id"] == "job-1"
+    done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
+    assert done.status_code == 200
+    assert client.hget(f"{keys.pull(A)}:run:job-1", "state") == "done"
 
 
 def test_a_worker_that_is_stopped_gets_no_job_and_its_results_count(api, client, records):
@@ -361,17 +364,16 @@ def test_the_held_request_of_a_worker_that_is_stopped_is_answered_204(api, clien
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(take, api)
         wait_until(lambda: client.hget(keys.pull(A), "take"), what="the request is held")
-        add(api.application, A, stopping=True)
+        add(api.application, A, draining=True, stopping=True)
         if notice:
             client.publish(keys.PULL_EVENTS, f"take:{A} LOOK")
-        # Otherwise it is held for 20 s.
+        # Of a worker that is not stopped it is held for 20 s.
         assert held.result(12).status_code == 204
     # Its node requeues what it offers, and does not wait for the worker.
     assert client.hget(keys.pull(A), "take") is None
-    assert take(api).status_code == 204
 
 
-def test_a_notice_that_is_no_drain_leaves_the_request_held(api, client):
+def test_a_notice_that_is_no_stop_leaves_the_request_held(api, client):
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(take, api)
         wait_until(lambda: client.hget(keys.pull(A), "take"), what="the request is held")
@@ -594,13 +596,13 @@ def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, cli
             asked = client.hget(keys.pull(A), "take")
             wait_until(lambda: client.hget(keys.pull(A), "take") != asked)
             assert store.drain(A, "idle for 5 s")
+            assert store.stopping(A, "h")
             assert held.result(12).status_code == 204
-        assert take(api).status_code == 429
+        assert take(api).status_code == 204
         assert counts() == {"idle": 1}
-        store.stopping(A, "h")
         store.stopped(A, "h", exit_code=0, reason="idle for 5 s", failed=False, log="")
-        assert take(api).status_code == 429
         services_of(app).registry.refresh()
+        assert take(api).status_code == 429
         assert counts() == {}
         assert store.recent("ep")[0].id == A
     finally:
