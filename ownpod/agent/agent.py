@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
-from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
+from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
 from ownpod.errors import RedisUnavailable
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
@@ -42,7 +42,7 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Host:
-    """What an agent tells its workers and OwnPod about its host.
+    """The host of an agent, for its workers and for OwnPod.
 
     Attributes:
         name: the name under which its workers and devices are listed.
@@ -94,8 +94,7 @@ class Agent:
         self._wanted_since = dict[str, float]()
         self._failures = dict[str, str]()
         """Why workers are stopped that are to count as failed, by id."""
-        self._instance_since: float | None = None
-        """When Redis was found without this installation's id; None: it was not."""
+        self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
         self._standing_by = ""
@@ -155,7 +154,7 @@ class Agent:
         mine = self._managed.of_host(self._host.name)
         for step in self._plan(mine, holds):
             self._do(step, mine)
-        coming = [] if beat.draining else self._place(info)
+        coming = [] if beat.draining or self._stopping else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
         return REST_S if settled and not coming and not self._under_way else BUSY_S
 
@@ -165,6 +164,7 @@ class Agent:
         with self._lock:
             under_way = frozenset(self._under_way)
         found, now = self._engine.list(), time.monotonic()
+        self._found = found
         records = {worker_id: worker for worker_id, (worker, _) in mine.items()}
         self._unknown_since = reconcile.first_unknown(self._unknown_since, records, found, now)
         busy, paused = self._agents.in_hand(
@@ -183,7 +183,7 @@ class Agent:
             found,
             holds,
             instance_known=True,
-            known_for_s=self._known_for_s(now),
+            known_for_s=self._managed.instance(self._engine.instance).restored_s,
             knowledge=knowledge,
         )
 
@@ -191,12 +191,6 @@ class Agent:
         """Those of unknown workers whose record is STOPPED."""
         records = (self._managed.get(worker_id) for worker_id in unknown)
         return {r.id for r in records if r is not None and r.phase is Phase.STOPPED}
-
-    def _known_for_s(self, now: float) -> float:
-        if self._managed.instance(self._engine.instance).new:
-            log.warning("Redis has lost this installation's records; workers go on without them")
-            self._instance_since = now
-        return float("inf") if self._instance_since is None else now - self._instance_since
 
     # Placement.
 
@@ -211,6 +205,7 @@ class Agent:
         able = [worker for worker, spec in wanted.values() if self._can_run(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
         holds = self._agents.holds(self._host.name)
+        holds += reconcile.unrecorded(self._found, holds)
         slots = {device.id: device.slots for device in info.devices}
         for placement in place(able, info, holds, waited_s=waited_s):
             worker, spec = wanted[placement.worker.id]

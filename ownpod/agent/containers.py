@@ -277,20 +277,24 @@ class ContainerEngine:
     def _found(self, worker_id: str, container: Mapping[str, Any]) -> Found | None:
         age_s = max(0.0, time.time() - container["Created"])
         container_id, state = container["Id"], container["State"]
+        named = container["Labels"].get(f"{OURS}.devices") or ""
+        runs = Found(
+            worker_id, running=True, age_s=age_s, devices=tuple(filter(None, named.split(",")))
+        )
         if state == "removing":
             return None
         if state == "created":
             # Its start is in progress, unless that process has ended in between.
             return Found(worker_id, running=False, age_s=age_s) if age_s > ORPHAN_S else None
         if state in _RUNNING and not self._changes.has_ended(container_id):
-            return Found(worker_id, running=True, age_s=age_s)
+            return runs
         if container_id not in self._ends:
             try:
                 found = self._api.call(lambda client: client.inspect_container(container_id))
             except NotThere:
                 return None
             if found["State"]["Running"]:
-                return Found(worker_id, running=True, age_s=age_s)
+                return runs
             self._ends[container_id] = _end(found["State"])
         code, out_of_memory = self._ends[container_id]
         return Found(

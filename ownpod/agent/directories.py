@@ -36,6 +36,7 @@ class Record:
         started: the shell's start time, see :class:`ownpod.agent.procfs.Process`.
         boot: id of the host's boot in which it was started.
         port: of a worker that serves RunPod's local API.
+        devices: ids of the devices that it was started with.
     """
 
     worker_id: str
@@ -45,6 +46,7 @@ class Record:
     boot: str
     port: int | None = None
     groups: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @property
     def url(self) -> str | None:

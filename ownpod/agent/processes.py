@@ -246,14 +246,14 @@ class ProcessEngine:
         # One of an earlier boot is at least as old as this boot.
         age_s = procfs.age_s(record.started if record.boot == self._boot else 0)
         if self._leader(record):
-            return Found(worker_id, running=True, age_s=age_s)
+            return Found(worker_id, running=True, age_s=age_s, devices=record.devices)
         if worker_id not in self._ended:
             if left := self._members(worker_id, record):
                 # It counts as running until SIGKILL has ended them, because they may still use its devices.
                 for process in left:
                     procfs.send(process, signal.SIGKILL)
                 self._ending.add(worker_id)
-                return Found(worker_id, running=True, age_s=age_s)
+                return Found(worker_id, running=True, age_s=age_s, devices=record.devices)
             self._ending.discard(worker_id)
             self._ended.add(worker_id)
         code = self._directory(worker_id).exit_code()
@@ -366,6 +366,7 @@ class ProcessEngine:
             boot=self._boot,
             port=port,
             groups=tuple(map(str, groups)),
+            devices=tuple(device.id for device in launch.devices),
         )
 
     def _limit(self, worker_id: str, limits: Limits, pid: int) -> tuple[Path, ...]:

@@ -87,19 +87,22 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
     """Responds with the ids of runs that the worker must stop; 204: none within :data:`HOLD_S`."""
     svc, channel = services(), f"stop:{worker_id}"
     try:
-        _check(svc, endpoint_id, worker_id)
+        _, managed = _check(svc, endpoint_id, worker_id)
         _check_key_of(svc, endpoint_id, worker_id)
+        hold_s = STOPPING_HOLD_S if managed is not None and managed.stopping else _hold_s(svc)
         with (
             svc.notices.subscribe(channel, end_only=False) as wait,
             svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
         ):
-            until = time.monotonic() + _hold_s(svc)
+            until = time.monotonic() + hold_s
             while (runs := svc.offers.stops(worker_id, endpoint_id)) == []:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or svc.notices.stopped:
                     break
                 wait(min(left_s, connection.check_s))
-                if connection.closed:
+                if connection.closed or (
+                    managed is not None and is_stopped(svc.registry, worker_id, notified=False)
+                ):
                     break
     except OwnPodError as error:
         return _refused(svc, endpoint_id, worker_id, error)

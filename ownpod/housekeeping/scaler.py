@@ -40,6 +40,9 @@ EVERY_S = 1.0
 LEAD_S = 5.0
 """Seconds after which another housekeeping node scales, when this one does not."""
 
+PATIENCE_S = 15.0
+"""Seconds after a start or an outage of Redis in which no host counts as silent, because agents could not publish."""
+
 STUCK_S = 15.0
 """Seconds for which a handler may go on after its job has ended, until its worker is stopped."""
 
@@ -71,6 +74,7 @@ class Scaler(threading.Thread):
         self._wakeups = wakeups
         self._process = this_process()
         self._lingering_since = dict[str, float]()
+        self._patient_until = time.monotonic() + PATIENCE_S
         self._waited = set[str]()
         """Workers that already waited for a host at the last decision."""
 
@@ -82,6 +86,7 @@ class Scaler(threading.Thread):
                     self.once()
             except RedisUnavailable as error:
                 log.warning("no scaling: %s", error)
+                self._patient_until = time.monotonic() + PATIENCE_S
             except Exception:
                 log.exception("scaling failed")
 
@@ -115,7 +120,7 @@ class Scaler(threading.Thread):
                 self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
 
     def _explain(self, wanted: Sequence[ManagedWorker]) -> None:
-        """Records why wanted workers wait for a device, for people who ask."""
+        """Records why wanted workers wait for a device."""
         late = {worker.id: worker for worker in wanted if worker.id in self._waited}
         self._waited = {worker.id for worker in wanted}
         if not late:
@@ -128,8 +133,10 @@ class Scaler(threading.Thread):
 
     def _lose_silent(self, workers: Sequence[ManagedWorker]) -> Collection[str]:
         """Stops the records of workers whose host is silent, so that others replace them. Returns their ids."""
+        lost = set[str]()
+        if time.monotonic() < self._patient_until:
+            return lost
         silent_s = {agent.host: agent.silent_s for agent in self._agents.agents()}
-        lost = set()
         for worker in workers:
             if worker.phase not in LIVE or worker.host is None:
                 continue

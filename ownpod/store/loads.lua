@@ -2,6 +2,7 @@
 -- front: IDLE (see managed.lua), INSTANCE (keys.py).
 --
 -- INSTANCE                  string  the id of this installation of OwnPod
+-- INSTANCE:restored         string  ms when Redis was last found without that id, by an agent that remembers it
 
 local commands = {}
 
@@ -19,8 +20,12 @@ function commands.saw()
   return idle_ms
 end
 
--- an id -> the id of this installation, which is this one if there was none
+-- an id, whether an agent remembers it (0|1) -> the id of this installation, which is this one if there was none, and
+-- ms since Redis came back without it, -1: it has never done so
 function commands.instance()
-  redis.call('SET', INSTANCE, ARGV[2], 'NX')
-  return redis.call('GET', INSTANCE)
+  if redis.call('SET', INSTANCE, ARGV[2], 'NX') and ARGV[3] == '1' then
+    redis.call('SET', INSTANCE .. ':restored', now)
+  end
+  local restored = redis.call('GET', INSTANCE .. ':restored')
+  return {redis.call('GET', INSTANCE), restored and now - restored or -1}
 end

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import math
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -43,11 +44,12 @@ class Instance(NamedTuple):
 
     Attributes:
         id: 12 hexadecimal digits.
-        new: this call made it, because Redis had none: Redis is empty, perhaps because it has lost its data.
+        restored_s: seconds since Redis was found without the id that an agent remembers, because it had lost its data;
+            infinite: it never was.
     """
 
     id: str
-    new: bool
+    restored_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -125,16 +127,9 @@ class Loads:
         Args:
             remembered: the id that a Redis without one gets; None: a new one.
         """
-        made, had = remembered or secrets.token_hex(6), self._instance()
-        if had is not None:
-            return Instance(had, new=False)
-        found = str(self._loads("instance", made))
-        return Instance(found, new=found == made)
-
-    @redis_reads
-    def _instance(self) -> str | None:
-        found: Any = self._redis.get(keys.INSTANCE)
-        return None if found is None else str(found)
+        made = remembered or secrets.token_hex(6)
+        found, restored_ms = self._loads("instance", made, int(remembered is not None))
+        return Instance(str(found), restored_ms / 1000 if restored_ms >= 0 else math.inf)
 
     @broken_records
     @redis_reads

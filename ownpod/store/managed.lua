@@ -51,6 +51,7 @@ local function close(reason)
   write_entry()
   redis.call('HSET', PAUSED, worker, reason)
   redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LOOK')
+  redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
 end
 
 -- Frees the devices of a host that a worker holds.

@@ -1,6 +1,7 @@
 """Managed workers in Redis: every move, what refuses one, and that a repeated command changes nothing."""
 
 import json
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -880,10 +881,15 @@ def test_a_worker_is_idle_since_it_was_first_seen_so_also_for_another_scaler(
 
 def test_the_installation_keeps_its_id_until_redis_comes_back_empty(managed, client):
     first = managed.instance()
-    assert first.new
+    assert first.restored_s == math.inf
     assert len(first.id) == 12
     assert int(first.id, 16) >= 0
-    assert Managed(client).instance() == (first.id, False)
+    assert Managed(client).instance() == first
+    assert managed.instance("another") == first
     client.flushall()
-    assert managed.instance().new
+    # An agent remembers it. Every other agent learns that the records are lost.
+    assert managed.instance(first.id).restored_s < 60
+    assert managed.instance().id == first.id
+    assert managed.instance().restored_s < 60
+    client.flushall()
     assert managed.instance().id != first.id

@@ -189,6 +189,8 @@ def test_every_operation_that_can_be_limited_has_its_views():
 
 # Modules outside the settings that may read the environment, with the reason.
 ENVIRONMENT = {
+    "agent": "`ownpod agent --engine` and its other options set the variables of this process",
+    "run": "templates name secrets of the agent's environment",
     "alive": "runs every few seconds as a health check; the settings would cost more than the check",
     "cli": "`ownpod up --workers` sets OWNPOD_WORKERS for itself and its child processes",
     "commands": "gives few variables of the agent's environment to managed workers",
