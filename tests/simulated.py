@@ -347,16 +347,19 @@ class World:
     # What workers and nodes do
 
     def serve(self):
-        """Nodes pause, and workers get jobs."""
+        """Workers get jobs, and the nodes of draining workers pause."""
         for record in list(self.records.values()):
-            if record.phase is Phase.DRAINING and record.id not in self.paused:
-                # Until the node knows, it may still give a job to the worker.
-                self.paused.add(record.id)
-            if record.phase is Phase.READY and not self.jobs[record.id] and self._runs(record):
+            open_to_jobs = record.phase is Phase.READY or (
+                # Its node does not know yet.
+                record.phase is Phase.DRAINING and record.id in self.idle_since
+            )
+            if record.id not in self.paused and open_to_jobs and not self.jobs[record.id]:
                 queue = self.endpoints[record.endpoint].queue
-                if queue:
+                if queue and self._runs(record):
                     queue.pop(0)
                     self.jobs[record.id] = 1
+            if record.phase is Phase.DRAINING:
+                self.paused.add(record.id)
 
     def _runs(self, record):
         host = self.hosts.get(record.host or "")
@@ -497,10 +500,10 @@ class World:
                 return []
             self.finish()
             self.become_ready()
-            if turn % 6 == 0:
-                for e in able:
-                    if e.id not in waiting:
-                        e.queue.append(self.now_s)
+            for number, e in enumerate(able):
+                # Their workers come and go in turn, so that their devices are never all free at once.
+                if e.id not in waiting and turn % 6 == 3 * (number % 2):
+                    e.queue.append(self.now_s)
         return sorted(waiting)
 
     # Properties

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ownpod.agent.docker_api import Events
 from ownpod.agent.engine import EngineError
@@ -23,6 +23,7 @@ class Changes:
         self._changed = threading.Condition()
         self._count = 0
         self._seen = 0
+        self._ended: set[str] = set()
         self._stream: Events | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -35,6 +36,16 @@ class Changes:
                 self._thread.start()
             self._changed.wait_for(lambda: self._count != self._seen, timeout_s)
             self._seen = self._count
+
+    def has_ended(self, container_id: str) -> bool:
+        """Whether there was an event that the container has ended: an engine lists it as running for a moment longer."""
+        with self._changed:
+            return container_id in self._ended
+
+    def keep(self, container_ids: Iterable[str]) -> None:
+        """Forgets all other containers."""
+        with self._changed:
+            self._ended.intersection_update(container_ids)
 
     def close(self) -> None:
         """Ends the thread."""
@@ -60,15 +71,17 @@ class Changes:
             # Events before the subscription are lost, so the caller checks once now, and once after its end.
             self._notify()
             if not self._closed.is_set():
-                for _ in stream:
-                    self._notify()
+                for event in stream:
+                    self._notify((event.get("Actor") or {}).get("ID"))
         finally:
             with self._changed:
                 self._stream = None
             stream.close()
             self._notify()
 
-    def _notify(self) -> None:
+    def _notify(self, container_id: str | None = None) -> None:
         with self._changed:
+            if container_id is not None:
+                self._ended.add(container_id)
             self._count += 1
             self._changed.notify_all()

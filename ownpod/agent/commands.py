@@ -45,11 +45,12 @@ def command_line(template: Template, directory: Path, path: str) -> tuple[str, .
     program = arguments[0]
     # Absolute, because the shell has commands of its own that are found before those on PATH.
     found = shutil.which(str(directory / program) if "/" in program else program, path=path)
+    if found is None and "/" in program:
+        raise EngineError(f"template.command: there is no executable file {directory / program}")
     if found is None:
-        where = (
-            f"in {directory} as an executable file" if "/" in program else "on the worker's PATH"
+        raise EngineError(
+            f"template.command: the program {program!r} is not found on the worker's PATH"
         )
-        raise EngineError(f"template.command: the program {program!r} is not found {where}")
     rest = (
         str(directory / argument) if os.path.isfile(directory / argument) else argument  # noqa: PTH113 - isfile accepts any text
         for argument in arguments[1:]

@@ -54,12 +54,15 @@ def labels_of(launch: Launch, image: Image) -> dict[str, str]:
     }
 
 
-def options(launch: Launch, image: Image, *, podman: tuple[int, ...] | None = None) -> Options:
+def options(
+    launch: Launch, image: Image, *, network: str = NETWORK, podman: tuple[int, ...] | None = None
+) -> Options:
     """What the worker's container is created with.
 
     Args:
         launch: what to start.
         image: what it is started from.
+        network: the network's name or id.
         podman: Podman's version, if the engine is Podman.
 
     Raises:
@@ -84,7 +87,7 @@ def options(launch: Launch, image: Image, *, podman: tuple[int, ...] | None = No
     if command := command_of(launch.template, image):
         container["command"] = command
     host: dict[str, Any] = {
-        "network_mode": NETWORK,
+        "network_mode": network,
         "extra_hosts": {"host.docker.internal": "host-gateway"},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],

@@ -6,8 +6,9 @@ only, and as CDI devices.
 
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,6 +30,12 @@ SIGKILLED = 137
 """Exit code of a container that SIGKILL ended."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+CREATE_S = 10.0
+"""Seconds until a container that another call creates must be visible."""
+
+CREATE_CHECK_S = 0.05
+
+_RUNNING = ("running", "paused", "restarting")
 
 _SIGNALS = range(129, 129 + 64)
 """Exit codes of containers that signals 1 to 64 ended."""
@@ -66,6 +73,7 @@ class ContainerEngine:
         self._images = Images(self._api, allow, free_bytes=free_bytes)
         self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
         self._changes = Changes(lambda: self._api.events(self._labels))
+        self._network_lock = threading.Lock()
         # By container: exit code and out of memory. A list of containers does not have them.
         self._ends: dict[str, tuple[int, bool]] = {}
 
@@ -100,6 +108,7 @@ class ContainerEngine:
                 workers[worker_id] = found
         ids = {container["Id"] for container in listed}
         self._ends = {known: end for known, end in self._ends.items() if known in ids}
+        self._changes.keep(ids)
         return workers
 
     def stop(self, worker_id: str, grace_s: float = STOP_GRACE_S) -> None:
@@ -157,8 +166,8 @@ class ContainerEngine:
         self._api.close()
 
     def _create(self, launch: Launch) -> Mapping[str, Any]:
-        chosen = options(launch, self._images.get(launch.template), podman=self._api.podman())
-        self._ensure_network()
+        image = self._images.get(launch.template)
+        chosen = options(launch, image, network=self._network(), podman=self._api.podman())
 
         def create(client: Any) -> str:
             host = client.create_host_config(**chosen.host)
@@ -169,23 +178,44 @@ class ContainerEngine:
             self._api.call(create)
         except Conflict:
             # The same agent before its restart, or a call whose answer was lost, has created it.
-            found = self._inspect(launch.worker_id)
-            if found is None:
-                raise EngineError(
-                    f"another program has a container with the name {name_of(launch.worker_id)}: remove it"
-                ) from None
-            return found
+            return self._adopt(launch.worker_id)
         found = self._inspect(launch.worker_id)
         if found is None:
             raise EngineError("the container was removed by another program")
         return found
 
+    def _adopt(self, worker_id: str) -> Mapping[str, Any]:
+        """The container that has the worker's name."""
+        name = name_of(worker_id)
+        deadline = time.monotonic() + CREATE_S
+        while (found := self._inspect(worker_id)) is None and time.monotonic() < deadline:
+            try:
+                self._api.call(lambda client: client.inspect_container(name))
+            except NotThere:
+                # An engine reserves the name before others see the container.
+                time.sleep(CREATE_CHECK_S)
+            else:
+                break
+        # Once more, because it may have become visible between the two calls.
+        found = found or self._inspect(worker_id)
+        if found is None:
+            raise EngineError(f"another program has a container with the name {name}: remove it")
+        return found
+
     def _start(self, container_id: str) -> None:
-        try:
-            self._api.call(lambda client: client.start(container_id))
-        except EngineError:
-            self._discard(container_id)
-            raise
+        deadline = time.monotonic() + CREATE_S
+        while True:
+            try:
+                self._api.call(lambda client: client.start(container_id))
+            except EngineError as error:
+                if "ambiguous" not in str(error) or time.monotonic() > deadline:
+                    self._discard(container_id)
+                    raise
+            else:
+                return
+            # There are two networks until one agent has removed one of them.
+            self._network()
+            time.sleep(CREATE_CHECK_S)
 
     def _discard(self, container_id: str) -> None:
         try:
@@ -198,8 +228,8 @@ class ContainerEngine:
         found = self._inspect(worker_id)
         if found is None:
             raise EngineError("the container was removed by another program")
-        address = found["NetworkSettings"]["Networks"].get(NETWORK, {}).get("IPAddress")
-        if address:
+        networks = found["NetworkSettings"]["Networks"].values()
+        if address := next((n["IPAddress"] for n in networks if n.get("IPAddress")), None):
             return f"http://{address}:{PORT}"
         state = found["State"]
         log = self.log(worker_id, 5)
@@ -207,23 +237,30 @@ class ContainerEngine:
         last = f": {log.splitlines()[-1][:300]}" if log else ""
         raise EngineError(f"ended at once, {why_ended(_exit_code(state), log=log)}{last}")
 
-    def _ensure_network(self) -> None:
-        def create(client: Any) -> None:
-            client.create_network(
-                NETWORK,
-                driver="bridge",
-                check_duplicate=True,
-                options={"com.docker.network.bridge.enable_icc": "false"},
-                labels={OURS: "1"},
-            )
+    def _network(self) -> str:
+        """The id of the workers' network, which is created if there is none."""
+        with self._network_lock:
+            if not (found := self._networks()):
+                self._api.call(_create_network)
+                found = self._networks()
+            # An engine allows several networks of one name, so two agents of a host may both create one; and no
+            # container starts while there are two. All agents keep the oldest one.
+            for other in found[1:]:
+                if (other["Labels"] or {}).get(OURS) == "1":
+                    self._remove_network(other["Id"])
+            return str(found[0]["Id"])
 
+    def _networks(self) -> Sequence[Mapping[str, Any]]:
+        """The networks with the name of ours, the oldest first."""
+        listed = self._api.call(lambda client: client.networks(names=[NETWORK]))
+        exact = [network for network in listed if network["Name"] == NETWORK]
+        return sorted(exact, key=lambda network: (network["Created"], network["Id"]))
+
+    def _remove_network(self, network_id: str) -> None:
         try:
-            self._api.call(lambda client: client.inspect_network(NETWORK))
-        except NotThere:
-            try:
-                self._api.call(create)
-            except Conflict:
-                logger.debug("network %s was created by another call", NETWORK)
+            self._api.call(lambda client: client.remove_network(network_id))
+        except EngineError as error:
+            logger.debug("network %s was not removed: %s", network_id[:12], error)
 
     def _inspect(self, worker_id: str) -> Mapping[str, Any] | None:
         """The worker's container; None if there is none, or if it is not one of this instance."""
@@ -239,33 +276,26 @@ class ContainerEngine:
 
     def _found(self, worker_id: str, container: Mapping[str, Any]) -> Found | None:
         age_s = max(0.0, time.time() - container["Created"])
-        state = container["State"]
-        if state in ("running", "paused", "restarting"):
-            self._ends.pop(container["Id"], None)
-            return Found(worker_id, running=True, age_s=age_s)
+        container_id, state = container["Id"], container["State"]
         if state == "removing":
             return None
         if state == "created":
             # Its start is in progress, unless that process has ended in between.
             return Found(worker_id, running=False, age_s=age_s) if age_s > ORPHAN_S else None
-        end = self._ends.get(container["Id"]) or self._end(container["Id"])
-        if end is None:
-            return None
-        code, out_of_memory = end
+        if state in _RUNNING and not self._changes.has_ended(container_id):
+            return Found(worker_id, running=True, age_s=age_s)
+        if container_id not in self._ends:
+            try:
+                found = self._api.call(lambda client: client.inspect_container(container_id))
+            except NotThere:
+                return None
+            if found["State"]["Running"]:
+                return Found(worker_id, running=True, age_s=age_s)
+            self._ends[container_id] = _end(found["State"])
+        code, out_of_memory = self._ends[container_id]
         return Found(
             worker_id, running=False, age_s=age_s, exit_code=code, out_of_memory=out_of_memory
         )
-
-    def _end(self, container_id: str) -> tuple[int, bool] | None:
-        try:
-            found = self._api.call(lambda client: client.inspect_container(container_id))
-        except NotThere:
-            return None
-        state = found["State"]
-        # OOMKilled alone is also true where the kernel killed only a child of the worker.
-        out_of_memory = bool(state.get("OOMKilled")) and state["ExitCode"] == SIGKILLED
-        self._ends[container_id] = end = (_exit_code(state), out_of_memory)
-        return end
 
     def _quiet(self, action: Callable[[Any], Any]) -> None:
         """Calls the engine; it is no error that there is no such container any more."""
@@ -273,6 +303,20 @@ class ContainerEngine:
             self._api.call(action)
         except NotThere:
             return
+
+
+def _create_network(client: Any) -> None:
+    client.create_network(
+        NETWORK,
+        driver="bridge",
+        options={"com.docker.network.bridge.enable_icc": "false"},
+        labels={OURS: "1"},
+    )
+
+
+def _end(state: Mapping[str, Any]) -> tuple[int, bool]:
+    # OOMKilled alone is also true where the kernel killed only a child of the worker.
+    return _exit_code(state), bool(state.get("OOMKilled")) and state["ExitCode"] == SIGKILLED
 
 
 def _exit_code(state: Mapping[str, Any]) -> int:

@@ -169,12 +169,20 @@ def _tail(path: Path) -> bytes:
         return b""
 
 
+def _open_up(folder: Path) -> None:
+    """Allows the removal of a folder's files, because a worker may have made folders that their owner cannot change."""
+    # A link may name a folder outside.
+    if not folder.is_symlink():
+        with contextlib.suppress(OSError):
+            folder.chmod(stat.S_IRWXU)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        for folder, _, _ in os.walk(path):
-            # A worker may have made folders that their owner cannot write to.
-            with contextlib.suppress(OSError):
-                Path(folder).chmod(stat.S_IRWXU)
+        _open_up(path)
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                _open_up(Path(folder, name))
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

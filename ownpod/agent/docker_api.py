@@ -138,9 +138,16 @@ class DockerApi:
 
     def events(self, labels: Iterable[str]) -> "Events":
         """The stream of what happens to containers with these labels. Raises: EngineError."""
-        filters = {"type": "container", "event": ["die", "oom", "destroy"], "label": list(labels)}
-        stream = self.call(lambda client: client.events(filters=filters, decode=True))
-        return Events(stream, self._errors)
+        filters = {"type": ["container"], "event": ["die", "oom", "destroy"], "label": list(labels)}
+        response = self.call(
+            lambda client: _open(
+                client.get,
+                f"{client.base_url}/v{client.api_version}/events",
+                params={"filters": json.dumps(filters)},
+                timeout=(TIMEOUT_S, None),
+            )
+        )
+        return Events(response, self._errors)
 
     def pull(self, name: str, version: str, registry: str) -> Generator[Mapping[str, Any]]:
         """Pulls an image, and yields the engine's lines about it. The engine stops the pull when the caller closes the generator.
@@ -154,21 +161,22 @@ class DockerApi:
 
         def begin(client: Any) -> Any:
             header = auth.get_config_header(client, auth.resolve_index_name(registry))
-            response = client.post(
+            return _open(
+                client.post,
                 f"{client.base_url}/v{client.api_version}/images/create",
                 params={"fromImage": name, "tag": version},
                 headers={"X-Registry-Auth": header} if header else {},
-                stream=True,
                 timeout=(TIMEOUT_S, self._stall_s),
             )
-            _raise_for_status(response)
-            return response
 
         try:
             response = self.call(begin)
             with contextlib.closing(response), self._errors():
                 for line in response.iter_lines():
-                    yield _pull_line(line)
+                    found = _parsed(line)
+                    if problem := found.get("error"):
+                        raise EngineError(words(str(problem)))
+                    yield found
         except _Silent:
             raise EngineError(
                 f"the pull has stalled: no progress within {self._stall_s:g} s"
@@ -230,20 +238,25 @@ class DockerApi:
 
 
 class Events:
-    """A stream of events; :meth:`close` ends it, from any thread."""
+    """A stream of events, for one reader; :meth:`close` ends it, from any thread."""
 
     def __init__(
-        self, stream: Any, errors: Callable[[], contextlib.AbstractContextManager[None]]
+        self, response: Any, errors: Callable[[], contextlib.AbstractContextManager[None]]
     ) -> None:
-        self._stream = stream
+        from docker.types import CancellableStream
+
+        self._response = response
+        self._stream = CancellableStream(response.iter_lines(), response)
         self._errors = errors
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        with self._errors():
-            yield from self._stream
+        with contextlib.closing(self._response), self._errors():
+            for line in self._stream:
+                if found := _parsed(line):
+                    yield found
 
     def close(self) -> None:
-        # docker-py closes the socket below the reader, which may just have closed it.
+        # docker-py shuts down the socket below the reader, which may just have closed it.
         with contextlib.suppress(OSError, AttributeError, ValueError):
             self._stream.close()
 
@@ -252,25 +265,26 @@ class _Silent(EngineAway):
     """The engine did not answer in time."""
 
 
-def _raise_for_status(response: Any) -> None:
+def _open(method: Callable[..., Any], url: str, **options: Any) -> Any:
+    """An answer that is read as a stream. Raises: APIError."""
     from docker.errors import create_api_error_from_http_exception
 
+    response = method(url, stream=True, **options)
     try:
         response.raise_for_status()
     except requests.HTTPError as error:
-        create_api_error_from_http_exception(error)
+        with contextlib.closing(response):
+            create_api_error_from_http_exception(error)
+    return response
 
 
-def _pull_line(line: bytes) -> Mapping[str, Any]:
+def _parsed(line: bytes) -> Mapping[str, Any]:
+    """The object in a line; empty for what is none."""
     try:
         found = json.loads(line) if line.strip() else {}
     except ValueError:
         return {}
-    if not isinstance(found, dict):
-        return {}
-    if problem := found.get("error"):
-        raise EngineError(words(str(problem)))
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def _of_answer(error: Any) -> EngineError:

@@ -52,12 +52,14 @@ class ProcessEngine:
         instance: id of this installation.
 
     Raises:
-        EngineError: the instance's id is not one.
+        EngineError: this is not Linux, or the instance's id is not one.
     """
 
     name = "process"
 
     def __init__(self, directory: Path, instance: str) -> None:
+        if not sys.platform.startswith("linux"):
+            raise EngineError("the engine process needs Linux")
         if not ID.fullmatch(instance):
             raise EngineError("the instance's id may have letters, digits, - and _ only")
         self.instance = instance
@@ -78,8 +80,8 @@ class ProcessEngine:
         weakref.finalize(self, os.close, self._wake)
 
     def check(self) -> None:
-        if not sys.platform.startswith("linux") or procfs.find(os.getpid()) is None:
-            raise EngineError("the engine process needs Linux with /proc")
+        if procfs.find(os.getpid()) is None:
+            raise EngineError("the engine process needs /proc")
         if not os.access(SHELL, os.X_OK):
             raise EngineError(f"the engine process needs {SHELL}")
         try:

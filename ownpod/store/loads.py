@@ -5,7 +5,7 @@ import itertools
 import logging
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -208,7 +208,8 @@ class Loads:
                 for worker_id in ids:
                     pipe.hget(keys.worker(worker_id), "held")
             (seconds, microseconds), *rest = pipe.execute(raise_on_error=False)
-        now_ms, replies, found = seconds * 1000 + microseconds // 1000, iter(rest), {}
+        now_ms, found = seconds * 1000 + microseconds // 1000, {}
+        replies: Iterator[Any] = iter(rest)
         for name, ids in endpoints.items():
             mine = list(itertools.islice(replies, 5 + len(ids)))
             if errors := [reply for reply in mine if isinstance(reply, Exception)]:

@@ -15,14 +15,19 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def images():
-    """The images `ownpod` and `ownpod/worker-echo`, built from this tree."""
+def docker_engine():
+    """A Docker engine, which ``DOCKER_HOST`` or the default socket reaches."""
     engine = ["docker", "info"]
     if (
         not shutil.which("docker")
         or subprocess.run(engine, capture_output=True, check=False).returncode
     ):
         pytest.exit("no Docker engine: install and start one (apt-get install docker.io; dockerd)")
+
+
+@pytest.fixture(scope="session")
+def images(docker_engine):
+    """The images `ownpod` and `ownpod/worker-echo`, built from this tree."""
     subprocess.run([HERE / "standins.sh"], check=True, timeout=600)
     for name, folder in {
         "ownpod": ROOT,

@@ -1,5 +1,6 @@
 """Properties of the rules for managed workers, in schedules by chance; the world is in tests/simulated.py."""
 
+import sys
 from collections import Counter
 
 import pytest
@@ -15,7 +16,7 @@ PROPERTIES = [
     "no starvation",
 ]
 
-SCHEDULES = st.binary(min_size=30, max_size=80)
+SCHEDULES = st.binary(min_size=30, max_size=60)
 
 
 def violations(schedule: bytes, name: str) -> list[str]:
@@ -73,3 +74,41 @@ def test_the_schedules_come_to_every_phase_and_fill_the_devices():
     look()
     assert {"wanted", "preparing", "starting", "ready", "draining", "job"} <= seen.keys()
     assert full > 3
+
+
+ONE_HOST_TWO_DEVICES = bytes([0, 2, 0, 0, 1])
+"""One endpoint, REQUEST_COUNT, 0 to 1 workers with one device each."""
+
+
+def test_the_cost_of_a_decision_does_not_grow_with_finished_work():
+    world = World(ONE_HOST_TWO_DEVICES)
+    endpoint = world.endpoints["x"]
+
+    def calls_of_one_life() -> int:
+        """Calls of rules' functions from a job without a worker until its worker has stopped."""
+        calls = 0
+
+        def count(frame, event, _) -> None:
+            nonlocal calls
+            calls += event == "call" and "/ownpod/rules/" in frame.f_code.co_filename
+
+        before = len(world.stopped)
+        endpoint.queue.append(world.now_s)
+        previous = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            for _ in range(20):
+                world.turn()
+                world.finish()
+                world.become_ready()
+        finally:
+            sys.setprofile(previous)
+        assert len(world.stopped) == before + 1
+        assert not endpoint.queue
+        assert not world.holds
+        return calls
+
+    first = calls_of_one_life()
+    for _ in range(200):
+        last = calls_of_one_life()
+    assert 0 < last <= first
