@@ -591,9 +591,9 @@ def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, cli
         assert store.get(A).phase is Phase.READY
         done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
         assert done.status_code == 200
+        asked = client.hget(keys.pull(A), "take")
         with ThreadPoolExecutor(1) as pool:
             held = pool.submit(take, api)
-            asked = client.hget(keys.pull(A), "take")
             wait_until(lambda: client.hget(keys.pull(A), "take") != asked)
             assert store.drain(A, "idle for 5 s")
             assert store.stopping(A, "h")
