@@ -79,3 +79,19 @@ def test_without_the_docs_page_its_url_names_the_extra_and_the_document_is_serve
     assert json.loads(page[1]) == {"error": missing}
     assert (document[0], start[0]) == (200, 200)
     assert "/v2/{endpoint_id}/run" in json.loads(document[1])["paths"]
+
+
+ENGINE = """
+from ownpod.agent.containers import ContainerEngine
+from ownpod.errors import ExtraMissing
+try:
+    ContainerEngine("i")
+except ExtraMissing as error:
+    print(error)
+"""
+
+
+def test_without_docker_py_its_engine_names_the_extra():
+    done = without(EXTRAS["docker"], ENGINE)
+    assert done.stderr == ""
+    assert done.stdout == "the engine docker is not installed: pip install 'ownpod[docker]'\n"
