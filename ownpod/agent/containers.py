@@ -85,7 +85,9 @@ class ContainerEngine:
         self._images.prepare(template, progress)
 
     def start(self, launch: Launch) -> Started:
-        """See the protocol. A start that fails leaves nothing of the worker."""
+        """See the protocol. A start that fails leaves nothing of the worker, unless the engine is away: then its container
+        is adopted by the next call, or is listed as one that did not start.
+        """
         found = self._inspect(launch.worker_id)
         if found is None:
             found = self._create(launch)
