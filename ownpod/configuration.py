@@ -20,6 +20,7 @@ from ownpod.rules.endpoints import (
 )
 from ownpod.rules.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 from ownpod.settings import DEFAULT_ENDPOINT, Settings
+from ownpod.templates_schema import ManagedSchema, managed_spec
 from ownpod.validation import (
     FRAMING_HEADERS,
     HEADER_NAME,
@@ -102,7 +103,7 @@ class _ApiKey(fields.Field[Credential]):
             raise ValidationError(str(error)) from None
 
 
-class AddedEndpointSchema(Schema):
+class AddedEndpointSchema(ManagedSchema):
     """An endpoint that was added at run time. Its workers have entries of their own."""
 
     class Meta:
@@ -216,6 +217,7 @@ def _endpoint(
         max_queue_depth=values["max_queue_depth"],
         api_keys=tuple(values["api_keys"]),
         max_workers=values["max_workers"],
+        managed=managed_spec(values),
     )
 
 

@@ -1,10 +1,10 @@
 """All errors of OwnPod, in one tree. Each class has its HTTP status, and its docstring is the default message.
 
-The API answers an error as ``{"error": message}``, the shape of RunPod's errors. So a message must name the value
+The API answers an error as ``{"error": message}``, the shape of RunPod's errors, unless its ``body`` is another. So a message must name the value
 that is wrong and what to change, and must not contain secrets or inputs.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class OwnPodError(Exception):
@@ -19,6 +19,11 @@ class OwnPodError(Exception):
     @property
     def message(self) -> str:
         return str(self)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The API's response, a JSON object."""
+        return {"error": self.message}
 
 
 class ConfigurationError(OwnPodError):
@@ -63,6 +68,22 @@ class EndpointConflict(OwnPodError):
     """The endpoint is defined in the configuration file, and is changed there."""
 
     http_status = 409
+
+
+class EndpointPaused(OwnPodError):
+    """Endpoint is paused (max_workers=0). Set max_workers > 0 to accept work."""
+
+    http_status = 409
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """RunPod's response word for word, because scripts compare the code and the text."""
+        return {
+            "status": self.http_status,
+            "title": "Conflict",
+            "detail": self.message,
+            "code": "ENDPOINT_PAUSED",
+        }
 
 
 class JobNotFound(OwnPodError):

@@ -240,11 +240,19 @@ class Supervisor:
 
 
 def _same(old: WorkerSpec | None, new: WorkerSpec | None) -> bool:
-    """Whether the node can stay. It does not depend on its worker's source, and the node of a pulling worker applies a
-    new capacity by itself.
+    """Whether the node can stay. It does not depend on its worker's source, key and drain, and the node of a pulling
+    worker applies a new capacity by itself.
     """
     if old is not None and new is not None:
-        old = replace(old, source=new.source, capacity=new.capacity if old.pulls else old.capacity)
+        capacity = new.capacity if old.pulls else old.capacity
+        old = replace(
+            old,
+            source=new.source,
+            capacity=capacity,
+            key_digest=new.key_digest,
+            draining=new.draining,
+            stopping=new.stopping,
+        )
     return old == new
 
 

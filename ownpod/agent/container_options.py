@@ -50,6 +50,7 @@ def labels_of(launch: Launch, image: Image) -> dict[str, str]:
         f"{OURS}.endpoint": launch.endpoint,
         f"{OURS}.devices": ",".join(device.id for device in launch.devices),
         f"{OURS}.image": image.reference,
+        f"{OURS}.protocol": launch.template.protocol.value,
     }
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
 from ownpod.agent.container_options import NETWORK, OURS, PORT, name_of, options
@@ -28,6 +29,7 @@ LONGEST_LOG = 64 * 1024
 SIGKILLED = 137
 """Exit code of a container that SIGKILL ended."""
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CREATE_S = 10.0
 """Seconds until a container that another call creates must be visible."""
 
@@ -66,7 +68,7 @@ class ContainerEngine:
         free_bytes: int = FREE_BYTES,
         stall_s: float = 300.0,
     ) -> None:
-        self._instance = instance
+        self.instance = instance
         self._api = DockerApi(url, stall_s=stall_s)
         self._images = Images(self._api, allow, free_bytes=free_bytes)
         self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
@@ -138,6 +140,24 @@ class ContainerEngine:
         except NotThere:
             return ""
         return text.decode(errors="replace").rstrip("\n")[-LONGEST_LOG:]
+
+    def url(self, worker_id: str) -> str | None:
+        found = self._inspect(worker_id)
+        ports = (found or {}).get("Config", {}).get("Labels", {}).get(f"{OURS}.protocol")
+        return self._url(worker_id) if ports == Protocol.PUSH else None
+
+    def api_url(self, base_url: str) -> str:
+        """A loopback address names the container itself, so it is replaced by a name of this host."""
+        parts = urlsplit(base_url)
+        if parts.hostname not in LOOPBACK:
+            return base_url
+        port = f":{parts.port}" if parts.port else ""
+        return urlunsplit(parts._replace(netloc=f"host.docker.internal{port}"))
+
+    def pids(self) -> set[int]:
+        found = (self._inspect(worker_id) for worker_id in self.list())
+        states = (container["State"] for container in found if container is not None)
+        return {state["Pid"] for state in states if state.get("Pid")}
 
     def wait(self, timeout_s: float) -> None:
         self._changes.wait(timeout_s)
@@ -258,26 +278,30 @@ class ContainerEngine:
         except NotThere:
             return None
         labels = found["Config"].get("Labels") or {}
-        ours = labels.get(OURS) == "1" and labels.get(f"{OURS}.instance") == self._instance
+        ours = labels.get(OURS) == "1" and labels.get(f"{OURS}.instance") == self.instance
         return found if ours and labels.get(f"{OURS}.worker") == worker_id else None
 
     def _found(self, worker_id: str, container: Mapping[str, Any]) -> Found | None:
         age_s = max(0.0, time.time() - container["Created"])
         container_id, state = container["Id"], container["State"]
+        named = container["Labels"].get(f"{OURS}.devices") or ""
+        runs = Found(
+            worker_id, running=True, age_s=age_s, devices=tuple(filter(None, named.split(",")))
+        )
         if state == "removing":
             return None
         if state == "created":
             # Its start is in progress, unless that process has ended in between.
             return Found(worker_id, running=False, age_s=age_s) if age_s > ORPHAN_S else None
         if state in _RUNNING and not self._changes.has_ended(container_id):
-            return Found(worker_id, running=True, age_s=age_s)
+            return runs
         if container_id not in self._ends:
             try:
                 found = self._api.call(lambda client: client.inspect_container(container_id))
             except NotThere:
                 return None
             if found["State"]["Running"]:
-                return Found(worker_id, running=True, age_s=age_s)
+                return runs
             self._ends[container_id] = _end(found["State"])
         code, out_of_memory = self._ends[container_id]
         return Found(

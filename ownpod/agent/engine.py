@@ -6,7 +6,10 @@ from typing import Protocol
 
 from ownpod.errors import OwnPodError
 from ownpod.rules.managed import Device
+from ownpod.rules.reconcile import Found
 from ownpod.rules.templates import Template
+
+__all__ = ["LOG_LINES", "STOP_GRACE_S", "Engine", "EngineError", "Found", "Launch", "Started"]
 
 STOP_GRACE_S = 35.0
 """Seconds between SIGTERM and SIGKILL. The SDK ends after its held request, which may last 20 s, and its job."""
@@ -45,23 +48,6 @@ class Started:
     url: str | None = None
 
 
-@dataclass(frozen=True)
-class Found:
-    """A worker that an engine has started, as it is now.
-
-    Attributes:
-        age_s: seconds since it was started.
-        exit_code: None while it runs; negative, as in :mod:`subprocess`, where a signal ended it.
-        out_of_memory: the kernel killed it because its memory limit was reached.
-    """
-
-    worker_id: str
-    running: bool
-    age_s: float
-    exit_code: int | None = None
-    out_of_memory: bool = False
-
-
 class Engine(Protocol):
     """Runs workers on this host. Calls block; several threads may make them for different workers.
 
@@ -69,6 +55,8 @@ class Engine(Protocol):
     """
 
     name: str
+    instance: str
+    """The id of this installation, which marks what the engine has started."""
 
     def check(self) -> None:
         """Checks that the engine can start workers here. Raises: EngineError."""
@@ -97,6 +85,15 @@ class Engine(Protocol):
 
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         """The worker's last lines of output, also after its end; "" if there are none."""
+
+    def url(self, worker_id: str) -> str | None:
+        """The base URL of a running worker that serves RunPod's local API; None for others."""
+
+    def api_url(self, base_url: str) -> str:
+        """The API's base URL as workers of this engine reach it, from the one of this host."""
+
+    def pids(self) -> set[int]:
+        """The first process of each running worker, as this host numbers it."""
 
     def wait(self, timeout_s: float) -> None:
         """Blocks until a worker may have ended, at most ``timeout_s``."""

@@ -33,6 +33,7 @@ from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.fleet import Fleet
+from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 
@@ -55,14 +56,16 @@ def create_app(settings: Settings) -> Flask:
     registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
+    managed = Managed(store.client)
     services = Services(
         settings=settings,
         registry=registry,
-        waiting=Waiting(registry, offers.refusals),
+        waiting=Waiting(registry, offers.refusals, managed),
         store=store,
         notices=notices,
         offers=offers,
-        submissions=Submissions(registry, store, notices, settings),
+        submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
+        managed=managed,
     )
     provide(app, services)
     ids.check_ids(app)
@@ -94,12 +97,12 @@ def _return_request_id(response: Response) -> Response:
 
 
 def _own_error(error: OwnPodError) -> Response:
-    message = error.message
-    if isinstance(error, RedisUnavailable) and message.startswith(UNREACHABLE):
+    body = error.body
+    if isinstance(error, RedisUnavailable) and error.message.startswith(UNREACHABLE):
         # The driver's message contains Redis's address, which is not for callers.
-        current_app.logger.info("answered 503: %s", message)
-        message = type(error)().message
-    response = answer({"error": message}, error.http_status)
+        current_app.logger.info("answered 503: %s", error.message)
+        body = type(error)().body
+    response = answer(body, error.http_status)
     for kind, seconds in RETRY_AFTER_S.items():
         if isinstance(error, kind):
             response.headers["Retry-After"] = seconds

@@ -1,16 +1,24 @@
 """Roles: which kind of key a route needs, and the check that a request has it.
 
 An admin key opens everything except the workers' protocol, an API key the jobs of all endpoints, an endpoint's key
-the jobs of that endpoint, a worker key the workers' protocol only.
+the jobs of that endpoint, a worker key the workers' protocol only, a managed worker's own key that protocol for its id.
 """
 
+import contextlib
+import hmac
+import re
 from enum import StrEnum
 
 from flask import Request, request
 
+from ownpod.api.managed import is_managed
 from ownpod.api.services import Services, services
-from ownpod.errors import Forbidden, Unauthorized
+from ownpod.errors import Forbidden, RedisUnavailable, Unauthorized
 from ownpod.rules import credentials
+from ownpod.rules.endpoints import WorkerSpec
+
+MANAGED_ID = re.compile(r"[a-z0-9]{14}")
+"""Pattern of the ids of managed workers, which is RunPod's."""
 
 
 class Access(StrEnum):
@@ -153,17 +161,25 @@ def _check_jobs(svc: Services, access: Access, req: Request) -> None:
         raise Forbidden
 
 
-def check_worker_key(endpoint_id: str, worker_id: str) -> None:
-    """Checks the key of a worker that pulls. A key is needed where worker keys or API keys are configured.
+def check_worker_key(endpoint_id: str, worker_id: str) -> WorkerSpec | None:
+    """Checks the key of a worker that pulls. A managed worker's id needs the key that OwnPod made for that worker, and
+    that key opens nothing else. For other ids a key is needed where worker keys or API keys are configured.
+
+    Returns:
+        The managed worker; None: the id is not one's.
 
     Raises:
-        Unauthorized: the request has none of ``OWNPOD_WORKER_KEYS``.
+        Unauthorized: the request has none of ``OWNPOD_WORKER_KEYS``, or not the managed worker's own key.
         Forbidden: the key is bound to another endpoint or worker.
     """
     svc = services()
+    managed = managed_worker(svc, worker_id)
+    if managed is not None:
+        check_managed_key(managed, endpoint_id)
+        return managed
     keys = svc.settings.worker_keys
     if not keys and not svc.keys_needed:
-        return
+        return None
     matching = credentials.matches(presented_key(), keys)
     if not matching:
         raise Unauthorized(
@@ -172,3 +188,41 @@ def check_worker_key(endpoint_id: str, worker_id: str) -> None:
         )
     if not any(credential.permits(endpoint_id, worker_id) for credential in matching):
         raise Forbidden("this worker key is bound to another endpoint or worker")
+    return None
+
+
+def managed_worker(svc: Services, worker_id: str) -> WorkerSpec | None:
+    """The worker of this id that OwnPod has started; None: it has started none that runs now."""
+    worker = svc.registry.worker(worker_id)
+    if presented_key() and _may_be_newer(worker, worker_id):
+        with contextlib.suppress(RedisUnavailable):
+            svc.registry.refresh()
+        worker = svc.registry.worker(worker_id)
+    return worker if worker is not None and is_managed(worker) else None
+
+
+def _may_be_newer(worker: WorkerSpec | None, worker_id: str) -> bool:
+    """Whether an agent may have started this worker, or made its key, after this process last read the registry. A worker
+    that is refused because of that would ask again after 5 s only.
+    """
+    if worker is None:
+        return MANAGED_ID.fullmatch(worker_id) is not None
+    return is_managed(worker) and not has_own_key(worker)
+
+
+def check_managed_key(worker: WorkerSpec, endpoint_id: str) -> None:
+    """Checks that this request has a managed worker's own key, which is valid for its endpoint only.
+
+    Raises:
+        Unauthorized: the key is another one.
+        Forbidden: the worker belongs to another endpoint.
+    """
+    if not has_own_key(worker):
+        raise Unauthorized("OwnPod has started this worker, and accepts its own key only")
+    if worker.endpoint != endpoint_id:
+        raise Forbidden(f"this worker belongs to the endpoint {worker.endpoint!r}")
+
+
+def has_own_key(worker: WorkerSpec) -> bool:
+    """Whether this request has the managed worker's own key. A worker without one gets nothing."""
+    return worker.key_digest is not None and hmac.compare_digest(caller(), worker.key_digest)

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, current_app, request
 
-from ownpod.api.auth import known_caller
+from ownpod.api.auth import has_own_key, known_caller, managed_worker
 from ownpod.api.ids import is_poll, retry_later
-from ownpod.api.services import answer, services, services_of
+from ownpod.api.services import Services, answer, services, services_of
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.origins import host_name, is_foreign_page, is_own_host
 
@@ -52,11 +52,20 @@ def _refuse() -> Response | None:
     # A request with a configured key does not come from a page of another site, which has no key.
     if problem is None or known_caller():
         return None
+    if request.blueprint == "worker_protocol" and _is_managed_worker(svc):
+        # A container requests its host under a name of its engine's.
+        return None
     if request.blueprint == "worker_protocol" and is_poll():
         # The SDK logs no reason, and after a status other than 429 polls again at once.
         log.warning("a worker gets no jobs: %s", problem)
         return retry_later(problem, 429)
     return answer({"error": problem}, 403)
+
+
+def _is_managed_worker(svc: Services) -> bool:
+    """Whether a managed worker sends this request: no page of another site has its key."""
+    worker = managed_worker(svc, str((request.view_args or {}).get("worker_id", "")))
+    return worker is not None and has_own_key(worker)
 
 
 def _problem(allowed: tuple[str, ...]) -> str | None:

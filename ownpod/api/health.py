@@ -4,15 +4,13 @@ from collections import Counter
 
 from flask import Blueprint, Response
 
+from ownpod.api.managed import describe_managed, view_of
 from ownpod.api.services import answer, services
-from ownpod.api.workers import describe, left_out
-from ownpod.rules.fleet import WorkerState
+from ownpod.api.workers import described, left_out
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.managed_states import count_workers
 
 blueprint = Blueprint("health", __name__)
-
-IN_RUNPODS_WORDS = {WorkerState.BUSY: "running", WorkerState.PAUSED: "throttled"}
-"""RunPod's word for a worker's state; the states that are not here have the same word in RunPod."""
 
 
 @blueprint.get("/health")
@@ -31,24 +29,15 @@ def history(endpoint_id: str) -> Response:
 
 @blueprint.get("/v2/<id:endpoint_id>/health")
 def health(endpoint_id: str) -> Response:
-    """Numbers of jobs and workers by state; under ``ownpod`` each worker, the workers that are left out, and those
-    that were refused within the last minute, with the reason.
+    """Numbers of jobs and workers by state; under ``ownpod`` each worker, the workers that OwnPod starts with their failed
+    starts, the workers that are left out, and those that were refused within the last minute, with the reason.
     """
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
     waiting, running, ended = svc.store.figures.counts(endpoint_id)
     statuses = svc.registry.fleet.statuses(endpoint.workers)
-    jobs_of = Counter(running.values())
-
-    # RunPod counts a ready worker twice: under ready, and under idle or running.
-    workers = dict.fromkeys(
-        ("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0
-    )
-    for worker in endpoint.workers:
-        status = statuses[worker.id]
-        workers[IN_RUNPODS_WORDS.get(status.state, status.state)] += 1
-        if status.state is WorkerState.READY:
-            workers["running" if jobs_of[worker.id] or status.lingering else "idle"] += 1
+    view = view_of(svc.managed, endpoint)
+    workers = count_workers(endpoint, statuses, Counter(running.values()), view)
     return answer(
         {
             "jobs": {
@@ -60,7 +49,8 @@ def health(endpoint_id: str) -> Response:
             },
             "workers": workers,
             "ownpod": {
-                "workers": [describe(w, statuses[w.id], running) for w in endpoint.workers],
+                "workers": described(endpoint.workers, statuses, running, view),
+                "managed": describe_managed(view),
                 "leftOut": left_out(endpoint_id),
                 "refused": [
                     {

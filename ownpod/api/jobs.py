@@ -17,7 +17,7 @@ from ownpod.api.submissions import Submission
 from ownpod.broker.messages import notify_node
 from ownpod.celery import app as celery_app
 from ownpod.errors import BadRequest
-from ownpod.rules.jobs import Job, JobStatus, new_job_id
+from ownpod.rules.jobs import Job, JobStatus
 from ownpod.store.listing import JobEntry
 
 logger = logging.getLogger(__name__)
@@ -99,10 +99,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
 @blueprint.post("/retry/<id:job_id>")
 def retry(endpoint_id: str, job_id: str) -> Response:
     """Submits a FAILED or TIMED_OUT job again."""
-    svc = services()
-    svc.registry.endpoint(endpoint_id)
-    new_id = job_id if svc.settings.retry_same_id else new_job_id(sync=False)
-    svc.store.jobs.retry(job_id, endpoint_id, new_id)
+    new_id = services().submissions.retry(job_id, endpoint_id)
     log.moving(new_id, JobStatus.IN_QUEUE, retryOf=job_id, requestId=request_id())
     return answer({"id": new_id, "status": JobStatus.IN_QUEUE})
 
@@ -172,10 +169,10 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
     """The request as a submission.
 
     Args:
-        endpoint_id: checked first, so that an unknown one costs no reading of the body.
+        endpoint_id: checked first, so that an unknown or paused one costs no reading of the body.
         limit: bytes of the body.
     """
-    services().registry.endpoint(endpoint_id)
+    services().submissions.check_open(endpoint_id)
     request.max_content_length = limit
     body = schemas.parse(_run_schema, request.get_data(cache=False), text="input")
     key = request.headers.get("Idempotency-Key")

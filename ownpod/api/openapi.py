@@ -34,6 +34,7 @@ COMPONENTS = {
     "Workers": responses.WorkersSchema,
     "WorkerAdded": responses.WorkerAddedSchema,
     "WorkerChanged": responses.WorkerChangedSchema,
+    "Paused": responses.PausedSchema,
     "Error": responses.ErrorSchema,
 }
 """The schemas of responses by their names in the document; operations refer to these names."""
@@ -90,6 +91,11 @@ _ERRORS = {
     503: "Redis is unavailable, or refuses to write",
 }
 
+_CONFLICT = {
+    "oneOf": [{"$ref": f"#/components/schemas/{component}"} for component in ("Error", "Paused")]
+}
+"""The schema of a 409 where the endpoint may be paused."""
+
 
 def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     """Path below ``/v2/{endpoint_id}``, methods, summary, component of the response, and further properties."""
@@ -98,10 +104,10 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
         "content": {"application/json": {"schema": schemas.RunSchema}},
     }
     too_large = {413: "the body is too large"}
-    conflict = {409: "the Idempotency-Key was used with another body"}
+    conflict = {409: "the Idempotency-Key was used with another body, or the endpoint is paused"}
     no_json = {415: "the content type is not JSON"}
     taken = {409: "the worker is in workers.yaml, or another worker has its id or URL"}
-    submit = {"requestBody": body, "errors": too_large | conflict}
+    submit = {"requestBody": body, "errors": too_large | conflict, "paused": True}
     return [
         ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY]}),
         (
@@ -138,7 +144,10 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
             ["post"],
             "Submit a FAILED or TIMED_OUT job again",
             "Submitted",
-            {"errors": {409: "the job is in another state"}},
+            {
+                "errors": {409: "the job is in another state, or the endpoint is paused"},
+                "paused": True,
+            },
         ),
         ("purge-queue", ["post"], "Cancel all waiting jobs", "Purged", {}),
         ("requests", ["get"], "Recent jobs", "Requests", {"parameters": _LISTING}),
@@ -245,9 +254,10 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
     if "not_modified" in more:
         by_status["304"] = {"description": "the response has not changed since the given ETag"}
     for status, description in sorted((_ERRORS | more.get("errors", {})).items()):
+        paused = status == 409 and "paused" in more
         by_status[str(status)] = {
             "description": description,
-            "content": {"application/json": {"schema": "Error"}},
+            "content": {"application/json": {"schema": _CONFLICT if paused else "Error"}},
         }
     return by_status
 

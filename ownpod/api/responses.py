@@ -3,6 +3,7 @@
 from marshmallow import INCLUDE, Schema, fields, validate
 
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.managed import Phase
 
 
 class SubmittedSchema(Schema):
@@ -184,14 +185,59 @@ class LeftOutSchema(Schema):
     reason = fields.String(required=True)
 
 
+class ManagedWorkerSchema(Schema):
+    """A worker that OwnPod has started, or is to start. Times in ms since the epoch."""
+
+    id = fields.String(required=True)
+    phase = fields.Enum(Phase, by_value=fields.String, required=True)
+    reason = fields.String(required=True, metadata={"description": "its phase in words"})
+    release = fields.String(required=True)
+    host = fields.String(required=True, allow_none=True)
+    devices = fields.List(fields.String(), required=True)
+    createdAt = fields.Integer(required=True)  # noqa: N815
+    startedAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    readyAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
+
+
+class StartFailuresSchema(Schema):
+    """Starts of workers that failed in a row."""
+
+    unhealthy = fields.Boolean(required=True)
+    count = fields.Integer(required=True)
+    pauseSeconds = fields.Integer(required=True)  # noqa: N815
+    worker = fields.String(required=True)
+    reason = fields.String(required=True)
+    exitCode = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    log = fields.List(
+        fields.String(), required=True, metadata={"description": "last lines of its output"}
+    )
+
+
+class ManagedWorkersSchema(Schema):
+    """The workers of an endpoint with a template."""
+
+    workers = fields.List(fields.Nested(ManagedWorkerSchema), required=True)
+    failures = fields.Nested(StartFailuresSchema, required=True, allow_none=True)
+
+
 class WorkersSchema(Schema):
     """The response of ``/workers``."""
 
     workers = fields.List(fields.Nested(WorkerSchema), required=True)
+    managed = fields.Nested(ManagedWorkersSchema, required=True)
     leftOut = fields.List(fields.Nested(LeftOutSchema), required=True)  # noqa: N815
 
 
+class PausedSchema(Schema):
+    """The response of ``/run``, ``/runsync`` and ``/retry`` for a paused endpoint, as RunPod answers it."""
+
+    status = fields.Integer(required=True, validate=validate.OneOf([409]))
+    title = fields.String(required=True)
+    detail = fields.String(required=True)
+    code = fields.String(required=True, validate=validate.OneOf(["ENDPOINT_PAUSED"]))
+
+
 class ErrorSchema(Schema):
-    """Every response with a status of 400 or above."""
+    """Every other response with a status of 400 or above."""
 
     error = fields.String(required=True)

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.held import HeldConnections
+from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
 from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.registry import Registry
@@ -34,6 +35,8 @@ class Services:
     offers: Offers
     submissions: Submissions
     held: HeldConnections = field(default_factory=HeldConnections)
+    managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
+    first_requests: FirstRequests = field(default_factory=FirstRequests)
 
     @property
     def keys_needed(self) -> bool:

@@ -1,5 +1,6 @@
 """Submitting a job and awaiting its end, without Flask: for the routes, and for every other way by which jobs come in."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ownpod import log
+from ownpod.errors import EndpointPaused, RedisUnavailable
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.endpoints import Endpoint, WorkerSource
 from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.rules.payload import readable
 from ownpod.settings import Settings
@@ -53,21 +55,42 @@ class Submissions:
         store: the job records.
         notices: wakes the threads that wait.
         settings: how long idempotency keys are remembered.
+        wanted: wakes the scaler; may raise RedisUnavailable.
     """
 
     def __init__(
-        self, registry: Registry, store: Store, notices: Notices, settings: Settings
+        self,
+        registry: Registry,
+        store: Store,
+        notices: Notices,
+        settings: Settings,
+        *,
+        wanted: Callable[[], None],
     ) -> None:
+        self._wanted = wanted
         self._registry = registry
         self._store = store
         self._notices = notices
         self._settings = settings
+
+    def check_open(self, endpoint_id: str) -> Endpoint:
+        """The endpoint, if it takes jobs now.
+
+        Raises:
+            EndpointNotFound: there is no such endpoint.
+            EndpointPaused: its ``workersMax`` is 0.
+        """
+        endpoint = self._registry.endpoint(endpoint_id)
+        if endpoint.paused:
+            raise EndpointPaused
+        return endpoint
 
     def submit(self, submission: Submission) -> Submitted:
         """Queues a job.
 
         Raises:
             EndpointNotFound: there is no such endpoint.
+            EndpointPaused: its ``workersMax`` is 0.
             QueueFull: the endpoint's ``maxQueueDepth`` is reached.
             IdempotencyConflict: the key was used for another body.
             RedisUnavailable: Redis does not answer.
@@ -96,6 +119,31 @@ class Submissions:
         # The idempotency key is an earlier request's, so this request waits for that request's job.
         return self.await_end(job_id, submission.endpoint, deadline)
 
+    def retry(self, job_id: str, endpoint_id: str) -> str:
+        """Submits a FAILED or TIMED_OUT job again, and returns the id that it has now.
+
+        Raises:
+            EndpointNotFound: there is no such endpoint.
+            EndpointPaused: its ``workersMax`` is 0.
+            JobNotFound: the endpoint has no such job.
+            NotRetryable: the job is in another state.
+        """
+        endpoint = self.check_open(endpoint_id)
+        new_id = job_id if self._settings.retry_same_id else new_job_id(sync=False)
+        self._store.jobs.retry(job_id, endpoint_id, new_id)
+        self._want_worker(endpoint)
+        return new_id
+
+    def _want_worker(self, endpoint: Endpoint) -> None:
+        """Wakes the scaler for a job of an endpoint whose first worker it is to start. Later ones can wait a second."""
+        if endpoint.managed is None or any(
+            worker.source is WorkerSource.MANAGED for worker in endpoint.workers
+        ):
+            return
+        # The job is queued, and the scaler also wakes by itself.
+        with contextlib.suppress(RedisUnavailable):
+            self._wanted()
+
     def await_end(self, job_id: str, endpoint_id: str, deadline: float) -> Job:
         """Waits for the end of a job that exists, at most until ``deadline``, in s of the monotonic clock.
 
@@ -108,7 +156,7 @@ class Submissions:
             return self._at_end(job_id, endpoint_id, wait, deadline)
 
     def _create(self, submission: Submission, job_id: str, *, channel: str | None = None) -> str:
-        endpoint = self._registry.endpoint(submission.endpoint)
+        endpoint = self.check_open(submission.endpoint)
         created = self._store.jobs.create(
             _new_job(job_id, endpoint, submission),
             most_queued=endpoint.max_queue_depth,
@@ -122,6 +170,7 @@ class Submissions:
                 endpoint=endpoint.id,
                 requestId=submission.request_id,
             )
+            self._want_worker(endpoint)
         return created
 
     def _idempotency(self, submission: Submission) -> Idempotency | None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from ownpod.api.managed import ManagedWorkers, NoManagedWorkers, view_of
 from ownpod.registry import Registry
 from ownpod.rules.waiting import RefusedWorker, explain
 
@@ -15,15 +16,18 @@ class Waiting:
 
     Args:
         refusals: function from an endpoint's id to its refused workers.
+        managed: the records of managed workers.
     """
 
     def __init__(
         self,
         registry: Registry,
         refusals: Callable[[str], Sequence[RefusedWorker]] = lambda _: (),
+        managed: ManagedWorkers | None = None,
     ) -> None:
         self._registry = registry
         self._refusals = refusals
+        self._managed: ManagedWorkers = managed or NoManagedWorkers()
         self._cached: dict[str, tuple[float, str]] = {}
         """By the endpoint's id: until when the reason is valid (``time.monotonic``), and the reason."""
 
@@ -38,6 +42,7 @@ class Waiting:
         if until < time.monotonic():
             endpoint = self._registry.endpoint(endpoint_id)
             statuses = self._registry.fleet.statuses(endpoint.workers)
-            reason = explain(endpoint, statuses, self._refusals(endpoint_id))
+            view = view_of(self._managed, endpoint)
+            reason = explain(endpoint, statuses, self._refusals(endpoint_id), view)
             self._cached[endpoint_id] = time.monotonic() + CACHE_TTL_S, reason
         return reason

@@ -20,9 +20,10 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ownpod.api.auth import caller, check_worker_key
+from ownpod.api.auth import caller, check_managed_key, check_worker_key, managed_worker
 from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.ids import retry_later
+from ownpod.api.managed import STOP_CHECK_S, STOPPING_HOLD_S, is_stopped, most_workers
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import (
     Forbidden,
@@ -32,7 +33,7 @@ from ownpod.errors import (
     Unauthorized,
     WorkerConflict,
 )
-from ownpod.rules.endpoints import HOUSEKEEPING, Endpoint
+from ownpod.rules.endpoints import HOUSEKEEPING, Endpoint, WorkerSpec
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.payload import loads, output_of
 from ownpod.rules.runs import Outcome
@@ -86,19 +87,22 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
     """Responds with the ids of runs that the worker must stop; 204: none within :data:`HOLD_S`."""
     svc, channel = services(), f"stop:{worker_id}"
     try:
-        _check(svc, endpoint_id, worker_id)
+        _, managed = _check(svc, endpoint_id, worker_id)
         _check_key_of(svc, endpoint_id, worker_id)
+        hold_s = STOPPING_HOLD_S if managed is not None and managed.stopping else _hold_s(svc)
         with (
             svc.notices.subscribe(channel, end_only=False) as wait,
             svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
         ):
-            until = time.monotonic() + _hold_s(svc)
+            until = time.monotonic() + hold_s
             while (runs := svc.offers.stops(worker_id, endpoint_id)) == []:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or svc.notices.stopped:
                     break
                 wait(min(left_s, connection.check_s))
-                if connection.closed:
+                if connection.closed or (
+                    managed is not None and is_stopped(svc.registry, worker_id, notified=False)
+                ):
                     break
     except OwnPodError as error:
         return _refused(svc, endpoint_id, worker_id, error)
@@ -217,8 +221,16 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
     svc, token, channel = services(), str(uuid.uuid4()), f"take:{worker_id}"
     in_progress = request.args.get("job_in_progress", "0") != "0"
     jobs: list[str] = []
+    leaves = False
     try:
-        endpoint = _check(svc, endpoint_id, worker_id)
+        endpoint, managed = _check(svc, endpoint_id, worker_id)
+        if managed is not None:
+            if managed.stopping:
+                with svc.notices.subscribe(channel, end_only=False) as wait:
+                    wait(STOPPING_HOLD_S)
+                return Response(status=204)
+            svc.first_requests.report(svc.managed, worker_id)
+        stop_check_s = HOLD_S if managed is None else STOP_CHECK_S
         with (
             svc.notices.subscribe(channel, end_only=False) as wait,
             svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
@@ -230,7 +242,7 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                 limit=limit,
                 in_progress=in_progress,
                 key=caller(),
-                max_workers=endpoint.max_workers,
+                max_workers=most_workers(endpoint, managed),
             )
             until = time.monotonic() + _hold_s(svc)
             while taken is not None and not (jobs := taken.jobs):
@@ -239,11 +251,18 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                     break
                 # A worker that is to restart gets jobs once its runs have ended, which is not notified.
                 check_s = STOPPING_CHECK_S if taken.stopping else left_s
-                wait(min(left_s, connection.check_s, check_s))
+                wait_s = min(left_s, connection.check_s, check_s, stop_check_s)
+                woken_by = time.monotonic() + wait_s
+                wait(wait_s)
                 if connection.closed:
                     break
                 taken = svc.offers.collect(worker_id, endpoint_id, token, limit=limit)
-            if connection.closed:
+                if managed is not None and taken is not None and not taken.jobs:
+                    notified = time.monotonic() < woken_by
+                    if leaves := is_stopped(svc.registry, worker_id, notified=notified):
+                        break
+                stop_check_s = left_s
+            if connection.closed or leaves:
                 # Also ends offers that were delivered to this request after the worker closed it.
                 until_available(lambda: svc.offers.left(worker_id, token), longest_s=RESULT_S)
                 return Response(status=204)
@@ -262,8 +281,8 @@ def _peer() -> Any:
     return request.environ.get("gunicorn.socket")
 
 
-def _check(svc: Services, endpoint_id: str, worker_id: str) -> Endpoint:
-    """The endpoint, if this worker may pull from it.
+def _check(svc: Services, endpoint_id: str, worker_id: str) -> tuple[Endpoint, WorkerSpec | None]:
+    """The endpoint, if this worker may pull from it, and the worker, if OwnPod has started it.
 
     Raises:
         Unauthorized: the request has no worker key, or an unknown one.
@@ -271,14 +290,14 @@ def _check(svc: Services, endpoint_id: str, worker_id: str) -> Endpoint:
         EndpointNotFound: the endpoint does not exist.
         WorkerConflict: the id is reserved, or a pushed worker has it.
     """
-    check_worker_key(endpoint_id, worker_id)
+    managed = check_worker_key(endpoint_id, worker_id)
     endpoint = svc.registry.endpoint(endpoint_id)
     if worker_id == HOUSEKEEPING:
         raise WorkerConflict(f"the worker id {HOUSEKEEPING!r} is taken")
     known = svc.registry.worker(worker_id)
     if known is not None and not known.pulls:
         raise WorkerConflict(f"{worker_id!r} is the id of a worker at {known.url}")
-    return endpoint
+    return endpoint, managed
 
 
 def _refused(svc: Services, endpoint_id: str, worker_id: str, error: OwnPodError) -> Response:
@@ -299,12 +318,16 @@ def _check_key_of(
     svc: Services, endpoint_id: str, worker_id: str, run_id: str | None = None
 ) -> None:
     """Compares the request's key with the one under which the worker received the run, or last requested jobs. That
-    key is valid even if it is no longer in the settings, and no other key is.
+    key is valid even if it is no longer in the settings, and no other key is. A managed worker has one key only.
 
     Raises:
         Unauthorized: the key is another one; or the worker has requested no jobs yet, and its key is unknown.
         Forbidden: the worker has requested no jobs yet, and its key is bound to another endpoint or worker.
     """
+    managed = managed_worker(svc, worker_id)
+    if managed is not None:
+        check_managed_key(managed, endpoint_id)
+        return
     # A result must not be lost because this process has never read the endpoints.
     keys_needed = until_available(lambda: svc.keys_needed, longest_s=RESULT_S)
     if not (keys_needed or svc.settings.worker_keys):

@@ -1,5 +1,6 @@
 """Routes to list, add, drain, resume and remove an endpoint's workers, and to list the endpoints."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -7,11 +8,13 @@ from marshmallow import ValidationError
 
 from ownpod.api import schemas
 from ownpod.api.auth import opened_endpoints
+from ownpod.api.managed import describe_managed, view_of
 from ownpod.api.services import answer, services
 from ownpod.configuration import WorkerSchema
 from ownpod.errors import BadRequest, UnsupportedMediaType
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.fleet import WorkerStatus
+from ownpod.rules.managed_states import ManagedView, shown
 from ownpod.validation import first_problem
 
 blueprint = Blueprint("workers", __name__, url_prefix="/v2/<id:endpoint_id>/workers")
@@ -35,19 +38,38 @@ def all_endpoints() -> Response:
 
 @blueprint.get("")
 def listed(endpoint_id: str) -> Response:
-    """Each worker with its state and jobs; and the workers that are left out, with the reason."""
+    """Each worker with its state and jobs; the workers that OwnPod starts, with those that no agent has taken yet; and
+    the workers that are left out, with the reason.
+    """
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
     running = svc.store.figures.counts(endpoint_id)[1]
     statuses = svc.registry.fleet.statuses(endpoint.workers)
-    workers = [describe(w, statuses[w.id], running) for w in endpoint.workers]
-    return answer({"workers": workers, "leftOut": left_out(endpoint_id)})
+    view = view_of(svc.managed, endpoint)
+    return answer(
+        {
+            "workers": described(endpoint.workers, statuses, running, view),
+            "managed": describe_managed(view),
+            "leftOut": left_out(endpoint_id),
+        }
+    )
 
 
 def left_out(endpoint_id: str) -> list[dict[str, str]]:
     """Workers whose entries in Redis cannot be used, with the reason, as the API shows them."""
     entries = services().registry.left_out(endpoint_id)
     return [{"id": entry.id, "reason": entry.reason} for entry in entries]
+
+
+def described(
+    workers: Sequence[WorkerSpec],
+    statuses: Mapping[str, WorkerStatus],
+    running: dict[str, str],
+    view: ManagedView,
+) -> list[dict[str, Any]]:
+    """The workers as the API shows them; ``running`` as of :func:`describe`."""
+    records = view.by_id()
+    return [describe(w, shown(statuses[w.id], records.get(w.id), view), running) for w in workers]
 
 
 def describe(worker: WorkerSpec, status: WorkerStatus, running: dict[str, str]) -> dict[str, Any]:

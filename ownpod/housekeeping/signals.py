@@ -6,6 +6,7 @@ sends webhooks, and must not consume the queues of jobs.
 
 import sys
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 from celery import signals
@@ -13,10 +14,13 @@ from celery import signals
 from ownpod.broker import names
 from ownpod.broker.process import become, current
 from ownpod.housekeeping.recovery import Recovery
+from ownpod.housekeeping.scaler import Scaler
 from ownpod.housekeeping.sweep import Sweep
 from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.node.signals import Prepared
 from ownpod.rules.endpoints import HOUSEKEEPING
+from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.managed import Managed
 from ownpod.store.offers import Offers
 
 THREADS = 16
@@ -28,7 +32,8 @@ class Housekeeping:
     """The role of a process that sends webhooks and may run the sweep."""
 
     webhooks: Webhooks
-    sweep: Sweep | None
+    threads: tuple[Thread, ...]
+    """The sweep and the scaler; none in a process that only sends webhooks."""
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
@@ -40,9 +45,9 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
     queues = options.get("queues") or names.HOUSEKEEPING_QUEUE
     wanted = queues.split(",") if isinstance(queues, str) else [str(name) for name in queues]
     instance.app.amqp.queues.select(wanted)
-    sweep = None
+    threads: tuple[Thread, ...] = ()
     if prepared.worker_id == HOUSEKEEPING:
-        sweep = _sweep(prepared)
+        threads = (_sweep(prepared), _scaler(prepared))
         instance.app.conf.worker_concurrency = THREADS
     elif any(names.is_job_queue(name) for name in wanted):
         known = ", ".join(sorted(worker.id for worker in prepared.registry.workers()))
@@ -52,7 +57,7 @@ def prepare(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> No
         )
     store = prepared.store
     webhooks = Webhooks(store.deliveries, prepared.config)
-    become(Housekeeping(webhooks, sweep))
+    become(Housekeeping(webhooks, threads))
 
 
 def _sweep(prepared: Prepared) -> Sweep:
@@ -62,10 +67,15 @@ def _sweep(prepared: Prepared) -> Sweep:
     return Sweep(store, recovery, offers, lease_s=config.lease_s)
 
 
+def _scaler(prepared: Prepared) -> Scaler:
+    client = prepared.store.client
+    return Scaler(prepared.registry, Managed(client), Agents(client), Wakeups(client))
+
+
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def started(**_: Any) -> None:
-    """The process consumes: the sweep begins."""
+    """The process consumes: the sweep and the scaler begin."""
     housekeeping = current(Housekeeping)
-    sweep = None if housekeeping is None else housekeeping.sweep
-    if sweep is not None and not sweep.is_alive():
-        sweep.start()
+    for thread in () if housekeeping is None else housekeeping.threads:
+        if not thread.is_alive():
+            thread.start()

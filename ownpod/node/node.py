@@ -5,6 +5,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +85,7 @@ class Node(WorkerNode):
         worker: the driver of the worker.
         spec: the worker.
         name: the node's name, ``<worker id>@<host>``.
+        probe: used in place of the driver's own probe.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Node(WorkerNode):
         worker: Worker,
         spec: WorkerSpec,
         name: str,
+        probe: Callable[[], None] | None = None,
     ) -> None:
         self._name = name
         self._process = this_process()
@@ -129,7 +132,7 @@ class Node(WorkerNode):
             on_over=self._notify_celery,
         )
         self.breaker = Breaker(
-            worker.probe,
+            probe or worker.probe,
             self._publish,
             publish_every_s=config.lease_s / 6,
             slots=self._slots,

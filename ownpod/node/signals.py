@@ -23,13 +23,15 @@ from ownpod.broker.process import become, current
 from ownpod.celery import open_store
 from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError
+from ownpod.node.first_probe import FirstProbe
 from ownpod.node.node import Node
 from ownpod.processes import Exit
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import WorkerSpec
+from ownpod.rules.endpoints import WorkerSource, WorkerSpec
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.fleet import Fleet
+from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.retry import until_available
@@ -109,8 +111,17 @@ def prepare(sender: str, instance: Any, **_: Any) -> None:
     except ConfigurationError as error:
         # As above; and without its role this process would send webhooks under the worker's name.
         settings.exit_on(error)
+    probe = worker.probe
+    if spec.source is WorkerSource.MANAGED and not spec.pulls:
+        probe = FirstProbe(probe, functools.partial(Managed(store.client).ready, spec.id))
     node = Node(
-        config=config, registry=registry, store=store, worker=worker, spec=spec, name=sender
+        config=config,
+        registry=registry,
+        store=store,
+        worker=worker,
+        spec=spec,
+        name=sender,
+        probe=probe,
     )
     instance.app.amqp.queues.select(node.queues)
     instance.app.conf.worker_concurrency = node.concurrency

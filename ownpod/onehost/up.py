@@ -16,16 +16,20 @@ from ownpod.onehost import flower
 from ownpod.onehost.embedded import EmbeddedRedis
 from ownpod.processes import check_port
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.endpoints import Endpoint, WorkerSource
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.settings import Settings
 from ownpod.store import schema
+from ownpod.store.agents import Agents
 from ownpod.store.client import connect, schema_version
 from ownpod.store.fleet import Fleet
 from ownpod.supervised import START_S, Group, write
 
 KILL_AFTER_S = 15.0
 """Seconds after the grace period until processes that still run are killed."""
+
+SERVES_S = 5.0
+"""Seconds since its last heartbeat up to which the agent counts as serving at the start."""
 
 ANSWER_S = 1.0
 """Longest wait in seconds for the answer to a check. It is short, because the log is not copied meanwhile."""
@@ -100,6 +104,9 @@ class Up:
         self._check(registry, lambda: schema_version(client))
         environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "ownpod"]
+        if any(endpoint.managed is not None for endpoint in endpoints.values()):
+            # Before the nodes, so that it ends after them: their jobs end, or are requeued, before their workers do.
+            self._start_agent(command, environ, Agents(client))
         self._group.spawn(
             *("dispatch", [*command, "dispatch"], environ),
             serves=lambda: _has_nodes(registry),
@@ -126,6 +133,24 @@ class Up:
         self._until_serving()
         if not self._group.stopping:
             write("ownpod", self._ready_line(registry))
+
+    def _start_agent(self, command: list[str], environ: dict[str, str], agents: Agents) -> None:
+        config, host = self._config, self._config.agent_host
+        own_host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
+        url = config.worker_api_url or f"http://{own_host}:{self._port}"
+        keep = ["--end-workers"] if config.workers_on_stop == "stop" else []
+
+        def serves() -> bool:
+            try:
+                return any(
+                    agent.host == host and agent.silent_s < SERVES_S for agent in agents.agents()
+                )
+            except RedisUnavailable:
+                return False
+
+        self._group.spawn("agent", [*command, "agent", "--url", url, *keep], environ, serves=serves)
+        while not self._group.stopping and not self._group.serving:
+            self._group.supervise()
 
     def _check(self, registry: Registry, version: Callable[[], str | None]) -> None:
         try:
@@ -173,9 +198,10 @@ class Up:
 
 
 def _statuses(registry: Registry) -> list[WorkerStatus]:
-    """The status of each worker. While Redis is away: one status that counts as not probed."""
+    """The status of each worker that OwnPod does not start itself. While Redis is away: one that counts as not probed."""
+    workers = (w for w in registry.workers() if w.source is not WorkerSource.MANAGED)
     try:
-        return list(registry.fleet.statuses(tuple(registry.workers())).values())
+        return list(registry.fleet.statuses(tuple(workers)).values())
     except RedisUnavailable:
         return [WorkerStatus(WorkerState.UNHEALTHY, has_no_node=True)]
 

@@ -43,6 +43,9 @@ class WorkerSpec:
     Attributes:
         url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
         capacity: number of jobs that the worker runs at a time.
+        key_digest: of a managed worker, the digest of its own key; None: it has none.
+        draining: of a managed worker, that its node fetches no more jobs for it.
+        stopping: of a managed worker, that it has no job and is stopped now.
     """
 
     id: str
@@ -54,6 +57,9 @@ class WorkerSpec:
     ca_bundle: str | None
     kind: WorkerKind = WorkerKind.PUSH
     source: WorkerSource = WorkerSource.FILE
+    key_digest: str | None = field(repr=False, default=None)
+    draining: bool = False
+    stopping: bool = False
 
     @property
     def pulls(self) -> bool:

@@ -4,6 +4,7 @@ An entry that cannot be used is left out with a reason, because one bad entry, o
 must not end the processes that read it.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,15 @@ from typing import Any
 
 from marshmallow import ValidationError
 
-from ownpod.rules.endpoints import HOUSEKEEPING, Endpoint, WorkerSpec, pull_worker
-from ownpod.validation import NAME, first_problem
+from ownpod.rules.endpoints import (
+    HOUSEKEEPING,
+    Endpoint,
+    WorkerKind,
+    WorkerSource,
+    WorkerSpec,
+    pull_worker,
+)
+from ownpod.validation import NAME, check_http_url, first_problem
 
 
 class WorkerState(StrEnum):
@@ -75,6 +83,8 @@ class Entries:
     """Workers that were added at run time."""
     pulling: Mapping[str, str] = field(default_factory=dict)
     """Workers that registered themselves by polling."""
+    managed: Mapping[str, str] = field(default_factory=dict)
+    """Workers that OwnPod has started."""
     endpoints_unreadable: bool = False
     """The key of the endpoints is no hash, so any of them may have API keys."""
 
@@ -114,15 +124,23 @@ def merge(
     taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
     left_out = []
     workers = [("added", *entry) for entry in entries.added.items()]
-    workers += [("pulling", *entry) for entry in sorted(entries.pulling.items())]
+    workers += [("managed", *entry) for entry in sorted(entries.managed.items())]
+    workers += [
+        ("pulling", worker_id, text)
+        for worker_id, text in sorted(entries.pulling.items())
+        if worker_id not in entries.managed
+    ]
     for kind, worker_id, text in workers:
         try:
             values = _worker_values(worker_id, text, known)
-            spec = (
-                _added(worker_id, values, make_worker)
-                if kind == "added"
-                else _pulling(worker_id, values)
-            )
+            if kind == "added":
+                spec = _added(worker_id, values, make_worker)
+            elif kind == "pulling":
+                spec = _pulling(worker_id, values)
+            else:
+                spec = _managed(worker_id, values, entries.pulling.get(worker_id))
+                if spec.kind is WorkerKind.PUSH and not spec.url:
+                    continue
             _check_free(spec, taken)
         except _Unusable as problem:
             left_out.append(LeftOut(worker_id, problem.endpoint, str(problem)))
@@ -213,6 +231,40 @@ def _pulling(worker_id: str, values: dict[str, Any]) -> WorkerSpec:
     if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
         raise _Unusable("its capacity is no whole number from 1 on", endpoint)
     return pull_worker(endpoint, worker_id, capacity)
+
+
+def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> WorkerSpec:
+    """A worker that OwnPod has started. The URL of one that is pushed to is "" until its container runs.
+
+    Args:
+        worker_id: its id.
+        values: its entry.
+        polls: its entry as a pulling worker, whose capacity is that of its last request; None: it has not asked yet.
+    """
+    endpoint, url, key = values["endpoint"], values.get("url") or "", values.get("key")
+    if values.get("kind") not in list(WorkerKind):
+        raise _Unusable("its kind is none of this version", endpoint)
+    if not isinstance(key, str | None):
+        raise _Unusable("its key is no text", endpoint)
+    spec = replace(
+        _pulling(worker_id, {"capacity": 1, **values}),
+        source=WorkerSource.MANAGED,
+        key_digest=key,
+        draining=values.get("draining") is True,
+        stopping=values.get("stopping") is True,
+    )
+    if values["kind"] == WorkerKind.PULL:
+        with contextlib.suppress(_Unusable):
+            asked = _values(polls or "")
+            if asked.get("endpoint") == endpoint:
+                spec = replace(spec, capacity=_pulling(worker_id, asked).capacity)
+        return spec
+    try:
+        if url:
+            check_http_url(str(url))
+    except ValidationError as error:
+        raise _Unusable(f"url: {error.messages[0]}", endpoint) from None
+    return replace(spec, kind=WorkerKind.PUSH, url=str(url).rstrip("/"))
 
 
 def _check_free(spec: WorkerSpec, taken: set[str]) -> None:

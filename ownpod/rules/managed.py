@@ -1,8 +1,16 @@
 """Managed workers: the workers that OwnPod itself starts, their phases, and the devices that they hold. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
+
+from ownpod.errors import WorkerRecordBroken
+
+WORKER_ID = re.compile(r"[a-z0-9]{14}")
+"""Pattern of a managed worker's id, which is RunPod's."""
 
 
 class Phase(StrEnum):
@@ -106,6 +114,8 @@ class AgentInfo:
     """An operator has drained the host: it takes no more workers."""
     silent_s: float = 0.0
     """Seconds since its last heartbeat."""
+    problem: str = ""
+    """Why GPUs of the host, or its engine, cannot be used; "" if all can."""
 
 
 @dataclass(frozen=True)
@@ -121,3 +131,63 @@ class Hold:
 def may_move(old: Phase, new: Phase) -> bool:
     """Whether a worker may move from one phase to another: only forward, and never from STOPPED."""
     return ORDER.index(new) > ORDER.index(old)
+
+
+FIELDS = tuple(f.name for f in fields(ManagedWorker) if f.name != "id")
+"""Fields of a worker's record in Redis."""
+
+
+WANTED_FIELDS = (
+    *("endpoint", "release", "phase", "created_ms"),
+    *("reason", "gpu_count", "pools"),
+)
+"""Those of them that a wanted worker may have. Agents read many of these records every second."""
+
+
+def from_record(
+    worker_id: str, values: Sequence[str | None], names: Sequence[str] = FIELDS
+) -> ManagedWorker:
+    """The worker in a record.
+
+    Args:
+        worker_id: the worker's id.
+        values: of ``names``, as texts; None: the record has no such field.
+        names: some of :data:`FIELDS`.
+
+    Raises:
+        WorkerRecordBroken: the record is gone, or has a value that cannot be read.
+    """
+    found: dict[str, Any] = {}
+    for name, text in zip(names, values, strict=True):
+        if text is None:
+            continue
+        try:
+            found[name] = _VALUES.get(name, str)(text)
+        except (ValueError, RecursionError):
+            raise WorkerRecordBroken(f"the field {name!r} of its record cannot be read") from None
+    try:
+        return ManagedWorker(id=worker_id, **found)
+    except TypeError:
+        raise WorkerRecordBroken("its record is gone, or lacks fields") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError
+    return tuple(names)
+
+
+_VALUES: dict[str, Any] = {
+    "phase": Phase,
+    "devices": _names,
+    "pools": _names,
+    "failed": lambda text: bool(int(text)),
+    **dict.fromkeys(
+        (
+            *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
+            *("gpu_count", "exit_code"),
+        ),
+        int,
+    ),
+}

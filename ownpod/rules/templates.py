@@ -3,11 +3,15 @@
 The fields and their defaults are RunPod's: those of an endpoint and a serverless template in its REST API.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+
+from ownpod.errors import WorkerRecordBroken
+from ownpod.rules.records import from_text, to_text
 
 GIB = 1024**3
 
@@ -109,3 +113,23 @@ class ManagedSpec:
         parts = {"template": template, "gpu": self.gpu and asdict(self.gpu)}
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def spec_text(spec: ManagedSpec) -> str:
+    """A spec as the JSON text that its workers' records have, environment included."""
+    return to_text(spec)
+
+
+@functools.lru_cache(maxsize=128)
+def spec_in(text: str | None) -> ManagedSpec:
+    """The spec in a worker's record.
+
+    A text is read once, because all workers of a release have the same one, and agents read them every second.
+
+    Raises:
+        WorkerRecordBroken: the text is no spec that this version of OwnPod can start.
+    """
+    spec = from_text(ManagedSpec, text)
+    if spec.gpu is not None and spec.gpu.count < 1:
+        raise WorkerRecordBroken("ManagedSpec.gpu.count in Redis is below 1")
+    return spec

@@ -5,6 +5,9 @@ from typing import Protocol
 
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.managed_states import ManagedView, failure_in_words, progress, without_unready
+
+NO_MANAGED = ManagedView()
 
 
 class RefusedWorker(Protocol):
@@ -20,17 +23,43 @@ def explain(
     endpoint: Endpoint,
     statuses: dict[str, WorkerStatus],
     refused: Sequence[RefusedWorker] = (),
+    managed: ManagedView = NO_MANAGED,
 ) -> str:
-    """The reason, from the statuses of the endpoint's workers, by worker id, and from refused workers."""
-    current = [statuses[worker.id] for worker in endpoint.workers]
+    """The reason, from the statuses of the endpoint's workers, by worker id, from refused workers, and from the workers
+    that OwnPod starts.
+    """
+    if endpoint.paused:
+        return "the endpoint is paused: its workersMax is 0"
+    current = [statuses[worker.id] for worker in without_unready(endpoint.workers, managed)]
     able = [s for s in current if s.state in {WorkerState.READY, WorkerState.BUSY}]
-    if current and all(status.state is WorkerState.PAUSED for status in current):
-        return "the endpoint is paused: all of its workers are paused"
+    coming = _coming(managed)
     if able:
-        return f"it waits for a free worker: {len(able)} of {len(current)} are healthy"
+        text = f"it waits for a free worker: {len(able)} of {len(current)} are healthy"
+        return f"{text}; {coming}" if coming else text
+    if current and all(status.state is WorkerState.PAUSED for status in current):
+        text = "the endpoint is paused: all of its workers are paused"
+        return f"{text}; {coming}" if coming else text
     reasons = sorted({s.reason for s in current if s.state is not WorkerState.PAUSED})
-    text = f"no healthy worker: {reasons[0]}" if current else "the endpoint has no workers"
+    parts = [f"no healthy worker: {reasons[0]}"] if current else []
+    if coming:
+        parts.append(coming)
+    elif not current:
+        parts.append(_none_yet(endpoint))
     if refused:
         more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-        text += f"; worker {refused[0].worker_id!r} is refused: {refused[0].reason}{more}"
-    return text
+        parts.append(f"worker {refused[0].worker_id!r} is refused: {refused[0].reason}{more}")
+    return "; ".join(parts)
+
+
+def _coming(managed: ManagedView) -> str:
+    """What the next worker that OwnPod starts waits for; "": none is on its way."""
+    parts = [] if managed.failing is None else [failure_in_words(managed.failing)]
+    if on_its_way := progress(managed):
+        parts.append(on_its_way)
+    return "; ".join(parts)
+
+
+def _none_yet(endpoint: Endpoint) -> str:
+    if endpoint.managed is None:
+        return "the endpoint has no workers"
+    return "no worker of the endpoint runs, and its first one has not been requested yet"

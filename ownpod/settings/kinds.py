@@ -4,16 +4,19 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import limits
 from marshmallow import ValidationError, fields
 
-from ownpod.rules import credentials, images, redis_url
+from ownpod.rules import credentials, devices, images, redis_url
 from ownpod.rules.credentials import Credential
+from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.origins import host_name
 from ownpod.validation import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, check_http_url
+
+Read = TypeVar("Read")
 
 OPERATIONS = (
     "run",
@@ -172,6 +175,32 @@ class Hosts(fields.Field[tuple[str, ...]]):
                 raise ValidationError(f"{part!r} must be a host name without scheme and port")
             names.append(name)
         return tuple(names)
+
+
+class Devices(fields.Field[DeviceChoice]):
+    """The devices that an agent offers."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> DeviceChoice:
+        return _checked(str(value).strip(), devices.parse_choice)
+
+
+class Labels(fields.Field[dict[str, str]]):
+    """Comma-separated labels, ``name=value``."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> dict[str, str]:
+        return _checked(str(value), devices.parse_labels)
+
+
+def _checked(text: str, parse: Callable[[str], Read]) -> Read:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None
+
+
+def check_host(value: str) -> None:
+    """Raises: ValidationError."""
+    _checked(value, devices.check_host)
 
 
 def check_redis_url(value: str) -> None:

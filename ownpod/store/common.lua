@@ -52,6 +52,7 @@
 -- ENDPOINT<ep>:execution    hash   the same, of attempts that brought a result
 -- ENDPOINT<ep>:history      list   the sweep's samples: [ms, waiting, running]
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
+-- MANAGED_IDLE              hash   see managed.lua
 -- LEASES                    zset   ids of jobs IN_PROGRESS, by the ms when the lease expires
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when the ttl expires
 -- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try; see deliveries.lua

@@ -84,6 +84,7 @@ def common_constants(messages: Templates) -> str:
         WEBHOOKS=keys.WEBHOOKS,
         WAITING=keys.WAITING,
         DELAYED=keys.DELAYED,
+        MANAGED_IDLE=keys.MANAGED_IDLE,
         QUEUE_PREFIX=messages.queue_prefix,
         LOW_SUFFIX=messages.low_suffix,
         NORMAL_PRIORITY=normal,

@@ -1,9 +1,11 @@
 -- Endpoints and workers of run time, and what the nodes publish about workers. Each command is one atomic step.
--- fleet.py puts the constants in front: ENDPOINTS, ADDED, PAUSED, WORKER (see keys.py).
+-- fleet.py puts the constants in front: ENDPOINTS, ADDED, PAUSED, WORKER, MANAGED_ENTRIES (see
+-- keys.py).
 --
 -- ENDPOINTS              hash    endpoint id -> JSON, an entry of `endpoints` in workers.yaml without `workers`
 -- ADDED                  hash    worker id -> JSON, an entry of `workers` in workers.yaml, and its `endpoint`
 -- PAUSED                 hash    worker id -> why the worker takes no jobs
+-- MANAGED_ENTRIES        hash    see ENTRIES in managed.lua
 -- WORKER<worker>         hash    state, reason, held (lingering slots), node; expires when the node falls silent
 -- WORKER<worker>:owner   string  the process that runs the worker; expires when the process does not renew it
 
@@ -48,9 +50,14 @@ function commands.pause()
   redis.call('HSET', PAUSED, ARGV[2], ARGV[3])
 end
 
--- worker id
+-- worker id -> 1; 0: it is a managed worker that is to stop, so it stays paused
 function commands.resume()
+  local entry = redis.call('HGET', MANAGED_ENTRIES, ARGV[2])
+  if entry and string.find(entry, '"draining":true', 1, true) then
+    return 0
+  end
   redis.call('HDEL', PAUSED, ARGV[2])
+  return 1
 end
 
 -- worker id, ms until the status expires, fields of the status

@@ -44,6 +44,7 @@ class Fleet:
                 ADDED=keys.ADDED,
                 PAUSED=keys.PAUSED,
                 WORKER=keys.WORKER,
+                MANAGED_ENTRIES=keys.MANAGED_ENTRIES,
             ),
             # A second execution writes the same values.
             repeatable=(
@@ -59,12 +60,12 @@ class Fleet:
         """All entries of run time, in one round trip and of one instant."""
         # A transaction, so that no worker is read without its endpoint.
         with self._redis.pipeline(transaction=True) as pipe:
-            for key in (keys.ENDPOINTS, keys.ADDED, keys.PULLING):
+            for key in (keys.ENDPOINTS, keys.ADDED, keys.PULLING, keys.MANAGED_ENTRIES):
                 pipe.hgetall(key)
             found = pipe.execute(raise_on_error=False)
         unreadable = isinstance(found[0], redis.ResponseError)
-        endpoints, added, pulling = map(_hash, found)
-        return Entries(endpoints, added, pulling, endpoints_unreadable=unreadable)
+        endpoints, added, pulling, managed = map(_hash, found)
+        return Entries(endpoints, added, pulling, managed, endpoints_unreadable=unreadable)
 
     def put_endpoint(self, endpoint_id: str, text: str) -> None:
         """Stores an endpoint's entry, a JSON text."""
@@ -89,7 +90,7 @@ class Fleet:
         self._script("pause", worker_id, reason)
 
     def resume(self, worker_id: str) -> None:
-        """Ends :meth:`pause`."""
+        """Ends :meth:`pause`. A managed worker that is to stop stays paused."""
         self._script("resume", worker_id)
 
     @redis_reads

@@ -1,5 +1,5 @@
-"""Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua`` and
-``offers.lua`` list types and meanings.
+"""Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
+``managed.lua`` and ``agents.lua`` list types and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -24,6 +24,20 @@ PAUSED = f"{PREFIX}workers:paused"
 PULLING = f"{PREFIX}workers:pulling"
 HEARD = f"{PREFIX}workers:heard"
 PULL = f"{PREFIX}pull:"
+MANAGED = f"{PREFIX}managed"
+MANAGED_ENTRIES = f"{PREFIX}workers:managed"
+MANAGED_IDLE = f"{MANAGED}:idle"
+MANAGED_FAILURES = f"{MANAGED}:failures:"
+MANAGED_NOTICES = f"{MANAGED}:notices"
+MANAGED_HOST = f"{MANAGED}:host:"
+MANAGED_WANTED = f"{MANAGED}:wanted"
+MANAGED_STOPPED = f"{MANAGED}:stopped"
+DEVICES_HELD = f"{PREFIX}devices:held"
+DEVICES_RESERVED = f"{PREFIX}devices:reserved"
+AGENTS = f"{PREFIX}agents"
+AGENTS_SEEN = f"{AGENTS}:seen"
+AGENTS_DRAINING = f"{AGENTS}:draining"
+INSTANCE = f"{PREFIX}instance"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 
@@ -41,6 +55,10 @@ def runs(worker_id: str) -> str:
 
 def pull(worker_id: str) -> str:
     return f"{PULL}{worker_id}"
+
+
+def managed(worker_id: str) -> str:
+    return f"{MANAGED}:{worker_id}"
 
 
 def idempotency(digest: str) -> str:

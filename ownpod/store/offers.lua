@@ -1,6 +1,6 @@
 -- Offers of runs to workers that pull; every command is one atomic step. The node's commands are here, those
--- of the worker in pulling.lua. offers.py puts the constants in front: PULL, PULLING, HEARD, EVENTS, ENDPOINT
--- (keys.py), KEPT_MS, GRACE_MS, MISSES, RESTART_MS, WITHDRAWN_MS, MOST_REFUSED, NAMED_MS; scripts.py
+-- of the worker in pulling.lua. offers.py puts the constants in front: PULL, PULLING, HEARD, EVENTS, ENDPOINT,
+-- MANAGED (keys.py), KEPT_MS, GRACE_MS, MISSES, RESTART_MS, WITHDRAWN_MS, MOST_REFUSED, NAMED_MS; scripts.py
 -- adds `now`, Redis's clock in ms. ARGV[1] is the command's name, and its arguments begin at ARGV[2].
 --
 -- PULLING                   hash   worker id -> {"endpoint", "capacity"}, of all registered workers

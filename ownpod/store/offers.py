@@ -52,6 +52,22 @@ NAMED_MS = 60_000
 MOST_FORGOTTEN = 1000
 """Number of workers that one call of :meth:`Offers.forget_gone` checks."""
 
+OFFER_CONSTANTS = constants(
+    PULL=keys.PULL,
+    PULLING=keys.PULLING,
+    HEARD=keys.HEARD,
+    EVENTS=keys.PULL_EVENTS,
+    ENDPOINT=keys.ENDPOINT,
+    MANAGED=keys.MANAGED,
+    KEPT_MS=KEPT_MS,
+    MOST_REFUSED=MOST_REFUSED,
+    NAMED_MS=NAMED_MS,
+    GRACE_MS=GRACE_MS,
+    MISSES=MISSES,
+    RESTART_MS=RESTART_MS,
+    WITHDRAWN_MS=WITHDRAWN_MS,
+)
+"""Lua in front of ``offers.lua``."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,20 +137,7 @@ class Offers:
             client,
             "offers.lua",
             "pulling.lua",
-            constants=constants(
-                PULL=keys.PULL,
-                PULLING=keys.PULLING,
-                HEARD=keys.HEARD,
-                EVENTS=keys.PULL_EVENTS,
-                ENDPOINT=keys.ENDPOINT,
-                KEPT_MS=KEPT_MS,
-                MOST_REFUSED=MOST_REFUSED,
-                NAMED_MS=NAMED_MS,
-                GRACE_MS=GRACE_MS,
-                MISSES=MISSES,
-                RESTART_MS=RESTART_MS,
-                WITHDRAWN_MS=WITHDRAWN_MS,
-            ),
+            constants=OFFER_CONSTANTS,
         )
 
     @_broken_records
@@ -170,7 +173,7 @@ class Offers:
             max_workers: the maximum number of pulling workers of the endpoint.
 
         Raises:
-            WorkerConflict: a worker of another endpoint uses this id.
+            WorkerConflict: a worker of another endpoint uses this id, or a managed worker that counts as stopped.
             TooManyWorkers: the endpoint has ``max_workers`` other workers.
         """
         limit = min(max(limit, 1), MOST_RUNS)
@@ -183,6 +186,10 @@ class Offers:
             )
         if reply[0] == -2:
             raise TooManyWorkers(max_workers)
+        if reply[0] == -3:
+            raise WorkerConflict(
+                f"OwnPod has stopped the managed worker {worker_id!r}, or its host was silent"
+            )
         return Taken(list(reply[1]), stopping=bool(reply[0]))
 
     def collect(self, worker_id: str, endpoint: str, token: str, *, limit: int) -> Taken | None:

@@ -91,9 +91,14 @@ end
 
 -- worker, endpoint, token, limit, in progress (0|1), gone ms, digest of the key, maximum number of workers
 -- of the endpoint -> see deliver, or {-1, {}, endpoint}: a worker of another endpoint uses this id,
--- or {-2, {}}: the endpoint has that many workers
+-- or {-2, {}}: the endpoint has that many workers, or {-3, {}}: it is a managed worker that counts as stopped
 function commands.take()
   local endpoint, token, limit, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
+  if #worker == 14 and is_a(MANAGED .. ':' .. worker, 'hash')
+    and redis.call('HGET', MANAGED .. ':' .. worker, 'phase') == 'stopped' then
+    -- Its host was silent and came back. Without this check it would be registered as a worker that OwnPod has not started.
+    return {-3, {}}
+  end
   drop_broken()
   local known = redis.call('HGET', PULLING, worker)
   local before = endpoint_in(known)

@@ -36,6 +36,9 @@ LATER = {
     "health": "ownpod.tools.health",
     "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
+    "agent": "ownpod.tools.agent",
+    "agents": "ownpod.tools.agents",
+    "gpus": "ownpod.tools.gpus",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
@@ -179,10 +182,14 @@ def workers() -> None:
 
 @workers.command(name="list")
 def list_workers() -> None:
-    """List all workers and their states."""
+    """List all workers and their states; of managed workers also their phases, hosts and devices."""
+    from ownpod.store.managed import Managed
     from ownpod.tools.celery_commands import show_workers
+    from ownpod.tools.managed import show_managed
 
-    show_workers(*_parts())
+    registry, store = _parts()
+    show_workers(registry, store)
+    show_managed(Managed(store.client))
 
 
 @workers.command()

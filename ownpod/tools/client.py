@@ -106,6 +106,7 @@ class Client:
 
 def _reason(response: requests.Response) -> str:
     try:
-        return str(response.json()["error"])
+        body = response.json()
+        return str(body["error"] if "error" in body else body["detail"])
     except (ValueError, KeyError, TypeError):
         return response.text[:200]

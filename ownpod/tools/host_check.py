@@ -11,6 +11,7 @@ from ownpod.errors import ConfigurationError, StartError
 from ownpod.onehost import embedded
 from ownpod.rules import redis_url, redis_versions
 from ownpod.settings import Settings
+from ownpod.tools import agent_check
 from ownpod.tools.findings import Finding
 
 PYTHONS = (3, 11), (3, 14)
@@ -24,7 +25,10 @@ def examine(config: Settings) -> Iterator[Finding]:
     endpoints = load_endpoints(config)
     for endpoint in endpoints.values():
         count = len(endpoint.workers)
-        yield Finding("ok" if count else "note", "workers", f"{endpoint.id}: {count} configured")
+        started = ", and OwnPod starts more" if endpoint.managed else ""
+        kind = "ok" if count or started else "note"
+        yield Finding(kind, "workers", f"{endpoint.id}: {count} configured{started}")
+    yield from agent_check.examine(config, endpoints)
     if config.api_keys:
         yield Finding("ok", "keys", f"{len(config.api_keys)} in OWNPOD_API_KEYS")
     elif any(endpoint.api_keys for endpoint in endpoints.values()):

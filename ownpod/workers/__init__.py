@@ -7,7 +7,8 @@ needs from Redis is an argument. A node uses one driver for its worker.
 from collections.abc import Callable, Mapping
 
 from ownpod.errors import ConfigurationError
-from ownpod.rules.endpoints import WorkerKind, WorkerSpec
+from ownpod.rules.endpoints import WorkerKind, WorkerSource, WorkerSpec
+from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 from ownpod.settings import Settings
 from ownpod.workers.driver import Exchange, OfferQueue, RunListener, Subscription, Worker
 from ownpod.workers.pull import PullWorker
@@ -32,6 +33,10 @@ def _push(spec: WorkerSpec, settings: Settings, _exchange: MakeExchange | None) 
 def _pull(spec: WorkerSpec, settings: Settings, exchange: MakeExchange | None) -> Worker:
     if exchange is None:
         raise ConfigurationError(f"worker {spec.id}: a worker that pulls is driven by a node only")
+    if spec.source is WorkerSource.MANAGED:
+        # Its agent limits the time of its start.
+        gone_s, await_s = settings.worker_gone_s, float(DEFAULT_INIT_TIMEOUT_S)
+        return PullWorker(spec, exchange(), gone_s=gone_s, await_s=await_s)
     return PullWorker(spec, exchange(), gone_s=settings.worker_gone_s)
 
 

@@ -74,15 +74,19 @@ class PullWorker:
         spec: the worker.
         exchange: the offers and their notices.
         gone_s: see ``OWNPOD_WORKER_GONE_S``.
+        await_s: seconds for which a worker that has not asked for a job counts as one that starts.
     """
 
-    def __init__(self, spec: WorkerSpec, exchange: Exchange, *, gone_s: float) -> None:
+    def __init__(
+        self, spec: WorkerSpec, exchange: Exchange, *, gone_s: float, await_s: float = AWAIT_S
+    ) -> None:
         self._id = spec.id
         self._offers = patient(exchange.offers)
         self._offers_now = exchange.offers
         """The offers without waiting for Redis: a call raises RedisUnavailable at once."""
         self._subscribe = exchange.subscribe
         self._gone_s = gone_s
+        self._await_s = await_s
         self._begun: dict[str, Attempt] = {}
         """Runs between :meth:`start` and :meth:`wait`."""
         self._cancelled: set[str] = set()
@@ -244,7 +248,7 @@ class PullWorker:
         if not self._seen:
             self._seen = asked_s is not None and asked_s < now - self._began
             # A worker with a sync handler asks for nothing while it runs a job that an earlier node offered.
-            if not self._seen and now - self._began > AWAIT_S and not self._awaited:
+            if not self._seen and now - self._began > self._await_s and not self._awaited:
                 raise WorkerUnavailable("the worker has asked for no job since its node began")
             if not self._seen:
                 # The API may hold a request that came before this node began.

@@ -81,17 +81,17 @@ def test_without_the_docs_page_its_url_names_the_extra_and_the_document_is_serve
     assert "/v2/{endpoint_id}/run" in json.loads(document[1])["paths"]
 
 
-ENGINE = """
-from ownpod.agent.containers import ContainerEngine
-from ownpod.errors import ExtraMissing
-try:
-    ContainerEngine("i")
-except ExtraMissing as error:
-    print(error)
+CHOOSE = """
+import sys
+from pathlib import Path
+from ownpod import settings
+from ownpod.agent.run import make_engine
+print(make_engine(settings.current(), Path(sys.argv[1]), "instance").name)
 """
 
 
-def test_without_docker_py_its_engine_names_the_extra():
-    done = without(EXTRAS["docker"], ENGINE)
-    assert done.stderr == ""
-    assert done.stdout == "the engine docker is not installed: pip install 'ownpod[docker]'\n"
+def test_without_docker_py_an_agent_runs_processes_unless_docker_was_chosen(tmp_path):
+    done = without("docker", CHOOSE, str(tmp_path))
+    assert (done.stdout, done.returncode) == ("process\n", 0), done.stderr
+    done = without("docker", CHOOSE, str(tmp_path), OWNPOD_ENGINE="docker")
+    assert "pip install 'ownpod[docker]'" in done.stderr

@@ -110,9 +110,22 @@ def test_whatever_redis_has_in_the_hashes_the_configured_workers_stay(registry, 
         max_leaves=4,
     )
     names = st.sampled_from(
-        ["endpoint", "url", "id", "capacity", "headers", "verifyTls", "caBundle", "x"]
+        [
+            "endpoint",
+            "url",
+            "id",
+            "capacity",
+            "headers",
+            "verifyTls",
+            "caBundle",
+            "kind",
+            "key",
+            "x",
+        ]
     )
-    entries = st.dictionaries(names, st.sampled_from(["ep", URL, "x", 1, {}, True]) | values)
+    entries = st.dictionaries(
+        names, st.sampled_from(["ep", URL, "x", 1, {}, True, "pull", "push"]) | values
+    )
     texts = entries.map(json.dumps) | st.text(max_size=20)
 
     @hypothesis_settings(
@@ -122,16 +135,18 @@ def test_whatever_redis_has_in_the_hashes_the_configured_workers_stay(registry, 
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.dictionaries(st.sampled_from(["x", "y"]), texts), texts)
-    def check(added, pulling):
+    @given(st.dictionaries(st.sampled_from(["x", "y"]), texts), texts, texts)
+    def check(added, pulling, managed):
         client.delete(keys.ADDED)
         if added:
             client.hset(keys.ADDED, mapping=added)
+        client.hset(keys.MANAGED_ENTRIES, "m", managed)
         client.hset(keys.PULLING, "z", pulling)
         workers, _ = state(registry)
         assert workers[0] == "w"
         left_out = {e.id for name in ("ep", "other") for e in registry.left_out(name)}
-        assert {w.id for w in registry.workers()} | left_out == {"w", "z", *added}
+        # One that is pushed to and has no URL yet is in neither.
+        assert {"m"} | {w.id for w in registry.workers()} | left_out == {"m", "w", "z", *added}
 
     check()
 

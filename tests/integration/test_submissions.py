@@ -16,6 +16,7 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
 from ownpod.store.fleet import Fleet
+from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 
 
@@ -29,7 +30,11 @@ def submissions(client, store):
     config = settings.load({"OWNPOD_WORKERS": "http://127.0.0.1:9", "REDIS_URL": "redis://unused"})
     notices = Notices(client)
     yield Submissions(
-        Registry(load_endpoints(config), Fleet(client), config), store, notices, config
+        Registry(load_endpoints(config), Fleet(client), config),
+        store,
+        notices,
+        config,
+        wanted=Managed(client).notice,
     )
     notices.stop()
 

@@ -29,6 +29,7 @@ def test_a_container_has_name_labels_and_image_id_of_its_worker():
         "ownpod.worker": "w" * 14,
         "ownpod.endpoint": "ep",
         "ownpod.devices": "cpu-0",
+        "ownpod.protocol": "pull",
         "ownpod.image": "docker.io/team/worker:1",
     }
     assert made.container["environment"]["A"] == "1"

@@ -14,7 +14,7 @@ FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
     ("process", ["log", "settings", "processes", "supervised"]),
-    ("configuration", ["configuration"]),
+    ("configuration", ["configuration", "templates_schema"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
     ("broker", ["broker"]),
@@ -44,6 +44,7 @@ ONLY = {
     # docker-py raises its errors.
     "requests": {"tools.client", "agent.docker_api"},
     "docker": {"agent.docker_api"},
+    "pynvml": {"agent.devices"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 

@@ -61,6 +61,15 @@ def test_workers_are_a_list_of_urls():
         ("OWNPOD_API_KEYS_FILE", "/no/such/file", "file that exists"),
         ("OWNPOD_WEBHOOK_TRIES", "0", "whole number from 1 to 20"),
         ("OWNPOD_LOG_LEVEL", "LOUD", "DEBUG, INFO, WARNING, ERROR"),
+        ("OWNPOD_DEVICES", "all", "auto, cpu:<number of stand-ins>, or a comma-separated list"),
+        ("OWNPOD_DEVICES", "cpu:5000", "at most 1000 stand-ins"),
+        ("OWNPOD_ENGINE", "podman", "auto, docker, process"),
+        ("OWNPOD_LABELS", "zone", "<name>=<value>"),
+        ("OWNPOD_LABELS", "pool=low,pool=high", "pool=low+fast"),
+        ("OWNPOD_LABELS", "slots=many", "whole number from 1 to 1000"),
+        ("OWNPOD_AGENT_NAME", "a/b", "letters, digits, dots"),
+        ("OWNPOD_WORKERS_ON_STOP", "kill", "stop, keep"),
+        ("OWNPOD_WORKER_API_URL", "localhost:8000", "http:// or https://"),
         ("WEB_CONCURRENCY", "0", "whole number from 1 to 1000"),
     ],
 )
@@ -110,6 +119,26 @@ def test_without_redis_url_the_embedded_one_is_found_by_its_file(tmp_path):
     assert found.broker_url() == "redis://127.0.0.1:5/0"
 
 
+def test_the_settings_of_an_agent_are_read():
+    found = settings.load(
+        {
+            "OWNPOD_DEVICES": "cpu:2",
+            "OWNPOD_LABELS": "pool=low+fast, zone=a",
+            "OWNPOD_AGENT_NAME": "x",
+        }
+    )
+    assert found.devices.stand_ins == 2
+    assert found.labels == {"pool": "low+fast", "zone": "a"}
+    assert (found.agent_host, found.engine, found.workers_on_stop) == ("x", "auto", "stop")
+
+
+def test_an_agent_without_a_name_has_the_name_of_its_host(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "über host.example_1")
+    assert settings.load({}).agent_host == "ber-host.example_1"
+    monkeypatch.setattr("socket.gethostname", lambda: "")
+    assert settings.load({}).agent_host == "localhost"
+
+
 def test_every_value_has_the_type_of_its_declaration():
     given = {
         "REDIS_URL": "redis://h",
@@ -120,6 +149,10 @@ def test_every_value_has_the_type_of_its_declaration():
         "OWNPOD_API_KEYS": "k",
         "OWNPOD_HOSTS": "a.b",
         "OWNPOD_LEASE_S": "20",
+        "OWNPOD_AGENT_NAME": "h",
+        "OWNPOD_DEVICES": "0,GPU-1",
+        "OWNPOD_LABELS": "zone=a",
+        "OWNPOD_WORKER_API_URL": "http://a",
         "OWNPOD_RATE_LIMITS": '{"run": "1/second"}',
     }
     hints = typing.get_type_hints(settings.Settings)
@@ -156,8 +189,11 @@ def test_every_operation_that_can_be_limited_has_its_views():
 
 # Modules outside the settings that may read the environment, with the reason.
 ENVIRONMENT = {
+    "agent": "`ownpod agent --engine` and its other options set the variables of this process",
+    "run": "templates name secrets of the agent's environment",
     "alive": "runs every few seconds as a health check; the settings would cost more than the check",
     "cli": "`ownpod up --workers` sets OWNPOD_WORKERS for itself and its child processes",
+    "commands": "gives few variables of the agent's environment to managed workers",
     "flower": "gives its own environment to a child process",
     "show_settings": "`ownpod settings` shows the environment itself",
     "up": "gives its own environment to child processes",

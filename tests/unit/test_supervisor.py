@@ -29,6 +29,7 @@ def test_a_node_stays_when_its_worker_only_comes_from_elsewhere():
     spec = worker_spec("http://127.0.0.1:1")
     assert _same(spec, replace(spec, source=WorkerSource.ADDED))
     assert not _same(spec, replace(spec, capacity=7))
+    assert _same(spec, replace(spec, draining=True, key_digest="another"))
     assert _same(pull_worker("ep", "w", 1), pull_worker("ep", "w", 7))
     assert not _same(pull_worker("ep", "w", 1), pull_worker("other", "w", 1))
 

@@ -1,0 +1,190 @@
+"""The directory of a worker that the engine ``process`` has started: its record, its output, its exit code."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+RECORD, WORK, OUTPUT, EARLIER, EXIT = "worker.json", "work", "output.log", "output.log.1", "exit"
+
+OUTPUT_BYTES = 50_000_000
+"""Size of ``output.log`` from which on its end is copied to ``output.log.1`` and the file begins again."""
+
+TAIL_BYTES = 65_536
+"""Bytes of output that are read for a worker's last lines."""
+
+SIGNALLED = 128
+"""A shell reports a process that signal N has ended as this + N."""
+
+
+class RecordUnreadable(Exception):
+    """The file ``worker.json`` is not one that the engine has written."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the engine must know of a worker that an earlier agent has started.
+
+    Attributes:
+        pid: the shell that waits for the worker; it leads the worker's session and process group.
+        started: the shell's start time, see :class:`ownpod.agent.procfs.Process`.
+        boot: id of the host's boot in which it was started.
+        port: of a worker that serves RunPod's local API.
+        devices: ids of the devices that it was started with.
+    """
+
+    worker_id: str
+    endpoint: str
+    pid: int
+    started: int
+    boot: str
+    port: int | None = None
+    groups: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str | None:
+        return (self.port and f"http://127.0.0.1:{self.port}") or None
+
+
+def _checked(values: Any, worker_id: str, group: str) -> Record:
+    record = Record(**values)
+    whole = (record.pid, record.started, 1 if record.port is None else record.port)
+    if not all(type(number) is int and number > 0 for number in whole):
+        raise TypeError
+    if record.worker_id != worker_id or not isinstance(record.boot, str):
+        raise ValueError
+    # A group of another name could be another program's.
+    groups = tuple(g for g in record.groups if Path(g).name == group)
+    return replace(record, groups=groups)
+
+
+class Directory:
+    """A worker's directory. It is only the user's own, because a handler may write secrets there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.work = path / WORK
+        self.exit = path / EXIT
+        place = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:8]
+        self.group = f"ownpod-{place}-{path.name}"
+        """The name of the worker's control group, another one for a worker with this id in another data directory."""
+        self._output = path / OUTPUT
+        self._earlier = path / EARLIER
+        self.record = path / RECORD
+
+    def make(self) -> None:
+        """Makes the directory with an empty working directory. Raises: OSError."""
+        self.path.mkdir(mode=0o700, parents=True)
+        self.work.mkdir()
+
+    def open_output(self) -> int:
+        """A descriptor to append output to. Appending makes every write go to the end, also after a shortening."""
+        return os.open(self._output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(self, record: Record) -> None:
+        """Writes the record, whole or not at all, also where the host loses its power. Raises: OSError."""
+        new = self.path / f"{RECORD}.new"
+        with new.open("w") as file:
+            json.dump(asdict(record), file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(self.record)
+
+    def read(self) -> Record | None:
+        """The record; None if there is none. Raises: RecordUnreadable."""
+        try:
+            return _checked(json.loads(self.record.read_bytes()), self.path.name, self.group)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise RecordUnreadable(type(error).__name__) from None
+
+    def exit_code(self) -> int | None:
+        """The worker's exit code; negative if a signal ended it; None if the shell has not written one."""
+        try:
+            code = int(self.exit.read_text()[:10])
+        except (OSError, ValueError):
+            return None
+        return SIGNALLED - code if SIGNALLED < code < SIGNALLED + 32 else code
+
+    def shorten_output(self) -> None:
+        """Keeps the output within twice :data:`OUTPUT_BYTES`. Lines written meanwhile may be lost."""
+        # Blocks rather than the size: a worker that opened the file itself may leave a hole at its beginning.
+        with contextlib.suppress(OSError):
+            status = self._output.stat()
+            if status.st_blocks * 512 <= OUTPUT_BYTES:
+                return
+            try:
+                with self._output.open("rb") as source, self._earlier.open("wb") as copy:
+                    source.seek(max(0, status.st_size - OUTPUT_BYTES))
+                    _copy(source.read, copy.write, OUTPUT_BYTES)
+            finally:
+                os.truncate(self._output, 0)
+
+    def log(self, lines: int) -> str:
+        """The last lines of output, at most :data:`TAIL_BYTES`; "" if there are none."""
+        text = _tail(self._output)
+        if text.count(b"\n") <= lines and len(text) < TAIL_BYTES:
+            text = _tail(self._earlier) + text
+        shown = text[-TAIL_BYTES:].replace(b"\0", b"").decode(errors="replace").splitlines()
+        return "\n".join(shown[-lines:] if lines > 0 else ())
+
+    def remove(self) -> None:
+        """Removes the directory, the record last, because a worker without a record would not be removed again.
+
+        Raises:
+            OSError: something cannot be removed; the record is gone.
+        """
+        kept = None
+        with contextlib.suppress(FileNotFoundError):
+            for path in [p for p in self.path.iterdir() if p != self.record]:
+                try:
+                    _remove(path)
+                except OSError as error:
+                    kept = error
+        self.record.unlink(missing_ok=True)
+        if kept:
+            raise kept
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rmdir()
+
+
+def _copy(read: Callable[[int], bytes], write: Callable[[bytes], object], size: int) -> None:
+    while size > 0 and (part := read(min(size, 1_000_000))):
+        write(part)
+        size -= len(part)
+
+
+def _tail(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read(TAIL_BYTES)
+    except OSError:
+        return b""
+
+
+def _open_up(folder: Path) -> None:
+    """Allows the removal of a folder's files, because a worker may have made folders that their owner cannot change."""
+    # A link may name a folder outside.
+    if not folder.is_symlink():
+        with contextlib.suppress(OSError):
+            folder.chmod(stat.S_IRWXU)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        _open_up(path)
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                _open_up(Path(folder, name))
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

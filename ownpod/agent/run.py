@@ -1,0 +1,108 @@
+"""The agent as a process: it chooses the engine, finds this installation's id, and ends at a signal."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+from ownpod import log
+from ownpod.agent.agent import Agent, Host
+from ownpod.agent.containers import ContainerEngine
+from ownpod.agent.devices import Devices
+from ownpod.agent.engine import Engine, EngineError
+from ownpod.agent.processes import ProcessEngine
+from ownpod.errors import ExtraMissing, StartError
+from ownpod.rules.placement import pools_of
+from ownpod.settings import Settings
+from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.client import connect, schema_version
+from ownpod.store.managed import Managed
+from ownpod.store.schema import Guard
+
+logger = logging.getLogger(__name__)
+
+INSTANCE_FILE = "instance"
+"""A file in the agent's directory: the id of the installation, so that it outlives a Redis that lost its data."""
+
+
+def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
+    """Runs the agent until SIGTERM or SIGINT.
+
+    Args:
+        config: the settings.
+        api_url: the API's base URL as the workers reach it.
+        end_workers: whether the end of the agent ends its workers.
+
+    Raises:
+        StartError: the engine cannot start workers here.
+        RedisUnavailable: Redis does not answer at the start.
+    """
+    log.configure(config.log_level, "agent", config.log_format)
+    client = connect(config.broker_url(), client_name="ownpod-agent")
+    Guard(lambda: schema_version(client)).wait()
+    managed = Managed(client)
+    directory = config.data_dir.resolve() / "agent"
+    engine = make_engine(config, directory, _instance(managed, directory))
+    devices = Devices(config.devices, config.labels, pools_of=pools_of, own_pids=engine.pids)
+    host = Host(config.agent_host, api_url, config.labels)
+    agent = Agent(
+        host,
+        engine,
+        devices,
+        managed=managed,
+        agents=Agents(client),
+        wakeups=Wakeups(client),
+        environ=dict(os.environ),
+    )
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        agent.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    found = ", ".join(device.id for device in devices.read()) or "none"
+    logger.info("agent of host %s ready: engine %s, devices %s", host.name, engine.name, found)
+    agent.run()
+    if end_workers:
+        agent.end_workers(config.shutdown_grace_s)
+    agent.leave()
+
+
+def make_engine(config: Settings, directory: Path, instance: str) -> Engine:
+    """The engine of the settings; ``auto`` is Docker where its engine answers, otherwise processes.
+
+    Raises:
+        StartError: it cannot start workers here.
+    """
+    processes = ProcessEngine(directory, instance)
+    if config.engine == "process":
+        return _checked(processes)
+    if config.engine == "docker":
+        return _checked(ContainerEngine(instance, allow=config.images))
+    try:
+        docker = ContainerEngine(instance, allow=config.images)
+        docker.check()
+    except (EngineError, ExtraMissing) as error:
+        logger.info("workers are processes, because there is no Docker engine: %s", error)
+        return _checked(processes)
+    return docker
+
+
+def _checked(engine: Engine) -> Engine:
+    try:
+        engine.check()
+    except EngineError as error:
+        raise StartError(f"OWNPOD_ENGINE={engine.name}: {error}") from None
+    return engine
+
+
+def _instance(managed: Managed, directory: Path) -> str:
+    """The id of this installation: Redis's, or the one that this host remembers if Redis has none."""
+    file = directory / INSTANCE_FILE
+    remembered = file.read_text().strip() if file.exists() else None
+    instance = managed.instance(remembered).id
+    if instance != remembered:
+        directory.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{instance}\n")
+    return instance

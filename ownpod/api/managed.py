@@ -1,0 +1,182 @@
+"""What the API needs of the workers that OwnPod starts: their records, and a report of their first request for jobs."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ownpod.registry import Registry
+from ownpod.rules.endpoints import Endpoint, WorkerSource, WorkerSpec
+from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.managed_states import ManagedView, StartFailures, in_words, usual_start_s
+
+MOST_SEEN = 100_000
+"""Number of workers whose first request a process remembers; afterwards it reports their next ones again."""
+
+ANY_NUMBER = 2**31
+"""A number of workers that no endpoint has."""
+
+LOG_LINES = 50
+"""Number of last lines of a worker that did not start, as ``/health`` shows them."""
+
+
+STOP_CHECK_S = 1.5
+"""Seconds after which a held request of a managed worker checks whether the worker is stopped. That notice may have come
+before the request was held, and by then this process has read the registry again."""
+
+STOPPING_HOLD_S = 1.0
+"""Seconds for which a request of a worker that is stopped is held. The SDK ends after the answer, once it has SIGTERM;
+before that an answer at once would let it ask thousands of times a second."""
+
+
+class ManagedWorkers(Protocol):
+    """The records of managed workers. All calls may raise RedisUnavailable."""
+
+    def ready(self, worker_id: str) -> bool:
+        """Records the worker's first request for jobs. False: the record did not wait for it."""
+
+    def list(self, endpoint: str) -> Sequence[ManagedWorker]:
+        """The endpoint's workers that are not STOPPED. The reason of a WANTED one is why it finds no place; "" if it has
+        not waited for one.
+        """
+
+    def recent(self, endpoint: str) -> Sequence[ManagedWorker]:
+        """The endpoint's workers that stopped within the last hour."""
+
+    def failures(self, endpoint: str) -> StartFailures | None:
+        """The endpoint's failed starts; None: there are none."""
+
+    def now_ms(self) -> int:
+        """The clock of the records, in ms since the epoch."""
+
+
+class NoManagedWorkers:
+    """No worker is managed."""
+
+    def ready(self, worker_id: str) -> bool:  # noqa: ARG002 - the protocol has it
+        return False
+
+    def list(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
+        return ()
+
+    def recent(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
+        return ()
+
+    def failures(self, endpoint: str) -> StartFailures | None:  # noqa: ARG002
+        return None
+
+    def now_ms(self) -> int:
+        return 0
+
+
+class FirstRequests:
+    """Reports each managed worker's first request for jobs to this process once, so that its further requests cost no
+    command of Redis.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: set[str] = set()
+
+    def report(self, managed: ManagedWorkers, worker_id: str) -> None:
+        """Reports a request for jobs. Raises: RedisUnavailable; the next request is reported then."""
+        if worker_id in self._seen:
+            return
+        managed.ready(worker_id)
+        with self._lock:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
+            self._seen.add(worker_id)
+
+
+def view_of(managed: ManagedWorkers, endpoint: Endpoint) -> ManagedView:
+    """An endpoint's managed workers. Costs no command of Redis for an endpoint that has none.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+    """
+    if endpoint.managed is None and not any(map(is_managed, endpoint.workers)):
+        return ManagedView()
+    failures = managed.failures(endpoint.id)
+    if (
+        failures is not None
+        and endpoint.managed is not None
+        and failures.release != endpoint.managed.release
+    ):
+        # The next start is of another release, which has not failed.
+        failures = None
+    workers = tuple(managed.list(endpoint.id))
+    usual_s = None
+    if any(worker.phase is Phase.STARTING for worker in workers):
+        usual_s = usual_start_s((*workers, *managed.recent(endpoint.id)))
+    return ManagedView(workers, failures, managed.now_ms(), usual_s)
+
+
+def is_stopped(registry: Registry, worker_id: str, *, notified: bool) -> bool:
+    """Whether a managed worker is stopped now, or has left the registry, so that it gets no more jobs.
+
+    Args:
+        registry: the endpoints and workers.
+        worker_id: the worker's id.
+        notified: whether the worker's held request was woken, perhaps because of a stop that is newer than what this
+            process has read.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+    """
+    if notified:
+        registry.refresh()
+    worker = registry.worker(worker_id)
+    return worker is None or worker.stopping
+
+
+def most_workers(endpoint: Endpoint, managed: WorkerSpec | None) -> int:
+    """Maximum number of pulling workers of an endpoint, for a request of one of them. ``maxWorkers`` limits those that
+    OwnPod has not started, and the list of pulling workers has both.
+
+    Args:
+        endpoint: the worker's endpoint.
+        managed: the worker, if OwnPod has started it.
+    """
+    if managed is not None:
+        return ANY_NUMBER
+    return endpoint.max_workers + sum(map(is_managed, endpoint.workers))
+
+
+def is_managed(worker: WorkerSpec) -> bool:
+    """Whether OwnPod has started the worker."""
+    return worker.source is WorkerSource.MANAGED
+
+
+def describe_managed(view: ManagedView) -> dict[str, Any]:
+    """The managed workers and the failed starts of an endpoint as the API shows them, the oldest worker first."""
+    workers = sorted(view.workers, key=lambda worker: (worker.created_ms, worker.id))
+    failures = view.failures if view.failures is not None and view.failures.count else None
+    return {
+        "workers": [
+            {
+                "id": worker.id,
+                "phase": worker.phase,
+                "reason": in_words(worker, view),
+                "release": worker.release,
+                "host": worker.host,
+                "devices": list(worker.devices),
+                "createdAt": worker.created_ms,
+                "startedAt": worker.started_ms,
+                "readyAt": worker.ready_ms,
+            }
+            for worker in workers
+        ],
+        "failures": None if failures is None else _described(failures, view),
+    }
+
+
+def _described(failures: StartFailures, view: ManagedView) -> dict[str, Any]:
+    return {
+        "unhealthy": view.failing is not None,
+        "count": failures.count,
+        "pauseSeconds": round(failures.pause_s),
+        "worker": failures.worker,
+        "reason": failures.reason,
+        "exitCode": failures.exit_code,
+        "log": failures.log.splitlines()[-LOG_LINES:],
+    }

@@ -1,0 +1,213 @@
+"""The scaler: it decides how many managed workers each endpoint has, and writes what it wants into Redis.
+
+The decision is :func:`ownpod.rules.scaling.decide`; agents make it so. One housekeeping node scales at a time. It
+remembers nothing that a successor needs, so it may end at any moment.
+"""
+
+import logging
+import secrets
+import string
+import threading
+import time
+from collections.abc import Collection, Sequence
+
+from ownpod.errors import OwnPodError, RedisUnavailable
+from ownpod.processes import this_process
+from ownpod.registry import Registry
+from ownpod.rules.endpoints import HOUSEKEEPING
+from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
+from ownpod.rules.placement import why_waits
+from ownpod.rules.scaling import (
+    Action,
+    Discard,
+    Drain,
+    EndpointView,
+    Recycle,
+    Start,
+    WorkerView,
+    decide,
+)
+from ownpod.rules.templates import ManagedSpec
+from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.loads import JobsView
+from ownpod.store.managed import Managed
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+"""Seconds between two decisions; a notice brings the next one forward."""
+
+LEAD_S = 5.0
+"""Seconds after which another housekeeping node scales, when this one does not."""
+
+PATIENCE_S = 15.0
+"""Seconds after a start or an outage of Redis in which no host counts as silent, because agents could not publish."""
+
+STUCK_S = 15.0
+"""Seconds for which a handler may go on after its job has ended, until its worker is stopped."""
+
+ALPHABET = string.ascii_lowercase + string.digits
+
+
+def new_worker_id() -> str:
+    """A random id as RunPod's workers have it: 14 lower-case letters and digits."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(14))
+
+
+class Scaler(threading.Thread):
+    """The thread of the scaler.
+
+    Args:
+        registry: the endpoints, with what their workers are started from.
+        managed: the workers' records.
+        agents: the hosts' records.
+        wakeups: wakes the thread when a job comes to an endpoint without workers.
+    """
+
+    def __init__(
+        self, registry: Registry, managed: Managed, agents: Agents, wakeups: Wakeups
+    ) -> None:
+        super().__init__(name="scaler", daemon=True)
+        self._registry = registry
+        self._managed = managed
+        self._agents = agents
+        self._wakeups = wakeups
+        self._process = this_process()
+        self._lingering_since = dict[str, float]()
+        self._patient_until = time.monotonic() + PATIENCE_S
+        self._waited = set[str]()
+        """Workers that already waited for a host at the last decision."""
+
+    def run(self) -> None:
+        while True:
+            self._wakeups.wait(EVERY_S)
+            try:
+                if self._registry.fleet.acquire(HOUSEKEEPING, self._process, ttl_s=LEAD_S):
+                    self.once()
+            except RedisUnavailable as error:
+                log.warning("no scaling: %s", error)
+                self._patient_until = time.monotonic() + PATIENCE_S
+            except Exception:
+                log.exception("scaling failed")
+
+    def once(self) -> None:
+        """One decision for each endpoint. Raises: RedisUnavailable."""
+        specs = {
+            endpoint.id: endpoint.managed
+            for endpoint in self._registry.endpoints.values()
+            if endpoint.managed is not None
+        }
+        workers = self._managed.list()
+        if not specs and not workers:
+            return
+        lost = self._lose_silent(workers)
+        workers = [worker for worker in workers if worker.id not in lost]
+        jobs = self._managed.views({name: s.release for name, s in specs.items()}, workers)
+        for endpoint, spec in specs.items():
+            mine = [worker for worker in workers if worker.endpoint == endpoint]
+            if endpoint not in jobs:
+                continue
+            try:
+                self._scale(endpoint, spec, mine, jobs[endpoint])
+            except RedisUnavailable:
+                raise
+            except OwnPodError:
+                # One endpoint with a broken record must not stop the others.
+                log.exception("endpoint %s is not scaled", endpoint)
+        self._explain([worker for worker in workers if worker.phase is Phase.WANTED])
+        for worker in workers:
+            if worker.endpoint not in specs:
+                self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
+
+    def _explain(self, wanted: Sequence[ManagedWorker]) -> None:
+        """Records why wanted workers wait for a device."""
+        late = {worker.id: worker for worker in wanted if worker.id in self._waited}
+        self._waited = {worker.id for worker in wanted}
+        if not late:
+            return
+        agents, holds = self._agents.agents(), self._agents.all_holds()
+        for worker in late.values():
+            reason = why_waits(worker, agents, holds)
+            if reason != worker.reason:
+                self._managed.waits(worker.id, reason)
+
+    def _lose_silent(self, workers: Sequence[ManagedWorker]) -> Collection[str]:
+        """Stops the records of workers whose host is silent, so that others replace them. Returns their ids."""
+        lost = set[str]()
+        if time.monotonic() < self._patient_until:
+            return lost
+        silent_s = {agent.host: agent.silent_s for agent in self._agents.agents()}
+        for worker in workers:
+            if worker.phase not in LIVE or worker.host is None:
+                continue
+            host_silent_s = silent_s.get(worker.host, float("inf"))
+            if host_silent_s > HOST_SILENT_S:
+                reason = f"its host {worker.host} has been silent for {HOST_SILENT_S:.0f} s"
+                if self._managed.lost(worker.id, reason):
+                    log.warning("worker %s of %s is lost: %s", worker.id, worker.endpoint, reason)
+                    lost.add(worker.id)
+        return lost
+
+    def _scale(
+        self, endpoint: str, spec: ManagedSpec, workers: Sequence[ManagedWorker], jobs: JobsView
+    ) -> None:
+        by_id = {worker.id: worker for worker in workers}
+        view = EndpointView(
+            id=endpoint,
+            scaling=spec.scaling,
+            release=spec.release,
+            now_ms=jobs.now_ms,
+            queued=jobs.queued,
+            oldest_wait_s=jobs.oldest_wait_s,
+            running=sum(jobs.running.values()),
+            workers=tuple(self._view(worker, jobs) for worker in workers),
+            failures_count=jobs.failures.count,
+            pause_s=jobs.failures.pause_s,
+        )
+        for action in decide(view):
+            if isinstance(action, Start):
+                self._start(endpoint, spec, action.count)
+            else:
+                self._act(action, by_id[action.worker])
+
+    def _view(self, worker: ManagedWorker, jobs: JobsView) -> WorkerView:
+        return WorkerView(
+            worker.id,
+            worker.phase,
+            worker.release,
+            idle_s=jobs.idle_s.get(worker.id, 0.0),
+            jobs=jobs.jobs(worker.id),
+            created_ms=worker.created_ms,
+            host=worker.host,
+            stuck=self._is_stuck(worker.id, jobs),
+        )
+
+    def _is_stuck(self, worker_id: str, jobs: JobsView) -> bool:
+        """Whether a handler goes on for :data:`STUCK_S` after its job ended, while the worker runs no other job."""
+        if not jobs.lingering.get(worker_id) or jobs.running.get(worker_id):
+            self._lingering_since.pop(worker_id, None)
+            return False
+        since = self._lingering_since.setdefault(worker_id, time.monotonic())
+        return time.monotonic() - since > STUCK_S
+
+    def _start(self, endpoint: str, spec: ManagedSpec, count: int) -> None:
+        for _ in range(count):
+            worker_id = new_worker_id()
+            if self._managed.want(worker_id, endpoint, spec=spec):
+                log.info("endpoint %s: one more worker is wanted, %s", endpoint, worker_id)
+
+    def _act(self, action: Action, worker: ManagedWorker) -> None:
+        match action:
+            case Drain(worker_id, reason) if worker.phase is Phase.WANTED:
+                done = self._managed.discard(worker_id, reason)
+            case Drain(worker_id, reason):
+                done = self._managed.drain(worker_id, reason)
+            case Discard(worker_id, reason):
+                done = self._managed.discard(worker_id, reason)
+            case Recycle(worker_id, reason):
+                done = self._managed.stopping(worker_id, worker.host or "", reason)
+                self._managed.notice()
+            case _:
+                return
+        if done:
+            log.info("endpoint %s: worker %s leaves: %s", worker.endpoint, worker.id, action.reason)

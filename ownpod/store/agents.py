@@ -1,0 +1,277 @@
+"""Agents in Redis: their heartbeats, what occupies the devices of their hosts, and what wakes them."""
+
+import contextlib
+import logging
+import math
+import re
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import redis
+
+from ownpod.errors import BadRequest, WorkerRecordBroken
+from ownpod.processes import is_dead_here
+from ownpod.rules.fleet import WorkerState
+from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold, ManagedWorker
+from ownpod.rules.records import from_text, to_text
+from ownpod.store import keys
+from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.loads import broken_records
+from ownpod.store.scripts import Scripts, constants
+
+log = logging.getLogger(__name__)
+
+OWNER_S = 10.0
+"""Seconds after the last heartbeat of an agent from which another agent may own the name of its host."""
+
+RETRY_S = 0.5
+"""Seconds between the loss of the subscription to notices and the next try to subscribe."""
+
+HOST = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""Pattern of the name of a host."""
+
+DEVICE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""Pattern of the id of a device."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The answer to an agent's heartbeat.
+
+    Attributes:
+        owned: False: another living agent owns the name of this host, so this one must start nothing.
+        draining: the host takes no more workers.
+    """
+
+    owned: bool
+    draining: bool
+
+
+class Agents:
+    """The commands and reads of ``agents.lua``'s keys. Any call may raise RedisUnavailable.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._logged: set[str] = set()
+        self._script = Scripts(
+            client,
+            "agents.lua",
+            constants=constants(
+                AGENTS=keys.AGENTS,
+                SEEN=keys.AGENTS_SEEN,
+                DRAINING_HOSTS=keys.AGENTS_DRAINING,
+                HELD=keys.DEVICES_HELD,
+                RESERVED=keys.DEVICES_RESERVED,
+                HOSTS=keys.MANAGED_HOST,
+                NOTICES=keys.MANAGED_NOTICES,
+                OWNER_MS=int(OWNER_S * 1000),
+                SILENT_MS=int(HOST_SILENT_S * 1000),
+            ),
+            repeatable=(
+                *("heartbeat", "leave", "remove_agent", "drain_host", "resume_host"),
+                *("reserve", "release"),
+            ),
+        )
+
+    @broken_records
+    @redis_errors
+    def _call(self, command: str, host: str, *arguments: str | float) -> Any:
+        if not HOST.fullmatch(host):
+            raise BadRequest("the name of a host must be letters, digits, ., - and _")
+        return self._script(command, host, *arguments)
+
+    # Agents.
+
+    def heartbeat(self, info: AgentInfo, token: str) -> Heartbeat:
+        """Publishes a host, and renews the ownership of its name.
+
+        Args:
+            info: the host; ``draining`` and ``silent_s`` are not published.
+            token: names this process, without spaces. One as :func:`ownpod.processes.this_process` makes it can be
+                replaced at once when its process has ended.
+        """
+        if not re.fullmatch(r"\S{1,255}", token):
+            raise BadRequest("an agent's token must be a text without spaces")
+        for device in info.devices:
+            _check_device(device.id)
+        text, dead = to_text(info, without=("draining", "silent_s")), ""
+        while True:
+            owner, draining = self._call("heartbeat", info.host, token, dead, text)
+            if owner in {token, dead} or not is_dead_here(owner):
+                return Heartbeat(owner == token, bool(draining))
+            dead = owner
+
+    def leave(self, host: str, token: str) -> None:
+        """The agent ends. Its workers stay, and the next agent may own the name at once."""
+        self._call("leave", host, token)
+
+    @broken_records
+    @redis_reads
+    def agents(self) -> list[AgentInfo]:
+        """All hosts, by name, also those that are silent. One that cannot be read is left out."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.AGENTS)
+            pipe.hgetall(keys.AGENTS_SEEN)
+            pipe.smembers(keys.AGENTS_DRAINING)
+            pipe.time()
+            hosts, seen, draining, (seconds, microseconds) = pipe.execute()
+        agents = []
+        for host, text in sorted(hosts.items()):
+            try:
+                info = from_text(AgentInfo, text, others=True)
+            except WorkerRecordBroken as error:
+                if host not in self._logged:
+                    self._logged.add(host)
+                    log.error("agent %s is left out: %s", host[:255], error)  # noqa: TRY400 - one line
+                continue
+            at = seen.get(host, "").partition(" ")[0]
+            seen_s = int(at) / 1000 if at.isdecimal() else 0.0
+            silent_s = max(0.0, seconds + microseconds / 1_000_000 - seen_s)
+            agents.append(
+                replace(info, host=host, draining=host in draining, silent_s=round(silent_s, 3))
+            )
+        return agents
+
+    def remove_agent(self, host: str) -> bool:
+        """Removes a host that does not come back, and frees its devices. False: it is not silent, or has workers."""
+        return bool(self._call("remove_agent", host))
+
+    def drain_host(self, host: str) -> None:
+        """The host takes no more workers; those that it has stay."""
+        self._call("drain_host", host)
+
+    def resume_host(self, host: str) -> None:
+        """Ends :meth:`drain_host`."""
+        self._call("resume_host", host)
+
+    @broken_records
+    @redis_reads
+    def in_hand(self, workers: Collection[ManagedWorker]) -> tuple[set[str], set[str]]:
+        """Ids of those workers that have a job or a lingering slot, and of those whose node fetches no jobs now.
+
+        A worker without a node counts as one that fetches none, because only a node fetches. So does one whose node
+        finds it unhealthy: the API gives no job to a worker that drains, whatever its node does meanwhile.
+        """
+        if not workers:
+            return set(), set()
+        endpoints = sorted({worker.endpoint for worker in workers})
+        with self._redis.pipeline(transaction=False) as pipe:
+            # The nodes first, because a job that a node fetched before it paused is in what is read after.
+            for worker in workers:
+                pipe.hmget(keys.worker(worker.id), "state", "held")
+            for endpoint in endpoints:
+                pipe.hvals(keys.running(endpoint))
+            found = pipe.execute()
+        busy, paused = {name for names in found[len(workers) :] for name in names}, set()
+        for worker, (state, held) in zip(workers, found, strict=False):
+            if held and held != "0":
+                busy.add(worker.id)
+            if state not in {WorkerState.READY, WorkerState.BUSY}:
+                paused.add(worker.id)
+        return busy & {worker.id for worker in workers}, paused
+
+    # Devices.
+
+    def reserve(self, host: str, device: str, reason: str, for_s: float | None = None) -> None:
+        """Keeps a device free of workers, for ``for_s`` seconds or until :meth:`release`. A worker that has it stays."""
+        _check_device(device)
+        if for_s is not None and not 1 <= for_s < math.inf:
+            raise BadRequest("the time of a reservation must be at least 1 second")
+        for_ms = 0 if for_s is None else int(for_s * 1000)
+        self._call("reserve", host, device, for_ms, " ".join(reason.split())[:200])
+
+    def release(self, host: str, device: str) -> bool:
+        """Ends :meth:`reserve`. False: the device was not reserved."""
+        return bool(self._call("release", host, device))
+
+    def holds(self, host: str) -> list[Hold]:
+        """What occupies the devices of a host."""
+        return self.all_holds().get(host, [])
+
+    @broken_records
+    @redis_reads
+    def all_holds(self) -> dict[str, list[Hold]]:
+        """What occupies devices, by host."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.DEVICES_HELD)
+            pipe.hgetall(keys.DEVICES_RESERVED)
+            pipe.time()
+            held, reserved, (seconds, _) = pipe.execute()
+        holds = dict[str, list[Hold]]()
+        for name, worker_id in sorted(held.items()):
+            host, _, device = name.partition("/")
+            holds.setdefault(host, []).append(Hold(device.rpartition("#")[0], worker=worker_id))
+        for name, text in sorted(reserved.items()):
+            host, _, device = name.partition("/")
+            at, _, reason = text.partition(" ")
+            left_s = int(at) / 1000 - seconds if at.isdecimal() and at != "0" else None
+            if left_s is None or left_s > 0:
+                words = [reason] if reason else []
+                words += [] if left_s is None else [f"{_duration(left_s)} left"]
+                reserved_for = ", ".join(words) or "without an end"
+                holds.setdefault(host, []).append(Hold(device, reserved=reserved_for))
+        return holds
+
+
+class Wakeups:
+    """A subscription to the notices of managed workers, for one thread that decides at once instead of at its next turn.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._pubsub: Any = None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Blocks until a notice has come, at most ``timeout_s``. Also True if notices may have been missed.
+
+        Notices that have come together are one. While Redis is away it only waits.
+        """
+        try:
+            if self._pubsub is None:
+                pubsub = self._redis.pubsub()
+                pubsub.subscribe(keys.MANAGED_NOTICES)
+                self._pubsub = pubsub
+            until = time.monotonic() + timeout_s
+            while True:
+                message = self._pubsub.get_message(timeout=max(0.0, until - time.monotonic()))
+                if message is not None:
+                    break
+                if time.monotonic() >= until:
+                    return False
+            while self._pubsub.get_message(timeout=0.0) is not None:
+                pass
+        except (redis.RedisError, OSError) as error:
+            log.debug("subscribing to notices of managed workers again: %s", error)
+            self.close()
+            time.sleep(min(RETRY_S, timeout_s))
+            return False
+        return True
+
+    def close(self) -> None:
+        """Ends the subscription."""
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            with contextlib.suppress(redis.RedisError, OSError):
+                pubsub.close()
+
+
+def _check_device(device: str) -> None:
+    if not DEVICE.fullmatch(device):
+        raise BadRequest("the id of a device must be letters, digits, ., :, - and _")
+
+
+def _duration(left_s: float) -> str:
+    """A duration in words, in the largest unit of which there is more than one."""
+    for unit, unit_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if left_s >= 1.5 * unit_s:
+            return f"{round(left_s / unit_s)} {unit}"
+    return f"{math.ceil(left_s)} s"

@@ -1,0 +1,249 @@
+"""How loaded the endpoints with managed workers are, as the scaler needs it, and how their starts have failed."""
+
+import functools
+import itertools
+import logging
+import math
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import redis
+
+from ownpod.errors import WorkerRecordBroken
+from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.store import keys
+from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.scripts import Scripts, constants
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def broken_records(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: turns an error of Redis about a key of the wrong type into WorkerRecordBroken."""
+
+    @functools.wraps(method)
+    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except redis.ResponseError as error:
+            raise WorkerRecordBroken(
+                f"the keys of managed workers cannot be used: {error}"
+            ) from error
+
+    return translated
+
+
+class Instance(NamedTuple):
+    """An installation of OwnPod: what shares one Redis.
+
+    Attributes:
+        id: 12 hexadecimal digits.
+        restored_s: seconds since Redis was found without the id that an agent remembers, because it had lost its data;
+            infinite: it never was.
+    """
+
+    id: str
+    restored_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Starts of an endpoint's workers that failed in a row, and the last of them.
+
+    Attributes:
+        release: the release that fails; "": none does. The failures of another release do not count.
+        count: number of failed starts since a worker of the release was last ready.
+        pause_s: seconds until the next start is allowed; 0: now.
+        log: the worker's last lines of output.
+    """
+
+    release: str = ""
+    count: int = 0
+    pause_s: float = 0.0
+    reason: str = ""
+    exit_code: int | None = None
+    log: str = ""
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class JobsView:
+    """What the scaler needs to know of an endpoint's jobs.
+
+    Attributes:
+        now_ms: Redis's clock, in ms since the epoch.
+        queued: number of waiting jobs that any worker of the endpoint may run.
+        oldest_wait_s: seconds since the oldest waiting job was submitted; 0: none waits.
+        running: number of running jobs, by worker id; of all workers of the endpoint.
+        lingering: number of lingering slots, by the id of a managed worker that has some.
+        idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
+        failures: failed starts of the release that is to run.
+    """
+
+    now_ms: int
+    queued: int
+    oldest_wait_s: float
+    running: Mapping[str, int]
+    lingering: Mapping[str, int]
+    idle_s: Mapping[str, float] = field(default_factory=dict)
+    failures: Failures = Failures()
+
+    def jobs(self, worker_id: str) -> int:
+        """Number of slots that jobs of a worker take, lingering ones included."""
+        return self.running.get(worker_id, 0) + self.lingering.get(worker_id, 0)
+
+
+WITH_JOBS = (Phase.READY, Phase.DRAINING)
+"""Phases of a worker that may have jobs."""
+
+
+class Loads:
+    """The reads of :class:`ownpod.store.managed.Managed` that are not about one worker, and the commands of ``loads.lua``.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._loads = Scripts(
+            client,
+            "loads.lua",
+            constants=constants(IDLE=keys.MANAGED_IDLE, INSTANCE=keys.INSTANCE),
+            repeatable=("saw", "instance"),
+        )
+
+    @broken_records
+    @redis_errors
+    def instance(self, remembered: str | None = None) -> Instance:
+        """This installation, whose id marks what its agents start.
+
+        Args:
+            remembered: the id that a Redis without one gets; None: a new one.
+        """
+        made = remembered or secrets.token_hex(6)
+        found, restored_ms = self._loads("instance", made, int(remembered is not None))
+        return Instance(str(found), restored_ms / 1000 if restored_ms >= 0 else math.inf)
+
+    @broken_records
+    @redis_reads
+    def failures(self, endpoint: str) -> Failures:
+        """The failed starts of an endpoint's workers."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(f"{keys.MANAGED_FAILURES}{endpoint}")
+            (seconds, microseconds), found = pipe.execute()
+        return _failures(found, seconds * 1000 + microseconds // 1000)
+
+    @redis_reads
+    def now_ms(self) -> int:
+        """Redis's clock, in ms since the epoch."""
+        time: Any = self._redis.time()
+        return int(time[0]) * 1000 + int(time[1]) // 1000
+
+    def views(
+        self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]
+    ) -> dict[str, JobsView]:
+        """The jobs of each endpoint, of all endpoints in two round trips. One whose keys cannot be read is left out.
+
+        It also remembers in Redis since when a worker is idle, so that a restarted scaler knows it.
+
+        Args:
+            endpoints: the release that is to run, by the endpoint's id.
+            workers: from :meth:`ownpod.store.managed.Managed.list`.
+        """
+        mine: defaultdict[str, list[ManagedWorker]] = defaultdict(list)
+        for worker in workers:
+            if worker.phase in WITH_JOBS:
+                mine[worker.endpoint].append(worker)
+        found = self._jobs({name: [w.id for w in mine[name]] for name in endpoints})
+        busy, idle = set[str](), list[str]()
+        for endpoint, (_, view) in found.items():
+            for worker in mine[endpoint]:
+                if view.jobs(worker.id):
+                    busy.add(worker.id)
+                elif worker.phase is Phase.READY:
+                    idle.append(worker.id)
+        idle_s = dict.fromkeys(busy, 0.0) | self.saw(busy, idle)
+        return {
+            endpoint: replace(
+                view,
+                idle_s={w.id: idle_s[w.id] for w in mine[endpoint] if w.phase is Phase.READY},
+                failures=failures
+                if failures.release == endpoints[endpoint]
+                else Failures(endpoints[endpoint]),
+            )
+            for endpoint, (failures, view) in found.items()
+        }
+
+    @broken_records
+    @redis_errors
+    def saw(self, busy: Collection[str], idle: Sequence[str]) -> dict[str, float]:
+        """Remembers which workers have jobs and which have none. Returns seconds since an idle one was first seen idle."""
+        idle_ms = self._loads("saw", len(busy), *sorted(busy), *idle)
+        return {name: ms / 1000 for name, ms in zip(idle, idle_ms, strict=True)}
+
+    @redis_reads
+    def _jobs(self, endpoints: Mapping[str, Sequence[str]]) -> dict[str, tuple[Failures, JobsView]]:
+        """Failures and jobs of endpoints, whose workers are given by the endpoint's id."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for name, ids in endpoints.items():
+                pipe.zcard(keys.queued(name))
+                pipe.zcard(keys.of_endpoint(name, "pinned"))
+                pipe.zrange(keys.queued(name), 0, 0, withscores=True)
+                pipe.hvals(keys.running(name))
+                pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
+                for worker_id in ids:
+                    pipe.hget(keys.worker(worker_id), "held")
+            (seconds, microseconds), *rest = pipe.execute(raise_on_error=False)
+        now_ms, found = seconds * 1000 + microseconds // 1000, {}
+        replies: Iterator[Any] = iter(rest)
+        for name, ids in endpoints.items():
+            mine = list(itertools.islice(replies, 5 + len(ids)))
+            if errors := [reply for reply in mine if isinstance(reply, Exception)]:
+                if not isinstance(errors[0], redis.ResponseError):
+                    raise errors[0]
+                log.error("endpoint %s is not scaled: %s", name, errors[0])
+                continue
+            waiting, pinned, oldest, running, failures, *held = mine
+            queued, oldest_ms = max(0, waiting - pinned), oldest[0][1] if oldest else now_ms
+            view = JobsView(
+                now_ms=now_ms,
+                queued=queued,
+                oldest_wait_s=max(0.0, now_ms - oldest_ms) / 1000 if queued else 0.0,
+                running=Counter(running),
+                lingering={
+                    worker_id: _whole(text)
+                    for worker_id, text in zip(ids, held, strict=True)
+                    if _whole(text)
+                },
+            )
+            found[name] = (_failures(failures, now_ms), view)
+        return found
+
+
+def _whole(text: str | None) -> int:
+    """A number in Redis; 0 where it cannot be read."""
+    return int(text) if text and text.isdecimal() else 0
+
+
+def _failures(found: Mapping[str, str], now_ms: int) -> Failures:
+    if not found:
+        return Failures()
+    code = found.get("exit_code", "")
+    return Failures(
+        release=found.get("release", ""),
+        count=_whole(found.get("count")),
+        pause_s=max(0, _whole(found.get("until_ms")) - now_ms) / 1000,
+        reason=found.get("reason", ""),
+        exit_code=int(code) if code.lstrip("-").isdecimal() else None,
+        log=found.get("log", ""),
+        worker=found.get("worker", ""),
+    )

@@ -1,0 +1,323 @@
+-- Managed workers: each command is one atomic step, and a move is refused unless the record is in a phase that
+-- it may leave, and belongs to the caller's host. managed.py puts the constants in front: those of offers.lua
+-- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, SEEN, DRAINING_HOSTS,
+-- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS. The
+-- helpers of offers.lua and pulling.lua are in front too, so ARGV[2] is the worker's id.
+--
+-- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices` and
+--                                   `pools` as JSON lists; `protocol`, push or pull; until it is stopped `key`, the
+--                                   digest of its own key, and `spec`, the JSON of what it is started from
+-- MANAGED                   zset    ids of workers that are not stopped, by created_ms
+-- WANTED                    zset    those of them that no agent has taken
+-- STOPPED                   zset    ids of stopped workers, by stopped_ms: the last MOST_STOPPED, for STOPPED_MS
+-- HOSTS<host>               set     ids of workers that belong to a host and are not stopped
+-- ENTRIES                   hash    worker id -> JSON {endpoint, kind, key, draining, stopping, and url once it has one}: what
+--                                   the registry reads, from the step that gives the worker to a host on
+-- IDLE                      hash    worker id -> ms since when the scaler has seen no job of it; a claim removes it
+-- FAILURES<endpoint>        hash    of the endpoint's last start that failed: release, created_ms (of the worker),
+--                                   reason, exit_code, log, worker; count (in a row), until_ms (no start before)
+-- HELD                      hash    "<host>/<device>#<slot>" -> worker id, until nothing of the worker runs there
+-- RESERVED, SEEN, DRAINING_HOSTS    see agents.lua
+-- NOTICES                   pub/sub "<what> <worker>" for what the scaler or an agent acts on
+
+local record = MANAGED .. ':' .. worker
+
+local function notify(what)
+  redis.call('PUBLISH', NOTICES, what .. ' ' .. worker)
+end
+
+-- Phase, host and endpoint of the worker; the phase is '' for one that does not exist.
+local function known()
+  local phase, host, endpoint = unpack(redis.call('HMGET', record, 'phase', 'host', 'endpoint'))
+  return phase or '', host, endpoint or ''
+end
+
+local function may_move(old, new)
+  return RANK[old] and RANK[old] < RANK[new]
+end
+
+-- Writes what the registry reads of the worker.
+local function write_entry()
+  local values = redis.call('HMGET', record, 'endpoint', 'protocol', 'key', 'url', 'phase')
+  local entry = {
+    endpoint = values[1], kind = values[2], key = values[3] or nil, url = values[4] or nil,
+    draining = RANK[values[5]] >= RANK.draining, stopping = RANK[values[5]] >= RANK.stopping
+  }
+  redis.call('HSET', ENTRIES, worker, cjson.encode(entry))
+end
+
+-- The worker gets no more jobs: its node stops to fetch, and the API answers the request that it may hold.
+local function close(reason)
+  write_entry()
+  redis.call('HSET', PAUSED, worker, reason)
+  redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LOOK')
+  redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
+end
+
+-- Frees the devices of a host that a worker holds.
+local function free(host)
+  local all, prefix = redis.call('HGETALL', HELD), host .. '/'
+  for i = 1, #all, 2 do
+    if all[i + 1] == worker and string.sub(all[i], 1, #prefix) == prefix then
+      redis.call('HDEL', HELD, all[i])
+    end
+  end
+end
+
+-- Ends what the worker has as one that pulls: its node requeues the runs that have not ended.
+local function forget_pulls()
+  drop_broken()
+  for _, run in ipairs(redis.call('SMEMBERS', out)) do
+    if is_a(run_key(run), 'hash') then
+      lose(run)
+    end
+  end
+  redis.call('HDEL', PULLING, worker)
+  redis.call('ZREM', HEARD, worker)
+  redis.call('DEL', base .. ':stops', out)
+  redis.call('HDEL', base, 'take', 'stopping')
+  redis.call('PEXPIRE', base, WITHDRAWN_MS)
+  redis.call('PUBLISH', base, '@worker left')
+  for _, run in ipairs(redis.call('LRANGE', offers, 0, -1)) do
+    redis.call('PUBLISH', base, run .. ' left')
+  end
+end
+
+-- The worker is stopped, and leaves the registry. Its record is kept for a while, without its secrets.
+local function retire(host, reason)
+  redis.call('HSET', record, 'phase', 'stopped', 'reason', reason, 'stopped_ms', now)
+  redis.call('HDEL', record, 'spec', 'key')
+  redis.call('PEXPIRE', record, STOPPED_MS)
+  redis.call('ZREM', MANAGED, worker)
+  redis.call('ZREM', WANTED, worker)
+  redis.call('HDEL', ENTRIES, worker)
+  redis.call('HDEL', PAUSED, worker)
+  redis.call('HDEL', IDLE, worker)
+  if host then
+    redis.call('SREM', HOSTS .. host, worker)
+    forget_pulls()
+  end
+  redis.call('ZADD', STOPPED, now, worker)
+  redis.call('ZREMRANGEBYSCORE', STOPPED, '-inf', now - STOPPED_MS)
+  for _, old in ipairs(redis.call('ZRANGE', STOPPED, 0, -MOST_STOPPED - 1)) do
+    redis.call('DEL', MANAGED .. ':' .. old)
+    redis.call('ZREM', STOPPED, old)
+  end
+  notify('stopped')
+end
+
+-- A start has failed, so the endpoint's next one waits, each time longer.
+local function count_failure(endpoint, reason, exit_code, log)
+  local key = FAILURES .. endpoint
+  local release, created_ms = unpack(redis.call('HMGET', record, 'release', 'created_ms'))
+  local last, last_created_ms = unpack(redis.call('HMGET', key, 'release', 'created_ms'))
+  if last and last ~= release then
+    if tonumber(last_created_ms) > tonumber(created_ms) then
+      -- A late end of an older release must not hide that the newer one fails.
+      return
+    end
+    redis.call('DEL', key)
+  end
+  local count = redis.call('HINCRBY', key, 'count', 1)
+  redis.call('HSET', key, 'release', release, 'created_ms', created_ms, 'reason', reason,
+    'exit_code', exit_code, 'log', log, 'worker', worker,
+    'until_ms', now + PAUSES_MS[math.min(count, #PAUSES_MS)])
+  redis.call('PEXPIRE', key, KEPT_MS)
+end
+
+local commands = {}
+
+-- worker, endpoint, release, number of devices, pools, protocol, spec -> 1: it is wanted; 0: another worker has this id
+function commands.want()
+  if redis.call('EXISTS', record) == 1 then
+    return redis.call('HGET', record, 'phase') == 'wanted' and redis.call('HGET', record, 'endpoint') == ARGV[3] and 1 or 0
+  end
+  redis.call('HSET', record, 'phase', 'wanted', 'created_ms', now, 'endpoint', ARGV[3], 'release', ARGV[4],
+    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8])
+  redis.call('ZADD', MANAGED, now, worker)
+  redis.call('ZADD', WANTED, now, worker)
+  notify('wanted')
+  return 1
+end
+
+-- worker, reason -> 1: no agent had taken the worker, and none will
+function commands.discard()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  retire(nil, ARGV[3])
+  return 1
+end
+
+-- worker, reason: why no agent takes it
+function commands.waits()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  redis.call('HSET', record, 'reason', ARGV[3])
+  return 1
+end
+
+-- worker, host, token of the agent, device, its slots, device, its slots, ... -> 1: the worker is the host's, and
+-- holds these devices; 0: it is another host's, or the host may not have it, or a device is not free
+function commands.place()
+  local host, devices, fields = ARGV[3], {}, {}
+  local phase, at = known()
+  for i = 5, #ARGV, 2 do
+    devices[#devices + 1] = ARGV[i]
+  end
+  local listed = #devices > 0 and cjson.encode(devices) or '[]'
+  if string.match(redis.call('HGET', SEEN, host) or '', ' (.*)$') ~= ARGV[4] then
+    return 0
+  end
+  if phase == 'preparing' and at == host and redis.call('HGET', record, 'devices') == listed then
+    return 1
+  end
+  if phase ~= 'wanted' or redis.call('SISMEMBER', DRAINING_HOSTS, host) == 1
+    or redis.call('HGET', record, 'gpu_count') ~= tostring(#devices) then
+    return 0
+  end
+  local listed_before = {}
+  for i = 5, #ARGV, 2 do
+    local device = host .. '/' .. ARGV[i]
+    local until_ms = tonumber(string.match(redis.call('HGET', RESERVED, device) or '', '^%d+'))
+    if listed_before[device] or until_ms and (until_ms == 0 or until_ms > now) then
+      return 0
+    end
+    listed_before[device] = true
+    local slot, slots = 0, tonumber(ARGV[i + 1])
+    while slot < slots and redis.call('HEXISTS', HELD, device .. '#' .. slot) == 1 do
+      slot = slot + 1
+    end
+    if slot >= slots then
+      return 0
+    end
+    fields[#fields + 1] = device .. '#' .. slot
+  end
+  for _, field in ipairs(fields) do
+    redis.call('HSET', HELD, field, worker)
+  end
+  redis.call('HSET', record, 'phase', 'preparing', 'host', host, 'devices', listed, 'placed_ms', now, 'reason', '')
+  redis.call('ZREM', WANTED, worker)
+  redis.call('SADD', HOSTS .. host, worker)
+  write_entry()
+  return 1
+end
+
+-- worker, host, digest of its key -> 1: its requests need this key from now on
+function commands.set_key()
+  local phase, at = known()
+  if at ~= ARGV[3] or phase ~= 'preparing' then
+    return 0
+  end
+  redis.call('HSET', record, 'key', ARGV[4])
+  write_entry()
+  return 1
+end
+
+-- worker, host, reason: what its start waits for
+function commands.progress()
+  local phase, at = known()
+  if at == ARGV[3] and (phase == 'preparing' or phase == 'starting') then
+    redis.call('HSET', record, 'reason', ARGV[4])
+    return 1
+  end
+  return 0
+end
+
+-- worker, host, URL or '' -> 1: its container runs
+function commands.started()
+  local phase, at = known()
+  if at ~= ARGV[3] or not (phase == 'preparing' or phase == 'starting' or phase == 'ready') then
+    return 0
+  end
+  redis.call('HSETNX', record, 'started_ms', now)
+  if ARGV[4] ~= '' then
+    redis.call('HSET', record, 'url', ARGV[4])
+  end
+  if phase == 'preparing' then
+    redis.call('HSET', record, 'phase', 'starting', 'reason', '')
+  end
+  write_entry()
+  return 1
+end
+
+-- worker -> 1: it has asked for a job for the first time, so its endpoint's workers can start
+function commands.ready()
+  local phase, _, endpoint = known()
+  if phase ~= 'preparing' and phase ~= 'starting' then
+    return 0
+  end
+  redis.call('HSET', record, 'phase', 'ready', 'ready_ms', now, 'reason', '')
+  if redis.call('HGET', FAILURES .. endpoint, 'release') == redis.call('HGET', record, 'release') then
+    redis.call('DEL', FAILURES .. endpoint)
+  end
+  notify('ready')
+  return 1
+end
+
+-- worker, reason -> 1: it gets no more jobs from now on
+function commands.drain()
+  local phase, host = known()
+  if not host or not may_move(phase, 'draining') then
+    return 0
+  end
+  redis.call('HSET', record, 'phase', 'draining', 'reason', ARGV[3])
+  close(ARGV[3])
+  notify('draining')
+  return 1
+end
+
+-- worker, host, reason or '': its -> 1: its agent may stop it
+function commands.stopping()
+  local phase, at = known()
+  if at ~= ARGV[3] or not (phase == 'stopping' or may_move(phase, 'stopping')) then
+    return 0
+  end
+  if phase ~= 'stopping' then
+    local reason = ARGV[4] ~= '' and ARGV[4] or redis.call('HGET', record, 'reason') or ''
+    redis.call('HSET', record, 'phase', 'stopping', 'reason', reason)
+    close(reason)
+  end
+  return 1
+end
+
+-- worker, host, exit code or '', reason, failed (0|1), log -> 1: nothing of it runs any more
+function commands.stopped()
+  local phase, at, endpoint = known()
+  if at ~= ARGV[3] or not may_move(phase, 'stopped') then
+    return 0
+  end
+  local exit_code, reason, failed, log = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+  redis.call('HSET', record, 'failed', failed, 'log', log)
+  if exit_code ~= '' then
+    redis.call('HSET', record, 'exit_code', exit_code)
+  end
+  if failed == '1' and redis.call('HEXISTS', record, 'ready_ms') == 0 then
+    count_failure(endpoint, reason, exit_code, log)
+  end
+  free(at)
+  retire(at, reason)
+  return 1
+end
+
+-- worker, reason -> 1: its host is silent. Its devices stay held, because it may still run there
+function commands.lost()
+  local phase, host = known()
+  if not host or not may_move(phase, 'stopped') then
+    return 0
+  end
+  retire(host, ARGV[3])
+  return 1
+end
+
+-- worker, host -> 1: nothing of the worker runs on the host, so its devices there are free; 0: it is not stopped
+function commands.gone()
+  local phase, at = known()
+  if at == ARGV[3] and may_move(phase, 'stopped') then
+    return 0
+  end
+  free(ARGV[3])
+  notify('gone')
+  return 1
+end

@@ -1,0 +1,319 @@
+"""Managed workers in Redis: their records, and every move of one from phase to phase.
+
+Every change is one command of ``managed.lua``, fenced by the worker's phase and host: a move that is not allowed
+changes nothing and returns False. So a command may be repeated.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import redis
+
+from ownpod.errors import BadRequest, WorkerRecordBroken
+from ownpod.rules.backoff import backoff_s
+from ownpod.rules.managed import (
+    FIELDS,
+    ORDER,
+    WANTED_FIELDS,
+    WORKER_ID,
+    ManagedWorker,
+    Phase,
+    from_record,
+)
+from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
+from ownpod.store import keys
+from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.loads import Loads, broken_records
+from ownpod.store.offers import OFFER_CONSTANTS
+from ownpod.store.scripts import Scripts, constants
+from ownpod.validation import NAME
+
+log = logging.getLogger(__name__)
+
+STOPPED_KEPT_S, MOST_STOPPED = 3600, 200
+"""Seconds for which the record of a stopped worker is kept, and number of such records, for crash reports."""
+
+PAUSES_S = tuple(backoff_s(failures, 1.0, 60.0) for failures in range(1, 8))
+"""Seconds without another start after a number of failed starts in a row; the last is that of all further ones."""
+
+LONGEST_REASON, LONGEST_LOG = 300, 16_384
+"""Characters of a reason, and of a worker's last output, that are kept."""
+
+MOST_WANTED = 200
+"""Number of wanted workers that an agent reads at a time; further ones are read when these have a host."""
+
+
+Workers = list[ManagedWorker]
+Startable = list[tuple[ManagedWorker, ManagedSpec]]
+"""Workers with what they are started from."""
+Records = list[tuple[ManagedWorker, str | None]]
+"""Workers with the text of what they are started from, if that was read."""
+
+
+class Managed(Loads):
+    """The commands and reads of ``managed.lua``'s keys. Any call may raise RedisUnavailable.
+
+    Args:
+        client: from :func:`ownpod.store.client.connect`.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client)
+        self._logged: set[tuple[str, str]] = set()
+        own = constants(
+            ENTRIES=keys.MANAGED_ENTRIES,
+            IDLE=keys.MANAGED_IDLE,
+            FAILURES=keys.MANAGED_FAILURES,
+            NOTICES=keys.MANAGED_NOTICES,
+            HOSTS=keys.MANAGED_HOST,
+            WANTED=keys.MANAGED_WANTED,
+            STOPPED=keys.MANAGED_STOPPED,
+            HELD=keys.DEVICES_HELD,
+            RESERVED=keys.DEVICES_RESERVED,
+            SEEN=keys.AGENTS_SEEN,
+            DRAINING_HOSTS=keys.AGENTS_DRAINING,
+            PAUSED=keys.PAUSED,
+            RANK={phase.value: place for place, phase in enumerate(ORDER)},
+            MOST_STOPPED=MOST_STOPPED,
+            STOPPED_MS=STOPPED_KEPT_S * 1000,
+            PAUSES_MS=[int(pause_s * 1000) for pause_s in PAUSES_S],
+        )
+        self._script = Scripts(
+            client,
+            *("offers.lua", "pulling.lua", "managed.lua"),
+            constants=OFFER_CONSTANTS + own,
+            repeatable=(
+                *("want", "waits", "discard", "place", "set_key", "progress", "started", "ready"),
+                *("drain", "stopping", "stopped", "lost", "gone"),
+            ),
+        )
+
+    @broken_records
+    @redis_errors
+    def _move(self, command: str, worker_id: str, *arguments: str | float) -> bool:
+        """Raises: BadRequest, for an id that would be part of another key; WorkerRecordBroken."""
+        if not WORKER_ID.fullmatch(worker_id):
+            raise BadRequest(f"{worker_id[:100]!r} cannot be a managed worker's id")
+        return bool(self._script(command, worker_id, *arguments))
+
+    # The scaler's part.
+
+    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec) -> bool:
+        """Records that an endpoint needs one more worker, which an agent is to start.
+
+        Args:
+            worker_id: a new random id, see :data:`ownpod.rules.managed.WORKER_ID`.
+            endpoint: the endpoint's id.
+            spec: what the worker is started from.
+
+        Returns:
+            False: another worker has this id.
+        """
+        if not NAME.fullmatch(endpoint):
+            raise BadRequest("an endpoint's id must be letters, digits, - and _")
+        need = spec.gpu
+        return self._move(
+            "want",
+            worker_id,
+            endpoint,
+            spec.release,
+            need.count if need else 0,
+            json.dumps(need.pools if need else ()),
+            spec.template.protocol.value,
+            spec_text(spec),
+        )
+
+    def waits(self, worker_id: str, reason: str) -> bool:
+        """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist."""
+        return self._move("waits", worker_id, _reason(reason))
+
+    def discard(self, worker_id: str, reason: str) -> bool:
+        """Ends a wanted worker. False: an agent has taken it, or it does not exist."""
+        return self._move("discard", worker_id, _reason(reason))
+
+    def drain(self, worker_id: str, reason: str) -> bool:
+        """The worker gets no more jobs, and its agent stops it when it has none. False: no host has it, or it drains already."""
+        return self._move("drain", worker_id, _reason(reason))
+
+    def lost(self, worker_id: str, reason: str) -> bool:
+        """The worker's host is silent: the worker is stopped, and its jobs are requeued. Its devices stay held until
+        the agent calls :meth:`gone`, because the worker may still run.
+        """
+        return self._move("lost", worker_id, _reason(reason))
+
+    # The agent's part.
+
+    def place(
+        self, worker_id: str, host: str, token: str, devices: Mapping[str, int] | Sequence[str] = ()
+    ) -> bool:
+        """Gives a wanted worker to a host with all the devices that it needs, or none.
+
+        Args:
+            worker_id: the worker.
+            host: the agent's name.
+            token: the agent's, as in its last heartbeat.
+            devices: number of slots by the device's id; ids alone: each has one slot.
+
+        Returns:
+            False: another agent has taken the worker, the agent does not own the host's name, the host is drained, or
+            a device is held or reserved. True for a call that is repeated.
+        """
+        slots = devices if isinstance(devices, Mapping) else None
+        pairs = [part for name in devices for part in (name, slots[name] if slots else 1)]
+        return self._move("place", worker_id, host, token, *pairs)
+
+    def set_key(self, worker_id: str, host: str, key_digest: str) -> bool:
+        """From now on the worker's requests need the key with this digest. False: the worker is not to be started on this host."""
+        return self._move("set_key", worker_id, host, key_digest)
+
+    def progress(self, worker_id: str, host: str, reason: str) -> bool:
+        """Records what the start of a worker waits for. False: it does not start on this host."""
+        return self._move("progress", worker_id, host, _reason(reason))
+
+    def started(self, worker_id: str, host: str, *, url: str | None = None) -> bool:
+        """The worker runs. ``url``: the base URL of one that is pushed to. False: it is to stop, or is another host's."""
+        return self._move("started", worker_id, host, url or "")
+
+    def stopping(self, worker_id: str, host: str, reason: str = "") -> bool:
+        """The agent stops the worker, which gets no more jobs. ``reason``: "" keeps the one that it has."""
+        return self._move("stopping", worker_id, host, _reason(reason))
+
+    def stopped(
+        self,
+        worker_id: str,
+        host: str,
+        *,
+        exit_code: int | None,
+        reason: str,
+        failed: bool,
+        log: str = "",
+    ) -> bool:
+        """Nothing of the worker runs: its devices are free, its jobs are requeued, and it leaves the registry.
+
+        A worker that failed before it was ready lets its endpoint's next start wait, see :meth:`failures`.
+
+        Args:
+            worker_id: the worker.
+            host: the agent's name.
+            exit_code: None: not known.
+            reason: why it stopped, in words.
+            failed: it could not be started, or ended by itself.
+            log: its last lines of output.
+        """
+        code = "" if exit_code is None else exit_code
+        return self._move(
+            "stopped", worker_id, host, code, _reason(reason), int(failed), log[-LONGEST_LOG:]
+        )
+
+    def gone(self, worker_id: str, host: str) -> bool:
+        """Nothing of a worker that is stopped or unknown runs on the host: frees devices that it still holds there.
+
+        False: the worker belongs to the host and is not stopped.
+        """
+        return self._move("gone", worker_id, host)
+
+    # The API's part.
+
+    def ready(self, worker_id: str) -> bool:
+        """The worker has asked for a job, or answers its health check. False: it was ready before, or is to stop."""
+        return self._move("ready", worker_id)
+
+    @redis_errors
+    def notice(self, what: str = "job") -> None:
+        """Wakes the scaler and the agents, see :class:`ownpod.store.agents.Wakeups`."""
+        self._redis.publish(keys.MANAGED_NOTICES, what)
+
+    # Reads.
+
+    @broken_records
+    @redis_reads
+    def get(self, worker_id: str) -> ManagedWorker | None:
+        """A worker, also one that is stopped; None: there is none. Raises: WorkerRecordBroken."""
+        if not WORKER_ID.fullmatch(worker_id):
+            return None
+        values: Any = self._redis.hmget(keys.managed(worker_id), FIELDS)
+        if not any(value is not None for value in values):
+            return None
+        return from_record(worker_id, values)
+
+    def list(self, endpoint: str | None = None) -> Workers:
+        """Workers that are not stopped, the oldest first: all, or an endpoint's."""
+        workers = [worker for worker, _ in self._read(self._ids(keys.MANAGED))]
+        return [worker for worker in workers if endpoint in {None, worker.endpoint}]
+
+    @broken_records
+    @redis_reads
+    def recent(self, endpoint: str | None = None) -> Workers:
+        """Workers that stopped within the last hour, the last one first: all, or an endpoint's."""
+        seconds, _ = self._redis.time()
+        since = (int(seconds) - STOPPED_KEPT_S) * 1000
+        ids: Any = self._redis.zrevrangebyscore(keys.MANAGED_STOPPED, "+inf", since)
+        workers = [worker for worker, _ in self._read(ids)]
+        return [worker for worker in workers if endpoint in {None, worker.endpoint}]
+
+    @broken_records
+    @redis_reads
+    def of_host(self, host: str) -> dict[str, tuple[ManagedWorker, ManagedSpec]]:
+        """Workers of a host that are not stopped, with what they are started from."""
+        ids: Any = self._redis.smembers(f"{keys.MANAGED_HOST}{host}")
+        return {worker.id: (worker, spec) for worker, spec in self._with_specs(sorted(ids))}
+
+    def wanted(self, limit: int = MOST_WANTED) -> Startable:
+        """Workers that no agent has taken, the oldest first."""
+        ids = self._ids(keys.MANAGED_WANTED, limit)
+        found = self._with_specs(ids, names=WANTED_FIELDS)
+        # An agent may have taken one since its id was read.
+        return [(worker, spec) for worker, spec in found if worker.phase is Phase.WANTED]
+
+    @broken_records
+    @redis_reads
+    def _ids(self, key: str, limit: int = 0) -> Sequence[str]:
+        ids: Any = self._redis.zrange(key, 0, limit - 1)
+        return list(ids)
+
+    def _with_specs(
+        self, ids: Sequence[str], *, names: Sequence[str] = FIELDS
+    ) -> Iterator[tuple[ManagedWorker, ManagedSpec]]:
+        for worker, text in self._read(ids, names, with_spec=True):
+            try:
+                yield worker, spec_in(text)
+            except WorkerRecordBroken as error:
+                self._skip(worker.id, str(error))
+
+    @redis_reads
+    def _read(
+        self, ids: Iterable[str], names: Sequence[str] = FIELDS, *, with_spec: bool = False
+    ) -> Records:
+        """The workers' records. One that cannot be read is left out, because it must not end the processes that read it."""
+        asked = (*names, "spec") if with_spec else names
+        known = [worker_id for worker_id in ids if WORKER_ID.fullmatch(worker_id)]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for worker_id in known:
+                pipe.hmget(keys.managed(worker_id), asked)
+            found = pipe.execute(raise_on_error=False)
+        workers = []
+        for worker_id, values in zip(known, found, strict=True):
+            if isinstance(values, redis.ResponseError):
+                self._skip(worker_id, "its record is no hash")
+                continue
+            if isinstance(values, Exception):
+                raise values
+            try:
+                worker = from_record(worker_id, values[: len(names)], names)
+            except WorkerRecordBroken as error:
+                self._skip(worker_id, str(error))
+            else:
+                workers.append((worker, values[-1] if with_spec else None))
+        return workers
+
+    def _skip(self, worker_id: str, problem: str) -> None:
+        """Logs a record that is left out, once for each problem, because records are read every second."""
+        if (worker_id, problem) not in self._logged and len(self._logged) < MOST_STOPPED:
+            self._logged.add((worker_id, problem))
+            log.error("managed worker %s is left out: %s", worker_id, problem)
+
+
+def _reason(text: str) -> str:
+    return " ".join(text.split())[:LONGEST_REASON]

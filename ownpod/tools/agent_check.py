@@ -1,0 +1,156 @@
+"""The part of ``ownpod doctor`` about managed workers: this host's devices, its engine, and the allowed images."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ownpod.agent.devices import Devices
+from ownpod.agent.docker_api import DockerApi
+from ownpod.errors import OwnPodError
+from ownpod.rules import images
+from ownpod.rules.devices import gigabytes
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.managed import Device
+from ownpod.rules.placement import pools_of
+from ownpod.settings import Settings
+from ownpod.tools.findings import Finding
+
+ALL_IMAGES = "**"
+
+LINKS = Path("/dev/char")
+"""Where links to a GPU's device files keep systemd from taking the GPU away from containers."""
+
+
+def docker_info() -> Mapping[str, Any]:
+    """What the Docker engine reports about itself. Raises: EngineError, ExtraMissing."""
+    api = DockerApi()
+    try:
+        info: Mapping[str, Any] = api.call(lambda client: client.info())
+        return info
+    finally:
+        api.close()
+
+
+def examine(
+    config: Settings,
+    endpoints: Mapping[str, Endpoint],
+    *,
+    docker: Callable[[], Mapping[str, Any]] = docker_info,
+    nvml: Any = None,
+    links: Path = LINKS,
+) -> Iterator[Finding]:
+    """Yields what concerns managed workers: the devices, and where an endpoint has a template, engine and images.
+
+    Args:
+        config: the settings.
+        endpoints: of the configuration file.
+        docker: see :func:`docker_info`.
+        nvml: the module ``pynvml``, or what replaces it in tests.
+        links: see :data:`LINKS`.
+    """
+    managed = {name: endpoint.managed for name, endpoint in endpoints.items() if endpoint.managed}
+    needs_gpu = sorted(name for name, spec in managed.items() if spec.gpu is not None)
+    devices = Devices(config.devices, config.labels, pools_of=pools_of, nvml=nvml)
+    found = devices.refresh()
+    yield from _devices(config, found, devices.problem, needs_gpu)
+    # The engine may be far away, and is of no interest where nothing is started.
+    if not managed and config.engine == "auto":
+        return
+    info = None
+    if config.engine == "process":
+        yield Finding("ok", "engine", "process, as OWNPOD_ENGINE has it")
+    else:
+        try:
+            info = docker()
+        except OwnPodError as error:
+            yield _without_docker(config, str(error))
+        else:
+            name = f"Docker {info.get('ServerVersion', 'of unknown version')}"
+            yield Finding("ok", "engine", f"docker: {name} answers")
+            if any(not device.simulated for device in found):
+                yield from _cgroups(info, links)
+    lacking = [
+        name
+        for name, spec in managed.items()
+        if not (spec.template.entrypoint or spec.template.command)
+    ]
+    if info is not None:
+        yield from _images(config, {name: spec.template.image for name, spec in managed.items()})
+    elif lacking:
+        listed = ", ".join(sorted(lacking))
+        problem = f"{listed}: the engine process needs template.command, because it starts no image"
+        yield Finding("bad", "templates", problem)
+
+
+def _devices(
+    config: Settings, found: tuple[Device, ...], problem: str, needs_gpu: list[str]
+) -> Iterator[Finding]:
+    for device in found:
+        yield Finding("note" if device.problem else "ok", "devices", _device(device))
+    if problem:
+        asked = bool(needs_gpu or config.devices.gpus)
+        yield Finding("bad" if asked else "note", "devices", problem)
+    elif not found:
+        why = "no GPU, because NVML's library is not found"
+        if config.devices.stand_ins is not None:
+            why = "none, as OWNPOD_DEVICES has it"
+        if needs_gpu:
+            why += (
+                f"; the workers of {', '.join(needs_gpu)} wait for a device of another host. "
+                "OWNPOD_DEVICES=cpu:N offers stand-ins"
+            )
+        yield Finding("note" if needs_gpu else "ok", "devices", why)
+
+
+def _device(device: Device) -> str:
+    memory = f", {gigabytes(device.memory_mb)} GB" if device.memory_mb else ""
+    kind = ", a stand-in for a GPU" if device.simulated else ""
+    pools = f", pools {' '.join(device.pools)}" if device.pools else ""
+    problem = f": {device.problem}" if device.problem else ""
+    return f"{device.index} {device.name} {device.id}{memory}{kind}{pools}{problem}"
+
+
+def _without_docker(config: Settings, reason: str) -> Finding:
+    if config.engine == "docker":
+        return Finding("bad", "engine", f"docker, as OWNPOD_ENGINE has it: {reason}")
+    return Finding("ok", "engine", f"process, because Docker cannot be used: {reason}")
+
+
+def _cgroups(info: Mapping[str, Any], links: Path) -> Iterator[Finding]:
+    cdi = any("nvidia.com/gpu" in str(device) for device in info.get("DiscoveredDevices") or ())
+    if info.get("CgroupDriver") == "systemd" and not cdi and not _are_linked(links):
+        yield Finding(
+            "note",
+            "engine",
+            "its cgroup driver is systemd: running containers lose their GPUs at `systemctl daemon-reload`. "
+            "Use CDI (`nvidia-ctk cdi generate`), or the cgroup driver cgroupfs",
+        )
+
+
+def _are_linked(links: Path) -> bool:
+    try:
+        return any(
+            "nvidia" in str(link.readlink()) for link in links.iterdir() if link.is_symlink()
+        )
+    except OSError:
+        return False
+
+
+def _images(config: Settings, by_endpoint: Mapping[str, str | None]) -> Iterator[Finding]:
+    patterns = ", ".join(config.images)
+    if ALL_IMAGES in config.images:
+        why = "OWNPOD_IMAGES allows all images, and is the only protection against a hostile one"
+        yield Finding("note", "images", why)
+    else:
+        yield Finding("ok", "images", f"OWNPOD_IMAGES allows {patterns}")
+    for name, image in by_endpoint.items():
+        if image is None:
+            yield Finding("bad", "images", f"{name}: the engine docker needs template.image")
+            continue
+        try:
+            reference = images.normalise(image)
+        except ValueError as error:
+            yield Finding("bad", "images", f"{name}: {error}")
+            continue
+        if not images.allowed(reference, config.images):
+            yield Finding("bad", "images", f"{name}: {reference} is not in OWNPOD_IMAGES")

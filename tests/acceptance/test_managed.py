@@ -1,0 +1,214 @@
+"""Managed workers for real: `ownpod up` with an agent and the engine `process`, on the real SDK."""
+
+import contextlib
+import json
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+import yaml
+from helpers import begun, overlaps, wait_until
+
+from ownpod.rules.managed import Phase
+from ownpod.store.agents import Agents
+from ownpod.store.client import connect
+from ownpod.store.managed import Managed
+
+pytestmark = pytest.mark.timeout(180)
+
+HANDLERS = Path(__file__).with_name("handlers.py")
+FAST = {"idleTimeout": 2, "scalerType": "REQUEST_COUNT", "scalerValue": 1}
+
+
+def template(kind="sync", **changes):
+    env = {"HANDLER": kind, "PYTHONUNBUFFERED": "1"}
+    return {"command": [sys.executable, str(HANDLERS)], "env": env, **changes}
+
+
+@pytest.fixture
+def managed(start_ownpod, tmp_path):
+    """Starts an OwnPod with one endpoint, ``local-ep``, that has a template."""
+
+    def start(*, environ=None, **endpoint):
+        write(tmp_path, endpoint)
+        return start_ownpod(
+            OWNPOD_WORKERS_FILE=tmp_path / "workers.yaml",
+            OWNPOD_WORKERS="",
+            OWNPOD_ENGINE="process",
+            OWNPOD_DEVICES="cpu:2",
+            OWNPOD_SHUTDOWN_GRACE_S=2,
+            **(environ or {}),
+        )
+
+    return start
+
+
+def write(directory, endpoint):
+    values = {"template": template(), "workersMax": 2, **FAST, **endpoint}
+    content = {"endpoints": {"local-ep": values}}
+    (directory / "workers.yaml").write_text(yaml.safe_dump(content))
+
+
+def health(ownpod):
+    return ownpod.get("/health")
+
+
+def phases(ownpod):
+    """Phases of the managed workers that are not stopped."""
+    return Counter(worker["phase"] for worker in health(ownpod)["ownpod"]["managed"]["workers"])
+
+
+def processes(ownpod):
+    """The workers' first processes that run, by worker id."""
+    found = {}
+    for process in psutil.process_iter(["environ", "cmdline"]):
+        environ = process.info["environ"] or {}
+        line = " ".join(process.info["cmdline"] or [])
+        ours = environ.get("RUNPOD_WEBHOOK_GET_JOB", "").startswith(f"{ownpod.base}/")
+        if ours and str(HANDLERS) in line and process.status() != psutil.STATUS_ZOMBIE:
+            found.setdefault(environ["RUNPOD_POD_ID"], process.pid)
+    return found
+
+
+def agent_of(ownpod):
+    """The agent's process; None while there is none."""
+    for process in psutil.Process(ownpod.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "agent" in process.cmdline():
+                return process
+    return None
+
+
+def held(ownpod):
+    with connect(ownpod.redis_url) as client:
+        return [hold for holds in Agents(client).all_holds().values() for hold in holds]
+
+
+def test_an_endpoint_scales_from_zero_to_two_and_back(managed, tmp_path):
+    ownpod = managed(gpu={"count": 1})
+    assert phases(ownpod) == {}
+    runs = tmp_path / "runs"
+    jobs = [ownpod.submit(text=f"job-{n}", seconds=2, runs=str(runs)) for n in range(4)]
+    most = 0
+
+    def done():
+        nonlocal most
+        most = max(most, len(held(ownpod)))
+        return all(ownpod.status(job)["status"] == "COMPLETED" for job in jobs)
+
+    wait_until(done, 90, "four jobs")
+    assert most == 2
+    assert len({ownpod.status(job)["workerId"] for job in jobs}) == 2
+    wait_until(lambda: not phases(ownpod), 40, "no worker")
+    wait_until(lambda: not processes(ownpod), 10, "no process")
+    assert held(ownpod) == []
+    assert health(ownpod)["workers"] == dict.fromkeys(health(ownpod)["workers"], 0)
+    # Each worker has a fresh directory, and nothing of it is left.
+    assert [p for p in (tmp_path / "var" / "agent").glob("*/*") if p.is_dir()] == []
+
+
+def test_a_killed_agent_costs_no_job_and_the_next_one_adopts_the_worker(managed, tmp_path):
+    ownpod = managed(workersMax=1)
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    job = ownpod.submit(text="a", runs=str(runs), until=str(go))
+    wait_until(begun(runs, "a"), 60)
+    before = processes(ownpod)
+    old = agent_of(ownpod)
+    old.kill()
+    wait_until(lambda: (new := agent_of(ownpod)) and new.pid != old.pid, 30, "another agent")
+    wait_until(lambda: ownpod.output.count("agent of host") == 2, 30, "the agent is ready")
+    assert processes(ownpod) == before
+    go.touch()
+    done = ownpod.ended(job)
+    assert (done["status"], "retries" in done) == ("COMPLETED", False)
+    wait_until(lambda: not processes(ownpod), 60, "the idle worker is stopped")
+    wait_until(lambda: not phases(ownpod), 10)
+
+
+def test_a_worker_that_is_killed_during_a_job_is_replaced_and_the_job_runs_again(managed, tmp_path):
+    ownpod = managed(workersMax=1)
+    runs = tmp_path / "runs"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=3)
+    wait_until(begun(runs, "a"), 60)
+    ((first, pid),) = processes(ownpod).items()
+    psutil.Process(pid).send_signal(signal.SIGKILL)
+    done = ownpod.ended(job, 90)
+    assert (done["status"], done["retries"]) == ("COMPLETED", 1)
+    assert done["workerId"] != first
+    assert overlaps(runs) == []
+
+
+def test_a_worker_that_does_not_start_is_explained_and_its_jobs_wait(managed, tmp_path):
+    broken = {"command": [sys.executable, "-c", "print('no weights at /models'); exit(3)"]}
+    ownpod = managed(template=broken, workersMax=1)
+    job = ownpod.submit(text="a")
+
+    def unhealthy():
+        failures = health(ownpod)["ownpod"]["managed"]["failures"]
+        return failures and failures["count"] >= 5 and failures
+
+    failures = wait_until(unhealthy, 90, "five failed starts")
+    assert (failures["exitCode"], failures["log"]) == (3, ["no weights at /models"])
+    assert health(ownpod)["workers"]["unhealthy"] == 1
+    status = ownpod.status(job)
+    assert status["status"] == "IN_QUEUE"
+    assert "exit code 3" in status["waitingReason"]
+    # A changed template is another release, which starts at once.
+    write(tmp_path, {"workersMax": 1})
+    for process in psutil.Process(ownpod.process.pid).children():
+        if "gunicorn" in process.cmdline() or "dispatch" in process.cmdline():
+            process.send_signal(signal.SIGHUP)
+    assert ownpod.ended(job, 60)["status"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("on_stop", ["stop", "keep"])
+def test_the_end_of_up_ends_the_workers_unless_they_are_kept(managed, tmp_path, on_stop):
+    ownpod = managed(workersMin=1, workersMax=1, environ={"OWNPOD_WORKERS_ON_STOP": on_stop})
+    wait_until(lambda: phases(ownpod) == {Phase.READY: 1}, 60, "one ready worker")
+    before = processes(ownpod)
+    assert len(before) == 1
+    assert ownpod.stop() == 0
+    try:
+        assert processes(ownpod) == (before if on_stop == "keep" else {})
+        ownpod.start()
+        wait_until(lambda: phases(ownpod) == {Phase.READY: 1}, 60, "one ready worker")
+        assert (processes(ownpod) == before) is (on_stop == "keep")
+        assert ownpod.ended(ownpod.submit(text="a"), 40)["status"] == "COMPLETED"
+    finally:
+        if on_stop == "keep":
+            ownpod.stop()
+            for pid in processes(ownpod).values():
+                psutil.Process(pid).kill()
+
+
+def test_jobs_are_pushed_to_a_worker_that_serves_runpods_local_api(managed):
+    ownpod = managed(template=template(protocol="push"), workersMax=1)
+    jobs = [ownpod.submit(text=f"job-{n}") for n in range(3)]
+    assert {ownpod.ended(job, 60)["status"] for job in jobs} == {"COMPLETED"}
+    with connect(ownpod.redis_url) as client:
+        (worker,) = Managed(client).list("local-ep")
+        assert worker.url.startswith("http://127.0.0.1:")
+    wait_until(lambda: not phases(ownpod), 60, "no worker")
+
+
+def test_a_paused_endpoint_refuses_jobs_at_once(managed):
+    ownpod = managed(workersMax=0)
+    answer = requests.post(f"{ownpod.endpoint}/run", json={"input": {}}, timeout=9)
+    assert answer.status_code == 409
+    assert answer.json()["code"] == "ENDPOINT_PAUSED"
+    assert health(ownpod)["jobs"]["inQueue"] == 0
+
+
+def test_another_program_cannot_use_a_managed_workers_id(managed):
+    ownpod = managed(workersMin=1, workersMax=1)
+    wait_until(lambda: phases(ownpod) == {Phase.READY: 1}, 60, "one ready worker")
+    (worker_id,) = processes(ownpod)
+    for headers in ({}, {"Authorization": "wrong"}):
+        url = f"{ownpod.endpoint}/job-take/{worker_id}?gpu=0"
+        answer = requests.get(url, headers=headers, timeout=30)
+        assert answer.status_code in {401, 403, 429}, json.dumps(answer.text)
+    assert ownpod.ended(ownpod.submit(text="a"), 30)["status"] == "COMPLETED"
