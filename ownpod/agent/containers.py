@@ -87,7 +87,9 @@ class ContainerEngine:
         self._images.prepare(template, progress)
 
     def start(self, launch: Launch) -> Started:
-        """See the protocol. A start that fails leaves nothing of the worker."""
+        """See the protocol. A start that fails leaves nothing of the worker, unless the engine is away: then its container
+        is adopted by the next call, or is listed as one that did not start.
+        """
         found = self._inspect(launch.worker_id)
         if found is None:
             found = self._create(launch)
@@ -241,10 +243,15 @@ class ContainerEngine:
         """The id of the workers' network, which is created if there is none."""
         with self._network_lock:
             if not (found := self._networks()):
-                self._api.call(_create_network)
+                try:
+                    self._api.call(_create_network)
+                except Conflict:
+                    logger.debug("another agent has created the network %s", NETWORK)
                 found = self._networks()
-            # An engine allows several networks of one name, so two agents of a host may both create one; and no
-            # container starts while there are two. All agents keep the oldest one.
+            if not found:
+                raise EngineError(f"another program removes the network {NETWORK}")
+            # Engines before Docker 25 allow several networks of one name, so two agents of a host may both create one;
+            # and no container starts while there are two. All agents keep the oldest one.
             for other in found[1:]:
                 if (other["Labels"] or {}).get(OURS) == "1":
                     self._remove_network(other["Id"])

@@ -92,6 +92,20 @@ def words(message: str) -> str:
     return f"the Docker engine refused: {one_line(message)}"
 
 
+def away_words(problem: str) -> str:
+    """Why no engine answers, as one plain sentence. ``problem``: docker-py's error."""
+    if "Permission denied" in problem:
+        return (
+            "this user may not use the socket of the Docker engine: add the user to the group docker, "
+            "or set DOCKER_HOST to an engine without root"
+        )
+    if "No such file" in problem:
+        return f"there is no socket of a Docker engine here: {_START}"
+    if "refused" in problem:
+        return f"no Docker engine answers: {_START}"
+    return f"the connection to the Docker engine failed: {one_line(problem)}"
+
+
 def one_line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 3]}..."
@@ -160,6 +174,8 @@ class DockerApi:
         from docker import auth
 
         def begin(client: Any) -> Any:
+            # The client has the user's settings of its start, and a later docker login must count.
+            client.reload_config()
             header = auth.get_config_header(client, auth.resolve_index_name(registry))
             return _open(
                 client.post,
@@ -222,19 +238,7 @@ class DockerApi:
                 raise _Silent(f"the Docker engine did not answer within {TIMEOUT_S} s") from None
             # Connections to an engine that has ended are of no use, and neither is the version that was agreed on.
             self.close()
-            raise EngineAway(self._away(str(error))) from None
-
-    def _away(self, text: str) -> str:
-        if "Permission denied" in text:
-            return (
-                "this user may not use the socket of the Docker engine: add the user to the group docker, "
-                "or set DOCKER_HOST to an engine without root"
-            )
-        if "No such file" in text:
-            return f"there is no socket of a Docker engine here: {_START}"
-        if "refused" in text:
-            return f"no Docker engine answers: {_START}"
-        return f"the connection to the Docker engine failed: {one_line(text)}"
+            raise EngineAway(away_words(str(error))) from None
 
 
 class Events:

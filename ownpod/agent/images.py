@@ -105,8 +105,8 @@ class Images:
     def _pull(self, reference: Reference, progress: Callable[[str], None]) -> None:
         root = self._root()
         self._check_disk(root, reference)
-        progress("image pull")
         state, last, shown = PullProgress(), time.monotonic(), "image pull"
+        progress(shown)
         pull = self._api.pull(reference.name, reference.version, reference.registry)
         try:
             with contextlib.closing(pull):

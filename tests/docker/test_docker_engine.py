@@ -293,6 +293,20 @@ def test_an_image_that_is_here_is_not_pulled_and_runs_by_its_id(lab):
     assert made["Config"]["Labels"]["ownpod.image"] == f"docker.io/{IMAGE}"
 
 
+def test_a_tag_that_moves_after_the_image_was_prepared_changes_nothing(lab, archive):
+    tag = "ownpod-test/moves:1"
+    docker("tag", IMAGE, tag)
+    try:
+        launch = lab.launch(image=tag)
+        lab.engine.prepare(launch.template, print)
+        docker("import", str(archive), tag)
+        lab.engine.start(launch)
+        (image,) = json.loads(docker("image", "inspect", IMAGE))
+        assert inspect(f"ownpod-{launch.worker_id}")["Image"] == image["Id"]
+    finally:
+        docker("image", "rm", "--force", tag)
+
+
 def test_an_image_that_is_not_allowed_is_neither_pulled_nor_started(lab):
     with contextlib.closing(
         ContainerEngine(lab.instance, allow=("ghcr.io/team/*", "ubuntu"))

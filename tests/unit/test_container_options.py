@@ -3,7 +3,7 @@
 import pytest
 
 from ownpod.agent.container_options import SERVE, command_of, name_of, options
-from ownpod.agent.docker_api import podman_version, words
+from ownpod.agent.docker_api import away_words, podman_version, words
 from ownpod.agent.engine import EngineError, Launch
 from ownpod.agent.images import Image
 from ownpod.rules.managed import Device
@@ -141,6 +141,23 @@ def test_an_engines_error_is_one_plain_sentence(message, sentence):
     assert sentence in found
     assert "\n" not in found
     assert len(found) < 400
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        ("PermissionError(13, 'Permission denied')", "add the user to the group docker"),
+        ("FileNotFoundError(2, 'No such file or directory')", "there is no socket"),
+        ("ConnectionRefusedError(111, 'Connection refused')", "no Docker engine answers"),
+        (
+            "('Connection aborted.',\nRemoteDisconnected())",
+            "failed: ('Connection aborted.', Remote",
+        ),
+    ],
+)
+def test_the_reason_why_no_engine_answers_is_one_plain_sentence(problem, sentence):
+    message = f"Error while fetching server API version: ('Connection aborted.', {problem})"
+    assert sentence in away_words(problem if "\n" in problem else message)
 
 
 def test_podman_is_known_by_its_component():
