@@ -277,6 +277,9 @@ class Managed(Loads):
         self, ids: Sequence[str], *, names: Sequence[str] = FIELDS
     ) -> Iterator[tuple[ManagedWorker, ManagedSpec]]:
         for worker, text in self._read(ids, names, with_spec=True):
+            if worker.phase is Phase.STOPPED:
+                # It stopped after its id was read, and has no spec any more.
+                continue
             try:
                 yield worker, spec_in(text)
             except WorkerRecordBroken as error:
