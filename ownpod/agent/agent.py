@@ -66,6 +66,7 @@ class Agent:
         agents: the hosts' records.
         wakeups: wakes the loop when something is wanted.
         environ: where the templates' secrets are.
+        clock: seconds, for how long a worker has been without a record and a wanted one has waited.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Agent:
         agents: Agents,
         wakeups: Wakeups,
         environ: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._engine = engine
@@ -86,6 +88,7 @@ class Agent:
         self._agents = agents
         self._wakeups = wakeups
         self._environ = environ
+        self._clock = clock
         self._token = this_process()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
         self._lock = threading.Lock()
@@ -163,7 +166,7 @@ class Agent:
     ) -> list[Step]:
         with self._lock:
             under_way = frozenset(self._under_way)
-        found, now = self._engine.list(), time.monotonic()
+        found, now = self._engine.list(), self._clock()
         self._found = found
         records = {worker_id: worker for worker_id, (worker, _) in mine.items()}
         self._unknown_since = reconcile.first_unknown(self._unknown_since, records, found, now)
@@ -200,7 +203,7 @@ class Agent:
         if not wanted:
             self._wanted_since.clear()
             return []
-        now = time.monotonic()
+        now = self._clock()
         self._wanted_since = {i: self._wanted_since.get(i, now) for i in wanted}
         able = [worker for worker, spec in wanted.values() if self._can_run(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
