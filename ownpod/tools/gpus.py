@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from ownpod.rules.devices import gigabytes, state_of
-from ownpod.rules.managed import AgentInfo, Device, Hold
+from ownpod.rules.devices import gigabytes
+from ownpod.rules.hosts import describe_device
 from ownpod.tools import hosts, tables
 from ownpod.tools.remote import print_json
 
@@ -53,7 +53,7 @@ def list_gpus(*, as_json: bool) -> None:
         found = stored.agents()
         holds = stored.all_holds()
     rows = [
-        _row(agent, device, holds.get(agent.host, []))
+        {"host": agent.host} | describe_device(agent, device, holds.get(agent.host, []))
         for agent in found
         for device in agent.devices
     ]
@@ -108,24 +108,6 @@ def release(device: str) -> None:
         host, found = hosts.device(stored, device)
         released = stored.release(host, found.id)
     click.echo(f"{'released' if released else 'was not reserved:'} {host}/{found.id}")
-
-
-def _row(agent: AgentInfo, device: Device, holds: list[Hold]) -> dict[str, Any]:
-    state = state_of(device, agent, holds)
-    return {
-        "host": agent.host,
-        "id": device.id,
-        "index": device.index,
-        "name": device.name,
-        "simulated": device.simulated,
-        "memoryMb": device.memory_mb,
-        "metrics": dict(device.metrics),
-        "pools": list(device.pools),
-        "slots": device.slots,
-        "state": state.word,
-        "workers": list(state.workers),
-        "reason": state.reason,
-    }
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
