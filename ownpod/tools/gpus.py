@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from ownpod.rules.devices import gigabytes
 from ownpod.rules.hosts import describe_device
 from ownpod.tools import hosts, tables
+from ownpod.tools.devices import figures
 from ownpod.tools.remote import print_json
 
 COLUMNS = (
@@ -111,15 +111,8 @@ def release(device: str) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
-    metrics = row["metrics"]
-    memory = f"{gigabytes(row['memoryMb'])} GB" if row["memoryMb"] else ""
-    if memory and "memory_used_mb" in metrics:
-        memory = f"{gigabytes(metrics['memory_used_mb'])} of {memory}"
-    load, heat = metrics.get("utilization_percent"), metrics.get("temperature_c")
     return (
-        *(row["host"], row["index"], row["name"], memory),
-        "" if load is None else f"{load:.0f} %",
-        "" if heat is None else f"{heat:.0f} °C",
+        *(row["host"], row["index"], row["name"], *figures(row)),
         *(" ".join(row["pools"]), row["state"], " ".join(row["workers"])),
         *(row["reason"], row["id"]),
     )
