@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
 from ownpod.agent.gate import Gate
+from ownpod.agent.taking import take
 from ownpod.errors import RedisUnavailable
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
-from ownpod.rules.placement import place
+from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
 from ownpod.rules.secrets import SecretMissing, resolve
 from ownpod.rules.templates import ManagedSpec
@@ -217,13 +218,15 @@ class Agent:
         holds = self._agents.holds(self._host.name)
         holds += reconcile.unrecorded(self._found, holds)
         slots = {device.id: device.slots for device in info.devices}
-        for placement in place(able, info, holds, waited_s=waited_s):
-            worker, spec = wanted[placement.worker.id]
+
+        def claim(placement: Placement) -> bool:
             devices = {device: slots[device] for device in placement.devices}
-            if self._managed.place(worker.id, self._host.name, self._token, devices):
-                del wanted[worker.id]
-                launch = functools.partial(self._launch, worker, spec, placement.devices)
-                self._start(worker.id, launch)
+            return self._managed.place(placement.worker.id, self._host.name, self._token, devices)
+
+        for placement in take(able, info, holds, claim, waited_s=waited_s):
+            worker, spec = wanted.pop(placement.worker.id)
+            launch = functools.partial(self._launch, worker, spec, placement.devices)
+            self._start(worker.id, launch)
         return [worker for worker, _ in wanted.values()]
 
     def _can_run(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
