@@ -153,7 +153,7 @@ class Supervisor:
             self._children.append(Child(spec.id, spec=spec))
         for child in [child for child in self._children if child.leaving and not child.pid]:
             child.leaving, child.start_at = False, 0.0
-            if child.spec is None:
+            if child.spec is None and child.name != HOUSEKEEPING:
                 self._children.remove(child)
 
     def _reload_soon(self, _signum: int, _frame: FrameType | None) -> None:
@@ -167,6 +167,14 @@ class Supervisor:
             logger.error("the old configuration stays: %s", error)  # noqa: TRY400 - one line
         else:
             logger.info("configuration read again")
+            self._replace_housekeeping()
+
+    def _replace_housekeeping(self) -> None:
+        """Ends the housekeeping node after its webhooks in progress; the next one scales by the new configuration."""
+        for child in self._children:
+            if child.name == HOUSEKEEPING and child.pid:
+                child.leaving = True
+                os.kill(child.pid, signal.SIGTERM)
 
     def _stop(self, _signum: int, _frame: FrameType | None) -> None:
         self._stopping = True

@@ -69,7 +69,8 @@ local function forget_pulls()
   drop_broken()
   for _, run in ipairs(redis.call('SMEMBERS', out)) do
     if is_a(run_key(run), 'hash') then
-      lose(run)
+      -- Counted as an attempt, because a job that ends its worker at once must not do so without an end.
+      lose(run, true)
     end
   end
   redis.call('HDEL', PULLING, worker)

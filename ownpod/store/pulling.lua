@@ -45,10 +45,11 @@ local function begin(run)
   end
 end
 
-local function lose(run)
+-- Ends a run that no result will come for; whether it may have begun although the worker never listed it.
+local function lose(run, may_have_begun)
   redis.call('SREM', out, run)
   if redis.call('EXISTS', run_key(run)) == 1 then
-    local begun = redis.call('HGET', run_key(run), 'state') == 'begun'
+    local begun = may_have_begun or redis.call('HGET', run_key(run), 'state') == 'begun'
     set_state(run, begun and 'gone' or 'unbegun')
   end
 end
