@@ -23,9 +23,9 @@ from ownpod.rules import reconcile
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
-from ownpod.rules.placement import Placement
+from ownpod.rules.placement import Placement, cannot_start, replaces
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
-from ownpod.rules.secrets import SecretMissing, resolve
+from ownpod.rules.secrets import SecretMissing, missing_secrets, resolve, why_missing
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
@@ -230,12 +230,24 @@ class Agent:
         return [worker for worker, _ in wanted.values()]
 
     def _can_run(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
+        """Whether this host can start the worker. If not, the reason is recorded, and another host may take it."""
+        problem = self._problem(spec)
+        if not problem:
+            return True
+        reason = cannot_start(self._host.name, problem)
+        if replaces(worker.reason, reason) and self._managed.waits(worker.id, reason):
+            log.warning("worker %s of %s: %s", worker.id, worker.endpoint, reason)
+        return False
+
+    def _problem(self, spec: ManagedSpec) -> str:
+        missing = missing_secrets(spec, self._environ)
+        if missing:
+            return why_missing(missing)
         try:
             self._engine.check_template(spec.template)
         except EngineError as error:
-            log.debug("worker %s is left to another host: %s", worker.id, error)
-            return False
-        return True
+            return str(error)
+        return ""
 
     # Steps.
 

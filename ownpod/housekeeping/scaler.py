@@ -16,7 +16,7 @@ from ownpod.processes import this_process
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING
 from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
-from ownpod.rules.placement import why_waits
+from ownpod.rules.placement import kept_reason, why_waits
 from ownpod.rules.scaling import (
     Action,
     Discard,
@@ -136,7 +136,7 @@ class Scaler(threading.Thread):
         agents, holds = self._agents.agents(), self._agents.all_holds()
         for worker in late.values():
             reason = why_waits(worker, agents, holds)
-            if reason != worker.reason:
+            if reason != worker.reason and not kept_reason(worker.reason, reason):
                 self._managed.waits(worker.id, reason)
 
     def _lose_silent(self, workers: Sequence[ManagedWorker]) -> Collection[str]:

@@ -41,6 +41,12 @@ MB_PER_GB = 0.98 * 1000**3 / 1024**2
 SHORTEST_PREFIX = 8
 """Characters of a GPU's UUID that name it, ``GPU-`` included."""
 
+ABOUT_TO_START = "an agent is about to take it"
+"""Why a wanted worker waits for which there is a free device."""
+
+CANNOT_START = " cannot start it: "
+"""Between a host and its problem, in the reason of a wanted worker."""
+
 WITHHOLD_S = 600.0
 """Seconds for which a worker that needs several devices keeps free ones from younger workers."""
 
@@ -204,6 +210,28 @@ def groups(devices: Iterable[Device], pools: Sequence[str]) -> list[tuple[str, l
     return [(pool, [d for d in left if matches(d, pool)]) for pool in included]
 
 
+def cannot_start(host: str, problem: str) -> str:
+    """Why a host leaves a wanted worker to others although it may have free devices, in words for people."""
+    return f"host {host}{CANNOT_START}{problem}"
+
+
+def kept_reason(before: str, now: str) -> bool:
+    """Whether the reason of a waiting worker stays, because it explains more than the new one.
+
+    A device is free, and the agent that has it cannot start the worker.
+    """
+    return now == ABOUT_TO_START and CANNOT_START in before
+
+
+def replaces(before: str, now: str) -> bool:
+    """Whether an agent's reason from :func:`cannot_start` replaces the one that a waiting worker has.
+
+    The reason of another host, or that no device is free, stays: the agents would write in turns otherwise.
+    """
+    mine = now.partition(CANNOT_START)[0] + CANNOT_START
+    return before != now and (before in {"", ABOUT_TO_START} or before.startswith(mine))
+
+
 def why_waits(
     worker: ManagedWorker, agents: Sequence[AgentInfo], holds_by_host: Mapping[str, Sequence[Hold]]
 ) -> str:
@@ -218,7 +246,7 @@ def why_waits(
     if not open_hosts:
         return f"host {alive[0].host} is drained" if len(alive) == 1 else "all hosts are drained"
     if worker.gpu_count <= 0:
-        return "an agent is about to take it"
+        return ABOUT_TO_START
     return _why_no_device(worker, open_hosts, holds_by_host)
 
 
@@ -240,7 +268,7 @@ def _why_no_device(
         states |= of_group
         free = max(free, sum(not state for state in of_group.values()))
     if free >= count:
-        return "an agent is about to take it"
+        return ABOUT_TO_START
     simulated = any(device.simulated for _, group in found for device in group)
     noun = "device" if simulated else "GPU"
     return _all_taken(list(states.values()), count=count, free=free, noun=noun, where=where)

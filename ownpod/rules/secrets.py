@@ -5,7 +5,7 @@ variable ``OWNPOD_SECRET_name``.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ownpod.errors import StartError
 from ownpod.rules.templates import ManagedSpec
@@ -36,6 +36,14 @@ def missing_secrets(spec: ManagedSpec, environ: Mapping[str, str]) -> tuple[str,
     """Names of the secrets that a template refers to and that an agent with this environment does not have, sorted."""
     needed = {name for text in spec.template.env.values() for name in _REFERENCE.findall(text)}
     return tuple(sorted(name for name in needed if f"{PREFIX}{name}" not in environ))
+
+
+def why_missing(names: Sequence[str]) -> str:
+    """What to do about the secrets of :func:`missing_secrets`, in words for people."""
+    listed = " and ".join(f"{name!r}" for name in names)
+    variables = " and ".join(f"{PREFIX}{name}" for name in names)
+    noun, verb = ("secret", "is") if len(names) == 1 else ("secrets", "are")
+    return f"{noun} {listed} {verb} not there: set {variables} where the agent runs"
 
 
 def resolve(env: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:

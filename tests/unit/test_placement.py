@@ -5,7 +5,17 @@ from dataclasses import dataclass, replace
 import pytest
 
 from ownpod.rules.managed import AgentInfo, Device, Hold, ManagedWorker, Phase
-from ownpod.rules.placement import WITHHOLD_S, matches, place, pools_of, why_waits
+from ownpod.rules.placement import (
+    ABOUT_TO_START,
+    WITHHOLD_S,
+    cannot_start,
+    kept_reason,
+    matches,
+    place,
+    pools_of,
+    replaces,
+    why_waits,
+)
 
 UUID = "GPU-5a1b0c9d-1111-2222-3333-444455556666"
 
@@ -231,6 +241,21 @@ def test_all_hosts_that_are_not_drained_are_counted():
     hosts = [LOW, replace(LOW, host="i"), replace(LOW, host="j", draining=True)]
     found = why_waits(wants("w", 1, "low"), hosts, {"h": BUSY, "i": BUSY})
     assert found == "all 4 GPUs of pool low are busy"
+
+
+def test_an_agents_reason_replaces_its_own_and_no_better_one():
+    mine = cannot_start("h", "no secret")
+    for before in ("", ABOUT_TO_START, cannot_start("h", "no command")):
+        assert replaces(before, mine)
+    for before in (mine, cannot_start("h2", "no secret"), "all 2 GPUs are busy"):
+        assert not replaces(before, mine)
+
+
+def test_the_reason_of_an_agent_stays_while_a_device_is_free():
+    mine = cannot_start("h", "no secret")
+    assert kept_reason(mine, ABOUT_TO_START)
+    assert not kept_reason(mine, "all hosts are drained")
+    assert not kept_reason("all 2 GPUs are busy", ABOUT_TO_START)
 
 
 # What it costs
