@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
+from ownpod.agent.notes import Notes
 from ownpod.agent.taking import take
-from ownpod.errors import RedisUnavailable
+from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.credentials import digest_of
@@ -98,7 +99,8 @@ class Agent:
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
-        self._standing_by = ""
+        self._owns_host = False
+        self._notes = Notes()
 
     # The loop.
 
@@ -111,8 +113,8 @@ class Agent:
             rest_s = BUSY_S
             try:
                 rest_s = self.turn()
-            except (RedisUnavailable, EngineError) as error:
-                self._say(str(error))
+            except OwnPodError as error:
+                self._notes.say(str(error))
             except Exception:
                 log.exception("the agent's turn failed")
             self._wake.wait(rest_s)
@@ -147,14 +149,21 @@ class Agent:
             problem=self._devices.problem,
         )
         beat = self._agents.heartbeat(info, self._token)
+        self._owns_host = beat.owned
         if not beat.owned:
-            self._say(f"standing by: another agent runs as host {self._host.name}")
+            self._notes.say(f"standing by: another agent runs as host {self._host.name}")
             return BUSY_S
-        self._say("")
+        self._notes.say("")
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
         for step in self._plan(mine, holds):
-            self._do(step, mine)
+            try:
+                self._do(step, mine)
+            except RedisUnavailable:
+                raise
+            except OwnPodError as error:
+                # One worker with a broken record must not keep the others from their steps.
+                self._notes.worker(step.worker, error)
         coming = [] if beat.draining or self._stopping else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
         return REST_S if settled and not coming and not self._under_way else BUSY_S
@@ -190,8 +199,15 @@ class Agent:
 
     def _ended(self, unknown: "set[str]") -> "set[str]":
         """Those of unknown workers whose record is STOPPED."""
-        records = (self._managed.get(worker_id) for worker_id in unknown)
-        return {r.id for r in records if r is not None and r.phase is Phase.STOPPED}
+        ended = set()
+        for worker_id in unknown:
+            try:
+                record = self._managed.get(worker_id)
+            except WorkerRecordBroken as error:
+                self._notes.worker(worker_id, error)
+            else:
+                ended |= {worker_id} if record and record.phase is Phase.STOPPED else set()
+        return ended
 
     # Placement.
 
@@ -347,7 +363,12 @@ class Agent:
     # The end.
 
     def end_workers(self, grace_s: float) -> None:
-        """Ends all workers of this host, for ``ownpod up``, whose own end comes next. Their jobs are requeued."""
+        """Ends all workers of this host, for ``ownpod up``, whose own end comes next. Their jobs are requeued.
+
+        An agent that stands by ends none: they are another agent's.
+        """
+        if not self._owns_host:
+            return
         ends = [
             self._pool.submit(self._end_worker, worker_id, grace_s)
             for worker_id, found in self._engine.list().items()
@@ -369,13 +390,5 @@ class Agent:
         self._pool.shutdown(wait=True)
         try:
             self._agents.leave(self._host.name, self._token)
-        except RedisUnavailable as error:
+        except OwnPodError as error:
             log.debug("the host's name is not given up: %s", error)
-
-    def _say(self, problem: str) -> None:
-        """Logs why nothing is done, once."""
-        if problem and problem != self._standing_by:
-            log.warning("%s", problem)
-        elif self._standing_by and not problem:
-            log.info("the agent works again")
-        self._standing_by = problem
