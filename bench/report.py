@@ -93,7 +93,7 @@ ROWS = (
     Row("warm", "pull_ms_p50", "a no-op on a pull worker", "ms", spread="pull_ms"),
     Row("warm", "managed_ms_p50", "a no-op on a managed worker", "ms", spread="managed_ms"),
     Row("warm", "slower_percent", "of a managed worker, slower by", "%", 20),
-    Row("rest", "cpu_percent", "CPU of the agent at rest", "%", 0.5),
+    Row("rest", "share_percent", "CPU of the agent at rest", "%", 0.5),
     Row("rest", "pss_mb", "memory of the agent", "MB", 40),
     Row("placed", "s", "1,000 workers on 100 hosts", "s", 10),
     Row("placed", "steps_ms_p50", "a turn of one of their agents", "ms", spread="steps_ms"),

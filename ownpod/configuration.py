@@ -36,6 +36,9 @@ from ownpod.validation import (
 
 DEFAULT_WORKERS = ("http://localhost:18000",)
 
+LONGEST_PROBLEM = 200
+"""Characters of an error of the YAML parser that are shown."""
+
 LONGEST_ID = 255
 """Characters of an id that is made from a URL; see :data:`ownpod.validation.NAME`."""
 
@@ -233,10 +236,22 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(f"{path}: not YAML: {_yaml_problem(error)}") from None
     except ValidationError as error:
         place, problem = first_problem(error.normalized_messages())
         raise ConfigurationError(f"{path}: {place}: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        # Not UTF-8, a date that does not exist, too many digits, too deep.
+        problem = " ".join(str(error).split())[:LONGEST_PROBLEM]
+        raise ConfigurationError(f"{path}: cannot be read: {problem}") from None
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """The problem and its place, without the lines of the file that the error quotes: these may have secrets."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def parse_headers(lines: Iterable[str]) -> dict[str, str]:

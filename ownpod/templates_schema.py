@@ -30,6 +30,11 @@ MIB = 1024**2
 LARGEST_SIZE = 1024**5
 """Bytes of the largest size that is accepted, 1 PiB."""
 
+MOST_BYTES = 1_000_000
+"""Maximum length in bytes of all variables together, and of a command: Linux starts no program with more than twice as
+much, and each worker's record has them.
+"""
+
 LONGEST_VALUE = 128 * 1024 - 1
 """Maximum length in bytes of an argument and of a variable: a longer one cannot be passed to a program on Linux."""
 
@@ -69,7 +74,7 @@ class _Parsed(fields.Field[Any]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
         try:
             return self._parse(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             raise ValidationError(self._problem) from None
 
 
@@ -135,7 +140,7 @@ def _words(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > MOST_WORDS:
         raise ValueError
     words = tuple(_as_text(word) for word in value)
-    if not all(map(_can_be_passed, words)):
+    if not all(map(_can_be_passed, words)) or sum(map(len, words)) > MOST_BYTES:
         raise ValueError
     return words
 
@@ -146,7 +151,11 @@ def _as_text(value: Any) -> str:
         return "true" if value else "false"
     if not isinstance(value, str | int | float):
         raise TypeError("must be a text, a number, true or false")
-    return str(value)
+    try:
+        return str(value)
+    except ValueError:
+        # Python makes no text of a number with thousands of digits.
+        raise TypeError("must be a number of at most 4300 digits") from None
 
 
 def _image(value: Any) -> str:
@@ -175,7 +184,10 @@ class _Environment(fields.Field[Any]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Mapping[str, str]:
         if not isinstance(value, dict):
             raise ValidationError(self._problem)
-        return {self._name(name): self._value(name, given) for name, given in value.items()}
+        found = {self._name(name): self._value(name, given) for name, given in value.items()}
+        if sum(len(name) + len(text.encode()) for name, text in found.items()) > MOST_BYTES:
+            raise ValidationError(f"must have at most {MOST_BYTES} bytes in all")
+        return found
 
     def _name(self, name: Any) -> str:
         if not isinstance(name, str) or not _VARIABLE.fullmatch(name):

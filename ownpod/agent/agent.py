@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
+from ownpod.agent.notes import Notes
 from ownpod.agent.starts import Starts
 from ownpod.agent.taking import take
-from ownpod.errors import RedisUnavailable
+from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.credentials import digest_of
@@ -103,7 +104,8 @@ class Agent:
         self._wake = threading.Event()
         self._stopping = False
         self._starts = Starts()
-        self._standing_by = ""
+        self._owns_host = False
+        self._notes = Notes()
 
     # The loop.
 
@@ -116,8 +118,8 @@ class Agent:
             rest_s = BUSY_S
             try:
                 rest_s = self.turn()
-            except (RedisUnavailable, EngineError) as error:
-                self._say(str(error))
+            except OwnPodError as error:
+                self._notes.say(str(error))
             except Exception:
                 log.exception("the agent's turn failed")
             self._wake.wait(rest_s)
@@ -152,17 +154,24 @@ class Agent:
             problem=self._devices.problem,
         )
         beat = self._agents.heartbeat(info, self._token)
+        self._owns_host = beat.owned
         if not beat.owned:
-            self._say(f"standing by: another agent runs as host {self._host.name}")
+            self._notes.say(f"standing by: another agent runs as host {self._host.name}")
             return BUSY_S
-        self._say("")
+        self._notes.say("")
         with self._lock:
             # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
             under_way = frozenset(self._under_way)
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
         for step in self._plan(mine, holds, under_way):
-            self._do(step, mine)
+            try:
+                self._do(step, mine)
+            except RedisUnavailable:
+                raise
+            except OwnPodError as error:
+                # One worker with a broken record must not keep the others from their steps.
+                self._notes.worker(step.worker, error)
         closed = beat.draining or self._stopping or self._starts.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
@@ -200,8 +209,15 @@ class Agent:
 
     def _ended(self, unknown: "set[str]") -> "set[str]":
         """Those of unknown workers whose record is STOPPED."""
-        records = (self._managed.get(worker_id) for worker_id in unknown)
-        return {r.id for r in records if r is not None and r.phase is Phase.STOPPED}
+        ended = set()
+        for worker_id in unknown:
+            try:
+                record = self._managed.get(worker_id)
+            except WorkerRecordBroken as error:
+                self._notes.worker(worker_id, error)
+            else:
+                ended |= {worker_id} if record and record.phase is Phase.STOPPED else set()
+        return ended
 
     # Placement.
 
@@ -372,7 +388,12 @@ class Agent:
     # The end.
 
     def end_workers(self, grace_s: float) -> None:
-        """Ends all workers of this host, for ``ownpod up``, whose own end comes next. Their jobs are requeued."""
+        """Ends all workers of this host, for ``ownpod up``, whose own end comes next. Their jobs are requeued.
+
+        An agent that stands by ends none: they are another agent's.
+        """
+        if not self._owns_host:
+            return
         # The engine does not list what is being started now.
         self._starts.close(grace_s)
         try:
@@ -397,13 +418,5 @@ class Agent:
         self._pool.shutdown(wait=True)
         try:
             self._agents.leave(self._host.name, self._token)
-        except RedisUnavailable as error:
+        except OwnPodError as error:
             log.debug("the host's name is not given up: %s", error)
-
-    def _say(self, problem: str) -> None:
-        """Logs why nothing is done, once."""
-        if problem and problem != self._standing_by:
-            log.warning("%s", problem)
-        elif self._standing_by and not problem:
-            log.info("the agent works again")
-        self._standing_by = problem

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,7 @@ from ownpod.errors import ExtraMissing, StartError
 from ownpod.processes import return_memory
 from ownpod.rules.placement import pools_of
 from ownpod.settings import Settings
+from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
@@ -24,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 INSTANCE_FILE = "instance"
 """A file in the agent's directory: the id of the installation, so that it outlives a Redis that lost its data."""
+
+
+INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Pattern of that id, which names a directory."""
 
 
 def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
@@ -76,9 +82,8 @@ def make_engine(config: Settings, directory: Path, instance: str) -> Engine:
     Raises:
         StartError: it cannot start workers here.
     """
-    processes = ProcessEngine(directory, instance)
     if config.engine == "process":
-        return _checked(processes)
+        return _checked(ProcessEngine(directory, instance))
     # Imported late, because a host whose engine is `process` needs no HTTP client, which takes megabytes.
     from ownpod.agent.containers import ContainerEngine
 
@@ -89,7 +94,7 @@ def make_engine(config: Settings, directory: Path, instance: str) -> Engine:
         docker.check()
     except (EngineError, ExtraMissing) as error:
         logger.info("workers are processes, because there is no Docker engine: %s", error)
-        return _checked(processes)
+        return _checked(ProcessEngine(directory, instance))
     return docker
 
 
@@ -102,11 +107,21 @@ def _checked(engine: Engine) -> Engine:
 
 
 def _instance(managed: Managed, directory: Path) -> str:
-    """The id of this installation: Redis's, or the one that this host remembers if Redis has none."""
+    """The id of this installation: Redis's, or the one that this host remembers if Redis has none. Raises: StartError."""
     file = directory / INSTANCE_FILE
-    remembered = file.read_text().strip() if file.exists() else None
-    instance = managed.instance(remembered).id
-    if instance != remembered:
-        directory.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{instance}\n")
+    try:
+        text = file.read_text().strip() if file.exists() else ""
+        # A file that was being written when the host lost its power may be empty.
+        remembered = text if INSTANCE.fullmatch(text) else None
+        instance = managed.instance(remembered).id
+        if not INSTANCE.fullmatch(instance):
+            raise StartError(f"{keys.INSTANCE} in Redis is {instance[:80]!r}, which is no id")
+        if instance != remembered:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = directory / f"{INSTANCE_FILE}.new"
+            new.write_text(f"{instance}\n")
+            new.replace(file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise StartError(f"OWNPOD_DATA_DIR: {file} cannot be used: {reason}") from None
     return instance

@@ -43,6 +43,9 @@ LEAD_S = 5.0
 PATIENCE_S = 15.0
 """Seconds after a start or an outage of Redis in which no host counts as silent, because agents could not publish."""
 
+JUMP_S = 10.0
+"""Seconds by which two clocks must differ after a decision for one of them to have jumped."""
+
 STUCK_S = 15.0
 """Seconds for which a handler may go on after its job has ended, until its worker is stopped."""
 
@@ -83,6 +86,8 @@ class Scaler(threading.Thread):
         self._process = this_process()
         self._lingering_since = dict[str, float]()
         self._patient_until = self._clock() + PATIENCE_S
+        self._offset_s: float | None = None
+        """Redis's clock less this host's at the last decision."""
         self._waited = set[str]()
         """Workers that already waited for a host at the last decision."""
 
@@ -122,10 +127,18 @@ class Scaler(threading.Thread):
             except OwnPodError:
                 # One endpoint with a broken record must not stop the others.
                 log.exception("endpoint %s is not scaled", endpoint)
-        self._explain([worker for worker in workers if worker.phase is Phase.WANTED])
         for worker in workers:
             if worker.endpoint not in specs:
-                self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
+                self._drain_left(worker)
+        self._explain([worker for worker in workers if worker.phase is Phase.WANTED])
+
+    def _drain_left(self, worker: ManagedWorker) -> None:
+        try:
+            self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
+        except RedisUnavailable:
+            raise
+        except OwnPodError:
+            log.exception("worker %s does not leave", worker.id)
 
     def _explain(self, wanted: Sequence[ManagedWorker]) -> None:
         """Records why wanted workers wait for a device."""
@@ -142,7 +155,7 @@ class Scaler(threading.Thread):
     def _lose_silent(self, workers: Sequence[ManagedWorker]) -> Collection[str]:
         """Stops the records of workers whose host is silent, so that others replace them. Returns their ids."""
         lost = set[str]()
-        if self._clock() < self._patient_until:
+        if self._clock_jumped() or self._clock() < self._patient_until:
             return lost
         silent_s = {agent.host: agent.silent_s for agent in self._agents.agents()}
         for worker in workers:
@@ -155,6 +168,19 @@ class Scaler(threading.Thread):
                     log.warning("worker %s of %s is lost: %s", worker.id, worker.endpoint, reason)
                     lost.add(worker.id)
         return lost
+
+    def _clock_jumped(self) -> bool:
+        """Whether Redis's clock has moved by another time than this host's, as after a host was suspended or its clock was
+        set. Heartbeats then look older than they are, so hosts get :data:`PATIENCE_S` to publish.
+        """
+        before, self._offset_s = self._offset_s, self._managed.now_ms() / 1000 - self._clock()
+        jumped = before is not None and abs(self._offset_s - before) > JUMP_S
+        if jumped:
+            log.warning(
+                "the clock of Redis or of this host has jumped; no host counts as silent now"
+            )
+            self._patient_until = self._clock() + PATIENCE_S
+        return jumped
 
     def _scale(
         self, endpoint: str, spec: ManagedSpec, workers: Sequence[ManagedWorker], jobs: JobsView

@@ -244,8 +244,9 @@ def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> Worke
     endpoint, url, key = values["endpoint"], values.get("url") or "", values.get("key")
     if values.get("kind") not in list(WorkerKind):
         raise _Unusable("its kind is none of this version", endpoint)
-    if not isinstance(key, str | None):
-        raise _Unusable("its key is no text", endpoint)
+    # Digests are compared in constant time, which takes ASCII.
+    if key is not None and not (isinstance(key, str) and key.isascii()):
+        raise _Unusable("its key is no digest", endpoint)
     spec = replace(
         _pulling(worker_id, {"capacity": 1, **values}),
         source=WorkerSource.MANAGED,

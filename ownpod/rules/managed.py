@@ -133,6 +133,9 @@ def may_move(old: Phase, new: Phase) -> bool:
     return ORDER.index(new) > ORDER.index(old)
 
 
+LONGEST_NUMBER = 18
+"""Characters of a number in a record: no larger one can be compared with a time in seconds."""
+
 FIELDS = tuple(f.name for f in fields(ManagedWorker) if f.name != "id")
 """Fields of a worker's record in Redis."""
 
@@ -178,6 +181,12 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _whole(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError
+    return int(text)
+
+
 _VALUES: dict[str, Any] = {
     "phase": Phase,
     "devices": _names,
@@ -188,6 +197,6 @@ _VALUES: dict[str, Any] = {
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code"),
         ),
-        int,
+        _whole,
     ),
 }

@@ -13,6 +13,9 @@ from ownpod.errors import WorkerRecordBroken
 
 T = TypeVar("T")
 
+LARGEST = 2**63
+"""No whole number of a record is larger; Python cannot make a float of every larger one."""
+
 
 def to_text(value: Any, *, without: tuple[str, ...] = ()) -> str:
     """A dataclass as JSON, but without the named fields."""
@@ -51,6 +54,8 @@ def _read(kind: Any, value: Any, place: str, *, others: bool) -> Any:
         found = tuple(_read(parts[0], part, place, others=others) for part in value)
     elif origin is Mapping and isinstance(value, dict):
         found = {name: _read(parts[1], part, place, others=others) for name, part in value.items()}
+    elif type(value) is int and abs(value) > LARGEST:
+        raise WorkerRecordBroken(f"{place} in Redis has a number that is too large")
     elif kind is float and type(value) is int:
         found = float(value)
     elif isinstance(kind, type) and issubclass(kind, Enum) and value in [m.value for m in kind]:

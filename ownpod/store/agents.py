@@ -18,7 +18,7 @@ from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold, ManagedWorker
 from ownpod.rules.records import from_text, to_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
-from ownpod.store.loads import broken_records
+from ownpod.store.loads import broken_records, whole
 from ownpod.store.scripts import Scripts, constants
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Agents:
                     log.error("agent %s is left out: %s", host[:255], error)  # noqa: TRY400 - one line
                 continue
             at = seen.get(host, "").partition(" ")[0]
-            seen_s = int(at) / 1000 if at.isdecimal() else 0.0
+            seen_s = whole(at) / 1000
             silent_s = max(0.0, seconds + microseconds / 1_000_000 - seen_s)
             agents.append(
                 replace(info, host=host, draining=host in draining, silent_s=round(silent_s, 3))
@@ -167,7 +167,13 @@ class Agents:
                 pipe.hmget(keys.worker(worker.id), "state", "held")
             for endpoint in endpoints:
                 pipe.hvals(keys.running(endpoint))
-            found = pipe.execute()
+            replies = pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):
+                raise reply
+        # A key of a wrong type counts as empty, because neither a node nor a claim of a job can use it.
+        found: list[Any] = [() if isinstance(r, Exception) else r for r in replies]
+        found[: len(workers)] = [reply or (None, None) for reply in found[: len(workers)]]
         busy, paused = {name for names in found[len(workers) :] for name in names}, set()
         for worker, (state, held) in zip(workers, found, strict=False):
             if held and held != "0":
@@ -210,7 +216,7 @@ class Agents:
         for name, text in sorted(reserved.items()):
             host, _, device = name.partition("/")
             at, _, reason = text.partition(" ")
-            left_s = int(at) / 1000 - seconds if at.isdecimal() and at != "0" else None
+            left_s = whole(at) / 1000 - seconds if whole(at) else None
             if left_s is None or left_s > 0:
                 words = [reason] if reason else []
                 words += [] if left_s is None else [f"{_duration(left_s)} left"]

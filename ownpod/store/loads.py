@@ -4,6 +4,7 @@ import functools
 import itertools
 import logging
 import math
+import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -220,18 +221,18 @@ class Loads:
                 oldest_wait_s=max(0.0, now_ms - oldest_ms) / 1000 if queued else 0.0,
                 running=Counter(running),
                 lingering={
-                    worker_id: _whole(text)
+                    worker_id: whole(text)
                     for worker_id, text in zip(ids, held, strict=True)
-                    if _whole(text)
+                    if whole(text)
                 },
             )
             found[name] = (_failures(failures, now_ms), view)
         return found
 
 
-def _whole(text: str | None) -> int:
+def whole(text: str | None) -> int:
     """A number in Redis; 0 where it cannot be read."""
-    return int(text) if text and text.isdecimal() else 0
+    return int(text) if text and re.fullmatch("[0-9]{1,15}", text) else 0
 
 
 def _failures(found: Mapping[str, str], now_ms: int) -> Failures:
@@ -240,10 +241,10 @@ def _failures(found: Mapping[str, str], now_ms: int) -> Failures:
     code = found.get("exit_code", "")
     return Failures(
         release=found.get("release", ""),
-        count=_whole(found.get("count")),
-        pause_s=max(0, _whole(found.get("until_ms")) - now_ms) / 1000,
+        count=whole(found.get("count")),
+        pause_s=max(0, whole(found.get("until_ms")) - now_ms) / 1000,
         reason=found.get("reason", ""),
-        exit_code=int(code) if code.lstrip("-").isdecimal() else None,
+        exit_code=int(code) if re.fullmatch("-?[0-9]{1,10}", code) else None,
         log=found.get("log", ""),
         worker=found.get("worker", ""),
     )

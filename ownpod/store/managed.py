@@ -321,4 +321,6 @@ class Managed(Loads):
 
 
 def _reason(text: str) -> str:
-    return " ".join(text.split())[:LONGEST_REASON]
+    """One line. A terminal would obey control characters, and Redis cannot store half a surrogate pair."""
+    line = " ".join(text.split())[:LONGEST_REASON]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
