@@ -13,6 +13,7 @@ from pathlib import Path
 
 import extremes
 import growth
+import managed
 import measures
 import report
 from system import Stage, exit_at_signals, processes
@@ -38,6 +39,11 @@ ALONE: dict[str, Callable] = {
     "payload": extremes.payload,
     "growth": growth.growth,
     "pull": measures.pull,
+    "cold": managed.cold,
+    "warm": managed.warm,
+    "rest": managed.rest,
+    "placed": managed.placed,
+    "decision": managed.decision,
 }
 """Measures that each start a new system."""
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -27,7 +27,7 @@ ENDPOINT, PARKED = "local-ep", "parked"
 """The endpoint with workers, and one without workers, whose jobs stay in the queue."""
 
 JOB_INPUT = '{"seconds": 0}'
-KINDS = ("api", "node", "redis", "worker")
+KINDS = ("api", "node", "redis", "worker", "agent")
 QUIET = {"RUNPOD_DEBUG_LEVEL": "ERROR", "UVICORN_LOG_LEVEL": "error"}
 FOREIGN = ("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "WEB_CONCURRENCY", "GUNICORN_")
 END_S = 20
@@ -131,7 +131,17 @@ def _listens(port: int) -> bool:
 
 
 class OwnPod:
-    """An ``ownpod up`` with an embedded Redis and two endpoints: one with the given workers, and one without workers."""
+    """An ``ownpod up`` with an embedded Redis and two endpoints: one with the given workers, and one without workers.
+
+    Args:
+        group: starts the processes.
+        urls: of the workers.
+        pids: of the workers.
+        api: number of API processes.
+        name: of the data directory.
+        managed: further endpoints, as in ``workers.yaml``, by id. OwnPod starts their workers as processes.
+        environ: further variables.
+    """
 
     def __init__(
         self,
@@ -141,6 +151,7 @@ class OwnPod:
         *,
         api: int = 2,
         name: str = "pod",
+        managed: Mapping[str, dict] | None = None,
         **environ: object,
     ) -> None:
         self.urls, self._worker_pids = urls, pids
@@ -149,10 +160,12 @@ class OwnPod:
         directory.mkdir()
         workers = directory / "workers.yaml"
         listed = {ENDPOINT: {"workers": [{"url": url} for url in urls]}, PARKED: {}}
+        listed |= managed or {}
         workers.write_text(json.dumps({"endpoints": listed}))
         self._environ = {"OWNPOD_DATA_DIR": str(directory), "OWNPOD_WORKERS_FILE": str(workers)}
         self.began = time.monotonic()
         up = ("-m", "ownpod", "up", "--port", self.port)
+        environ = {"OWNPOD_ENGINE": "process", "OWNPOD_DEVICES": "cpu:4", **environ}
         self._pid = group.start(*up, **self._environ, WEB_CONCURRENCY=api, **environ)
         self._directory = directory
         wait_for("OwnPod", lambda: group.lives(self._pid) and self.health(PARKED))
@@ -199,6 +212,9 @@ class OwnPod:
             line = " ".join(child.cmdline())
             if "redis" in line or "valkey" in line:
                 found["redis"] += [child.pid]
+            elif "ownpod agent" in line:
+                # Without its workers, which are below it.
+                found["agent"] += [child.pid]
             elif "dispatch" in line:
                 found["dispatch"] += [child.pid]
                 found["node"] += below
@@ -218,14 +234,14 @@ def open_job_store(redis_url: str) -> Store:
     return open_store(settings.load({"REDIS_URL": redis_url}), client_name="bench")
 
 
-def create_jobs(redis_url: str, count: int) -> None:
+def create_jobs(redis_url: str, count: int, endpoint: str = ENDPOINT) -> None:
     """Creates jobs without the API, with the same records and messages."""
     store = open_job_store(redis_url)
     for _ in range(count):
         store.jobs.create(
             NewJob(
                 id=new_job_id(sync=False),
-                endpoint=ENDPOINT,
+                endpoint=endpoint,
                 input=JOB_INPUT,
                 s3_config=None,
                 webhook=None,

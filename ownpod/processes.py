@@ -22,6 +22,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def return_memory() -> None:
+    """Has glibc return memory that is free to Linux. Imports leave a third of a process's memory free but not returned."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def check_port(host: str, port: int) -> None:
     """Checks that a server can listen there. Raises: StartError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
+from ownpod.agent.gate import Gate
+from ownpod.agent.taking import take
 from ownpod.errors import RedisUnavailable
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
-from ownpod.rules.placement import place
+from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
 from ownpod.rules.secrets import SecretMissing, resolve
 from ownpod.rules.templates import ManagedSpec
@@ -66,6 +68,7 @@ class Agent:
         agents: the hosts' records.
         wakeups: wakes the loop when something is wanted.
         environ: where the templates' secrets are.
+        clock: seconds, for how long a worker has been without a record and a wanted one has waited.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Agent:
         agents: Agents,
         wakeups: Wakeups,
         environ: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._engine = engine
@@ -86,6 +90,7 @@ class Agent:
         self._agents = agents
         self._wakeups = wakeups
         self._environ = environ
+        self._clock = clock
         self._token = this_process()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
         self._lock = threading.Lock()
@@ -97,6 +102,7 @@ class Agent:
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
+        self._gate = Gate()
         self._standing_by = ""
 
     # The loop.
@@ -150,20 +156,25 @@ class Agent:
             self._say(f"standing by: another agent runs as host {self._host.name}")
             return BUSY_S
         self._say("")
+        with self._lock:
+            # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
+            under_way = frozenset(self._under_way)
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
-        for step in self._plan(mine, holds):
+        for step in self._plan(mine, holds, under_way):
             self._do(step, mine)
-        coming = [] if beat.draining or self._stopping else self._place(info)
+        closed = beat.draining or self._stopping or self._gate.closed
+        coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
         return REST_S if settled and not coming and not self._under_way else BUSY_S
 
     def _plan(
-        self, mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]], holds: Sequence[Hold]
+        self,
+        mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]],
+        holds: Sequence[Hold],
+        under_way: frozenset[str],
     ) -> list[Step]:
-        with self._lock:
-            under_way = frozenset(self._under_way)
-        found, now = self._engine.list(), time.monotonic()
+        found, now = self._engine.list(), self._clock()
         self._found = found
         records = {worker_id: worker for worker_id, (worker, _) in mine.items()}
         self._unknown_since = reconcile.first_unknown(self._unknown_since, records, found, now)
@@ -200,20 +211,22 @@ class Agent:
         if not wanted:
             self._wanted_since.clear()
             return []
-        now = time.monotonic()
+        now = self._clock()
         self._wanted_since = {i: self._wanted_since.get(i, now) for i in wanted}
         able = [worker for worker, spec in wanted.values() if self._can_run(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
         holds = self._agents.holds(self._host.name)
         holds += reconcile.unrecorded(self._found, holds)
         slots = {device.id: device.slots for device in info.devices}
-        for placement in place(able, info, holds, waited_s=waited_s):
-            worker, spec = wanted[placement.worker.id]
+
+        def claim(placement: Placement) -> bool:
             devices = {device: slots[device] for device in placement.devices}
-            if self._managed.place(worker.id, self._host.name, self._token, devices):
-                del wanted[worker.id]
-                launch = functools.partial(self._launch, worker, spec, placement.devices)
-                self._start(worker.id, launch)
+            return self._managed.place(placement.worker.id, self._host.name, self._token, devices)
+
+        for placement in take(able, info, holds, claim, waited_s=waited_s):
+            worker, spec = wanted.pop(placement.worker.id)
+            launch = functools.partial(self._launch, worker, spec, placement.devices)
+            self._start(worker.id, launch)
         return [worker for worker, _ in wanted.values()]
 
     def _can_run(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
@@ -294,7 +307,10 @@ class Agent:
             # The key counts from before the start, because the worker may ask for a job at once.
             if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
                 return
-            started = self._engine.start(launch)
+            with self._gate.passing() as allowed:
+                if not allowed:
+                    return
+                started = self._engine.start(launch)
         except (EngineError, SecretMissing) as error:
             log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, error)
             self._managed.stopped(
@@ -345,14 +361,17 @@ class Agent:
 
     def end_workers(self, grace_s: float) -> None:
         """Ends all workers of this host, for ``ownpod up``, whose own end comes next. Their jobs are requeued."""
-        ends = [
-            self._pool.submit(self._end_worker, worker_id, grace_s)
-            for worker_id, found in self._engine.list().items()
-            if found.running
-        ]
-        for end in ends:
-            end.result()
-        self.turn()
+        # The engine does not list what is being started now.
+        self._gate.close(grace_s)
+        try:
+            running = [i for i, found in self._engine.list().items() if found.running]
+            ends = [self._pool.submit(self._end_worker, i, grace_s) for i in running]
+            for worker_id, end in zip(running, ends, strict=True):
+                if error := end.exception():
+                    log.warning("worker %s was not ended: %s", worker_id, error)
+            self.turn()
+        except (RedisUnavailable, EngineError) as error:
+            log.warning("the end of the workers: %s", error)
 
     def _end_worker(self, worker_id: str, grace_s: float) -> None:
         try:

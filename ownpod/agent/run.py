@@ -8,11 +8,11 @@ from types import FrameType
 
 from ownpod import log
 from ownpod.agent.agent import Agent, Host
-from ownpod.agent.containers import ContainerEngine
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.processes import ProcessEngine
 from ownpod.errors import ExtraMissing, StartError
+from ownpod.processes import return_memory
 from ownpod.rules.placement import pools_of
 from ownpod.settings import Settings
 from ownpod.store.agents import Agents, Wakeups
@@ -63,6 +63,7 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     signal.signal(signal.SIGINT, stop)
     found = ", ".join(device.id for device in devices.read()) or "none"
     logger.info("agent of host %s ready: engine %s, devices %s", host.name, engine.name, found)
+    return_memory()
     agent.run()
     if end_workers:
         agent.end_workers(config.shutdown_grace_s)
@@ -78,6 +79,9 @@ def make_engine(config: Settings, directory: Path, instance: str) -> Engine:
     processes = ProcessEngine(directory, instance)
     if config.engine == "process":
         return _checked(processes)
+    # Imported late, because a host whose engine is `process` needs no HTTP client, which takes megabytes.
+    from ownpod.agent.containers import ContainerEngine
+
     if config.engine == "docker":
         return _checked(ContainerEngine(instance, allow=config.images))
     try:

@@ -9,6 +9,7 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, RequestTimeout
 
 from ownpod.api import (
+    agents,
     auth,
     callbacks,
     guard,
@@ -32,6 +33,7 @@ from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiti
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
+from ownpod.store.agents import Agents
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
@@ -65,6 +67,7 @@ def create_app(settings: Settings) -> Flask:
         notices=notices,
         offers=offers,
         submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
+        agents=Agents(store.client),
         managed=managed,
     )
     provide(app, services)
@@ -73,7 +76,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, metrics, ui, worker_protocol):
+    for module in (jobs, stream, health, workers, agents, metrics, ui, worker_protocol):
         app.register_blueprint(module.blueprint)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)

@@ -56,6 +56,7 @@ VIEWS = {
     "workers.listed": Access.JOBS,
     "endpoints.all_endpoints": Access.LIST,
     "metrics.metrics": Access.ALL,
+    "agents.listed": Access.ALL,
 }
 """The kind of key by view; comes before :data:`BLUEPRINTS`."""
 

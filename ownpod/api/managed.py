@@ -34,8 +34,8 @@ class ManagedWorkers(Protocol):
     def ready(self, worker_id: str) -> bool:
         """Records the worker's first request for jobs. False: the record did not wait for it."""
 
-    def list(self, endpoint: str) -> Sequence[ManagedWorker]:
-        """The endpoint's workers that are not STOPPED. The reason of a WANTED one is why it finds no place; "" if it has
+    def list(self, endpoint: str | None = None) -> Sequence[ManagedWorker]:
+        """The endpoint's workers that are not STOPPED; None: all endpoints'. The reason of a WANTED one is why it finds no place; "" if it has
         not waited for one.
         """
 
@@ -55,7 +55,7 @@ class NoManagedWorkers:
     def ready(self, worker_id: str) -> bool:  # noqa: ARG002 - the protocol has it
         return False
 
-    def list(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
+    def list(self, endpoint: str | None = None) -> Sequence[ManagedWorker]:  # noqa: ARG002
         return ()
 
     def recent(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002

@@ -13,11 +13,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from ownpod.api.managed_metrics import ManagedMetrics, add_histogram, device_metrics
 from ownpod.api.services import Services, services
 from ownpod.rules.fleet import WorkerState
 from ownpod.rules.jobs import JobStatus
-from ownpod.store.common import BUCKETS_MS
-from ownpod.store.figures import Histogram
+from ownpod.rules.managed_states import ManagedView, shown
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -69,9 +69,11 @@ class _Collector(Collector):
             "ownpod_worker_held", "Lingering slots: taken by jobs that have ended", labels=labels
         )
         capacity = GaugeMetricFamily("ownpod_worker_capacity", "Slots of a worker", labels=labels)
-        now_ms = self._svc.store.now_ms()
+        now_ms, records = self._svc.store.now_ms(), self._svc.managed.list()
+        managed = ManagedMetrics()
         for endpoint in self._svc.registry.endpoints.values():
             stats, name = self._svc.store.figures.stats(endpoint.id), [endpoint.id]
+            managed.add(endpoint, stats, records)
             submitted.add_metric(name, stats.counts.get("submitted", 0))
             for status in JobStatus:
                 if status.terminal:
@@ -86,10 +88,16 @@ class _Collector(Collector):
             waited_ms = 0 if stats.oldest_ms is None else now_ms - stats.oldest_ms
             # The job may have been created after the clock was read.
             oldest.add_metric(name, max(0, waited_ms) / 1000)
-            _add(delay, name, stats.delay)
-            _add(execution, name, stats.execution)
+            add_histogram(delay, name, stats.delay)
+            add_histogram(execution, name, stats.execution)
             statuses = self._svc.registry.fleet.statuses(endpoint.workers)
-            states = Counter(status.state for status in statuses.values())
+            # The node of a worker that is not ready, or that drains, knows less of it than its record.
+            view = ManagedView([record for record in records if record.endpoint == endpoint.id])
+            by_id = view.by_id()
+            states = Counter(
+                shown(status, by_id.get(worker_id), view).state
+                for worker_id, status in statuses.items()
+            )
             for state in WorkerState:
                 workers.add_metric([*name, state], states[state])
             for worker in endpoint.workers:
@@ -99,13 +107,5 @@ class _Collector(Collector):
                 capacity.add_metric(labelled, worker.capacity)
         yield from (submitted, ended, retried, begun, lost, webhooks, jobs, oldest)
         yield from (delay, execution, workers, running, held, capacity)
-
-
-def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    # Redis counts each bucket by itself; Prometheus expects cumulative counts.
-    ends = [*(str(ms / 1000) for ms in BUCKETS_MS), "+Inf"]
-    total, buckets = 0, []
-    for end, count in zip(ends, histogram.buckets, strict=True):
-        total += count
-        buckets.append((end, total))
-    family.add_metric(labels, buckets=buckets, sum_value=histogram.sum_ms / 1000)
+        yield from managed.families
+        yield from device_metrics(self._svc.agents.agents(), self._svc.agents.all_holds())

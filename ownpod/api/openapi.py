@@ -34,6 +34,7 @@ COMPONENTS = {
     "Workers": responses.WorkersSchema,
     "WorkerAdded": responses.WorkerAddedSchema,
     "WorkerChanged": responses.WorkerChangedSchema,
+    "Agents": responses.AgentsSchema,
     "Paused": responses.PausedSchema,
     "Error": responses.ErrorSchema,
 }
@@ -228,17 +229,17 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         if keys:
             operation["security"] = [{"key": []}]
         spec.path(f"/v2/{{endpoint_id}}/{path}", operations=dict.fromkeys(methods, operation))
-    spec.path(
-        "/v2/",
-        operations={
-            "get": {
-                "summary": "All endpoints",
-                "tags": ["v2"],
-                "responses": _responses("Endpoints", {}),
-                **({"security": [{"key": []}]} if keys else {}),
-            }
-        },
-    )
+    for path, summary, component in (
+        ("/v2/", "All endpoints", "Endpoints"),
+        ("/agents", "Hosts that start workers, and their devices", "Agents"),
+    ):
+        operation = {
+            "summary": summary,
+            "tags": ["v2"],
+            "responses": _responses(component, {}),
+            **({"security": [{"key": []}]} if keys else {}),
+        }
+        spec.path(path, operations={"get": operation})
     document: dict[str, Any] = spec.to_dict()
     # marshmallow's plugin documents the values of a mapping, but not its keys.
     added = document["components"]["schemas"]["NewWorker"]["properties"]

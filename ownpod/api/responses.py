@@ -2,6 +2,7 @@
 
 from marshmallow import INCLUDE, Schema, fields, validate
 
+from ownpod.rules.devices import STATES
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase
 
@@ -226,6 +227,54 @@ class WorkersSchema(Schema):
     workers = fields.List(fields.Nested(WorkerSchema), required=True)
     managed = fields.Nested(ManagedWorkersSchema, required=True)
     leftOut = fields.List(fields.Nested(LeftOutSchema), required=True)  # noqa: N815
+
+
+class DeviceSchema(Schema):
+    """A GPU of a host, or a stand-in for one."""
+
+    id = fields.String(required=True)
+    index = fields.Integer(required=True)
+    name = fields.String(required=True)
+    simulated = fields.Boolean(required=True)
+    memoryMb = fields.Integer(required=True)  # noqa: N815
+    metrics = fields.Dict(
+        keys=fields.String(),
+        values=fields.Float(),
+        required=True,
+        metadata={
+            "description": "memory_used_mb, utilization_percent, temperature_c, power_w, where known"
+        },
+    )
+    pools = fields.List(fields.String(), required=True)
+    slots = fields.Integer(required=True, metadata={"description": "workers that may share it"})
+    state = fields.String(required=True, validate=validate.OneOf(STATES))
+    workers = fields.List(
+        fields.String(), required=True, metadata={"description": "ids of the workers that hold it"}
+    )
+    reason = fields.String(required=True)
+
+
+class AgentSchema(Schema):
+    """A host that starts managed workers."""
+
+    host = fields.String(required=True)
+    state = fields.String(
+        required=True, validate=validate.OneOf(["ready", "draining", "drained", "silent"])
+    )
+    engine = fields.String(required=True)
+    devices = fields.List(fields.Nested(DeviceSchema), required=True)
+    workers = fields.Integer(required=True, metadata={"description": "number of its workers"})
+    silentSeconds = fields.Float(  # noqa: N815
+        required=True, metadata={"description": "seconds since its agent's last heartbeat"}
+    )
+    labels = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
+    problem = fields.String(required=True)
+
+
+class AgentsSchema(Schema):
+    """The response of ``/agents``."""
+
+    agents = fields.List(fields.Nested(AgentSchema), required=True)
 
 
 class PausedSchema(Schema):

@@ -13,6 +13,7 @@ from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.registry import Registry
 from ownpod.settings import Settings
+from ownpod.store.agents import Agents
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.store import Store
@@ -34,6 +35,7 @@ class Services:
     waiting: Waiting
     offers: Offers
     submissions: Submissions
+    agents: Agents
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

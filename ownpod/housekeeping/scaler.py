@@ -9,7 +9,7 @@ import secrets
 import string
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.processes import this_process
@@ -62,19 +62,27 @@ class Scaler(threading.Thread):
         managed: the workers' records.
         agents: the hosts' records.
         wakeups: wakes the thread when a job comes to an endpoint without workers.
+        clock: seconds, for its patience and for how long a handler goes on.
     """
 
     def __init__(
-        self, registry: Registry, managed: Managed, agents: Agents, wakeups: Wakeups
+        self,
+        registry: Registry,
+        managed: Managed,
+        agents: Agents,
+        wakeups: Wakeups,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="scaler", daemon=True)
         self._registry = registry
         self._managed = managed
         self._agents = agents
         self._wakeups = wakeups
+        self._clock = clock
         self._process = this_process()
         self._lingering_since = dict[str, float]()
-        self._patient_until = time.monotonic() + PATIENCE_S
+        self._patient_until = self._clock() + PATIENCE_S
         self._waited = set[str]()
         """Workers that already waited for a host at the last decision."""
 
@@ -86,7 +94,7 @@ class Scaler(threading.Thread):
                     self.once()
             except RedisUnavailable as error:
                 log.warning("no scaling: %s", error)
-                self._patient_until = time.monotonic() + PATIENCE_S
+                self._patient_until = self._clock() + PATIENCE_S
             except Exception:
                 log.exception("scaling failed")
 
@@ -134,7 +142,7 @@ class Scaler(threading.Thread):
     def _lose_silent(self, workers: Sequence[ManagedWorker]) -> Collection[str]:
         """Stops the records of workers whose host is silent, so that others replace them. Returns their ids."""
         lost = set[str]()
-        if time.monotonic() < self._patient_until:
+        if self._clock() < self._patient_until:
             return lost
         silent_s = {agent.host: agent.silent_s for agent in self._agents.agents()}
         for worker in workers:
@@ -187,8 +195,8 @@ class Scaler(threading.Thread):
         if not jobs.lingering.get(worker_id) or jobs.running.get(worker_id):
             self._lingering_since.pop(worker_id, None)
             return False
-        since = self._lingering_since.setdefault(worker_id, time.monotonic())
-        return time.monotonic() - since > STUCK_S
+        since = self._lingering_since.setdefault(worker_id, self._clock())
+        return self._clock() - since > STUCK_S
 
     def _start(self, endpoint: str, spec: ManagedSpec, count: int) -> None:
         for _ in range(count):

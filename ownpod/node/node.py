@@ -183,7 +183,7 @@ class Node(WorkerNode):
         """Starts the threads; the breaker closes when a probe has succeeded."""
         self._slots.start()
         self.breaker.start()
-        self._worker.follow(self.breaker.open_if_closed, self.breaker.recheck)
+        self._worker.follow(self._left, self.breaker.recheck)
 
     def attach(self, consumer: Any) -> None:
         """A connection to the broker is there; called again after each reconnect."""
@@ -264,6 +264,11 @@ class Node(WorkerNode):
 
     def _acquire(self) -> bool:
         return self._registry.fleet.acquire(self._spec.id, self._process, ttl_s=self._own_s)
+
+    def _left(self, reason: str) -> None:
+        """The worker has left. A paused one takes no jobs anyway, and leaves when its agent stops it."""
+        if self._paused is None:
+            self.breaker.open_if_closed(reason)
 
     def _set_paused(self, reason: str | None) -> None:
         with self._pausing:

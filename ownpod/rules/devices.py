@@ -163,6 +163,10 @@ def gigabytes(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f}".removesuffix(".0")
 
 
+STATES = ("silent", "unusable", "reserved", "busy", "draining", "free")
+"""The words of :class:`DeviceState`."""
+
+
 @dataclass(frozen=True)
 class DeviceState:
     """What a device does now. Its values have this order: the first that applies is the state.

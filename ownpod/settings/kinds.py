@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import limits
 from marshmallow import ValidationError, fields
 
 from ownpod.rules import credentials, devices, images, redis_url
@@ -67,6 +66,9 @@ class RateLimits(fields.Field[dict[str, str]]):
     """A JSON object of rates, as the library ``limits`` writes them, by operation."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> dict[str, str]:
+        # Imported late, because only processes with rate limits need the library, which takes megabytes.
+        import limits
+
         operations = ", ".join(OPERATIONS)
         problem = f'must be a JSON object like {{"run": "10/second"}}, of {operations}'
         try:

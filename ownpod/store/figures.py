@@ -28,15 +28,21 @@ class Histogram:
     sum_ms: int
 
 
-def _histogram(fields: Mapping[str, int]) -> Histogram:
-    buckets = [fields.get(str(number), 0) for number in range(1, len(BUCKETS_MS) + 2)]
-    return Histogram(buckets, fields.get("sum", 0))
+START_PARTS = ("device", "prepare", "create", "import")
+"""Parts of a managed worker's start: until it has a place and its devices; until its image is there; until its process
+or container runs; until it requests a job, or answers its health check, for the first time."""
+
+
+def _histogram(fields: Mapping[str, int], prefix: str = "") -> Histogram:
+    buckets = [fields.get(f"{prefix}{number}", 0) for number in range(1, len(BUCKETS_MS) + 2)]
+    return Histogram(buckets, fields.get(f"{prefix}sum", 0))
 
 
 @dataclass(frozen=True)
 class EndpointStats:
     """Measurements of an endpoint: how many jobs wait and when the oldest was submitted, how many run
-    by worker id, and totals since the start; see ``common.lua``.
+    by worker id, and totals since the start; see ``common.lua``. Of its managed workers, the durations of the starts
+    that became ready, by part, and the number of starts that failed; see ``managed.lua``.
     """
 
     waiting: int
@@ -46,6 +52,8 @@ class EndpointStats:
     webhooks: Mapping[str, int]
     delay: Histogram
     execution: Histogram
+    starts: Mapping[str, Histogram]
+    failed_starts: int
 
 
 class Figures(Part):
@@ -72,10 +80,10 @@ class Figures(Part):
             pipe.zcard(keys.queued(endpoint))
             pipe.zrange(keys.queued(endpoint), 0, 0, withscores=True)
             pipe.hvals(keys.running(endpoint))
-            for name in ("counts", "webhooks", "delay", "execution"):
+            for name in ("counts", "webhooks", "delay", "execution", "starts"):
                 pipe.hgetall(keys.of_endpoint(endpoint, name))
             waiting, oldest, running, *hashes = pipe.execute()
-        counts, webhooks, delay, execution = (
+        counts, webhooks, delay, execution, starts = (
             {name: int(value) for name, value in fields.items()} for fields in hashes
         )
         return EndpointStats(
@@ -86,6 +94,8 @@ class Figures(Part):
             webhooks=webhooks,
             delay=_histogram(delay),
             execution=_histogram(execution),
+            starts={part: _histogram(starts, f"{part}:") for part in START_PARTS},
+            failed_starts=starts.get("failed", 0),
         )
 
     def sample(self, endpoint: str) -> None:

@@ -1,12 +1,13 @@
 -- Managed workers: each command is one atomic step, and a move is refused unless the record is in a phase that
 -- it may leave, and belongs to the caller's host. managed.py puts the constants in front: those of offers.lua
 -- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, SEEN, DRAINING_HOSTS,
--- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS. The
+-- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS, BUCKETS_MS. The
 -- helpers of offers.lua and pulling.lua are in front too, so ARGV[2] is the worker's id.
 --
 -- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices` and
 --                                   `pools` as JSON lists; `protocol`, push or pull; until it is stopped `key`, the
---                                   digest of its own key, and `spec`, the JSON of what it is started from
+--                                   digest of its own key, and `spec`, the JSON of what it is started from;
+--                                   `prepared_ms`, when its image was there
 -- MANAGED                   zset    ids of workers that are not stopped, by created_ms
 -- WANTED                    zset    those of them that no agent has taken
 -- STOPPED                   zset    ids of stopped workers, by stopped_ms: the last MOST_STOPPED, for STOPPED_MS
@@ -16,6 +17,8 @@
 -- IDLE                      hash    worker id -> ms since when the scaler has seen no job of it; a claim removes it
 -- FAILURES<endpoint>        hash    of the endpoint's last start that failed: release, created_ms (of the worker),
 --                                   reason, exit_code, log, worker; count (in a row), until_ms (no start before)
+-- ENDPOINT<ep>:starts       hash    "<part>:<number of the bucket>" -> starts that became ready, "<part>:sum" -> ms, by part
+--                                   of the start: device, prepare, create, import; "failed" -> starts that failed
 -- HELD                      hash    "<host>/<device>#<slot>" -> worker id, until nothing of the worker runs there
 -- RESERVED, SEEN, DRAINING_HOSTS    see agents.lua
 -- NOTICES                   pub/sub "<what> <worker>" for what the scaler or an agent acts on
@@ -126,6 +129,19 @@ local function count_failure(endpoint, reason, exit_code, log)
   redis.call('PEXPIRE', key, KEPT_MS)
 end
 
+-- Adds a part of a start, between two times of the record, to its endpoint's histograms.
+local function observe(endpoint, part, from_ms, to_ms)
+  if not (from_ms and to_ms) then
+    return
+  end
+  local key, ms, bucket = ENDPOINT .. endpoint .. ':starts', math.max(0, to_ms - from_ms), 1
+  while BUCKETS_MS[bucket] and ms > BUCKETS_MS[bucket] do
+    bucket = bucket + 1
+  end
+  redis.call('HINCRBY', key, part .. ':' .. bucket, 1)
+  redis.call('HINCRBY', key, part .. ':sum', ms)
+end
+
 local commands = {}
 
 -- worker, endpoint, release, number of devices, pools, protocol, spec -> 1: it is wanted; 0: another worker has this id
@@ -211,7 +227,7 @@ function commands.set_key()
   if at ~= ARGV[3] or phase ~= 'preparing' then
     return 0
   end
-  redis.call('HSET', record, 'key', ARGV[4])
+  redis.call('HSET', record, 'key', ARGV[4], 'prepared_ms', now)
   write_entry()
   return 1
 end
@@ -250,6 +266,12 @@ function commands.ready()
     return 0
   end
   redis.call('HSET', record, 'phase', 'ready', 'ready_ms', now, 'reason', '')
+  local wanted, placed, prepared, started =
+    unpack(redis.call('HMGET', record, 'created_ms', 'placed_ms', 'prepared_ms', 'started_ms'))
+  observe(endpoint, 'device', wanted, placed)
+  observe(endpoint, 'prepare', placed, prepared)
+  observe(endpoint, 'create', prepared, started)
+  observe(endpoint, 'import', started, now)
   if redis.call('HGET', FAILURES .. endpoint, 'release') == redis.call('HGET', record, 'release') then
     redis.call('DEL', FAILURES .. endpoint)
   end
@@ -296,6 +318,7 @@ function commands.stopped()
   end
   if failed == '1' and redis.call('HEXISTS', record, 'ready_ms') == 0 then
     count_failure(endpoint, reason, exit_code, log)
+    redis.call('HINCRBY', ENDPOINT .. endpoint .. ':starts', 'failed', 1)
   end
   free(at)
   retire(at, reason)

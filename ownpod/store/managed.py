@@ -25,6 +25,7 @@ from ownpod.rules.managed import (
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.common import BUCKETS_MS
 from ownpod.store.loads import Loads, broken_records
 from ownpod.store.offers import OFFER_CONSTANTS
 from ownpod.store.scripts import Scripts, constants
@@ -79,6 +80,7 @@ class Managed(Loads):
             MOST_STOPPED=MOST_STOPPED,
             STOPPED_MS=STOPPED_KEPT_S * 1000,
             PAUSES_MS=[int(pause_s * 1000) for pause_s in PAUSES_S],
+            BUCKETS_MS=BUCKETS_MS,
         )
         self._script = Scripts(
             client,
@@ -277,6 +279,9 @@ class Managed(Loads):
         self, ids: Sequence[str], *, names: Sequence[str] = FIELDS
     ) -> Iterator[tuple[ManagedWorker, ManagedSpec]]:
         for worker, text in self._read(ids, names, with_spec=True):
+            if worker.phase is Phase.STOPPED:
+                # It stopped after its id was read, and has no spec any more.
+                continue
             try:
                 yield worker, spec_in(text)
             except WorkerRecordBroken as error:

@@ -6,6 +6,7 @@ import click
 
 from ownpod.errors import BadRequest
 from ownpod.rules.devices import state_of
+from ownpod.rules.hosts import host_state
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold
 from ownpod.tools import hosts, tables
 from ownpod.tools.remote import print_json
@@ -76,16 +77,10 @@ def remove(host: str) -> None:
 
 
 def _row(agent: AgentInfo, holds: list[Hold], workers: int) -> dict[str, Any]:
-    if agent.silent_s >= HOST_SILENT_S:
-        state = "silent"
-    elif agent.draining:
-        state = "draining" if workers else "drained"
-    else:
-        state = "ready"
     states = [state_of(device, agent, holds).word for device in agent.devices]
     return {
         "host": agent.host,
-        "state": state,
+        "state": host_state(agent, workers),
         "engine": agent.engine,
         "devices": len(states),
         "free": states.count("free"),

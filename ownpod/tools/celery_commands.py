@@ -175,14 +175,18 @@ def workers(ctx: click.Context) -> None:
 
 def show_workers(registry: "Registry", store: "Store") -> None:
     """Prints a table of all workers of all endpoints."""
+    from ownpod.rules.managed_states import ManagedView, shown
+    from ownpod.store.managed import Managed
     from ownpod.tools import tables
 
+    view = ManagedView(Managed(store.client).list())
+    records = view.by_id()
     rows: list[tuple[object, ...]] = []
     for endpoint in registry.endpoints.values():
         running = list(store.figures.counts(endpoint.id)[1].values())
         statuses = registry.fleet.statuses(endpoint.workers)
         for worker in endpoint.workers:
-            status = statuses[worker.id]
+            status = shown(statuses[worker.id], records.get(worker.id), view)
             busy = f"{running.count(worker.id) + status.lingering}/{worker.capacity}"
             rows.append((worker.id, endpoint.id, worker.url, status.state, busy, status.reason))
     for entry in registry.left_out():

@@ -189,7 +189,7 @@ def list_workers() -> None:
 
     registry, store = _parts()
     show_workers(registry, store)
-    show_managed(Managed(store.client))
+    show_managed(Managed(store.client), registry)
 
 
 @workers.command()

@@ -23,6 +23,10 @@ class ApiError(OwnPodError):
     """The API refused a request, or cannot be reached."""
 
 
+class ApiRefused(ApiError):
+    """The API refused a request."""
+
+
 class Client:
     """One endpoint, as its clients reach it over HTTP.
 
@@ -62,6 +66,18 @@ class Client:
         with self._open("GET", "/v2/") as response:
             return list(response.json()["endpoints"])
 
+    def agents(self) -> list[dict[str, Any]]:
+        """The hosts that start workers, with their devices. Empty where the key, or an older API, does not show them.
+
+        Raises:
+            ApiError: the API cannot be reached.
+        """
+        try:
+            with self._open("GET", "/agents") as response:
+                return list(response.json()["agents"])
+        except ApiRefused:
+            return []
+
     def submit(self, job_input: Any, *, key: str, policy: dict[str, Any] | None = None) -> str:
         """Queues a job; returns its id. A second call with the same ``key`` returns the same job. Raises: ApiError."""
         body = {"input": job_input, **({"policy": policy} if policy else {})}
@@ -94,7 +110,9 @@ class Client:
                 method, f"{self._url}{path}", timeout=(5, WAIT_MS / 1000 + 30), **options
             ) as response:
                 if not response.ok:
-                    raise ApiError(f"{self._url}: HTTP {response.status_code}: {_reason(response)}")
+                    raise ApiRefused(
+                        f"{self._url}: HTTP {response.status_code}: {_reason(response)}"
+                    )
                 yield response
         except requests.ConnectionError as error:
             raise ApiError(

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from ownpod.rules.devices import gigabytes, state_of
-from ownpod.rules.managed import AgentInfo, Device, Hold
+from ownpod.rules.hosts import describe_device
 from ownpod.tools import hosts, tables
+from ownpod.tools.devices import figures
 from ownpod.tools.remote import print_json
 
 COLUMNS = (
@@ -53,7 +53,7 @@ def list_gpus(*, as_json: bool) -> None:
         found = stored.agents()
         holds = stored.all_holds()
     rows = [
-        _row(agent, device, holds.get(agent.host, []))
+        {"host": agent.host} | describe_device(agent, device, holds.get(agent.host, []))
         for agent in found
         for device in agent.devices
     ]
@@ -110,34 +110,9 @@ def release(device: str) -> None:
     click.echo(f"{'released' if released else 'was not reserved:'} {host}/{found.id}")
 
 
-def _row(agent: AgentInfo, device: Device, holds: list[Hold]) -> dict[str, Any]:
-    state = state_of(device, agent, holds)
-    return {
-        "host": agent.host,
-        "id": device.id,
-        "index": device.index,
-        "name": device.name,
-        "simulated": device.simulated,
-        "memoryMb": device.memory_mb,
-        "metrics": dict(device.metrics),
-        "pools": list(device.pools),
-        "slots": device.slots,
-        "state": state.word,
-        "workers": list(state.workers),
-        "reason": state.reason,
-    }
-
-
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
-    metrics = row["metrics"]
-    memory = f"{gigabytes(row['memoryMb'])} GB" if row["memoryMb"] else ""
-    if memory and "memory_used_mb" in metrics:
-        memory = f"{gigabytes(metrics['memory_used_mb'])} of {memory}"
-    load, heat = metrics.get("utilization_percent"), metrics.get("temperature_c")
     return (
-        *(row["host"], row["index"], row["name"], memory),
-        "" if load is None else f"{load:.0f} %",
-        "" if heat is None else f"{heat:.0f} °C",
+        *(row["host"], row["index"], row["name"], *figures(row)),
         *(" ".join(row["pools"]), row["state"], " ".join(row["workers"])),
         *(row["reason"], row["id"]),
     )

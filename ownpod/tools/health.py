@@ -1,16 +1,19 @@
-"""``ownpod health``: an endpoint's jobs and workers, read through the API; and the workers' table, also for ``top``."""
+"""``ownpod health``: an endpoint's jobs and workers, read through the API; and the workers' tables, also for ``top``."""
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from ownpod.rules.managed_states import failure_in_words
 from ownpod.tools import tables
 from ownpod.tools.client import Client
 from ownpod.tools.remote import print_json, remote
 
 WORKER_COLUMNS = ("WORKER", "STATE", "BUSY", "JOB", "REASON")
+MANAGED_COLUMNS = ("WORKER", "PHASE", "FOR", "DEVICES", "REASON")
 
 
 @click.command()
@@ -24,6 +27,11 @@ def health(client: Client, *, as_json: bool) -> None:
         jobs = ", ".join(f"{name} {count}" for name, count in record["jobs"].items())
         click.echo(f"{client.endpoint}: {jobs}")
         tables.show(WORKER_COLUMNS, worker_rows(record))
+        if managed := list(managed_rows(record)):
+            click.echo()
+            tables.show(MANAGED_COLUMNS, managed)
+        for line in failure_lines(record):
+            click.echo(line)
     if not healthy_workers(record):
         sys.exit(1)
 
@@ -40,3 +48,43 @@ def worker_rows(health: dict[str, Any]) -> Iterator[tuple[object, ...]]:
         busy = f"{worker['running'] + worker['held']}/{worker['capacity']}"
         jobs = ", ".join(worker["jobs"])
         yield worker["id"], worker["state"], busy, jobs, worker["reason"]
+
+
+def managed_rows(health: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+    """Rows for :data:`MANAGED_COLUMNS`, from an answer of ``/health``."""
+    for worker in _managed(health)["workers"]:
+        since_ms = worker["readyAt"] or worker["startedAt"] or worker["createdAt"]
+        devices = [f"{worker['host']}/{device}" for device in worker["devices"]]
+        where = " ".join(devices) or worker["host"]
+        yield worker["id"], worker["phase"], tables.ago(since_ms), where, worker["reason"]
+
+
+@dataclass(frozen=True)
+class FailedStarts:
+    """The failed starts in an answer of ``/health``, see :class:`ownpod.rules.managed_states.StartFailures`."""
+
+    count: int
+    pause_s: float
+    reason: str
+    exit_code: int | None
+    worker: str
+    log: str
+    release: str = ""
+
+
+def failure_lines(health: dict[str, Any]) -> Iterator[str]:
+    """Why the endpoint's workers do not start, and the last output of the last one; from an answer of ``/health``."""
+    found = _managed(health)["failures"]
+    if found is not None:
+        failed = FailedStarts(
+            *(found["count"], found["pauseSeconds"], found["reason"], found["exitCode"]),
+            *(found["worker"], "\n".join(found["log"])),
+        )
+        yield failure_in_words(failed)
+        yield from (f"  {line}" for line in found["log"])
+
+
+def _managed(health: dict[str, Any]) -> dict[str, Any]:
+    # An API of version 0.1 manages no workers.
+    found: dict[str, Any] = health["ownpod"].get("managed") or {"workers": [], "failures": None}
+    return found

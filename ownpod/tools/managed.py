@@ -4,19 +4,34 @@ from collections.abc import Iterator
 
 import click
 
+from ownpod.registry import Registry
 from ownpod.rules.managed import ManagedWorker
+from ownpod.rules.managed_states import ManagedView, failure_in_words
 from ownpod.store.managed import Managed
 from ownpod.tools import tables
 
 COLUMNS = ("WORKER", "ENDPOINT", "PHASE", "FOR", "DEVICES", "REASON")
 
+LOG_LINES = 50
+"""Number of last lines of a worker that did not start."""
 
-def show_managed(managed: Managed) -> None:
-    """Prints a table of the managed workers, those that failed within the last hour included; nothing if there are none."""
+
+def show_managed(managed: Managed, registry: Registry) -> None:
+    """Prints a table of the managed workers, those that failed within the last hour included, and why workers do not start;
+    nothing if there are none.
+    """
     rows = [*map(_cells, _shown(managed))]
     if rows:
         click.echo()
         tables.show(COLUMNS, rows)
+    for endpoint in registry.endpoints.values():
+        if endpoint.managed is None:
+            continue
+        failures = managed.failures(endpoint.id)
+        if failures.release == endpoint.managed.release and ManagedView((), failures).failing:
+            click.echo(f"\n{endpoint.id}: {failure_in_words(failures)}")
+            for line in failures.log.splitlines()[-LOG_LINES:]:
+                click.echo(f"  {line}")
 
 
 def _shown(managed: Managed) -> Iterator[ManagedWorker]:

@@ -9,8 +9,12 @@ from rich.text import Text
 
 
 def make(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A table without lines."""
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    """A table without lines. Where it is too wide, the last column is wrapped, because the others have names and numbers."""
+    *names, last = columns
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    table.add_column(last, overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return table

@@ -1,4 +1,4 @@
-"""``ownpod top``: a live screen of all endpoints and workers, read through the API."""
+"""``ownpod top``: a live screen of all endpoints, workers, hosts and devices, read through the API."""
 
 import time
 from typing import Any
@@ -10,10 +10,21 @@ from rich.text import Text
 
 from ownpod.tools import tables
 from ownpod.tools.client import Client
-from ownpod.tools.health import WORKER_COLUMNS, healthy_workers, worker_rows
+from ownpod.tools.devices import DEVICE_COLUMNS, HOST_COLUMNS, device_rows, host_rows
+from ownpod.tools.health import (
+    MANAGED_COLUMNS,
+    WORKER_COLUMNS,
+    failure_lines,
+    healthy_workers,
+    managed_rows,
+    worker_rows,
+)
 from ownpod.tools.remote import print_json, remote
 
 ENDPOINT_COLUMNS = ("ENDPOINT", "WAITING", "RUNNING", "PER S", "COMPLETED", "FAILED", "WORKERS")
+
+LOG_LINES = 5
+"""Number of last lines of a worker that did not start; `ownpod health` has more."""
 
 
 @click.command()
@@ -28,9 +39,10 @@ ENDPOINT_COLUMNS = ("ENDPOINT", "WAITING", "RUNNING", "PER S", "COMPLETED", "FAI
 @click.option("--count", type=click.IntRange(1), help="End after this many updates.")
 @remote
 def top(client: Client, *, every_s: float, count: int | None, as_json: bool) -> None:
-    """Show all endpoints and workers, live.
+    """Show all endpoints, workers, hosts and devices, live.
 
-    For each endpoint: running jobs, waiting jobs, and ended jobs per second.
+    For each endpoint: running jobs, waiting jobs, and ended jobs per second. The JSON has the
+    endpoints; `ownpod gpus list --json` has the devices.
     """
     poller = Poller(client)
     updates = 0
@@ -42,7 +54,7 @@ def top(client: Client, *, every_s: float, count: int | None, as_json: bool) -> 
             if as_json:
                 print_json(endpoints)
             else:
-                live.update(_screen(endpoints), refresh=console.is_terminal)
+                live.update(screen(endpoints, client.agents()), refresh=console.is_terminal)
             if count is not None and updates >= count:
                 break
             time.sleep(every_s)
@@ -71,7 +83,8 @@ class Poller:
         return endpoints
 
 
-def _screen(endpoints: dict[str, Any]) -> RenderableType:
+def screen(endpoints: dict[str, Any], hosts: list[dict[str, Any]]) -> RenderableType:
+    """The tables, from answers of ``/health`` by endpoint and of ``/agents``."""
     rows = [
         (
             name,
@@ -85,8 +98,22 @@ def _screen(endpoints: dict[str, Any]) -> RenderableType:
         for name, health in endpoints.items()
     ]
     workers = [(name, *row) for name, health in endpoints.items() for row in worker_rows(health)]
-    return Group(
+    managed = [(name, *row) for name, health in endpoints.items() for row in managed_rows(health)]
+    parts: list[RenderableType] = [
         tables.make(ENDPOINT_COLUMNS, rows),
         Text(),
         tables.make(("ENDPOINT", *WORKER_COLUMNS), workers),
-    )
+    ]
+    # Most installations start their workers themselves, and have none of these.
+    for columns, more in (
+        (("ENDPOINT", *MANAGED_COLUMNS), managed),
+        (HOST_COLUMNS, list(host_rows(hosts))),
+        (DEVICE_COLUMNS, list(device_rows(hosts))),
+    ):
+        if more:
+            parts += [Text(), tables.make(columns, more)]
+    for name, health in endpoints.items():
+        lines = list(failure_lines(health))
+        if lines:
+            parts += [Text(), Text(f"{name}: " + "\n".join(lines[:1] + lines[1:][-LOG_LINES:]))]
+    return Group(*parts)

@@ -4,7 +4,9 @@ import base64
 import contextlib
 import json
 import shutil
+import sys
 import zlib
+from pathlib import Path
 
 import pytest
 import requests
@@ -145,6 +147,17 @@ def test_an_output_is_text_and_its_pictures_are_shown(browser, shared):
     wait_until(lambda: browser.run("document.querySelector('#images img').naturalWidth") == 1, 5)
 
 
+def test_the_key_of_one_endpoint_opens_its_page_without_the_hosts(browser, start_ownpod, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {mine: {apiKeys: [mine-only]}, other: {}}")
+    ownpod = start_ownpod(OWNPOD_WORKERS_FILE=file, OWNPOD_WORKERS="", OWNPOD_API_KEYS="all")
+    browser.open(url_of(ownpod))
+    browser.run("key = 'mine-only'; refresh()")
+    wait_until(lambda: "as of" in browser.text("#message"), 15)
+    assert browser.run("document.querySelector('#login').hidden")
+    assert not browser.run("document.querySelector('#main').hidden")
+
+
 def test_a_key_is_asked_for_and_used(browser, start_ownpod):
     ownpod = start_ownpod("http://127.0.0.1:1", OWNPOD_API_KEYS="open-sesame")
     browser.open(url_of(ownpod))
@@ -155,6 +168,62 @@ def test_a_key_is_asked_for_and_used(browser, start_ownpod):
         "document.querySelector('#login button').click()"
     )
     wait_until(lambda: "✕ unhealthy" in browser.text("#workers"), 10)
+
+
+MANAGED = """
+endpoints:
+  local-ep:
+    gpu: {{count: 1}}
+    workersMin: 1
+    workersMax: 2
+    template: {{command: [{python}, {handlers}], env: {{HANDLER: sync}}}}
+  broken:
+    workersMin: 1
+    template: {{command: [{python}, -c, "print('no <b>model</b>'); raise SystemExit(3)"]}}
+"""
+
+
+def test_hosts_devices_managed_workers_and_failed_starts_are_shown(browser, start_ownpod, tmp_path):
+    file = tmp_path / "workers.yaml"
+    handlers = Path(__file__).with_name("handlers.py")
+    file.write_text(MANAGED.format(python=json.dumps(sys.executable), handlers=handlers))
+    ownpod = start_ownpod(
+        OWNPOD_WORKERS_FILE=file,
+        OWNPOD_WORKERS="",
+        OWNPOD_ENGINE="process",
+        OWNPOD_DEVICES="cpu:2",
+        OWNPOD_AGENT_NAME="alpha",
+    )
+    browser.open(url_of(ownpod))
+    browser.run("endpoint = 'local-ep'; refresh()")
+    wait_until(lambda: "● ready" in browser.text("#started"), 60, "the worker")
+    (row,) = browser.text("#started").splitlines()
+    worker = row.split()[0]
+    assert "cpu-0" in row or "cpu-1" in row
+    assert browser.run("document.querySelector('#failures').hidden")
+    wait_until(lambda: worker in browser.text("#devices"), 15)
+    host, *devices = browser.text("#devices").splitlines()
+    assert "process" in host
+    assert "● ready" in host
+    assert len(devices) == 2
+    (busy,) = (line for line in devices if worker in line)
+    assert "◐ busy" in busy
+    assert sum("● free" in line for line in devices) == 1
+    browser.run(
+        "document.querySelector('#endpoint').value = 'broken'; endpoint = 'broken'; refresh()"
+    )
+    wait_until(lambda: "exit code 3" in browser.text("#failures p"), 60, "a failed start")
+    # The output of a worker is text.
+    assert browser.text("#failures pre") == "no <b>model</b>"
+    assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_without_hosts_and_templates_nothing_of_them_is_shown(browser, shared):
+    browser.open(url_of(shared))
+    browser.run("endpoint = 'local-ep'; refresh()")
+    wait_until(lambda: "as of" in browser.text("#message"), 15)
+    assert browser.run("document.querySelector('#managed').hidden")
+    assert browser.run("document.querySelector('#hosts').hidden")
 
 
 def test_a_phone_can_show_it(browser, shared):

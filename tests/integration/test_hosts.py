@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from ownpod import settings
+from ownpod.configuration import load_endpoints
 from ownpod.rules.managed import AgentInfo, Device
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
@@ -242,3 +243,35 @@ def test_a_failed_worker_is_listed_with_its_exit_code(run, managed, two_hosts):
     )
     output = run("workers", "list").output
     assert "exit code 3: it ended by itself" in output
+
+
+def test_a_worker_that_no_job_was_requested_by_is_initializing_and_not_unhealthy(
+    run, managed, two_hosts
+):
+    place(managed, two_hosts)
+    (row,) = (
+        line.split()
+        for line in run("workers", "list").output.splitlines()
+        if line.startswith(WORKER) and "initializing" in line
+    )
+    assert row[:4] == [WORKER, "ep", f"pull:{WORKER}", "initializing"]
+
+
+def test_an_endpoint_whose_workers_do_not_start_is_listed_with_the_last_lines(
+    run, managed, two_hosts, tmp_path
+):
+    template = "{command: [c], image: i}"
+    (tmp_path / "workers.yaml").write_text(f"endpoints: {{ep: {{template: {template}}}}}")
+    (endpoint,) = load_endpoints(settings.current()).values()
+    spec = endpoint.managed
+    log = "\n".join(f"line {n}" for n in range(60))
+    assert "do not start" not in run("workers", "list").output
+    assert managed.want(WORKER, "ep", spec=spec)
+    assert managed.place(WORKER, "alpha", two_hosts["alpha"])
+    assert managed.stopped(
+        WORKER, "alpha", exit_code=3, reason="it ended by itself", failed=True, log=log
+    )
+    lines = run("workers", "list").output.splitlines()
+    (at,) = (n for n, line in enumerate(lines) if line.startswith("ep: its workers do not start"))
+    assert "exit code 3" in lines[at]
+    assert lines[at + 1 :] == [f"  line {n}" for n in range(10, 60)]

@@ -802,6 +802,7 @@ def test_a_stopped_worker_leaves_nothing_but_its_record(managed, agents, want, c
         keys.managed(W),
         keys.MANAGED_STOPPED,
         keys.pull(W),
+        keys.of_endpoint("ep", "starts"),
     }
     assert client.pttl(keys.pull(W)) <= 60_000
 

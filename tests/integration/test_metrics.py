@@ -9,11 +9,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
+from ownpod.rules.devices import STATES
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.managed import AgentInfo, Device, Phase
 from ownpod.rules.runs import Outcome
+from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
+from ownpod.store import keys
+from ownpod.store.agents import Agents
 from ownpod.store.deliveries import Deliveries
+from ownpod.store.managed import Managed
 
 WORKERS = "endpoints: {ep: {workers: [{url: 'http://a:1', id: w, capacity: 2}]}, other: {}}"
+
+W, X = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb"
+SPEC = ManagedSpec(Template(command=("python", "w.py")), gpu=GpuNeed())
+STAND_IN = Device("cpu-0", 0, "CPU", simulated=True)
+GPU = Device(
+    *("GPU-1", 1, "NVIDIA GeForce RTX 4090", 24 * 1024),
+    problem="used by another program: game",
+    metrics={"memory_used_mb": 1024, "utilization_percent": 37},
+)
 
 
 @pytest.fixture
@@ -36,7 +51,7 @@ def samples(api):
     for family in text_string_to_metric_families(api.get("/metrics").get_data(as_text=True)):
         for sample in family.samples:
             labels = dict(sample.labels)
-            if labels.pop("endpoint") == "ep":
+            if labels.pop("endpoint", "ep") == "ep":
                 found[sample.name, *labels.values()] = sample.value
     return found
 
@@ -88,6 +103,103 @@ def test_retries_lost_attempts_and_webhooks_are_counted(api, store, client):
     assert found["ownpod_webhooks_total", "failed"] == 1
     assert found["ownpod_webhooks_total", "delivered"] == 1
     assert found["ownpod_webhooks_total", "given_up"] == 0
+
+
+@pytest.fixture
+def managed(client):
+    return Managed(client)
+
+
+def place(client, managed, worker_id=W, **more):
+    Agents(client).heartbeat(AgentInfo("h", "process", (STAND_IN, GPU), **more), "t")
+    assert managed.want(worker_id, "ep", spec=SPEC)
+    assert managed.place(worker_id, "h", "t", ["cpu-0"])
+
+
+def test_managed_workers_are_counted_by_phase_and_not_by_their_nodes_status(api, client, managed):
+    place(client, managed)
+    assert managed.want(X, "ep", spec=SPEC)
+    services_of(api.application).registry.refresh()
+    found = samples(api)
+    assert found["ownpod_managed_workers", "preparing"] == 1
+    assert found["ownpod_managed_workers", "wanted"] == 1
+    assert found["ownpod_managed_workers", "ready"] == 0
+    assert ("ownpod_managed_workers", "stopped") not in found
+    # The other worker of `ep` has no node, and is not managed.
+    assert found["ownpod_workers", "initializing"] == 1
+    assert found["ownpod_workers", "unhealthy"] == 1
+    assert managed.ready(W)
+    found = samples(api)
+    assert found["ownpod_managed_workers", "ready"] == 1
+    assert found["ownpod_workers", "unhealthy"] == 2
+
+
+def test_an_endpoint_without_managed_workers_has_no_metrics_of_them(api):
+    assert not any("managed" in name or "cold" in name for name, *_ in samples(api))
+
+
+def test_a_cold_start_is_measured_once_by_part(api, client, managed):
+    place(client, managed)
+    record = keys.managed(W)
+    created_ms = int(client.hget(record, "created_ms")) - 100_000
+    client.hset(record, mapping={"created_ms": created_ms, "placed_ms": created_ms + 40})
+    assert managed.set_key(W, "h", "0" * 64)
+    client.hset(record, "prepared_ms", created_ms + 40 + 7000)
+    assert managed.started(W, "h")
+    client.hset(record, "started_ms", created_ms + 40 + 7000 + 200)
+    assert managed.ready(W)
+    # A second first request, from another API process, counts nothing.
+    assert not managed.ready(W)
+    found = samples(api)
+    for part, below, end, duration_s in (
+        ("device", "0.025", "0.05", 0.04),
+        ("prepare", "5.0", "10.0", 7),
+        ("create", "0.1", "0.25", 0.2),
+    ):
+        assert found["ownpod_cold_start_seconds_bucket", below, part] == 0
+        assert found["ownpod_cold_start_seconds_bucket", end, part] == 1
+        assert found["ownpod_cold_start_seconds_count", part] == 1
+        assert found["ownpod_cold_start_seconds_sum", part] == duration_s
+    assert found["ownpod_cold_start_seconds_sum", "import"] > 90
+    assert found["ownpod_managed_failed_starts_total",] == 0
+
+
+def test_a_worker_that_is_ready_before_its_start_is_recorded_has_no_such_part(api, client, managed):
+    place(client, managed)
+    assert managed.ready(W)
+    found = samples(api)
+    assert found["ownpod_cold_start_seconds_count", "device"] == 1
+    for part in ("prepare", "create", "import"):
+        assert found["ownpod_cold_start_seconds_count", part] == 0
+
+
+def test_failed_starts_are_counted_and_ends_after_ready_are_not(api, client, managed):
+    end = {"exit_code": 3, "reason": "it ended", "failed": True, "log": ""}
+    place(client, managed)
+    assert managed.stopped(W, "h", **end)
+    place(client, managed, X)
+    assert managed.ready(X)
+    assert managed.stopped(X, "h", **end)
+    found = samples(api)
+    assert found["ownpod_managed_failed_starts_total",] == 1
+    assert sum(found["ownpod_managed_workers", phase] for phase in list(Phase)[:-1]) == 0
+
+
+def test_devices_are_counted_by_state_and_gpus_have_their_figures(api, client, managed):
+    place(client, managed)
+    found = samples(api)
+    states = {state: found["ownpod_devices", "h", state] for state in STATES}
+    assert states == dict.fromkeys(STATES, 0) | {"busy": 1, "unusable": 1}
+    assert found["ownpod_device_memory_bytes", "GPU-1", "h"] == 24 * 1024**3
+    assert found["ownpod_device_memory_used_bytes", "GPU-1", "h"] == 1024**3
+    assert found["ownpod_device_utilization_ratio", "GPU-1", "h"] == 0.37
+    assert ("ownpod_device_power_watts", "GPU-1", "h") not in found
+    assert not any(name[1:] == ("cpu-0", "h") for name in found)
+    client.hset(keys.AGENTS_SEEN, "h", "1000 t")
+    found = samples(api)
+    assert found["ownpod_devices", "h", "silent"] == 2
+    assert found["ownpod_host_silent_seconds", "h"] > 60
+    assert ("ownpod_device_memory_used_bytes", "GPU-1", "h") not in found
 
 
 def test_the_dashboard_asks_for_what_there_is(api):

@@ -25,7 +25,7 @@ ROLES = {
         "POST /callback/<id:endpoint_id>/<id:job_id>/<id:token>",
     },
     Access.LIST: {"GET /v2/"},
-    Access.ALL: {"GET /metrics"},
+    Access.ALL: {"GET /metrics", "GET /agents"},
     Access.JOBS: {
         f"{method} /v2/<id:endpoint_id>/{path}"
         for path, methods in {

@@ -1,6 +1,52 @@
-"""The numbers of ``ownpod top``."""
+"""The numbers and the screen of ``ownpod top``."""
 
-from ownpod.tools.top import Poller
+import io
+
+from rich.console import Console
+
+from ownpod.tools.top import Poller, screen
+
+JOBS = {"completed": 3, "failed": 1, "inProgress": 1, "inQueue": 2}
+COUNTS = {"ready": 1, "running": 1}
+WORKER = {"id": "w1", "state": "ready", "running": 1, "held": 0, "capacity": 2, "jobs": ["j"]}
+STARTING = {
+    "id": "aaaaaaaaaaaaaa",
+    "phase": "preparing",
+    "reason": "is prepared: image pull 43 %",
+    "host": "alpha",
+    "devices": ["GPU-1"],
+    "createdAt": 1000,
+    "startedAt": None,
+    "readyAt": None,
+}
+FAILURES = {
+    "unhealthy": True,
+    "count": 5,
+    "pauseSeconds": 16,
+    "worker": "bbbbbbbbbbbbbb",
+    "reason": "it ended by itself",
+    "exitCode": 3,
+    "log": [f"line {n}" for n in range(50)],
+}
+DEVICE = {
+    "id": "GPU-1",
+    "index": 0,
+    "name": "NVIDIA GeForce RTX 4090",
+    "memoryMb": 24_576,
+    "metrics": {"memory_used_mb": 1024, "utilization_percent": 37.0},
+    "state": "busy",
+    "workers": ["aaaaaaaaaaaaaa"],
+    "reason": "",
+}
+HOST = {
+    "host": "alpha",
+    "state": "ready",
+    "engine": "docker",
+    "devices": [DEVICE],
+    "workers": 1,
+    "silentSeconds": 0.7,
+    "problem": "",
+}
 
 
 class OneEndpoint:
@@ -25,3 +71,62 @@ def test_the_rate_counts_jobs_that_ended_since_the_poll_before():
     client.completed += 3
     assert poller.poll()["ep"]["perSecond"] > 0
     assert poller.poll()["ep"]["perSecond"] == 0
+
+
+def health(workers=(), failures=None):
+    return {
+        "jobs": JOBS,
+        "workers": COUNTS,
+        "perSecond": 0.5,
+        "ownpod": {
+            "workers": [WORKER | {"reason": ""}],
+            "managed": {"workers": list(workers), "failures": failures},
+        },
+    }
+
+
+def lines(endpoints, hosts=(), width=200):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(screen(endpoints, list(hosts)))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_hosts_devices_and_managed_workers_are_shown_with_phase_and_reason():
+    found = lines({"ep": health([STARTING], FAILURES)}, [HOST])
+    (managed,) = (line for line in found if "preparing" in line)
+    assert managed.split()[:3] == ["ep", "aaaaaaaaaaaaaa", "preparing"]
+    assert "alpha/GPU-1" in managed
+    assert managed.endswith("image pull 43 %")
+    (device,) = (line for line in found if "RTX" in line)
+    assert "1 of 24 GB" in device
+    assert "37 %" in device
+    assert device.endswith("aaaaaaaaaaaaaa")
+    (host,) = (line for line in found if "docker" in line)
+    assert host.split()[:3] == ["alpha", "ready", "docker"]
+    assert "0 of 1" in host
+    (why,) = (line for line in found if line.startswith("ep: "))
+    assert "the last 5 starts in a row have failed: it ended by itself, exit code 3" in why
+    assert found[-1] == "  line 49"
+
+
+def test_a_value_begins_below_its_column_on_a_narrow_screen_too():
+    many = [STARTING | {"id": letter * 14} for letter in "abcdef"]
+    for width in (100, 160):
+        found = lines({"ep": health(many)}, width=width)
+        head = next(line for line in found if "PHASE" in line)
+        for worker in many:
+            (row,) = (line for line in found if worker["id"] in line)
+            assert row.index("preparing") == head.index("PHASE")
+            assert row.index("alpha") == head.index("DEVICES")
+
+
+def test_without_managed_workers_and_hosts_their_tables_are_left_out():
+    text = "\n".join(lines({"ep": health()}))
+    assert "PHASE" not in text
+    assert "HOST" not in text
+
+
+def test_an_older_api_has_no_managed_workers():
+    old = health()
+    del old["ownpod"]["managed"]
+    assert any("w1" in line for line in lines({"ep": old}))

@@ -5,18 +5,20 @@ const SIGNS = {
   ready: "● ready", busy: "◐ busy", paused: "❚❚ paused", initializing: "… starting", unhealthy: "✕ unhealthy",
   IN_QUEUE: "… in queue", IN_PROGRESS: "◐ running", COMPLETED: "✓ completed", FAILED: "✕ failed",
   CANCELLED: "– cancelled", TIMED_OUT: "✕ timed out",
+  wanted: "… wanted", preparing: "… preparing", starting: "… starting", draining: "❚❚ draining", stopping: "❚❚ stopping",
+  free: "● free", reserved: "❚❚ reserved", unusable: "✕ unusable", silent: "✕ silent", drained: "❚❚ drained",
 };
 const TERMINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
 let key = sessionStorage.getItem("ownpod-key") || "";
 let endpoint = "";
 let shown = null;
 
-async function call(method, path, body) {
+async function call(method, path, body, base = "/v2/") {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const response = await fetch(`/v2/${path}`, { method, headers, body });
+  const response = await fetch(base + path, { method, headers, body });
   const result = await response.json();
-  if (response.status === 401 || response.status === 403) {
+  if (base === "/v2/" && (response.status === 401 || response.status === 403)) {
     at("login").hidden = false;
     at("main").hidden = true;
   }
@@ -70,6 +72,38 @@ function plot(samples) {
   at("peak").textContent = `(peak ${peak})`;
 }
 
+const gigabytes = (mb) => (mb / 1024).toFixed(1).replace(".0", "");
+
+function memory({ memoryMb, metrics: { memory_used_mb: used } }) {
+  if (!memoryMb) return "";
+  return `${used === undefined ? "" : `${gigabytes(used)} of `}${gigabytes(memoryMb)} GB`;
+}
+
+function showManaged({ workers, failures }, hosts) {
+  at("managed").hidden = !workers.length && !failures;
+  fill(at("started"), workers.map((w) => ({ cells: [
+    w.id, SIGNS[w.phase] || w.phase, ago(w.readyAt || w.startedAt || w.createdAt), w.host, w.devices.join(", "), w.reason,
+  ] })));
+  at("failures").hidden = !failures;
+  if (failures) {
+    at("failures").firstChild.textContent = [
+      `Starts that failed in a row: ${failures.count}`, failures.unhealthy && "unhealthy", `worker ${failures.worker}`,
+      failures.reason, failures.exitCode !== null && `exit code ${failures.exitCode}`,
+      failures.pauseSeconds > 0 && `next start in ${failures.pauseSeconds} s`,
+    ].filter(Boolean).join(" · ");
+    at("failures").lastChild.textContent = failures.log.join("\n");
+  }
+  at("hosts").hidden = !hosts.length;
+  fill(at("devices"), hosts.flatMap((h) => [
+    { cells: [h.host, h.engine, SIGNS[h.state], "", "", h.workers, h.problem] },
+    ...h.devices.map((d) => ({ cells: [
+      "", `${d.index} ${d.name}`, SIGNS[d.state], memory(d),
+      d.metrics.utilization_percent === undefined ? "" : `${Math.round(d.metrics.utilization_percent)} %`,
+      d.workers.join(", "), d.reason,
+    ] })),
+  ]));
+}
+
 async function refresh() {
   try {
     const names = (await call("GET", "")).endpoints;
@@ -80,8 +114,10 @@ async function refresh() {
     }
     at("login").hidden = true;
     at("main").hidden = false;
-    const [health, recent, history] = await Promise.all([
+    const [health, recent, history, { agents }] = await Promise.all([
       call("GET", `${endpoint}/health`), call("GET", `${endpoint}/requests?limit=50`), call("GET", `${endpoint}/history`),
+      // The key of one endpoint does not open the hosts.
+      call("GET", "agents", undefined, "/").catch(() => ({ agents: [] })),
     ]);
     const jobs = recent.requests, ms = Object.fromEntries(jobs.map((job) => [job.id, job]));
     const counts = {
@@ -104,6 +140,7 @@ async function refresh() {
       cells: [job.id, SIGNS[job.status], ago(job.createdAt), seconds(job.delayTime), seconds(job.executionTime), job.workerId],
       open: () => open(job.id),
     })));
+    showManaged(health.ownpod.managed, agents);
     plot(history.samples);
     if (shown) await show(shown);
     at("message").textContent = `as of ${new Date().toLocaleTimeString()}`;

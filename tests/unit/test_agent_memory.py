@@ -1,0 +1,34 @@
+"""What the agent keeps in memory, measured in processes of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def printed(program):
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_an_agent_imports_no_library_that_its_engine_does_not_need():
+    # Each takes some megabytes of a process that runs on every host.
+    found = printed("import sys, ownpod.tools.agent, ownpod.agent.run; print(*sys.modules)")
+    assert {"limits", "requests", "urllib3", "celery", "flask"} & set(found) == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_memory_that_imports_have_left_free_is_returned():
+    program = """
+import ownpod.agent.run
+from pathlib import Path
+from ownpod.processes import return_memory
+pages = lambda: int(Path("/proc/self/statm").read_text().split()[1])
+before = pages()
+return_memory()
+print(before, pages())
+"""
+    before, after = map(int, printed(program))
+    assert after < 0.9 * before
