@@ -20,7 +20,7 @@ class Gate:
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[bool]:
-        """Around a start. Gives False if the gate is closed, so that nothing may be started."""
+        """Around a start. Gives False if it is closed, so that nothing may be started."""
         with self._changed:
             allowed = not self._closed
             self._passing += allowed
