@@ -79,7 +79,7 @@ class Reader:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=90,
             check=False,
         )
         assert done.returncode == 0, (block, done.stdout, done.stderr, self.log)
