@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
-from ownpod.agent.gate import Gate
+from ownpod.agent.starts import Starts
 from ownpod.agent.taking import take
 from ownpod.errors import RedisUnavailable
 from ownpod.processes import this_process
@@ -102,7 +102,7 @@ class Agent:
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
-        self._gate = Gate()
+        self._starts = Starts()
         self._standing_by = ""
 
     # The loop.
@@ -163,7 +163,7 @@ class Agent:
         mine = self._managed.of_host(self._host.name)
         for step in self._plan(mine, holds, under_way):
             self._do(step, mine)
-        closed = beat.draining or self._stopping or self._gate.closed
+        closed = beat.draining or self._stopping or self._starts.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
         return REST_S if settled and not coming and not self._under_way else BUSY_S
@@ -307,7 +307,7 @@ class Agent:
             # The key counts from before the start, because the worker may ask for a job at once.
             if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
                 return
-            with self._gate.passing() as allowed:
+            with self._starts.passing() as allowed:
                 if not allowed:
                     return
                 started = self._engine.start(launch)
@@ -362,7 +362,7 @@ class Agent:
     def end_workers(self, grace_s: float) -> None:
         """Ends all workers of this host, for ``ownpod up``, whose own end comes next. Their jobs are requeued."""
         # The engine does not list what is being started now.
-        self._gate.close(grace_s)
+        self._starts.close(grace_s)
         try:
             running = [i for i, found in self._engine.list().items() if found.running]
             ends = [self._pool.submit(self._end_worker, i, grace_s) for i in running]

@@ -432,7 +432,7 @@ def test_a_worker_whose_start_is_under_way_at_the_end_of_an_installation_is_ende
     rig.turn_until(lambda: rig.engine.launched)
     end = threading.Thread(target=rig.agent.end_workers, args=(20,))
     end.start()
-    wait_until(lambda: rig.agent._gate.closed)
+    wait_until(lambda: rig.agent._starts.closed)
     rig.engine.holding.set()
     end.join(20)
     assert not any(found.running for found in rig.engine.workers.values())

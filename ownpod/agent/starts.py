@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 
-class Gate:
+class Starts:
     """Lets starts through until it is closed. Threads may share one."""
 
     def __init__(self) -> None:
