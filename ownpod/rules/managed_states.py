@@ -180,9 +180,14 @@ def progress(view: ManagedView) -> str:
 def failure_in_words(failures: StartFailures) -> str:
     """Why the endpoint's workers do not start."""
     times = "start has" if failures.count == 1 else f"{failures.count} starts in a row have"
-    code = "" if failures.exit_code is None else f", exit code {failures.exit_code}"
-    reason = f": {failures.reason}" if failures.reason else ""
-    text = f"its workers do not start, the last {times} failed{reason}{code}"
+    why = with_exit_code(failures.reason, failures.exit_code)
+    text = f"its workers do not start, the last {times} failed{f': {why}' if why else ''}"
     if failures.pause_s > 0:
         text += f"; the next start is in {max(failures.pause_s, 1):.0f} s"
     return text
+
+
+def with_exit_code(reason: str, exit_code: int | None) -> str:
+    """Why a worker ended, with its exit code once: most reasons of an agent have it already."""
+    code = "" if exit_code is None else f"exit code {exit_code}"
+    return reason if code in reason else ", ".join(filter(None, (reason, code)))

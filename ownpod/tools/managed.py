@@ -6,7 +6,7 @@ import click
 
 from ownpod.registry import Registry
 from ownpod.rules.managed import ManagedWorker
-from ownpod.rules.managed_states import ManagedView, failure_in_words
+from ownpod.rules.managed_states import ManagedView, failure_in_words, with_exit_code
 from ownpod.store.managed import Managed
 from ownpod.tools import tables
 
@@ -48,9 +48,7 @@ def _cells(worker: ManagedWorker) -> tuple[object, ...]:
         or worker.created_ms
     )
     devices = " ".join(f"{worker.host}/{device}" for device in worker.devices) or worker.host
-    reason = worker.reason
-    if worker.exit_code is not None:
-        reason = f"exit code {worker.exit_code}: {reason}".removesuffix(": ")
+    reason = with_exit_code(worker.reason, worker.exit_code)
     return (
         *(worker.id, worker.endpoint, worker.phase, tables.ago(since_ms)),
         *(devices, reason[:120]),

@@ -242,7 +242,7 @@ def test_a_failed_worker_is_listed_with_its_exit_code(run, managed, two_hosts):
         WORKER, "alpha", exit_code=3, reason="it ended by itself", failed=True, log="boom"
     )
     output = run("workers", "list").output
-    assert "exit code 3: it ended by itself" in output
+    assert "it ended by itself, exit code 3" in output
 
 
 def test_a_worker_that_no_job_was_requested_by_is_initializing_and_not_unhealthy(

@@ -16,13 +16,17 @@ from ownpod.tools import cli
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_message_that_troubleshooting_quotes_is_one_of_the_code():
-    page = (ROOT / "docs" / "howto" / "troubleshoot.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [("troubleshoot.md", "## Messages"), ("worker-starts.md", "## The worker ended by itself")],
+)
+def test_every_message_that_troubleshooting_quotes_is_one_of_the_code(name, heading):
+    page = (ROOT / "docs" / "howto" / name).read_text()
     # What varies in a message, and what Python reports.
     varies = re.compile(r"\.\.\.|HTTP \d+|/status|Connection refused")
     parts = [
         part.strip()
-        for quoted in re.findall(r"\"([^\"]+)\"", page.partition("## Messages")[2])
+        for quoted in re.findall(r"\"([^\"]+)\"", page.partition(heading)[2])
         for part in varies.split(quoted)
     ]
     code = "".join(

@@ -1,0 +1,59 @@
+"""The pages about managed workers: their examples are accepted, and their tables have each key and each phase."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ownpod import templates_schema
+from ownpod.configuration import load_endpoints
+from ownpod.rules.managed import Phase
+from ownpod.rules.placement import POOLS_BY_NAME
+from ownpod.settings import load
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "templates.md"
+
+
+def endpoints(tmp_path, text):
+    (tmp_path / "workers.yaml").write_text(text)
+    return load_endpoints(load({"OWNPOD_WORKERS_FILE": str(tmp_path / "workers.yaml")}))
+
+
+def files():
+    for name in ("templates.md", "tutorial-managed.md", "howto/docker-workers.md"):
+        text = (ROOT / "docs" / name).read_text()
+        found = re.findall(r"^```yaml\n(endpoints:.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        assert found, name
+        yield from found
+    yield (ROOT / "examples" / "managed" / "workers.yaml").read_text()
+
+
+@pytest.mark.parametrize("text", list(files()))
+def test_the_endpoints_of_the_pages_and_examples_are_accepted(tmp_path, text):
+    assert all(endpoint.managed for endpoint in endpoints(tmp_path, text).values())
+
+
+def test_the_endpoints_in_the_comments_of_workers_yaml_are_accepted(tmp_path):
+    lines = (ROOT / "workers.yaml").read_text().splitlines()
+    begin = lines.index("# endpoints:")
+    text = "\n".join(line[2:] for line in lines[begin:] if line.startswith("#"))
+    text = text.replace("/etc/ssl/my-ca.pem", __file__)
+    found = endpoints(tmp_path, text)
+    assert found["my-endpoint"].managed is None
+    assert found["my-managed-endpoint"].managed.scaling.workers_max == 3
+
+
+def test_the_reference_has_each_key_phase_and_pool():
+    page = PAGE.read_text()
+    rows = set(re.findall(r"(?m)^\| `([\w]+)`", page))
+    schemas = (
+        templates_schema.TemplateSchema,
+        templates_schema.LimitsSchema,
+        templates_schema.GpuSchema,
+        templates_schema.ManagedSchema,
+    )
+    keys = {field.data_key or name for schema in schemas for name, field in schema().fields.items()}
+    assert keys - rows == set()
+    assert set(Phase) - rows == set()
+    assert [pool for pool in POOLS_BY_NAME if f"`{pool}`" not in page] == []
