@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
+from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
@@ -100,6 +101,7 @@ class Agent:
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
+        self._starts = Starts()
         self._standing_by = ""
 
     # The loop.
@@ -153,19 +155,24 @@ class Agent:
             self._say(f"standing by: another agent runs as host {self._host.name}")
             return BUSY_S
         self._say("")
+        with self._lock:
+            # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
+            under_way = frozenset(self._under_way)
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
-        for step in self._plan(mine, holds):
+        for step in self._plan(mine, holds, under_way):
             self._do(step, mine)
-        coming = [] if beat.draining or self._stopping else self._place(info)
+        closed = beat.draining or self._stopping or self._starts.closed
+        coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
         return REST_S if settled and not coming and not self._under_way else BUSY_S
 
     def _plan(
-        self, mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]], holds: Sequence[Hold]
+        self,
+        mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]],
+        holds: Sequence[Hold],
+        under_way: frozenset[str],
     ) -> list[Step]:
-        with self._lock:
-            under_way = frozenset(self._under_way)
         found, now = self._engine.list(), self._clock()
         self._found = found
         records = {worker_id: worker for worker_id, (worker, _) in mine.items()}
@@ -297,7 +304,10 @@ class Agent:
             # The key counts from before the start, because the worker may ask for a job at once.
             if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
                 return
-            started = self._engine.start(launch)
+            with self._starts.one() as allowed:
+                if not allowed:
+                    return
+                started = self._engine.start(launch)
         except (EngineError, SecretMissing) as error:
             log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, error)
             self._managed.stopped(
@@ -348,14 +358,17 @@ class Agent:
 
     def end_workers(self, grace_s: float) -> None:
         """Ends all workers of this host, for ``ownpod up``, whose own end comes next. Their jobs are requeued."""
-        ends = [
-            self._pool.submit(self._end_worker, worker_id, grace_s)
-            for worker_id, found in self._engine.list().items()
-            if found.running
-        ]
-        for end in ends:
-            end.result()
-        self.turn()
+        # The engine does not list what is being started now.
+        self._starts.close(grace_s)
+        try:
+            running = [i for i, found in self._engine.list().items() if found.running]
+            ends = [self._pool.submit(self._end_worker, i, grace_s) for i in running]
+            for worker_id, end in zip(running, ends, strict=True):
+                if error := end.exception():
+                    log.warning("worker %s was not ended: %s", worker_id, error)
+            self.turn()
+        except (RedisUnavailable, EngineError) as error:
+            log.warning("the end of the workers: %s", error)
 
     def _end_worker(self, worker_id: str, grace_s: float) -> None:
         try:

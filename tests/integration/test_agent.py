@@ -155,14 +155,14 @@ def test_a_template_that_this_engine_cannot_run_is_left_to_another_host(rig):
     assert rig.managed.failures("ep").count == 0
 
 
-def test_a_worker_that_was_drained_before_its_start_is_not_started(rig):
+def test_a_worker_that_is_drained_during_its_start_is_ended_and_has_not_failed(rig):
     rig.engine.holding.clear()
     rig.want()
     rig.turn_until(lambda: rig.engine.launched)
     assert rig.managed.drain(W, "idle")
     rig.engine.holding.set()
     rig.turn_until(lambda: rig.phase() is Phase.STOPPED)
-    assert rig.engine.workers == {}
+    wait_until(lambda: rig.engine.workers == {})
     assert not rig.managed.get(W).failed
 
 
@@ -176,6 +176,28 @@ def test_a_start_that_takes_long_is_made_once(rig):
     rig.engine.holding.set()
     rig.turn_until(lambda: rig.phase() is Phase.STARTING)
     assert len(rig.engine.launched) == 1
+
+
+def test_a_worker_whose_step_ends_during_a_turn_is_not_compared_with_its_old_record(
+    rig, monkeypatch
+):
+    rig.ready()
+    go = threading.Event()
+    monkeypatch.setattr(rig.engine, "log", lambda _: str(go.wait(10)))
+    rig.engine.change(W, running=False, exit_code=1)
+    rig.agent.turn()
+
+    def read_and_let_it_end(host):
+        found = Managed.of_host(rig.managed, host)
+        go.set()
+        wait_until(lambda: not rig.agent._under_way)
+        return found
+
+    # The turn has read the record as READY, and the engine has nothing of the worker any more.
+    monkeypatch.setattr(rig.managed, "of_host", read_and_let_it_end)
+    rig.agent.turn()
+    rig.settle()
+    assert (rig.phase(), rig.engine.removed) == (Phase.STOPPED, [W])
 
 
 # Restarts of the agent.
@@ -402,6 +424,46 @@ def test_the_end_of_an_installation_ends_its_workers_and_frees_their_devices(rig
         worker = rig.managed.get(worker_id)
         assert (worker.phase, worker.failed) == (Phase.STOPPED, False)
         assert worker.reason == "OwnPod was stopped"
+
+
+def test_a_worker_whose_start_is_under_way_at_the_end_of_an_installation_is_ended_too(rig):
+    rig.engine.holding.clear()
+    rig.want(spec=ON_GPU)
+    rig.turn_until(lambda: rig.engine.launched)
+    end = threading.Thread(target=rig.agent.end_workers, args=(20,))
+    end.start()
+    wait_until(lambda: rig.agent._starts.closed)
+    rig.engine.holding.set()
+    end.join(20)
+    assert not any(found.running for found in rig.engine.workers.values())
+    wait_until(lambda: rig.phase() is Phase.STOPPED)
+    assert (rig.held(), rig.managed.get(W).failed) == (set(), False)
+
+
+def test_a_worker_that_cannot_be_ended_keeps_no_other_one_at_the_end(rig, monkeypatch):
+    rig.ready(W)
+    rig.ready(X)
+    stop = rig.engine.stop
+
+    def refuse(worker_id, grace_s=0):
+        if worker_id == W:
+            raise EngineError("it does not end after SIGKILL")
+        stop(worker_id, grace_s)
+
+    monkeypatch.setattr(rig.engine, "stop", refuse)
+    rig.agent.end_workers(1)
+    wait_until(lambda: rig.phase(X) is Phase.STOPPED)
+    assert rig.phase(W) is Phase.STOPPING
+    rig.engine.away = "the engine does not answer"
+    rig.agent.end_workers(1)
+
+
+def test_no_worker_is_started_any_more_at_the_end_of_an_installation(rig):
+    rig.agent.turn()
+    rig.agent.end_workers(1)
+    rig.want()
+    rig.settle()
+    assert rig.engine.launched == []
 
 
 def test_the_loop_starts_what_is_wanted_and_leaves_the_workers_at_its_end(rig):
