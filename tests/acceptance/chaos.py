@@ -31,7 +31,10 @@ REDIS_RUNS_S = (2.0, min(15.0, SECONDS / 4))
 SETTLED_S = 3.0
 """After the last webhook: one that comes twice comes within this."""
 
-PARTS = {
+Parts = dict[str, Callable[[str, int], bool]]
+"""Tells processes by their command line, and by their depth below `ownpod up`."""
+
+PARTS: Parts = {
     "API worker": lambda line, depth: "gunicorn" in line and depth == 2,
     "dispatcher": lambda line, depth: "ownpod dispatch" in line and depth == 1,
     "node": lambda line, _: "celeryd: 127" in line or "celeryd: gpu" in line,
@@ -71,7 +74,7 @@ def push_workers(directory: Path) -> tuple[Callable[[int], Process], list[str]]:
     return start, [f"http://127.0.0.1:{port}" for port in ports]
 
 
-def processes_of(ownpod, part: str) -> list[psutil.Process]:
+def processes_of(ownpod, part: str, parts: Parts = PARTS) -> list[psutil.Process]:
     """Living processes of a kind, by their command lines and their depth below `ownpod up`."""
     found, level = [], [psutil.Process(ownpod.process.pid)]
     for depth in (1, 2, 3):
@@ -83,7 +86,7 @@ def processes_of(ownpod, part: str) -> list[psutil.Process]:
                 continue
         for process in below:
             try:
-                if PARTS[part](" ".join(process.cmdline()), depth):
+                if parts[part](" ".join(process.cmdline()), depth):
                     found.append(process)
             except psutil.Error:
                 continue
@@ -173,7 +176,12 @@ class Client:
     """Submits jobs as a careful client does: again, under the same key, until there is an answer."""
 
     def __init__(
-        self, endpoint: str, runs: Path, chance: random.Random, pause_s: float, webhook: str
+        self,
+        endpoint: str,
+        runs: Path,
+        chance: random.Random,
+        pause_s: float,
+        webhook: str | None = None,
     ) -> None:
         self.accepted: dict[str, str] = {}
         self.stop = threading.Event()
@@ -188,28 +196,31 @@ class Client:
     def _run(self) -> None:
         number = 0
         while not self.stop.is_set():
-            text, key = f"job {number}", str(uuid.UUID(int=self._chance.getrandbits(128)))
-            seconds = self._chance.choice([0, 0.01, 0.1, 0.5])
-            job_input = {"text": text, "seconds": seconds, "runs": str(self._runs)}
-            body = {"input": job_input, "webhook": self._webhook}
-            while True:
-                try:
-                    answer = requests.post(
-                        f"{self._endpoint}/run",
-                        json=body,
-                        headers={"Idempotency-Key": key},
-                        timeout=10,
-                    )
-                except requests.RequestException:
-                    time.sleep(0.05)
-                    continue
-                if answer.status_code == 200:
-                    self.accepted[answer.json()["id"]] = text
-                    break
-                assert answer.status_code == 503, answer.text
-                time.sleep(0.05)
+            self.submit(number)
             number += 1
             self.stop.wait(self._pause_s)
+
+    def submit(self, number: int) -> None:
+        text, key = f"job {number}", str(uuid.UUID(int=self._chance.getrandbits(128)))
+        seconds = self._chance.choice([0, 0.01, 0.1, 0.5])
+        job_input = {"text": text, "seconds": seconds, "runs": str(self._runs)}
+        body = {"input": job_input} | ({"webhook": self._webhook} if self._webhook else {})
+        while True:
+            try:
+                answer = requests.post(
+                    f"{self._endpoint}/run",
+                    json=body,
+                    headers={"Idempotency-Key": key},
+                    timeout=10,
+                )
+            except requests.RequestException:
+                time.sleep(0.05)
+                continue
+            if answer.status_code == 200:
+                self.accepted[answer.json()["id"]] = text
+                break
+            assert answer.status_code == 503, answer.text
+            time.sleep(0.05)
 
     def end(self) -> None:
         self.stop.set()

@@ -1,0 +1,341 @@
+"""Managed workers while everything is killed: in every phase of a worker, by chance with a fixed seed.
+
+Two endpoints share two devices, and scale to zero and back again and again while their jobs go through.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+import requests
+import yaml
+from chaos import SECONDS, SEED, Client, Parts, ending, processes_of, soon
+from helpers import overlaps, wait_until
+
+from ownpod.agent.commands import MARK
+from ownpod.agent.directories import RECORD
+from ownpod.errors import RedisUnavailable
+from ownpod.rules.managed import LIVE, Phase
+from ownpod.store import keys
+from ownpod.store.agents import Agents
+from ownpod.store.client import connect
+from ownpod.store.managed import Managed
+
+HANDLERS = Path(__file__).with_name("handlers.py")
+KILLS_S = max(60.0, SECONDS)
+"""Seconds in which processes are killed."""
+JOBS = max(200, int(2 * KILLS_S))
+ENDED_S = 90.0 + KILLS_S / 2
+"""Seconds in which all jobs end after the last kill."""
+GONE_S = 75.0
+"""Seconds in which the last worker is gone: those of an orphan, and some more."""
+KILL_PAUSE_S = (0.2, 1.2)
+AIM_S = 2.0
+"""Seconds to wait for a worker in a phase in which a process is to be killed."""
+
+PARTS: Parts = {
+    "agent": lambda line, depth: "ownpod agent" in line and depth == 1,
+    "node": lambda line, _: "celeryd: " in line and "celeryd: housekeeping" not in line,
+    "dispatcher": lambda line, depth: "ownpod dispatch" in line and depth == 1,
+    "API": lambda line, _: "gunicorn" in line,
+    "housekeeping": lambda line, _: "celeryd: housekeeping" in line,
+    "Redis": lambda line, _: "redis.sock" in line,
+}
+KINDS = [*PARTS, "worker"]
+SHORT = (Phase.PREPARING, Phase.DRAINING, Phase.STOPPING)
+AIMS = [phase for phase in Phase if phase is not Phase.STOPPED]
+
+LOOK = """
+local found = {}
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  local phase, devices, host = unpack(redis.call('HMGET', KEYS[1] .. ':' .. id, 'phase', 'devices', 'host'))
+  found[#found + 1] = {id, phase or '', devices or '[]', host or ''}
+end
+return cjson.encode({workers = found, held = redis.call('HGETALL', KEYS[2]), stopped = redis.call('ZRANGE', KEYS[3], 0, -1)})
+"""
+"""All records and holds, as they are at one moment."""
+
+
+class Bursts(Client):
+    """Submits so many jobs in bursts, with pauses in which workers become idle."""
+
+    def __init__(self, endpoint: str, runs: Path, chance: random.Random, count: int) -> None:
+        self._count = count
+        self.done = threading.Event()
+        super().__init__(endpoint, runs, chance, pause_s=0)
+
+    def _run(self) -> None:
+        number = 0
+        while number < self._count:
+            size = min(self._chance.randint(1, max(2, self._count // 10)), self._count - number)
+            for _ in range(size):
+                self.submit(number)
+                number += 1
+            # Evenly over the time of the kills.
+            self.stop.wait(self._chance.uniform(0.5, 1.5) * size * KILLS_S / self._count)
+        self.done.set()
+
+
+class Processes:
+    """The processes of managed workers below a data directory, with the devices in the engine's own records."""
+
+    def __init__(self, data: Path) -> None:
+        self._root = data.resolve() / "agent"
+        self._devices: dict[str, tuple[str, ...]] = {}
+
+    def living(self) -> dict[str, list[psutil.Process]]:
+        """Them by worker id."""
+        found = defaultdict(list)
+        mark = f"ownpod:{self._root}/"
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                value = process.environ().get(MARK, "")
+                if value.startswith(mark) and process.status() != psutil.STATUS_ZOMBIE:
+                    found[Path(value).name].append(process)
+        return found
+
+    def devices(self, worker_id: str) -> tuple[str, ...]:
+        """The devices that a worker was started with; () while the engine has not recorded it yet."""
+        if worker_id not in self._devices:
+            for file in self._root.glob(f"*/{worker_id}/{RECORD}"):
+                with contextlib.suppress(OSError, ValueError):
+                    self._devices[worker_id] = tuple(json.loads(file.read_text())["devices"])
+        return self._devices.get(worker_id, ())
+
+
+def alive(processes: list[psutil.Process]) -> bool:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+class Watcher(threading.Thread):
+    """Looks all the time for what must never be: two workers on a device, a process of a stopped worker."""
+
+    def __init__(self, redis_url: str, processes: Processes) -> None:
+        super().__init__(daemon=True)
+        self.wrong: list[str] = []
+        self.looks = 0
+        self.phases: Counter[str] = Counter()
+        self._client = connect(redis_url)
+        self._managed = Managed(self._client)
+        self._processes = processes
+        self._ended = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        stopped: set[str] = set()
+        while not self._ended.wait(0.05):
+            # The records first: a worker that was STOPPED before its processes were listed has none.
+            with contextlib.suppress(redis.RedisError, RedisUnavailable):
+                stopped = self._records()
+            self._look(stopped)
+            self.looks += 1
+
+    def _records(self) -> set[str]:
+        text = self._client.eval(LOOK, 3, keys.MANAGED, keys.DEVICES_HELD, keys.MANAGED_STOPPED)
+        found = json.loads(str(text))
+        pairs = iter(found["held"])
+        held = dict(zip(pairs, pairs, strict=True))
+        owners: dict[str, str] = {}
+        for worker_id, phase, devices, host in found["workers"]:
+            self.phases[phase] += 1
+            if phase not in LIVE:
+                continue
+            for device in json.loads(devices):
+                if (other := owners.setdefault(device, worker_id)) != worker_id:
+                    self.wrong.append(f"records of {worker_id} and {other} have {device}")
+                if held.get(f"{host}/{device}#0") != worker_id:
+                    self.wrong.append(f"{worker_id} ({phase}) does not hold {device}: {held}")
+        return set(found["stopped"] or ())
+
+    def _look(self, stopped: set[str]) -> None:
+        living = self._processes.living()
+        on: defaultdict[str, list[str]] = defaultdict(list)
+        for worker_id in living:
+            for device in self._processes.devices(worker_id):
+                on[device].append(worker_id)
+        for device, workers in on.items():
+            # One of them may have ended while they were listed.
+            if len(workers) > 1 and sum(alive(living[worker]) for worker in workers) > 1:
+                self.wrong.append(f"{device} has processes of {workers}")
+        for worker_id in stopped & living.keys():
+            if alive(living[worker_id]):
+                lines = [" ".join(p.cmdline()) for p in living[worker_id] if alive([p])]
+                self.wrong.append(f"{worker_id} is STOPPED, and runs: {lines}")
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(30)
+        self._client.close()
+
+
+class Killer:
+    """Kills processes by chance, each kind while a worker is in each phase."""
+
+    def __init__(self, ownpod, processes: Processes, chance: random.Random) -> None:
+        self.killed: Counter[str] = Counter()
+        self.in_phase: Counter[str] = Counter()
+        self._ownpod = ownpod
+        self._processes = processes
+        self._chance = chance
+
+    def run(self, until_s: float) -> None:
+        """Kills until then. Each kind has its turn in each phase, as far as there are workers in it."""
+        deck: list[tuple[str, Phase]] = []
+        with connect(self._ownpod.redis_url) as client:
+            managed = Managed(client)
+            while time.monotonic() < until_s:
+                if not deck:
+                    deck = [(kind, phase) for kind in KINDS for phase in AIMS]
+                    self._chance.shuffle(deck)
+                time.sleep(self._chance.uniform(*KILL_PAUSE_S))
+                (kind, phase), worker = self._aim(managed, deck)
+                deck.remove((kind, phase))
+                if self._kill(kind, worker):
+                    self.killed[kind] += 1
+                    self.in_phase[phase if worker else "none"] += 1
+
+    def _aim(
+        self, managed: Managed, deck: list[tuple[str, Phase]]
+    ) -> tuple[tuple[str, Phase], str | None]:
+        """What to kill, and a worker that is in the phase for it as soon as there is one; None after a while."""
+        until = time.monotonic() + AIM_S
+        while time.monotonic() < until:
+            with contextlib.suppress(RedisUnavailable):
+                now = {worker.phase: worker.id for worker in managed.list()}
+                # The shortest phases first, as they are rare.
+                aimed = [card for phase in SHORT for card in deck if card[1] is phase in now]
+                aimed += [card for card in deck if card[1] in now]
+                if aimed:
+                    return aimed[0], now[aimed[0][1]]
+            time.sleep(0.002)
+        return deck[0], None
+
+    def _kill(self, kind: str, worker: str | None) -> bool:
+        if kind == "worker":
+            living = self._processes.living()
+            victims = living.get(worker or "") or [p for found in living.values() for p in found]
+        else:
+            victims = soon(lambda: processes_of(self._ownpod, kind, PARTS))
+            # The worker's own node, if it has one.
+            own = [p for p in victims if kind == "node" and worker and worker in line_of(p)]
+            victims = own or victims
+        if not victims:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._chance.choice(victims).pid, signal.SIGKILL)
+            return True
+        return False
+
+
+def line_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def endpoint(kind: str, **template: object) -> dict[str, object]:
+    env = {"HANDLER": kind, "PYTHONUNBUFFERED": "1"}
+    return {
+        "template": {"command": [sys.executable, str(HANDLERS)], "env": env, **template},
+        "workersMax": 2,
+        "idleTimeout": 1,
+        "scalerType": "REQUEST_COUNT",
+        "scalerValue": 4,
+        "gpu": {"count": 1},
+        # More attempts than by default: in a minute here more dies than elsewhere in a year.
+        "maxAttempts": 100,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120 + KILLS_S + ENDED_S + GONE_S)
+def test_every_job_is_completed_and_every_device_is_free_whatever_is_killed(
+    start_ownpod, tmp_path, capsys
+):
+    file = tmp_path / "workers.yaml"
+    endpoints = {"pull-ep": endpoint("sync"), "push-ep": endpoint("async", protocol="push")}
+    file.write_text(yaml.safe_dump({"endpoints": endpoints}))
+    ownpod = start_ownpod(
+        OWNPOD_WORKERS_FILE=file,
+        OWNPOD_WORKERS="",
+        OWNPOD_ENGINE="process",
+        OWNPOD_DEVICES="cpu:2",
+        OWNPOD_APPENDFSYNC="always",
+        OWNPOD_LEASE_S=4,
+        OWNPOD_SHUTDOWN_GRACE_S=2,
+    )
+    runs, processes = tmp_path / "runs", Processes(tmp_path / "var")
+    watcher = Watcher(ownpod.redis_url, processes)
+    with ending(watcher):
+        counts = {"pull-ep": JOBS * 2 // 5, "push-ep": JOBS - JOBS * 2 // 5}
+        clients = [
+            Bursts(f"{ownpod.base}/{name}", runs, random.Random(f"{SEED} {name}"), count)
+            for name, count in counts.items()
+        ]
+        killer = Killer(ownpod, processes, random.Random(SEED))
+        killer.run(time.monotonic() + KILLS_S)
+        began = time.monotonic()
+        for client in clients:
+            wait_until(client.done.is_set, ENDED_S, "all jobs are accepted")
+        ended = {}
+        for client in clients:
+            left_s = began + ENDED_S - time.monotonic()
+            ended[client] = client.all_ended(max(left_s, 1))
+        all_done_s = time.monotonic() - began
+        try:
+            gone_s = wait_until_gone(ownpod, processes)
+        finally:
+            told = (
+                f"\nmanaged, seed {SEED}: {sum(map(len, ended.values()))} jobs, "
+                f"{killer.killed.total()} kills in {KILLS_S:g} s: "
+                + ", ".join(f"{kind} {killer.killed[kind]}" for kind in KINDS)
+                + "; while a worker was "
+                + ", ".join(f"{phase} {n}" for phase, n in sorted(killer.in_phase.items()))
+                + "; most looks saw "
+                + ", ".join(f"{phase} {n}" for phase, n in watcher.phases.most_common())
+                + f"; all done {all_done_s:.1f} s after the last kill; {watcher.looks} looks"
+            )
+            with capsys.disabled():
+                print(told)
+        for client, statuses in ended.items():
+            assert Counter(s["status"] for s in statuses.values()) == {"COMPLETED": len(statuses)}
+            assert {i: s["output"]["echo"] for i, s in statuses.items()} == client.accepted
+        assert sum(map(len, ended.values())) == JOBS
+        assert overlaps(runs) == []
+        # Nothing is left that keeps a device, or the endpoints, from further jobs.
+        for name in endpoints:
+            url = f"{ownpod.base}/{name}/runsync"
+            answer = requests.post(url, json={"input": {"text": "next"}}, timeout=70).json()
+            assert answer.get("output", {}).get("echo") == "next", answer
+    assert watcher.wrong == []
+    assert set(killer.killed) == set(KINDS)
+    assert gone_s <= GONE_S
+
+
+def wait_until_gone(ownpod, processes: Processes) -> float:
+    """Waits until there is no worker, no process of one, and no device that is held. Returns seconds."""
+    began = time.monotonic()
+    with connect(ownpod.redis_url) as client:
+        managed, agents = Managed(client), Agents(client)
+        left = lambda: (managed.list(), dict(processes.living()), agents.all_holds())  # noqa: E731
+        try:
+            wait_until(lambda: not any(left()), GONE_S)
+        except AssertionError:
+            raise AssertionError(f"left after {GONE_S:g} s: {left()}") from None
+        assert client.scard(f"{keys.MANAGED_HOST}{agents.agents()[0].host}") == 0
+        assert client.hlen(keys.MANAGED_ENTRIES) == 0
+    return time.monotonic() - began
