@@ -335,7 +335,7 @@ class Agent:
             # The key counts from before the start, because the worker may ask for a job at once.
             if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
                 return
-            with self._starts.passing() as allowed:
+            with self._starts.one() as allowed:
                 if not allowed:
                     return
                 started = self._engine.start(launch)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 
 class Starts:
-    """Lets starts through until it is closed. Threads may share one."""
+    """The starts of workers on this host, which are allowed until :meth:`close`. Threads may share one."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._passing = 0
+        self._under_way = 0
         self._closed = False
 
     @property
@@ -19,20 +19,20 @@ class Starts:
         return self._closed
 
     @contextlib.contextmanager
-    def passing(self) -> Iterator[bool]:
-        """Around a start. Gives False if it is closed, so that nothing may be started."""
+    def one(self) -> Iterator[bool]:
+        """Around a start. Gives False if starts are closed, so that nothing may be started."""
         with self._changed:
             allowed = not self._closed
-            self._passing += allowed
+            self._under_way += allowed
         try:
             yield allowed
         finally:
             with self._changed:
-                self._passing -= allowed
+                self._under_way -= allowed
                 self._changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
-        """Lets no further start through, and waits for those that are under way. False: one still is."""
+        """Allows no further start, and waits for those that are under way. False: one still is."""
         with self._changed:
             self._closed = True
-            return self._changed.wait_for(lambda: not self._passing, timeout_s)
+            return self._changed.wait_for(lambda: not self._under_way, timeout_s)

@@ -1,6 +1,8 @@
 """What the API needs of the workers that OwnPod starts: their records, and a report of their first request for jobs."""
 
+import math
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -127,6 +129,34 @@ def is_stopped(registry: Registry, worker_id: str, *, notified: bool) -> bool:
         registry.refresh()
     worker = registry.worker(worker_id)
     return worker is None or worker.stopping
+
+
+class StopCheck:
+    """When a held request checks whether its worker is stopped: at each notice, and once after :data:`STOP_CHECK_S`.
+
+    Args:
+        registry: the endpoints and workers.
+        worker_id: the worker's id.
+        managed: whether OwnPod has started the worker. Others are not stopped.
+    """
+
+    def __init__(self, registry: Registry, worker_id: str, *, managed: bool) -> None:
+        self._registry = registry
+        self._worker_id = worker_id
+        self._managed = managed
+        # A moment, not a pause: a notice of something else may come before.
+        self._due = time.monotonic() + STOP_CHECK_S if managed else math.inf
+
+    @property
+    def due_s(self) -> float:
+        """Seconds until the check is due; infinite: it has been made."""
+        return max(0.0, self._due - time.monotonic())
+
+    def is_stopped(self, *, notified: bool) -> bool:
+        """See :func:`is_stopped`. Raises: RedisUnavailable."""
+        if time.monotonic() >= self._due:
+            self._due = math.inf
+        return self._managed and is_stopped(self._registry, self._worker_id, notified=notified)
 
 
 def most_workers(endpoint: Endpoint, managed: WorkerSpec | None) -> int:

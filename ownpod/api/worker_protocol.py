@@ -23,7 +23,7 @@ from flask import Blueprint, Response, request
 from ownpod.api.auth import caller, check_managed_key, check_worker_key, managed_worker
 from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.ids import retry_later
-from ownpod.api.managed import STOP_CHECK_S, STOPPING_HOLD_S, is_stopped, most_workers
+from ownpod.api.managed import STOPPING_HOLD_S, StopCheck, most_workers
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import (
     Forbidden,
@@ -95,14 +95,15 @@ def stop(endpoint_id: str, worker_id: str) -> Response:
             svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
         ):
             until = time.monotonic() + hold_s
+            check = StopCheck(svc.registry, worker_id, managed=managed is not None)
             while (runs := svc.offers.stops(worker_id, endpoint_id)) == []:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or svc.notices.stopped:
                     break
-                wait(min(left_s, connection.check_s))
-                if connection.closed or (
-                    managed is not None and is_stopped(svc.registry, worker_id, notified=False)
-                ):
+                wait_s = min(left_s, connection.check_s, check.due_s)
+                woken_by = time.monotonic() + wait_s
+                wait(wait_s)
+                if connection.closed or check.is_stopped(notified=time.monotonic() < woken_by):
                     break
     except OwnPodError as error:
         return _refused(svc, endpoint_id, worker_id, error)
@@ -230,7 +231,7 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                     wait(STOPPING_HOLD_S)
                 return Response(status=204)
             svc.first_requests.report(svc.managed, worker_id)
-        stop_check_s = HOLD_S if managed is None else STOP_CHECK_S
+        check = StopCheck(svc.registry, worker_id, managed=managed is not None)
         with (
             svc.notices.subscribe(channel, end_only=False) as wait,
             svc.held.watch(_peer(), lambda: svc.notices.wake(channel)) as connection,
@@ -251,17 +252,16 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
                     break
                 # A worker that is to restart gets jobs once its runs have ended, which is not notified.
                 check_s = STOPPING_CHECK_S if taken.stopping else left_s
-                wait_s = min(left_s, connection.check_s, check_s, stop_check_s)
+                wait_s = min(left_s, connection.check_s, check_s, check.due_s)
                 woken_by = time.monotonic() + wait_s
                 wait(wait_s)
                 if connection.closed:
                     break
                 taken = svc.offers.collect(worker_id, endpoint_id, token, limit=limit)
-                if managed is not None and taken is not None and not taken.jobs:
+                if taken is not None and not taken.jobs:
                     notified = time.monotonic() < woken_by
-                    if leaves := is_stopped(svc.registry, worker_id, notified=notified):
+                    if leaves := check.is_stopped(notified=notified):
                         break
-                stop_check_s = left_s
             if connection.closed or leaves:
                 # Also ends offers that were delivered to this request after the worker closed it.
                 until_available(lambda: svc.offers.left(worker_id, token), longest_s=RESULT_S)

@@ -1,6 +1,7 @@
 """Endpoints with templates and managed workers, as the API answers them."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -359,6 +360,13 @@ def test_a_worker_that_is_stopped_gets_no_job_and_its_results_count(api, client,
     assert client.hget(f"{keys.pull(A)}:run:job-2", "state") == "offered"
 
 
+@pytest.fixture
+def no_checks(monkeypatch):
+    """Held requests wake as behind a real connection: a test's has none, and is checked every second."""
+    monkeypatch.setattr("ownpod.api.held.CHECK_S", float("inf"))
+
+
+@pytest.mark.usefixtures("no_checks")
 @pytest.mark.parametrize("notice", [True, False], ids=["with a notice", "with a missed notice"])
 def test_the_held_request_of_a_worker_that_is_stopped_is_answered_204(api, client, notice):
     with ThreadPoolExecutor(1) as pool:
@@ -371,6 +379,28 @@ def test_the_held_request_of_a_worker_that_is_stopped_is_answered_204(api, clien
         assert held.result(12).status_code == 204
     # Its node requeues what it offers, and does not wait for the worker.
     assert client.hget(keys.pull(A), "take") is None
+
+
+@pytest.mark.usefixtures("no_checks")
+@pytest.mark.parametrize("notice", [True, False], ids=["with a notice", "with a missed notice"])
+def test_the_held_request_for_stops_of_a_worker_that_is_stopped_is_answered_204(
+    api, client, monkeypatch, notice
+):
+    held, offers = threading.Event(), services_of(api.application).offers
+
+    def stops(worker_id, endpoint_id):
+        held.set()
+        return Offers.stops(offers, worker_id, endpoint_id)
+
+    monkeypatch.setattr(offers, "stops", stops)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(api.get, f"/v2/ep/job-stop/{A}", headers=headers(OWN[A]))
+        assert held.wait(10)
+        add(api.application, A, draining=True, stopping=True)
+        if notice:
+            client.publish(keys.PULL_EVENTS, f"stop:{A} LEAVE")
+        # Of a worker that is not stopped it is held for 20 s.
+        assert answer.result(12).status_code == 204
 
 
 def test_a_notice_that_is_no_stop_leaves_the_request_held(api, client):
@@ -563,6 +593,7 @@ def test_a_job_that_waits_beside_a_busy_worker_names_the_one_that_comes(api, cli
 # With the records in Redis.
 
 
+@pytest.mark.usefixtures("no_checks")
 def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, client, tmp_path):
     file = tmp_path / "workers.yaml"
     file.write_text(FILE)
@@ -592,12 +623,16 @@ def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, cli
         done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
         assert done.status_code == 200
         asked = client.hget(keys.pull(A), "take")
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
             held = pool.submit(take, api)
+            stops = pool.submit(api.get, f"/v2/ep/job-stop/{A}", headers=headers(OWN[A]))
             wait_until(lambda: client.hget(keys.pull(A), "take") != asked)
             assert store.drain(A, "idle for 5 s")
+            # This process has read the drain, and does not read again for a second.
+            wait_until(lambda: services_of(app).registry.worker(A).draining)
             assert store.stopping(A, "h")
             assert held.result(12).status_code == 204
+            assert stops.result(12).status_code == 204
         assert take(api).status_code == 204
         assert counts() == {"idle": 1}
         store.stopped(A, "h", exit_code=0, reason="idle for 5 s", failed=False, log="")
