@@ -76,7 +76,7 @@ def on_starting(_server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     """Reads the key files and ``workers.yaml`` again at SIGHUP. If one is invalid, the earlier keys, or endpoints, stay:
-    the new processes would end at their start, and nobody would answer.
+    the new processes would end at their start, and no process would answer.
     """
     try:
         settings.reload()
