@@ -122,9 +122,9 @@ class Process:
 
 
 def run_command(
-    *command: object, cwd: Path = ROOT, stdin: str = "", **environ: object
+    *command: object, cwd: Path = ROOT, stdin: str = "", timeout: float = 50, **environ: object
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; returns its exit code and output."""
+    """Runs a command to its end, which it must reach within ``timeout`` s; returns its exit code and output."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -132,7 +132,7 @@ def run_command(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=timeout,
         check=False,
     )
 

@@ -17,16 +17,16 @@ from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
 from ownpod.agent.notes import Notes
 from ownpod.agent.starts import Starts
-from ownpod.agent.taking import take
+from ownpod.agent.taking import Filter, take
 from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
-from ownpod.rules.placement import Placement, cannot_start, replaces
+from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
-from ownpod.rules.secrets import SecretMissing, missing_secrets, resolve, why_missing
+from ownpod.rules.secrets import SecretMissing, resolve
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
@@ -91,6 +91,7 @@ class Agent:
         self._agents = agents
         self._wakeups = wakeups
         self._environ = environ
+        self._filter = Filter(host.name, engine, managed, environ)
         self._clock = clock
         self._token = this_process()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
@@ -229,7 +230,7 @@ class Agent:
             return []
         now = self._clock()
         self._wanted_since = {i: self._wanted_since.get(i, now) for i in wanted}
-        able = [worker for worker, spec in wanted.values() if self._can_run(worker, spec)]
+        able = [worker for worker, spec in wanted.values() if self._filter.lets(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
         holds = self._agents.holds(self._host.name)
         holds += reconcile.unrecorded(self._found, holds)
@@ -244,26 +245,6 @@ class Agent:
             launch = functools.partial(self._launch, worker, spec, placement.devices)
             self._start(worker.id, launch)
         return [worker for worker, _ in wanted.values()]
-
-    def _can_run(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
-        """Whether this host can start the worker. If not, the reason is recorded, and another host may take it."""
-        problem = self._problem(spec)
-        if not problem:
-            return True
-        reason = cannot_start(self._host.name, problem)
-        if replaces(worker.reason, reason) and self._managed.waits(worker.id, reason):
-            log.warning("worker %s of %s: %s", worker.id, worker.endpoint, reason)
-        return False
-
-    def _problem(self, spec: ManagedSpec) -> str:
-        missing = missing_secrets(spec, self._environ)
-        if missing:
-            return why_missing(missing)
-        try:
-            self._engine.check_template(spec.template)
-        except EngineError as error:
-            return str(error)
-        return ""
 
     # Steps.
 
@@ -310,10 +291,7 @@ class Agent:
         began = time.monotonic()
         try:
             devices = tuple(d for d in self._devices.read() if d.id in device_ids)
-            self._engine.prepare(
-                spec.template,
-                lambda words: self._progress(worker.id, words),
-            )
+            self._engine.prepare(spec.template, lambda words: self._progress(worker.id, words))
             key = secrets.token_urlsafe(32)
             env = environment(
                 spec.template,

@@ -1,9 +1,16 @@
 """How an agent takes wanted workers while the agents of other hosts take the same ones."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from ownpod.agent.engine import Engine, EngineError
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker
-from ownpod.rules.placement import Placement, place
+from ownpod.rules.placement import Placement, cannot_start, place, replaces
+from ownpod.rules.secrets import missing_secrets, why_missing
+from ownpod.rules.templates import ManagedSpec
+from ownpod.store.managed import Managed
+
+log = logging.getLogger(__name__)
 
 PASSES = 20
 """Placements in one turn, at most. A claim may also fail without an end, because the host may not have the worker."""
@@ -41,3 +48,42 @@ def take(
                 failed = True
         if not failed:
             return
+
+
+class Filter:
+    """Leaves workers that this host cannot start to other hosts, and records why.
+
+    Args:
+        host: the host's name.
+        engine: runs the workers.
+        managed: the workers' records.
+        environ: where the templates' secrets are.
+    """
+
+    def __init__(
+        self, host: str, engine: Engine, managed: Managed, environ: Mapping[str, str]
+    ) -> None:
+        self._host = host
+        self._engine = engine
+        self._managed = managed
+        self._environ = environ
+
+    def lets(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
+        """Whether this host can start the worker. Raises: RedisUnavailable."""
+        problem = self._problem(spec)
+        if not problem:
+            return True
+        reason = cannot_start(self._host, problem)
+        if replaces(worker.reason, reason) and self._managed.waits(worker.id, reason):
+            log.warning("worker %s of %s: %s", worker.id, worker.endpoint, reason)
+        return False
+
+    def _problem(self, spec: ManagedSpec) -> str:
+        missing = missing_secrets(spec, self._environ)
+        if missing:
+            return why_missing(missing)
+        try:
+            self._engine.check_template(spec.template)
+        except EngineError as error:
+            return str(error)
+        return ""

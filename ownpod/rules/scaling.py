@@ -120,11 +120,9 @@ def unhealthy(failures_count: int) -> bool:
 
 
 def start_pause_s(failures_count: int) -> float:
-    """Seconds without a start after a number of failed starts in a row: 1, 2, 4, 8, and the longest from 5 on."""
+    """Seconds without a start after a number of failed starts in a row: 1, 2, 4 and so on, up to 60."""
     if failures_count <= 0:
         return 0.0
-    if unhealthy(failures_count):
-        return PAUSE_LONGEST_S
     return backoff_s(failures_count, PAUSE_FIRST_S, PAUSE_LONGEST_S)
 
 

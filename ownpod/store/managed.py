@@ -12,7 +12,6 @@ from typing import Any
 import redis
 
 from ownpod.errors import BadRequest, WorkerRecordBroken
-from ownpod.rules.backoff import backoff_s
 from ownpod.rules.managed import (
     FIELDS,
     ORDER,
@@ -22,6 +21,7 @@ from ownpod.rules.managed import (
     Phase,
     from_record,
 )
+from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 STOPPED_KEPT_S, MOST_STOPPED = 3600, 200
 """Seconds for which the record of a stopped worker is kept, and number of such records, for crash reports."""
 
-PAUSES_S = tuple(backoff_s(failures, 1.0, 60.0) for failures in range(1, 8))
+PAUSES_S = tuple(map(start_pause_s, range(1, 8)))
 """Seconds without another start after a number of failed starts in a row; the last is that of all further ones."""
 
 LONGEST_REASON, LONGEST_LOG = 300, 16_384

@@ -179,8 +179,9 @@ def test_the_end_of_up_ends_the_workers_unless_they_are_kept(managed, tmp_path, 
     finally:
         if on_stop == "keep":
             ownpod.stop()
-            for pid in processes(ownpod).values():
-                psutil.Process(pid).kill()
+            for process in psutil.process_iter(["environ"]):
+                if (process.info["environ"] or {}).get("RUNPOD_POD_ID") in before:
+                    process.kill()
 
 
 def test_jobs_are_pushed_to_a_worker_that_serves_runpods_local_api(managed):

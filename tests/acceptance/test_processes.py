@@ -466,3 +466,11 @@ def test_the_demo_runs_once(options):
     assert '"IN_QUEUE"' in shown[0]
     assert '"COMPLETED"' in shown[-1]
     assert "nur omed dopnwo" in shown[-1]
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back():
+    code, said = run("make", "demo", "ONCE=1", "MANAGED=1", PATH=os.environ["PATH"], timeout=200)
+    assert code == 0, said
+    assert "from no worker to 2 and back" in said
+    assert "jobs: 0 wait, 0 run, 6 completed" in said

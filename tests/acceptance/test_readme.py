@@ -17,7 +17,7 @@ from ownpod.processes import free_port
 ELSEWHERE = {
     "make demo": "test_the_demo_runs_once",
     "make demo PULL=1": "test_the_demo_runs_once",
-    "make demo MANAGED=1": "test_an_endpoint_scales_from_zero_to_two_and_back",
+    "make demo MANAGED=1": "test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back",
     "make test": "this run",
     "make install": "this run's .venv",
 }

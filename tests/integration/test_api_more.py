@@ -526,7 +526,8 @@ def test_the_openapi_document_shows_what_is_served(api):
         (rule.rule.replace("<id:", "{").replace(">", "}"), method.lower())
         for rule in api.application.url_map.iter_rules()
         # Workers' own protocol is the SDK's business.
-        if rule.rule.startswith("/v2/") and not rule.endpoint.startswith("worker_protocol.")
+        if rule.rule.startswith(("/v2/", "/agents"))
+        and not rule.endpoint.startswith("worker_protocol.")
         for method in rule.methods - {"HEAD", "OPTIONS"}
     }
     shown = {(path, m) for path, item in document["paths"].items() for m in item}

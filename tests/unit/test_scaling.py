@@ -211,8 +211,8 @@ def test_after_a_failed_start_one_worker_is_tried_at_a_time(state):
     assert decide(view(worker("a"), **values)) == (Start(1),)
 
 
-def test_the_pause_grows_and_is_the_longest_from_the_fifth_failure_on():
-    assert [start_pause_s(count) for count in range(7)] == [0, 1, 2, 4, 8, 60, 60]
+def test_the_pause_doubles_up_to_a_minute_and_five_failures_are_unhealthy():
+    assert [start_pause_s(count) for count in range(9)] == [0, 1, 2, 4, 8, 16, 32, 60, 60]
     assert [count for count in range(7) if unhealthy(count)] == [5, 6]
 
 
