@@ -192,6 +192,26 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
     return endpoints
 
 
+_kept: dict[str, Endpoint] | None = None
+
+
+def keep_endpoints(settings: Settings) -> None:
+    """Loads the endpoints for :func:`kept_endpoints` of this process, and of those that it forks later.
+
+    Raises:
+        ConfigurationError: as :func:`load_endpoints`; the endpoints that were kept before stay.
+    """
+    global _kept  # noqa: PLW0603 - forked processes inherit nothing else
+    _kept = load_endpoints(settings)
+
+
+def kept_endpoints(settings: Settings) -> dict[str, Endpoint]:
+    """The kept endpoints, so that a process that starts while the file is broken serves those of before; without kept
+    ones as :func:`load_endpoints`.
+    """
+    return load_endpoints(settings) if _kept is None else _kept
+
+
 def make_endpoint(endpoint_id: str, values: dict[str, Any]) -> Endpoint:
     """An endpoint that was added at run time, without workers.
 

@@ -28,7 +28,7 @@ from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.celery import open_store
-from ownpod.configuration import load_endpoints
+from ownpod.configuration import kept_endpoints
 from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiting, Unauthorized
 from ownpod.registry import Registry
 from ownpod.settings import Settings
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("ownpod", static_folder=None)
     url = settings.broker_url()
     store = open_store(settings, client_name="ownpod-api")
-    registry = Registry(load_endpoints(settings), Fleet(store.client), settings)
+    registry = Registry(kept_endpoints(settings), Fleet(store.client), settings)
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     managed = Managed(store.client)

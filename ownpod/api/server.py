@@ -16,7 +16,7 @@ from ownpod.api import create_app
 from ownpod.api.auth import MANAGING_IS_OFF
 from ownpod.api.guard import add_own_hosts
 from ownpod.api.services import services_of
-from ownpod.configuration import load_endpoints
+from ownpod.configuration import keep_endpoints, kept_endpoints
 from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.processes import die_with_parent, is_loopback
 from ownpod.registry import Registry
@@ -65,17 +65,27 @@ logger_class = GunicornLog
 
 
 def on_starting(_server: Any) -> None:
-    """Raises the limit of open files, so of connections, to the system's maximum."""
+    """Raises the limit of open files, so of connections, to the system's maximum, and loads the endpoints."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        keep_endpoints(settings.current())
+    except ConfigurationError as error:
+        settings.exit_on(error)
 
 
 def on_reload(server: Any) -> None:
-    """Reads the key files again at SIGHUP. If one is invalid, the earlier keys stay valid."""
+    """Reads the key files and ``workers.yaml`` again at SIGHUP. If one is invalid, the earlier keys, or endpoints, stay:
+    the new processes would end at their start, and no process would answer.
+    """
     try:
         settings.reload()
     except ConfigurationError as error:
         server.log.warning("settings stay as they were: %s", error)
+    try:
+        keep_endpoints(settings.current())
+    except ConfigurationError as error:
+        server.log.error("the old configuration stays: %s", error)  # noqa: TRY400 - one line
 
 
 def application() -> Flask:
@@ -88,7 +98,7 @@ def application() -> Flask:
 
 def _endpoints_have_keys(config: Settings) -> bool:
     try:
-        configured, url = load_endpoints(config), config.broker_url()
+        configured, url = kept_endpoints(config), config.broker_url()
     except ConfigurationError as error:
         settings.exit_on(error)
     with connect(url, client_name="ownpod-api") as client:

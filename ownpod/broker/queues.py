@@ -14,7 +14,7 @@ from kombu import Queue
 from ownpod import settings
 from ownpod.broker.messages import make_queue
 from ownpod.broker.names import HOUSEKEEPING_QUEUE, endpoint_queue
-from ownpod.configuration import load_endpoints
+from ownpod.configuration import kept_endpoints
 from ownpod.errors import ConfigurationError
 from ownpod.registry import Registry
 from ownpod.store.client import connect
@@ -36,7 +36,7 @@ class LiveQueues:
     def _registry(self) -> Registry:
         config = settings.current()
         try:
-            configured = load_endpoints(config)
+            configured = kept_endpoints(config)
             client = connect(config.broker_url(), client_name="ownpod-queues")
         except ConfigurationError as error:
             settings.exit_on(error)

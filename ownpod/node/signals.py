@@ -21,7 +21,7 @@ from ownpod import log, settings
 from ownpod.broker import names
 from ownpod.broker.process import become, current
 from ownpod.celery import open_store
-from ownpod.configuration import load_endpoints
+from ownpod.configuration import kept_endpoints
 from ownpod.errors import ConfigurationError
 from ownpod.node.first_probe import FirstProbe
 from ownpod.node.node import Node
@@ -92,7 +92,7 @@ def prepare(sender: str, instance: Any, **_: Any) -> None:
     """Reads the process's role from its name, before Celery sets anything up."""
     config = settings.current()
     try:
-        configured = load_endpoints(config)
+        configured = kept_endpoints(config)
     except ConfigurationError as error:
         # Celery logs other errors of a signal's receivers and continues.
         settings.exit_on(error)

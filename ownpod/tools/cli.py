@@ -137,14 +137,16 @@ def dispatch() -> None:
 
     The supervisor starts one Celery node for each worker, and restarts a node that ends.
     """
-    from ownpod.configuration import load_endpoints
+    from ownpod.configuration import keep_endpoints, kept_endpoints
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version
     from ownpod.store.fleet import Fleet
     from ownpod.store.schema import Guard
 
     config = settings.current()
-    endpoints = load_endpoints(config)
+    # Kept for nodes, which are forked later, perhaps while the file is being edited.
+    keep_endpoints(config)
+    endpoints = kept_endpoints(config)
     _check_redis(config)
     log.configure(config.log_level, "supervisor", config.log_format)
     from ownpod.supervisor import Supervisor

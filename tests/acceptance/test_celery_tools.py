@@ -9,7 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from helpers import OwnPod, RedisServer, answers, run_command, sdk_worker, wait_until
+from helpers import (
+    OwnPod,
+    RedisServer,
+    answers,
+    node_processes,
+    run_command,
+    sdk_worker,
+    wait_until,
+)
 
 from ownpod.processes import free_port
 
@@ -242,6 +250,13 @@ def test_shutdown_lets_a_node_finish_and_stay_away(operated):
     assert operated.ended(operated.submit(text="x"))["workerId"] == other
 
 
+def pids(ownpod):
+    """The processes of the API that serve."""
+    for child in psutil.Process(ownpod.process.pid).children():
+        if "ownpod-api" in " ".join(child.cmdline()):
+            yield from (process.pid for process in child.children())
+
+
 def test_sighup_reads_the_configuration_again(start_ownpod, start_worker, tmp_path):
     (one, _), (two, _) = start_worker(), start_worker()
     file = tmp_path / "workers.yaml"
@@ -266,9 +281,16 @@ def test_sighup_reads_the_configuration_again(start_ownpod, start_worker, tmp_pa
     assert ownpod.ended(job)["status"] == "COMPLETED"
     assert ownpod.ended(ownpod.submit(text="x"))["status"] == "COMPLETED"
     assert requests.get(f"{ownpod.base}/more/health", timeout=9).status_code == 200
+    before = set(pids(ownpod))
     write("[}")
     ownpod.process.send(signal.SIGHUP)
-    wait_until(lambda: "the old configuration stays: " in ownpod.output, 10)
+    wait_until(lambda: ownpod.output.count("the old configuration stays: ") == 2, 20)
+    wait_until(lambda: len(set(pids(ownpod)) - before) >= 2 and workers() == [two], 30)
+    # A node, and a process of the API, that begin while the file is broken serve as those before did.
+    (node, *_) = node_processes(ownpod, ownpod.get("/workers")["workers"][0]["id"])
+    node.kill()
+    assert ownpod.ended(ownpod.submit(text="x"), 40)["status"] == "COMPLETED"
+    assert "exited with code" not in ownpod.output
 
 
 def test_the_node_of_an_added_worker_waits_for_redis(start_ownpod, start_worker, tmp_path):
