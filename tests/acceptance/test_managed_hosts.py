@@ -263,7 +263,7 @@ def test_a_host_that_is_cut_off_under_load_costs_no_job_and_serves_again_when_it
     take = requests.get(
         f"{hosts.endpoint}/job-take/{lost}?gpu=0", headers={"Authorization": key}, timeout=30
     )
-    assert (take.status_code, "has stopped the managed worker" in take.text) == (429, True)
+    assert take.status_code == 429, take.text
     during = list(load.jobs)
 
     hosts.network.join("b")

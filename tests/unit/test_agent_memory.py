@@ -20,15 +20,18 @@ def test_an_agent_imports_no_library_that_its_engine_does_not_need():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_memory_that_imports_have_left_free_is_returned():
+def test_memory_that_is_free_in_the_heap_is_returned():
+    # The block that stays keeps the allocator from returning what is below by itself.
     program = """
-import ownpod.agent.run
 from pathlib import Path
 from ownpod.processes import return_memory
 pages = lambda: int(Path("/proc/self/statm").read_text().split()[1])
+blocks = [bytes(1000) for _ in range(40_000)]
+stays = blocks[-1]
+del blocks
 before = pages()
 return_memory()
 print(before, pages())
 """
     before, after = map(int, printed(program))
-    assert after < 0.9 * before
+    assert before - after > 5000
