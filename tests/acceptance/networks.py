@@ -88,6 +88,11 @@ class Network:
     def remove(self) -> None:
         """Ends all processes of the hosts, and removes the hosts."""
         _remove(f"{PREFIX}{self._pid}-")
+        # The kernel removes what is in a namespace some time after the namespace, and the next network has this name, too.
+        own = f"op{self._pid}-254"
+        command = ["ip", "link", "delete", own]
+        subprocess.run(command, capture_output=True, timeout=30, check=False)
+        wait_until(lambda: own not in ip("link"), 20, f"the end of {own}")
 
 
 def remove_leftovers() -> None:
