@@ -50,7 +50,8 @@ def start(bridge, tmp_path):
             "scalerType": "REQUEST_COUNT",
             "scalerValue": 1,
         }
-        template = {"image": IMAGE, "limits": {"memory": "512m", "pids": 200}}
+        # The image's own command serves RunPod's local API; this one pulls.
+        template = {"image": IMAGE, "command": ["python", "handler.py"], "limits": {"pids": 200}}
         content = {"endpoints": {"local-ep": {**values, "template": template, **endpoint}}}
         (tmp_path / "workers.yaml").write_text(yaml.safe_dump(content))
         ownpod = Managed(

@@ -160,9 +160,9 @@ def test_events_tell_states_and_chunks_as_they_come(api, store, headers):
     job_id = run(api).json["id"]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: events(stream(api, job_id, headers=headers)))
-        time.sleep(0.3)
+        time.sleep(1)
         attempt = begin(store, job_id)
-        time.sleep(0.3)
+        time.sleep(1)
         store.chunks.add(attempt.job_id, attempt.number, ["1", '"two"'])
         store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="[1]"))
         found = waiting.result(10)
