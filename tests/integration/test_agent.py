@@ -22,6 +22,9 @@ from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
+# They take a tenth of the time of all fast tests.
+pytestmark = pytest.mark.slow
+
 W, X, Y = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb", "cccccccccccccc"
 SPEC = ManagedSpec(Template(image="i:1", command=("python", "w.py"), env={"A": "1"}))
 ON_GPU = replace(SPEC, gpu=GpuNeed((), 1))

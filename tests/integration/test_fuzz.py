@@ -16,6 +16,9 @@ from ownpod.api.services import services_of
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 
+# They take a tenth of the time of all fast tests.
+pytestmark = pytest.mark.slow
+
 JOBS = [f"job-{status}" for status in JobStatus]
 FORGED = "12:00:00 INFO    forged"
 DIGITS = ["0", "-1", "1", "+1", "007", "1.0", "1e999", "NaN", "9" * 18, "9" * 400, "9" * 5000]

@@ -11,6 +11,9 @@ from ownpod.rules.runs import Outcome
 from ownpod.store import keys
 from ownpod.store.listing import Listing
 
+# They take a tenth of the time of all fast tests.
+pytestmark = pytest.mark.slow
+
 LARGE = f'"{"x" * 200_000}"'
 
 

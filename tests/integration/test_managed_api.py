@@ -24,6 +24,9 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.offers import Offers
 
+# They take a tenth of the time of all fast tests.
+pytestmark = pytest.mark.slow
+
 A, B, C = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb", "cccccccccccccc"
 OWN = {A: "key-of-a", B: "key-of-b"}
 FILE = """

@@ -17,6 +17,9 @@ from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 
+# They take a tenth of the time of all fast tests.
+pytestmark = pytest.mark.slow
+
 SPEC = ManagedSpec(
     Template(image="i:1", command=("python", "w.py")),
     Scaling(workers_max=2, idle_timeout_s=5, scaler=ScalerType.REQUEST_COUNT, scaler_value=1),

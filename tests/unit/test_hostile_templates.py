@@ -9,6 +9,9 @@ from ownpod.configuration import load_endpoints, make_endpoint
 from ownpod.errors import ConfigurationError
 from ownpod.rules.fleet import Entries, merge
 
+# They take a tenth of the time of all fast tests.
+pytestmark = pytest.mark.slow
+
 HUGE = 10**400
 BEGIN = b"endpoints: {e: {template: {command: [x]"
 

@@ -23,6 +23,8 @@ from ownpod.rules.templates import (
     Template,
 )
 
+pytestmark = pytest.mark.slow
+
 FULL = {
     "template": {
         "image": "registry.example.com:5000/team/worker-x:1.0",
