@@ -192,24 +192,31 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
     return endpoints
 
 
-_kept: dict[str, Endpoint] | None = None
+_kept: dict[tuple[object, ...], dict[str, Endpoint]] = {}
+"""The endpoints of each source, because forked processes inherit nothing else."""
 
 
-def keep_endpoints(settings: Settings) -> None:
-    """Loads the endpoints for :func:`kept_endpoints` of this process, and of those that it forks later.
+def _source(settings: Settings) -> tuple[object, ...]:
+    """Where settings have their endpoints from."""
+    return settings.workers_file.absolute(), settings.workers
+
+
+def keep_endpoints(settings: Settings) -> dict[str, Endpoint]:
+    """Loads the endpoints, also for :func:`kept_endpoints` of this process and of those that it forks later.
 
     Raises:
         ConfigurationError: as :func:`load_endpoints`; the endpoints that were kept before stay.
     """
-    global _kept  # noqa: PLW0603 - forked processes inherit nothing else
-    _kept = load_endpoints(settings)
+    endpoints = _kept[_source(settings)] = load_endpoints(settings)
+    return endpoints
 
 
 def kept_endpoints(settings: Settings) -> dict[str, Endpoint]:
-    """The kept endpoints, so that a process that starts while the file is broken serves those of before; without kept
-    ones as :func:`load_endpoints`.
+    """The kept endpoints of the same source, so that a process that starts while the file is broken serves those of before;
+    without kept ones as :func:`load_endpoints`.
     """
-    return load_endpoints(settings) if _kept is None else _kept
+    kept = _kept.get(_source(settings))
+    return load_endpoints(settings) if kept is None else kept
 
 
 def make_endpoint(endpoint_id: str, values: dict[str, Any]) -> Endpoint:

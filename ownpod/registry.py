@@ -157,11 +157,11 @@ class Registry:
 
     def workers(self) -> list[WorkerSpec]:
         """All workers of all endpoints."""
-        return [worker for endpoint in self.endpoints.values() for worker in endpoint.workers]
+        return list(self._current.workers.values())
 
     def worker(self, worker_id: str) -> WorkerSpec | None:
         """A worker, at most :data:`CACHE_TTL_S` old; None: there is none with this id."""
-        return next((worker for worker in self.workers() if worker.id == worker_id), None)
+        return self._current.workers.get(worker_id)
 
     def find(self, worker_id: str, endpoint_id: str | None = None) -> WorkerSpec:
         """A worker, read now. Raises: WorkerNotFound, EndpointNotFound."""

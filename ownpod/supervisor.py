@@ -32,7 +32,7 @@ import kombu.transport.redis
 from ownpod import log
 from ownpod.broker import control, names
 from ownpod.celery import app
-from ownpod.configuration import keep_endpoints, kept_endpoints
+from ownpod.configuration import keep_endpoints
 from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.housekeeping import signals as housekeeping_signals
 from ownpod.housekeeping import tasks as housekeeping_tasks
@@ -162,8 +162,7 @@ class Supervisor:
     def _reload(self) -> None:
         self._reloading = False
         try:
-            keep_endpoints(self._config)
-            self._registry.reload(kept_endpoints(self._config))
+            self._registry.reload(keep_endpoints(self._config))
         except ConfigurationError as error:
             logger.error("the old configuration stays: %s", error)  # noqa: TRY400 - one line
         else:

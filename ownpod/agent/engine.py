@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ownpod.errors import OwnPodError
-from ownpod.rules.managed import Device
+from ownpod.rules.managed import LOG_LINES, Device
 from ownpod.rules.reconcile import Found
 from ownpod.rules.templates import Template
 
@@ -13,9 +13,6 @@ __all__ = ["LOG_LINES", "STOP_GRACE_S", "Engine", "EngineError", "Found", "Launc
 
 STOP_GRACE_S = 35.0
 """Seconds between SIGTERM and SIGKILL. The SDK ends after its held request, which may last 20 s, and its job."""
-
-LOG_LINES = 50
-"""Number of last lines of output that are kept of a worker that has stopped."""
 
 
 class EngineError(OwnPodError):

@@ -6,19 +6,15 @@ the jobs of that endpoint, a worker key the workers' protocol only, a managed wo
 
 import contextlib
 import hmac
-import re
 from enum import StrEnum
 
 from flask import Request, request
 
-from ownpod.api.managed import is_managed
 from ownpod.api.services import Services, services
 from ownpod.errors import Forbidden, RedisUnavailable, Unauthorized
 from ownpod.rules import credentials
 from ownpod.rules.endpoints import WorkerSpec
-
-MANAGED_ID = re.compile(r"[a-z0-9]{14}")
-"""Pattern of the ids of managed workers, which is RunPod's."""
+from ownpod.rules.managed import WORKER_ID
 
 
 class Access(StrEnum):
@@ -199,7 +195,7 @@ def managed_worker(svc: Services, worker_id: str) -> WorkerSpec | None:
         with contextlib.suppress(RedisUnavailable):
             svc.registry.refresh()
         worker = svc.registry.worker(worker_id)
-    return worker if worker is not None and is_managed(worker) else None
+    return worker if worker is not None and worker.is_managed else None
 
 
 def _may_be_newer(worker: WorkerSpec | None, worker_id: str) -> bool:
@@ -207,8 +203,8 @@ def _may_be_newer(worker: WorkerSpec | None, worker_id: str) -> bool:
     that is refused because of that would ask again after 5 s only.
     """
     if worker is None:
-        return MANAGED_ID.fullmatch(worker_id) is not None
-    return is_managed(worker) and not has_own_key(worker)
+        return WORKER_ID.fullmatch(worker_id) is not None
+    return worker.is_managed and not has_own_key(worker)
 
 
 def check_managed_key(worker: WorkerSpec, endpoint_id: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint, WorkerSource, WorkerSpec
-from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.endpoints import Endpoint, WorkerSpec
+from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
 from ownpod.rules.managed_states import ManagedView, StartFailures, in_words, usual_start_s
 
 MOST_SEEN = 100_000
@@ -16,9 +16,6 @@ MOST_SEEN = 100_000
 
 ANY_NUMBER = 2**31
 """A number of workers that no endpoint has."""
-
-LOG_LINES = 50
-"""Number of last lines of a worker that did not start, as ``/health`` shows them."""
 
 
 STOP_CHECK_S = 1.5
@@ -96,7 +93,7 @@ def view_of(managed: ManagedWorkers, endpoint: Endpoint) -> ManagedView:
     Raises:
         RedisUnavailable: Redis does not answer.
     """
-    if endpoint.managed is None and not any(map(is_managed, endpoint.workers)):
+    if endpoint.managed is None and not any(worker.is_managed for worker in endpoint.workers):
         return ManagedView()
     failures = managed.failures(endpoint.id)
     if (
@@ -169,12 +166,7 @@ def most_workers(endpoint: Endpoint, managed: WorkerSpec | None) -> int:
     """
     if managed is not None:
         return ANY_NUMBER
-    return endpoint.max_workers + sum(map(is_managed, endpoint.workers))
-
-
-def is_managed(worker: WorkerSpec) -> bool:
-    """Whether OwnPod has started the worker."""
-    return worker.source is WorkerSource.MANAGED
+    return endpoint.max_workers + sum(worker.is_managed for worker in endpoint.workers)
 
 
 def describe_managed(view: ManagedView) -> dict[str, Any]:

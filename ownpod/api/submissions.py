@@ -11,7 +11,7 @@ from typing import Any
 from ownpod import log
 from ownpod.errors import EndpointPaused, RedisUnavailable
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint, WorkerSource
+from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.rules.payload import readable
 from ownpod.settings import Settings
@@ -136,9 +136,7 @@ class Submissions:
 
     def _want_worker(self, endpoint: Endpoint) -> None:
         """Wakes the scaler for a job of an endpoint whose first worker it is to start. Later ones can wait a second."""
-        if endpoint.managed is None or any(
-            worker.source is WorkerSource.MANAGED for worker in endpoint.workers
-        ):
+        if endpoint.managed is None or any(worker.is_managed for worker in endpoint.workers):
             return
         # The job is queued, and the scaler also wakes by itself.
         with contextlib.suppress(RedisUnavailable):

@@ -4,12 +4,13 @@ The decision is :func:`ownpod.rules.scaling.decide`; agents make it so. One hous
 remembers nothing that a successor needs, so it may end at any moment.
 """
 
+import contextlib
 import logging
 import secrets
 import string
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.processes import this_process
@@ -55,6 +56,17 @@ ALPHABET = string.ascii_lowercase + string.digits
 def new_worker_id() -> str:
     """A random id as RunPod's workers have it: 14 lower-case letters and digits."""
     return "".join(secrets.choice(ALPHABET) for _ in range(14))
+
+
+@contextlib.contextmanager
+def _apart(problem: str) -> Iterator[None]:
+    """Around a step: one endpoint or worker with a broken record must not stop the others. Raises: RedisUnavailable."""
+    try:
+        yield
+    except RedisUnavailable:
+        raise
+    except OwnPodError:
+        log.exception("%s", problem)
 
 
 class Scaler(threading.Thread):
@@ -120,25 +132,13 @@ class Scaler(threading.Thread):
             mine = [worker for worker in workers if worker.endpoint == endpoint]
             if endpoint not in jobs:
                 continue
-            try:
+            with _apart(f"endpoint {endpoint} is not scaled"):
                 self._scale(endpoint, spec, mine, jobs[endpoint])
-            except RedisUnavailable:
-                raise
-            except OwnPodError:
-                # One endpoint with a broken record must not stop the others.
-                log.exception("endpoint %s is not scaled", endpoint)
         for worker in workers:
             if worker.endpoint not in specs:
-                self._drain_left(worker)
+                with _apart(f"worker {worker.id} does not leave"):
+                    self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
         self._explain([worker for worker in workers if worker.phase is Phase.WANTED])
-
-    def _drain_left(self, worker: ManagedWorker) -> None:
-        try:
-            self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
-        except RedisUnavailable:
-            raise
-        except OwnPodError:
-            log.exception("worker %s does not leave", worker.id)
 
     def _explain(self, wanted: Sequence[ManagedWorker]) -> None:
         """Records why wanted workers wait for a device."""

@@ -27,7 +27,7 @@ from ownpod.node.first_probe import FirstProbe
 from ownpod.node.node import Node
 from ownpod.processes import Exit
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import WorkerSource, WorkerSpec
+from ownpod.rules.endpoints import WorkerSpec
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.fleet import Fleet
@@ -112,7 +112,7 @@ def prepare(sender: str, instance: Any, **_: Any) -> None:
         # As above; and without its role this process would send webhooks under the worker's name.
         settings.exit_on(error)
     probe = worker.probe
-    if spec.source is WorkerSource.MANAGED and not spec.pulls:
+    if spec.is_managed and not spec.pulls:
         probe = FirstProbe(probe, functools.partial(Managed(store.client).ready, spec.id))
     node = Node(
         config=config,

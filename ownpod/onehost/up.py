@@ -16,7 +16,7 @@ from ownpod.onehost import flower
 from ownpod.onehost.embedded import EmbeddedRedis
 from ownpod.processes import check_port
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import Endpoint, WorkerSource
+from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.settings import Settings
 from ownpod.store import schema
@@ -136,9 +136,8 @@ class Up:
 
     def _start_agent(self, command: list[str], environ: dict[str, str], agents: Agents) -> None:
         config, host = self._config, self._config.agent_host
-        own_host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
-        url = config.worker_api_url or f"http://{own_host}:{self._port}"
-        keep = ["--end-workers"] if config.workers_on_stop == "stop" else []
+        url = config.worker_api_url or f"http://{self._own_host}:{self._port}"
+        options = ["--end-workers"] if config.workers_on_stop == "stop" else []
 
         def serves() -> bool:
             try:
@@ -148,9 +147,9 @@ class Up:
             except RedisUnavailable:
                 return False
 
-        self._group.spawn("agent", [*command, "agent", "--url", url, *keep], environ, serves=serves)
-        while not self._group.stopping and not self._group.serving:
-            self._group.supervise()
+        agent = [*command, "agent", "--url", url, *options]
+        self._group.spawn("agent", agent, environ, serves=serves)
+        self._until_serving()
 
     def _check(self, registry: Registry, version: Callable[[], str | None]) -> None:
         try:
@@ -173,11 +172,15 @@ class Up:
             if self._group.serving and all(map(_probed, _statuses(registry))):
                 return
 
+    @property
+    def _own_host(self) -> str:
+        """The name in URLs by which this host reaches what listens on ``host``."""
+        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
+
     def _answers(self, port: int, path: str) -> bool:
         """Whether an HTTP server answers on this host with a status below 500."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
         try:
-            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=ANSWER_S):
+            with urllib.request.urlopen(f"http://{self._own_host}:{port}{path}", timeout=ANSWER_S):
                 return True
         except urllib.error.HTTPError as error:
             return error.code < 500
@@ -199,7 +202,7 @@ class Up:
 
 def _statuses(registry: Registry) -> list[WorkerStatus]:
     """The status of each worker that OwnPod does not start itself. While Redis is away: one that counts as not probed."""
-    workers = (w for w in registry.workers() if w.source is not WorkerSource.MANAGED)
+    workers = (w for w in registry.workers() if not w.is_managed)
     try:
         return list(registry.fleet.statuses(tuple(workers)).values())
     except RedisUnavailable:

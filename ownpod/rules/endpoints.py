@@ -66,6 +66,11 @@ class WorkerSpec:
         """The worker polls for its jobs."""
         return self.kind is WorkerKind.PULL
 
+    @property
+    def is_managed(self) -> bool:
+        """OwnPod has started the worker."""
+        return self.source is WorkerSource.MANAGED
+
 
 @dataclass(frozen=True)
 class Endpoint:

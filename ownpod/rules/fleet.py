@@ -5,6 +5,7 @@ must not end the processes that read it.
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -96,6 +97,11 @@ class Merged:
     endpoints: Mapping[str, Endpoint]
     workers_left_out: tuple[LeftOut, ...] = ()
     endpoints_left_out: tuple[LeftOutEndpoint, ...] = ()
+
+    @functools.cached_property
+    def workers(self) -> Mapping[str, WorkerSpec]:
+        """All workers of all endpoints, by id."""
+        return {worker.id: worker for e in self.endpoints.values() for worker in e.workers}
 
 
 class _Unusable(Exception):

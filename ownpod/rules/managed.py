@@ -40,6 +40,9 @@ LIVE = (Phase.PREPARING, Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.STOP
 SERVING = (Phase.WANTED, Phase.PREPARING, Phase.STARTING, Phase.READY)
 """Phases in which a worker counts towards what its endpoint has or will soon have."""
 
+LOG_LINES = 50
+"""Number of last lines of output that are kept and shown of a worker that has stopped."""
+
 HOST_SILENT_S = 60.0
 """Seconds without a heartbeat of an agent after which its workers count as lost."""
 

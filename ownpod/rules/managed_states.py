@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ownpod.rules.endpoints import Endpoint, WorkerSource, WorkerSpec
+from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.scaling import unhealthy
@@ -108,7 +108,7 @@ def count_workers(
     records = view.by_id()
     for worker in endpoint.workers:
         status, record = statuses[worker.id], records.pop(worker.id, None)
-        if record is None and worker.source is WorkerSource.MANAGED:
+        if record is None and worker.is_managed:
             # It has stopped since the registry was read.
             continue
         busy = bool(jobs.get(worker.id) or status.lingering)

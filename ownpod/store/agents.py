@@ -18,7 +18,7 @@ from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold, ManagedWorker
 from ownpod.rules.records import from_text, to_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
-from ownpod.store.loads import broken_records, whole
+from ownpod.store.loads import broken_managed, whole
 from ownpod.store.scripts import Scripts, constants
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Agents:
             ),
         )
 
-    @broken_records
+    @broken_managed
     @redis_errors
     def _call(self, command: str, host: str, *arguments: str | float) -> Any:
         if not HOST.fullmatch(host):
@@ -111,7 +111,7 @@ class Agents:
         """The agent ends. Its workers stay, and the next agent may own the name at once."""
         self._call("leave", host, token)
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def agents(self) -> list[AgentInfo]:
         """All hosts, by name, also those that are silent. One that cannot be read is left out."""
@@ -150,7 +150,7 @@ class Agents:
         """Ends :meth:`drain_host`."""
         self._call("resume_host", host)
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def in_hand(self, workers: Collection[ManagedWorker]) -> tuple[set[str], set[str]]:
         """Ids of those workers that have a job or a lingering slot, and of those whose node fetches no jobs now.
@@ -200,7 +200,7 @@ class Agents:
         """What occupies the devices of a host."""
         return self.all_holds().get(host, [])
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def all_holds(self) -> dict[str, list[Hold]]:
         """What occupies devices, by host."""

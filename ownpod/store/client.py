@@ -15,7 +15,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ownpod.errors import AnswerLost, RedisUnavailable, SchemaMismatch
+from ownpod.errors import AnswerLost, RedisUnavailable, SchemaMismatch, WorkerRecordBroken
 from ownpod.store import keys, schema
 
 P = ParamSpec("P")
@@ -104,6 +104,26 @@ def redis_reads(method: Callable[P, R]) -> Callable[P, R]:
     return translated
 
 
+def broken_records(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a decorator that turns an error of Redis about a key of the wrong type into WorkerRecordBroken.
+
+    Args:
+        what: names the keys in the message.
+    """
+
+    def decorator(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def translated(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return method(*args, **kwargs)
+            except redis.ResponseError as error:
+                raise WorkerRecordBroken(f"{what} cannot be used: {error}") from error
+
+        return translated
+
+    return decorator
+
+
 def execute(client: redis.Redis, *command: str | float) -> Any:
     """Sends one command, once.
 
@@ -165,10 +185,15 @@ def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:
 
 
 @redis_reads
+def ms_of(time: Any) -> int:
+    """The answer to TIME, in ms since the epoch."""
+    seconds, microseconds = time
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
 def clock_ms(client: redis.Redis) -> int:
     """Redis's clock, in ms since the epoch. Only this clock is compared with times in Redis, because clocks of hosts differ."""
-    seconds, microseconds = client.time()
-    return int(seconds) * 1000 + int(microseconds) // 1000
+    return ms_of(client.time())
 
 
 @redis_errors

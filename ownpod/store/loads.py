@@ -1,43 +1,25 @@
 """How loaded the endpoints with managed workers are, as the scaler needs it, and how their starts have failed."""
 
-import functools
 import itertools
 import logging
 import math
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import redis
 
-from ownpod.errors import WorkerRecordBroken
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.store import keys
-from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.client import broken_records, clock_ms, ms_of, redis_errors, redis_reads
 from ownpod.store.scripts import Scripts, constants
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def broken_records(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: turns an error of Redis about a key of the wrong type into WorkerRecordBroken."""
-
-    @functools.wraps(method)
-    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except redis.ResponseError as error:
-            raise WorkerRecordBroken(
-                f"the keys of managed workers cannot be used: {error}"
-            ) from error
-
-    return translated
+broken_managed = broken_records("the keys of managed workers")
 
 
 class Instance(NamedTuple):
@@ -120,7 +102,7 @@ class Loads:
             repeatable=("saw", "instance"),
         )
 
-    @broken_records
+    @broken_managed
     @redis_errors
     def instance(self, remembered: str | None = None) -> Instance:
         """This installation, whose id marks what its agents start.
@@ -132,21 +114,20 @@ class Loads:
         found, restored_ms = self._loads("instance", made, int(remembered is not None))
         return Instance(str(found), restored_ms / 1000 if restored_ms >= 0 else math.inf)
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def failures(self, endpoint: str) -> Failures:
         """The failed starts of an endpoint's workers."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(f"{keys.MANAGED_FAILURES}{endpoint}")
-            (seconds, microseconds), found = pipe.execute()
-        return _failures(found, seconds * 1000 + microseconds // 1000)
+            time, found = pipe.execute()
+        return _failures(found, ms_of(time))
 
     @redis_reads
     def now_ms(self) -> int:
         """Redis's clock, in ms since the epoch."""
-        time: Any = self._redis.time()
-        return int(time[0]) * 1000 + int(time[1]) // 1000
+        return clock_ms(self._redis)
 
     def views(
         self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]
@@ -183,7 +164,7 @@ class Loads:
             for endpoint, (failures, view) in found.items()
         }
 
-    @broken_records
+    @broken_managed
     @redis_errors
     def saw(self, busy: Collection[str], idle: Sequence[str]) -> dict[str, float]:
         """Remembers which workers have jobs and which have none. Returns seconds since an idle one was first seen idle."""
@@ -203,8 +184,8 @@ class Loads:
                 pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
                 for worker_id in ids:
                     pipe.hget(keys.worker(worker_id), "held")
-            (seconds, microseconds), *rest = pipe.execute(raise_on_error=False)
-        now_ms, found = seconds * 1000 + microseconds // 1000, {}
+            time, *rest = pipe.execute(raise_on_error=False)
+        now_ms, found = ms_of(time), {}
         replies: Iterator[Any] = iter(rest)
         for name, ids in endpoints.items():
             mine = list(itertools.islice(replies, 5 + len(ids)))

@@ -26,7 +26,7 @@ from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
 from ownpod.store.common import BUCKETS_MS
-from ownpod.store.loads import Loads, broken_records
+from ownpod.store.loads import Loads, broken_managed
 from ownpod.store.offers import OFFER_CONSTANTS
 from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
@@ -92,7 +92,7 @@ class Managed(Loads):
             ),
         )
 
-    @broken_records
+    @broken_managed
     @redis_errors
     def _move(self, command: str, worker_id: str, *arguments: str | float) -> bool:
         """Raises: BadRequest, for an id that would be part of another key; WorkerRecordBroken."""
@@ -229,7 +229,7 @@ class Managed(Loads):
 
     # Reads.
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def get(self, worker_id: str) -> ManagedWorker | None:
         """A worker, also one that is stopped; None: there is none. Raises: WorkerRecordBroken."""
@@ -245,7 +245,7 @@ class Managed(Loads):
         workers = [worker for worker, _ in self._read(self._ids(keys.MANAGED))]
         return [worker for worker in workers if endpoint in {None, worker.endpoint}]
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def recent(self, endpoint: str | None = None) -> Workers:
         """Workers that stopped within the last hour, the last one first: all, or an endpoint's."""
@@ -255,7 +255,7 @@ class Managed(Loads):
         workers = [worker for worker, _ in self._read(ids)]
         return [worker for worker in workers if endpoint in {None, worker.endpoint}]
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def of_host(self, host: str) -> dict[str, tuple[ManagedWorker, ManagedSpec]]:
         """Workers of a host that are not stopped, with what they are started from."""
@@ -269,7 +269,7 @@ class Managed(Loads):
         # An agent may have taken one since its id was read.
         return [(worker, spec) for worker, spec in found if worker.phase is Phase.WANTED]
 
-    @broken_records
+    @broken_managed
     @redis_reads
     def _ids(self, key: str, limit: int = 0) -> Sequence[str]:
         ids: Any = self._redis.zrange(key, 0, limit - 1)

@@ -3,11 +3,9 @@
 Every change is one command: the node's are in ``offers.lua``, the worker's in ``pulling.lua``.
 """
 
-import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import redis
 
@@ -17,7 +15,7 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.rules.offers import Contact, RunState
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
-from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.client import broken_records, clock_ms, ms_of, redis_errors, redis_reads
 from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
 
@@ -69,23 +67,7 @@ OFFER_CONSTANTS = constants(
 )
 """Lua in front of ``offers.lua``."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _broken_records(method: Callable[P, R]) -> Callable[P, R]:
-    """Turns an error of Redis about a key of the wrong type into an error of that one worker."""
-
-    @functools.wraps(method)
-    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except redis.ResponseError as error:
-            raise WorkerRecordBroken(
-                f"the keys of a worker that pulls cannot be used: {error}"
-            ) from error
-
-    return translated
+_broken_records = broken_records("the keys of a worker that pulls")
 
 
 @dataclass(frozen=True)
@@ -102,11 +84,6 @@ class Taken:
 
     jobs: list[str]
     stopping: bool
-
-
-def _ms(time: tuple[int, int]) -> int:
-    """Ms since the epoch, of the answer to TIME."""
-    return time[0] * 1000 + time[1] // 1000
 
 
 def _taken(reply: Any) -> Taken | None:
@@ -241,7 +218,7 @@ class Offers:
             pipe.hgetall(keys.of_endpoint(endpoint, "refused"))
             pipe.time()
             reasons, time = pipe.execute()
-        now, refused = _ms(time), []
+        now, refused = ms_of(time), []
         for worker_id, text in sorted(reasons.items()):
             at, _, reason = text.partition(" ")
             ago_ms = now - int(at)
@@ -304,7 +281,7 @@ class Offers:
                 error=error or None,
                 execution_ms=int(ended_ms) - int(taken_ms),
             )
-        now = _ms(time)
+        now = ms_of(time)
         return RunState(
             state=state,
             left_s=(int(until_ms or 0) - now) / 1000,
@@ -322,7 +299,7 @@ class Offers:
             pipe.hmget(keys.pull(worker_id), "asked_ms", "ping_ms", "stopping", "take")
             pipe.time()
             requested_ms, (asked_ms, ping_ms, stopping, take), time = pipe.execute()
-        now = _ms(time)
+        now = ms_of(time)
         requested_s, asked_s, pinged_s = (
             None if ms is None else (now - int(ms)) / 1000
             for ms in (requested_ms, asked_ms, ping_ms)
@@ -361,7 +338,7 @@ class Offers:
     @redis_reads
     def _silent(self) -> list[str]:
         """Workers that have sent nothing for ``gone_s`` seconds, at most :data:`MOST_FORGOTTEN`, the oldest first."""
-        until = _ms(self._redis.time()) - self._gone_ms
+        until = clock_ms(self._redis) - self._gone_ms
         ids: Any = self._redis.zrangebyscore(keys.HEARD, "-inf", until, 0, MOST_FORGOTTEN)
         return list(ids)
 

@@ -137,7 +137,7 @@ def dispatch() -> None:
 
     The supervisor starts one Celery node for each worker, and restarts a node that ends.
     """
-    from ownpod.configuration import keep_endpoints, kept_endpoints
+    from ownpod.configuration import keep_endpoints
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version
     from ownpod.store.fleet import Fleet
@@ -145,8 +145,7 @@ def dispatch() -> None:
 
     config = settings.current()
     # Kept for nodes, which are forked later, perhaps while the file is being edited.
-    keep_endpoints(config)
-    endpoints = kept_endpoints(config)
+    endpoints = keep_endpoints(config)
     _check_redis(config)
     log.configure(config.log_level, "supervisor", config.log_format)
     from ownpod.supervisor import Supervisor

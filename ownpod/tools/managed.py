@@ -5,15 +5,12 @@ from collections.abc import Iterator
 import click
 
 from ownpod.registry import Registry
-from ownpod.rules.managed import ManagedWorker
+from ownpod.rules.managed import LOG_LINES, ManagedWorker
 from ownpod.rules.managed_states import ManagedView, failure_in_words, with_exit_code
 from ownpod.store.managed import Managed
 from ownpod.tools import tables
 
 COLUMNS = ("WORKER", "ENDPOINT", "PHASE", "FOR", "DEVICES", "REASON")
-
-LOG_LINES = 50
-"""Number of last lines of a worker that did not start."""
 
 
 def show_managed(managed: Managed, registry: Registry) -> None:

@@ -7,7 +7,7 @@ needs from Redis is an argument. A node uses one driver for its worker.
 from collections.abc import Callable, Mapping
 
 from ownpod.errors import ConfigurationError
-from ownpod.rules.endpoints import WorkerKind, WorkerSource, WorkerSpec
+from ownpod.rules.endpoints import WorkerKind, WorkerSpec
 from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 from ownpod.settings import Settings
 from ownpod.workers.driver import Exchange, OfferQueue, RunListener, Subscription, Worker
@@ -33,7 +33,7 @@ def _push(spec: WorkerSpec, settings: Settings, _exchange: MakeExchange | None) 
 def _pull(spec: WorkerSpec, settings: Settings, exchange: MakeExchange | None) -> Worker:
     if exchange is None:
         raise ConfigurationError(f"worker {spec.id}: a worker that pulls is driven by a node only")
-    if spec.source is WorkerSource.MANAGED:
+    if spec.is_managed:
         # Its agent limits the time of its start.
         gone_s, await_s = settings.worker_gone_s, float(DEFAULT_INIT_TIMEOUT_S)
         return PullWorker(spec, exchange(), gone_s=gone_s, await_s=await_s)

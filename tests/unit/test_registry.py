@@ -4,7 +4,7 @@ import threading
 import pytest
 from helpers import load_settings
 
-from ownpod.configuration import load_endpoints, worker_id_of
+from ownpod.configuration import keep_endpoints, kept_endpoints, load_endpoints, worker_id_of
 from ownpod.errors import ConfigurationError, EndpointNotFound, RedisUnavailable
 from ownpod.registry import Registry
 from ownpod.rules.fleet import Entries
@@ -159,3 +159,17 @@ def test_a_slow_read_does_not_undo_a_later_one():
     fleet.second_done.set()
     slow.join(10)
     assert "added" in {worker.id for worker in registry.workers()}
+
+
+def test_endpoints_that_a_process_keeps_are_those_of_the_same_settings_only(tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {kept: {}}")
+    config = load_settings(OWNPOD_WORKERS_FILE=file)
+    assert set(keep_endpoints(config)) == {"kept"}
+    file.write_text("[}")
+    assert set(kept_endpoints(config)) == {"kept"}
+    with pytest.raises(ConfigurationError):
+        keep_endpoints(config)
+    assert set(kept_endpoints(config)) == {"kept"}
+    other = load_settings(OWNPOD_WORKERS="http://a:1")
+    assert set(kept_endpoints(other)) == {"local-ep"}
