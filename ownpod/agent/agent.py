@@ -4,29 +4,22 @@ A turn depends on Redis and on the engine only, so an agent that has just starte
 ended. The agent ends without ending its workers.
 """
 
-import functools
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
-from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Found, Launch
+from ownpod.agent.engine import Engine, EngineError, Found
 from ownpod.agent.notes import Notes
-from ownpod.agent.starts import Starts
+from ownpod.agent.steps import Host, Steps
 from ownpod.agent.taking import Filter, take
 from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
-from ownpod.rules.credentials import digest_of
-from ownpod.rules.launching import environment
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
 from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
-from ownpod.rules.secrets import SecretMissing, resolve
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
@@ -38,24 +31,6 @@ REST_S = 5.0
 
 BUSY_S = 1.0
 """Seconds between two turns while a worker starts, drains or stops, or waits for a device."""
-
-AT_ONCE = 8
-"""Number of workers that are started or stopped at the same time."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """The host of an agent, for its workers and for OwnPod.
-
-    Attributes:
-        name: the name under which its workers and devices are listed.
-        api_url: the API's base URL as the workers reach it.
-        labels: the operator's labels, for example its data center.
-    """
-
-    name: str
-    api_url: str
-    labels: Mapping[str, str]
 
 
 class Agent:
@@ -90,21 +65,17 @@ class Agent:
         self._managed = managed
         self._agents = agents
         self._wakeups = wakeups
-        self._environ = environ
         self._filter = Filter(host.name, engine, managed, environ)
         self._clock = clock
         self._token = this_process()
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
-        self._lock = threading.Lock()
-        self._under_way = set[str]()
         self._unknown_since = dict[str, float]()
         self._wanted_since = dict[str, float]()
-        self._failures = dict[str, str]()
-        """Why workers are stopped that are to count as failed, by id."""
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
-        self._starts = Starts()
+        self.steps = Steps(
+            host, engine, devices, managed=managed, environ=environ, done=self._wake.set
+        )
         self._owns_host = False
         self._notes = Notes()
 
@@ -160,9 +131,8 @@ class Agent:
             self._notes.say(f"standing by: another agent runs as host {self._host.name}")
             return BUSY_S
         self._notes.say("")
-        with self._lock:
-            # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
-            under_way = frozenset(self._under_way)
+        # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
+        under_way = self.steps.under_way
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
         for step in self._plan(mine, holds, under_way):
@@ -173,10 +143,10 @@ class Agent:
             except OwnPodError as error:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
-        closed = beat.draining or self._stopping or self._starts.closed
+        closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
-        return REST_S if settled and not coming and not self._under_way else BUSY_S
+        return REST_S if settled and not coming and not self.steps.under_way else BUSY_S
 
     def _plan(
         self,
@@ -242,8 +212,7 @@ class Agent:
 
         for placement in take(able, info, holds, claim, waited_s=waited_s):
             worker, spec = wanted.pop(placement.worker.id)
-            launch = functools.partial(self._launch, worker, spec, placement.devices)
-            self._start(worker.id, launch)
+            self.steps.launch(worker, spec, placement.devices)
         return [worker for worker, _ in wanted.values()]
 
     # Steps.
@@ -253,115 +222,21 @@ class Agent:
         match step:
             case reconcile.Launch():
                 worker, spec = mine[worker_id]
-                self._start(worker_id, lambda: self._launch(worker, spec, worker.devices))
+                self.steps.launch(worker, spec, worker.devices)
             case reconcile.Adopt():
                 log.info(
                     "worker %s of %s runs already: adopted", worker_id, mine[worker_id][0].endpoint
                 )
                 self._managed.started(worker_id, self._host.name, url=self._engine.url(worker_id))
             case Stop():
-                self._start(worker_id, lambda: self._stop(step))
+                self.steps.stop(step)
             case Ended():
-                self._start(worker_id, lambda: self._report(step))
+                self.steps.report(step)
             case Remove():
                 log.warning("worker %s is ended and removed: %s", worker_id, step.reason)
-                self._start(worker_id, lambda: self._remove(worker_id))
+                self.steps.remove(worker_id)
             case Free():
                 self._managed.gone(worker_id, self._host.name)
-
-    def _start(self, worker_id: str, step: Callable[[], None]) -> None:
-        """Does a step in another thread, one at a time for each worker."""
-        with self._lock:
-            if worker_id in self._under_way:
-                return
-            self._under_way.add(worker_id)
-        self._pool.submit(step).add_done_callback(lambda done: self._finished(worker_id, done))
-
-    def _finished(self, worker_id: str, done: "Future[None]") -> None:
-        with self._lock:
-            self._under_way.discard(worker_id)
-        error = done.exception()
-        if isinstance(error, RedisUnavailable | EngineError):
-            log.warning("worker %s: %s; tried again", worker_id, error)
-        elif error is not None:
-            log.error("worker %s: its step failed", worker_id, exc_info=error)
-        self._wake.set()
-
-    def _launch(self, worker: ManagedWorker, spec: ManagedSpec, device_ids: Sequence[str]) -> None:
-        began = time.monotonic()
-        try:
-            devices = tuple(d for d in self._devices.read() if d.id in device_ids)
-            self._engine.prepare(spec.template, lambda words: self._progress(worker.id, words))
-            key = secrets.token_urlsafe(32)
-            env = environment(
-                spec.template,
-                worker_id=worker.id,
-                endpoint=worker.endpoint,
-                base_url=self._engine.api_url(self._host.api_url),
-                key=key,
-                devices=devices,
-                labels=self._host.labels,
-            )
-            launch = Launch(
-                worker.id,
-                worker.endpoint,
-                self._engine.instance,
-                spec.template,
-                resolve(env, self._environ),
-                devices,
-            )
-            # The key counts from before the start, because the worker may ask for a job at once.
-            if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
-                return
-            with self._starts.one() as allowed:
-                if not allowed:
-                    return
-                started = self._engine.start(launch)
-        except (EngineError, SecretMissing) as error:
-            log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, error)
-            self._managed.stopped(
-                worker.id, self._host.name, exit_code=None, reason=str(error), failed=True
-            )
-            return
-        self._managed.started(worker.id, self._host.name, url=started.url)
-        where = f" on {', '.join(device_ids)}" if device_ids else ""
-        took_s = time.monotonic() - began
-        log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
-
-    def _progress(self, worker_id: str, words: str) -> None:
-        try:
-            self._managed.progress(worker_id, self._host.name, words)
-        except RedisUnavailable as error:
-            log.debug("progress of %s not published: %s", worker_id, error)
-
-    def _stop(self, step: Stop) -> None:
-        if step.announce and not self._managed.stopping(step.worker, self._host.name, step.reason):
-            return
-        if step.failed:
-            self._failures[step.worker] = step.reason
-        log.info("worker %s is stopped: %s", step.worker, step.reason)
-        self._engine.stop(step.worker, STOP_GRACE_S)
-
-    def _report(self, step: Ended) -> None:
-        reason = self._failures.pop(step.worker, None)
-        failed = step.failed or reason is not None
-        output = self._engine.log(step.worker)
-        level = logging.WARNING if failed else logging.INFO
-        log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
-        self._managed.stopped(
-            step.worker,
-            self._host.name,
-            exit_code=step.exit_code,
-            reason=reason or step.reason,
-            failed=failed,
-            log=output,
-        )
-        self._engine.remove(step.worker)
-
-    def _remove(self, worker_id: str) -> None:
-        self._engine.stop(worker_id, STOP_GRACE_S)
-        self._engine.remove(worker_id)
-        self._managed.gone(worker_id, self._host.name)
 
     # The end.
 
@@ -372,28 +247,15 @@ class Agent:
         """
         if not self._owns_host:
             return
-        # The engine does not list what is being started now.
-        self._starts.close(grace_s)
         try:
-            running = [i for i, found in self._engine.list().items() if found.running]
-            ends = [self._pool.submit(self._end_worker, i, grace_s) for i in running]
-            for worker_id, end in zip(running, ends, strict=True):
-                if error := end.exception():
-                    log.warning("worker %s was not ended: %s", worker_id, error)
+            self.steps.end_workers(grace_s)
             self.turn()
         except (RedisUnavailable, EngineError) as error:
             log.warning("the end of the workers: %s", error)
 
-    def _end_worker(self, worker_id: str, grace_s: float) -> None:
-        try:
-            self._managed.stopping(worker_id, self._host.name, "OwnPod was stopped")
-        except RedisUnavailable as error:
-            log.warning("worker %s: %s", worker_id, error)
-        self._engine.stop(worker_id, grace_s)
-
     def leave(self) -> None:
         """Lets the next agent of this host begin at once."""
-        self._pool.shutdown(wait=True)
+        self.steps.wait()
         try:
             self._agents.leave(self._host.name, self._token)
         except OwnPodError as error:

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import FrameType
 
 from ownpod import log
-from ownpod.agent.agent import Agent, Host
+from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.processes import ProcessEngine
+from ownpod.agent.steps import Host
 from ownpod.errors import ExtraMissing, StartError
 from ownpod.processes import return_memory
 from ownpod.rules.placement import pools_of

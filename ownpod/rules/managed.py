@@ -69,6 +69,8 @@ class ManagedWorker:
     """How many devices it needs."""
     pools: tuple[str, ...] = ()
     """See :class:`ownpod.rules.templates.GpuNeed`."""
+    volumes: tuple[str, ...] = ()
+    """Names of the volumes that its host must have."""
     placed_ms: int | None = None
     started_ms: int | None = None
     ready_ms: int | None = None
@@ -76,6 +78,10 @@ class ManagedWorker:
     exit_code: int | None = None
     failed: bool = False
     """It stopped before it was ready, or ended by itself."""
+    out_of_memory: bool = False
+    """The kernel ended it because its memory limit was reached."""
+    ended_in: str = ""
+    """The phase in which it ended by itself; "": it was stopped, or has not ended."""
     log: str = ""
     """Its last lines of output, once it has stopped."""
     url: str | None = None
@@ -106,6 +112,24 @@ class Device:
 
 
 @dataclass(frozen=True)
+class HostVolume:
+    """A volume of a host.
+
+    Attributes:
+        kind: ``directory``, or ``docker`` for a named volume of the Docker engine.
+        source: the directory's path on the host, or the name of the Docker volume.
+        problem: why workers cannot use it now; "" if they can.
+    """
+
+    name: str
+    kind: str
+    source: str
+    total_mb: int = 0
+    free_mb: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class AgentInfo:
     """A host as its agent last published it."""
 
@@ -119,16 +143,19 @@ class AgentInfo:
     """Seconds since its last heartbeat."""
     problem: str = ""
     """Why GPUs of the host, or its engine, cannot be used; "" if all can."""
+    volumes: tuple[HostVolume, ...] = ()
 
 
 @dataclass(frozen=True)
 class Hold:
-    """What occupies a slot of a device: a worker, or an operator's reservation."""
+    """What occupies a slot of a device: a worker, an operator's reservation, or a wanted worker for which it is freed."""
 
     device: str
     worker: str | None = None
     reserved: str = ""
     """Why an operator keeps it, for example "2 h left"."""
+    next: str | None = None
+    """The wanted worker that gets the slot once ``worker`` has gone."""
 
 
 def may_move(old: Phase, new: Phase) -> bool:
@@ -194,7 +221,8 @@ _VALUES: dict[str, Any] = {
     "phase": Phase,
     "devices": _names,
     "pools": _names,
-    "failed": lambda text: bool(int(text)),
+    "volumes": _names,
+    **dict.fromkeys(("failed", "out_of_memory"), lambda text: bool(int(text))),
     **dict.fromkeys(
         (
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),

@@ -21,6 +21,12 @@ DEFAULT_WORKERS_MAX = 3
 DEFAULT_IDLE_TIMEOUT_S = 5
 """RunPod's default of ``idleTimeout``, in seconds."""
 
+DEFAULT_RESIDENCY_S = 10.0
+"""Seconds for which a ready worker keeps its devices before a worker of another endpoint may get them."""
+
+VOLUME_PATH = "/runpod-volume"
+"""Where RunPod mounts a network volume in its workers."""
+
 DEFAULT_INIT_TIMEOUT_S = 420
 """RunPod's 7 minutes from the start of a worker to its first request for a job."""
 
@@ -65,6 +71,33 @@ class GpuNeed:
 
 
 @dataclass(frozen=True)
+class VolumeMount:
+    """A volume of the host, by the name that its agent gives it, at a path of the worker."""
+
+    name: str
+    path: str = VOLUME_PATH
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How an endpoint shares devices with other endpoints.
+
+    Attributes:
+        evictable: an idle worker above ``workersMin`` gives its devices to a worker of another endpoint that waits.
+        pinned: a worker that is ready stays: it is never evicted, and does not leave for being idle.
+        weight: how much a worker is worth beside those of other endpoints; of two that are idle equally long and load
+            equally fast, the one with the smaller weight gives way.
+        residency_s: least seconds from ready to the eviction; a worker that took longer to load stays that long.
+    """
+
+    evictable: bool = True
+    pinned: bool = False
+    weight: float = 1.0
+    residency_s: float = DEFAULT_RESIDENCY_S
+
+
+@dataclass(frozen=True)
 class Template:
     """What a worker is started from."""
 
@@ -79,6 +112,8 @@ class Template:
     protocol: Protocol = Protocol.PULL
     init_timeout_s: int = DEFAULT_INIT_TIMEOUT_S
     """Seconds from the start of a worker to its first request for a job, without the pull of its image."""
+    volumes: tuple[VolumeMount, ...] = ()
+    sharing: Sharing = Sharing()
 
 
 @dataclass(frozen=True)
@@ -95,6 +130,23 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Hours:
+    """A part of the week in which other numbers of workers apply; None: those of the endpoint.
+
+    Attributes:
+        days: 0 is Monday.
+        from_min: minute of the day in which it begins.
+        to_min: minute of the day in which it ends, 1440 at most; not after ``from_min``: it ends on the next day.
+    """
+
+    days: tuple[int, ...]
+    from_min: int
+    to_min: int
+    workers_min: int | None = None
+    workers_max: int | None = None
+
+
+@dataclass(frozen=True)
 class ManagedSpec:
     """All that OwnPod needs to start and scale an endpoint's workers."""
 
@@ -102,6 +154,14 @@ class ManagedSpec:
     scaling: Scaling = Scaling()
     gpu: GpuNeed | None = None
     """None: a worker needs no device."""
+    hours: tuple[Hours, ...] = ()
+    """The first one that applies decides."""
+    timezone: str = ""
+    """Of ``hours``, for example ``Europe/Berlin``; "": that of OwnPod's host."""
+    expires_ms: int | None = None
+    """From then on, in ms since the epoch, the endpoint is paused. None: never."""
+    auto_rollback: bool = False
+    """A release that does not come up is replaced by the last one that did."""
 
     @property
     def release(self) -> str:
@@ -109,7 +169,10 @@ class ManagedSpec:
         and time limits are not part of it, as on RunPod.
         """
         template = asdict(self.template)
-        del template["init_timeout_s"]
+        del template["init_timeout_s"], template["sharing"]
+        if not self.template.volumes:
+            # Releases that were made before there were volumes keep their names.
+            del template["volumes"]
         parts = {"template": template, "gpu": self.gpu and asdict(self.gpu)}
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

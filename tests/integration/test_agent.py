@@ -8,9 +8,10 @@ import pytest
 from fake_engine import FakeEngine
 from helpers import RedisServer, wait_until
 
-from ownpod.agent.agent import Agent, Host
+from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import EngineError, Found
+from ownpod.agent.steps import Host
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.managed import ORPHAN_S, AgentInfo, Phase
@@ -80,7 +81,7 @@ class Rig:
         """Turns some times, and lets all steps end: for what must not happen."""
         for _ in range(3):
             self.agent.turn()
-            wait_until(lambda: not self.agent._under_way)
+            wait_until(lambda: not self.agent.steps.under_way)
 
     def end(self):
         self.engine.holding.set()
@@ -194,7 +195,7 @@ def test_a_worker_whose_step_ends_during_a_turn_is_not_compared_with_its_old_rec
     def read_and_let_it_end(host):
         found = Managed.of_host(rig.managed, host)
         go.set()
-        wait_until(lambda: not rig.agent._under_way)
+        wait_until(lambda: not rig.agent.steps.under_way)
         return found
 
     # The turn has read the record as READY, and the engine has nothing of the worker any more.
@@ -406,7 +407,7 @@ def test_a_start_that_redis_did_not_hear_of_is_found_again(tmp_path):
             rig.turn_until(lambda: rig.engine.launched)
             server.process.kill()
             rig.engine.holding.set()
-            wait_until(lambda: not rig.agent._under_way, 30)
+            wait_until(lambda: not rig.agent.steps.under_way, 30)
             server.start()
             rig.turn_until(lambda: rig.phase() is Phase.STARTING)
             assert len(rig.engine.launched) == 1
@@ -436,7 +437,7 @@ def test_a_worker_whose_start_is_under_way_at_the_end_of_an_installation_is_ende
     rig.turn_until(lambda: rig.engine.launched)
     end = threading.Thread(target=rig.agent.end_workers, args=(20,))
     end.start()
-    wait_until(lambda: rig.agent._starts.closed)
+    wait_until(lambda: rig.agent.steps._starts.closed)
     rig.engine.holding.set()
     end.join(20)
     assert not any(found.running for found in rig.engine.workers.values())

@@ -5,9 +5,10 @@ from contextlib import closing
 import pytest
 from helpers import load_settings
 
-from ownpod.agent.agent import Agent, Host
+from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import EngineError, Started
+from ownpod.agent.steps import Host
 from ownpod.housekeeping.scaler import Scaler
 from ownpod.registry import Registry
 from ownpod.rules.devices import DeviceChoice

@@ -7,8 +7,9 @@ import time
 import pytest
 from helpers import load_settings
 
-from ownpod.agent.agent import Agent, Host
+from ownpod.agent.agent import Agent
 from ownpod.agent.engine import Found, Started
+from ownpod.agent.steps import Host
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.errors import OwnPodError
@@ -119,7 +120,7 @@ def make_scaler(client, managed):
 def turn(agent):
     """A turn whose steps have ended."""
     agent.turn()
-    agent._pool.shutdown(wait=True)
+    agent.steps.wait()
 
 
 def one_holds_an_unknown_device(client):

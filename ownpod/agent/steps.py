@@ -1,0 +1,221 @@
+"""An agent's steps for single workers: start, stop, report the end, remove. Each is done in a thread of its own."""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ownpod.agent.devices import Devices
+from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
+from ownpod.agent.starts import Starts
+from ownpod.errors import RedisUnavailable
+from ownpod.rules.credentials import digest_of
+from ownpod.rules.launching import environment
+from ownpod.rules.managed import ManagedWorker
+from ownpod.rules.reconcile import Ended, Stop
+from ownpod.rules.secrets import SecretMissing, resolve
+from ownpod.rules.templates import ManagedSpec
+from ownpod.store.managed import Managed
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 8
+"""Number of workers that are started or stopped at the same time."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host of an agent, for its workers and for OwnPod.
+
+    Attributes:
+        name: the name under which its workers and devices are listed.
+        api_url: the API's base URL as the workers reach it.
+        labels: the operator's labels, for example its data center.
+    """
+
+    name: str
+    api_url: str
+    labels: Mapping[str, str]
+
+
+class Steps:
+    """Does the steps of a plan, one at a time for each worker.
+
+    Args:
+        host: this host.
+        engine: runs the workers.
+        devices: the devices of this host.
+        managed: the workers' records.
+        environ: where the templates' secrets are.
+        done: called at the end of each step, in its thread.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        engine: Engine,
+        devices: Devices,
+        *,
+        managed: Managed,
+        environ: Mapping[str, str],
+        done: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._engine = engine
+        self._devices = devices
+        self._managed = managed
+        self._environ = environ
+        self._done = done
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
+        self._lock = threading.Lock()
+        self._under_way = set[str]()
+        self._failures = dict[str, str]()
+        """Why workers are stopped that are to count as failed, by id."""
+        self._starts = Starts()
+
+    @property
+    def under_way(self) -> frozenset[str]:
+        """Ids of the workers whose step has not ended."""
+        with self._lock:
+            return frozenset(self._under_way)
+
+    @property
+    def closed(self) -> bool:
+        """No start begins any more."""
+        return self._starts.closed
+
+    def launch(self, worker: ManagedWorker, spec: ManagedSpec, device_ids: Sequence[str]) -> None:
+        """Starts a worker that this host has got, on devices that it holds."""
+        self._start(worker.id, lambda: self._launch(worker, spec, device_ids))
+
+    def stop(self, step: Stop) -> None:
+        """Ends a worker."""
+        self._start(step.worker, lambda: self._stop(step))
+
+    def report(self, step: Ended) -> None:
+        """Records that a worker has ended, and removes what it left."""
+        self._start(step.worker, lambda: self._report(step))
+
+    def remove(self, worker_id: str) -> None:
+        """Ends and removes a worker that has no record here."""
+        self._start(worker_id, lambda: self._remove(worker_id))
+
+    def wait(self) -> None:
+        """Blocks until all steps have ended; none begins afterwards."""
+        self._pool.shutdown(wait=True)
+
+    def _start(self, worker_id: str, step: Callable[[], None]) -> None:
+        """Does a step in another thread, one at a time for each worker."""
+        with self._lock:
+            if worker_id in self._under_way:
+                return
+            self._under_way.add(worker_id)
+        self._pool.submit(step).add_done_callback(lambda done: self._finished(worker_id, done))
+
+    def _finished(self, worker_id: str, done: "Future[None]") -> None:
+        with self._lock:
+            self._under_way.discard(worker_id)
+        error = done.exception()
+        if isinstance(error, RedisUnavailable | EngineError):
+            log.warning("worker %s: %s; tried again", worker_id, error)
+        elif error is not None:
+            log.error("worker %s: its step failed", worker_id, exc_info=error)
+        self._done()
+
+    def _launch(self, worker: ManagedWorker, spec: ManagedSpec, device_ids: Sequence[str]) -> None:
+        began = time.monotonic()
+        try:
+            devices = tuple(d for d in self._devices.read() if d.id in device_ids)
+            self._engine.prepare(spec.template, lambda words: self._progress(worker.id, words))
+            key = secrets.token_urlsafe(32)
+            env = environment(
+                spec.template,
+                worker_id=worker.id,
+                endpoint=worker.endpoint,
+                base_url=self._engine.api_url(self._host.api_url),
+                key=key,
+                devices=devices,
+                labels=self._host.labels,
+            )
+            launch = Launch(
+                worker.id,
+                worker.endpoint,
+                self._engine.instance,
+                spec.template,
+                resolve(env, self._environ),
+                devices,
+            )
+            # The key counts from before the start, because the worker may ask for a job at once.
+            if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
+                return
+            with self._starts.one() as allowed:
+                if not allowed:
+                    return
+                started = self._engine.start(launch)
+        except (EngineError, SecretMissing) as error:
+            log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, error)
+            self._managed.stopped(
+                worker.id, self._host.name, exit_code=None, reason=str(error), failed=True
+            )
+            return
+        self._managed.started(worker.id, self._host.name, url=started.url)
+        where = f" on {', '.join(device_ids)}" if device_ids else ""
+        took_s = time.monotonic() - began
+        log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
+
+    def _progress(self, worker_id: str, words: str) -> None:
+        try:
+            self._managed.progress(worker_id, self._host.name, words)
+        except RedisUnavailable as error:
+            log.debug("progress of %s not published: %s", worker_id, error)
+
+    def _stop(self, step: Stop) -> None:
+        if step.announce and not self._managed.stopping(step.worker, self._host.name, step.reason):
+            return
+        if step.failed:
+            self._failures[step.worker] = step.reason
+        log.info("worker %s is stopped: %s", step.worker, step.reason)
+        self._engine.stop(step.worker, STOP_GRACE_S)
+
+    def _report(self, step: Ended) -> None:
+        reason = self._failures.pop(step.worker, None)
+        failed = step.failed or reason is not None
+        output = self._engine.log(step.worker)
+        level = logging.WARNING if failed else logging.INFO
+        log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
+        self._managed.stopped(
+            step.worker,
+            self._host.name,
+            exit_code=step.exit_code,
+            reason=reason or step.reason,
+            failed=failed,
+            log=output,
+        )
+        self._engine.remove(step.worker)
+
+    def _remove(self, worker_id: str) -> None:
+        self._engine.stop(worker_id, STOP_GRACE_S)
+        self._engine.remove(worker_id)
+        self._managed.gone(worker_id, self._host.name)
+
+    # The end.
+
+    def end_workers(self, grace_s: float) -> None:
+        """Starts no more workers, and ends all. Raises: RedisUnavailable, EngineError."""
+        # The engine does not list what is being started now.
+        self._starts.close(grace_s)
+        running = [i for i, found in self._engine.list().items() if found.running]
+        ends = [self._pool.submit(self._end_worker, i, grace_s) for i in running]
+        for worker_id, end in zip(running, ends, strict=True):
+            if error := end.exception():
+                log.warning("worker %s was not ended: %s", worker_id, error)
+
+    def _end_worker(self, worker_id: str, grace_s: float) -> None:
+        try:
+            self._managed.stopping(worker_id, self._host.name, "OwnPod was stopped")
+        except RedisUnavailable as error:
+            log.warning("worker %s: %s", worker_id, error)
+        self._engine.stop(worker_id, grace_s)
