@@ -38,6 +38,11 @@ AGENTS = f"{PREFIX}agents"
 AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
 INSTANCE = f"{PREFIX}instance"
+CATALOG = f"{PREFIX}catalog:"
+CATALOG_VERSION = f"{CATALOG}version"
+CATALOG_AUDIT = f"{CATALOG}audit"
+CATALOG_DELETED = f"{CATALOG}deleted"
+CATALOG_PASSWORDS = f"{CATALOG}passwords"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

@@ -17,6 +17,7 @@ FLOORS = [
     ("configuration", ["configuration", "templates_schema"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
+    ("management", ["management"]),
     ("broker", ["broker"]),
     ("celery", ["celery", "celeryconfig"]),
     ("workers", ["workers"]),

@@ -1,0 +1,36 @@
+"""The managing calls: endpoints, templates, volumes, registry credentials, by any API and by the commands.
+
+They import ``store`` and ``registry``, and know neither Flask nor Celery. A call checks a change, and writes it in one
+step. The APIs and the commands translate their requests to rows (:mod:`ownpod.rules.catalog`) and call these.
+"""
+
+from dataclasses import dataclass
+
+from ownpod.management.calls import Caller, Outcome
+from ownpod.management.endpoints import Endpoints
+from ownpod.management.registries import Registries
+from ownpod.management.templates import Templates
+from ownpod.management.volumes import Volumes
+from ownpod.registry import Registry
+from ownpod.store.catalog import Catalog
+
+__all__ = ["Caller", "Endpoints", "Management", "Outcome", "Registries", "Templates", "Volumes"]
+
+
+@dataclass(frozen=True)
+class Management:
+    """All managing calls, by kind of object."""
+
+    catalog: Catalog
+    endpoints: Endpoints
+    templates: Templates
+    volumes: Volumes
+    registries: Registries
+
+    @classmethod
+    def of(cls, catalog: Catalog, registry: Registry, quota: int = 0) -> "Management":
+        """The managing calls over one catalog; ``quota``: the most workers of all endpoints together, 0: any."""
+        endpoints = Endpoints(catalog, registry, quota)
+        return cls(
+            catalog, endpoints, Templates(catalog, endpoints), Volumes(catalog), Registries(catalog)
+        )
