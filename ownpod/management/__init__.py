@@ -1,7 +1,7 @@
 """The managing calls: endpoints, templates, volumes, registry credentials, by any API and by the commands.
 
-They import ``store`` and ``registry``, and know neither Flask nor Celery. A call checks a change, and writes it in one
-step. The APIs and the commands translate their requests to rows (:mod:`ownpod.rules.catalog`) and call these.
+Imports ``registry``, the store and the floors below them, and neither Flask nor Celery. A call checks a change, and
+writes it in one step. The APIs and the commands translate their requests to rows (:mod:`ownpod.rules.catalog`) and call these.
 """
 
 from dataclasses import dataclass

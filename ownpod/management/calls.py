@@ -1,4 +1,4 @@
-"""What all managing calls share: who calls, what a call answers, and the one transaction that writes it."""
+"""What all managing calls share: the caller, the answer, and the one transaction that writes a change."""
 
 import contextlib
 import json
@@ -7,15 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from ownpod.errors import CatalogNotFound
-from ownpod.rules.catalog import (
-    IN_PLACE,
-    Difference,
-    Door,
-    EndpointRow,
-    Kind,
-    Row,
-    differences,
-)
+from ownpod.rules.catalog import Difference, Door, EndpointRow, Kind, Row
+from ownpod.rules.catalog_changes import IN_PLACE, differences
 from ownpod.store.catalog import Audit, Catalog, Change, Snapshot
 
 R = TypeVar("R", bound=Row)
@@ -23,7 +16,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who manages.
+    """The caller of a managing call.
 
     Attributes:
         by: the digest of the caller's key, or the name of the command; for the audit log.
@@ -68,7 +61,7 @@ def write(
         catalog: the rows in Redis.
         action: ``create``, ``update`` or ``delete``.
         kind: of the changed row.
-        caller: who manages.
+        caller: for the audit log, and whether it is a dry run.
         compute: the change, and the row that it is about. May be called again, and raises for what is not allowed.
     """
     made: list[Outcome[R]] = []

@@ -18,11 +18,9 @@ from ownpod.rules.catalog import (
     Kind,
     Row,
     TemplateRow,
-    entry_of,
     new_id,
-    quota_problem,
-    released,
 )
+from ownpod.rules.catalog_changes import entry_of, quota_problem, released
 from ownpod.rules.endpoints import Endpoint
 from ownpod.store.catalog import Catalog, Change, Snapshot
 from ownpod.validation import NAME, first_problem
@@ -73,7 +71,7 @@ class Endpoints:
 
         Args:
             make: the row with this id, and the template that is made with it, if any. May raise.
-            caller: who manages.
+            caller: for the audit log, and whether it is a dry run.
             endpoint_id: a wanted id; None: a new one in RunPod's shape.
 
         Raises:

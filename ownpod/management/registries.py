@@ -41,7 +41,7 @@ class Registries:
             name: unique; "" keeps the name of existing ones.
             username: of the registry's account.
             password: encrypted already (:mod:`ownpod.store.secrets`).
-            caller: who manages.
+            caller: for the audit log, and whether it is a dry run.
             registry_id: None: new ones.
 
         Raises:

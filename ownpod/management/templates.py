@@ -6,7 +6,8 @@ from dataclasses import replace
 from ownpod.errors import CatalogInUse, CatalogRefused
 from ownpod.management.calls import Caller, Outcome, found, listed, newest_first, write
 from ownpod.management.endpoints import Endpoints
-from ownpod.rules.catalog import Kind, Row, TemplateRow, entry_of, new_id, released
+from ownpod.rules.catalog import Kind, Row, TemplateRow, new_id
+from ownpod.rules.catalog_changes import entry_of, released
 from ownpod.store.catalog import Catalog, Change, Snapshot
 
 
@@ -56,7 +57,7 @@ class Templates:
         Args:
             template_id: the template's id.
             change: the new row.
-            caller: who manages.
+            caller: for the audit log, and whether it is a dry run.
             reaches_endpoints: whether the endpoints that are bound to it get a release (REST v1, GraphQL), or not (REST v2).
 
         Raises:

@@ -4,7 +4,7 @@ CATALOG:<kind>            hash    id -> JSON of the row (rules/catalog.py), for 
 CATALOG:version           string  rises with each change; a change that was computed from an older one is computed again
 CATALOG:deleted           set     ids of deleted endpoints whose jobs housekeeping still has to cancel
 CATALOG:passwords         hash    id of registry credentials -> encrypted password
-CATALOG:audit             stream  who changed what, the last MOST_AUDITS
+CATALOG:audit             stream  the changes and their callers, the last MOST_AUDITS
 ENDPOINTS                 hash    see fleet.lua: the catalog's endpoints as entries of run time
 """
 
@@ -59,7 +59,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Audit:
-    """Who changed what. ``by``: the digest of the caller's key, or the name of a command; ``difference``: without secrets."""
+    """A change and its caller. ``by``: the digest of the caller's key, or the name of a command; ``difference``: without secrets."""
 
     by: str
     door: str
