@@ -30,10 +30,12 @@ from ownpod.api.waiting import Waiting
 from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
 from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiting, Unauthorized
+from ownpod.management import Management
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.agents import Agents
+from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
@@ -68,6 +70,7 @@ def create_app(settings: Settings) -> Flask:
         offers=offers,
         submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
         agents=Agents(store.client),
+        management=Management.of(Catalog(store.client), registry),
         managed=managed,
     )
     provide(app, services)

@@ -11,6 +11,7 @@ from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
 from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
+from ownpod.management import Management
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store.agents import Agents
@@ -36,6 +37,7 @@ class Services:
     offers: Offers
     submissions: Submissions
     agents: Agents
+    management: Management
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

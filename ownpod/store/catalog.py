@@ -2,7 +2,7 @@
 
 CATALOG:<kind>            hash    id -> JSON of the row (rules/catalog.py), for each kind of row
 CATALOG:version           string  rises with each change; a change that was computed from an older one is computed again
-CATALOG:deleted           set     ids of deleted endpoints whose jobs housekeeping still has to cancel
+CATALOG:deleted           zset    ids of deleted endpoints whose jobs housekeeping still has to cancel, by ms of the deletion
 CATALOG:passwords         hash    id of registry credentials -> encrypted password
 CATALOG:audit             stream  the changes and their callers, the last MOST_AUDITS
 ENDPOINTS                 hash    see fleet.lua: the catalog's endpoints as entries of run time
@@ -29,7 +29,7 @@ from ownpod.rules.catalog import (
 )
 from ownpod.rules.records import from_text, to_text
 from ownpod.store import keys, schema
-from ownpod.store.client import ms_of, redis_errors, redis_reads
+from ownpod.store.client import clock_ms, ms_of, redis_errors, redis_reads
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +126,12 @@ class Catalog:
             with self._redis.pipeline(transaction=True) as pipe:
                 pipe.watch(keys.CATALOG_VERSION, keys.SCHEMA)
                 schema.check(pipe.get(keys.SCHEMA))  # type: ignore[arg-type]
-                change = compute(self.read())
+                snapshot = self.read()
+                change = compute(snapshot)
                 if change == Change():
                     return change
                 pipe.multi()
-                _queue_writes(pipe, change)
+                _queue_writes(pipe, change, snapshot.now_ms)
                 try:
                     pipe.execute()
                 except redis.WatchError:
@@ -157,15 +158,18 @@ class Catalog:
         return None if found is None else str(found)
 
     @redis_reads
-    def deleted(self) -> frozenset[str]:
-        """Ids of deleted endpoints whose jobs are still to be cancelled."""
-        found: Any = self._redis.smembers(keys.CATALOG_DELETED)
-        return frozenset(found)
+    def deleted(self) -> dict[str, float]:
+        """Seconds since the deletion of the endpoints whose jobs are still to be cancelled, by id."""
+        found: Any = self._redis.zrange(keys.CATALOG_DELETED, 0, -1, withscores=True)
+        if not found:
+            return {}
+        now_ms = clock_ms(self._redis)
+        return {name: max(0.0, now_ms - deleted_ms) / 1000 for name, deleted_ms in found}
 
     @redis_errors
     def forget_deleted(self, endpoint_id: str) -> None:
         """The jobs of a deleted endpoint are cancelled."""
-        self._redis.srem(keys.CATALOG_DELETED, endpoint_id)
+        self._redis.zrem(keys.CATALOG_DELETED, endpoint_id)
 
 
 def _queue_reads(pipe: Any) -> None:
@@ -198,14 +202,14 @@ def _snapshot(found: Any) -> Snapshot:
     )
 
 
-def _queue_writes(pipe: Any, change: Change) -> None:
+def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
     pipe.incr(keys.CATALOG_VERSION)
     for row in change.put:
         pipe.hset(f"{keys.CATALOG}{kind_of(row)}", row.id, to_text(row))
     for kind, row_id in change.delete:
         pipe.hdel(f"{keys.CATALOG}{kind}", row_id)
         if kind is Kind.ENDPOINT:
-            pipe.sadd(keys.CATALOG_DELETED, row_id)
+            pipe.zadd(keys.CATALOG_DELETED, {row_id: now_ms})
     for endpoint_id, entry in change.entries.items():
         if entry is None:
             pipe.hdel(keys.ENDPOINTS, endpoint_id)

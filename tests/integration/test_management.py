@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from helpers import load_settings
+from helpers import job_store, load_settings, new_job
 
 from ownpod.configuration import load_endpoints
 from ownpod.errors import (
@@ -15,6 +15,7 @@ from ownpod.errors import (
     RedisUnavailable,
     SchemaMismatch,
 )
+from ownpod.housekeeping.deletions import cancel_jobs
 from ownpod.management import Caller, Management
 from ownpod.registry import Registry
 from ownpod.rules.catalog import (
@@ -26,6 +27,7 @@ from ownpod.rules.catalog import (
     TemplateRow,
     VolumeRow,
 )
+from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.catalog import Catalog, Change
 from ownpod.store.client import connect
@@ -99,7 +101,7 @@ def test_a_deleted_endpoint_is_gone_at_once_with_its_own_template(management, re
     management.endpoints.delete(made.id, CALLER)
     assert made.id not in registry.endpoints
     assert [t.id for t in management.templates.list()] == [shared.id]
-    assert management.catalog.deleted() == {made.id}
+    assert set(management.catalog.deleted()) == {made.id}
     with pytest.raises(CatalogNotFound):
         management.endpoints.delete(made.id, CALLER)
 
@@ -250,3 +252,19 @@ def test_a_redis_that_is_away_is_an_error_of_ownpod():
         away.read()
     with pytest.raises(RedisUnavailable):
         away.change(lambda _snapshot: Change())
+
+
+def test_jobs_of_a_deleted_endpoint_are_cancelled_also_late_ones(management, client):
+    store = job_store(client)
+    made = management.endpoints.create(endpoint(), CALLER).row
+    waiting = new_job(endpoint=made.id)
+    store.jobs.create(waiting)
+    management.endpoints.delete(made.id, CALLER)
+    cancel_jobs(management.catalog, store)
+    assert store.jobs.get(waiting.id, made.id).status is JobStatus.CANCELLED
+    late = new_job("late", endpoint=made.id)
+    store.jobs.create(late)
+    client.zadd(keys.CATALOG_DELETED, {made.id: 1})
+    cancel_jobs(management.catalog, store)
+    assert store.jobs.get(late.id, made.id).status is JobStatus.CANCELLED
+    assert management.catalog.deleted() == {}
