@@ -61,6 +61,7 @@ def create_app(settings: Settings) -> Flask:
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     managed = Managed(store.client)
+    hosts = Agents(store.client)
     services = Services(
         settings=settings,
         registry=registry,
@@ -69,8 +70,8 @@ def create_app(settings: Settings) -> Flask:
         notices=notices,
         offers=offers,
         submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
-        agents=Agents(store.client),
-        management=Management.of(Catalog(store.client), registry),
+        agents=hosts,
+        management=Management.of(Catalog(store.client), registry, agents=hosts.agents),
         managed=managed,
     )
     provide(app, services)

@@ -4,6 +4,7 @@ Imports ``registry``, the store and the floors below them, and neither Flask nor
 writes it in one step. The APIs and the commands translate their requests to rows (:mod:`ownpod.rules.catalog`) and call these.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ownpod.management.calls import Caller, Outcome
@@ -12,6 +13,7 @@ from ownpod.management.registries import Registries
 from ownpod.management.templates import Templates
 from ownpod.management.volumes import Volumes
 from ownpod.registry import Registry
+from ownpod.rules.managed import AgentInfo
 from ownpod.store.catalog import Catalog
 
 __all__ = ["Caller", "Endpoints", "Management", "Outcome", "Registries", "Templates", "Volumes"]
@@ -28,9 +30,15 @@ class Management:
     registries: Registries
 
     @classmethod
-    def of(cls, catalog: Catalog, registry: Registry, quota: int = 0) -> "Management":
-        """The managing calls over one catalog; ``quota``: the most workers of all endpoints together, 0: any."""
-        endpoints = Endpoints(catalog, registry, quota)
+    def of(
+        cls,
+        catalog: Catalog,
+        registry: Registry,
+        quota: int = 0,
+        agents: Callable[[], Sequence[AgentInfo]] = tuple,
+    ) -> "Management":
+        """The managing calls over one catalog; see :class:`Endpoints` for the arguments."""
+        endpoints = Endpoints(catalog, registry, quota, agents)
         return cls(
             catalog, endpoints, Templates(catalog, endpoints), Volumes(catalog), Registries(catalog)
         )

@@ -1,6 +1,6 @@
 """The managing calls of endpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from marshmallow import ValidationError
@@ -20,8 +20,11 @@ from ownpod.rules.catalog import (
     TemplateRow,
     new_id,
 )
-from ownpod.rules.catalog_changes import entry_of, quota_problem, released
+from ownpod.rules.catalog_changes import entry_of, named, quota_problem, released
 from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.managed import AgentInfo
+from ownpod.rules.placement import why_no_host
+from ownpod.rules.templates import ManagedSpec
 from ownpod.store.catalog import Catalog, Change, Snapshot
 from ownpod.validation import NAME, first_problem
 
@@ -33,9 +36,17 @@ class Endpoints:
         catalog: the rows in Redis.
         registry: the endpoints, with those of the configuration.
         quota: the most workers of all endpoints together; 0: any.
+        agents: the hosts, to refuse an endpoint whose GPUs no host has.
     """
 
-    def __init__(self, catalog: Catalog, registry: Registry, quota: int = 0) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        registry: Registry,
+        quota: int = 0,
+        agents: Callable[[], Sequence[AgentInfo]] = tuple,
+    ) -> None:
+        self._agents = agents
         self._catalog = catalog
         self._registry = registry
         self._quota = quota
@@ -85,7 +96,7 @@ class Endpoints:
                 raise CatalogRefused(f"endpoint {made_id!r} exists")
             row, template = make(snapshot, made_id)
             row = released(None, replace(row, id=made_id), snapshot.now_ms)
-            self.check(row, snapshot)
+            row = self.check(row, snapshot)
             put: tuple[Row, ...] = (row,)
             if template is not None:
                 put = (*put, replace(template, created_ms=snapshot.now_ms))
@@ -110,7 +121,7 @@ class Endpoints:
         def compute(snapshot: Snapshot) -> tuple[Change, EndpointRow]:
             old = self._mine(endpoint_id, snapshot)
             row = released(old, replace(change(snapshot, old), id=endpoint_id), snapshot.now_ms)
-            self.check(row, snapshot)
+            row = self.check(row, snapshot)
             return Change(put=(row,), entries={endpoint_id: entry_of(row)}), row
 
         return self._write("update", caller, compute)
@@ -152,8 +163,15 @@ class Endpoints:
             "`ownpod`, so change it there (after a change of the file send SIGHUP)"
         )
 
-    def check(self, row: EndpointRow, snapshot: Snapshot) -> None:
-        """Checks an endpoint against the others and against what OwnPod can run. Raises: CatalogRefused."""
+    def check(self, row: EndpointRow, snapshot: Snapshot) -> EndpointRow:
+        """Checks an endpoint against the others and against what OwnPod can run.
+
+        Returns:
+            The endpoint, whose last release has its name.
+
+        Raises:
+            CatalogRefused: it cannot be.
+        """
         if not NAME.fullmatch(row.id) or row.id in RESERVED:
             raise CatalogRefused(
                 f"the id {row.id!r} cannot be used: ids have letters, digits, - and _"
@@ -172,12 +190,22 @@ class Endpoints:
         if problem := quota_problem([row, *others], outside_max, self._quota):
             raise CatalogRefused(problem)
         try:
-            make_endpoint(row.id, entry_of(row))
+            spec = make_endpoint(row.id, entry_of(row)).managed
         except ValidationError as error:
             place, problem = first_problem(error.normalized_messages())
             raise CatalogRefused(f"{place}: {problem}") from None
         except ValueError as error:
             raise CatalogRefused(f"the command cannot be split into words: {error}") from None
+        if problem := self._no_device(row, spec):
+            raise CatalogRefused(problem)
+        return row if spec is None else named(row, spec.release)
+
+    def _no_device(self, row: EndpointRow, spec: ManagedSpec | None) -> str:
+        """Why no host can ever run a worker of the endpoint, by its GPUs; "": one can, or no host is known yet."""
+        agents = self._agents()
+        if not agents or spec is None or spec.gpu is None or not row.workers_max:
+            return ""
+        return why_no_host(spec.gpu, agents)
 
 
 def row_of(endpoint: Endpoint) -> EndpointRow:

@@ -77,7 +77,7 @@ class Templates:
                         new = released(
                             bound, replace(bound, container=row.container), snapshot.now_ms
                         )
-                        self._endpoints.check(new, snapshot)
+                        new = self._endpoints.check(new, snapshot)
                         put.append(new)
                         entries[new.id] = entry_of(new)
             return Change(put=tuple(put), entries=entries), row

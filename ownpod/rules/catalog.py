@@ -124,10 +124,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class ReleaseRow:
-    """A release of an endpoint: what changed, and when (ms since the epoch, by Redis's clock)."""
+    """A release of an endpoint: what changed, and when (ms since the epoch, by Redis's clock).
+
+    ``release``: the name of what its workers are started from (:attr:`ownpod.rules.templates.ManagedSpec.release`). A change
+    that the workers do not notice has a version of its own, and the name of the version before.
+    """
 
     version: int
     created_ms: int
+    release: str = ""
     differences: tuple[Difference, ...] = ()
 
 

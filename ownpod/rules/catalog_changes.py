@@ -102,9 +102,19 @@ def released(old: EndpointRow | None, new: EndpointRow, now_ms: int) -> Endpoint
     kept = replace(new, version=old.version, releases=old.releases, created_ms=old.created_ms)
     if not changes:
         return kept
-    release = ReleaseRow(old.version + 1, now_ms, changes)
+    release = ReleaseRow(old.version + 1, now_ms, differences=changes)
     releases = (*old.releases, release)[-MOST_RELEASES:]
     return replace(kept, version=release.version, releases=releases)
+
+
+def named(row: EndpointRow, release: str) -> EndpointRow:
+    """The endpoint whose last release has the name of what its workers are started from."""
+    return replace(row, releases=(*row.releases[:-1], replace(row.releases[-1], release=release)))
+
+
+def version_of(row: EndpointRow, release: str) -> int | None:
+    """The version of an endpoint that a worker of this release runs; None: none that is still known."""
+    return max((r.version for r in row.releases if r.release == release), default=None)
 
 
 def entry_of(row: EndpointRow) -> dict[str, Any]:
