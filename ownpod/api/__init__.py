@@ -12,6 +12,7 @@ from ownpod.api import (
     agents,
     auth,
     callbacks,
+    error_answers,
     guard,
     health,
     ids,
@@ -19,6 +20,7 @@ from ownpod.api import (
     limits,
     metrics,
     openapi,
+    rest_v1,
     stream,
     ui,
     worker_protocol,
@@ -29,7 +31,7 @@ from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
-from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiting, Unauthorized
+from ownpod.errors import OwnPodError
 from ownpod.management import Management
 from ownpod.registry import Registry
 from ownpod.settings import Settings
@@ -40,12 +42,6 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
-
-RETRY_AFTER_S = {QueueFull: "5", TooManyWaiting: "5", RedisUnavailable: "2"}
-"""Whole seconds for ``Retry-After`` by error. The header never has a date, which RunPod's clients cannot parse."""
-
-UNREACHABLE = ("Redis cannot be reached:", "Redis did not answer:")
-"""Beginnings of the messages that contain Redis's address."""
 
 
 def create_app(settings: Settings) -> Flask:
@@ -76,11 +72,11 @@ def create_app(settings: Settings) -> Flask:
     )
     provide(app, services)
     ids.check_ids(app)
-    app.register_error_handler(OwnPodError, _own_error)
+    app.register_error_handler(OwnPodError, error_answers.own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, agents, metrics, ui, worker_protocol):
+    for module in (jobs, stream, health, workers, agents, metrics, ui, worker_protocol, rest_v1):
         app.register_blueprint(module.blueprint)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)
@@ -100,21 +96,6 @@ def create_app(settings: Settings) -> Flask:
 def _return_request_id(response: Response) -> Response:
     if (given := request_id()) is not None:
         response.headers["X-Request-ID"] = given
-    return response
-
-
-def _own_error(error: OwnPodError) -> Response:
-    body = error.body
-    if isinstance(error, RedisUnavailable) and error.message.startswith(UNREACHABLE):
-        # The driver's message contains Redis's address, which is not for callers.
-        current_app.logger.info("answered 503: %s", error.message)
-        body = type(error)().body
-    response = answer(body, error.http_status)
-    for kind, seconds in RETRY_AFTER_S.items():
-        if isinstance(error, kind):
-            response.headers["Retry-After"] = seconds
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
