@@ -40,7 +40,7 @@ class Registries:
         Args:
             name: unique; "" keeps the name of existing ones.
             username: of the registry's account.
-            password: encrypted already (:mod:`ownpod.store.secrets`).
+            password: encrypted already.
             caller: for the audit log, and whether it is a dry run.
             registry_id: None: new ones.
 
