@@ -11,6 +11,7 @@ Python only. Settings are variables of the environment, because CI systems set t
 
 import json
 import os
+import pathlib
 import shlex
 import sys
 import time
@@ -136,7 +137,7 @@ def main():
     )
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if file:
-        with open(file, "a") as out:
+        with pathlib.Path(file).open("a") as out:
             out.write(summary)
     print(summary)
 
