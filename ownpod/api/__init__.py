@@ -21,6 +21,7 @@ from ownpod.api import (
     metrics,
     openapi,
     rest_v1,
+    rest_v2,
     stream,
     ui,
     worker_protocol,
@@ -76,7 +77,18 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, agents, metrics, ui, worker_protocol, rest_v1):
+    for module in (
+        jobs,
+        stream,
+        health,
+        workers,
+        agents,
+        metrics,
+        ui,
+        worker_protocol,
+        rest_v1,
+        rest_v2,
+    ):
         app.register_blueprint(module.blueprint)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)
@@ -100,6 +112,8 @@ def _return_request_id(response: Response) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
+    if rest_v2.is_managing(request.path):
+        return rest_v2.http_error(error)
     status = error.code or 500
     if isinstance(error, RequestTimeout):
         status = _of_transfer(status)

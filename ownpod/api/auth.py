@@ -44,6 +44,7 @@ BLUEPRINTS = {
     "health": Access.JOBS,
     "workers": Access.MANAGE,
     "rest_v1": Access.MANAGE,
+    "rest_v2": Access.MANAGE,
     "worker_protocol": Access.WORKER,
 }
 """The kind of key by the blueprint of a view."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ownpod.errors import BadRequest
 from ownpod.rules.catalog import Door, EndpointRow, TemplateRow, VolumeRow
 
 R = TypeVar("R", EndpointRow, TemplateRow, VolumeRow)
@@ -44,3 +45,16 @@ def time_text(ms: int) -> str:
     """A time in ms since the epoch, as RunPod's APIs write it."""
     moment = dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def time_of(text: str) -> int | None:
+    """A time of ISO 8601 in ms since the epoch, UTC where it names no zone; "" is None. Raises: BadRequest."""
+    if not text:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest("expires: must be a time such as 2026-12-31T00:00:00Z") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return int(moment.timestamp() * 1000)

@@ -1,13 +1,11 @@
 """Endpoints of REST v1."""
 
-import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ownpod.errors import BadRequest
-from ownpod.management.shown import USER_ID, as_sent, keep_sent, time_text
+from ownpod.management.shown import USER_ID, as_sent, keep_sent, time_of, time_text
 from ownpod.management.v1.fields import EXECUTION_TIMEOUT_S, EXPIRES
 from ownpod.management.v1.templates import show_template
 from ownpod.rules.catalog import (
@@ -98,19 +96,6 @@ def _hardware(row: EndpointRow, values: Mapping[str, Any]) -> dict[str, Any]:
     if "gpuCount" in values:
         gpu = replace(gpu, count=int(values["gpuCount"]))
     return {"gpu": gpu, "cpus": ()}
-
-
-def time_of(text: str) -> int | None:
-    """A time of ISO 8601 in ms since the epoch, UTC where it names no zone; "" is None. Raises: BadRequest."""
-    if not text:
-        return None
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise BadRequest("expires: must be a time such as 2026-12-31T00:00:00Z") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    return int(moment.timestamp() * 1000)
 
 
 def show_endpoint(
