@@ -13,6 +13,7 @@ from ownpod.api import (
     auth,
     callbacks,
     error_answers,
+    graphql,
     guard,
     health,
     ids,
@@ -88,6 +89,7 @@ def create_app(settings: Settings) -> Flask:
         worker_protocol,
         rest_v1,
         rest_v2,
+        graphql,
     ):
         app.register_blueprint(module.blueprint)
     if settings.callback_url is not None:
