@@ -157,7 +157,7 @@ def test_an_inline_template_belongs_to_its_endpoint(ask):
         ("#" * 200_000, "characters"),
         (
             "mutation($i: SaveTemplateInput!) { saveTemplate(input: $i) { id } }",
-            "was not provided",
+            'Field "containerDiskInGb" of required type "Int!" was not provided.',
         ),
     ],
 )
@@ -171,9 +171,14 @@ def test_a_field_that_the_input_does_not_have_has_runpods_words(ask):
         "mutation($input: SaveTemplateInput!) { saveTemplate(input: $input) { id } }",
         input={"name": "t", "containerDiskInGb": 1, "volumeInGb": 0, "foo": 1},
     )
-    assert (
-        "Field 'foo' is not defined by type 'SaveTemplateInput'" in answer["errors"][0]["message"]
-    )
+    (error,) = answer["errors"]
+    assert error["message"] == 'Field "foo" is not defined by type "SaveTemplateInput".'
+
+
+def test_an_error_has_no_values_of_the_request(ask):
+    query = "mutation($input: SaveTemplateInput!) { saveTemplate(input: $input) { id } }"
+    values = {"name": "t", "containerDiskInGb": "hidden", "volumeInGb": 0, "dockerArgs": ["hidden"]}
+    assert "hidden" not in str(ask(query, input=values))
 
 
 def test_gpus_and_data_centers_are_those_of_the_hosts(ask, app):

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.resources
+import re
 from typing import Any
 
 from graphql import (
@@ -25,6 +26,11 @@ LONGEST = 100_000
 """Characters of a request, at most."""
 
 MOST_TOKENS = 10_000
+
+
+_UNKNOWN = re.compile(r"type '(\w+)' not to include unknown field '([^']+)'")
+_VALUE = re.compile(r"(, found:|(?<=value):|(?<= not):) .*", re.DOTALL)
+_MISSING = re.compile(r"type '(\w+)' to include required field '([^']+)'")
 
 
 @functools.cache
@@ -78,8 +84,20 @@ def _answered(result: ExecutionResult) -> dict[str, Any]:
             raise original
     answer: dict[str, Any] = {"data": result.data}
     if result.errors:
-        answer["errors"] = [{"message": e.message, "path": e.path} for e in result.errors]
+        answer["errors"] = [{"message": _words(e.message), "path": e.path} for e in result.errors]
     return answer
+
+
+def _words(message: str) -> str:
+    """A message of graphql-core in the words of RunPod's service, which programs match, and without values: a template's
+    variables may be secrets.
+    """
+    if unknown := _UNKNOWN.search(message):
+        return f'Field "{unknown[2]}" is not defined by type "{unknown[1]}".'
+    if missing := _MISSING.search(message):
+        wanted: Any = schema().type_map[missing[1]]
+        return f'Field "{missing[2]}" of required type "{wanted.fields[missing[2]].type}" was not provided.'
+    return _VALUE.sub("", message)
 
 
 def _failed(message: str) -> dict[str, Any]:
