@@ -7,6 +7,7 @@ writes it in one step. The APIs and the commands translate their requests to row
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ownpod.management.applies import Applied, Applies
 from ownpod.management.calls import Caller, Outcome
 from ownpod.management.endpoints import Endpoints
 from ownpod.management.registries import Registries
@@ -16,7 +17,17 @@ from ownpod.registry import Registry
 from ownpod.rules.managed import AgentInfo
 from ownpod.store.catalog import Catalog
 
-__all__ = ["Caller", "Endpoints", "Management", "Outcome", "Registries", "Templates", "Volumes"]
+__all__ = [
+    "Applied",
+    "Applies",
+    "Caller",
+    "Endpoints",
+    "Management",
+    "Outcome",
+    "Registries",
+    "Templates",
+    "Volumes",
+]
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Management:
     templates: Templates
     volumes: Volumes
     registries: Registries
+    applies: Applies
 
     @classmethod
     def of(
@@ -40,5 +52,10 @@ class Management:
         """The managing calls over one catalog; see :class:`Endpoints` for the arguments."""
         endpoints = Endpoints(catalog, registry, quota, agents)
         return cls(
-            catalog, endpoints, Templates(catalog, endpoints), Volumes(catalog), Registries(catalog)
+            catalog,
+            endpoints,
+            Templates(catalog, endpoints),
+            Volumes(catalog),
+            Registries(catalog),
+            Applies(catalog, registry, endpoints),
         )

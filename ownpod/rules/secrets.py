@@ -32,6 +32,11 @@ def has_wrong_reference(text: str) -> bool:
     return len(_BEGIN.findall(text)) != len(_REFERENCE.findall(text))
 
 
+def is_reference(text: str) -> bool:
+    """Whether a text is nothing but a reference, so that it can be shown."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
 def missing_secrets(spec: ManagedSpec, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the secrets that a template refers to and that an agent with this environment does not have, sorted."""
     needed = {name for text in spec.template.env.values() for name in _REFERENCE.findall(text)}

@@ -78,6 +78,7 @@ class Change:
         entries: what the endpoint's processes read, by id of the endpoint; None: it is removed.
         passwords: encrypted passwords by id of the registry credentials; None: it is removed.
         audit: one entry, or None for a change that writes nothing.
+        more_audits: entries of a change of many rows.
     """
 
     put: tuple[Row, ...] = ()
@@ -85,6 +86,7 @@ class Change:
     entries: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     passwords: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     audit: Audit | None = None
+    more_audits: tuple[Audit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,8 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
             pipe.hdel(keys.CATALOG_PASSWORDS, registry_id)
         else:
             pipe.hset(keys.CATALOG_PASSWORDS, registry_id, password)
-    if change.audit is not None:
-        values = {name: getattr(change.audit, name) for name in Audit.__dataclass_fields__}
+    for audit in (change.audit, *change.more_audits):
+        if audit is None:
+            continue
+        values = {name: getattr(audit, name) for name in Audit.__dataclass_fields__}
         pipe.xadd(keys.CATALOG_AUDIT, values, maxlen=MOST_AUDITS, approximate=True)
