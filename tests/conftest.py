@@ -1,5 +1,6 @@
 """Fixtures for all tests. A test gets the marker of its level from the folder that it is in."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         level = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         item.add_marker(level)
     items.sort(key=lambda item: item.path.parent.name != LONGEST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    # The garbage collector does not go through the imported modules and the collected tests again and again.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
