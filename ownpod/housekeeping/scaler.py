@@ -16,6 +16,7 @@ from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.processes import this_process
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING
+from ownpod.rules.hours import scaling_at
 from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
 from ownpod.rules.placement import kept_reason, why_waits
 from ownpod.rules.scaling import (
@@ -188,7 +189,7 @@ class Scaler(threading.Thread):
         by_id = {worker.id: worker for worker in workers}
         view = EndpointView(
             id=endpoint,
-            scaling=spec.scaling,
+            scaling=scaling_at(spec, jobs.now_ms),
             release=spec.release,
             now_ms=jobs.now_ms,
             queued=jobs.queued,
