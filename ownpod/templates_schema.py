@@ -12,6 +12,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
+from ownpod.hours_schema import HoursField, MomentField, TimeZoneField, check_hours
 from ownpod.rules.secrets import has_wrong_reference
 from ownpod.rules.templates import (
     DEFAULT_IDLE_TIMEOUT_S,
@@ -323,6 +324,9 @@ class ManagedSchema(Schema):
     idle_timeout_s = _whole(1, 3600, " of seconds", data_key="idleTimeout")
     scaler = _choice(ScalerType, data_key="scalerType")
     scaler_value = _number(1, 100_000, data_key="scalerValue")
+    hours = HoursField()
+    timezone = TimeZoneField()
+    expires_ms = MomentField(data_key="expires")
 
     @validates_schema
     def _fit(self, values: dict[str, Any], **_: Any) -> None:
@@ -336,9 +340,15 @@ class ManagedSchema(Schema):
         if values.get("workers_min", 0) > most:
             problem = f"must be at most workersMax, which is {most}"
             raise ValidationError({"workersMin": [problem]})
+        if "timezone" in values and not values.get("hours"):
+            raise ValidationError({"timezone": ["has no effect without `hours`"]})
+        check_hours(values.get("hours", ()), most)
 
 
-_SCALING = ("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value")
+_SCALING = (
+    *("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value"),
+    *("hours", "timezone", "expires_ms"),
+)
 """Fields that need a template."""
 
 
@@ -353,4 +363,11 @@ def managed_spec(values: dict[str, Any]) -> ManagedSpec | None:
         scaler=values.get("scaler", Scaling.scaler),
         scaler_value=values.get("scaler_value", Scaling.scaler_value),
     )
-    return ManagedSpec(values["template"], scaling, values.get("gpu"))
+    return ManagedSpec(
+        values["template"],
+        scaling,
+        values.get("gpu"),
+        hours=values.get("hours", ()),
+        timezone=values.get("timezone", ""),
+        expires_ms=values.get("expires_ms"),
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ownpod import templates_schema
+from ownpod import hours_schema, templates_schema
 from ownpod.configuration import load_endpoints
 from ownpod.rules.managed import Phase
 from ownpod.rules.placement import POOLS_BY_NAME
@@ -52,6 +52,7 @@ def test_the_reference_has_each_key_phase_and_pool():
         templates_schema.LimitsSchema,
         templates_schema.GpuSchema,
         templates_schema.ManagedSchema,
+        hours_schema.HoursSchema,
     )
     keys = {field.data_key or name for schema in schemas for name, field in schema().fields.items()}
     assert keys - rows == set()
