@@ -113,16 +113,17 @@ def choose(
     ]
     if not offers or any(len(offer.free) >= waiting.count for offer in offers):
         return None
-    coming = (o for o in offers if len(o.free) + len(o.coming) >= waiting.count)
-    if (first := next(coming, None)) is not None:
-        return first.wait_for_coming()
-    if waiting.unhealthy:
-        return Wait("its last starts have failed, so no other worker gives way")
+    # An idle worker comes before one that has to give way: its last job may still take long.
     for busy in (False, True):
+        ready = (wait for offer in offers if (wait := offer.wait(busy=busy)) is not None)
+        if (first := next(ready, None)) is not None:
+            return first
         found = [e for offer in offers if (e := offer.evict(hold_least_s, busy=busy)) is not None]
-        if found:
+        if found and not waiting.unhealthy:
             # The first pool that the worker prefers, then what costs the fewest workers.
             return min(found, key=lambda e: (e[0], len(e[1].victims)))[1]
+    if waiting.unhealthy:
+        return Wait("its last starts have failed, so no other worker gives way")
     return _wait(offers, waiting, hold_least_s)
 
 
@@ -169,6 +170,7 @@ class _Offer:
         rank: of the pool in the worker's order of preference.
         free: slots that the worker may have now.
         coming: slots that it may have soon, with the worker that leaves them.
+        later: slots that are kept for it, of workers that still have a job.
         residents: workers that hold other slots, with those of their slots that belong to the pool.
     """
 
@@ -178,19 +180,27 @@ class _Offer:
     devices: Mapping[str, Device]
     free: tuple[str, ...]
     coming: Mapping[str, Resident | None]
+    later: Mapping[str, Resident | None]
     residents: Mapping[Resident, tuple[str, ...]]
 
-    def wait_for_coming(self) -> Wait:
+    def wait(self, *, busy: bool) -> Wait | None:
+        """What the worker waits for, if no other has to give way. ``busy``: also for the end of jobs."""
+        soon = self._soon(busy=busy)
         missing = self.waiting.count - len(self.free)
-        coming = dict(list(self.coming.items())[:missing])
-        words = [f"{self._named([slot])} is being freed{_of(who)}" for slot, who in coming.items()]
-        return Wait("; ".join(words), 0.0, self.host, (*self.free, *coming))
+        if len(soon) < missing:
+            return None
+        soon = dict(list(soon.items())[:missing])
+        words = [f"{self._named([slot])} is being freed{_of(who)}" for slot, who in soon.items()]
+        return Wait("; ".join(words), 0.0, self.host, (*self.free, *soon))
+
+    def _soon(self, *, busy: bool) -> dict[str, Resident | None]:
+        return {**self.coming, **(self.later if busy else {})}
 
     def evict(self, hold_least_s: float, *, busy: bool) -> tuple[int, Evict] | None:
         """The rank, and who gives way; None: those that may give way now are not enough."""
         can = [r for r in self.residents if self._gives_way(r, hold_least_s, busy=busy)]
         can.sort(key=lambda r: (r.works, -worth_s(r), -r.idle_s, -r.ready_s, r.worker))
-        have = [*self.free, *self.coming]
+        have = [*self.free, *self._soon(busy=busy)]
         victims, spare = list[Resident](), Counter[str]()
         for resident in can:
             if self._number(victims) + len(have) >= self.waiting.count:
@@ -251,7 +261,7 @@ def _offers(
         slots = [(d.id, slot) for d in group for slot in range(d.slots)]
         if len(group) < waiting.count:
             continue
-        free, coming = dict[str, str](), dict[str, str]()
+        free, coming, later = dict[str, str](), dict[str, str](), dict[str, str]()
         held = dict[Resident, dict[str, str]]()
         for device, number in slots:
             name = slot_name(device, number)
@@ -261,14 +271,16 @@ def _offers(
                 continue
             if hold is None or hold.worker is None:
                 free.setdefault(device, name)
-            elif hold.next == waiting.worker or (holder is not None and holder.leaves):
+            elif holder is not None and holder.leaves:
                 coming.setdefault(device, name)
+            elif hold.next is not None:
+                later.setdefault(device, name)
             elif holder is not None:
                 held.setdefault(holder, {}).setdefault(device, name)
         # One slot of a device is enough: a worker gets no device twice.
-        had = set(free)
-        soon = {d: slot for d, slot in coming.items() if d not in had}
-        had |= soon.keys()
+        soon = {d: slot for d, slot in coming.items() if d not in free}
+        late = {d: slot for d, slot in later.items() if d not in free and d not in soon}
+        had = free.keys() | soon.keys() | late.keys()
         yield _Offer(
             waiting,
             agent.host,
@@ -276,6 +288,7 @@ def _offers(
             {device.id: device for device in group},
             tuple(free.values()),
             {slot: holders.get(slot) for slot in soon.values()},
+            {slot: holders.get(slot) for slot in late.values()},
             {r: left for r, of in held.items() if (left := _of_others(of, had))},
         )
 
