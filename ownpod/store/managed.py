@@ -91,7 +91,7 @@ class Managed(Loads):
             constants=OFFER_CONSTANTS + own,
             repeatable=(
                 *("want", "waits", "discard", "place", "set_key", "progress", "started", "ready"),
-                *("drain", "stopping", "stopped", "lost", "gone", "evict", "unkeep"),
+                *("drain", "stopping", "stopped", "lost", "gone", "evict", "unkeep", "refused"),
             ),
         )
 
@@ -171,6 +171,13 @@ class Managed(Loads):
         self._move("unkeep", beneficiary)
 
     # The agent's part.
+
+    def refused(self, worker_id: str, host: str, *, refuses: bool) -> bool:
+        """Records whether a host cannot start a wanted worker, so that no worker there gives way to it in vain.
+
+        False: an agent has taken it, or it does not exist.
+        """
+        return self._move("refused", worker_id, host, int(refuses))
 
     def place(
         self, worker_id: str, host: str, token: str, devices: Mapping[str, int] | Sequence[str] = ()
@@ -293,6 +300,10 @@ class Managed(Loads):
         found = self._with_specs(ids, names=WANTED_FIELDS)
         # An agent may have taken one since its id was read.
         return [(worker, spec) for worker, spec in found if worker.phase is Phase.WANTED]
+
+    def any_wanted(self) -> bool:
+        """Whether there is a worker that no agent has taken."""
+        return bool(self._ids(keys.MANAGED_WANTED, 1))
 
     @broken_managed
     @redis_reads

@@ -99,3 +99,21 @@ function commands.unkeep()
   end
   return 1
 end
+
+-- worker, host, whether the host refuses to start it (0|1) -> 1: that is recorded; 0: an agent has taken it
+function commands.refused()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  local hosts, kept = cjson.decode(redis.call('HGET', record, 'refused_by') or '[]'), {}
+  for _, host in ipairs(hosts) do
+    if host ~= ARGV[3] then
+      kept[#kept + 1] = host
+    end
+  end
+  if ARGV[4] == '1' then
+    kept[#kept + 1] = ARGV[3]
+  end
+  redis.call('HSET', record, 'refused_by', #kept > 0 and cjson.encode(kept) or '[]')
+  return 1
+end
