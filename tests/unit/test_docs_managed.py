@@ -26,7 +26,8 @@ def files():
         found = re.findall(r"^```yaml\n(endpoints:.*?)^```$", text, re.MULTILINE | re.DOTALL)
         assert found, name
         yield from found
-    yield (ROOT / "examples" / "managed" / "workers.yaml").read_text()
+    for name in ("managed", "sharing"):
+        yield (ROOT / "examples" / name / "workers.yaml").read_text()
 
 
 @pytest.mark.parametrize("text", list(files()))
