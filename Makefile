@@ -9,7 +9,8 @@ BIN := .venv/bin
 .PHONY: help install lock demo test test-fast coverage check fix bench bench-compare chaos test-compose test-docker clean
 help:
 	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
-	@echo "              PULL=1: the workers pull jobs; MANAGED=1: OwnPod starts and stops workers by itself)"
+	@echo "              PULL=1: the workers pull jobs; MANAGED=1: OwnPod starts and stops workers by itself;"
+	@echo "              SHARE=1: two endpoints share one device)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
 	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
@@ -37,7 +38,7 @@ lock: install
 	@.ci/lock $(ARGS)
 
 demo: install
-	@$(BIN)/python examples/$(if $(MANAGED),demo_managed.py,demo.py) $(if $(ONCE),--once) $(if $(PULL),--pull)
+	@$(BIN)/python examples/$(if $(SHARE),demo_share.py,$(if $(MANAGED),demo_managed.py,demo.py)) $(if $(ONCE),--once) $(if $(PULL),--pull)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)

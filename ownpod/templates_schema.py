@@ -12,6 +12,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
+from ownpod.hours_schema import HoursField, MomentField, TimeZoneField, check_hours
 from ownpod.rules.secrets import has_wrong_reference
 from ownpod.rules.templates import (
     DEFAULT_IDLE_TIMEOUT_S,
@@ -23,6 +24,7 @@ from ownpod.rules.templates import (
     Protocol,
     ScalerType,
     Scaling,
+    Sharing,
     Template,
 )
 
@@ -98,6 +100,15 @@ def _number(low: float, high: float, **options: Any) -> _Parsed:
         return float(value)
 
     return _Parsed(parse, f"a number from {low:g} to {high:g}", **options)
+
+
+def _flag(**options: Any) -> _Parsed:
+    def parse(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    return _Parsed(parse, "true or false", **options)
 
 
 def _choice(kind: type[StrEnum], **options: Any) -> _Parsed:
@@ -272,7 +283,8 @@ _COMMAND = "a list of texts, or one text that a shell would split into words"
 
 class TemplateSchema(_Keys):
     error_messages = _listing(
-        "image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"
+        *("image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"),
+        *("evictable", "pinned", "weight", "residency"),
     )
 
     image = _Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
@@ -282,6 +294,10 @@ class TemplateSchema(_Keys):
     limits = _nested(LimitsSchema, load_default=Limits())
     protocol = _choice(Protocol, load_default=Protocol.PULL)
     init_timeout_s = _whole(*_INIT_S, " of seconds", data_key="initTimeout")
+    evictable = _flag(load_default=Sharing.evictable)
+    pinned = _flag(load_default=Sharing.pinned)
+    weight = _number(0.01, 1000, load_default=Sharing.weight)
+    residency_s = _number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Template:
@@ -298,6 +314,12 @@ class TemplateSchema(_Keys):
             limits=values["limits"],
             protocol=values["protocol"],
             init_timeout_s=init_timeout_s,
+            sharing=Sharing(
+                evictable=values["evictable"],
+                pinned=values["pinned"],
+                weight=values["weight"],
+                residency_s=values["residency_s"],
+            ),
         )
 
 
@@ -323,6 +345,9 @@ class ManagedSchema(Schema):
     idle_timeout_s = _whole(1, 3600, " of seconds", data_key="idleTimeout")
     scaler = _choice(ScalerType, data_key="scalerType")
     scaler_value = _number(1, 100_000, data_key="scalerValue")
+    hours = HoursField()
+    timezone = TimeZoneField()
+    expires_ms = MomentField(data_key="expires")
 
     @validates_schema
     def _fit(self, values: dict[str, Any], **_: Any) -> None:
@@ -336,9 +361,15 @@ class ManagedSchema(Schema):
         if values.get("workers_min", 0) > most:
             problem = f"must be at most workersMax, which is {most}"
             raise ValidationError({"workersMin": [problem]})
+        if "timezone" in values and not values.get("hours"):
+            raise ValidationError({"timezone": ["has no effect without `hours`"]})
+        check_hours(values.get("hours", ()), most)
 
 
-_SCALING = ("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value")
+_SCALING = (
+    *("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value"),
+    *("hours", "timezone", "expires_ms"),
+)
 """Fields that need a template."""
 
 
@@ -353,4 +384,11 @@ def managed_spec(values: dict[str, Any]) -> ManagedSpec | None:
         scaler=values.get("scaler", Scaling.scaler),
         scaler_value=values.get("scaler_value", Scaling.scaler_value),
     )
-    return ManagedSpec(values["template"], scaling, values.get("gpu"))
+    return ManagedSpec(
+        values["template"],
+        scaling,
+        values.get("gpu"),
+        hours=values.get("hours", ()),
+        timezone=values.get("timezone", ""),
+        expires_ms=values.get("expires_ms"),
+    )

@@ -66,7 +66,9 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         notices=notices,
         offers=offers,
-        submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
+        submissions=Submissions(
+            registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
+        ),
         agents=Agents(store.client),
         managed=managed,
     )

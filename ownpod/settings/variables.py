@@ -140,6 +140,13 @@ class Workers:
         limits=(10, DAY_S),
         purpose="seconds without a request after which a worker that pulls is removed",
     )
+    worker_quota: int = variable(
+        "OWNPOD_WORKER_QUOTA",
+        0,
+        limits=(0, 1_000_000),
+        purpose="largest sum of `workersMax` of all endpoints, in their widest `hours`. A configuration above it is refused "
+        "in RunPod's words. 0: any",
+    )
     images: tuple[str, ...] = variable(
         "OWNPOD_IMAGES",
         "**",

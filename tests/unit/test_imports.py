@@ -14,7 +14,7 @@ FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
     ("process", ["log", "settings", "processes", "supervised"]),
-    ("configuration", ["configuration", "templates_schema"]),
+    ("configuration", ["configuration", "templates_schema", "hours_schema"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
     ("broker", ["broker"]),

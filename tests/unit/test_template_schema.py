@@ -65,7 +65,7 @@ def test_all_keys_of_a_template_are_read_from_the_file(tmp_path):
         Scaling(1, 4, 30, ScalerType.REQUEST_COUNT, 2),
         GpuNeed(("ADA_24", "NVIDIA L4"), 2),
     )
-    assert not endpoint.paused
+    assert endpoint.pause_at(0) is None
 
 
 def test_an_endpoint_of_run_time_has_the_same_keys_as_one_of_the_file(tmp_path):
@@ -76,7 +76,7 @@ def test_an_endpoint_of_run_time_has_the_same_keys_as_one_of_the_file(tmp_path):
 def test_an_endpoint_without_a_template_is_not_managed(tmp_path):
     endpoint = load(tmp_path, {"workers": [{"url": "http://h:1"}]})
     assert endpoint.managed is None
-    assert not endpoint.paused
+    assert endpoint.pause_at(0) is None
 
 
 def test_an_endpoint_may_have_workers_and_a_template_whose_defaults_are_runpods(tmp_path):
@@ -90,7 +90,7 @@ def test_an_endpoint_may_have_workers_and_a_template_whose_defaults_are_runpods(
 
 
 def test_an_endpoint_with_no_workers_at_most_is_paused(tmp_path):
-    assert load(tmp_path, {"template": {"command": "x"}, "workersMax": 0}).paused
+    assert load(tmp_path, {"template": {"command": "x"}, "workersMax": 0}).pause_at(0)
 
 
 def test_the_time_to_the_first_request_comes_from_runpods_variable_unless_it_is_given():
