@@ -24,7 +24,9 @@ from ownpod.rules.templates import (
     ScalerType,
     Scaling,
     Template,
+    VolumeMount,
 )
+from ownpod.rules.volumes import parse_mounts
 
 MIB = 1024**2
 LARGEST_SIZE = 1024**5
@@ -206,11 +208,25 @@ class _Environment(fields.Field[Any]):
                 problem = f"must be at most {LONGEST_VALUE} bytes of UTF-8 without NUL"
             elif has_wrong_reference(text):
                 problem = (
-                    "a secret is {{ RUNPOD_SECRET_name }}, whose name has letters, digits and _"
+                    "a secret is {{ RUNPOD_SECRET_name }} or {{ SECRET_name }}, whose name has letters, digits and _, "
+                    "at most 128"
                 )
             else:
                 return text
         raise ValidationError({name: [problem]})
+
+
+class _Volumes(fields.Field[Any]):
+    """Volumes at paths of a worker."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(error_messages={"null": "must name at least one volume"}, **options)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[VolumeMount, ...]:
+        try:
+            return parse_mounts(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
 
 
 class _Keys(Schema):
@@ -272,7 +288,8 @@ _COMMAND = "a list of texts, or one text that a shell would split into words"
 
 class TemplateSchema(_Keys):
     error_messages = _listing(
-        "image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"
+        *("image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"),
+        "volumes",
     )
 
     image = _Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
@@ -282,6 +299,7 @@ class TemplateSchema(_Keys):
     limits = _nested(LimitsSchema, load_default=Limits())
     protocol = _choice(Protocol, load_default=Protocol.PULL)
     init_timeout_s = _whole(*_INIT_S, " of seconds", data_key="initTimeout")
+    volumes = _Volumes(load_default=())
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Template:
@@ -298,6 +316,7 @@ class TemplateSchema(_Keys):
             limits=values["limits"],
             protocol=values["protocol"],
             init_timeout_s=init_timeout_s,
+            volumes=values["volumes"],
         )
 
 

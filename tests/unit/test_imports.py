@@ -45,6 +45,7 @@ ONLY = {
     "requests": {"tools.client", "agent.docker_api"},
     "docker": {"agent.docker_api"},
     "pynvml": {"agent.devices"},
+    "cryptography": {"store.secret_keys"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 
