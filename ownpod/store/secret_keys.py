@@ -126,7 +126,7 @@ class KeyFile:
             raise KeyFileProblem(
                 f"the key file {self.path} cannot be read: {error.strerror}"
             ) from None
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise KeyFileProblem(f"the key file {self.path} is no regular file")
@@ -134,10 +134,11 @@ class KeyFile:
                 raise KeyFileProblem(
                     f"other users may read the key file {self.path}: run chmod 600 {self.path}"
                 )
-            try:
-                return file.read(LARGEST_FILE).decode("ascii")
-            except (OSError, UnicodeError):
-                raise KeyFileProblem(f"the key file {self.path} cannot be read") from None
+            return os.read(descriptor, LARGEST_FILE).decode("ascii")
+        except (OSError, UnicodeError):
+            raise KeyFileProblem(f"the key file {self.path} cannot be read") from None
+        finally:
+            os.close(descriptor)
 
     def make(self) -> Keys:
         """The keys of a new file. The caller has :meth:`locked`. Raises: KeyFileProblem."""
