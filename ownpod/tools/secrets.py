@@ -32,7 +32,7 @@ def secrets() -> None:
 
 @secrets.command(name="set")
 @click.argument("name")
-@click.argument("more", nargs=-1, hidden=True)
+@click.argument("more", nargs=-1, metavar="")
 def set_secret(name: str, more: tuple[str, ...]) -> None:
     """Store a secret, or another value of it.
 
