@@ -23,6 +23,7 @@ from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
 from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
 from ownpod.rules.templates import ManagedSpec
+from ownpod.rules.volumes import has_all
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
 from ownpod.store.secrets import Secrets
@@ -210,7 +211,9 @@ class Agent:
             return []
         now = self._clock()
         self._wanted_since = {i: self._wanted_since.get(i, now) for i in wanted}
-        able = [worker for worker, spec in wanted.values() if self._filter.lets(worker, spec)]
+        # The scaler records why a worker waits for a volume, because it knows the volumes of all hosts.
+        near = [(w, spec) for w, spec in wanted.values() if has_all(info, w.volumes)]
+        able = [worker for worker, spec in near if self._filter.lets(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
         holds = self._agents.holds(self._host.name)
         holds += reconcile.unrecorded(self._found, holds)

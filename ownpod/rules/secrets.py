@@ -4,6 +4,7 @@ Records and settings have the reference only. The agent resolves the reference w
 encrypted secrets in Redis, or from its own variable ``OWNPOD_SECRET_name``.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -123,10 +124,15 @@ def _resolved(variable: str, text: str, values: Mapping[str, str]) -> str:
 def mask(text: str, values: Iterable[str]) -> str:
     """A worker's output with ``***`` in place of its secrets.
 
-    A value of several lines is hidden line by line, because output is kept and shown in lines. Values and lines below
-    :data:`SHORTEST_MASKED` characters stay.
+    A value of several lines is hidden line by line, because output is kept and shown in lines. It is hidden as JSON has
+    it, too, because RunPod's SDK logs JSON. Values and lines below :data:`SHORTEST_MASKED` characters stay.
     """
-    parts = {part.strip() for value in values for part in (value, *value.splitlines())}
+    parts = {
+        part.strip()
+        for value in values
+        for plain in (value, *value.splitlines())
+        for part in (plain, json.dumps(plain)[1:-1], json.dumps(plain, ensure_ascii=False)[1:-1])
+    }
     # The longest first, because one secret may be a part of another.
     for part in sorted(parts, key=len, reverse=True):
         if len(part) >= SHORTEST_MASKED:

@@ -1,5 +1,7 @@
 """Secrets: their names, their references in templates, and what is hidden of them in output."""
 
+import json
+
 import pytest
 
 from ownpod.errors import BadRequest
@@ -114,6 +116,12 @@ def test_a_secret_of_several_lines_is_hidden_line_by_line():
     key = "-----BEGIN-----\nabcdef123456\nshort\n-----END-----\n"
     assert mask("0 abcdef123456 1\nshort", [key]) == "0 *** 1\nshort"
     assert mask(f"<{key}>", [key]) == "<***\n>"
+
+
+def test_a_secret_is_hidden_as_json_has_it():
+    secret = 'pass"wörd\\x'
+    for output in (json.dumps({"a": secret}), json.dumps({"a": secret}, ensure_ascii=False)):
+        assert mask(output, [secret]) == '{"a": "***"}'
 
 
 def test_a_short_secret_would_hide_ordinary_words_and_stays():

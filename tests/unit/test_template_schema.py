@@ -21,6 +21,7 @@ from ownpod.rules.templates import (
     ScalerType,
     Scaling,
     Template,
+    VolumeMount,
 )
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ FULL = {
         "limits": {"memory": "16g", "cpus": 2.5, "shm": "512m", "pids": 500},
         "protocol": "push",
         "initTimeout": 60,
+        "volumes": {"models": "/models"},
     },
     "workersMin": 1,
     "workersMax": 4,
@@ -61,6 +63,7 @@ def test_all_keys_of_a_template_are_read_from_the_file(tmp_path):
             limits=Limits(16 * 1024**3, 2.5, 512 * 1024**2, 500),
             protocol=Protocol.PUSH,
             init_timeout_s=60,
+            volumes=(VolumeMount("models", "/models"),),
         ),
         Scaling(1, 4, 30, ScalerType.REQUEST_COUNT, 2),
         GpuNeed(("ADA_24", "NVIDIA L4"), 2),
