@@ -52,18 +52,29 @@ class SecretValues:
         return resolve(env, values)
 
     def masked(self, worker_id: str, spec: ManagedSpec | None, text: str) -> str:
-        """A worker's output or reason without the secrets that the worker was started with.
+        """A worker's output without the secrets that the worker was started with.
 
-        After a restart of the agent, those that its template has now are hidden.
+        Where the agent was restarted meanwhile, those that the template has now are hidden. If one of them cannot be
+        had, nothing of the output is returned but the reason, because it may have the secret.
 
         Args:
             worker_id: the worker.
-            spec: what it was started from; None: not known any more.
-            text: its output.
+            spec: what it was started from; None: secrets that this agent has not given to it need not be hidden.
+            text: its output, or a part of it.
+
+        Raises:
+            RedisUnavailable: Redis is away; only for a worker that an earlier agent has started.
         """
         values = self._given.get(worker_id)
         if values is None and spec is not None and (names := secrets_in(spec.template.env)):
-            values = tuple(self._values(names)[0].values())
+            found = self._values(names)[0]
+            unknown = next((name for name in names if name not in found), None)
+            if unknown is not None:
+                return (
+                    f"(not kept, because the secret {unknown!r} cannot be read now to hide it)"
+                    * bool(text)
+                )
+            values = tuple(found.values())
             self._given[worker_id] = values
         return mask(text, values) if values else text
 

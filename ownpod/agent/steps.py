@@ -158,7 +158,7 @@ class Steps:
                 started = self._engine.start(launch)
         except (EngineError, SecretMissing) as error:
             # An engine may quote the last line of a worker that ended at once.
-            reason = self._values.masked(worker.id, spec, str(error))
+            reason = self._values.masked(worker.id, None, str(error))
             log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, reason)
             self._managed.stopped(
                 worker.id, self._host.name, exit_code=None, reason=reason, failed=True

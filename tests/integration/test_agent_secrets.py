@@ -156,6 +156,23 @@ def test_the_last_output_of_a_worker_is_kept_without_its_secrets(make_rig, resta
     assert rig.managed.failures("ep").log == "token ***\nbye"
 
 
+def test_output_whose_secrets_are_not_known_any_more_is_not_kept(make_rig):
+    rig = make_rig()
+    rig.secrets.put("hub", VALUE)
+    rig.want(W, spec())
+    rig.until(lambda: rig.phase() is Phase.STARTING)
+    rig.agent.leave()
+    rig.secrets.remove("hub")
+    rig.agent = rig.made()
+    rig.engine.log = lambda _worker, _lines=0: f"token {VALUE}\nbye"
+    rig.engine.change(W, running=False, exit_code=1)
+    rig.until(lambda: rig.phase() is Phase.STOPPED)
+    assert (
+        rig.managed.get(W).log
+        == "(not kept, because the secret 'hub' cannot be read now to hide it)"
+    )
+
+
 def test_the_reason_of_a_start_that_failed_has_no_secret(make_rig, caplog):
     rig = make_rig()
     rig.secrets.put("hub", VALUE)

@@ -14,7 +14,7 @@ FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
     ("process", ["log", "settings", "processes", "supervised"]),
-    ("configuration", ["configuration", "templates_schema"]),
+    ("configuration", ["configuration", "templates_schema", "templates_fields"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
     ("broker", ["broker"]),
