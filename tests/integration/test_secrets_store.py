@@ -62,6 +62,7 @@ def test_a_secret_that_is_removed_is_gone(secrets):
     assert secrets.all() == []
 
 
+@pytest.mark.slow
 def test_reads_without_secrets_need_no_file_and_no_library(client, file):
     program = """
     import sys
@@ -338,6 +339,7 @@ print(*sorted(codes))
 """
 
 
+@pytest.mark.slow
 def test_processes_that_make_the_key_file_at_the_same_time_have_one_key(client, tmp_path):
     done = run(AT_ONCE, client, tmp_path, 1)
     assert done.stdout.split() == [*"0000000", "1"], done.stderr
@@ -347,6 +349,7 @@ def test_processes_that_make_the_key_file_at_the_same_time_have_one_key(client, 
     assert {path.name for path in (tmp_path / "0").iterdir()} == {"secrets.key", "secrets.key.lock"}
 
 
+@pytest.mark.slow
 def test_of_two_hosts_that_set_the_first_secret_at_the_same_time_one_wins(client, tmp_path):
     done = run(AT_ONCE, client, tmp_path, 2)
     codes = done.stdout.split()
@@ -379,6 +382,7 @@ print(len(values), problems)
 """
 
 
+@pytest.mark.slow
 def test_secrets_that_are_set_during_rotations_are_readable(client, file):
     done = run(CHANGED, client, file)
     assert done.stdout.strip() == "40 {}", done.stderr
