@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold, ManagedWorker
+from ownpod.rules.volumes import has_all, why_no_volume
 
 POOLS_BY_NAME: Mapping[str, tuple[str, ...]] = {
     "AMPERE_16": ("RTX A4000", "RTX A4500", "RTX 4000 Ada", "RTX 4000 SFF Ada", "RTX 2000 Ada"),
@@ -142,7 +143,8 @@ def place(
     if agent.draining:
         return []
     host, placements = _Host(agent.devices, holds), []
-    for worker in sorted(wanted, key=lambda w: (w.created_ms, w.id)):
+    able = (worker for worker in wanted if has_all(agent, worker.volumes))
+    for worker in sorted(able, key=lambda w: (w.created_ms, w.id)):
         devices: tuple[str, ...] | None = ()
         if worker.gpu_count > 0:
             devices = host.take(worker)
@@ -252,6 +254,11 @@ def why_waits(
     open_hosts = [agent for agent in alive if not agent.draining]
     if not open_hosts:
         return f"host {alive[0].host} is drained" if len(alive) == 1 else "all hosts are drained"
+    if worker.volumes:
+        able = [agent for agent in open_hosts if has_all(agent, worker.volumes)]
+        if not able:
+            return why_no_volume(open_hosts, worker.volumes)
+        open_hosts = able
     if worker.gpu_count <= 0:
         return ABOUT_TO_START
     return _why_no_device(worker, open_hosts, holds_by_host)

@@ -39,6 +39,7 @@ AGENTS = f"{PREFIX}agents"
 AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
 INSTANCE = f"{PREFIX}instance"
+SECRETS = f"{PREFIX}secrets"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

@@ -4,8 +4,8 @@
 -- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS, BUCKETS_MS. The
 -- helpers of offers.lua, pulling.lua and slots.lua are in front too, so ARGV[2] is the worker's id.
 --
--- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices` and
---                                   `pools` as JSON lists; `protocol`, push or pull; until it is stopped `key`, the
+-- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices`, `pools`
+--                                   and `volumes` as JSON lists; `protocol`, push or pull; until it is stopped `key`, the
 --                                   digest of its own key, and `spec`, the JSON of what it is started from;
 --                                   `prepared_ms`, when its image was there
 -- MANAGED                   zset    ids of workers that are not stopped, by created_ms
@@ -137,13 +137,13 @@ end
 
 local commands = {}
 
--- worker, endpoint, release, number of devices, pools, protocol, spec -> 1: it is wanted; 0: another worker has this id
+-- worker, endpoint, release, number of devices, pools, protocol, spec, volumes -> 1: it is wanted; 0: another worker has this id
 function commands.want()
   if redis.call('EXISTS', record) == 1 then
     return redis.call('HGET', record, 'phase') == 'wanted' and redis.call('HGET', record, 'endpoint') == ARGV[3] and 1 or 0
   end
   redis.call('HSET', record, 'phase', 'wanted', 'created_ms', now, 'endpoint', ARGV[3], 'release', ARGV[4],
-    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8])
+    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8], 'volumes', ARGV[9])
   redis.call('ZADD', MANAGED, now, worker)
   redis.call('ZADD', WANTED, now, worker)
   notify('wanted')

@@ -128,6 +128,7 @@ class Managed(Loads):
             json.dumps(need.pools if need else ()),
             spec.template.protocol.value,
             spec_text(spec),
+            json.dumps([mount.name for mount in spec.template.volumes]),
         )
 
     def waits(self, worker_id: str, reason: str) -> bool:

@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 
 from ownpod.configuration import load_endpoints, make_endpoint
 from ownpod.errors import ConfigurationError
-from ownpod.rules.secrets import SecretMissing, missing_secrets, resolve
+from ownpod.rules.secrets import SecretMissing, missing_secrets, of_environment, resolve
 from ownpod.rules.templates import (
     GpuNeed,
     Limits,
@@ -21,6 +21,7 @@ from ownpod.rules.templates import (
     ScalerType,
     Scaling,
     Template,
+    VolumeMount,
 )
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ FULL = {
         "limits": {"memory": "16g", "cpus": 2.5, "shm": "512m", "pids": 500},
         "protocol": "push",
         "initTimeout": 60,
+        "volumes": {"models": "/models"},
     },
     "workersMin": 1,
     "workersMax": 4,
@@ -61,6 +63,7 @@ def test_all_keys_of_a_template_are_read_from_the_file(tmp_path):
             limits=Limits(16 * 1024**3, 2.5, 512 * 1024**2, 500),
             protocol=Protocol.PUSH,
             init_timeout_s=60,
+            volumes=(VolumeMount("models", "/models"),),
         ),
         Scaling(1, 4, 30, ScalerType.REQUEST_COUNT, 2),
         GpuNeed(("ADA_24", "NVIDIA L4"), 2),
@@ -258,16 +261,17 @@ def spec(**env):
 def test_a_secret_is_resolved_from_the_agents_own_variable_only():
     env = {"A": "Bearer {{ RUNPOD_SECRET_key }}{{RUNPOD_SECRET_two}}", "B": "{{ other }}"}
     environ = {"OWNPOD_SECRET_key": "{{ RUNPOD_SECRET_two }}", "OWNPOD_SECRET_two": "\\1"}
-    assert missing_secrets(spec(**env), environ) == ()
-    assert resolve(env, environ) == {"A": "Bearer {{ RUNPOD_SECRET_two }}\\1", "B": "{{ other }}"}
+    values = of_environment(environ | {"key": "x"})
+    assert missing_secrets(spec(**env), values) == ()
+    assert resolve(env, values) == {"A": "Bearer {{ RUNPOD_SECRET_two }}\\1", "B": "{{ other }}"}
 
 
 def test_a_secret_that_is_not_there_is_named_in_one_line():
     env = {"A": "{{ RUNPOD_SECRET_z }}{{ RUNPOD_SECRET_a }}", "B": "{{ RUNPOD_SECRET_a }}"}
-    assert missing_secrets(spec(**env), {"OWNPOD_SECRET_b": "x"}) == ("a", "z")
+    assert missing_secrets(spec(**env), {"b": "x"}) == ("a", "z")
     with pytest.raises(SecretMissing) as caught:
-        resolve(env, {"OWNPOD_SECRET_z": "hidden"})
+        resolve(env, {"z": "hidden"})
     assert str(caught.value) == (
         "secret 'a' of the template's variable A is not there: "
-        "set OWNPOD_SECRET_a where the agent runs"
+        "use `ownpod secrets set a`, or set OWNPOD_SECRET_a where the agent runs"
     )
