@@ -155,7 +155,16 @@ class Hold:
     reserved: str = ""
     """Why an operator keeps it, for example "2 h left"."""
     next: str | None = None
-    """The wanted worker that gets the slot once ``worker`` has gone."""
+    """The wanted worker that gets the slot once ``worker`` has gone; without a ``worker``, the slot is kept for it."""
+    slot: int = 0
+    """Number of the slot, from 0."""
+    idle_s: float | None = None
+    """Seconds since ``worker`` was first seen without a job; None: it has one, or is not ready."""
+
+    @property
+    def is_reservation(self) -> bool:
+        """Whether an operator keeps the device."""
+        return self.worker is None and self.next is None
 
 
 def may_move(old: Phase, new: Phase) -> bool:

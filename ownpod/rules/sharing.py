@@ -1,0 +1,317 @@
+"""Which idle worker gives its devices to a wanted worker of another endpoint, and when a busy one has to. Pure.
+
+Jobs of an endpoint whose worker is loaded run before that worker gives way, so four jobs A B A A run as A A A B: each
+load is paid once. So that B never waits without an end, an endpoint with work keeps its devices at most :func:`ownpod.rules.residents.hold_s`
+once a job of B has waited that long.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold, Phase
+from ownpod.rules.placement import groups
+from ownpod.rules.residents import (
+    HOLD_LEAST_S,
+    Resident,
+    Waiting,
+    gives_way_in_s,
+    hold_s,
+    worth_s,
+)
+
+__all__ = [
+    "HOLD_LEAST_S",
+    "Evict",
+    "HoldsByHost",
+    "Resident",
+    "Victim",
+    "Wait",
+    "Waiting",
+    "choose",
+    "gives_way_in_s",
+    "hold_s",
+    "keep",
+    "slot_name",
+    "worth_s",
+]
+
+HoldsByHost = Mapping[str, Sequence[Hold]]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A worker that gives way. ``busy``: although it or its endpoint has jobs; it ends its running ones."""
+
+    worker: str
+    endpoint: str
+    reason: str
+    busy: bool = False
+
+
+@dataclass(frozen=True)
+class Evict:
+    """These workers are to be drained, all or none, and the wanted worker gets these slots of their host."""
+
+    host: str
+    victims: tuple[Victim, ...]
+    slots: tuple[str, ...]
+    reason: str
+    """What the wanted worker waits for then, in words."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """No worker gives way now.
+
+    Attributes:
+        reason: which endpoints' workers use the devices, in words.
+        in_s: seconds until one may give way; None: not known.
+        host: of ``slots``.
+        slots: slots that will soon be free, and are enough for the wanted worker.
+    """
+
+    reason: str
+    in_s: float | None = None
+    host: str = ""
+    slots: tuple[str, ...] = ()
+
+
+def choose(
+    waiting: Waiting,
+    residents: Iterable[Resident],
+    agents: Iterable[AgentInfo],
+    holds: HoldsByHost,
+    *,
+    hold_least_s: float = HOLD_LEAST_S,
+) -> Evict | Wait | None:
+    """Which workers give way to a wanted one.
+
+    Idle workers first, those with the highest ``idle_s / (load_s * weight)``: what was used longest ago and is loaded
+    fastest. They give way only if that is enough for all devices that the worker needs, with those that are free.
+
+    Args:
+        waiting: the wanted worker.
+        residents: all workers that hold devices.
+        agents: the hosts.
+        holds: what occupies the devices, by host.
+        hold_least_s: see :data:`HOLD_LEAST_S`.
+
+    Returns:
+        None: a host has enough free devices, or none has enough devices that fit.
+    """
+    if waiting.count < 1:
+        return None
+    by_host = dict[str, list[Resident]]()
+    for resident in residents:
+        by_host.setdefault(resident.host, []).append(resident)
+    offers = [
+        offer
+        for agent in agents
+        if _is_open(agent, waiting)
+        for offer in _offers(agent, waiting, by_host.get(agent.host, []), holds)
+    ]
+    if not offers or any(len(offer.free) >= waiting.count for offer in offers):
+        return None
+    coming = (o for o in offers if len(o.free) + len(o.coming) >= waiting.count)
+    if (first := next(coming, None)) is not None:
+        return first.wait_for_coming()
+    if waiting.unhealthy:
+        return Wait("its last starts have failed, so no other worker gives way")
+    for busy in (False, True):
+        found = [e for offer in offers if (e := offer.evict(hold_least_s, busy=busy)) is not None]
+        if found:
+            # The first pool that the worker prefers, then what costs the fewest workers.
+            return min(found, key=lambda e: (e[0], len(e[1].victims)))[1]
+    return _wait(offers, waiting, hold_least_s)
+
+
+def keep(holds: HoldsByHost, host: str, slots: Iterable[str], worker: str) -> dict[str, list[Hold]]:
+    """The holds after slots of a host are kept for a wanted worker; for the next one of the same turn."""
+    kept = {name: list(of_host) for name, of_host in holds.items()}
+    mine = kept.setdefault(host, [])
+    for name in slots:
+        device, slot = _split(name)
+        for i, hold in enumerate(mine):
+            if (hold.device, hold.slot) == (device, slot) and not hold.is_reservation:
+                mine[i] = replace(hold, next=worker)
+                break
+        else:
+            mine.append(Hold(device, next=worker, slot=slot))
+    return kept
+
+
+def slot_name(device: str, slot: int) -> str:
+    """A slot's name on its host."""
+    return f"{device}#{slot}"
+
+
+def _split(name: str) -> tuple[str, int]:
+    device, _, slot = name.rpartition("#")
+    return device, int(slot)
+
+
+def _is_open(agent: AgentInfo, waiting: Waiting) -> bool:
+    has = {volume.name for volume in agent.volumes if not volume.problem}
+    return (
+        not agent.draining
+        and agent.silent_s <= HOST_SILENT_S
+        and agent.host not in waiting.refused_by
+        and has.issuperset(waiting.volumes)
+    )
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """The devices of one host that belong to one pool of the worker's need.
+
+    Attributes:
+        rank: of the pool in the worker's order of preference.
+        free: slots that the worker may have now.
+        coming: slots that it may have soon, with the worker that leaves them.
+        residents: workers that hold other slots, with those of their slots that belong to the pool.
+    """
+
+    waiting: Waiting
+    host: str
+    rank: int
+    devices: Mapping[str, Device]
+    free: tuple[str, ...]
+    coming: Mapping[str, Resident | None]
+    residents: Mapping[Resident, tuple[str, ...]]
+
+    def wait_for_coming(self) -> Wait:
+        missing = self.waiting.count - len(self.free)
+        coming = dict(list(self.coming.items())[:missing])
+        words = [f"{self._named([slot])} is being freed{_of(who)}" for slot, who in coming.items()]
+        return Wait("; ".join(words), 0.0, self.host, (*self.free, *coming))
+
+    def evict(self, hold_least_s: float, *, busy: bool) -> tuple[int, Evict] | None:
+        """The rank, and who gives way; None: those that may give way now are not enough."""
+        can = [r for r in self.residents if self._gives_way(r, hold_least_s, busy=busy)]
+        can.sort(key=lambda r: (r.works, -worth_s(r), -r.idle_s, -r.ready_s, r.worker))
+        have = [*self.free, *self.coming]
+        victims, spare = list[Resident](), Counter[str]()
+        for resident in can:
+            if self._number(victims) + len(have) >= self.waiting.count:
+                break
+            if spare[resident.endpoint] < resident.above_min:
+                spare[resident.endpoint] += 1
+                victims.append(resident)
+        if self._number(victims) + len(have) < self.waiting.count:
+            return None
+        for resident in reversed(victims.copy()):
+            others = [v for v in victims if v is not resident]
+            if self._number(others) + len(have) >= self.waiting.count:
+                victims = others
+        of_victims = (slot for victim in victims for slot in self.residents[victim])
+        slots = {_split(slot)[0]: slot for slot in (*have, *of_victims)}
+        words = [f"{self._named(self.residents[v])} is being freed{_of(v)}" for v in victims]
+        return self.rank, Evict(
+            self.host,
+            tuple(map(self._victim, victims)),
+            tuple(slots.values())[: self.waiting.count],
+            "; ".join(words),
+        )
+
+    def _number(self, victims: Iterable[Resident]) -> int:
+        """How many devices they free."""
+        return len({_split(slot)[0] for victim in victims for slot in self.residents[victim]})
+
+    def _gives_way(self, resident: Resident, hold_least_s: float, *, busy: bool) -> bool:
+        left_s = gives_way_in_s(resident, self.waiting, hold_least_s)
+        return left_s is not None and left_s <= 0 and (busy or not resident.works)
+
+    def _victim(self, resident: Resident) -> Victim:
+        why = (
+            f"whose oldest job has waited for {self.waiting.oldest_wait_s:.0f} s"
+            if resident.works
+            else f"it was idle for {resident.idle_s:.0f} s"
+        )
+        reason = f"its device goes to {self.waiting.endpoint}, {why}"
+        return Victim(resident.worker, resident.endpoint, reason, busy=resident.works)
+
+    def _named(self, slots: Sequence[str]) -> str:
+        """The devices of slots in words, for example "GPU 0"."""
+        devices = [self.devices[_split(slot)[0]] for slot in slots]
+        noun = "device" if any(device.simulated for device in devices) else "GPU"
+        indices = sorted({device.index for device in devices})
+        return f"{noun}{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+
+
+def _offers(
+    agent: AgentInfo, waiting: Waiting, residents: Sequence[Resident], holds: HoldsByHost
+) -> Iterable[_Offer]:
+    mine = holds.get(agent.host, ())
+    reserved = {hold.device for hold in mine if hold.is_reservation}
+    usable = [d for d in agent.devices if not d.problem and d.id not in reserved]
+    taken = {(h.device, h.slot): h for h in mine if not h.is_reservation}
+    holders = {slot: resident for resident in residents for slot in resident.slots}
+    for rank, (_, group) in enumerate(groups(usable, waiting.pools)):
+        slots = [(d.id, slot) for d in group for slot in range(d.slots)]
+        if len(group) < waiting.count:
+            continue
+        free, coming = dict[str, str](), dict[str, str]()
+        held = dict[Resident, dict[str, str]]()
+        for device, number in slots:
+            name = slot_name(device, number)
+            hold = taken.get((device, number))
+            holder = holders.get(name)
+            if hold is not None and hold.next not in {None, waiting.worker}:
+                continue
+            if hold is None or hold.worker is None:
+                free.setdefault(device, name)
+            elif hold.next == waiting.worker or (holder is not None and holder.leaves):
+                coming.setdefault(device, name)
+            elif holder is not None:
+                held.setdefault(holder, {}).setdefault(device, name)
+        # One slot of a device is enough: a worker gets no device twice.
+        had = set(free)
+        soon = {d: slot for d, slot in coming.items() if d not in had}
+        had |= soon.keys()
+        yield _Offer(
+            waiting,
+            agent.host,
+            rank,
+            {device.id: device for device in group},
+            tuple(free.values()),
+            {slot: holders.get(slot) for slot in soon.values()},
+            {r: left for r, of in held.items() if (left := _of_others(of, had))},
+        )
+
+
+def _of_others(slots: Mapping[str, str], devices: Collection[str]) -> tuple[str, ...]:
+    """The slots, by device, of other devices than these."""
+    return tuple(slot for device, slot in slots.items() if device not in devices)
+
+
+def _wait(offers: Sequence[_Offer], waiting: Waiting, hold_least_s: float) -> Wait | None:
+    residents = dict.fromkeys(resident for offer in offers for resident in offer.residents)
+    if not residents:
+        return None
+    times = {r: gives_way_in_s(r, waiting, hold_least_s) for r in residents}
+    soon = [left_s for left_s in times.values() if left_s]
+    words = list(dict.fromkeys(_state(r, left_s) for r, left_s in times.items()))
+    return Wait(", ".join(words), min(soon, default=None))
+
+
+def _state(resident: Resident, left_s: float | None) -> str:
+    name = resident.endpoint
+    if left_s:
+        return f"{name} may be swapped in {max(left_s, 1):.0f} s"
+    if resident.phase in {Phase.DRAINING, Phase.STOPPING}:
+        return f"{name} ends its jobs"
+    if resident.phase is not Phase.READY:
+        return f"{name} starts"
+    if resident.works:
+        return f"{name} works"
+    if resident.sharing.pinned:
+        return f"{name} is pinned"
+    return f"{name} stays"
+
+
+def _of(resident: Resident | None) -> str:
+    if resident is None:
+        return ""
+    idle = "" if resident.works else f", idle {resident.idle_s:.0f} s"
+    return f" ({resident.endpoint}{idle})"
