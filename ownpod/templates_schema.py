@@ -23,6 +23,7 @@ from ownpod.rules.templates import (
     Protocol,
     ScalerType,
     Scaling,
+    Sharing,
     Template,
 )
 
@@ -98,6 +99,15 @@ def _number(low: float, high: float, **options: Any) -> _Parsed:
         return float(value)
 
     return _Parsed(parse, f"a number from {low:g} to {high:g}", **options)
+
+
+def _flag(**options: Any) -> _Parsed:
+    def parse(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    return _Parsed(parse, "true or false", **options)
 
 
 def _choice(kind: type[StrEnum], **options: Any) -> _Parsed:
@@ -272,7 +282,8 @@ _COMMAND = "a list of texts, or one text that a shell would split into words"
 
 class TemplateSchema(_Keys):
     error_messages = _listing(
-        "image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"
+        *("image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"),
+        *("evictable", "pinned", "weight", "residency"),
     )
 
     image = _Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
@@ -282,6 +293,10 @@ class TemplateSchema(_Keys):
     limits = _nested(LimitsSchema, load_default=Limits())
     protocol = _choice(Protocol, load_default=Protocol.PULL)
     init_timeout_s = _whole(*_INIT_S, " of seconds", data_key="initTimeout")
+    evictable = _flag(load_default=Sharing.evictable)
+    pinned = _flag(load_default=Sharing.pinned)
+    weight = _number(0.01, 1000, load_default=Sharing.weight)
+    residency_s = _number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Template:
@@ -298,6 +313,12 @@ class TemplateSchema(_Keys):
             limits=values["limits"],
             protocol=values["protocol"],
             init_timeout_s=init_timeout_s,
+            sharing=Sharing(
+                evictable=values["evictable"],
+                pinned=values["pinned"],
+                weight=values["weight"],
+                residency_s=values["residency_s"],
+            ),
         )
 
 

@@ -71,6 +71,8 @@ class Filter:
     def lets(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
         """Whether this host can start the worker. Raises: RedisUnavailable."""
         problem = self._problem(spec)
+        if bool(problem) != (self._host in worker.refused_by):
+            self._managed.refused(worker.id, self._host, refuses=bool(problem))
         if not problem:
             return True
         reason = cannot_start(self._host, problem)

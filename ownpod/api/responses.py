@@ -251,6 +251,18 @@ class DeviceSchema(Schema):
     workers = fields.List(
         fields.String(), required=True, metadata={"description": "ids of the workers that hold it"}
     )
+    next = fields.List(
+        fields.String(),
+        required=True,
+        metadata={"description": "ids of the wanted workers that get it next"},
+    )
+    idleSeconds = fields.Float(  # noqa: N815
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "seconds since its workers were seen without a job; null: one has a job"
+        },
+    )
     reason = fields.String(required=True)
 
 

@@ -30,6 +30,8 @@ def describe_device(agent: AgentInfo, device: Device, holds: Iterable[Hold]) -> 
         "slots": device.slots,
         "state": state.word,
         "workers": list(state.workers),
+        "next": list(state.next),
+        "idleSeconds": None if state.idle_s is None else round(state.idle_s, 1),
         "reason": state.reason,
     }
 

@@ -71,6 +71,8 @@ class ManagedWorker:
     """See :class:`ownpod.rules.templates.GpuNeed`."""
     volumes: tuple[str, ...] = ()
     """Names of the volumes that its host must have."""
+    refused_by: tuple[str, ...] = ()
+    """While it is wanted: hosts that cannot start it, for example because a secret is missing there."""
     placed_ms: int | None = None
     started_ms: int | None = None
     ready_ms: int | None = None
@@ -181,7 +183,7 @@ FIELDS = tuple(f.name for f in fields(ManagedWorker) if f.name != "id")
 
 WANTED_FIELDS = (
     *("endpoint", "release", "phase", "created_ms"),
-    *("reason", "gpu_count", "pools"),
+    *("reason", "gpu_count", "pools", "refused_by"),
 )
 """Those of them that a wanted worker may have. Agents read many of these records every second."""
 
@@ -231,6 +233,7 @@ _VALUES: dict[str, Any] = {
     "devices": _names,
     "pools": _names,
     "volumes": _names,
+    "refused_by": _names,
     **dict.fromkeys(("failed", "out_of_memory"), lambda text: bool(int(text))),
     **dict.fromkeys(
         (

@@ -29,10 +29,13 @@ __all__ = [
     "Wait",
     "Waiting",
     "choose",
+    "free_slots",
     "gives_way_in_s",
     "hold_s",
+    "is_kept_in_vain",
     "keep",
     "slot_name",
+    "unkeep",
     "worth_s",
 ]
 
@@ -102,28 +105,58 @@ def choose(
     """
     if waiting.count < 1:
         return None
-    by_host = dict[str, list[Resident]]()
-    for resident in residents:
-        by_host.setdefault(resident.host, []).append(resident)
-    offers = [
-        offer
-        for agent in agents
-        if _is_open(agent, waiting)
-        for offer in _offers(agent, waiting, by_host.get(agent.host, []), holds)
-    ]
-    if not offers or any(len(offer.free) >= waiting.count for offer in offers):
+    offers = _offers(waiting, residents, agents, holds)
+    if not offers or any(offer.is_free for offer in offers):
         return None
-    coming = (o for o in offers if len(o.free) + len(o.coming) >= waiting.count)
-    if (first := next(coming, None)) is not None:
-        return first.wait_for_coming()
-    if waiting.unhealthy:
-        return Wait("its last starts have failed, so no other worker gives way")
+    # An idle worker comes before one that has to give way: its last job may still take long.
     for busy in (False, True):
+        ready = (wait for offer in offers if (wait := offer.wait(busy=busy)) is not None)
+        if (first := next(ready, None)) is not None:
+            return first
         found = [e for offer in offers if (e := offer.evict(hold_least_s, busy=busy)) is not None]
-        if found:
+        if found and not waiting.unhealthy:
             # The first pool that the worker prefers, then what costs the fewest workers.
             return min(found, key=lambda e: (e[0], len(e[1].victims)))[1]
+    if waiting.unhealthy:
+        return Wait("its last starts have failed, so no other worker gives way")
     return _wait(offers, waiting, hold_least_s)
+
+
+def free_slots(
+    waiting: Waiting, agents: Iterable[AgentInfo], holds: HoldsByHost
+) -> tuple[str, tuple[str, ...]] | None:
+    """A host and its free slots that are enough for a wanted worker; None: no host has enough."""
+    free = (offer for offer in _offers(waiting, (), agents, holds) if offer.is_free)
+    return next(((o.host, o.free[: waiting.count]) for o in free), None)
+
+
+def is_kept_in_vain(waiting: Waiting, agents: Iterable[AgentInfo], holds: HoldsByHost) -> bool:
+    """Whether slots are kept for a wanted worker that cannot get all devices that it needs with them any more."""
+    hosts = {h for h, mine in holds.items() if any(hold.next == waiting.worker for hold in mine)}
+    kept = [a for a in agents if a.host in hosts and _is_open(a, waiting)]
+    can = (
+        waiting.count <= sum(hold.next == waiting.worker for hold in holds[agent.host])
+        for agent in kept
+        if not _kept_on_unusable(agent, waiting, holds[agent.host])
+    )
+    return bool(hosts) and not any(can)
+
+
+def _kept_on_unusable(agent: AgentInfo, waiting: Waiting, holds: Sequence[Hold]) -> bool:
+    usable = {device.id for device in _usable(agent, holds)}
+    return any(hold.next == waiting.worker and hold.device not in usable for hold in holds)
+
+
+def unkeep(holds: HoldsByHost, worker: str) -> dict[str, list[Hold]]:
+    """The holds after no slot is kept for a wanted worker any more."""
+    return {
+        host: [
+            replace(hold, next=None) if hold.next == worker else hold
+            for hold in mine
+            if hold.next != worker or hold.worker is not None
+        ]
+        for host, mine in holds.items()
+    }
 
 
 def keep(holds: HoldsByHost, host: str, slots: Iterable[str], worker: str) -> dict[str, list[Hold]]:
@@ -169,6 +202,7 @@ class _Offer:
         rank: of the pool in the worker's order of preference.
         free: slots that the worker may have now.
         coming: slots that it may have soon, with the worker that leaves them.
+        later: slots that are kept for it, of workers that still have a job.
         residents: workers that hold other slots, with those of their slots that belong to the pool.
     """
 
@@ -178,19 +212,31 @@ class _Offer:
     devices: Mapping[str, Device]
     free: tuple[str, ...]
     coming: Mapping[str, Resident | None]
+    later: Mapping[str, Resident | None]
     residents: Mapping[Resident, tuple[str, ...]]
 
-    def wait_for_coming(self) -> Wait:
+    @property
+    def is_free(self) -> bool:
+        return len(self.free) >= self.waiting.count
+
+    def wait(self, *, busy: bool) -> Wait | None:
+        """What the worker waits for, if no other has to give way. ``busy``: also for the end of jobs."""
+        soon = self._soon(busy=busy)
         missing = self.waiting.count - len(self.free)
-        coming = dict(list(self.coming.items())[:missing])
-        words = [f"{self._named([slot])} is being freed{_of(who)}" for slot, who in coming.items()]
-        return Wait("; ".join(words), 0.0, self.host, (*self.free, *coming))
+        if len(soon) < missing:
+            return None
+        soon = dict(list(soon.items())[:missing])
+        words = [f"{self._named([slot])} is being freed{_of(who)}" for slot, who in soon.items()]
+        return Wait("; ".join(words), 0.0, self.host, (*self.free, *soon))
+
+    def _soon(self, *, busy: bool) -> dict[str, Resident | None]:
+        return {**self.coming, **(self.later if busy else {})}
 
     def evict(self, hold_least_s: float, *, busy: bool) -> tuple[int, Evict] | None:
         """The rank, and who gives way; None: those that may give way now are not enough."""
         can = [r for r in self.residents if self._gives_way(r, hold_least_s, busy=busy)]
         can.sort(key=lambda r: (r.works, -worth_s(r), -r.idle_s, -r.ready_s, r.worker))
-        have = [*self.free, *self.coming]
+        have = [*self.free, *self._soon(busy=busy)]
         victims, spare = list[Resident](), Counter[str]()
         for resident in can:
             if self._number(victims) + len(have) >= self.waiting.count:
@@ -239,19 +285,40 @@ class _Offer:
         return f"{noun}{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
 
 
+def _usable(agent: AgentInfo, holds: Sequence[Hold]) -> list[Device]:
+    reserved = {hold.device for hold in holds if hold.is_reservation}
+    return [d for d in agent.devices if not d.problem and d.id not in reserved]
+
+
 def _offers(
+    waiting: Waiting,
+    residents: Iterable[Resident],
+    agents: Iterable[AgentInfo],
+    holds: HoldsByHost,
+) -> list[_Offer]:
+    by_host = dict[str, list[Resident]]()
+    for resident in residents:
+        by_host.setdefault(resident.host, []).append(resident)
+    return [
+        offer
+        for agent in agents
+        if _is_open(agent, waiting)
+        for offer in _of_host(agent, waiting, by_host.get(agent.host, []), holds)
+    ]
+
+
+def _of_host(
     agent: AgentInfo, waiting: Waiting, residents: Sequence[Resident], holds: HoldsByHost
 ) -> Iterable[_Offer]:
     mine = holds.get(agent.host, ())
-    reserved = {hold.device for hold in mine if hold.is_reservation}
-    usable = [d for d in agent.devices if not d.problem and d.id not in reserved]
+    usable = _usable(agent, mine)
     taken = {(h.device, h.slot): h for h in mine if not h.is_reservation}
     holders = {slot: resident for resident in residents for slot in resident.slots}
     for rank, (_, group) in enumerate(groups(usable, waiting.pools)):
         slots = [(d.id, slot) for d in group for slot in range(d.slots)]
         if len(group) < waiting.count:
             continue
-        free, coming = dict[str, str](), dict[str, str]()
+        free, coming, later = dict[str, str](), dict[str, str](), dict[str, str]()
         held = dict[Resident, dict[str, str]]()
         for device, number in slots:
             name = slot_name(device, number)
@@ -261,14 +328,16 @@ def _offers(
                 continue
             if hold is None or hold.worker is None:
                 free.setdefault(device, name)
-            elif hold.next == waiting.worker or (holder is not None and holder.leaves):
+            elif holder is not None and holder.leaves:
                 coming.setdefault(device, name)
+            elif hold.next is not None:
+                later.setdefault(device, name)
             elif holder is not None:
                 held.setdefault(holder, {}).setdefault(device, name)
         # One slot of a device is enough: a worker gets no device twice.
-        had = set(free)
-        soon = {d: slot for d, slot in coming.items() if d not in had}
-        had |= soon.keys()
+        soon = {d: slot for d, slot in coming.items() if d not in free}
+        late = {d: slot for d, slot in later.items() if d not in free and d not in soon}
+        had = free.keys() | soon.keys() | late.keys()
         yield _Offer(
             waiting,
             agent.host,
@@ -276,6 +345,7 @@ def _offers(
             {device.id: device for device in group},
             tuple(free.values()),
             {slot: holders.get(slot) for slot in soon.values()},
+            {slot: holders.get(slot) for slot in late.values()},
             {r: left for r, of in held.items() if (left := _of_others(of, had))},
         )
 
@@ -296,18 +366,18 @@ def _wait(offers: Sequence[_Offer], waiting: Waiting, hold_least_s: float) -> Wa
 
 
 def _state(resident: Resident, left_s: float | None) -> str:
-    name = resident.endpoint
-    if left_s:
-        return f"{name} may be swapped in {max(left_s, 1):.0f} s"
-    if resident.phase in {Phase.DRAINING, Phase.STOPPING}:
-        return f"{name} ends its jobs"
-    if resident.phase is not Phase.READY:
-        return f"{name} starts"
-    if resident.works:
-        return f"{name} works"
-    if resident.sharing.pinned:
-        return f"{name} is pinned"
-    return f"{name} stays"
+    sharing = resident.sharing
+    cases = (
+        (bool(left_s), f"may be swapped in {max(left_s or 0, 1):.0f} s"),
+        (resident.phase in {Phase.DRAINING, Phase.STOPPING}, "ends its jobs"),
+        (resident.phase is not Phase.READY, "starts"),
+        (resident.works, "works"),
+        (sharing.pinned, "is pinned"),
+        (not sharing.evictable, "is not evictable"),
+        (not resident.above_min, "is within its workersMin"),
+    )
+    state = next((words for applies, words in cases if applies), "stays")
+    return f"{resident.endpoint} {state}"
 
 
 def _of(resident: Resident | None) -> str:

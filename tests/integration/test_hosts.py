@@ -159,6 +159,8 @@ def test_devices_are_listed_with_what_they_do(run, managed, two_hosts):
         "slots": 1,
         "state": "busy",
         "workers": [WORKER],
+        "next": [],
+        "idleSeconds": None,
         "reason": "",
     }
     assert (second["state"], second["reason"]) == ("unusable", "lost: GPU is lost")

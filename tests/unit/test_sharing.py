@@ -1,6 +1,7 @@
 """Sharing of devices: who gives way, when, and that nobody loses what was promised."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -235,11 +236,14 @@ def test_an_endpoint_whose_starts_fail_makes_none_give_way():
 # What is being freed.
 
 
-def test_one_that_has_a_victim_gets_no_second():
-    r = resident(phase=Phase.DRAINING, jobs=1)
-    holds = keep(held(r, resident("c", "d1#0")), "h", ["d0#0"], "w")
-    found = chosen(waiting(), r, resident("c", "d1#0"), agents=[agent(2)], holds=holds)
+def test_one_that_waits_for_the_end_of_a_job_gets_an_idle_worker_instead():
+    r, other = resident(phase=Phase.DRAINING, jobs=1), resident("c", "d1#0", jobs=1)
+    holds = keep(held(r, other), "h", ["d0#0"], "w")
+    found = chosen(waiting(oldest_wait_s=999), r, other, agents=[agent(2)], holds=holds)
     assert found == Wait("GPU 0 is being freed (ep-a)", 0.0, "h", ("d0#0",))
+    idle = resident("c", "d1#0")
+    found = chosen(waiting(oldest_wait_s=999), r, idle, agents=[agent(2)], holds=holds)
+    assert (victims(found), found.slots) == (["c"], ("d1#0",))
 
 
 def test_what_is_freed_for_another_is_not_counted():
@@ -390,7 +394,9 @@ def test_after_an_eviction_the_worker_waits_and_evicts_no_more(world):
     found = choose(wants, residents, agents, holds)
     if isinstance(found, Evict):
         after = keep(holds, found.host, found.slots, "w")
-        assert isinstance(choose(wants, residents, agents, after), Wait)
+        going = {v.worker for v in found.victims}
+        left = [replace(r, phase=Phase.DRAINING) if r.worker in going else r for r in residents]
+        assert isinstance(choose(wants, left, agents, after), Wait)
 
 
 @settings(max_examples=50, deadline=None)
@@ -401,6 +407,6 @@ def test_what_waits_for_a_time_is_served_after_it_if_nothing_else_changes(world)
         return
     found = choose(wants, residents, agents, holds)
     if isinstance(found, Wait) and found.in_s:
-        later = [Resident(**{**vars(r), "ready_s": r.ready_s + found.in_s + 1}) for r in residents]
-        after = Waiting(**{**vars(wants), "oldest_wait_s": wants.oldest_wait_s + found.in_s + 1})
+        later = [replace(r, ready_s=r.ready_s + found.in_s + 1) for r in residents]
+        after = replace(wants, oldest_wait_s=wants.oldest_wait_s + found.in_s + 1)
         assert isinstance(choose(after, later, agents, holds), Evict)
