@@ -59,6 +59,11 @@ def burst(random: Random) -> Iterator[Job]:
             yield Job(begin_s + random.uniform(0, 60), "video", around(random, 30, 0.3))
 
 
+def seldom(random: Random) -> Iterator[Job]:
+    for at_s in every(random, 45, 3 * HOUR_S):
+        yield Job(at_s, random.choice(("draw", "talk")), around(random, 8))
+
+
 RECORDED: dict[str, tuple[Callable[[Random], Iterator[Job]], int, dict[str, float], str]] = {
     "office hours": (
         office,
@@ -83,6 +88,12 @@ RECORDED: dict[str, tuple[Callable[[Random], Iterator[Job]], int, dict[str, floa
             "2 hours: jobs of some 3 s every 15 s and of some 5 s every 40 s; three times, 20 jobs of some 30 s "
             "within a minute"
         ),
+    ),
+    "now and then": (
+        seldom,
+        1,
+        {"draw": 40.0, "talk": 8.0},
+        "3 hours: a job of some 8 s every 45 s, for the one or the other endpoint by chance",
     ),
 }
 """By name: the generator, the number of devices, the load times in seconds, and what it is."""

@@ -12,23 +12,23 @@ from simulator import Mix, Run, Simulator
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- from make sim -->\n", "<!-- end of make sim -->\n"
 
-COLUMNS = ("mix", "policy", "swaps", "mean wait", "p95", "longest", "mean wait by endpoint")
+COLUMNS = ("mix", "policy", "swaps", "mean wait", "p95", "longest", "mean and longest by endpoint")
 
 
 def row(mix: Mix, policy: str, run: Run) -> list[str]:
     """The cells of one simulation; waiting in seconds, from the arrival of a job to its start."""
     waits = [start.waited_s for start in run.starts]
-    by_endpoint = (
+    figures = (_mean(waits), percentile(waits, 95), max(waits))
+    by_endpoint = [
         (name, [start.waited_s for start in run.starts if start.job.endpoint == name])
         for name in mix.load_s
-    )
-    means = ", ".join(f"{name} {seconds(_mean(waited))}" for name, waited in by_endpoint)
-    figures = (_mean(waits), percentile(waits, 95), max(waits))
-    return [mix.name, policy, str(len(run.swaps)), *map(seconds, figures), means]
+    ]
+    parts = [f"{name} {seconds(_mean(of))}, {seconds(max(of))}" for name, of in by_endpoint]
+    return [mix.name, policy, str(len(run.swaps)), *map(seconds, figures), "; ".join(parts)]
 
 
 def seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 
 def _mean(values: Sequence[float]) -> float:

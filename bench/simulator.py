@@ -137,6 +137,7 @@ class Simulator:
         now_s: the time in the simulation.
         waiting: jobs that have not begun, in the order of their arrival.
         loads_s: last load time of the endpoints that have been loaded, as OwnPod knows it.
+        needed_since_s: of endpoints that have a job and no worker that is ready or loads: since when.
     """
 
     def __init__(self, mix: Mix, policy: Policy) -> None:
@@ -145,11 +146,11 @@ class Simulator:
         self.waiting: list[Job] = []
         self.cards = [Card(index) for index in range(mix.devices)]
         self.loads_s: dict[str, float] = {}
+        self.needed_since_s: dict[str, float] = {}
         self.result = Run()
         self._policy = policy
         self._coming = list(reversed(mix.jobs))
         self._turn_s = 0.0
-        self._needed_s: dict[str, float] = {}
 
     def run(self) -> Run:
         """Runs until each job has ended. Raises: RuntimeError if jobs wait and nothing more can happen."""
@@ -162,6 +163,7 @@ class Simulator:
                     self._end(card)
             arrived = self._arrive()
             self._begin()
+            self._note_needs()
             if not self._policy.turn_s or arrived or self.now_s >= self._turn_s:
                 self._decide()
                 self._begin()
@@ -189,11 +191,14 @@ class Simulator:
     def _arrive(self) -> bool:
         before = len(self.waiting)
         while self._coming and self._coming[-1].arrival_s <= self.now_s:
-            job = self._coming.pop()
-            self.waiting.append(job)
-            if self.holder(job.endpoint) is None:
-                self._needed_s.setdefault(job.endpoint, self.now_s)
+            self.waiting.append(self._coming.pop())
         return len(self.waiting) > before
+
+    def _note_needs(self) -> None:
+        have = {card.endpoint for card in self.cards if card.state in {State.LOADING, State.READY}}
+        for job in self.waiting:
+            if job.endpoint not in have:
+                self.needed_since_s.setdefault(job.endpoint, self.now_s)
 
     def _end(self, card: Card) -> None:
         """Ends the device's load, stop or job."""
@@ -209,7 +214,7 @@ class Simulator:
             assert card.endpoint
             card.state, card.ready_s, card.used_s = State.READY, self.now_s, self.now_s
             self.loads_s[card.endpoint] = self.mix.load_s[card.endpoint]
-            needed_s = self.now_s - self._needed_s.pop(card.endpoint, self.now_s)
+            needed_s = self.now_s - self.needed_since_s.pop(card.endpoint, self.now_s)
             self.result.loads.append(Load(self.now_s, card.index, card.endpoint, needed_s))
 
     def _stop(self, card: Card) -> None:
@@ -242,7 +247,5 @@ class Simulator:
             swap = (self.now_s, card.index, card.endpoint, endpoint, card.ready_s)
             self.result.swaps.append(Swap(*swap, was_busy=card.job is not None))
             card.beneficiary = endpoint
-            if card.endpoint in {job.endpoint for job in self.waiting}:
-                self._needed_s[card.endpoint] = self.now_s
             if card.job is None:
                 self._stop(card)

@@ -9,6 +9,9 @@ from random import Random
 
 import pytest
 
+from ownpod.rules.sharing import hold_s
+from ownpod.rules.templates import DEFAULT_RESIDENCY_S
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 mixes, policies, sim, simulator = map(
@@ -18,6 +21,7 @@ Job, Mix = simulator.Job, simulator.Mix
 
 SEEDS = range(40)
 FIFO = policies.Fifo("in order")
+OWNPOD = policies.OwnPod()
 EXCLUSIVE = policies.Fifo("one at a time", exclusive=True)
 
 
@@ -33,7 +37,7 @@ def by_chance(seed):
     loads = {name: random.choice((3, 8, 20, 40)) for name in names}
     pause_s = random.choice((2, 10, 40))
     at, jobs = 0.0, []
-    for _ in range(100):
+    for _ in range(60):
         at += random.expovariate(1 / pause_s)
         jobs.append((round(at, 1), random.choice(names), round(random.uniform(0.5, 20), 1)))
     return mix(jobs, loads, random.choice((1, 1, 2)))
@@ -95,11 +99,79 @@ def check(jobs_of, done):
                 assert load.ready_s <= start.at_s or begun_s >= free_s
 
 
-@pytest.mark.parametrize("policy", policies.POLICIES, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("policy", [FIFO, EXCLUSIVE], ids=lambda policy: policy.name)
 def test_each_job_by_chance_runs_once_on_a_device_that_is_loaded_for_it(policy):
-    for seed in SEEDS:
-        jobs_of = by_chance(seed)
+    for jobs_of in map(by_chance, SEEDS):
         check(jobs_of, run(jobs_of, policy))
+
+
+@pytest.fixture(scope="module")
+def by_ownpod():
+    """Mixes by chance, and what happened with OwnPod's policy."""
+    return [(jobs_of, run(jobs_of, OWNPOD)) for jobs_of in map(by_chance, SEEDS)]
+
+
+def test_jobs_a_b_a_a_run_as_a_a_a_b():
+    done = run(A_B_A_A, OWNPOD)
+    assert order(done) == "aaab"
+    assert [(swap.loser, swap.winner, swap.was_busy) for swap in done.swaps] == [("a", "b", False)]
+
+
+@pytest.mark.slow
+def test_with_ownpod_each_job_by_chance_runs_once_on_a_device_that_is_loaded_for_it(by_ownpod):
+    for jobs_of, done in by_ownpod:
+        check(jobs_of, done)
+
+
+@pytest.mark.slow
+def test_no_swap_comes_before_the_residency(by_ownpod):
+    swaps = [(jobs_of, swap) for jobs_of, done in by_ownpod for swap in done.swaps]
+    assert len(swaps) > 100
+    for jobs_of, swap in swaps:
+        least_s = max(DEFAULT_RESIDENCY_S, jobs_of.load_s[swap.loser])
+        assert swap.at_s - swap.ready_s >= least_s
+
+
+@pytest.mark.slow
+def test_an_endpoint_with_work_keeps_its_device_for_its_hold(by_ownpod):
+    swaps = [(jobs_of, s) for jobs_of, done in by_ownpod for s in done.swaps if s.was_busy]
+    assert len(swaps) > 20
+    for jobs_of, swap in swaps:
+        # The load of the winner is not known before its first.
+        assert swap.at_s - swap.ready_s >= hold_s(jobs_of.load_s[swap.loser], 0)
+
+
+@pytest.mark.slow
+def test_no_endpoint_needs_a_device_for_longer_than_the_bound(by_ownpod):
+    for jobs_of, done in by_ownpod:
+        for load in done.loads:
+            assert load.needed_s <= policies.longest_need_s(jobs_of, load.endpoint)
+
+
+@pytest.mark.slow
+def test_no_job_waits_for_longer_than_the_bound(by_ownpod):
+    for jobs_of, done in by_ownpod:
+        for start in done.starts:
+            job = start.job
+            ahead_s = sum(
+                other.job.duration_s
+                for other in done.starts
+                if other.job.endpoint == job.endpoint
+                and other.job.arrival_s <= job.arrival_s
+                and other.at_s + other.job.duration_s > job.arrival_s
+                and other is not start
+            )
+            assert start.waited_s <= policies.longest_wait_s(jobs_of, job.endpoint, ahead_s)
+
+
+def test_an_endpoint_with_a_long_load_gets_a_device_between_two_with_short_ones():
+    """Two endpoints that always have work, and whose hold is short, do not swap only each other."""
+    jobs = [(second, name, 4) for second in range(0, 300, 3) for name in ("a", "b")]
+    jobs.append((30, "c", 4))
+    jobs_of = mix(sorted(jobs), {"a": 3, "b": 3, "c": 40})
+    done = run(jobs_of, OWNPOD)
+    (waited_s,) = [start.waited_s for start in done.starts if start.job.endpoint == "c"]
+    assert waited_s <= policies.longest_need_s(jobs_of, "c")
 
 
 @pytest.mark.parametrize("name", mixes.RECORDED)
