@@ -140,6 +140,13 @@ class Workers:
         limits=(10, DAY_S),
         purpose="seconds without a request after which a worker that pulls is removed",
     )
+    device_hold_s: float = variable(
+        "OWNPOD_DEVICE_HOLD_S",
+        30,
+        limits=(0.1, DAY_S),
+        purpose="seconds for which an endpoint with work keeps its devices at least while a job of another endpoint waits for "
+        "one; three times the time of both loads where that is more",
+    )
     images: tuple[str, ...] = variable(
         "OWNPOD_IMAGES",
         "**",
