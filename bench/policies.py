@@ -34,7 +34,8 @@ class Fifo:
     """Jobs in the order of their arrival, whatever is loaded: a job for an endpoint that is not loaded holds up all later
     ones, and gets the least recently used device that has no job left from before it.
 
-    This is ollama's scheduler with one model on each device. With ``exclusive``, it is a group of llama-swap: one model
+    This is ollama's scheduler with one model on each device, except that ollama chooses one of the busy workers and waits
+    for it, while here the first that is idle is swapped. With ``exclusive``, it is a group of llama-swap: one model
     is loaded at a time, and it is swapped as soon as no request is in flight.
     """
 
@@ -80,6 +81,7 @@ class OwnPod:
         wanted = [name for name in now.needed_since_s if now.holder(name) is None]
         wanted.sort(key=lambda endpoint: now.needed_since_s[endpoint])
         free = [card for card in now.cards if card.state is State.FREE]
+        # The simulator loads each device before the next is chosen.
         yield from zip(free, wanted, strict=False)
         if len(wanted) <= len(free):
             return
