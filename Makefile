@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3.11 python3 p
 	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help install lock demo test test-fast coverage check fix bench bench-compare chaos test-compose test-docker clean
+.PHONY: help install lock demo test test-fast coverage check fix bench bench-compare sim chaos test-compose test-docker clean
 help:
 	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
 	@echo "              PULL=1: the workers pull jobs; MANAGED=1: OwnPod starts and stops workers by itself;"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench    measure            make fix     format, and correct what ruff can correct"
 	@echo "              (ARGS=--quick; ARGS=--list)"
 	@echo "make bench-compare  compare two runs: A=old.json B=new.json, or the newest two"
+	@echo "make sim      simulate how endpoints share a device, and write the table of docs/performance.md"
 	@echo "make chaos    kill processes and stop Redis at random, for SECONDS=300, with SEED=7"
 	@echo "make test-docker   test the image, docker-compose.yml and nodes in containers; needs a Docker engine"
 	@echo "make test-compose  of those, test only docker-compose.yml"
@@ -82,6 +83,9 @@ bench: $(BIN)/.installed-bench
 
 bench-compare: $(BIN)/.installed-bench
 	@$(BIN)/python bench/compare.py $(A) $(B)
+
+sim: install
+	@$(BIN)/python bench/sim.py $(ARGS)
 
 $(BIN)/.installed-bench: $(BIN)/.installed requirements-bench.txt
 	@echo "installing matplotlib for the plot"

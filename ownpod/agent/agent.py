@@ -136,6 +136,7 @@ class Agent:
             problem=self._devices.problem,
             volumes=self._volumes.read(self._engine.name),
         )
+        self.steps.memory.observe(info.devices)
         beat = self._agents.heartbeat(info, self._token)
         self._owns_host = beat.owned
         if not beat.owned:
@@ -244,10 +245,11 @@ class Agent:
             case Stop():
                 self.steps.stop(step)
             case Ended():
-                self.steps.report(step, mine[worker_id][1])
+                self.steps.report(step, *mine[worker_id])
             case Remove():
                 log.warning("worker %s is ended and removed: %s", worker_id, step.reason)
-                self.steps.remove(worker_id)
+                found = self._found.get(worker_id)
+                self.steps.remove(worker_id, found.devices if found else ())
             case Free():
                 self._managed.gone(worker_id, self._host.name)
 

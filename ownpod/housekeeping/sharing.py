@@ -76,6 +76,7 @@ class Swaps:
         residents = _residents(workers, specs, jobs, holds)
         ready = Counter(w.endpoint for w in workers if w.phase is Phase.READY)
         words = dict[str, str]()
+        behind = frozenset[str]()
         for worker in sorted(wanted, key=lambda w: (w.created_ms, w.id)):
             waiting = _waiting(
                 worker, jobs[worker.endpoint], has_serving=ready[worker.endpoint] > 0
@@ -87,11 +88,13 @@ class Swaps:
                 # Its agent is about to place it, so the next one must not count on the same devices.
                 holds = keep(holds, *free, worker.id)
                 continue
+            waiting = replace(waiting, behind=behind)
             found = choose(waiting, residents, agents, holds, hold_least_s=self._hold_least_s)
             if found is None:
                 continue
             words[worker.id] = found.reason
             if not isinstance(found, Evict):
+                behind |= found.workers
                 if found.slots:
                     holds = keep(holds, found.host, found.slots, worker.id)
                 else:

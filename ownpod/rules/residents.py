@@ -83,6 +83,7 @@ class Waiting:
         has_serving: its endpoint has a ready worker.
         unhealthy: the last starts of its endpoint have failed, so no other worker gives way for the next one.
         refused_by: hosts that cannot start it.
+        behind: workers with jobs that give way to an older wanted worker first.
     """
 
     worker: str
@@ -95,6 +96,7 @@ class Waiting:
     has_serving: bool = False
     unhealthy: bool = False
     refused_by: frozenset[str] = frozenset()
+    behind: frozenset[str] = frozenset()
 
 
 def hold_s(load_s: float, other_load_s: float, least_s: float = HOLD_LEAST_S) -> float:
@@ -115,7 +117,8 @@ def gives_way_in_s(
         return None
     if not resident.works:
         return max(resident.stays_s, 0.0)
-    if waiting.has_serving:
+    # Two endpoints with short loads would otherwise swap each other, while a third with a longer hold never gets a device.
+    if waiting.has_serving or resident.worker in waiting.behind:
         return None
     hold = hold_s(resident.load_s, waiting.load_s, hold_least_s)
     # Both: otherwise a backlog on either side would swap them as often as their residency allows.

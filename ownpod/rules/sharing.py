@@ -7,7 +7,7 @@ once a job of B has waited that long.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold, Phase
 from ownpod.rules.placement import groups
@@ -72,12 +72,14 @@ class Wait:
         in_s: seconds until one may give way; None: not known.
         host: of ``slots``.
         slots: slots that will soon be free, and are enough for the wanted worker.
+        workers: those with jobs that may give way to it later: ``behind`` of younger wanted workers.
     """
 
     reason: str
     in_s: float | None = None
     host: str = ""
     slots: tuple[str, ...] = ()
+    workers: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def choose(
@@ -260,6 +262,13 @@ class _Offer:
             "; ".join(words),
         )
 
+    def may_give_way(self, hold_least_s: float) -> list[Resident]:
+        """Workers that may give way some time; none if they are not enough, or no job waits."""
+        times = {r: gives_way_in_s(r, self.waiting, hold_least_s) for r in self.residents}
+        found = [resident for resident, left_s in times.items() if left_s is not None]
+        enough = len(self.free) + len(self.coming) + self._number(found) >= self.waiting.count
+        return found if enough and self.waiting.oldest_wait_s > 0 else []
+
     def _number(self, victims: Iterable[Resident]) -> int:
         """How many devices they free."""
         return len({_split(slot)[0] for victim in victims for slot in self.residents[victim]})
@@ -362,7 +371,9 @@ def _wait(offers: Sequence[_Offer], waiting: Waiting, hold_least_s: float) -> Wa
     times = {r: gives_way_in_s(r, waiting, hold_least_s) for r in residents}
     soon = [left_s for left_s in times.values() if left_s]
     words = list(dict.fromkeys(_state(r, left_s) for r, left_s in times.items()))
-    return Wait(", ".join(words), min(soon, default=None))
+    later = [o.may_give_way(hold_least_s) for o in offers]
+    workers = frozenset(r.worker for of_offer in later for r in of_offer if r.works)
+    return Wait(", ".join(words), min(soon, default=None), workers=workers)
 
 
 def _state(resident: Resident, left_s: float | None) -> str:

@@ -175,6 +175,28 @@ def test_an_endpoint_with_work_gives_way_after_its_hold(rig):
     assert "b may be swapped in" in rig.wanted("a").reason
 
 
+def test_a_younger_one_with_a_shorter_hold_does_not_pass_an_older_one(client):
+    rig = Rig(client, a=SPEC, b=SPEC, c=SPEC)
+    client.hset(keys.of_endpoint("c", "starts"), "load_ms", 20_000)
+    a = rig.ready(ready_s=50, idle_s=None)
+    rig.submit("a")
+    rig.submit("c", waited_s=40)
+    rig.scaler.once()
+    older = rig.wanted("c")
+    rig.submit("b", waited_s=39)
+    rig.scaler.once()
+    assert rig.wanted("b") is not None
+    assert rig.phase(a) is Phase.READY
+    for endpoint in ("b", "c"):
+        for job in client.zrange(keys.queued(endpoint), 0, -1):
+            client.zincrby(keys.queued(endpoint), -40_000, job)
+    client.hincrby(keys.managed(a), "ready_ms", -40_000)
+    client.hincrby(keys.managed(a), "started_ms", -40_000)
+    rig.scaler.once()
+    assert rig.phase(a) is Phase.DRAINING
+    assert rig.next() == [older.id]
+
+
 @pytest.mark.parametrize(
     "spec",
     [

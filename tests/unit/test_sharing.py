@@ -228,6 +228,37 @@ def test_an_idle_worker_goes_before_one_that_works():
     assert [(v.worker, v.busy) for v in found.victims] == [("idle", False), ("busy", True)]
 
 
+def test_a_worker_with_jobs_for_which_an_older_one_waits_gives_way_to_no_younger_one():
+    # c loads for 20 s and waits for a hold of 75 s; the younger b would get the device after 30 s, and again and again.
+    busy = resident(ready_s=40, **WORKS)
+    older = replace(waiting(oldest_wait_s=300, load_s=20), worker="older", endpoint="c")
+    found = chosen(older, busy)
+    assert isinstance(found, Wait)
+    assert found.workers == {"a"}
+    younger = waiting(oldest_wait_s=200)
+    assert victims(chosen(younger, busy)) == ["a"]
+    assert chosen(replace(younger, behind=found.workers), busy) == Wait("ep-a works", None)
+    idle = resident(ready_s=40)
+    assert victims(chosen(replace(younger, behind=found.workers), idle)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("wants", "values"),
+    [
+        ({"oldest_wait_s": 0.0}, {}),
+        ({"oldest_wait_s": 300.0, "count": 2}, {}),
+        ({"oldest_wait_s": 300.0}, {"sharing": Sharing(pinned=True)}),
+        ({"oldest_wait_s": 300.0, "has_serving": True}, {}),
+    ],
+)
+def test_one_without_jobs_or_hope_keeps_none_from_younger_ones(wants, values):
+    busy = resident(ready_s=9, **WORKS, **values)
+    pinned = resident("pinned", "d1#0", **WORKS, sharing=Sharing(pinned=True))
+    found = chosen(waiting(**wants), busy, pinned)
+    assert isinstance(found, Wait)
+    assert found.workers == frozenset()
+
+
 def test_an_endpoint_whose_starts_fail_makes_none_give_way():
     found = chosen(waiting(unhealthy=True), resident())
     assert found == Wait("its last starts have failed, so no other worker gives way")
