@@ -67,9 +67,13 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         notices=notices,
         offers=offers,
-        submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
+        submissions=Submissions(
+            registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
+        ),
         agents=hosts,
-        management=Management.of(Catalog(store.client), registry, agents=hosts.agents),
+        management=Management.of(
+            Catalog(store.client), registry, settings.worker_quota, agents=hosts.agents
+        ),
         managed=managed,
     )
     provide(app, services)

@@ -1,5 +1,6 @@
 """What a change of the catalog means: releases, differences, the quota, and what the rest of OwnPod runs. Pure."""
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -117,6 +118,12 @@ def version_of(row: EndpointRow, release: str) -> int | None:
     return max((r.version for r in row.releases if r.release == release), default=None)
 
 
+def time_text(ms: int) -> str:
+    """A time in ms since the epoch, as RunPod's APIs write it."""
+    moment = dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
 def entry_of(row: EndpointRow) -> dict[str, Any]:
     """The endpoint as an entry of run time, whose keys are those of ``workers.yaml``.
 
@@ -144,6 +151,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         if row.timeout_ms
         else NO_TIMEOUT_MS,
     }
+    if row.expires_ms is not None:
+        entry["expires"] = time_text(row.expires_ms)
     if row.gpu is not None:
         entry["gpu"] = {"count": row.gpu.count}
         if names := gpu_names(row.gpu):

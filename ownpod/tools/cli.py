@@ -39,6 +39,8 @@ LATER = {
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
     "gpus": "ownpod.tools.gpus",
+    "secrets": "ownpod.tools.secrets",
+    "volumes": "ownpod.tools.volumes",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
