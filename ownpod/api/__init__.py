@@ -21,8 +21,9 @@ from ownpod.api import (
     limits,
     metrics,
     openapi,
-    rest_v1,
+    rest_v1_registries,
     rest_v2,
+    rest_v2_account,
     stream,
     ui,
     worker_protocol,
@@ -44,6 +45,7 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.secrets import Secrets
 
 
 def create_app(settings: Settings) -> Flask:
@@ -72,7 +74,11 @@ def create_app(settings: Settings) -> Flask:
         ),
         agents=hosts,
         management=Management.of(
-            Catalog(store.client), registry, settings.worker_quota, agents=hosts.agents
+            Catalog(store.client),
+            registry,
+            Secrets(store.client, settings.secrets_key_path()),
+            settings.worker_quota,
+            agents=hosts.agents,
         ),
         managed=managed,
     )
@@ -91,8 +97,8 @@ def create_app(settings: Settings) -> Flask:
         metrics,
         ui,
         worker_protocol,
-        rest_v1,
-        rest_v2,
+        rest_v1_registries,
+        rest_v2_account,
         graphql,
     ):
         app.register_blueprint(module.blueprint)

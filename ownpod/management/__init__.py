@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from ownpod.management.calls import Caller, Outcome
 from ownpod.management.endpoints import Endpoints
 from ownpod.management.registries import Registries
+from ownpod.management.secrets import SecretCalls
 from ownpod.management.templates import Templates
 from ownpod.management.volumes import Volumes
 from ownpod.registry import Registry
 from ownpod.rules.managed import AgentInfo
 from ownpod.store.catalog import Catalog
+from ownpod.store.secrets import Secrets
 
 __all__ = ["Caller", "Endpoints", "Management", "Outcome", "Registries", "Templates", "Volumes"]
 
@@ -28,17 +30,24 @@ class Management:
     templates: Templates
     volumes: Volumes
     registries: Registries
+    secrets: SecretCalls
 
     @classmethod
     def of(
         cls,
         catalog: Catalog,
         registry: Registry,
+        secrets: Secrets,
         quota: int = 0,
         agents: Callable[[], Sequence[AgentInfo]] = tuple,
     ) -> "Management":
         """The managing calls over one catalog; see :class:`Endpoints` for the arguments."""
         endpoints = Endpoints(catalog, registry, quota, agents)
         return cls(
-            catalog, endpoints, Templates(catalog, endpoints), Volumes(catalog), Registries(catalog)
+            catalog,
+            endpoints,
+            Templates(catalog, endpoints),
+            Volumes(catalog),
+            Registries(catalog, secrets),
+            SecretCalls(catalog, secrets),
         )

@@ -3,7 +3,6 @@
 CATALOG:<kind>            hash    id -> JSON of the row (rules/catalog.py), for each kind of row
 CATALOG:version           string  rises with each change; a change that was computed from an older one is computed again
 CATALOG:deleted           zset    ids of deleted endpoints whose jobs housekeeping still has to cancel, by ms of the deletion
-CATALOG:passwords         hash    id of registry credentials -> encrypted password
 CATALOG:audit             stream  the changes and their callers, the last MOST_AUDITS
 ENDPOINTS                 hash    see fleet.lua: the catalog's endpoints as entries of run time
 """
@@ -23,6 +22,7 @@ from ownpod.rules.catalog import (
     Kind,
     RegistryRow,
     Row,
+    SecretRow,
     TemplateRow,
     VolumeRow,
     kind_of,
@@ -54,6 +54,7 @@ class Snapshot:
     templates: Mapping[str, TemplateRow] = field(default_factory=dict)
     volumes: Mapping[str, VolumeRow] = field(default_factory=dict)
     registries: Mapping[str, RegistryRow] = field(default_factory=dict)
+    secrets: Mapping[str, SecretRow] = field(default_factory=dict)
     unreadable: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -76,14 +77,12 @@ class Change:
         put: rows to add or replace.
         delete: kinds and ids of rows to delete.
         entries: what the endpoint's processes read, by id of the endpoint; None: it is removed.
-        passwords: encrypted passwords by id of the registry credentials; None: it is removed.
         audit: one entry, or None for a change that writes nothing.
     """
 
     put: tuple[Row, ...] = ()
     delete: tuple[tuple[Kind, str], ...] = ()
     entries: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
-    passwords: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     audit: Audit | None = None
 
 
@@ -152,12 +151,6 @@ class Catalog:
         ]
 
     @redis_reads
-    def password(self, registry_id: str) -> str | None:
-        """The encrypted password of registry credentials."""
-        found: Any = self._redis.hget(keys.CATALOG_PASSWORDS, registry_id)
-        return None if found is None else str(found)
-
-    @redis_reads
     def deleted(self) -> dict[str, float]:
         """Seconds since the deletion of the endpoints whose jobs are still to be cancelled, by id."""
         found: Any = self._redis.zrange(keys.CATALOG_DELETED, 0, -1, withscores=True)
@@ -198,6 +191,7 @@ def _snapshot(found: Any) -> Snapshot:
         rows[Kind.TEMPLATE],
         rows[Kind.VOLUME],
         rows[Kind.REGISTRY],
+        rows[Kind.SECRET],
         unreadable,
     )
 
@@ -215,11 +209,6 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
             pipe.hdel(keys.ENDPOINTS, endpoint_id)
         else:
             pipe.hset(keys.ENDPOINTS, endpoint_id, json.dumps(entry))
-    for registry_id, password in change.passwords.items():
-        if password is None:
-            pipe.hdel(keys.CATALOG_PASSWORDS, registry_id)
-        else:
-            pipe.hset(keys.CATALOG_PASSWORDS, registry_id, password)
     if change.audit is not None:
         values = {name: getattr(change.audit, name) for name in Audit.__dataclass_fields__}
         pipe.xadd(keys.CATALOG_AUDIT, values, maxlen=MOST_AUDITS, approximate=True)

@@ -43,7 +43,6 @@ CATALOG = f"{PREFIX}catalog:"
 CATALOG_VERSION = f"{CATALOG}version"
 CATALOG_AUDIT = f"{CATALOG}audit"
 CATALOG_DELETED = f"{CATALOG}deleted"
-CATALOG_PASSWORDS = f"{CATALOG}passwords"
 SECRETS = f"{PREFIX}secrets"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
