@@ -116,3 +116,23 @@ def test_the_account_has_no_ssh(http):
     assert http.get("/v2/account/ssh-keys").get_json() == {"keys": []}
     assert http.put("/v2/account/ssh-keys", json={"keys": []}).status_code == 501
     assert http.get("/v2/catalog/templates").get_json() == {"templates": []}
+
+
+def test_all_managing_calls_of_a_caller_count_together_where_a_rate_is_set(redis_server, client):
+    http = create_app(
+        load_settings(
+            REDIS_URL=redis_server.url, OWNPOD_RATE_LIMITS='{"management": "3/hour;5/day"}'
+        )
+    ).test_client()
+    query = {"query": "query { myself { id } }"}
+    statuses = [
+        http.get("/v1/endpoints").status_code,
+        http.get("/v2/serverless").status_code,
+        http.post("/graphql", json=query).status_code,
+    ]
+    assert statuses == [200, 200, 200]
+    refused = http.get("/v2/templates")
+    assert refused.status_code == 429
+    assert refused.headers["Retry-After"].isdecimal()
+    assert refused.mimetype == "application/problem+json"
+    assert http.get("/v2/local-ep/health").status_code == 200
