@@ -125,6 +125,7 @@ class Agent:
             self._host.labels,
             problem=self._devices.problem,
         )
+        self.steps.memory.observe(info.devices)
         beat = self._agents.heartbeat(info, self._token)
         self._owns_host = beat.owned
         if not beat.owned:
@@ -231,10 +232,11 @@ class Agent:
             case Stop():
                 self.steps.stop(step)
             case Ended():
-                self.steps.report(step)
+                self.steps.report(step, mine[worker_id][0].devices)
             case Remove():
                 log.warning("worker %s is ended and removed: %s", worker_id, step.reason)
-                self.steps.remove(worker_id)
+                found = self._found.get(worker_id)
+                self.steps.remove(worker_id, found.devices if found else ())
             case Free():
                 self._managed.gone(worker_id, self._host.name)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
+from ownpod.agent.memory import Memory
 from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.credentials import digest_of
@@ -66,6 +67,7 @@ class Steps:
         self._host = host
         self._engine = engine
         self._devices = devices
+        self.memory = Memory(devices)
         self._managed = managed
         self._environ = environ
         self._done = done
@@ -95,13 +97,13 @@ class Steps:
         """Ends a worker."""
         self._start(step.worker, lambda: self._stop(step))
 
-    def report(self, step: Ended) -> None:
-        """Records that a worker has ended, and removes what it left."""
-        self._start(step.worker, lambda: self._report(step))
+    def report(self, step: Ended, device_ids: Sequence[str] = ()) -> None:
+        """Records that a worker has ended, whose devices are free then, and removes what it left."""
+        self._start(step.worker, lambda: self._report(step, device_ids))
 
-    def remove(self, worker_id: str) -> None:
-        """Ends and removes a worker that has no record here."""
-        self._start(worker_id, lambda: self._remove(worker_id))
+    def remove(self, worker_id: str, device_ids: Sequence[str] = ()) -> None:
+        """Ends and removes a worker that has no record here, and frees its devices."""
+        self._start(worker_id, lambda: self._remove(worker_id, device_ids))
 
     def wait(self) -> None:
         """Blocks until all steps have ended; none begins afterwards."""
@@ -180,12 +182,13 @@ class Steps:
         log.info("worker %s is stopped: %s", step.worker, step.reason)
         self._engine.stop(step.worker, STOP_GRACE_S)
 
-    def _report(self, step: Ended) -> None:
+    def _report(self, step: Ended, device_ids: Sequence[str]) -> None:
         reason = self._failures.pop(step.worker, None)
         failed = step.failed or reason is not None
         output = self._engine.log(step.worker)
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
+        self.memory.wait_until_free(device_ids)
         self._managed.stopped(
             step.worker,
             self._host.name,
@@ -196,9 +199,10 @@ class Steps:
         )
         self._engine.remove(step.worker)
 
-    def _remove(self, worker_id: str) -> None:
+    def _remove(self, worker_id: str, device_ids: Sequence[str]) -> None:
         self._engine.stop(worker_id, STOP_GRACE_S)
         self._engine.remove(worker_id)
+        self.memory.wait_until_free(device_ids)
         self._managed.gone(worker_id, self._host.name)
 
     # The end.

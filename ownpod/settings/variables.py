@@ -147,6 +147,13 @@ class Workers:
         purpose="largest sum of `workersMax` of all endpoints, in their widest `hours`. A configuration above it is refused "
         "in RunPod's words. 0: any",
     )
+    device_hold_s: float = variable(
+        "OWNPOD_DEVICE_HOLD_S",
+        30,
+        limits=(0.1, DAY_S),
+        purpose="seconds for which an endpoint with work keeps its devices at least while a job of another endpoint waits for "
+        "one; three times the time of both loads where that is more",
+    )
     images: tuple[str, ...] = variable(
         "OWNPOD_IMAGES",
         "**",

@@ -20,8 +20,10 @@ from ownpod.rules.templates import (
     Protocol,
     ScalerType,
     Scaling,
+    Sharing,
     Template,
 )
+from ownpod.templates_schema import TemplateSchema
 
 pytestmark = pytest.mark.slow
 
@@ -271,3 +273,30 @@ def test_a_secret_that_is_not_there_is_named_in_one_line():
         "secret 'a' of the template's variable A is not there: "
         "set OWNPOD_SECRET_a where the agent runs"
     )
+
+
+# Sharing of devices.
+
+
+def test_the_keys_of_sharing_are_part_of_a_template():
+    keys = {"evictable": False, "pinned": True, "weight": 2, "residency": 0.5}
+    template = TemplateSchema().load({"command": ["w"]} | keys)
+    assert template.sharing == Sharing(False, True, 2.0, 0.5)
+    assert TemplateSchema().load({"command": ["w"]}).sharing == Sharing()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("evictable", "yes", "must be true or false"),
+        ("pinned", 1, "must be true or false"),
+        ("weight", 0, "must be a number from 0.01 to 1000"),
+        ("weight", True, "must be a number from 0.01 to 1000"),
+        ("residency", -1, "must be a number from 0 to 86400"),
+        ("residency", float("nan"), "must be a number from 0 to 86400"),
+    ],
+)
+def test_a_wrong_key_of_sharing_is_refused_with_what_is_allowed(key, value, allowed):
+    with pytest.raises(ValidationError) as raised:
+        TemplateSchema().load({"command": ["w"], key: value})
+    assert raised.value.messages == {key: [allowed]}
