@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ownpod.errors import WorkerRecordBroken
 from ownpod.rules.secrets import mask, of_environment, resolve, secrets_in, why_missing
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.secrets import Secrets
@@ -84,7 +85,11 @@ class SecretValues:
 
     def _values(self, names: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
         """Values by name, and why others cannot be read. One that is in Redis is never taken from the environment."""
-        values, problems = self._stored.values(names) if self._stored else ({}, {})
+        try:
+            values, problems = self._stored.values(names) if self._stored else ({}, {})
+        except WorkerRecordBroken as error:
+            # Workers of other templates must start nevertheless.
+            return {}, dict.fromkeys(names, str(error))
         own = {name: self._own[name] for name in names if name in self._own}
         found = {name: value for name, value in (own | values).items() if name not in problems}
         return found, problems

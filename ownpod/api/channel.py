@@ -82,7 +82,7 @@ class Channel:
         self.continued = False
         """Whether ``100 Continue`` was sent already."""
         self.close_after_response: Callable[[], None] = lambda: None
-        """Has gunicorn close the connection after the current response, which reports it. gunicorn drops this header of views."""
+        """Has gunicorn close the connection after the current response, with the header for it, which gunicorn drops from views."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

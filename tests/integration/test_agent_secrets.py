@@ -129,6 +129,18 @@ def test_a_secret_of_another_key_is_a_reason_to_wait(make_rig):
     assert rig.engine.launched[0].env["TOKEN"] == "Bearer again"
 
 
+def test_secrets_in_redis_that_are_broken_keep_only_those_waiting_that_need_them(make_rig):
+    rig = make_rig()
+    rig.client.set(keys.SECRETS, "x")
+    rig.want(W, spec())
+    rig.want(X, PLAIN)
+    rig.until(lambda: rig.phase(X) is Phase.STARTING)
+    rig.until(lambda: f"the secrets in {keys.SECRETS} of Redis" in rig.managed.get(W).reason)
+    rig.client.delete(keys.SECRETS)
+    rig.secrets.put("hub", VALUE)
+    rig.until(lambda: rig.phase() is Phase.STARTING)
+
+
 def test_a_secret_that_is_set_later_starts_the_worker(make_rig):
     rig = make_rig()
     rig.want(W, spec())

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 from ownpod.agent.container_options import options
@@ -65,6 +67,20 @@ def test_a_wrong_volume_of_a_host_is_one_line(text, problem):
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         parse_sources(text)
     assert problem in str(caught.value)
+
+
+@given(st.text() | st.from_regex(r"[a-c]=(/|docker:)[a-z./:,-]*", fullmatch=True))
+def test_any_text_is_a_list_of_plain_volumes_or_one_error(text):
+    found, problem = (), ""
+    try:
+        found = parse_sources(text)
+    except ValueError as error:
+        problem = str(error)
+    assert "\n" not in problem
+    for volume in found:
+        assert ".." not in volume.source.split("/")
+        assert volume.source.startswith("/") == (volume.kind == "directory")
+        assert volume.source not in {"/", "/etc", "/proc"}
 
 
 @pytest.mark.parametrize(
