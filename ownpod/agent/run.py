@@ -11,6 +11,7 @@ from ownpod import log
 from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
+from ownpod.agent.network_volumes import NetworkVolumeDirectories
 from ownpod.agent.processes import ProcessEngine
 from ownpod.agent.steps import Host
 from ownpod.agent.volumes import Volumes
@@ -22,6 +23,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
+from ownpod.store.network_volumes import NetworkVolumes
 from ownpod.store.schema import Guard
 from ownpod.store.secrets import Secrets
 
@@ -52,7 +54,12 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     Guard(lambda: schema_version(client)).wait()
     managed = Managed(client)
     directory = config.data_dir.resolve() / "agent"
-    volumes = Volumes(config.volumes)
+    network = NetworkVolumeDirectories(
+        (config.volumes_dir or config.data_dir / "volumes").resolve(),
+        config.agent_host,
+        NetworkVolumes(client),
+    )
+    volumes = Volumes(config.volumes, network=network)
     engine = make_engine(config, directory, _instance(managed, directory), volumes)
     devices = Devices(config.devices, config.labels, pools_of=pools_of, own_pids=engine.pids)
     host = Host(config.agent_host, api_url, config.labels)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ownpod.rules.catalog import Difference, EndpointRow, Gpu, ReleaseRow
 from ownpod.rules.templates import VOLUME_PATH
+from ownpod.rules.volumes import NETWORK
 
 MOST_RELEASES = 20
 """Releases of an endpoint that its row keeps."""
@@ -139,7 +140,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
     if container.entrypoint:
         template["entrypoint"] = list(container.entrypoint)
     if row.volumes:
-        template["volumes"] = [{"name": row.volumes[0], "path": VOLUME_PATH}]
+        # RunPod mounts the one of the worker's data center; here a worker has the first one.
+        template["volumes"] = [{"name": f"{NETWORK}{row.volumes[0]}", "path": VOLUME_PATH}]
     entry: dict[str, Any] = {
         "template": template,
         "workersMin": min(row.workers_min, row.workers_max),

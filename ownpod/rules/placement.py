@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold, ManagedWorker
 from ownpod.rules.templates import GpuNeed
-from ownpod.rules.volumes import has_all, why_no_volume
+from ownpod.rules.volumes import has_all, reachable, why_no_volume
 
 POOLS_BY_NAME: Mapping[str, tuple[str, ...]] = {
     "AMPERE_16": ("RTX A4000", "RTX A4500", "RTX 4000 Ada", "RTX 4000 SFF Ada", "RTX 2000 Ada"),
@@ -256,9 +256,10 @@ def why_waits(
     if not open_hosts:
         return f"host {alive[0].host} is drained" if len(alive) == 1 else "all hosts are drained"
     if worker.volumes:
-        able = [agent for agent in open_hosts if has_all(agent, worker.volumes)]
+        able, elsewhere = reachable(agents, worker.volumes)
+        able = [agent for agent in able if agent in open_hosts]
         if not able:
-            return why_no_volume(open_hosts, worker.volumes)
+            return elsewhere or why_no_volume(open_hosts, worker.volumes)
         open_hosts = able
     if worker.gpu_count <= 0:
         return ABOUT_TO_START

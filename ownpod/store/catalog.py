@@ -28,6 +28,7 @@ from ownpod.rules.catalog import (
     kind_of,
 )
 from ownpod.rules.records import from_text, to_text
+from ownpod.rules.volumes import NETWORK
 from ownpod.store import keys, schema
 from ownpod.store.client import clock_ms, ms_of, redis_errors, redis_reads
 
@@ -204,6 +205,9 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
         pipe.hdel(f"{keys.CATALOG}{kind}", row_id)
         if kind is Kind.ENDPOINT:
             pipe.zadd(keys.CATALOG_DELETED, {row_id: now_ms})
+        if kind is Kind.VOLUME:
+            # Its host keeps the data for a day.
+            pipe.zadd(keys.VOLUMES_DELETED, {f"{NETWORK}{row_id}": now_ms})
     for endpoint_id, entry in change.entries.items():
         if entry is None:
             pipe.hdel(keys.ENDPOINTS, endpoint_id)

@@ -44,6 +44,8 @@ CATALOG_VERSION = f"{CATALOG}version"
 CATALOG_AUDIT = f"{CATALOG}audit"
 CATALOG_DELETED = f"{CATALOG}deleted"
 SECRETS = f"{PREFIX}secrets"
+VOLUME_HOMES = f"{PREFIX}volumes:homes"
+VOLUMES_DELETED = f"{PREFIX}volumes:deleted"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 
