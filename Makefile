@@ -6,16 +6,18 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3.11 python3 p
 	command -v $$p >/dev/null && $$p -c '$(usable)' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help install lock demo test test-fast coverage check fix bench bench-compare chaos test-compose test-docker clean
+.PHONY: help install lock demo test test-fast coverage check fix bench bench-compare sim chaos test-compose test-docker clean
 help:
 	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
-	@echo "              PULL=1: the workers pull jobs; MANAGED=1: OwnPod starts and stops workers by itself)"
+	@echo "              PULL=1: the workers pull jobs; MANAGED=1: OwnPod starts and stops workers by itself;"
+	@echo "              SHARE=1: two endpoints share one device)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
 	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
 	@echo "make bench    measure            make fix     format, and correct what ruff can correct"
 	@echo "              (ARGS=--quick; ARGS=--list)"
 	@echo "make bench-compare  compare two runs: A=old.json B=new.json, or the newest two"
+	@echo "make sim      simulate how endpoints share a device, and write the table of docs/performance.md"
 	@echo "make chaos    kill processes and stop Redis at random, for SECONDS=300, with SEED=7"
 	@echo "make test-docker   test the image, docker-compose.yml and nodes in containers; needs a Docker engine"
 	@echo "make test-compose  of those, test only docker-compose.yml"
@@ -37,7 +39,7 @@ lock: install
 	@.ci/lock $(ARGS)
 
 demo: install
-	@$(BIN)/python examples/$(if $(MANAGED),demo_managed.py,demo.py) $(if $(ONCE),--once) $(if $(PULL),--pull)
+	@$(BIN)/python examples/$(if $(SHARE),demo_share.py,$(if $(MANAGED),demo_managed.py,demo.py)) $(if $(ONCE),--once) $(if $(PULL),--pull)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
@@ -81,6 +83,9 @@ bench: $(BIN)/.installed-bench
 
 bench-compare: $(BIN)/.installed-bench
 	@$(BIN)/python bench/compare.py $(A) $(B)
+
+sim: install
+	@$(BIN)/python bench/sim.py $(ARGS)
 
 $(BIN)/.installed-bench: $(BIN)/.installed requirements-bench.txt
 	@echo "installing matplotlib for the plot"

@@ -19,6 +19,7 @@ from ownpod.rules.endpoints import (
     WorkerSpec,
 )
 from ownpod.rules.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
+from ownpod.rules.quota import first_over_quota
 from ownpod.settings import DEFAULT_ENDPOINT, Settings
 from ownpod.templates_schema import ManagedSchema, managed_spec
 from ownpod.validation import (
@@ -189,6 +190,11 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         for endpoint_id, values in given.items()
     }
     check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
+    if over := first_over_quota(endpoints, settings.worker_quota):
+        endpoint_id, problem = over
+        raise ConfigurationError(
+            f"{settings.workers_file}: endpoints.{endpoint_id}.workersMax: {problem}"
+        )
     return endpoints
 
 

@@ -71,9 +71,17 @@ class EndpointConflict(OwnPodError):
 
 
 class EndpointPaused(OwnPodError):
-    """Endpoint is paused (max_workers=0). Set max_workers > 0 to accept work."""
+    """Endpoint is paused (max_workers=0). Set max_workers > 0 to accept work.
+
+    Args:
+        detail: sentences in place of the second one, for an endpoint that is paused by its hours or has expired.
+    """
 
     http_status = 409
+
+    def __init__(self, detail: str = "") -> None:
+        detail = detail or "Set max_workers > 0 to accept work."
+        super().__init__(f"Endpoint is paused (max_workers=0). {detail}")
 
     @property
     def body(self) -> dict[str, Any]:

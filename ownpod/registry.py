@@ -27,6 +27,8 @@ from ownpod.errors import (
 )
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import Entries, LeftOut, LeftOutEndpoint, Merged, endpoint_in, merge
+from ownpod.rules.hours import most_workers
+from ownpod.rules.quota import quota_problem
 from ownpod.settings import Settings
 from ownpod.store.fleet import Fleet
 from ownpod.validation import NAME, first_problem
@@ -182,7 +184,7 @@ class Registry:
             values: as an endpoint's in ``workers.yaml``, without ``workers``: these are added by :meth:`add`.
 
         Raises:
-            BadRequest: the id or a value cannot be used.
+            BadRequest: the id or a value cannot be used, or OWNPOD_WORKER_QUOTA would be exceeded.
             EndpointConflict: the configuration file defines an endpoint with this id.
         """
         if not NAME.fullmatch(endpoint_id):
@@ -193,6 +195,12 @@ class Registry:
             endpoint = make_endpoint(endpoint_id, values)
         except ValidationError as error:
             raise _bad_request(error) from None
+        if endpoint.managed is not None:
+            self.refresh()
+            others = [other for other in self.endpoints.values() if other.id != endpoint_id]
+            quota = self._settings.worker_quota
+            if problem := quota_problem(most_workers(endpoint.managed), others, quota):
+                raise BadRequest(problem)
         self.fleet.put_endpoint(endpoint_id, json.dumps(endpoint_entry(values, endpoint)))
         self.refresh()
         return endpoint

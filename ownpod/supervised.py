@@ -91,12 +91,13 @@ class Child(Supervised):
         *,
         serves: Callable[[], bool],
         reloads: bool,
+        late: bool,
     ) -> None:
         super().__init__(name)
         self.reloads = reloads
         """It reads the configuration again at SIGHUP."""
-        self.supervised = False
-        """It, or a predecessor, has served: it is restarted when it ends."""
+        self.supervised = late
+        """It, or a predecessor, has served, or it was started after the others: it is restarted when it ends."""
         self._launch = launch
         self._serves = serves
         self.start()
@@ -135,6 +136,8 @@ class Group:
         self._selector = selectors.DefaultSelector()
         self.stopping = False
         self.reloading = False
+        self.reloads = 0
+        """Number of SIGHUPs that were passed on."""
 
     def handle_signals(self) -> None:
         """SIGTERM and SIGINT set ``stopping``; SIGHUP is passed on to those that read settings."""
@@ -157,8 +160,13 @@ class Group:
         *,
         serves: Callable[[], bool],
         reloads: bool = False,
+        before: Child | None = None,
     ) -> Child:
-        """Starts a program; ``serves`` returns whether it serves by now, and raises nothing."""
+        """Starts a program; ``serves`` returns whether it serves by now, and raises nothing.
+
+        ``before``: a child that serves already and that is to be ended first, as if it had been started after this one.
+        The failure of this one is then no failure of the start: it is restarted.
+        """
 
         def launch() -> subprocess.Popen[bytes]:
             # A session of its own: Ctrl-C comes here only, and children are ended in order.
@@ -172,7 +180,7 @@ class Group:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
             )
 
-        return self.add(name, launch, serves=serves, reloads=reloads)
+        return self.add(name, launch, serves=serves, reloads=reloads, before=before)
 
     def add(
         self,
@@ -181,10 +189,12 @@ class Group:
         *,
         serves: Callable[[], bool],
         reloads: bool = False,
+        before: Child | None = None,
     ) -> Child:
-        """Starts a process with a function."""
-        child = Child(name, launch, serves=serves, reloads=reloads)
-        self.children.append(child)
+        """Starts a process with a function; ``before`` as of :meth:`spawn`."""
+        child = Child(name, launch, serves=serves, reloads=reloads, late=before is not None)
+        place = len(self.children) if before is None else self.children.index(before)
+        self.children.insert(place, child)
         self._copy_from(child.output)
         return child
 
@@ -206,6 +216,7 @@ class Group:
         copied = self._copy(timeout_s)
         if self.reloading:
             self.reloading = False
+            self.reloads += 1
             for child in self.children:
                 if child.reloads and child.process.poll() is None:
                     child.process.send_signal(signal.SIGHUP)

@@ -12,7 +12,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
-from ownpod.rules.secrets import has_wrong_reference
+from ownpod.hours_schema import HoursField, MomentField, TimeZoneField, check_hours
 from ownpod.rules.templates import (
     DEFAULT_IDLE_TIMEOUT_S,
     DEFAULT_INIT_TIMEOUT_S,
@@ -23,20 +23,20 @@ from ownpod.rules.templates import (
     Protocol,
     ScalerType,
     Scaling,
+    Sharing,
     Template,
+)
+from ownpod.templates_fields import (
+    MOST_BYTES,
+    EnvironmentField,
+    VolumesField,
+    as_text,
+    can_be_passed,
 )
 
 MIB = 1024**2
 LARGEST_SIZE = 1024**5
 """Bytes of the largest size that is accepted, 1 PiB."""
-
-MOST_BYTES = 1_000_000
-"""Maximum length in bytes of all variables together, and of a command: Linux starts no program with more than twice as
-much, and each worker's record has them.
-"""
-
-LONGEST_VALUE = 128 * 1024 - 1
-"""Maximum length in bytes of an argument and of a variable: a longer one cannot be passed to a program on Linux."""
 
 MOST_WORDS = 1000
 """Maximum number of words of a command."""
@@ -45,7 +45,6 @@ INIT_TIMEOUT = "RUNPOD_INIT_TIMEOUT"
 """RunPod's variable for ``initTimeout``, which a template may have in its ``env`` instead."""
 
 _SIZE = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,6})?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _POOL = re.compile(r"[!-+\--~](?:[ -+\--~]{0,126}[!-+\--~])?")
 """Visible ASCII without a comma, with spaces within, because names of GPUs have them."""
 
@@ -100,6 +99,15 @@ def _number(low: float, high: float, **options: Any) -> _Parsed:
     return _Parsed(parse, f"a number from {low:g} to {high:g}", **options)
 
 
+def _flag(**options: Any) -> _Parsed:
+    def parse(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    return _Parsed(parse, "true or false", **options)
+
+
 def _choice(kind: type[StrEnum], **options: Any) -> _Parsed:
     return _Parsed(kind, f"one of {', '.join(kind)}", **options)
 
@@ -125,37 +133,16 @@ def _size(low: int, **options: Any) -> _Parsed:
     )
 
 
-def _can_be_passed(text: str) -> bool:
-    """Whether a program can get this text as an argument or a variable: UTF-8 without NUL, and not too long."""
-    try:
-        return "\0" not in text and len(text.encode()) <= LONGEST_VALUE
-    except UnicodeError:
-        return False
-
-
 def _words(value: Any) -> tuple[str, ...]:
     """A command's words. A single text is split as a shell would split it."""
     if isinstance(value, str):
         value = shlex.split(value)
     if not isinstance(value, list) or len(value) > MOST_WORDS:
         raise ValueError
-    words = tuple(_as_text(word) for word in value)
-    if not all(map(_can_be_passed, words)) or sum(map(len, words)) > MOST_BYTES:
+    words = tuple(as_text(word) for word in value)
+    if not all(map(can_be_passed, words)) or sum(map(len, words)) > MOST_BYTES:
         raise ValueError
     return words
-
-
-def _as_text(value: Any) -> str:
-    """A value as text: YAML reads ``8000`` and ``true`` as a number and a boolean. Raises: TypeError."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if not isinstance(value, str | int | float):
-        raise TypeError("must be a text, a number, true or false")
-    try:
-        return str(value)
-    except ValueError:
-        # Python makes no text of a number with thousands of digits.
-        raise TypeError("must be a number of at most 4300 digits") from None
 
 
 def _image(value: Any) -> str:
@@ -172,45 +159,6 @@ def _pools(value: Any) -> tuple[str, ...]:
     if not all(isinstance(pool, str) and _POOL.fullmatch(pool) for pool in value):
         raise ValueError
     return tuple(dict.fromkeys(value))
-
-
-class _Environment(fields.Field[Any]):
-    """Variables of a worker. The errors never have a value, because values may be secrets."""
-
-    def __init__(self, **options: Any) -> None:
-        self._problem = "must be an object with a value for each variable, for example MODEL: small"
-        super().__init__(error_messages={"null": self._problem}, **options)
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Mapping[str, str]:
-        if not isinstance(value, dict):
-            raise ValidationError(self._problem)
-        found = {self._name(name): self._value(name, given) for name, given in value.items()}
-        if sum(len(name) + len(text.encode()) for name, text in found.items()) > MOST_BYTES:
-            raise ValidationError(f"must have at most {MOST_BYTES} bytes in all")
-        return found
-
-    def _name(self, name: Any) -> str:
-        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
-            raise ValidationError(
-                f"a variable's name has letters, digits and _, and begins with no digit, not {str(name)[:40]!r}"
-            )
-        return name
-
-    def _value(self, name: str, given: Any) -> str:
-        try:
-            text = _as_text(given)
-        except TypeError as error:
-            problem = str(error)
-        else:
-            if not _can_be_passed(text):
-                problem = f"must be at most {LONGEST_VALUE} bytes of UTF-8 without NUL"
-            elif has_wrong_reference(text):
-                problem = (
-                    "a secret is {{ RUNPOD_SECRET_name }}, whose name has letters, digits and _"
-                )
-            else:
-                return text
-        raise ValidationError({name: [problem]})
 
 
 class _Keys(Schema):
@@ -272,16 +220,23 @@ _COMMAND = "a list of texts, or one text that a shell would split into words"
 
 class TemplateSchema(_Keys):
     error_messages = _listing(
-        "image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"
+        *("image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"),
+        *("evictable", "pinned", "weight", "residency"),
+        "volumes",
     )
 
     image = _Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
     command = _Parsed(_words, _COMMAND, load_default=())
     entrypoint = _Parsed(_words, _COMMAND, load_default=())
-    env = _Environment(load_default=dict)
+    env = EnvironmentField(load_default=dict)
     limits = _nested(LimitsSchema, load_default=Limits())
     protocol = _choice(Protocol, load_default=Protocol.PULL)
     init_timeout_s = _whole(*_INIT_S, " of seconds", data_key="initTimeout")
+    evictable = _flag(load_default=Sharing.evictable)
+    pinned = _flag(load_default=Sharing.pinned)
+    weight = _number(0.01, 1000, load_default=Sharing.weight)
+    residency_s = _number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
+    volumes = VolumesField(load_default=())
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Template:
@@ -298,6 +253,13 @@ class TemplateSchema(_Keys):
             limits=values["limits"],
             protocol=values["protocol"],
             init_timeout_s=init_timeout_s,
+            sharing=Sharing(
+                evictable=values["evictable"],
+                pinned=values["pinned"],
+                weight=values["weight"],
+                residency_s=values["residency_s"],
+            ),
+            volumes=values["volumes"],
         )
 
 
@@ -323,6 +285,9 @@ class ManagedSchema(Schema):
     idle_timeout_s = _whole(1, 3600, " of seconds", data_key="idleTimeout")
     scaler = _choice(ScalerType, data_key="scalerType")
     scaler_value = _number(1, 100_000, data_key="scalerValue")
+    hours = HoursField()
+    timezone = TimeZoneField()
+    expires_ms = MomentField(data_key="expires")
 
     @validates_schema
     def _fit(self, values: dict[str, Any], **_: Any) -> None:
@@ -336,9 +301,15 @@ class ManagedSchema(Schema):
         if values.get("workers_min", 0) > most:
             problem = f"must be at most workersMax, which is {most}"
             raise ValidationError({"workersMin": [problem]})
+        if "timezone" in values and not values.get("hours"):
+            raise ValidationError({"timezone": ["has no effect without `hours`"]})
+        check_hours(values.get("hours", ()), most)
 
 
-_SCALING = ("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value")
+_SCALING = (
+    *("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value"),
+    *("hours", "timezone", "expires_ms"),
+)
 """Fields that need a template."""
 
 
@@ -353,4 +324,11 @@ def managed_spec(values: dict[str, Any]) -> ManagedSpec | None:
         scaler=values.get("scaler", Scaling.scaler),
         scaler_value=values.get("scaler_value", Scaling.scaler_value),
     )
-    return ManagedSpec(values["template"], scaling, values.get("gpu"))
+    return ManagedSpec(
+        values["template"],
+        scaling,
+        values.get("gpu"),
+        hours=values.get("hours", ()),
+        timezone=values.get("timezone", ""),
+        expires_ms=values.get("expires_ms"),
+    )

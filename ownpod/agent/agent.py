@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError, Found
 from ownpod.agent.notes import Notes
+from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.steps import Host, Steps
 from ownpod.agent.taking import Filter, take
+from ownpod.agent.volumes import Volumes
 from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
@@ -21,8 +23,10 @@ from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
 from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
 from ownpod.rules.templates import ManagedSpec
+from ownpod.rules.volumes import has_all
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
+from ownpod.store.secrets import Secrets
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,9 @@ class Agent:
         managed: the workers' records.
         agents: the hosts' records.
         wakeups: wakes the loop when something is wanted.
-        environ: where the templates' secrets are.
+        environ: with secrets of templates, ``OWNPOD_SECRET_<name>``.
+        secrets: those in Redis; None: there are none.
+        volumes: the volumes of this host; None: it has none.
         clock: seconds, for how long a worker has been without a record and a wanted one has waited.
     """
 
@@ -57,15 +63,19 @@ class Agent:
         agents: Agents,
         wakeups: Wakeups,
         environ: Mapping[str, str],
+        secrets: Secrets | None = None,
+        volumes: Volumes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._engine = engine
         self._devices = devices
+        self._volumes = volumes or Volumes()
         self._managed = managed
         self._agents = agents
         self._wakeups = wakeups
-        self._filter = Filter(host.name, engine, managed, environ)
+        values = SecretValues(environ, secrets)
+        self._filter = Filter(host.name, engine, managed, values)
         self._clock = clock
         self._token = this_process()
         self._unknown_since = dict[str, float]()
@@ -74,7 +84,7 @@ class Agent:
         self._wake = threading.Event()
         self._stopping = False
         self.steps = Steps(
-            host, engine, devices, managed=managed, environ=environ, done=self._wake.set
+            host, engine, devices, managed=managed, values=values, done=self._wake.set
         )
         self._owns_host = False
         self._notes = Notes()
@@ -124,7 +134,9 @@ class Agent:
             self._devices.read(),
             self._host.labels,
             problem=self._devices.problem,
+            volumes=self._volumes.read(self._engine.name),
         )
+        self.steps.memory.observe(info.devices)
         beat = self._agents.heartbeat(info, self._token)
         self._owns_host = beat.owned
         if not beat.owned:
@@ -143,6 +155,7 @@ class Agent:
             except OwnPodError as error:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
+        self._volumes.tidy()
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
@@ -200,7 +213,13 @@ class Agent:
             return []
         now = self._clock()
         self._wanted_since = {i: self._wanted_since.get(i, now) for i in wanted}
-        able = [worker for worker, spec in wanted.values() if self._filter.lets(worker, spec)]
+        # The scaler records why a worker waits for a volume, because it knows the volumes of all hosts.
+        near = [
+            (w, spec)
+            for w, spec in wanted.values()
+            if has_all(info, w.volumes) and self._volumes.may_have(w.volumes)
+        ]
+        able = [worker for worker, spec in near if self._filter.lets(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
         holds = self._agents.holds(self._host.name)
         holds += reconcile.unrecorded(self._found, holds)
@@ -208,6 +227,8 @@ class Agent:
 
         def claim(placement: Placement) -> bool:
             devices = {device: slots[device] for device in placement.devices}
+            if not self._volumes.settle(placement.worker.volumes):
+                return False
             return self._managed.place(placement.worker.id, self._host.name, self._token, devices)
 
         for placement in take(able, info, holds, claim, waited_s=waited_s):
@@ -231,10 +252,11 @@ class Agent:
             case Stop():
                 self.steps.stop(step)
             case Ended():
-                self.steps.report(step)
+                self.steps.report(step, *mine[worker_id])
             case Remove():
                 log.warning("worker %s is ended and removed: %s", worker_id, step.reason)
-                self.steps.remove(worker_id)
+                found = self._found.get(worker_id)
+                self.steps.remove(worker_id, found.devices if found else ())
             case Free():
                 self._managed.gone(worker_id, self._host.name)
 

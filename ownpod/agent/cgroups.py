@@ -8,7 +8,8 @@ groups of others.
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+import resource
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,3 +169,38 @@ def remove(groups: tuple[Path, ...]) -> None:
 def remove_named(name: str) -> None:
     """Removes a worker's groups whose record was not written."""
     remove(tuple(parent.path / name for parent in parents().values()))
+
+
+def limit(name: str, limits: Limits, pid: int, note: Callable[..., None]) -> tuple[Path, ...]:
+    """Puts a process under limits: by groups, or where none can be made, its memory by the process's own limit.
+
+    Args:
+        name: of the groups.
+        limits: of the worker.
+        pid: its first process, which has not started others yet.
+        note: logs a text with values, once.
+
+    Returns:
+        The directories of the groups.
+    """
+    groups: tuple[Path, ...] = ()
+    wanted = {"memory": limits.memory_bytes, "pids": limits.pids, "cpu": limits.cpus}
+    holding: set[str] = set()
+    if any(wanted.values()):
+        groups, holding = enter(name, limits, pid)
+    if limits.memory_bytes and "memory" not in holding:
+        with contextlib.suppress(OSError, ValueError):
+            most = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
+            size = limits.memory_bytes
+            if most != resource.RLIM_INFINITY:
+                size = min(size, most)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (size, size))
+            note("no control group can be made here: limits.memory holds for each process")
+            holding.add("memory")
+    shown = {"memory": "memory", "pids": "pids", "cpu": "cpus"}
+    missing = [shown[name] for name, value in wanted.items() if value and name not in holding]
+    if limits.shm_bytes:
+        missing.append("shm")
+    for part in missing:
+        note("the engine process does not enforce limits.%s here", part)
+    return groups

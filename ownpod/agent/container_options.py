@@ -7,7 +7,8 @@ from typing import Any
 from ownpod.agent.docker_api import PODMAN_CDI
 from ownpod.agent.engine import STOP_GRACE_S, EngineError, Launch
 from ownpod.agent.images import Image
-from ownpod.rules.templates import Protocol, Template
+from ownpod.rules.templates import Protocol, Template, VolumeMount
+from ownpod.rules.volumes import DIRECTORY, VolumeSource
 
 NETWORK = "ownpod-workers"
 """The bridge of all workers, on which they do not reach each other."""
@@ -55,7 +56,12 @@ def labels_of(launch: Launch, image: Image) -> dict[str, str]:
 
 
 def options(
-    launch: Launch, image: Image, *, network: str = NETWORK, podman: tuple[int, ...] | None = None
+    launch: Launch,
+    image: Image,
+    *,
+    network: str = NETWORK,
+    podman: tuple[int, ...] | None = None,
+    volumes: Sequence[tuple[VolumeMount, VolumeSource]] = (),
 ) -> Options:
     """What the worker's container is created with.
 
@@ -64,6 +70,7 @@ def options(
         image: what it is started from.
         network: the network's name or id.
         podman: Podman's version, if the engine is Podman.
+        volumes: the template's volumes, with their sources on this host.
 
     Raises:
         EngineError: the engine cannot give the container its devices.
@@ -109,9 +116,11 @@ def options(
         host["nano_cpus"] = round(limits.cpus * 10**9)
     if gpus:
         host["device_requests"] = [_request(gpus, podman)]
-        if podman is not None:
-            # With SELinux the container could not open the devices.
-            host["security_opt"].append("label=disable")
+    if volumes:
+        host["mounts"] = [_mount(mount, source) for mount, source in volumes]
+    if podman is not None and (gpus or volumes):
+        # With SELinux the container could not open the devices, nor the directories of the host.
+        host["security_opt"].append("label=disable")
     return Options(container, host)
 
 
@@ -127,6 +136,16 @@ def command_of(template: Template, image: Image) -> list[str]:
         # Further arguments would be the shell's and not the program's.
         return [*command[:2], f"{command[2]} {' '.join(SERVE)}"]
     return [*command, *SERVE]
+
+
+def _mount(mount: VolumeMount, source: VolumeSource) -> dict[str, Any]:
+    """A mount as the engine's API has it. Unlike with a ``bind``, the engine makes no directory that does not exist."""
+    return {
+        "Type": "bind" if source.kind == DIRECTORY else "volume",
+        "Source": source.source,
+        "Target": mount.path,
+        "ReadOnly": mount.read_only,
+    }
 
 
 def _request(gpus: Sequence[str], podman: tuple[int, ...] | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ownpod.agent.container_options import NETWORK, OURS, PORT, name_of, options
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
 from ownpod.agent.images import FREE_BYTES, Images
+from ownpod.agent.volumes import Volumes, in_container
 from ownpod.rules.endings import why_ended
 from ownpod.rules.managed import ORPHAN_S
 from ownpod.rules.templates import Protocol, Template
@@ -49,6 +50,7 @@ class ContainerEngine:
     Args:
         instance: the id of this installation of OwnPod.
         allow: patterns of images that may run, ``OWNPOD_IMAGES``.
+        volumes: the volumes of this host.
         url: of the engine's socket; None: ``DOCKER_HOST``, or the default socket.
         free_bytes: what a pull must leave free on the engine's disk.
         stall_s: seconds without progress after which a pull fails.
@@ -64,11 +66,13 @@ class ContainerEngine:
         instance: str,
         *,
         allow: Iterable[str] = ("**",),
+        volumes: Volumes | None = None,
         url: str | None = None,
         free_bytes: int = FREE_BYTES,
         stall_s: float = 300.0,
     ) -> None:
         self.instance = instance
+        self._volumes = volumes or Volumes()
         self._api = DockerApi(url, stall_s=stall_s)
         self._images = Images(self._api, allow, free_bytes=free_bytes)
         self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
@@ -79,9 +83,11 @@ class ContainerEngine:
 
     def check(self) -> None:
         self._api.call(lambda client: client.ping())
+        self._volumes.elsewhere = in_container() or not self._api.local
 
     def check_template(self, template: Template) -> None:
         self._images.check(template)
+        self._volumes.of(template)
 
     def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
         self._images.prepare(template, progress)
@@ -169,7 +175,13 @@ class ContainerEngine:
 
     def _create(self, launch: Launch) -> Mapping[str, Any]:
         image = self._images.get(launch.template)
-        chosen = options(launch, image, network=self._network(), podman=self._api.podman())
+        chosen = options(
+            launch,
+            image,
+            network=self._network(),
+            podman=self._api.podman(),
+            volumes=self._volumes.of(launch.template),
+        )
 
         def create(client: Any) -> str:
             host = client.create_host_config(**chosen.host)

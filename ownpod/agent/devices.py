@@ -110,6 +110,7 @@ class Devices:
         self._last: tuple[Device, ...] = ()
         self._problem = ""
         self._reader: threading.Thread | None = None
+        self._starting = threading.Lock()
         self._began: float | None = None
         if choice.stand_ins is not None:
             self._last = tuple(map(self._stand_in, range(choice.stand_ins)))
@@ -127,16 +128,32 @@ class Devices:
         if self._reader is None or not self._reader.is_alive():
             first = self._began is None
             if self._began is None or now - self._began >= self._every_s:
-                self._began = now
-                self._reader = threading.Thread(target=self._refresh, name="nvml", daemon=True)
-                self._reader.start()
+                reader = self._begin()
                 if first:
-                    self._reader.join(self._hung_s)
+                    reader.join(self._hung_s)
         elif self._began is not None and now - self._began >= self._hung_s:
             self._problem = f"NVML has not answered for {now - self._began:.0f} s"
             return tuple(
                 replace(device, problem=self._problem, metrics={}) for device in self._last
             )
+        return self._last
+
+    def _begin(self) -> threading.Thread:
+        """The thread of a reading, which is under way already or begins now."""
+        with self._starting:
+            if self._reader is None or not self._reader.is_alive():
+                self._began = time.monotonic()
+                self._reader = threading.Thread(target=self._refresh, name="nvml", daemon=True)
+                self._reader.start()
+            return self._reader
+
+    def read_now(self, within_s: float) -> tuple[Device, ...]:
+        """The devices as a reading has them that begins now, or as last read, if that takes longer than ``within_s``."""
+        if self._choice.stand_ins is None:
+            until = time.monotonic() + within_s
+            # A reading that is under way may have begun before what the caller waits for.
+            self._begin().join(within_s)
+            self._begin().join(max(until - time.monotonic(), 0))
         return self._last
 
     def _refresh(self) -> None:

@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import re
-import resource
 import select
 import signal
 import sys
@@ -32,8 +31,9 @@ from ownpod.agent.commands import MARK, command_line, environment
 from ownpod.agent.directories import Directory, Record, RecordUnreadable
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
 from ownpod.agent.shell import SHELL, Shell
+from ownpod.agent.volumes import Volumes
 from ownpod.processes import free_port
-from ownpod.rules.templates import Limits, Protocol, Template
+from ownpod.rules.templates import Protocol, Template
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class ProcessEngine:
     Args:
         directory: the agent's data directory; the workers' are ``<directory>/<instance>/<worker id>``.
         instance: id of this installation.
+        volumes: the volumes of this host.
 
     Raises:
         EngineError: this is not Linux, or the instance's id is not one.
@@ -57,12 +58,13 @@ class ProcessEngine:
 
     name = "process"
 
-    def __init__(self, directory: Path, instance: str) -> None:
+    def __init__(self, directory: Path, instance: str, volumes: Volumes | None = None) -> None:
         if not sys.platform.startswith("linux"):
             raise EngineError("the engine process needs Linux")
         if not ID.fullmatch(instance):
             raise EngineError("the instance's id may have letters, digits, - and _ only")
         self.instance = instance
+        self._volumes = volumes or Volumes()
         self._root = directory.resolve() / instance
         self._boot = procfs.boot_id()
         self._records: dict[str, Record] = {}
@@ -94,6 +96,7 @@ class ProcessEngine:
     def check_template(self, template: Template) -> None:
         if not (template.entrypoint or template.command):
             command_line(template, Path.cwd(), "")
+        self._volumes.check_links(template)
 
     def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
         """Does nothing: the image is only noted."""
@@ -323,6 +326,8 @@ class ProcessEngine:
         if launch.template.protocol is Protocol.PUSH:
             port = self._free_port()
             command += ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port))
+        for name in self._volumes.link(launch.template):
+            self._note("the engine process does not enforce readOnly of volume %s", name)
         directory = self._directory(launch.worker_id)
         shell = None
         try:
@@ -357,7 +362,8 @@ class ProcessEngine:
         process = procfs.find(pid)
         if process is None:
             raise OSError(0, "its shell has ended")
-        groups = self._limit(launch.worker_id, launch.template.limits, pid)
+        group = self._directory(launch.worker_id).group
+        groups = cgroups.limit(group, launch.template.limits, pid, self._note)
         return Record(
             worker_id=launch.worker_id,
             endpoint=launch.endpoint,
@@ -368,28 +374,3 @@ class ProcessEngine:
             groups=tuple(map(str, groups)),
             devices=tuple(device.id for device in launch.devices),
         )
-
-    def _limit(self, worker_id: str, limits: Limits, pid: int) -> tuple[Path, ...]:
-        groups: tuple[Path, ...] = ()
-        wanted = {"memory": limits.memory_bytes, "pids": limits.pids, "cpu": limits.cpus}
-        holding: set[str] = set()
-        if any(wanted.values()):
-            groups, holding = cgroups.enter(self._directory(worker_id).group, limits, pid)
-        if limits.memory_bytes and "memory" not in holding:
-            with contextlib.suppress(OSError, ValueError):
-                most = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
-                size = limits.memory_bytes
-                if most != resource.RLIM_INFINITY:
-                    size = min(size, most)
-                resource.prlimit(pid, resource.RLIMIT_DATA, (size, size))
-                self._note(
-                    "no control group can be made here: limits.memory holds for each process"
-                )
-                holding.add("memory")
-        shown = {"memory": "memory", "pids": "pids", "cpu": "cpus"}
-        missing = [shown[name] for name, value in wanted.items() if value and name not in holding]
-        if limits.shm_bytes:
-            missing.append("shm")
-        for name in missing:
-            self._note("the engine process does not enforce limits.%s here", name)
-        return groups

@@ -11,8 +11,10 @@ from ownpod import log
 from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
+from ownpod.agent.network_volumes import NetworkVolumeDirectories
 from ownpod.agent.processes import ProcessEngine
 from ownpod.agent.steps import Host
+from ownpod.agent.volumes import Volumes
 from ownpod.errors import ExtraMissing, StartError
 from ownpod.processes import return_memory
 from ownpod.rules.placement import pools_of
@@ -21,7 +23,9 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
+from ownpod.store.network_volumes import NetworkVolumes
 from ownpod.store.schema import Guard
+from ownpod.store.secrets import Secrets
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +54,13 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     Guard(lambda: schema_version(client)).wait()
     managed = Managed(client)
     directory = config.data_dir.resolve() / "agent"
-    engine = make_engine(config, directory, _instance(managed, directory))
+    network = NetworkVolumeDirectories(
+        (config.volumes_dir or config.data_dir / "volumes").resolve(),
+        config.agent_host,
+        NetworkVolumes(client),
+    )
+    volumes = Volumes(config.volumes, network=network)
+    engine = make_engine(config, directory, _instance(managed, directory), volumes)
     devices = Devices(config.devices, config.labels, pools_of=pools_of, own_pids=engine.pids)
     host = Host(config.agent_host, api_url, config.labels)
     agent = Agent(
@@ -61,6 +71,8 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
         agents=Agents(client),
         wakeups=Wakeups(client),
         environ=dict(os.environ),
+        secrets=Secrets(client, config.secrets_key_path()),
+        volumes=volumes,
     )
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
@@ -77,25 +89,27 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     agent.leave()
 
 
-def make_engine(config: Settings, directory: Path, instance: str) -> Engine:
+def make_engine(
+    config: Settings, directory: Path, instance: str, volumes: Volumes | None = None
+) -> Engine:
     """The engine of the settings; ``auto`` is Docker where its engine answers, otherwise processes.
 
     Raises:
         StartError: it cannot start workers here.
     """
     if config.engine == "process":
-        return _checked(ProcessEngine(directory, instance))
+        return _checked(ProcessEngine(directory, instance, volumes))
     # Imported late, because a host whose engine is `process` needs no HTTP client, which takes megabytes.
     from ownpod.agent.containers import ContainerEngine
 
     if config.engine == "docker":
-        return _checked(ContainerEngine(instance, allow=config.images))
+        return _checked(ContainerEngine(instance, allow=config.images, volumes=volumes))
     try:
-        docker = ContainerEngine(instance, allow=config.images)
+        docker = ContainerEngine(instance, allow=config.images, volumes=volumes)
         docker.check()
     except (EngineError, ExtraMissing) as error:
         logger.info("workers are processes, because there is no Docker engine: %s", error)
-        return _checked(ProcessEngine(directory, instance))
+        return _checked(ProcessEngine(directory, instance, volumes))
     return docker
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
+from ownpod.agent.memory import Memory
+from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import ManagedWorker
 from ownpod.rules.reconcile import Ended, Stop
-from ownpod.rules.secrets import SecretMissing, resolve
+from ownpod.rules.secrets import SecretMissing
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.managed import Managed
 
@@ -49,7 +51,7 @@ class Steps:
         engine: runs the workers.
         devices: the devices of this host.
         managed: the workers' records.
-        environ: where the templates' secrets are.
+        values: the templates' secrets.
         done: called at the end of each step, in its thread.
     """
 
@@ -60,14 +62,15 @@ class Steps:
         devices: Devices,
         *,
         managed: Managed,
-        environ: Mapping[str, str],
+        values: SecretValues,
         done: Callable[[], None],
     ) -> None:
         self._host = host
         self._engine = engine
         self._devices = devices
+        self.memory = Memory(devices)
         self._managed = managed
-        self._environ = environ
+        self._values = values
         self._done = done
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
         self._lock = threading.Lock()
@@ -95,13 +98,19 @@ class Steps:
         """Ends a worker."""
         self._start(step.worker, lambda: self._stop(step))
 
-    def report(self, step: Ended) -> None:
-        """Records that a worker has ended, and removes what it left."""
-        self._start(step.worker, lambda: self._report(step))
+    def report(self, step: Ended, worker: ManagedWorker, spec: ManagedSpec) -> None:
+        """Records that a worker has ended, whose devices are free then, and removes what it left.
 
-    def remove(self, worker_id: str) -> None:
-        """Ends and removes a worker that has no record here."""
-        self._start(worker_id, lambda: self._remove(worker_id))
+        Args:
+            step: how it has ended.
+            worker: its record.
+            spec: what it was started from.
+        """
+        self._start(step.worker, lambda: self._report(step, worker, spec))
+
+    def remove(self, worker_id: str, device_ids: Sequence[str] = ()) -> None:
+        """Ends and removes a worker that has no record here, and frees its devices."""
+        self._start(worker_id, lambda: self._remove(worker_id, device_ids))
 
     def wait(self) -> None:
         """Blocks until all steps have ended; none begins afterwards."""
@@ -145,7 +154,7 @@ class Steps:
                 worker.endpoint,
                 self._engine.instance,
                 spec.template,
-                resolve(env, self._environ),
+                self._values.resolve(worker.id, spec, env),
                 devices,
             )
             # The key counts from before the start, because the worker may ask for a job at once.
@@ -156,10 +165,13 @@ class Steps:
                     return
                 started = self._engine.start(launch)
         except (EngineError, SecretMissing) as error:
-            log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, error)
+            # An engine may quote the last line of a worker that ended at once.
+            reason = self._values.masked(worker.id, None, str(error))
+            log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, reason)
             self._managed.stopped(
-                worker.id, self._host.name, exit_code=None, reason=str(error), failed=True
+                worker.id, self._host.name, exit_code=None, reason=reason, failed=True
             )
+            self._values.forget(worker.id)
             return
         self._managed.started(worker.id, self._host.name, url=started.url)
         where = f" on {', '.join(device_ids)}" if device_ids else ""
@@ -180,12 +192,13 @@ class Steps:
         log.info("worker %s is stopped: %s", step.worker, step.reason)
         self._engine.stop(step.worker, STOP_GRACE_S)
 
-    def _report(self, step: Ended) -> None:
-        reason = self._failures.pop(step.worker, None)
+    def _report(self, step: Ended, worker: ManagedWorker, spec: ManagedSpec) -> None:
+        reason = self._failures.get(step.worker)
         failed = step.failed or reason is not None
-        output = self._engine.log(step.worker)
+        output = self._values.masked(step.worker, spec, self._engine.log(step.worker))
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
+        self.memory.wait_until_free(worker.devices)
         self._managed.stopped(
             step.worker,
             self._host.name,
@@ -194,12 +207,16 @@ class Steps:
             failed=failed,
             log=output,
         )
+        self._failures.pop(step.worker, None)
         self._engine.remove(step.worker)
+        self._values.forget(step.worker)
 
-    def _remove(self, worker_id: str) -> None:
+    def _remove(self, worker_id: str, device_ids: Sequence[str]) -> None:
         self._engine.stop(worker_id, STOP_GRACE_S)
         self._engine.remove(worker_id)
+        self.memory.wait_until_free(device_ids)
         self._managed.gone(worker_id, self._host.name)
+        self._values.forget(worker_id)
 
     # The end.
 

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ownpod.agent.engine import Engine, EngineError
+from ownpod.agent.secret_values import SecretValues
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker
 from ownpod.rules.placement import Placement, cannot_start, place, replaces
-from ownpod.rules.secrets import missing_secrets, why_missing
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.managed import Managed
 
@@ -57,20 +57,20 @@ class Filter:
         host: the host's name.
         engine: runs the workers.
         managed: the workers' records.
-        environ: where the templates' secrets are.
+        secrets: the templates' secrets.
     """
 
-    def __init__(
-        self, host: str, engine: Engine, managed: Managed, environ: Mapping[str, str]
-    ) -> None:
+    def __init__(self, host: str, engine: Engine, managed: Managed, secrets: SecretValues) -> None:
         self._host = host
         self._engine = engine
         self._managed = managed
-        self._environ = environ
+        self._secrets = secrets
 
     def lets(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
         """Whether this host can start the worker. Raises: RedisUnavailable."""
         problem = self._problem(spec)
+        if bool(problem) != (self._host in worker.refused_by):
+            self._managed.refused(worker.id, self._host, refuses=bool(problem))
         if not problem:
             return True
         reason = cannot_start(self._host, problem)
@@ -79,9 +79,8 @@ class Filter:
         return False
 
     def _problem(self, spec: ManagedSpec) -> str:
-        missing = missing_secrets(spec, self._environ)
-        if missing:
-            return why_missing(missing)
+        if problem := self._secrets.problem(spec):
+            return problem
         try:
             self._engine.check_template(spec.template)
         except EngineError as error:

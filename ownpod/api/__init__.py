@@ -21,8 +21,9 @@ from ownpod.api import (
     limits,
     metrics,
     openapi,
-    rest_v1,
+    rest_v1_registries,
     rest_v2,
+    rest_v2_account,
     stream,
     ui,
     worker_protocol,
@@ -44,6 +45,7 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.secrets import Secrets
 
 
 def create_app(settings: Settings) -> Flask:
@@ -67,9 +69,17 @@ def create_app(settings: Settings) -> Flask:
         store=store,
         notices=notices,
         offers=offers,
-        submissions=Submissions(registry, store, notices, settings, wanted=managed.notice),
+        submissions=Submissions(
+            registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
+        ),
         agents=hosts,
-        management=Management.of(Catalog(store.client), registry, agents=hosts.agents),
+        management=Management.of(
+            Catalog(store.client),
+            registry,
+            Secrets(store.client, settings.secrets_key_path()),
+            settings.worker_quota,
+            agents=hosts.agents,
+        ),
         managed=managed,
     )
     provide(app, services)
@@ -87,8 +97,8 @@ def create_app(settings: Settings) -> Flask:
         metrics,
         ui,
         worker_protocol,
-        rest_v1,
-        rest_v2,
+        rest_v1_registries,
+        rest_v2_account,
         graphql,
     ):
         app.register_blueprint(module.blueprint)

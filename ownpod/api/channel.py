@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -81,6 +81,8 @@ class Channel:
         self._buffered = 0
         self.continued = False
         """Whether ``100 Continue`` was sent already."""
+        self.close_after_response: Callable[[], None] = lambda: None
+        """Has gunicorn close the connection after the current response, with the header for it, which gunicorn drops from views."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

@@ -30,13 +30,14 @@ def history(endpoint_id: str) -> Response:
 @blueprint.get("/v2/<id:endpoint_id>/health")
 def health(endpoint_id: str) -> Response:
     """Numbers of jobs and workers by state; under ``ownpod`` each worker, the workers that OwnPod starts with their failed
-    starts, the workers that are left out, and those that were refused within the last minute, with the reason.
+    starts, why the endpoint is paused, the workers that are left out, and those that were refused within the last minute, with the reason.
     """
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
     waiting, running, ended = svc.store.figures.counts(endpoint_id)
     statuses = svc.registry.fleet.statuses(endpoint.workers)
     view = view_of(svc.managed, endpoint)
+    pause = endpoint.pause_at(view.now_ms or 0)
     workers = count_workers(endpoint, statuses, Counter(running.values()), view)
     return answer(
         {
@@ -51,6 +52,7 @@ def health(endpoint_id: str) -> Response:
             "ownpod": {
                 "workers": described(endpoint.workers, statuses, running, view),
                 "managed": describe_managed(view),
+                "paused": None if pause is None else f"the endpoint is paused: {pause.reason}",
                 "leftOut": left_out(endpoint_id),
                 "refused": [
                     {

@@ -39,6 +39,11 @@ class ManagedMetrics:
             "Starts of workers that failed before the worker was ready",
             labels=["endpoint"],
         )
+        self._swaps = CounterMetricFamily(
+            "ownpod_worker_swaps",
+            "Workers that gave their devices to a worker of another endpoint, which is `for`",
+            labels=["endpoint", "for"],
+        )
         self._starts = HistogramMetricFamily(
             "ownpod_cold_start_seconds",
             "Parts of the starts of workers that became ready: device (until it has a place), prepare (its image), "
@@ -58,13 +63,15 @@ class ManagedMetrics:
             if phase is not Phase.STOPPED:
                 self._workers.add_metric([endpoint.id, phase], phases[phase])
         self._failed.add_metric([endpoint.id], stats.failed_starts)
+        for other, count in stats.swaps.items():
+            self._swaps.add_metric([endpoint.id, other], count)
         for part, histogram in stats.starts.items():
             add_histogram(self._starts, [endpoint.id, part], histogram)
 
     @property
     def families(self) -> tuple[Metric, ...]:
         """The metrics of all endpoints that were added."""
-        return self._workers, self._failed, self._starts
+        return self._workers, self._failed, self._swaps, self._starts
 
 
 def device_metrics(

@@ -5,6 +5,7 @@ from marshmallow import INCLUDE, Schema, fields, validate
 from ownpod.rules.devices import STATES
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase
+from ownpod.rules.volumes import DIRECTORY, DOCKER
 
 
 class SubmittedSchema(Schema):
@@ -251,7 +252,34 @@ class DeviceSchema(Schema):
     workers = fields.List(
         fields.String(), required=True, metadata={"description": "ids of the workers that hold it"}
     )
+    next = fields.List(
+        fields.String(),
+        required=True,
+        metadata={"description": "ids of the wanted workers that get it next"},
+    )
+    idleSeconds = fields.Float(  # noqa: N815
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "seconds since its workers were seen without a job; null: one has a job"
+        },
+    )
     reason = fields.String(required=True)
+
+
+class VolumeSchema(Schema):
+    """A directory of a host, or a volume of its Docker engine, that its workers may have."""
+
+    name = fields.String(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf([DIRECTORY, DOCKER]))
+    source = fields.String(
+        required=True, metadata={"description": "the directory's path, or the Docker volume's name"}
+    )
+    totalMb = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    freeMb = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    problem = fields.String(
+        required=True, metadata={"description": "why workers cannot use it now; empty if they can"}
+    )
 
 
 class AgentSchema(Schema):
@@ -263,6 +291,7 @@ class AgentSchema(Schema):
     )
     engine = fields.String(required=True)
     devices = fields.List(fields.Nested(DeviceSchema), required=True)
+    volumes = fields.List(fields.Nested(VolumeSchema), required=True)
     workers = fields.Integer(required=True, metadata={"description": "number of its workers"})
     silentSeconds = fields.Float(  # noqa: N815
         required=True, metadata={"description": "seconds since its agent's last heartbeat"}

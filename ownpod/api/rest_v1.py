@@ -37,7 +37,8 @@ def _flag(name: str) -> bool:
     return request.args.get(name, "").lower() in {"true", "1"}
 
 
-def _read(known: Any, *required: str, place: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read_body(known: Any, *required: str, place: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The body's fields, and the names of those that OwnPod does not know. Raises: SchemaProblem."""
     strict = services().settings.management_strict
     return fields.read(json_body(), known, place=place, required=required, strict=strict)
 
@@ -85,7 +86,7 @@ def list_endpoints() -> Response:
 @blueprint.post("/endpoints")
 def create_endpoint() -> Response:
     """A new endpoint, bound to its template."""
-    values, ignored = _read(fields.ENDPOINT_LENIENT, "templateId", place="endpoints")
+    values, ignored = read_body(fields.ENDPOINT_LENIENT, "templateId", place="endpoints")
 
     def make(snapshot: Snapshot, made_id: str) -> tuple[EndpointRow, None]:
         return v1.new_endpoint(made_id, values, _template_of(snapshot, values["templateId"])), None
@@ -106,7 +107,7 @@ def get_endpoint(row_id: str) -> Response:
 @blueprint.post("/endpoints/<id:row_id>/update")
 def update_endpoint(row_id: str) -> Response:
     """Changes an endpoint; what is absent stays."""
-    values, ignored = _read(fields.ENDPOINT_LENIENT, place="endpoints")
+    values, ignored = read_body(fields.ENDPOINT_LENIENT, place="endpoints")
 
     def change(snapshot: Snapshot, row: EndpointRow) -> EndpointRow:
         named = values.get("templateId")
@@ -161,7 +162,7 @@ def list_templates() -> Response:
 def create_template() -> Response:
     """A new template."""
     known = fields.TEMPLATE_LENIENT
-    values, ignored = _read(known, "name", "imageName", place="templates")
+    values, ignored = read_body(known, "name", "imageName", place="templates")
     who = caller(Door.V1)
     outcome = _management().templates.create(
         lambda _snapshot, made_id: v1_templates.new_template(made_id, values), who
@@ -180,7 +181,7 @@ def get_template(row_id: str) -> Response:
 @blueprint.post("/templates/<id:row_id>/update")
 def update_template(row_id: str) -> Response:
     """Changes a template, and the endpoints that are bound to it."""
-    values, ignored = _read(fields.TEMPLATE_LENIENT, place="templates")
+    values, ignored = read_body(fields.TEMPLATE_LENIENT, place="templates")
     who = caller(Door.V1)
     outcome = _management().templates.update(
         row_id,
@@ -211,7 +212,7 @@ def list_volumes() -> Response:
 def create_volume() -> Response:
     """A new network volume."""
     required = ("name", "size", "dataCenterId")
-    values, ignored = _read(fields.VOLUME, *required, place="networkvolumes")
+    values, ignored = read_body(fields.VOLUME, *required, place="networkvolumes")
     who = caller(Door.V1)
     outcome = _management().volumes.create(
         lambda _snapshot, made_id: v1_templates.new_volume(made_id, values), who
@@ -229,7 +230,7 @@ def get_volume(row_id: str) -> Response:
 @blueprint.post("/networkvolumes/<id:row_id>/update")
 def update_volume(row_id: str) -> Response:
     """Another name, or a larger size."""
-    values, ignored = _read(fields.VOLUME, place="networkvolumes")
+    values, ignored = read_body(fields.VOLUME, place="networkvolumes")
     who = caller(Door.V1)
     outcome = _management().volumes.update(
         row_id, lambda row: v1_templates.changed_volume(row, values), who

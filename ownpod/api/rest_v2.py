@@ -34,7 +34,8 @@ def _management() -> Management:
     return services().management
 
 
-def _read(schema: schemas.Schema) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read_body(schema: schemas.Schema) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The body's fields, and the names of those that OwnPod does not know. Raises: Unprocessable."""
     return schemas.check(json_body(), schema, strict=services().settings.management_strict)
 
 
@@ -91,7 +92,7 @@ def list_endpoints() -> Response:
 @blueprint.post("/serverless")
 def create_endpoint() -> Response:
     """A new endpoint."""
-    values, ignored = _read(schemas.CREATE_ENDPOINT)
+    values, ignored = read_body(schemas.CREATE_ENDPOINT)
 
     def make(snapshot: Snapshot, made_id: str) -> tuple[EndpointRow, None]:
         template = v2.template_of(snapshot.templates, values)
@@ -111,7 +112,7 @@ def get_endpoint(row_id: str) -> Response:
 @blueprint.patch("/serverless/<id:row_id>")
 def update_endpoint(row_id: str) -> Response:
     """Changes an endpoint; what is absent stays."""
-    values, ignored = _read(schemas.UPDATE_ENDPOINT)
+    values, ignored = read_body(schemas.UPDATE_ENDPOINT)
 
     def change(snapshot: Snapshot, row: EndpointRow) -> EndpointRow:
         return v2.changed_endpoint(row, values, v2.template_of(snapshot.templates, values))
@@ -159,7 +160,7 @@ def list_templates() -> Response:
 @blueprint.post("/templates")
 def create_template() -> Response:
     """A new template."""
-    values, ignored = _read(schemas.CREATE_TEMPLATE)
+    values, ignored = read_body(schemas.CREATE_TEMPLATE)
     who = caller(Door.V2)
     outcome = _management().templates.create(
         lambda _snapshot, made_id: v2_templates.new_template(made_id, values), who
@@ -177,7 +178,7 @@ def get_template(row_id: str) -> Response:
 @blueprint.patch("/templates/<id:row_id>")
 def update_template(row_id: str) -> Response:
     """Changes a template; endpoints that were made from it stay as they are."""
-    values, ignored = _read(schemas.UPDATE_TEMPLATE)
+    values, ignored = read_body(schemas.UPDATE_TEMPLATE)
     who = caller(Door.V2)
     outcome = _management().templates.update(
         row_id,
@@ -208,7 +209,7 @@ def list_volumes() -> Response:
 @blueprint.post("/network-volumes")
 def create_volume() -> Response:
     """A new network volume."""
-    values, ignored = _read(schemas.CREATE_VOLUME)
+    values, ignored = read_body(schemas.CREATE_VOLUME)
     who = caller(Door.V2)
     outcome = _management().volumes.create(
         lambda _snapshot, made_id: v2_templates.new_volume(made_id, values), who
@@ -226,7 +227,7 @@ def get_volume(row_id: str) -> Response:
 @blueprint.patch("/network-volumes/<id:row_id>")
 def update_volume(row_id: str) -> Response:
     """Another name, or a larger size."""
-    values, ignored = _read(schemas.UPDATE_VOLUME)
+    values, ignored = read_body(schemas.UPDATE_VOLUME)
     who = caller(Door.V2)
     outcome = _management().volumes.update(
         row_id, lambda row: v2_templates.changed_volume(row, values), who

@@ -56,6 +56,7 @@ class Submissions:
         notices: wakes the threads that wait.
         settings: how long idempotency keys are remembered.
         wanted: wakes the scaler; may raise RedisUnavailable.
+        now_ms: Redis's clock, in ms since the epoch; may raise RedisUnavailable.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Submissions:
         settings: Settings,
         *,
         wanted: Callable[[], None],
+        now_ms: Callable[[], int],
     ) -> None:
         self._wanted = wanted
+        self._now_ms = now_ms
         self._registry = registry
         self._store = store
         self._notices = notices
@@ -78,11 +81,13 @@ class Submissions:
 
         Raises:
             EndpointNotFound: there is no such endpoint.
-            EndpointPaused: its ``workersMax`` is 0.
+            EndpointPaused: its ``workersMax`` is 0 now, or it has expired.
+            RedisUnavailable: Redis does not answer. Only an endpoint with hours or an expiry asks Redis.
         """
         endpoint = self._registry.endpoint(endpoint_id)
-        if endpoint.paused:
-            raise EndpointPaused
+        # Redis's clock, which the scaler has, too. It costs a command where the time decides only.
+        if pause := endpoint.pause_at(self._now_ms() if endpoint.has_hours else 0):
+            raise EndpointPaused(pause.detail)
         return endpoint
 
     def submit(self, submission: Submission) -> Submitted:
@@ -90,7 +95,7 @@ class Submissions:
 
         Raises:
             EndpointNotFound: there is no such endpoint.
-            EndpointPaused: its ``workersMax`` is 0.
+            EndpointPaused: its ``workersMax`` is 0 now, or it has expired.
             QueueFull: the endpoint's ``maxQueueDepth`` is reached.
             IdempotencyConflict: the key was used for another body.
             RedisUnavailable: Redis does not answer.
@@ -124,7 +129,7 @@ class Submissions:
 
         Raises:
             EndpointNotFound: there is no such endpoint.
-            EndpointPaused: its ``workersMax`` is 0.
+            EndpointPaused: its ``workersMax`` is 0 now, or it has expired.
             JobNotFound: the endpoint has no such job.
             NotRetryable: the job is in another state.
         """

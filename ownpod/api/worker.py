@@ -277,6 +277,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         if conn.sock.continued:
             # Otherwise gunicorn would send a second "100 Continue".
             req._expected_100_continue = False  # noqa: SLF001
+        conn.sock.close_after_response = req.force_close
         return super().handle_request(req, conn)
 
     def handle_error(self, _req: Any, client: Any, addr: Any, exc: BaseException) -> None:

@@ -4,6 +4,8 @@ The SDK's loops (``runpod.serverless.modules.rp_scale``, ``rp_http``) determine 
 
 - A request for jobs is held, because after an immediate response an idle worker polls thousands of times a second.
 - A request for jobs is refused with 429 only. The SDK then sleeps 5 s; after any other error it polls again at once.
+- A response with jobs, and one to a result, closes its connection. While a sync handler runs, the SDK does not notice that an API process
+  has ended and closed a kept one. It would post the next result there, once, and drop it, because it repeats a request after a 503 only.
 - A result is never answered 4xx, because the SDK then drops it. After a 503 the SDK posts the result again, three
   times in all.
 """
@@ -65,7 +67,7 @@ OTHER_KEY = (
 def take(endpoint_id: str, worker_id: str) -> Response:
     """Responds with a job for the worker; 204: none within :data:`HOLD_S`."""
     jobs = _take(endpoint_id, worker_id, 1)
-    return jobs if isinstance(jobs, Response) else answer(jobs[0])
+    return jobs if isinstance(jobs, Response) else _last(jobs[0])
 
 
 @blueprint.get("/job-take-batch/<id:worker_id>")
@@ -79,7 +81,7 @@ def take_batch(endpoint_id: str, worker_id: str) -> Response:
         else 1
     )
     jobs = _take(endpoint_id, worker_id, max(limit, 1))
-    return jobs if isinstance(jobs, Response) else answer(f"[{', '.join(jobs)}]")
+    return jobs if isinstance(jobs, Response) else _last(f"[{', '.join(jobs)}]")
 
 
 @blueprint.get("/job-stop/<id:worker_id>")
@@ -174,7 +176,7 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
             _finish(svc, endpoint_id, worker_id, run_id, result)
 
     until_available(write, longest_s=RESULT_S)
-    return answer({})
+    return _last({})
 
 
 def _finish(svc: Services, endpoint_id: str, worker_id: str, run_id: str, result: Result) -> None:
@@ -269,6 +271,13 @@ def _take(endpoint_id: str, worker_id: str, limit: int) -> list[str] | Response:
     except OwnPodError as error:
         return _refused(svc, endpoint_id, worker_id, error)
     return jobs or Response(status=204)
+
+
+def _last(body: dict[str, Any] | str) -> Response:
+    """The last response on its connection."""
+    if (peer := _peer()) is not None:
+        peer.close_after_response()
+    return answer(body)
 
 
 def _hold_s(svc: Services) -> float:

@@ -10,14 +10,17 @@ import secrets
 import string
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
+from ownpod.housekeeping.sharing import Swaps
 from ownpod.processes import this_process
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING
+from ownpod.rules.hours import scaling_at
 from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
 from ownpod.rules.placement import kept_reason, why_waits
+from ownpod.rules.residents import HOLD_LEAST_S
 from ownpod.rules.scaling import (
     Action,
     Discard,
@@ -77,6 +80,7 @@ class Scaler(threading.Thread):
         managed: the workers' records.
         agents: the hosts' records.
         wakeups: wakes the thread when a job comes to an endpoint without workers.
+        hold_s: see :data:`ownpod.rules.residents.HOLD_LEAST_S`.
         clock: seconds, for its patience and for how long a handler goes on.
     """
 
@@ -87,6 +91,7 @@ class Scaler(threading.Thread):
         agents: Agents,
         wakeups: Wakeups,
         *,
+        hold_s: float = HOLD_LEAST_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="scaler", daemon=True)
@@ -94,6 +99,7 @@ class Scaler(threading.Thread):
         self._managed = managed
         self._agents = agents
         self._wakeups = wakeups
+        self._swaps = Swaps(managed, agents, hold_least_s=hold_s)
         self._clock = clock
         self._process = this_process()
         self._lingering_since = dict[str, float]()
@@ -138,17 +144,20 @@ class Scaler(threading.Thread):
             if worker.endpoint not in specs:
                 with _apart(f"worker {worker.id} does not leave"):
                     self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
-        self._explain([worker for worker in workers if worker.phase is Phase.WANTED])
+        words = dict[str, str]()
+        with _apart("no worker gives way to another"):
+            words = self._swaps.turn(specs, jobs)
+        self._explain([worker for worker in workers if worker.phase is Phase.WANTED], words)
 
-    def _explain(self, wanted: Sequence[ManagedWorker]) -> None:
-        """Records why wanted workers wait for a device."""
+    def _explain(self, wanted: Sequence[ManagedWorker], words: Mapping[str, str]) -> None:
+        """Records why wanted workers wait for a device. ``words``: those that are known already, by id."""
         late = {worker.id: worker for worker in wanted if worker.id in self._waited}
         self._waited = {worker.id for worker in wanted}
         if not late:
             return
         agents, holds = self._agents.agents(), self._agents.all_holds()
         for worker in late.values():
-            reason = why_waits(worker, agents, holds)
+            reason = words.get(worker.id) or why_waits(worker, agents, holds)
             if reason != worker.reason and not kept_reason(worker.reason, reason):
                 self._managed.waits(worker.id, reason)
 
@@ -188,7 +197,7 @@ class Scaler(threading.Thread):
         by_id = {worker.id: worker for worker in workers}
         view = EndpointView(
             id=endpoint,
-            scaling=spec.scaling,
+            scaling=scaling_at(spec, jobs.now_ms),
             release=spec.release,
             now_ms=jobs.now_ms,
             queued=jobs.queued,
@@ -197,6 +206,7 @@ class Scaler(threading.Thread):
             workers=tuple(self._view(worker, jobs) for worker in workers),
             failures_count=jobs.failures.count,
             pause_s=jobs.failures.pause_s,
+            pinned=spec.template.sharing.pinned,
         )
         for action in decide(view):
             if isinstance(action, Start):

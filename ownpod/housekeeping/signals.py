@@ -69,7 +69,13 @@ def _sweep(prepared: Prepared) -> Sweep:
 
 def _scaler(prepared: Prepared) -> Scaler:
     client = prepared.store.client
-    return Scaler(prepared.registry, Managed(client), Agents(client), Wakeups(client))
+    return Scaler(
+        prepared.registry,
+        Managed(client),
+        Agents(client),
+        Wakeups(client),
+        hold_s=prepared.config.device_hold_s,
+    )
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]

@@ -11,11 +11,13 @@ from ownpod.management.applies import Applied, Applies
 from ownpod.management.calls import Caller, Outcome
 from ownpod.management.endpoints import Endpoints
 from ownpod.management.registries import Registries
+from ownpod.management.secrets import SecretCalls
 from ownpod.management.templates import Templates
 from ownpod.management.volumes import Volumes
 from ownpod.registry import Registry
 from ownpod.rules.managed import AgentInfo
 from ownpod.store.catalog import Catalog
+from ownpod.store.secrets import Secrets
 
 __all__ = [
     "Applied",
@@ -39,6 +41,7 @@ class Management:
     templates: Templates
     volumes: Volumes
     registries: Registries
+    secrets: SecretCalls
     applies: Applies
 
     @classmethod
@@ -46,6 +49,7 @@ class Management:
         cls,
         catalog: Catalog,
         registry: Registry,
+        secrets: Secrets,
         quota: int = 0,
         agents: Callable[[], Sequence[AgentInfo]] = tuple,
     ) -> "Management":
@@ -56,6 +60,7 @@ class Management:
             endpoints,
             Templates(catalog, endpoints),
             Volumes(catalog),
-            Registries(catalog),
+            Registries(catalog, secrets),
+            SecretCalls(catalog, secrets),
             Applies(catalog, registry, endpoints),
         )

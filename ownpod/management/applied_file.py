@@ -17,7 +17,7 @@ from ownpod.configuration import (
     yaml_problem,
 )
 from ownpod.errors import BadRequest
-from ownpod.rules.applied import FILE_KEYS, Wanted, file_entry, moment_ms
+from ownpod.rules.applied import FILE_KEYS, Wanted, file_entry
 from ownpod.rules.catalog import LONGEST_NAME, RESERVED, EndpointRow
 from ownpod.rules.catalog_changes import TEMPLATE
 from ownpod.validation import NAME, first_problem
@@ -28,7 +28,7 @@ PROJECT = re.compile(r"[!-~]{1,100}")
 _ROW_KEYS = frozenset(
     (
         *("template", "gpu", "workersMin", "workersMax", "idleTimeout"),
-        *("scalerType", "scalerValue", "executionTimeout"),
+        *("scalerType", "scalerValue", "executionTimeout", "expires"),
     )
 )
 """Keys of an endpoint that its row has fields for; the row keeps the others under ``own``."""
@@ -141,7 +141,7 @@ def wanted_of(endpoint_id: str, values: Any) -> Wanted:
         scaler=spec.scaling.scaler,
         scaler_value=float(spec.scaling.scaler_value),
         timeout_ms=endpoint.execution_timeout_ms,
-        expires_ms=_moment(values.get("expires")),
+        expires_ms=spec.expires_ms,
         volumes=_texts("networkVolumeIds", values),
         data_centers=_texts("dataCenterIds", values),
         own=_own(endpoint_id, endpoint_entry(plain, endpoint)),
@@ -205,15 +205,6 @@ def _texts(key: str, values: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
         raise BadRequest(f"{key}: must be a list of texts")
     return tuple(found)
-
-
-def _moment(value: Any) -> int | None:
-    if value is None:
-        return None
-    try:
-        return moment_ms(value)
-    except (ValueError, OverflowError):
-        raise BadRequest("expires: must be a time such as 2026-12-31T00:00:00Z") from None
 
 
 def write(rows: Iterable[EndpointRow], *, with_values: bool) -> str:

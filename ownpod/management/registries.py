@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from ownpod.errors import CatalogInUse, CatalogRefused
+from ownpod.errors import CatalogInUse, CatalogRefused, OwnPodError
 from ownpod.management.calls import Caller, Outcome, found, listed, newest_first, write
-from ownpod.rules.catalog import Kind, RegistryRow, new_id
+from ownpod.rules.catalog import Kind, RegistryRow, new_id, registry_secret
 from ownpod.store.catalog import Catalog, Change, Snapshot
+from ownpod.store.secrets import Secrets
 
 
 class Registries:
@@ -13,10 +14,12 @@ class Registries:
 
     Args:
         catalog: the rows in Redis.
+        secrets: has the passwords.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, secrets: Secrets) -> None:
         self._catalog = catalog
+        self._secrets = secrets
 
     def list(self) -> list[RegistryRow]:
         """All registry credentials, without passwords, the newest first."""
@@ -40,13 +43,14 @@ class Registries:
         Args:
             name: unique; "" keeps the name of existing ones.
             username: of the registry's account.
-            password: encrypted already.
+            password: of the registry's account; encrypted before it is stored.
             caller: for the audit log, and whether it is a dry run.
             registry_id: None: new ones.
 
         Raises:
             CatalogNotFound: there are none with this id.
             CatalogRefused: others have this name.
+            ConfigurationError: this host cannot encrypt, see :class:`ownpod.store.secrets.Secrets`.
         """
         made_id = registry_id or new_id(Kind.REGISTRY, self._catalog.read().registries)
 
@@ -58,10 +62,20 @@ class Registries:
                 row = replace(old, name=name or old.name, username=username)
             if any(o.name == row.name and o.id != made_id for o in snapshot.registries.values()):
                 raise CatalogRefused(f"container registry auth with name {row.name!r} exists")
-            return Change(put=(row,), passwords={made_id: password}), row
+            return Change(put=(row,)), row
 
         action = "create" if registry_id is None else "update"
-        return write(self._catalog, action, Kind.REGISTRY, caller, compute)
+        if caller.dry_run:
+            return write(self._catalog, action, Kind.REGISTRY, caller, compute)
+        # The password first: a row without one would be an object that is there by half.
+        before = self._secrets.values([registry_secret(made_id)])[0]
+        self._secrets.put(registry_secret(made_id), password)
+        try:
+            return write(self._catalog, action, Kind.REGISTRY, caller, compute)
+        except OwnPodError:
+            if not before:
+                self._secrets.remove(registry_secret(made_id))
+            raise
 
     def delete(self, registry_id: str, caller: Caller) -> Outcome[RegistryRow]:
         """Deletes registry credentials; templates with them lose them, as in RunPod's. Raises: CatalogNotFound."""
@@ -80,9 +94,9 @@ class Registries:
                 for t in snapshot.templates.values()
                 if t.container.registry == registry_id
             )
-            change = Change(
-                put=put, delete=((Kind.REGISTRY, registry_id),), passwords={registry_id: None}
-            )
-            return change, row
+            return Change(put=put, delete=((Kind.REGISTRY, registry_id),)), row
 
-        return write(self._catalog, "delete", Kind.REGISTRY, caller, compute)
+        outcome = write(self._catalog, "delete", Kind.REGISTRY, caller, compute)
+        if not caller.dry_run:
+            self._secrets.remove(registry_secret(registry_id))
+        return outcome

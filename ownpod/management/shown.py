@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 
 from ownpod.errors import BadRequest
 from ownpod.rules.catalog import Door, EndpointRow, TemplateRow, VolumeRow
+from ownpod.rules.catalog_changes import time_text
 
 R = TypeVar("R", EndpointRow, TemplateRow, VolumeRow)
+
+__all__ = ["USER_ID", "as_sent", "keep_sent", "time_of", "time_text"]
 
 USER_ID = "user_ownpod"
 """The one user that RunPod's APIs show as the owner of everything."""
@@ -39,12 +42,6 @@ def as_sent(
         if name in shown and shown[name] != value and apply(row, {name: value}) == row:
             shown[name] = value
     return shown
-
-
-def time_text(ms: int) -> str:
-    """A time in ms since the epoch, as RunPod's APIs write it."""
-    moment = dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
 def time_of(text: str) -> int | None:

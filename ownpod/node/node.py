@@ -72,8 +72,8 @@ class StopRequest:
 class Node(WorkerNode):
     """A worker's node: its threads, its queues and its drain.
 
-    Which thread writes what: the **event loop** (the main thread) writes ``_consumer``, ``_ticked`` and
-    ``_draining``; the **breaker's thread** writes ``_capacity``; signal handlers and the event loop write
+    Which thread writes what: the **event loop** (the main thread) writes ``_consumer``, ``_ticked``,
+    ``_consumes_own`` and ``_draining``; the **breaker's thread** writes ``_capacity``; signal handlers and the event loop write
     ``stop``. ``_paused`` is written by the breaker's and the control threads under ``_pausing``. ``_closed`` is
     set once, by the first thread that ends the node, and never reset. Each is one reference, so that other
     threads may read it without a lock.
@@ -112,6 +112,10 @@ class Node(WorkerNode):
         self._queue = names.endpoint_queue(spec.endpoint)
         self._capacity = min(spec.capacity, MOST_PULLED)
         """Jobs that the worker takes at a time; a pulling worker changes it with its requests."""
+        self._consumes_own = not spec.pulls
+        """Whether the node consumes the worker's own queue. That of a worker that pulls: since it was ready for the first
+        time, or, if it has a run of an earlier node, from the start.
+        """
         self._consumer: Any = None
         self._ticked = time.monotonic()
         self._draining = False
@@ -177,7 +181,8 @@ class Node(WorkerNode):
                 logger.warning("standing by: %s", error)
             time.sleep(self._lease_s / 6)
         self._paused = until_available(lambda: self._registry.fleet.paused(self._spec.id))
-        self.runner.adopt(self._spec.endpoint)
+        if self.runner.adopt(self._spec.endpoint):
+            self._consumes_own = True
 
     def start(self) -> None:
         """Starts the threads; the breaker closes when a probe has succeeded."""
@@ -369,9 +374,12 @@ class Node(WorkerNode):
         if self._spec.pulls:
             # Celery fetches no more than its pool takes.
             consumer.pool.limit = self._capacity
+        # A BRPOP of the own queue alone would delay the first job by up to a second, because only the next BRPOP has
+        # the endpoint's queue, too.
+        self._consumes_own |= self.breaker.closed
         # The worker's own queue holds runs that the worker executes already, so an open breaker does not matter.
         for queue, wanted in (
-            (self._own_queue, not self.stop.asked),
+            (self._own_queue, self._consumes_own and not self.stop.asked),
             (self._queue, self._fetches),
         ):
             if wanted and not consumer.task_consumer.consuming_from(queue):

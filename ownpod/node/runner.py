@@ -124,8 +124,13 @@ class JobRunner:
                 self._await_end(run)
                 self._clear(run)
 
-    def adopt(self, endpoint: str) -> None:
-        """Adopts or requeues the jobs of an earlier node of this worker. Call before this node takes any job."""
+    def adopt(self, endpoint: str) -> bool:
+        """Adopts or requeues the jobs of an earlier node of this worker. Call before this node takes any job.
+
+        Returns:
+            Whether the worker may still run one of them, so that its own queue has a message.
+        """
+        left = False
         for job_id, number in self._store.runs.orphans(self._worker_id):
             what = self._store.runs.adopt(
                 job_id,
@@ -135,9 +140,11 @@ class JobRunner:
                 reason="its node ended",
                 lease_s=self._slots.lease_s,
             )
+            left |= what != "free"
             logger.warning(
                 "job %s: attempt %d was left by an earlier node: %s", job_id, number, what
             )
+        return left
 
     def _run(self, attempt: Attempt) -> Outcome | None:
         """From the claim to the end of the run. The outcome, if it is the job's."""

@@ -3,6 +3,8 @@
 Redis starts first and ends last, because draining nodes write results and requeue jobs.
 """
 
+import contextlib
+import functools
 import os
 import sys
 import time
@@ -11,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 
 from ownpod.configuration import load_endpoints
-from ownpod.errors import OwnPodError, RedisUnavailable, StartError
+from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, StartError
 from ownpod.onehost import flower
 from ownpod.onehost.embedded import EmbeddedRedis
 from ownpod.processes import check_port
@@ -23,7 +25,7 @@ from ownpod.store import schema
 from ownpod.store.agents import Agents
 from ownpod.store.client import connect, schema_version
 from ownpod.store.fleet import Fleet
-from ownpod.supervised import START_S, Group, write
+from ownpod.supervised import START_S, Child, Group, write
 
 KILL_AFTER_S = 15.0
 """Seconds after the grace period until processes that still run are killed."""
@@ -53,6 +55,8 @@ class Up:
         self._host = host
         self._port = port
         self._group = Group()
+        self._start_agent: Callable[[Child], None] | None = None
+        """Starts the agent in front of the supervisor; None: it runs."""
 
     def run(self) -> int:
         """Runs until SIGTERM or SIGINT, or until a part ends that never served; returns the exit code.
@@ -70,9 +74,13 @@ class Up:
         if not self._config.redis_url:
             embedded = EmbeddedRedis(self._config.data_dir, appendfsync=self._config.appendfsync)
         try:
-            self._start(endpoints, embedded)
+            registry, dispatch = self._start(endpoints, embedded)
+            reloads = 0
             while not self._group.stopping:
                 self._group.supervise()
+                if self._start_agent is not None:
+                    reloads = self._reload(registry, reloads)
+                    self._follow(registry, dispatch)
         except OwnPodError as error:
             if not self._group.children:
                 raise
@@ -88,8 +96,17 @@ class Up:
         write("ownpod", "stopped")
         return code
 
-    def _start(self, endpoints: Mapping[str, Endpoint], embedded: EmbeddedRedis | None) -> None:
-        """Starts all parts, and writes the ready line when all of them serve. Raises: OwnPodError."""
+    def _start(
+        self, endpoints: Mapping[str, Endpoint], embedded: EmbeddedRedis | None
+    ) -> tuple[Registry, Child]:
+        """Starts all parts, and writes the ready line when all of them serve.
+
+        Returns:
+            The registry, and the supervisor.
+
+        Raises:
+            OwnPodError: a part did not come up.
+        """
         url = self._config.redis_url or ""
         if embedded is not None:
             embedded.prepare()
@@ -104,10 +121,14 @@ class Up:
         self._check(registry, lambda: schema_version(client))
         environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "ownpod"]
-        if any(endpoint.managed is not None for endpoint in endpoints.values()):
+        agent = functools.partial(self._spawn_agent, command, environ, Agents(client))
+        if _has_template(registry.endpoints):
             # Before the nodes, so that it ends after them: their jobs end, or are requeued, before their workers do.
-            self._start_agent(command, environ, Agents(client))
-        self._group.spawn(
+            agent(None)
+            self._until_serving()
+        else:
+            self._start_agent = agent
+        dispatch = self._group.spawn(
             *("dispatch", [*command, "dispatch"], environ),
             serves=lambda: _has_nodes(registry),
             reloads=True,
@@ -133,8 +154,26 @@ class Up:
         self._until_serving()
         if not self._group.stopping:
             write("ownpod", self._ready_line(registry))
+        return registry, dispatch
 
-    def _start_agent(self, command: list[str], environ: dict[str, str], agents: Agents) -> None:
+    def _reload(self, registry: Registry, reloads: int) -> int:
+        """Reads the configuration again after a SIGHUP. Returns the number of those that were followed."""
+        if reloads != self._group.reloads:
+            # What is wrong with the file is logged by the supervisor and the API.
+            with contextlib.suppress(ConfigurationError):
+                registry.reload(load_endpoints(self._config))
+        return self._group.reloads
+
+    def _follow(self, registry: Registry, dispatch: Child) -> None:
+        """Starts the agent with the first template."""
+        if self._start_agent is not None and _has_template(registry.endpoints):
+            write("ownpod", "an endpoint has a template now; starting the agent")
+            self._start_agent(dispatch)
+            self._start_agent = None
+
+    def _spawn_agent(
+        self, command: list[str], environ: dict[str, str], agents: Agents, before: Child | None
+    ) -> None:
         config, host = self._config, self._config.agent_host
         url = config.worker_api_url or f"http://{self._own_host}:{self._port}"
         options = ["--end-workers"] if config.workers_on_stop == "stop" else []
@@ -148,8 +187,7 @@ class Up:
                 return False
 
         agent = [*command, "agent", "--url", url, *options]
-        self._group.spawn("agent", agent, environ, serves=serves)
-        self._until_serving()
+        self._group.spawn("agent", agent, environ, serves=serves, before=before)
 
     def _check(self, registry: Registry, version: Callable[[], str | None]) -> None:
         try:
@@ -198,6 +236,10 @@ class Up:
         if self._flower_port is not None:
             line += f"  Flower: http://{self._host}:{self._flower_port}"
         return line
+
+
+def _has_template(endpoints: Mapping[str, Endpoint]) -> bool:
+    return any(endpoint.managed is not None for endpoint in endpoints.values())
 
 
 def _statuses(registry: Registry) -> list[WorkerStatus]:

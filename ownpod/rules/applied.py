@@ -4,7 +4,6 @@ The keys are those of ``workers.yaml``, and a few of RunPod's. A key that the fi
 What such a file cannot have (``ports``, ``flashboot``, CUDA versions, registry credentials, ...) stays as it is.
 """
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -22,7 +21,7 @@ from ownpod.rules.gpu_types import GPU_TYPES
 from ownpod.rules.secrets import is_reference
 from ownpod.rules.templates import ScalerType
 
-FILE_KEYS = ("name", "networkVolumeIds", "dataCenterIds", "expires")
+FILE_KEYS = ("name", "networkVolumeIds", "dataCenterIds")
 """Keys of an endpoint of such a file besides those of ``workers.yaml``."""
 
 
@@ -214,31 +213,4 @@ def file_entry(row: EndpointRow, *, with_values: bool) -> dict[str, Any]:
         made["networkVolumeIds"] = list(row.volumes)
     if row.data_centers:
         made["dataCenterIds"] = list(row.data_centers)
-    if row.expires_ms is not None:
-        made["expires"] = _moment(row.expires_ms)
     return made
-
-
-def _moment(ms: int) -> str:
-    text = dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(timespec="milliseconds")
-    return text.replace(".000+", "+").replace("+00:00", "Z")
-
-
-def moment_ms(value: object) -> int:
-    """A moment of the file in ms since the epoch: YAML reads one without quotes as a time or a date. UTC without an offset.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
-        value = dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC)
-    moment = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(_text(value))
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    return round(moment.timestamp() * 1000)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError  # noqa: TRY004 - one kind of error for all values
-    return value

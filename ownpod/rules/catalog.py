@@ -45,6 +45,7 @@ class Kind(StrEnum):
     TEMPLATE = "template"
     VOLUME = "volume"
     REGISTRY = "registry"
+    SECRET = "secret"  # noqa: S105 - a kind, no secret
 
 
 class EndpointType(StrEnum):
@@ -227,7 +228,7 @@ class VolumeRow:
 
 @dataclass(frozen=True)
 class RegistryRow:
-    """Credentials of a container registry. Its password is stored encrypted, apart from the row."""
+    """Credentials of a container registry. Its password is the secret :func:`registry_secret`."""
 
     id: str
     name: str
@@ -235,13 +236,32 @@ class RegistryRow:
     created_ms: int = 0
 
 
-Row = EndpointRow | TemplateRow | VolumeRow | RegistryRow
+@dataclass(frozen=True)
+class SecretRow:
+    """What the management APIs know of a secret besides its value, which is encrypted and in no row. The id is the name."""
+
+    id: str
+    description: str = ""
+    created_ms: int = 0
+
+
+Row = EndpointRow | TemplateRow | VolumeRow | RegistryRow | SecretRow
+
+REGISTRY_SECRET = "OWNPOD_REGISTRY_"  # noqa: S105 - the beginning of a name
+"""What the names of secrets begin with that are passwords of registries; such secrets are listed nowhere else."""
+
+
+def registry_secret(registry_id: str) -> str:
+    """The name of the secret that has the password of registry credentials."""
+    return f"{REGISTRY_SECRET}{registry_id}"
+
 
 KINDS: Mapping[Kind, type[Any]] = {
     Kind.ENDPOINT: EndpointRow,
     Kind.TEMPLATE: TemplateRow,
     Kind.VOLUME: VolumeRow,
     Kind.REGISTRY: RegistryRow,
+    Kind.SECRET: SecretRow,
 }
 
 

@@ -1,5 +1,6 @@
 """What a change of the catalog means: releases, differences, the quota, and what the rest of OwnPod runs. Pure."""
 
+import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,6 +8,7 @@ from typing import Any
 
 from ownpod.rules.catalog import Difference, EndpointRow, Gpu, ReleaseRow
 from ownpod.rules.templates import VOLUME_PATH
+from ownpod.rules.volumes import NETWORK
 
 MOST_RELEASES = 20
 """Releases of an endpoint that its row keeps."""
@@ -144,6 +146,12 @@ def version_of(row: EndpointRow, release: str) -> int | None:
     return max((r.version for r in row.releases if r.release == release), default=None)
 
 
+def time_text(ms: int) -> str:
+    """A time in ms since the epoch, as RunPod's APIs write it."""
+    moment = dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
 def entry_of(row: EndpointRow) -> dict[str, Any]:
     """The endpoint as an entry of run time, whose keys are those of ``workers.yaml``.
 
@@ -167,6 +175,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         "scalerValue": row.scaler_value,
         "executionTimeout": timeout_of(row),
     }
+    if row.expires_ms is not None:
+        entry["expires"] = time_text(row.expires_ms)
     if row.gpu is not None:
         entry["gpu"] = {"count": row.gpu.count}
         if names := gpu_names(row.gpu):
@@ -175,7 +185,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         target = template if name.startswith(TEMPLATE) else entry
         target[name.removeprefix(TEMPLATE)] = json.loads(text)
     if row.volumes:
-        network = {"name": row.volumes[0], "path": VOLUME_PATH}
+        # RunPod mounts the one of the worker's data center; here a worker has the first one.
+        network = {"name": f"{NETWORK}{row.volumes[0]}", "path": VOLUME_PATH}
         template["volumes"] = [network, *template.get("volumes", ())]
     return entry
 

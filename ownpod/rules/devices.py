@@ -174,11 +174,15 @@ class DeviceState:
     ``word``: silent, unusable, reserved, busy, draining, or free: it can take a worker.
     ``reason``: why, in words; "" where the word is enough.
     ``workers``: ids of the workers that hold it.
+    ``next``: ids of the wanted workers that get it then.
+    ``idle_s``: seconds since the first of ``workers`` was seen without a job; None: one has a job.
     """
 
     word: str
     reason: str = ""
     workers: tuple[str, ...] = ()
+    next: tuple[str, ...] = ()
+    idle_s: float | None = None
 
 
 def state_of(device: Device, agent: AgentInfo, holds: Iterable[Hold]) -> DeviceState:
@@ -186,14 +190,20 @@ def state_of(device: Device, agent: AgentInfo, holds: Iterable[Hold]) -> DeviceS
     mine = [hold for hold in holds if hold.device == device.id]
     workers = tuple(hold.worker for hold in mine if hold.worker)
     reserved = [hold.reserved for hold in mine if hold.reserved]
+    kept = [hold for hold in mine if hold.next is not None]
+    idle = [hold.idle_s for hold in mine if hold.worker]
     if agent.silent_s >= HOST_SILENT_S:
         return DeviceState("silent", f"no heartbeat for {agent.silent_s:.0f} s", workers)
     if device.problem:
         return DeviceState("unusable", device.problem, workers)
     if reserved:
         return DeviceState("reserved", reserved[0], workers)
-    if len(workers) >= device.slots:
-        return DeviceState("busy", "", workers)
+    if len(workers) + sum(hold.worker is None for hold in kept) >= device.slots:
+        idle_s = max((s for s in idle if s is not None), default=None) if None not in idle else None
+        next_ones = tuple(hold.next for hold in kept if hold.next)
+        words = [] if idle_s is None else [f"idle for {idle_s:.0f} s"]
+        words += [f"is being freed for {', '.join(next_ones)}"] if next_ones else []
+        return DeviceState("busy", ", ".join(words), workers, next_ones, idle_s)
     return DeviceState("draining" if agent.draining else "free", "", workers)
 
 

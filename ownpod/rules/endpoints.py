@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ownpod.rules.credentials import Credential
+from ownpod.rules.hours import Pause, pause_at
 from ownpod.rules.templates import ManagedSpec
 
 HOUSEKEEPING = "housekeeping"
@@ -91,9 +92,16 @@ class Endpoint:
     """How OwnPod starts workers of this endpoint; None: it starts none."""
 
     @property
-    def paused(self) -> bool:
-        """The endpoint takes no jobs, because its ``workersMax`` is 0."""
-        return self.managed is not None and self.managed.scaling.workers_max == 0
+    def has_hours(self) -> bool:
+        """Whether the time decides if the endpoint takes jobs: it has hours, or expires."""
+        spec = self.managed
+        return spec is not None and (bool(spec.hours) or spec.expires_ms is not None)
+
+    def pause_at(self, now_ms: int) -> Pause | None:
+        """Why the endpoint takes no jobs at a moment, in ms since the epoch: its ``workersMax`` is 0, or it has expired. None: it
+        takes jobs.
+        """
+        return None if self.managed is None else pause_at(self.managed, now_ms)
 
 
 def pull_worker(endpoint_id: str, worker_id: str, capacity: int) -> WorkerSpec:

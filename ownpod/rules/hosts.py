@@ -5,6 +5,7 @@ from typing import Any
 
 from ownpod.rules.devices import state_of
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold
+from ownpod.rules.volumes import describe_volume
 
 
 def host_state(agent: AgentInfo, workers: int) -> str:
@@ -30,6 +31,8 @@ def describe_device(agent: AgentInfo, device: Device, holds: Iterable[Hold]) -> 
         "slots": device.slots,
         "state": state.word,
         "workers": list(state.workers),
+        "next": list(state.next),
+        "idleSeconds": None if state.idle_s is None else round(state.idle_s, 1),
         "reason": state.reason,
     }
 
@@ -42,6 +45,7 @@ def describe_host(agent: AgentInfo, holds: Iterable[Hold], workers: int) -> dict
         "state": host_state(agent, workers),
         "engine": agent.engine,
         "devices": [describe_device(agent, device, found) for device in agent.devices],
+        "volumes": [describe_volume(volume) for volume in agent.volumes],
         "workers": workers,
         "silentSeconds": round(agent.silent_s, 1),
         "labels": dict(agent.labels),

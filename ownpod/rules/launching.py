@@ -10,6 +10,7 @@ from urllib.parse import quote_plus
 from ownpod.rules.managed import Device
 from ownpod.rules.pulling import worker_environment
 from ownpod.rules.templates import GIB, Protocol, Template
+from ownpod.rules.volumes import variables
 
 PING_INTERVAL_MS = 10_000
 """RunPod's interval of a worker's pings."""
@@ -59,6 +60,7 @@ def environment(
     if template.protocol is Protocol.PULL:
         gpu = quote_plus(gpus[0].name) if gpus else "0"
         needed |= _webhooks(f"{base_url.rstrip('/')}/v2/{endpoint}", worker_id, key, gpu)
+    needed |= variables(template.volumes)
     given = {n: v for n, v in template.env.items() if not n.startswith(WEBHOOK)}
     return platform | given | needed
 

@@ -71,6 +71,8 @@ class ManagedWorker:
     """See :class:`ownpod.rules.templates.GpuNeed`."""
     volumes: tuple[str, ...] = ()
     """Names of the volumes that its host must have."""
+    refused_by: tuple[str, ...] = ()
+    """While it is wanted: hosts that cannot start it, for example because a secret is missing there."""
     placed_ms: int | None = None
     started_ms: int | None = None
     ready_ms: int | None = None
@@ -155,7 +157,16 @@ class Hold:
     reserved: str = ""
     """Why an operator keeps it, for example "2 h left"."""
     next: str | None = None
-    """The wanted worker that gets the slot once ``worker`` has gone."""
+    """The wanted worker that gets the slot once ``worker`` has gone; without a ``worker``, the slot is kept for it."""
+    slot: int = 0
+    """Number of the slot, from 0."""
+    idle_s: float | None = None
+    """Seconds since ``worker`` was first seen without a job; None: it has one, or is not ready."""
+
+    @property
+    def is_reservation(self) -> bool:
+        """Whether an operator keeps the device."""
+        return self.worker is None and self.next is None
 
 
 def may_move(old: Phase, new: Phase) -> bool:
@@ -172,7 +183,7 @@ FIELDS = tuple(f.name for f in fields(ManagedWorker) if f.name != "id")
 
 WANTED_FIELDS = (
     *("endpoint", "release", "phase", "created_ms"),
-    *("reason", "gpu_count", "pools"),
+    *("reason", "gpu_count", "pools", "volumes", "refused_by"),
 )
 """Those of them that a wanted worker may have. Agents read many of these records every second."""
 
@@ -222,6 +233,7 @@ _VALUES: dict[str, Any] = {
     "devices": _names,
     "pools": _names,
     "volumes": _names,
+    "refused_by": _names,
     **dict.fromkeys(("failed", "out_of_memory"), lambda text: bool(int(text))),
     **dict.fromkeys(
         (

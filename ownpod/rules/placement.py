@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold, ManagedWorker
 from ownpod.rules.templates import GpuNeed
+from ownpod.rules.volumes import has_all, reachable, why_no_volume
 
 POOLS_BY_NAME: Mapping[str, tuple[str, ...]] = {
     "AMPERE_16": ("RTX A4000", "RTX A4500", "RTX 4000 Ada", "RTX 4000 SFF Ada", "RTX 2000 Ada"),
@@ -143,7 +144,8 @@ def place(
     if agent.draining:
         return []
     host, placements = _Host(agent.devices, holds), []
-    for worker in sorted(wanted, key=lambda w: (w.created_ms, w.id)):
+    able = (worker for worker in wanted if has_all(agent, worker.volumes))
+    for worker in sorted(able, key=lambda w: (w.created_ms, w.id)):
         devices: tuple[str, ...] | None = ()
         if worker.gpu_count > 0:
             devices = host.take(worker)
@@ -160,8 +162,12 @@ class _Host:
     """The devices of a host, and what is free of them during one placement."""
 
     def __init__(self, devices: Iterable[Device], holds: Iterable[Hold]) -> None:
-        self._reserved = {hold.device for hold in holds if hold.worker is None}
-        self._used = Counter(hold.device for hold in holds if hold.worker is not None)
+        found = list(holds)
+        self._reserved = {hold.device for hold in found if hold.is_reservation}
+        self._used = Counter(hold.device for hold in found if hold.worker is not None)
+        kept = [hold for hold in found if hold.worker is None and hold.next is not None]
+        self._kept = Counter(hold.device for hold in kept)
+        self._kept_for = Counter((hold.device, hold.next) for hold in kept)
         usable = (d for d in devices if not d.problem and d.id not in self._reserved)
         self._usable = sorted(usable, key=lambda d: (d.memory_mb, d.index, d.id))
         self._free = sum(max(d.slots - self._used[d.id], 0) for d in self._usable)
@@ -174,18 +180,21 @@ class _Host:
             self._of_need[need] = [group for _, group in groups(self._usable, need)]
         return self._of_need[need]
 
-    def is_free(self, device: Device) -> bool:
-        return self._used[device.id] < device.slots
+    def is_free(self, device: Device, worker: ManagedWorker) -> bool:
+        """Whether a worker may have a slot of the device: one that is free, and not kept for another worker."""
+        for_others = self._kept[device.id] - self._kept_for[device.id, worker.id]
+        return self._used[device.id] + for_others < device.slots
 
     def take(self, worker: ManagedWorker) -> tuple[str, ...] | None:
         """The devices for a worker, all from one pool, which are used from now on; None: not enough are free."""
         if self._free < worker.gpu_count:
             return None
         for group in self.groups(worker):
-            free = [device for device in group if self.is_free(device)]
+            free = [device for device in group if self.is_free(device, worker)]
             if len(free) >= worker.gpu_count:
-                # The least used first; of these the one with the least memory, so that the large ones stay free.
-                free.sort(key=lambda device: self._used[device.id])
+                # Those that others have left for it, then the least used; of these the one with the least memory, so that
+                # the large ones stay free.
+                free.sort(key=lambda d: (not self._kept_for[d.id, worker.id], self._used[d.id]))
                 return self._use(free[: worker.gpu_count])
         return None
 
@@ -193,7 +202,7 @@ class _Host:
         """Keeps free devices for a worker that needs more than are free, if the host has enough at all."""
         for group in self.groups(worker):
             if len(group) >= worker.gpu_count:
-                self._use([device for device in group if self.is_free(device)])
+                self._use([device for device in group if self.is_free(device, worker)])
                 return
 
     def _use(self, devices: Sequence[Device]) -> tuple[str, ...]:
@@ -246,6 +255,12 @@ def why_waits(
     open_hosts = [agent for agent in alive if not agent.draining]
     if not open_hosts:
         return f"host {alive[0].host} is drained" if len(alive) == 1 else "all hosts are drained"
+    if worker.volumes:
+        able, elsewhere = reachable(agents, worker.volumes)
+        able = [agent for agent in able if agent in open_hosts]
+        if not able:
+            return elsewhere or why_no_volume(open_hosts, worker.volumes)
+        open_hosts = able
     if worker.gpu_count <= 0:
         return ABOUT_TO_START
     return _why_no_device(worker, open_hosts, holds_by_host)
@@ -265,7 +280,8 @@ def _why_no_device(
     states: dict[tuple[str, str], str] = {}
     free = 0
     for host, group in found:
-        of_group = {(host, d.id): _state(d, holds_by_host.get(host, ())) for d in group}
+        holds = holds_by_host.get(host, ())
+        of_group = {(host, d.id): _state(d, holds, worker.id) for d in group}
         states |= of_group
         free = max(free, sum(not state for state in of_group.values()))
     if free >= count:
@@ -309,12 +325,17 @@ def _named(pools: Sequence[str]) -> str:
     return f" of pool {pools[0]}" if len(pools) == 1 else f" of the pools {', '.join(pools)}"
 
 
-def _state(device: Device, holds: Sequence[Hold]) -> str:
-    """Why a device takes no worker; "" if it takes one."""
+def _state(device: Device, holds: Sequence[Hold], worker_id: str) -> str:
+    """Why a device takes no worker of this id; "" if it takes it."""
     if device.problem:
         return f"unusable ({device.problem})"
     mine = [hold for hold in holds if hold.device == device.id]
-    reserved = next((hold for hold in mine if hold.worker is None), None)
+    reserved = next((hold for hold in mine if hold.is_reservation), None)
     if reserved:
         return f"reserved ({reserved.reserved})" if reserved.reserved else "reserved"
-    return "busy" if len(mine) >= device.slots else ""
+    taken = [hold for hold in mine if hold.worker is not None or hold.next != worker_id]
+    if len(taken) < device.slots:
+        return ""
+    if any(hold.next == worker_id for hold in taken):
+        return "being freed"
+    return "being freed for another worker" if any(hold.next for hold in taken) else "busy"

@@ -66,6 +66,7 @@ class EndpointView:
         failures_count: number of failed starts in a row.
         pause_s: seconds until the next start is allowed, because of these failures.
         now_ms: the time, in ms since the epoch, by Redis's clock.
+        pinned: none of its workers leaves for being idle.
     """
 
     id: str
@@ -78,6 +79,7 @@ class EndpointView:
     workers: tuple[WorkerView, ...] = ()
     failures_count: int = 0
     pause_s: float = 0.0
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ class _Plan:
     def idle(self) -> None:
         """Drains workers that have been idle for ``idleTimeout``; never one with a job, never below the least."""
         scaling, ready = self.view.scaling, self.in_phase(Phase.READY)
-        if scaling.scaler is ScalerType.QUEUE_DELAY and self.view.queued:
+        if self.view.pinned or (scaling.scaler is ScalerType.QUEUE_DELAY and self.view.queued):
             return
         limit = scaling.idle_timeout_s
         idle = [w for w in ready if not w.jobs and w.idle_s >= limit]

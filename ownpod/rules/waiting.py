@@ -28,8 +28,8 @@ def explain(
     """The reason, from the statuses of the endpoint's workers, by worker id, from refused workers, and from the workers
     that OwnPod starts.
     """
-    if endpoint.paused:
-        return "the endpoint is paused: its workersMax is 0"
+    if pause := endpoint.pause_at(managed.now_ms or 0):
+        return f"the endpoint is paused: {pause.reason}"
     current = [statuses[worker.id] for worker in without_unready(endpoint.workers, managed)]
     able = [s for s in current if s.state in {WorkerState.READY, WorkerState.BUSY}]
     coming = _coming(managed)

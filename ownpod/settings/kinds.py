@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 
 from marshmallow import ValidationError, fields
 
-from ownpod.rules import credentials, devices, images, redis_url
+from ownpod.rules import credentials, devices, images, redis_url, volumes
 from ownpod.rules.credentials import Credential
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.origins import host_name
+from ownpod.rules.volumes import VolumeSource
 from ownpod.validation import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, check_http_url
 
 Read = TypeVar("Read")
@@ -27,6 +28,7 @@ OPERATIONS = (
     "purge-queue",
     "requests",
     "health",
+    "management",
 )
 """Operations that ``OWNPOD_RATE_LIMITS`` can limit; ``status`` includes ``status-sync``."""
 
@@ -191,6 +193,13 @@ class Labels(fields.Field[dict[str, str]]):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> dict[str, str]:
         return _checked(str(value), devices.parse_labels)
+
+
+class Volumes(fields.Field[tuple[VolumeSource, ...]]):
+    """Comma-separated volumes of a host, ``name=directory`` or ``name=docker:volume``."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[VolumeSource, ...]:
+        return _checked(str(value), volumes.parse_sources)
 
 
 def _checked(text: str, parse: Callable[[str], Read]) -> Read:

@@ -4,16 +4,14 @@
 """
 
 import functools
-import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ownpod.errors import ConfigurationError
 from ownpod.rules.credentials import Credential
-from ownpod.rules.devices import DeviceChoice
 from ownpod.settings import kinds
+from ownpod.settings.agent_variables import Agent
 from ownpod.settings.declare import variable
 from ownpod.validation import check_file
 
@@ -24,6 +22,9 @@ CLIENT_VARIABLES = ("OWNPOD_URL", "OWNPOD_API_KEY", "OWNPOD_ENDPOINT")
 
 REDIS_URL_FILE = "redis.url"
 """A file in the data directory: the address of the embedded Redis while it runs."""
+
+SECRETS_KEY_FILE = "secrets.key"
+"""A file in the data directory: the key of the secrets in Redis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,12 @@ class Redis:
     )
     data_dir: Path = variable(
         "OWNPOD_DATA_DIR", "./var", purpose="directory with the files of the embedded Redis"
+    )
+    secrets_key_file: Path | None = variable(
+        "OWNPOD_SECRETS_KEY_FILE",
+        unset="unset: `secrets.key` in `OWNPOD_DATA_DIR`",
+        purpose="file with the key of the secrets that `ownpod secrets set` stores. Each host with an agent needs the same "
+        "file, readable by its user only",
     )
     appendfsync: str = variable(
         "OWNPOD_APPENDFSYNC",
@@ -64,6 +71,10 @@ class Redis:
                 f"REDIS_URL is not set and no embedded Redis runs in {self.data_dir}: "
                 "set REDIS_URL, or start everything with `ownpod up`"
             ) from None
+
+    def secrets_key_path(self) -> Path:
+        """The file with the keys of the secrets, which need not exist."""
+        return self.secrets_key_file or self.data_dir / SECRETS_KEY_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +151,20 @@ class Workers:
         limits=(10, DAY_S),
         purpose="seconds without a request after which a worker that pulls is removed",
     )
+    worker_quota: int = variable(
+        "OWNPOD_WORKER_QUOTA",
+        0,
+        limits=(0, 1_000_000),
+        purpose="largest sum of `workersMax` of all endpoints, in their widest `hours`. A configuration above it is refused "
+        "in RunPod's words. 0: any",
+    )
+    device_hold_s: float = variable(
+        "OWNPOD_DEVICE_HOLD_S",
+        30,
+        limits=(0.1, DAY_S),
+        purpose="seconds for which an endpoint with work keeps its devices at least while a job of another endpoint waits for "
+        "one; three times the time of both loads where that is more",
+    )
     images: tuple[str, ...] = variable(
         "OWNPOD_IMAGES",
         "**",
@@ -148,59 +173,6 @@ class Workers:
         "`**` allows all images. This list is the boundary of trust, because a container's limits do not confine a hostile "
         "image with a GPU",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agent:
-    """The agent of this host, which starts managed workers."""
-
-    agent_name: str | None = variable(
-        "OWNPOD_AGENT_NAME",
-        check=kinds.check_host,
-        unset="unset: the host's name",
-        purpose="name of this host among the agents. It must stay the same after a restart, because the agent finds its "
-        "workers again by it",
-    )
-    engine: str = variable(
-        "OWNPOD_ENGINE",
-        "auto",
-        choices=("auto", "docker", "process"),
-        purpose="what runs the managed workers of this host: `docker`, containers; `process`, processes of this user. "
-        "`auto`: Docker where its engine answers, otherwise processes",
-    )
-    devices: DeviceChoice = variable(
-        "OWNPOD_DEVICES",
-        "auto",
-        kind=kinds.Devices,
-        purpose="devices that this host offers to managed workers: `auto`, all its NVIDIA GPUs; comma-separated indexes or "
-        "UUIDs of GPUs; or `cpu:N`, N stand-ins for GPUs, for tests on a host without one",
-    )
-    labels: Mapping[str, str] = variable(
-        "OWNPOD_LABELS",
-        kind=kinds.Labels,
-        purpose="comma-separated labels of this host, like `zone=a,pool=low`. `pool` adds all its devices to pools "
-        "(`pool=low+fast`), `pool.<index or UUID>` one device. `slots` and `slots.<index or UUID>` have the number of "
-        "workers that may share a device, 1 by default",
-    )
-    workers_on_stop: str = variable(
-        "OWNPOD_WORKERS_ON_STOP",
-        "stop",
-        choices=("stop", "keep"),
-        purpose="whether the end of `ownpod up` stops the managed workers of this host, or keeps them for its next start. "
-        "The end of `ownpod agent` always keeps them",
-    )
-    worker_api_url: str | None = variable(
-        "OWNPOD_WORKER_API_URL",
-        kind=kinds.BaseUrl,
-        unset="unset: `http://127.0.0.1:<port>` of `ownpod up`",
-        purpose="base URL at which managed workers reach the API, like `http://10.0.0.5:8000`",
-    )
-
-    @property
-    def agent_host(self) -> str:
-        """The name of this host among the agents."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname())[:253]
-        return self.agent_name or name.strip("._-") or "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
 -- Agents, and what occupies the devices of their hosts. Each command is one atomic step. agents.py puts the
--- constants in front: AGENTS, SEEN, DRAINING_HOSTS, HELD, RESERVED, HOSTS, NOTICES (keys.py),
+-- constants in front: AGENTS, SEEN, DRAINING_HOSTS, HELD, RESERVED, NEXT, HOSTS, NOTICES (keys.py),
 -- OWNER_MS, SILENT_MS.
 --
 -- AGENTS                    hash    host -> JSON of AgentInfo (rules/managed.py) without draining and silent_s
 -- SEEN                      hash    host -> "<ms> <token>" of the last heartbeat of its agent
 -- DRAINING_HOSTS            set     hosts that take no more workers
 -- RESERVED                  hash    "<host>/<device>" -> "<ms when it ends, or 0> <reason>"
--- HELD, HOSTS, NOTICES      see managed.lua
+-- HELD, HOSTS, NOTICES      see managed.lua; NEXT: sharing.lua
 
 local function seen(host)
   return string.match(redis.call('HGET', SEEN, host) or '', '^(%d+) (.*)$')
@@ -59,6 +59,7 @@ function commands.remove_agent()
   redis.call('SREM', DRAINING_HOSTS, host)
   clear(HELD, host)
   clear(RESERVED, host)
+  clear(NEXT, host)
   return 1
 end
 

@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import redis
 from ownpod.errors import BadRequest, WorkerRecordBroken
 from ownpod.processes import is_dead_here
 from ownpod.rules.fleet import WorkerState
-from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold, ManagedWorker
+from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold, ManagedWorker, Phase
 from ownpod.rules.records import from_text, to_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
@@ -68,6 +68,7 @@ class Agents:
                 DRAINING_HOSTS=keys.AGENTS_DRAINING,
                 HELD=keys.DEVICES_HELD,
                 RESERVED=keys.DEVICES_RESERVED,
+                NEXT=keys.DEVICES_NEXT,
                 HOSTS=keys.MANAGED_HOST,
                 NOTICES=keys.MANAGED_NOTICES,
                 OWNER_MS=int(OWNER_S * 1000),
@@ -207,12 +208,19 @@ class Agents:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(keys.DEVICES_HELD)
             pipe.hgetall(keys.DEVICES_RESERVED)
+            pipe.hgetall(keys.DEVICES_NEXT)
+            pipe.hgetall(keys.MANAGED_IDLE)
             pipe.time()
-            held, reserved, (seconds, _) = pipe.execute()
+            held, reserved, next_ones, idle, (seconds, _) = pipe.execute()
+        kept = self._valid(next_ones)
         holds = dict[str, list[Hold]]()
-        for name, worker_id in sorted(held.items()):
-            host, _, device = name.partition("/")
-            holds.setdefault(host, []).append(Hold(device.rpartition("#")[0], worker=worker_id))
+        for name in sorted(held.keys() | kept.keys()):
+            host, device, slot = _slot(name)
+            worker = held.get(name)
+            since_ms = whole(idle.get(worker)) if worker else 0
+            idle_s = max(0.0, seconds - since_ms / 1000) if since_ms else None
+            hold = Hold(device, worker, next=kept.get(name), slot=slot, idle_s=idle_s)
+            holds.setdefault(host, []).append(hold)
         for name, text in sorted(reserved.items()):
             host, _, device = name.partition("/")
             at, _, reason = text.partition(" ")
@@ -223,6 +231,18 @@ class Agents:
                 reserved_for = ", ".join(words) or "without an end"
                 holds.setdefault(host, []).append(Hold(device, reserved=reserved_for))
         return holds
+
+    def _valid(self, kept: Mapping[str, str]) -> dict[str, str]:
+        """Those of the kept slots whose worker is still wanted."""
+        if not kept:
+            return {}
+        workers = sorted(set(kept.values()))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for worker_id in workers:
+                pipe.hget(keys.managed(worker_id), "phase")
+            found = pipe.execute(raise_on_error=False)
+        wanted = {w for w, phase in zip(workers, found, strict=True) if phase == Phase.WANTED}
+        return {name: worker for name, worker in kept.items() if worker in wanted}
 
 
 class Wakeups:
@@ -268,6 +288,13 @@ class Wakeups:
         if pubsub is not None:
             with contextlib.suppress(redis.RedisError, OSError):
                 pubsub.close()
+
+
+def _slot(name: str) -> tuple[str, str, int]:
+    """Host, device and number of a slot's name in Redis."""
+    host, _, slot = name.partition("/")
+    device, _, number = slot.rpartition("#")
+    return host, device, whole(number)
 
 
 def _check_device(device: str) -> None:

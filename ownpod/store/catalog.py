@@ -3,7 +3,6 @@
 CATALOG:<kind>            hash    id -> JSON of the row (rules/catalog.py), for each kind of row
 CATALOG:version           string  rises with each change; a change that was computed from an older one is computed again
 CATALOG:deleted           zset    ids of deleted endpoints whose jobs housekeeping still has to cancel, by ms of the deletion
-CATALOG:passwords         hash    id of registry credentials -> encrypted password
 CATALOG:audit             stream  the changes and their callers, the last MOST_AUDITS
 ENDPOINTS                 hash    see fleet.lua: the catalog's endpoints as entries of run time
 """
@@ -23,11 +22,13 @@ from ownpod.rules.catalog import (
     Kind,
     RegistryRow,
     Row,
+    SecretRow,
     TemplateRow,
     VolumeRow,
     kind_of,
 )
 from ownpod.rules.records import from_text, to_text
+from ownpod.rules.volumes import NETWORK
 from ownpod.store import keys, schema
 from ownpod.store.client import clock_ms, ms_of, redis_errors, redis_reads
 
@@ -54,6 +55,7 @@ class Snapshot:
     templates: Mapping[str, TemplateRow] = field(default_factory=dict)
     volumes: Mapping[str, VolumeRow] = field(default_factory=dict)
     registries: Mapping[str, RegistryRow] = field(default_factory=dict)
+    secrets: Mapping[str, SecretRow] = field(default_factory=dict)
     unreadable: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -76,7 +78,6 @@ class Change:
         put: rows to add or replace.
         delete: kinds and ids of rows to delete.
         entries: what the endpoint's processes read, by id of the endpoint; None: it is removed.
-        passwords: encrypted passwords by id of the registry credentials; None: it is removed.
         audit: one entry, or None for a change that writes nothing.
         more_audits: entries of a change of many rows.
     """
@@ -84,7 +85,6 @@ class Change:
     put: tuple[Row, ...] = ()
     delete: tuple[tuple[Kind, str], ...] = ()
     entries: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
-    passwords: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     audit: Audit | None = None
     more_audits: tuple[Audit, ...] = ()
 
@@ -154,12 +154,6 @@ class Catalog:
         ]
 
     @redis_reads
-    def password(self, registry_id: str) -> str | None:
-        """The encrypted password of registry credentials."""
-        found: Any = self._redis.hget(keys.CATALOG_PASSWORDS, registry_id)
-        return None if found is None else str(found)
-
-    @redis_reads
     def deleted(self) -> dict[str, float]:
         """Seconds since the deletion of the endpoints whose jobs are still to be cancelled, by id."""
         found: Any = self._redis.zrange(keys.CATALOG_DELETED, 0, -1, withscores=True)
@@ -200,6 +194,7 @@ def _snapshot(found: Any) -> Snapshot:
         rows[Kind.TEMPLATE],
         rows[Kind.VOLUME],
         rows[Kind.REGISTRY],
+        rows[Kind.SECRET],
         unreadable,
     )
 
@@ -212,16 +207,14 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
         pipe.hdel(f"{keys.CATALOG}{kind}", row_id)
         if kind is Kind.ENDPOINT:
             pipe.zadd(keys.CATALOG_DELETED, {row_id: now_ms})
+        if kind is Kind.VOLUME:
+            # Its host keeps the data for a day.
+            pipe.zadd(keys.VOLUMES_DELETED, {f"{NETWORK}{row_id}": now_ms})
     for endpoint_id, entry in change.entries.items():
         if entry is None:
             pipe.hdel(keys.ENDPOINTS, endpoint_id)
         else:
             pipe.hset(keys.ENDPOINTS, endpoint_id, json.dumps(entry))
-    for registry_id, password in change.passwords.items():
-        if password is None:
-            pipe.hdel(keys.CATALOG_PASSWORDS, registry_id)
-        else:
-            pipe.hset(keys.CATALOG_PASSWORDS, registry_id, password)
     for audit in (change.audit, *change.more_audits):
         if audit is None:
             continue

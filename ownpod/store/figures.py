@@ -54,6 +54,8 @@ class EndpointStats:
     execution: Histogram
     starts: Mapping[str, Histogram]
     failed_starts: int
+    swaps: Mapping[str, int]
+    """How often a worker has given its devices to one of another endpoint, by that endpoint's id."""
 
 
 class Figures(Part):
@@ -80,10 +82,10 @@ class Figures(Part):
             pipe.zcard(keys.queued(endpoint))
             pipe.zrange(keys.queued(endpoint), 0, 0, withscores=True)
             pipe.hvals(keys.running(endpoint))
-            for name in ("counts", "webhooks", "delay", "execution", "starts"):
+            for name in ("counts", "webhooks", "delay", "execution", "starts", "swaps"):
                 pipe.hgetall(keys.of_endpoint(endpoint, name))
             waiting, oldest, running, *hashes = pipe.execute()
-        counts, webhooks, delay, execution, starts = (
+        counts, webhooks, delay, execution, starts, swaps = (
             {name: int(value) for name, value in fields.items()} for fields in hashes
         )
         return EndpointStats(
@@ -96,6 +98,7 @@ class Figures(Part):
             execution=_histogram(execution),
             starts={part: _histogram(starts, f"{part}:") for part in START_PARTS},
             failed_starts=starts.get("failed", 0),
+            swaps=swaps,
         )
 
     def sample(self, endpoint: str) -> None:

@@ -1,5 +1,5 @@
 """Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua`` and ``agents.lua`` list types and meanings.
+``managed.lua``, ``sharing.lua`` and ``agents.lua`` list types and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -34,6 +34,7 @@ MANAGED_WANTED = f"{MANAGED}:wanted"
 MANAGED_STOPPED = f"{MANAGED}:stopped"
 DEVICES_HELD = f"{PREFIX}devices:held"
 DEVICES_RESERVED = f"{PREFIX}devices:reserved"
+DEVICES_NEXT = f"{PREFIX}devices:next"
 AGENTS = f"{PREFIX}agents"
 AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
@@ -42,7 +43,9 @@ CATALOG = f"{PREFIX}catalog:"
 CATALOG_VERSION = f"{CATALOG}version"
 CATALOG_AUDIT = f"{CATALOG}audit"
 CATALOG_DELETED = f"{CATALOG}deleted"
-CATALOG_PASSWORDS = f"{CATALOG}passwords"
+SECRETS = f"{PREFIX}secrets"
+VOLUME_HOMES = f"{PREFIX}volumes:homes"
+VOLUMES_DELETED = f"{PREFIX}volumes:deleted"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

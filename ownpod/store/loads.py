@@ -67,6 +67,7 @@ class JobsView:
         lingering: number of lingering slots, by the id of a managed worker that has some.
         idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
         failures: failed starts of the release that is to run.
+        load_s: seconds from start to ready of the worker that was ready last; 0: not known.
     """
 
     now_ms: int
@@ -76,6 +77,7 @@ class JobsView:
     lingering: Mapping[str, int]
     idle_s: Mapping[str, float] = field(default_factory=dict)
     failures: Failures = Failures()
+    load_s: float = 0.0
 
     def jobs(self, worker_id: str) -> int:
         """Number of slots that jobs of a worker take, lingering ones included."""
@@ -182,19 +184,20 @@ class Loads:
                 pipe.zrange(keys.queued(name), 0, 0, withscores=True)
                 pipe.hvals(keys.running(name))
                 pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
+                pipe.hget(keys.of_endpoint(name, "starts"), "load_ms")
                 for worker_id in ids:
                     pipe.hget(keys.worker(worker_id), "held")
             time, *rest = pipe.execute(raise_on_error=False)
         now_ms, found = ms_of(time), {}
         replies: Iterator[Any] = iter(rest)
         for name, ids in endpoints.items():
-            mine = list(itertools.islice(replies, 5 + len(ids)))
+            mine = list(itertools.islice(replies, 6 + len(ids)))
             if errors := [reply for reply in mine if isinstance(reply, Exception)]:
                 if not isinstance(errors[0], redis.ResponseError):
                     raise errors[0]
                 log.error("endpoint %s is not scaled: %s", name, errors[0])
                 continue
-            waiting, pinned, oldest, running, failures, *held = mine
+            waiting, pinned, oldest, running, failures, load_ms, *held = mine
             queued, oldest_ms = max(0, waiting - pinned), oldest[0][1] if oldest else now_ms
             view = JobsView(
                 now_ms=now_ms,
@@ -206,6 +209,7 @@ class Loads:
                     for worker_id, text in zip(ids, held, strict=True)
                     if whole(text)
                 },
+                load_s=whole(load_ms) / 1000,
             )
             found[name] = (_failures(failures, now_ms), view)
         return found

@@ -1,11 +1,11 @@
 -- Managed workers: each command is one atomic step, and a move is refused unless the record is in a phase that
 -- it may leave, and belongs to the caller's host. managed.py puts the constants in front: those of offers.lua
--- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, SEEN, DRAINING_HOSTS,
+-- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, NEXT, SEEN, DRAINING_HOSTS,
 -- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS, BUCKETS_MS. The
--- helpers of offers.lua and pulling.lua are in front too, so ARGV[2] is the worker's id.
+-- helpers of offers.lua, pulling.lua and slots.lua are in front too, so ARGV[2] is the worker's id.
 --
--- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices` and
---                                   `pools` as JSON lists; `protocol`, push or pull; until it is stopped `key`, the
+-- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices`, `pools`
+--                                   and `volumes` as JSON lists; `protocol`, push or pull; until it is stopped `key`, the
 --                                   digest of its own key, and `spec`, the JSON of what it is started from;
 --                                   `prepared_ms`, when its image was there
 -- MANAGED                   zset    ids of workers that are not stopped, by created_ms
@@ -18,8 +18,10 @@
 -- FAILURES<endpoint>        hash    of the endpoint's last start that failed: release, created_ms (of the worker),
 --                                   reason, exit_code, log, worker; count (in a row), until_ms (no start before)
 -- ENDPOINT<ep>:starts       hash    "<part>:<number of the bucket>" -> starts that became ready, "<part>:sum" -> ms, by part
---                                   of the start: device, prepare, create, import; "failed" -> starts that failed
+--                                   of the start: device, prepare, create, import; "failed" -> starts that failed;
+--                                   "load_ms" -> ms that the last one took from its start to ready
 -- HELD                      hash    "<host>/<device>#<slot>" -> worker id, until nothing of the worker runs there
+-- NEXT                      see sharing.lua
 -- RESERVED, SEEN, DRAINING_HOSTS    see agents.lua
 -- NOTICES                   pub/sub "<what> <worker>" for what the scaler or an agent acts on
 
@@ -57,16 +59,6 @@ local function close(reason)
   redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
 end
 
--- Frees the devices of a host that a worker holds.
-local function free(host)
-  local all, prefix = redis.call('HGETALL', HELD), host .. '/'
-  for i = 1, #all, 2 do
-    if all[i + 1] == worker and string.sub(all[i], 1, #prefix) == prefix then
-      redis.call('HDEL', HELD, all[i])
-    end
-  end
-end
-
 -- Ends what the worker has as one that pulls: its node requeues the runs that have not ended.
 local function forget_pulls()
   drop_broken()
@@ -91,6 +83,7 @@ end
 local function retire(host, reason)
   redis.call('HSET', record, 'phase', 'stopped', 'reason', reason, 'stopped_ms', now)
   redis.call('HDEL', record, 'spec', 'key')
+  let_go()
   redis.call('PEXPIRE', record, STOPPED_MS)
   redis.call('ZREM', MANAGED, worker)
   redis.call('ZREM', WANTED, worker)
@@ -144,13 +137,13 @@ end
 
 local commands = {}
 
--- worker, endpoint, release, number of devices, pools, protocol, spec -> 1: it is wanted; 0: another worker has this id
+-- worker, endpoint, release, number of devices, pools, protocol, spec, volumes -> 1: it is wanted; 0: another worker has this id
 function commands.want()
   if redis.call('EXISTS', record) == 1 then
     return redis.call('HGET', record, 'phase') == 'wanted' and redis.call('HGET', record, 'endpoint') == ARGV[3] and 1 or 0
   end
   redis.call('HSET', record, 'phase', 'wanted', 'created_ms', now, 'endpoint', ARGV[3], 'release', ARGV[4],
-    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8])
+    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8], 'volumes', ARGV[9])
   redis.call('ZADD', MANAGED, now, worker)
   redis.call('ZADD', WANTED, now, worker)
   notify('wanted')
@@ -197,13 +190,12 @@ function commands.place()
   local listed_before = {}
   for i = 5, #ARGV, 2 do
     local device = host .. '/' .. ARGV[i]
-    local until_ms = tonumber(string.match(redis.call('HGET', RESERVED, device) or '', '^%d+'))
-    if listed_before[device] or until_ms and (until_ms == 0 or until_ms > now) then
+    if listed_before[device] or is_reserved(device) then
       return 0
     end
     listed_before[device] = true
     local slot, slots = 0, tonumber(ARGV[i + 1])
-    while slot < slots and redis.call('HEXISTS', HELD, device .. '#' .. slot) == 1 do
+    while slot < slots and (redis.call('HEXISTS', HELD, device .. '#' .. slot) == 1 or is_kept(device .. '#' .. slot)) do
       slot = slot + 1
     end
     if slot >= slots then
@@ -216,6 +208,7 @@ function commands.place()
   end
   redis.call('HSET', record, 'phase', 'preparing', 'host', host, 'devices', listed, 'placed_ms', now, 'reason', '')
   redis.call('ZREM', WANTED, worker)
+  let_go()
   redis.call('SADD', HOSTS .. host, worker)
   write_entry()
   return 1
@@ -272,6 +265,9 @@ function commands.ready()
   observe(endpoint, 'prepare', placed, prepared)
   observe(endpoint, 'create', prepared, started)
   observe(endpoint, 'import', started, now)
+  if started then
+    redis.call('HSET', ENDPOINT .. endpoint .. ':starts', 'load_ms', math.max(0, now - started))
+  end
   if redis.call('HGET', FAILURES .. endpoint, 'release') == redis.call('HGET', record, 'release') then
     redis.call('DEL', FAILURES .. endpoint)
   end

@@ -22,6 +22,7 @@ from ownpod.rules.managed import (
     from_record,
 )
 from ownpod.rules.scaling import start_pause_s
+from ownpod.rules.sharing import Evict
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
@@ -73,6 +74,8 @@ class Managed(Loads):
             STOPPED=keys.MANAGED_STOPPED,
             HELD=keys.DEVICES_HELD,
             RESERVED=keys.DEVICES_RESERVED,
+            NEXT=keys.DEVICES_NEXT,
+            WORKER=keys.WORKER,
             SEEN=keys.AGENTS_SEEN,
             DRAINING_HOSTS=keys.AGENTS_DRAINING,
             PAUSED=keys.PAUSED,
@@ -84,11 +87,11 @@ class Managed(Loads):
         )
         self._script = Scripts(
             client,
-            *("offers.lua", "pulling.lua", "managed.lua"),
+            *("offers.lua", "pulling.lua", "slots.lua", "managed.lua", "sharing.lua"),
             constants=OFFER_CONSTANTS + own,
             repeatable=(
                 *("want", "waits", "discard", "place", "set_key", "progress", "started", "ready"),
-                *("drain", "stopping", "stopped", "lost", "gone"),
+                *("drain", "stopping", "stopped", "lost", "gone", "evict", "unkeep", "refused"),
             ),
         )
 
@@ -125,6 +128,7 @@ class Managed(Loads):
             json.dumps(need.pools if need else ()),
             spec.template.protocol.value,
             spec_text(spec),
+            json.dumps([mount.name for mount in spec.template.volumes]),
         )
 
     def waits(self, worker_id: str, reason: str) -> bool:
@@ -145,7 +149,36 @@ class Managed(Loads):
         """
         return self._move("lost", worker_id, _reason(reason))
 
+    def evict(self, choice: Evict, beneficiary: str) -> bool:
+        """Drains workers whose devices go to a wanted one, all of them or none, and keeps the devices for it.
+
+        Args:
+            choice: from :func:`ownpod.rules.sharing.choose`.
+            beneficiary: the wanted worker.
+
+        Returns:
+            False: something has changed since the choice. A victim is not ready, or has a job and is not to be drained
+            while it works; the beneficiary is not wanted any more; a slot is another worker's.
+        """
+        victims = [
+            part for v in choice.victims for part in (v.worker, int(v.busy), _reason(v.reason))
+        ]
+        return self._move(
+            "evict", beneficiary, choice.host, len(choice.victims), *victims, *choice.slots
+        )
+
+    def unkeep(self, beneficiary: str) -> None:
+        """Keeps no devices for a wanted worker any more, because it cannot get all that it needs."""
+        self._move("unkeep", beneficiary)
+
     # The agent's part.
+
+    def refused(self, worker_id: str, host: str, *, refuses: bool) -> bool:
+        """Records whether a host cannot start a wanted worker, so that no worker there gives way to it in vain.
+
+        False: an agent has taken it, or it does not exist.
+        """
+        return self._move("refused", worker_id, host, int(refuses))
 
     def place(
         self, worker_id: str, host: str, token: str, devices: Mapping[str, int] | Sequence[str] = ()
@@ -268,6 +301,10 @@ class Managed(Loads):
         found = self._with_specs(ids, names=WANTED_FIELDS)
         # An agent may have taken one since its id was read.
         return [(worker, spec) for worker, spec in found if worker.phase is Phase.WANTED]
+
+    def any_wanted(self) -> bool:
+        """Whether there is a worker that no agent has taken."""
+        return bool(self._ids(keys.MANAGED_WANTED, 1))
 
     @broken_managed
     @redis_reads

@@ -18,6 +18,7 @@ from ownpod.store.agents import Agents
 from ownpod.store.catalog import Catalog
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
+from ownpod.store.secrets import Secrets
 from ownpod.tools import tables
 from ownpod.tools.remote import print_json
 
@@ -32,7 +33,13 @@ def opened() -> Iterator[Management]:
     config = settings.current()
     with connect(config.broker_url(), client_name="ownpod-cli") as client:
         registry = Registry(load_endpoints(config), Fleet(client), config)
-        yield Management.of(Catalog(client), registry, agents=Agents(client).agents)
+        yield Management.of(
+            Catalog(client),
+            registry,
+            Secrets(client, config.secrets_key_path()),
+            config.worker_quota,
+            agents=Agents(client).agents,
+        )
 
 
 def caller(*, planned: bool = False) -> Caller:

@@ -46,6 +46,8 @@ LATER = {
     "network-volumes": "ownpod.tools.catalog_lists",
     "registries": "ownpod.tools.catalog_lists",
     "audit": "ownpod.tools.catalog_lists",
+    "secrets": "ownpod.tools.secrets",
+    "volumes": "ownpod.tools.volumes",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",

@@ -26,6 +26,8 @@ def health(client: Client, *, as_json: bool) -> None:
     else:
         jobs = ", ".join(f"{name} {count}" for name, count in record["jobs"].items())
         click.echo(f"{client.endpoint}: {jobs}")
+        if paused := record["ownpod"].get("paused"):
+            click.echo(paused)
         tables.show(WORKER_COLUMNS, worker_rows(record))
         if managed := list(managed_rows(record)):
             click.echo()

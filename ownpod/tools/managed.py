@@ -14,16 +14,18 @@ COLUMNS = ("WORKER", "ENDPOINT", "PHASE", "FOR", "DEVICES", "REASON")
 
 
 def show_managed(managed: Managed, registry: Registry) -> None:
-    """Prints a table of the managed workers, those that failed within the last hour included, and why workers do not start;
-    nothing if there are none.
+    """Prints a table of the managed workers, those that failed within the last hour included, which
+    endpoints are paused, and why workers do not start; nothing if there are none.
     """
-    rows = [*map(_cells, _shown(managed))]
+    rows, now_ms = [*map(_cells, _shown(managed))], managed.now_ms()
     if rows:
         click.echo()
         tables.show(COLUMNS, rows)
     for endpoint in registry.endpoints.values():
         if endpoint.managed is None:
             continue
+        if pause := endpoint.pause_at(now_ms):
+            click.echo(f"\n{endpoint.id}: the endpoint is paused: {pause.reason}")
         failures = managed.failures(endpoint.id)
         if failures.release == endpoint.managed.release and ManagedView((), failures).failing:
             click.echo(f"\n{endpoint.id}: {failure_in_words(failures)}")

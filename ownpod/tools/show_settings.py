@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import click
 
+from ownpod.rules.secrets import PREFIX as SECRET_PREFIX
 from ownpod.settings import CLIENT_VARIABLES, VARIABLES, Variable, problems
 from ownpod.tools import tables
 
@@ -71,7 +72,9 @@ def unknown(environ: Mapping[str, str]) -> Iterator[str]:
     """A line for each variable that begins with ``OWNPOD_`` and is none of OwnPod's."""
     known = {v.name for v in VARIABLES if v.name.startswith(PREFIX)}.union(CLIENT_VARIABLES)
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
+        # Secrets of templates, which the agent reads.
+        is_secret = name.startswith(SECRET_PREFIX)
+        if name.startswith(PREFIX) and name not in known and not is_secret:
             # Without the prefix, because it makes all names alike.
             near = difflib.get_close_matches(
                 name.removeprefix(PREFIX), [k.removeprefix(PREFIX) for k in sorted(known)], n=1

@@ -113,6 +113,8 @@ def screen(endpoints: dict[str, Any], hosts: list[dict[str, Any]]) -> Renderable
         if more:
             parts += [Text(), tables.make(columns, more)]
     for name, health in endpoints.items():
+        if paused := health["ownpod"].get("paused"):
+            parts += [Text(), Text(f"{name}: {paused}")]
         lines = list(failure_lines(health))
         if lines:
             parts += [Text(), Text(f"{name}: " + "\n".join(lines[:1] + lines[1:][-LOG_LINES:]))]

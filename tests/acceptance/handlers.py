@@ -54,6 +54,12 @@ def end(data):
             return [1, "two", None]
         case "big":
             return {"data": "x" * 5_000_000}
+        case "volume":
+            print("the secret is", os.environ["TOKEN"], flush=True)
+            folder = Path(os.environ["OWNPOD_VOLUME_MODELS"])
+            (folder / "out.txt").write_text(data["text"])
+            found = {"path": str(folder), "weights": (folder / "weights.txt").read_text()}
+            return found | {"length": len(os.environ["TOKEN"])}
         case _:
             return {"echo": data.get("text", ""), "pid": os.getpid()}
 

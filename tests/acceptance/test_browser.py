@@ -180,6 +180,7 @@ endpoints:
   broken:
     workersMin: 1
     template: {{command: [{python}, -c, "print('no <b>model</b>'); raise SystemExit(3)"]}}
+  expired: {{expires: 2026-01-02T03:04:05Z, template: {{command: c}}}}
 """
 
 
@@ -216,6 +217,12 @@ def test_hosts_devices_managed_workers_and_failed_starts_are_shown(browser, star
     # The output of a worker is text.
     assert browser.text("#failures pre") == "no <b>model</b>"
     assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.run("document.querySelector('#paused').hidden")
+    browser.run(
+        "document.querySelector('#endpoint').value = 'expired'; endpoint = 'expired'; refresh()"
+    )
+    reason = "the endpoint is paused: it expired at 2026-01-02T03:04:05Z"
+    wait_until(lambda: browser.text("#paused") == reason, 15, "the pause")
 
 
 def test_without_hosts_and_templates_nothing_of_them_is_shown(browser, shared):

@@ -129,6 +129,22 @@ def test_a_killed_agent_costs_no_job_and_the_next_one_adopts_the_worker(managed,
     wait_until(lambda: not phases(ownpod), 10)
 
 
+def test_the_first_template_that_a_running_ownpod_gets_starts_the_agent(start_ownpod, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {local-ep: {}}")
+    ownpod = start_ownpod(
+        OWNPOD_WORKERS_FILE=file, OWNPOD_WORKERS="", OWNPOD_ENGINE="process", OWNPOD_DEVICES="cpu:2"
+    )
+    job = ownpod.submit(text="a")
+    assert agent_of(ownpod) is None
+    write(tmp_path, {"workersMax": 1})
+    ownpod.process.send(signal.SIGHUP)
+    assert ownpod.ended(job, 90)["status"] == "COMPLETED"
+    # It ends after the nodes, and ends its workers, as one that was there from the start.
+    assert ownpod.stop() == 0
+    assert processes(ownpod) == {}
+
+
 def test_a_worker_that_is_killed_during_a_job_is_replaced_and_the_job_runs_again(managed, tmp_path):
     ownpod = managed(workersMax=1)
     runs = tmp_path / "runs"

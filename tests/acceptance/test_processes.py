@@ -474,3 +474,13 @@ def test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back():
     assert code == 0, said
     assert "from no worker to 2 and back" in said
     assert "jobs: 0 wait, 0 run, 6 completed" in said
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle():
+    code, said = run("make", "demo", "ONCE=1", "SHARE=1", PATH=os.environ["PATH"], timeout=200)
+    assert code == 0, said
+    assert "the jobs came as A A B A A and ran as A A A B A" in said
+    assert "images-ep gave its device to text-ep: 1" in said
+    assert "text-ep gave its device to images-ep: 1" in said
+    assert "device 0 is being freed (images-ep, idle" in said

@@ -18,6 +18,7 @@ ELSEWHERE = {
     "make demo": "test_the_demo_runs_once",
     "make demo PULL=1": "test_the_demo_runs_once",
     "make demo MANAGED=1": "test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back",
+    "make demo SHARE=1": "test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle",
     "make test": "this run",
     "make install": "this run's .venv",
 }

@@ -27,7 +27,8 @@ SPEC = ManagedSpec(
 )
 ENDPOINT = Endpoint("ep", (), 600_000, 86_400_000, 3, 0, managed=SPEC)
 NO_SECRET = (
-    "host h cannot start it: secret 'hub' is not there: set OWNPOD_SECRET_hub where the agent runs"
+    "host h cannot start it: secret 'hub' is not there: use `ownpod secrets set hub`, "
+    "or set OWNPOD_SECRET_hub where the agent runs"
 )
 
 

@@ -63,6 +63,7 @@ def test_a_host_is_shown_with_its_devices_and_what_holds_them(api, client):
         "state": "ready",
         "engine": "docker",
         "devices": [],
+        "volumes": [],
         "workers": 1,
         "labels": {"zone": "a"},
         "problem": "GPU 3: lost",

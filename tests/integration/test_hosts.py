@@ -159,6 +159,8 @@ def test_devices_are_listed_with_what_they_do(run, managed, two_hosts):
         "slots": 1,
         "state": "busy",
         "workers": [WORKER],
+        "next": [],
+        "idleSeconds": None,
         "reason": "",
     }
     assert (second["state"], second["reason"]) == ("unusable", "lost: GPU is lost")
@@ -275,3 +277,11 @@ def test_an_endpoint_whose_workers_do_not_start_is_listed_with_the_last_lines(
     (at,) = (n for n, line in enumerate(lines) if line.startswith("ep: its workers do not start"))
     assert "exit code 3" in lines[at]
     assert lines[at + 1 :] == [f"  line {n}" for n in range(10, 60)]
+
+
+def test_a_paused_endpoint_is_listed_with_the_reason(run, tmp_path):
+    (tmp_path / "workers.yaml").write_text(
+        "endpoints: {ep: {expires: 2026-01-02T03:04:05Z, template: {command: python handler.py}}}"
+    )
+    output = run("workers", "list").output
+    assert "ep: the endpoint is paused: it expired at 2026-01-02T03:04:05Z" in output

@@ -110,6 +110,20 @@ def test_what_cannot_be_put(registry, client, endpoint, values, error, says):
     assert client.hgetall(keys.ENDPOINTS) == {}
 
 
+def test_an_endpoint_above_the_quota_is_not_put_in_runpods_words(client, settings):
+    registry = Registry(load_endpoints(settings), Fleet(client), replace(settings, worker_quota=5))
+    template = {"template": {"command": "x"}}
+    registry.put_endpoint("a", {**template, "workersMax": 4})
+    with pytest.raises(BadRequest) as caught:
+        registry.put_endpoint("b", {**template, "workersMax": 2})
+    assert str(caught.value) == (
+        "Max workers across all endpoints must not exceed your workers quota (5). Reduce the max workers for other "
+        "endpoints or lower the max worker count for this endpoint to at most 1."
+    )
+    assert "b" not in registry.endpoints
+    registry.put_endpoint("a", {**template, "workersMax": 5})
+
+
 def test_what_cannot_be_removed(registry):
     with pytest.raises(EndpointConflict, match="remove it there, then send SIGHUP"):
         registry.remove_endpoint("ep")

@@ -33,6 +33,10 @@ FILE = """
 endpoints:
   ep: {maxWorkers: 1, workersMax: 3, template: {command: python handler.py}}
   paused: {workersMax: 0, template: {command: python handler.py}}
+  expired: {expires: 2026-01-02T03:04:05Z, template: {command: python handler.py}}
+  closed:
+    hours: [{from: "00:00", to: "24:00", workersMax: 0}]
+    template: {command: python handler.py}
   other: {}
 """
 NOW_MS = 60_000
@@ -189,6 +193,42 @@ def test_a_paused_endpoint_answers_everything_but_new_jobs(api, client):
         assert api.get(f"/v2/paused/{path}").status_code == 200
     assert api.post("/v2/paused/cancel/job-1").json["status"] == "CANCELLED"
     assert api.post("/v2/paused/purge-queue").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "detail", "reason"),
+    [
+        (
+            "expired",
+            "It expired at 2026-01-02T03:04:05Z. Set a later `expires` to accept work.",
+            "it expired at 2026-01-02T03:04:05Z",
+        ),
+        (
+            "closed",
+            "Its `hours` set workersMax to 0.",
+            "its workersMax is 0 in its hours",
+        ),
+    ],
+)
+def test_an_endpoint_that_is_paused_by_time_says_why_and_keeps_its_jobs(
+    make_api, client, records, endpoint, detail, reason
+):
+    api = make_api()
+    # The clock of the records is after the expiry, too.
+    records.now_ms = lambda: 1_800_000_000_000
+    job_store(client).jobs.create(new_job("job-1", endpoint=endpoint))
+    for path in ("run", "runsync"):
+        answer = api.post(f"/v2/{endpoint}/{path}", data=b"no JSON")
+        detail_of_runpod = f"Endpoint is paused (max_workers=0). {detail}"
+        assert (answer.status_code, answer.json) == (409, PAUSED | {"detail": detail_of_runpod})
+    job = api.get(f"/v2/{endpoint}/status/job-1").json
+    assert (job["status"], job["waitingReason"]) == (
+        "IN_QUEUE",
+        f"the endpoint is paused: {reason}",
+    )
+    health = api.get(f"/v2/{endpoint}/health").json
+    assert health["ownpod"]["paused"] == f"the endpoint is paused: {reason}"
+    assert api.get("/v2/ep/health").json["ownpod"]["paused"] is None
 
 
 def test_a_failed_job_of_a_paused_endpoint_is_not_retried(api, client):

@@ -26,12 +26,14 @@ from ownpod.rules.catalog import (
     Kind,
     TemplateRow,
     VolumeRow,
+    registry_secret,
 )
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.catalog import Catalog, Change
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
+from ownpod.store.secrets import Secrets
 
 CALLER = Caller("digest", Door.V1)
 
@@ -43,8 +45,8 @@ def registry(client):
 
 
 @pytest.fixture
-def management(client, registry):
-    return Management.of(Catalog(client), registry)
+def management(client, registry, tmp_path):
+    return Management.of(Catalog(client), registry, Secrets(client, tmp_path / "secrets.key"))
 
 
 def endpoint(name="one", **values):
@@ -177,19 +179,42 @@ def test_volumes_only_grow_and_stay_while_they_are_used(management):
         management.volumes.delete(volume.id, CALLER)
 
 
-def test_registry_passwords_are_apart_and_go_with_them(management):
-    made = management.registries.save("hub", "me", "encrypted", CALLER).row
-    assert management.catalog.password(made.id) == "encrypted"
-    assert "encrypted" not in repr(management.registries.list())
+def test_registry_passwords_are_encrypted_secrets_and_go_with_them(management, client):
+    made = management.registries.save("hub", "me", "a-password", CALLER).row
+    stored = str(client.hgetall(keys.SECRETS)) + str(client.hgetall(f"{keys.CATALOG}registry"))
+    assert made.id in stored
+    assert "a-password" not in stored
+
+    def password():
+        name = registry_secret(made.id)
+        return management.secrets.secrets.values([name])[0].get(name)
+
+    assert password() == "a-password"
+    assert management.secrets.list() == []
     with pytest.raises(CatalogRefused, match="exists"):
         management.registries.save("hub", "me", "x", CALLER)
     management.registries.save("", "you", "other", CALLER, registry_id=made.id)
-    assert (management.registries.get(made.id).name, management.catalog.password(made.id)) == (
-        "hub",
-        "other",
-    )
+    assert (management.registries.get(made.id).name, password()) == ("hub", "other")
     management.registries.delete(made.id, CALLER)
-    assert management.catalog.password(made.id) is None
+    assert client.hgetall(keys.SECRETS) == {}
+
+
+def test_secrets_are_listed_without_values_those_of_the_command_too(management, client):
+    management.secrets.secrets.put("FROM_COMMAND", "value-1")
+    made = management.secrets.create("HF_TOKEN", "value-2", "for models", CALLER).row
+    listed = management.secrets.list()
+    assert {row.id for row in listed} == {"FROM_COMMAND", "HF_TOKEN"}
+    assert "value-" not in repr(listed) + str(client.hgetall(keys.SECRETS))
+    with pytest.raises(CatalogRefused, match="exists"):
+        management.secrets.create("FROM_COMMAND", "x", "", CALLER)
+    management.secrets.update("HF_TOKEN", "value-3", None, CALLER)
+    assert management.secrets.get("HF_TOKEN") == made
+    assert management.secrets.secrets.values(["HF_TOKEN"])[0] == {"HF_TOKEN": "value-3"}
+    management.secrets.delete("HF_TOKEN", CALLER)
+    with pytest.raises(CatalogNotFound):
+        management.secrets.get("HF_TOKEN")
+    audits = [entry.audit.action for entry in management.catalog.audits()]
+    assert audits == ["delete secret", "update secret", "create secret"]
 
 
 def test_the_audit_log_says_who_did_what_without_values_of_variables(management):
@@ -218,8 +243,9 @@ def test_changes_at_the_same_time_are_all_made(management):
     assert rows == set(made)
 
 
-def test_a_quota_holds_for_endpoints_that_are_created_at_the_same_time(client, registry):
-    limited = Management.of(Catalog(client), registry, quota=5)
+def test_a_quota_holds_for_endpoints_that_are_created_at_the_same_time(client, registry, tmp_path):
+    secrets = Secrets(client, tmp_path / "secrets.key")
+    limited = Management.of(Catalog(client), registry, secrets, quota=5)
 
     def create(number):
         try:

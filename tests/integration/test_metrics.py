@@ -13,6 +13,7 @@ from ownpod.rules.devices import STATES
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import AgentInfo, Device, Phase
 from ownpod.rules.runs import Outcome
+from ownpod.rules.sharing import Evict, Victim
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents
@@ -162,6 +163,18 @@ def test_a_cold_start_is_measured_once_by_part(api, client, managed):
         assert found["ownpod_cold_start_seconds_sum", part] == duration_s
     assert found["ownpod_cold_start_seconds_sum", "import"] > 90
     assert found["ownpod_managed_failed_starts_total",] == 0
+
+
+def test_workers_that_gave_way_are_counted_by_the_endpoint_that_got_their_devices(
+    api, client, managed
+):
+    place(client, managed)
+    assert managed.started(W, "h")
+    assert managed.ready(W)
+    assert managed.want(X, "other", spec=SPEC)
+    choice = Evict("h", (Victim(W, "ep", "its device goes to other"),), ("cpu-0#0",), "")
+    assert managed.evict(choice, X)
+    assert samples(api)["ownpod_worker_swaps_total", "other"] == 1
 
 
 def test_a_worker_that_is_ready_before_its_start_is_recorded_has_no_such_part(api, client, managed):

@@ -11,7 +11,7 @@ from ownpod.housekeeping.scaler import LEAD_S, PATIENCE_S, STUCK_S, Scaler, new_
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING, Endpoint
 from ownpod.rules.managed import HOST_SILENT_S, WORKER_ID, AgentInfo, Device, Phase
-from ownpod.rules.templates import GpuNeed, ManagedSpec, ScalerType, Scaling, Template
+from ownpod.rules.templates import GpuNeed, Hours, ManagedSpec, ScalerType, Scaling, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
@@ -363,3 +363,24 @@ def test_one_scaler_decides_at_a_time(rig):
     with pytest.raises(Ended):
         rig.make(Turns(2)).run()
     assert len(rig.workers()) == 1
+
+
+def test_an_expired_endpoints_workers_leave_and_its_jobs_stay(rig):
+    worker = rig.start()
+    rig.submit()
+    spec = replace(SPEC, expires_ms=rig.managed.now_ms() - 1)
+    rig.registry.reload({"ep": endpoint(spec)})
+    rig.scaler.once()
+    assert [w.id for w in rig.workers(Phase.DRAINING)] == [worker]
+    assert not rig.workers(Phase.WANTED)
+    assert rig.jobs.get("job-1", "ep").status == "IN_QUEUE"
+    rig.registry.reload({"ep": endpoint()})
+    rig.scaler.once()
+    assert rig.workers(Phase.WANTED)
+
+
+def test_hours_decide_the_numbers_of_workers(rig):
+    all_day = Hours(tuple(range(7)), 0, 1440, workers_min=2, workers_max=3)
+    rig.registry.reload({"ep": endpoint(replace(SPEC, hours=(all_day,)))})
+    rig.scaler.once()
+    assert len(rig.workers()) == 2

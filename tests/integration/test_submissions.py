@@ -35,6 +35,7 @@ def submissions(client, store):
         notices,
         config,
         wanted=Managed(client).notice,
+        now_ms=Managed(client).now_ms,
     )
     notices.stop()
 

@@ -69,3 +69,33 @@ def test_a_supervised_process_is_due_when_its_pause_is_over():
     assert part.ended(served_s=0.1) == 0.5
     assert not part.is_due(now)
     assert part.is_due(now + 100)
+
+
+def test_a_part_that_is_started_late_is_restarted_and_ends_after_the_one_before_which_it_is(
+    tmp_path, capfd
+):
+    obeys = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('bye')))\n"
+    up = f"{obeys}print('up', flush=True)\ntime.sleep(60)"
+    once = f"import os, sys\nif not os.path.exists('{tmp_path}/x'): os.mkdir('{tmp_path}/x'), sys.exit(2)\n"
+    group = Group()
+    log = ""
+
+    def logged(text):
+        nonlocal log
+        log += capfd.readouterr().out
+        return text in log
+
+    try:
+        early = spawn(group, "early", up, lambda: True)
+        attend_until(group, lambda: logged("early      | up"))
+        command = [sys.executable, "-c", once + up]
+        group.spawn("late", command, dict(os.environ), serves=lambda: False, before=early)
+        attend_until(group, lambda: logged("late       | up"))
+    finally:
+        group.end(5)
+    logged("")
+    assert "late ended with exit code 2; starting it again" in log
+    assert [line for line in log.splitlines() if "bye" in line] == [
+        "early      | bye",
+        "late       | bye",
+    ]

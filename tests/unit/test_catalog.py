@@ -89,7 +89,8 @@ def test_no_timeout_is_the_longest_one_and_no_gpu_is_none():
 
 
 def test_paused_endpoints_may_have_a_workers_min():
-    assert make_endpoint("e", entry_of(replace(ROW, workers_min=2, workers_max=0))).paused
+    endpoint = make_endpoint("e", entry_of(replace(ROW, workers_min=2, workers_max=0)))
+    assert endpoint.managed.scaling.workers_max == 0
 
 
 def test_the_quota_has_runpods_words():
@@ -109,3 +110,9 @@ def test_differences_name_gpus():
 
 def test_reserved_ids_are_those_of_rest_v2():
     assert {"serverless", "catalog", "billing"} <= RESERVED
+
+
+def test_a_network_volume_is_mounted_where_runpod_mounts_it():
+    endpoint = make_endpoint("e", entry_of(replace(ROW, volumes=("abcdefghij", "other"))))
+    (mount,) = endpoint.managed.template.volumes
+    assert (mount.name, mount.path) == ("nv-abcdefghij", "/runpod-volume")

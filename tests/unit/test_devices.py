@@ -390,6 +390,21 @@ def test_a_device_that_is_unknown_or_ambiguous_is_refused_with_those_there_are(n
             [Hold("d", worker="v"), Hold("d", worker="w")],
             ("busy", "", ("v", "w")),
         ),
+        ({}, {}, [Hold("d", worker="w", idle_s=41.0)], ("busy", "idle for 41 s", ("w",))),
+        (
+            {},
+            {},
+            [Hold("d", worker="w", next="n", idle_s=41.0)],
+            ("busy", "idle for 41 s, is being freed for n", ("w",)),
+        ),
+        ({}, {}, [Hold("d", next="n")], ("busy", "is being freed for n", ())),
+        ({"slots": 2}, {}, [Hold("d", next="n")], ("free", "", ())),
+        (
+            {"slots": 2},
+            {},
+            [Hold("d", worker="v", idle_s=9.0), Hold("d", worker="w")],
+            ("busy", "", ("v", "w")),
+        ),
         ({}, {"draining": True}, [], ("draining", "", ())),
         (
             {},

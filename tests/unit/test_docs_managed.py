@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ownpod import templates_schema
+from ownpod import hours_schema, templates_schema
 from ownpod.configuration import load_endpoints
 from ownpod.rules.managed import Phase
 from ownpod.rules.placement import POOLS_BY_NAME
@@ -26,7 +26,8 @@ def files():
         found = re.findall(r"^```yaml\n(endpoints:.*?)^```$", text, re.MULTILINE | re.DOTALL)
         assert found, name
         yield from found
-    yield (ROOT / "examples" / "managed" / "workers.yaml").read_text()
+    for name in ("managed", "sharing"):
+        yield (ROOT / "examples" / name / "workers.yaml").read_text()
 
 
 @pytest.mark.parametrize("text", list(files()))
@@ -52,6 +53,7 @@ def test_the_reference_has_each_key_phase_and_pool():
         templates_schema.LimitsSchema,
         templates_schema.GpuSchema,
         templates_schema.ManagedSchema,
+        hours_schema.HoursSchema,
     )
     keys = {field.data_key or name for schema in schemas for name, field in schema().fields.items()}
     assert keys - rows == set()

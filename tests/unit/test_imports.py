@@ -14,7 +14,10 @@ FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
     ("process", ["log", "settings", "processes", "supervised"]),
-    ("configuration", ["configuration", "templates_schema"]),
+    (
+        "configuration",
+        ["configuration", "templates_schema", "templates_fields", "hours_schema"],
+    ),
     ("store", ["store"]),
     ("registry", ["registry"]),
     ("management", ["management"]),
@@ -46,6 +49,7 @@ ONLY = {
     "requests": {"tools.client", "agent.docker_api"},
     "docker": {"agent.docker_api"},
     "pynvml": {"agent.devices"},
+    "cryptography": {"store.secret_keys"},
     "redis": {"store", "onehost.embedded", "tools"},
 }
 

@@ -184,6 +184,44 @@ def test_a_worker_that_the_host_can_never_take_keeps_no_device():
 
 # Why does it wait?
 
+# Devices that another worker has left for a wanted one
+
+
+KEPT = [Hold("a", None, next="w"), Hold("b", "y")]
+
+
+def test_a_kept_device_goes_only_to_the_worker_that_it_is_kept_for():
+    host = agent(device("a"), device("b"))
+    assert placed([wants("v", created_ms=1), wants("w", created_ms=2)], host, KEPT) == [
+        ("w", ("a",))
+    ]
+    assert placed([wants("v")], host, KEPT) == []
+
+
+def test_a_device_that_is_being_freed_goes_to_none():
+    assert placed([wants("w")], agent(device("a")), [Hold("a", "x", next="w")]) == []
+
+
+def test_a_worker_prefers_the_device_that_is_kept_for_it():
+    host = agent(device("a"), device("b"), device("c"))
+    kept = [Hold("c", None, next="w")]
+    assert placed([wants("w")], host, kept) == [("w", ("c",))]
+    assert placed([wants("w", 3)], host, kept) == [("w", ("c", "a", "b"))]
+
+
+def test_a_kept_slot_leaves_the_others_of_the_device():
+    host = agent(device("a", slots=2))
+    assert placed([wants("v"), wants("u", created_ms=9)], host, [Hold("a", None, next="w")]) == [
+        ("v", ("a",))
+    ]
+
+
+def test_withheld_devices_are_not_those_that_are_kept_for_another():
+    host = agent(device("a"), device("b"))
+    kept = [Hold("a", None, next="w")]
+    assert placed([wants("v", 2), wants("w", created_ms=9)], host, kept) == [("w", ("a",))]
+
+
 BUSY = [Hold("a", "x"), Hold("b", "y")]
 LOW = agent(device("a", "low"), device("b", "low"))
 CPU = agent(device("cpu-0", "low", simulated=True), device("cpu-1", "low", simulated=True))
@@ -231,6 +269,13 @@ CPU = agent(device("cpu-0", "low", simulated=True), device("cpu-1", "low", simul
             [],
             "no GPU is free: 1 unusable (used by pid 4)",
         ),
+        (
+            wants("w", 1, "low"),
+            [LOW],
+            [Hold("a", "x", next="w"), Hold("b", next="v")],
+            "no GPU of pool low is free: 1 being freed, 1 being freed for another worker",
+        ),
+        (wants("w", 1, "low"), [LOW], [Hold("a", next="w")], "an agent is about to take it"),
     ],
 )
 def test_the_reason_names_what_is_missing(worker, agents, holds, reason):

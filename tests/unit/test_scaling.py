@@ -155,6 +155,12 @@ def test_a_worker_with_a_job_is_not_drained_whatever_its_figures():
     assert decide(view(worker("a", idle_s=99, jobs=1), running=1)) == ()
 
 
+def test_pinned_workers_leave_for_no_idleness_but_for_the_endpoints_most():
+    idle = [worker(name, idle_s=9000) for name in "ab"]
+    assert decide(view(*idle, pinned=True)) == ()
+    assert len(kinds(decide(view(*idle, pinned=True, high=1)), Drain)) == 1
+
+
 def test_idle_workers_are_drained_only_down_to_workers_min():
     workers = [worker("a", idle_s=7), worker("b", idle_s=9), worker("c", idle_s=8)]
     assert kinds(decide(view(*workers, low=1)), Drain) == ["b", "c"]

@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 
 from ownpod.configuration import load_endpoints, make_endpoint
 from ownpod.errors import ConfigurationError
-from ownpod.rules.secrets import SecretMissing, missing_secrets, resolve
+from ownpod.rules.secrets import SecretMissing, missing_secrets, of_environment, resolve
 from ownpod.rules.templates import (
     GpuNeed,
     Limits,
@@ -20,8 +20,11 @@ from ownpod.rules.templates import (
     Protocol,
     ScalerType,
     Scaling,
+    Sharing,
     Template,
+    VolumeMount,
 )
+from ownpod.templates_schema import TemplateSchema
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +37,7 @@ FULL = {
         "limits": {"memory": "16g", "cpus": 2.5, "shm": "512m", "pids": 500},
         "protocol": "push",
         "initTimeout": 60,
+        "volumes": {"models": "/models"},
     },
     "workersMin": 1,
     "workersMax": 4,
@@ -61,11 +65,12 @@ def test_all_keys_of_a_template_are_read_from_the_file(tmp_path):
             limits=Limits(16 * 1024**3, 2.5, 512 * 1024**2, 500),
             protocol=Protocol.PUSH,
             init_timeout_s=60,
+            volumes=(VolumeMount("models", "/models"),),
         ),
         Scaling(1, 4, 30, ScalerType.REQUEST_COUNT, 2),
         GpuNeed(("ADA_24", "NVIDIA L4"), 2),
     )
-    assert not endpoint.paused
+    assert endpoint.pause_at(0) is None
 
 
 def test_an_endpoint_of_run_time_has_the_same_keys_as_one_of_the_file(tmp_path):
@@ -76,7 +81,7 @@ def test_an_endpoint_of_run_time_has_the_same_keys_as_one_of_the_file(tmp_path):
 def test_an_endpoint_without_a_template_is_not_managed(tmp_path):
     endpoint = load(tmp_path, {"workers": [{"url": "http://h:1"}]})
     assert endpoint.managed is None
-    assert not endpoint.paused
+    assert endpoint.pause_at(0) is None
 
 
 def test_an_endpoint_may_have_workers_and_a_template_whose_defaults_are_runpods(tmp_path):
@@ -90,7 +95,7 @@ def test_an_endpoint_may_have_workers_and_a_template_whose_defaults_are_runpods(
 
 
 def test_an_endpoint_with_no_workers_at_most_is_paused(tmp_path):
-    assert load(tmp_path, {"template": {"command": "x"}, "workersMax": 0}).paused
+    assert load(tmp_path, {"template": {"command": "x"}, "workersMax": 0}).pause_at(0)
 
 
 def test_the_time_to_the_first_request_comes_from_runpods_variable_unless_it_is_given():
@@ -258,16 +263,44 @@ def spec(**env):
 def test_a_secret_is_resolved_from_the_agents_own_variable_only():
     env = {"A": "Bearer {{ RUNPOD_SECRET_key }}{{RUNPOD_SECRET_two}}", "B": "{{ other }}"}
     environ = {"OWNPOD_SECRET_key": "{{ RUNPOD_SECRET_two }}", "OWNPOD_SECRET_two": "\\1"}
-    assert missing_secrets(spec(**env), environ) == ()
-    assert resolve(env, environ) == {"A": "Bearer {{ RUNPOD_SECRET_two }}\\1", "B": "{{ other }}"}
+    values = of_environment(environ | {"key": "x"})
+    assert missing_secrets(spec(**env), values) == ()
+    assert resolve(env, values) == {"A": "Bearer {{ RUNPOD_SECRET_two }}\\1", "B": "{{ other }}"}
 
 
 def test_a_secret_that_is_not_there_is_named_in_one_line():
     env = {"A": "{{ RUNPOD_SECRET_z }}{{ RUNPOD_SECRET_a }}", "B": "{{ RUNPOD_SECRET_a }}"}
-    assert missing_secrets(spec(**env), {"OWNPOD_SECRET_b": "x"}) == ("a", "z")
+    assert missing_secrets(spec(**env), {"b": "x"}) == ("a", "z")
     with pytest.raises(SecretMissing) as caught:
-        resolve(env, {"OWNPOD_SECRET_z": "hidden"})
+        resolve(env, {"z": "hidden"})
     assert str(caught.value) == (
         "secret 'a' of the template's variable A is not there: "
-        "set OWNPOD_SECRET_a where the agent runs"
+        "use `ownpod secrets set a`, or set OWNPOD_SECRET_a where the agent runs"
     )
+
+
+# Sharing of devices.
+
+
+def test_the_keys_of_sharing_are_part_of_a_template():
+    keys = {"evictable": False, "pinned": True, "weight": 2, "residency": 0.5}
+    template = TemplateSchema().load({"command": ["w"]} | keys)
+    assert template.sharing == Sharing(False, True, 2.0, 0.5)
+    assert TemplateSchema().load({"command": ["w"]}).sharing == Sharing()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("evictable", "yes", "must be true or false"),
+        ("pinned", 1, "must be true or false"),
+        ("weight", 0, "must be a number from 0.01 to 1000"),
+        ("weight", True, "must be a number from 0.01 to 1000"),
+        ("residency", -1, "must be a number from 0 to 86400"),
+        ("residency", float("nan"), "must be a number from 0 to 86400"),
+    ],
+)
+def test_a_wrong_key_of_sharing_is_refused_with_what_is_allowed(key, value, allowed):
+    with pytest.raises(ValidationError) as raised:
+        TemplateSchema().load({"command": ["w"], key: value})
+    assert raised.value.messages == {key: [allowed]}

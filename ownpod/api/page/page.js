@@ -127,6 +127,8 @@ async function refresh() {
       "execution p50 / p95":
         `${percentile(jobs.map((j) => j.executionTime), .5)} / ${percentile(jobs.map((j) => j.executionTime), .95)}`,
     };
+    at("paused").hidden = !health.ownpod.paused;
+    at("paused").textContent = health.ownpod.paused || "";
     at("counts").replaceChildren(...Object.entries(counts).map(([name, value]) => {
       const box = element("div", name);
       box.prepend(element("b", value));

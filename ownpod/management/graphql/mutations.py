@@ -118,6 +118,32 @@ def _delete_volume(_root: Any, info: Info, input: Any) -> None:  # noqa: A002
     info.context.management.volumes.delete(input["id"], info.context.caller)
 
 
+def _save_registry(_root: Any, info: Info, input: Any) -> dict[str, Any]:  # noqa: A002
+    row = info.context.management.registries.save(
+        input.get("name") or "",
+        input["username"],
+        input["password"],
+        info.context.caller,
+        registry_id=input.get("id"),
+    ).row
+    return {"id": row.id, "name": row.name}
+
+
+def _delete_registry(_root: Any, info: Info, registryAuthId: str) -> None:  # noqa: N803
+    info.context.management.registries.delete(registryAuthId, info.context.caller)
+
+
+def _create_secret(_root: Any, info: Info, input: Any) -> dict[str, Any]:  # noqa: A002
+    row = info.context.management.secrets.create(
+        input["name"], input["value"], input.get("description") or "", info.context.caller
+    ).row
+    return {"id": row.id, "name": row.id, "description": row.description}
+
+
+def _delete_secret(_root: Any, info: Info, id: str) -> None:  # noqa: A002
+    info.context.management.secrets.delete(id, info.context.caller)
+
+
 def _pod_stop(_root: Any, info: Info, input: Any) -> dict[str, Any]:  # noqa: A002
     if not info.context.stop_worker(input["podId"]):
         raise CatalogNotFound("pod", input["podId"])
@@ -141,6 +167,11 @@ MUTATIONS: Mapping[str, Any] = {
     "createNetworkVolume": _create_volume,
     "updateNetworkVolume": _update_volume,
     "deleteNetworkVolume": _delete_volume,
+    "saveRegistryAuth": _save_registry,
+    "updateRegistryAuth": _save_registry,
+    "deleteRegistryAuth": _delete_registry,
+    "secretCreate": _create_secret,
+    "secretDelete": _delete_secret,
     "podStop": _pod_stop,
     "podTerminate": _pod_terminate,
     "podFindAndDeployOnDemand": _no_pods,

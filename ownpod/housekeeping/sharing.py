@@ -1,0 +1,181 @@
+"""The scaler's last part of a turn: idle workers give their devices to wanted ones for which none is free.
+
+The choice is :func:`ownpod.rules.sharing.choose`; :meth:`ownpod.store.managed.Managed.evict` checks it again and makes it so
+in one step. Nothing is remembered here: what is being freed for which worker is in Redis.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ownpod.rules.hours import scaling_at
+from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.placement import why_waits
+from ownpod.rules.scaling import unhealthy
+from ownpod.rules.sharing import (
+    HOLD_LEAST_S,
+    Evict,
+    HoldsByHost,
+    Resident,
+    Waiting,
+    choose,
+    free_slots,
+    is_kept_in_vain,
+    keep,
+    slot_name,
+    unkeep,
+)
+from ownpod.rules.templates import ManagedSpec
+from ownpod.store.agents import Agents
+from ownpod.store.loads import JobsView
+from ownpod.store.managed import Managed
+
+log = logging.getLogger(__name__)
+
+
+class Swaps:
+    """Lets workers give way.
+
+    Args:
+        managed: the workers' records.
+        agents: the hosts' records.
+        hold_least_s: see :data:`ownpod.rules.residents.HOLD_LEAST_S`.
+    """
+
+    def __init__(
+        self, managed: Managed, agents: Agents, *, hold_least_s: float = HOLD_LEAST_S
+    ) -> None:
+        self._managed = managed
+        self._agents = agents
+        self._hold_least_s = hold_least_s
+
+    def turn(
+        self, specs: Mapping[str, ManagedSpec], jobs: Mapping[str, JobsView]
+    ) -> dict[str, str]:
+        """Lets workers give way to those that are wanted now, the oldest first.
+
+        Args:
+            specs: what endpoints have, by id.
+            jobs: their jobs, by the endpoint's id.
+
+        Returns:
+            What wanted workers wait for, in words, by id; only those for which there is more to say than
+            :func:`ownpod.rules.placement.why_waits` does.
+
+        Raises:
+            RedisUnavailable: Redis is away.
+        """
+        if not self._managed.any_wanted():
+            return {}
+        workers = [w for w in self._managed.list() if w.endpoint in jobs and w.endpoint in specs]
+        wanted = [w for w in workers if w.phase is Phase.WANTED and w.gpu_count > 0]
+        if not wanted:
+            return {}
+        agents, holds = self._agents.agents(), self._agents.all_holds()
+        residents = _residents(workers, specs, jobs, holds)
+        ready = Counter(w.endpoint for w in workers if w.phase is Phase.READY)
+        words = dict[str, str]()
+        behind = frozenset[str]()
+        for worker in sorted(wanted, key=lambda w: (w.created_ms, w.id)):
+            waiting = _waiting(
+                worker, jobs[worker.endpoint], has_serving=ready[worker.endpoint] > 0
+            )
+            if is_kept_in_vain(waiting, agents, holds):
+                self._managed.unkeep(worker.id)
+                holds = unkeep(holds, worker.id)
+            if (free := free_slots(waiting, agents, holds)) is not None:
+                # Its agent is about to place it, so the next one must not count on the same devices.
+                holds = keep(holds, *free, worker.id)
+                continue
+            waiting = replace(waiting, behind=behind)
+            found = choose(waiting, residents, agents, holds, hold_least_s=self._hold_least_s)
+            if found is None:
+                continue
+            words[worker.id] = found.reason
+            if not isinstance(found, Evict):
+                behind |= found.workers
+                if found.slots:
+                    holds = keep(holds, found.host, found.slots, worker.id)
+                else:
+                    words[worker.id] = f"{why_waits(worker, agents, holds)}: {found.reason}"
+            elif self._evict(found, worker):
+                going = {victim.worker for victim in found.victims}
+                residents = [
+                    replace(r, phase=Phase.DRAINING) if r.worker in going else r for r in residents
+                ]
+                holds = keep(unkeep(holds, worker.id), found.host, found.slots, worker.id)
+            else:
+                del words[worker.id]
+        return words
+
+    def _evict(self, choice: Evict, worker: ManagedWorker) -> bool:
+        if not self._managed.evict(choice, worker.id):
+            return False
+        for victim in choice.victims:
+            log.info(
+                "endpoint %s: worker %s leaves: %s", victim.endpoint, victim.worker, victim.reason
+            )
+        return True
+
+
+def _residents(
+    workers: Sequence[ManagedWorker],
+    specs: Mapping[str, ManagedSpec],
+    jobs: Mapping[str, JobsView],
+    holds: HoldsByHost,
+) -> list[Resident]:
+    slots: dict[tuple[str, str], list[str]] = {}
+    idle_s = dict[str, float]()
+    for host, mine in holds.items():
+        for hold in mine:
+            if hold.worker is not None:
+                slots.setdefault((hold.worker, host), []).append(slot_name(hold.device, hold.slot))
+                idle_s[hold.worker] = hold.idle_s or 0.0
+    ready = Counter(w.endpoint for w in workers if w.phase is Phase.READY)
+    residents = []
+    for worker in workers:
+        if worker.host is None or (worker.id, worker.host) not in slots:
+            continue
+        view, spec = jobs[worker.endpoint], specs[worker.endpoint]
+        residents.append(
+            Resident(
+                worker.id,
+                worker.endpoint,
+                worker.host,
+                tuple(slots[worker.id, worker.host]),
+                worker.phase,
+                idle_s=view.idle_s.get(worker.id, idle_s[worker.id]),
+                load_s=_load_s(worker),
+                ready_s=max(view.now_ms - worker.ready_ms, 0) / 1000 if worker.ready_ms else 0.0,
+                jobs=view.jobs(worker.id),
+                queued=view.queued,
+                oldest_wait_s=view.oldest_wait_s,
+                above_min=max(
+                    ready[worker.endpoint] - scaling_at(spec, view.now_ms).workers_min, 0
+                ),
+                sharing=spec.template.sharing,
+            )
+        )
+    return residents
+
+
+def _load_s(worker: ManagedWorker) -> float:
+    if worker.ready_ms is None or worker.started_ms is None:
+        return 0.0
+    return max(worker.ready_ms - worker.started_ms, 0) / 1000
+
+
+def _waiting(worker: ManagedWorker, jobs: JobsView, *, has_serving: bool) -> Waiting:
+    return Waiting(
+        worker.id,
+        worker.endpoint,
+        worker.pools,
+        worker.gpu_count,
+        worker.volumes,
+        oldest_wait_s=jobs.oldest_wait_s,
+        load_s=jobs.load_s,
+        has_serving=has_serving,
+        unhealthy=unhealthy(jobs.failures.count),
+        refused_by=frozenset(worker.refused_by),
+    )

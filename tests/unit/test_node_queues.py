@@ -1,0 +1,66 @@
+"""Which queues a node consumes, by the state of its worker. Celery's consumer is a stand-in."""
+
+from types import SimpleNamespace
+
+import pytest
+from helpers import load_settings, worker_spec
+
+from ownpod.broker import names
+from ownpod.node.node import Node
+from ownpod.rules.endpoints import WorkerKind
+
+OWN, SHARED = names.worker_queue("ep", "w"), names.endpoint_queue("ep")
+
+
+class Consumer:
+    """Consumes both queues at the start, as Celery's consumer does."""
+
+    def __init__(self):
+        self.queues = [OWN, SHARED]
+        self.pool = SimpleNamespace(limit=0)
+        self.task_consumer = SimpleNamespace(consuming_from=self.queues.__contains__)
+        self.app = SimpleNamespace(
+            amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=self.queues))
+        )
+        self.add_task_queue = self.queues.append
+        self.cancel_task_queue = self.queues.remove
+
+    def call_soon(self, call):
+        call()
+
+
+def node_of(kind, *, orphans=()):
+    free = SimpleNamespace(
+        owner=lambda _: None, acquire=lambda *_, **__: True, paused=lambda _: None
+    )
+    runs = SimpleNamespace(
+        orphans=lambda _: list(orphans), adopt=lambda *_, **__: "waits", get=lambda *_: None
+    )
+    node = Node(
+        config=load_settings(OWNPOD_LEASE_S=1),
+        registry=SimpleNamespace(fleet=free, worker=lambda _: None),
+        store=SimpleNamespace(runs=runs),
+        worker=SimpleNamespace(probe=lambda: None),
+        spec=worker_spec("http://w", id="w", kind=kind),
+        name="w@host",
+    )
+    node.acquire()
+    return node
+
+
+@pytest.mark.parametrize(
+    ("kind", "orphans", "first"),
+    [
+        (WorkerKind.PULL, [], []),
+        (WorkerKind.PULL, [("job-1", 1)], [OWN]),
+        (WorkerKind.PUSH, [], [OWN]),
+    ],
+)
+def test_a_pulling_workers_first_fetch_has_the_endpoints_queue(kind, orphans, first):
+    node, consumer = node_of(kind, orphans=orphans), Consumer()
+    node.attach(consumer)
+    assert consumer.queues == first
+    node.breaker.ready()
+    assert consumer.queues == [OWN, SHARED]
+    node.breaker.open("down")
+    assert consumer.queues == [OWN]
