@@ -210,4 +210,7 @@ def _texts(key: str, values: Mapping[str, Any]) -> tuple[str, ...]:
 def write(rows: Iterable[EndpointRow], *, with_values: bool) -> str:
     """The text of a file with these endpoints; see :func:`ownpod.rules.applied.file_entry`."""
     endpoints = {row.id: file_entry(row, with_values=with_values) for row in rows}
-    return yaml.safe_dump({"endpoints": endpoints}, sort_keys=False, allow_unicode=True)
+    content = {"endpoints": endpoints}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    # The emitter writes some controls, U+0085 for one, so that they are read as spaces.
+    return text if yaml.safe_load(text) == content else yaml.safe_dump(content, sort_keys=False)
