@@ -1,12 +1,12 @@
 """``ownpod endpoints``: the endpoints of the management APIs, for people."""
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import click
-import yaml
 
 from ownpod.errors import BadRequest, CatalogRefused
 from ownpod.management.applied_file import wanted_of, write
@@ -136,7 +136,12 @@ def update(
     planned: bool,
     **options: Any,
 ) -> None:
-    """Change an endpoint; what no option names stays."""
+    """Change an endpoint; what no option names stays, and an empty text means the default.
+
+    \b
+      ownpod endpoints update chat --image you/chat:2 --plan
+      ownpod endpoints update chat --expires ""
+    """  # noqa: D301 - click's mark for lines that it must not wrap
     with catalog.opened() as management:
 
         def wanted(snapshot: Snapshot) -> list[Wanted]:
@@ -200,22 +205,33 @@ def _overlaid(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The endpoint's keys of the file with those that the options name."""
-    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(entry)))
+    values: dict[str, Any] = copy.deepcopy(dict(entry))
     for _, key, _, _ in OPTIONS:
         given = options[key.replace(".", "__")]
-        if given is None:
-            continue
-        if key in _LISTS:
-            given = [part.strip() for part in given.split(",") if part.strip()]
-        *places, name = key.split(".")
-        target = values
-        for place in places:
-            target = target.setdefault(place, {})
-        target[name] = given
+        if given is not None:
+            _put(values, key, given)
     if options["gpu__count"] == 0:
         values.pop("gpu")
-    variables = values["template"].setdefault("env", {})
-    for line in env:
+    _put_variables(values["template"].setdefault("env", {}), env, unset)
+    return values
+
+
+def _put(values: dict[str, Any], key: str, given: Any) -> None:
+    *places, name = key.split(".")
+    for place in places:
+        values = values.setdefault(place, {})
+    if given == "":
+        values.pop(name, None)
+    elif key in _LISTS:
+        values[name] = [part.strip() for part in given.split(",") if part.strip()]
+    else:
+        values[name] = given
+
+
+def _put_variables(
+    variables: dict[str, str], lines: tuple[str, ...], unset: tuple[str, ...]
+) -> None:
+    for line in lines:
         name, separator, value = line.partition("=")
         if not separator and name not in os.environ:
             raise BadRequest(f"--env {name}: is not in the environment; give {name}=VALUE")
@@ -224,7 +240,6 @@ def _overlaid(
         if name not in variables:
             raise BadRequest(f"--unset-env {name}: the endpoint has no such variable")
         del variables[name]
-    return values
 
 
 def _source(row: EndpointRow) -> str:
