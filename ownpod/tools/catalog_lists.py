@@ -6,12 +6,15 @@ from typing import Any
 import click
 import yaml
 
+from ownpod import settings
+from ownpod.errors import BadRequest
 from ownpod.management.shown import time_text
 from ownpod.management.v1.templates import show_template
 from ownpod.rules.catalog import TemplateRow, VolumeRow
 from ownpod.store.catalog import AuditEntry
 from ownpod.tools import catalog, hosts, tables
 from ownpod.tools.remote import print_json
+from ownpod.tools.secrets import read_value, show_made
 
 TEMPLATES = ("ID", "NAME", "AGE", "USED BY", "IMAGE")
 VOLUMES = ("ID", "NAME", "SIZE", "DATA CENTER", "AGE", "USED BY")
@@ -129,7 +132,11 @@ def delete_volume(volume_id: str) -> None:
 
 @click.group()
 def registries() -> None:
-    """List and delete credentials of container registries. Uses the Redis of this host's settings."""
+    """List, add, change and delete credentials of container registries. Uses the Redis of this host's settings.
+
+    A password is read from the standard input, or from a hidden prompt in a terminal. It is encrypted like the
+    secrets of `ownpod secrets`.
+    """
 
 
 @registries.command(name="list")
@@ -158,6 +165,43 @@ def list_registries(*, as_json: bool) -> None:
             for row in rows
         ),
     )
+
+
+@registries.command(name="add")
+@click.argument("name")
+@click.option("--username", required=True, help="The account.")
+def add_registry(name: str, username: str) -> None:
+    """Add credentials, and print their id.
+
+    \b
+      ownpod registries add hub --username me < password.txt
+    """  # noqa: D301 - click's mark for lines that it must not wrap
+    _save_registry(name, username, None)
+
+
+@registries.command(name="update")
+@click.argument("registry_id", metavar="ID")
+@click.option("--username", help="Another account.")
+def update_registry(registry_id: str, username: str | None) -> None:
+    """Give credentials another password, and perhaps another account."""
+    _save_registry("", username, registry_id)
+
+
+def _save_registry(name: str, username: str | None, registry_id: str | None) -> None:
+    key_file = settings.current().secrets_key_path()
+    was_there = key_file.exists()
+    with catalog.opened() as management:
+        if registry_id is not None:
+            row = management.registries.get(registry_id)
+            name, username = row.name, username or row.username
+        if not name or not username:
+            raise BadRequest("the name and the account must have at least one character")
+        done = management.registries.save(
+            name, username, read_value(), catalog.caller(), registry_id=registry_id
+        )
+    click.echo(done.row.id)
+    if not was_there and key_file.exists():
+        show_made(key_file)
 
 
 @registries.command(name="delete")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,8 +14,9 @@ from helpers import load_settings, run_command
 from ownpod import settings
 from ownpod.configuration import load_endpoints
 from ownpod.management import Caller, Management
+from ownpod.management.applied_file import wanted_of
 from ownpod.registry import Registry
-from ownpod.rules.catalog import Container, Door, EndpointRow, Gpu, TemplateRow
+from ownpod.rules.catalog import Container, Door, EndpointRow, Gpu, TemplateRow, registry_secret
 from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.secrets import Secrets
@@ -192,6 +194,17 @@ def test_a_file_of_which_one_endpoint_is_wrong_changes_nothing(
     assert run("apply", "-f", str(file), "--plan", "--exit-code").code == 1
 
 
+def test_applies_at_the_same_time_make_each_endpoint_once(management):
+    wanted = [wanted_of(f"e{n}", {"template": {"image": "img:1"}}) for n in range(5)]
+    with ThreadPoolExecutor(4) as pool:
+        done = list(
+            pool.map(lambda _n: management.applies.apply(lambda _s: wanted, CALLER), range(8))
+        )
+    assert sorted(len(applied.steps) for applied in done) == [0] * 7 + [5]
+    assert {row.version for row in rows(management).values()} == {1}
+    assert len(management.catalog.audits()) == 5
+
+
 def test_files_that_cannot_be_read_are_one_line(run, tmp_path):
     (tmp_path / "latin").write_bytes(b"endpoints: {a: \xe9}")
     for name in ("missing", ".", "latin"):
@@ -359,8 +372,25 @@ def test_network_volumes_are_created_listed_and_kept_while_they_are_used(run, ma
     assert run("network-volumes", "delete", volume).output == f"deleted {volume}\n"
 
 
-def test_registries_are_listed_without_passwords(run, management):
-    row = management.registries.save("hub", "me", SECRET, CALLER).row
+def test_registries_are_kept_with_encrypted_passwords(run, environ, client):
+    config = load_settings(**environ)
+    secrets = Secrets(client, config.secrets_key_path())
+    registry = Registry(load_endpoints(config), Fleet(client), config)
+    management = Management.of(Catalog(client), registry, secrets)
+    done = run("registries", "add", "hub", "--username", "me", stdin=f"{SECRET}\n")
+    assert "made the key file" in done.errors
+    row = management.registries.get(done.output.strip())
+    name = registry_secret(row.id)
+    assert secrets.values([name])[0] == {name: SECRET}
+    assert run("registries", "update", row.id, stdin="other").output == f"{row.id}\n"
+    assert secrets.values([name])[0] == {name: "other"}
+    for arguments in (
+        ("add", "hub", "--username", "x"),
+        ("update", "missing"),
+        ("add", "", "--username", "x"),
+    ):
+        refused = run("registries", *arguments, stdin=SECRET)
+        assert (refused.code, refused.output, refused.errors.count("\n")) == (2, "", 1)
     assert run("registries", "list").output.splitlines()[1].split()[:3] == [row.id, "hub", "me"]
     (shown,) = json.loads(run("registries", "list", "--json").output)
     assert shown == {"id": row.id, "name": "hub", "username": "me", "usedBy": []}
