@@ -37,6 +37,8 @@ DEVICES_RESERVED = f"{PREFIX}devices:reserved"
 AGENTS = f"{PREFIX}agents"
 AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
+RELEASES_NEXT = f"{PREFIX}releases:next"
+RELEASES_LOOKS = f"{PREFIX}releases:looks"
 INSTANCE = f"{PREFIX}instance"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 

@@ -28,6 +28,7 @@ from ownpod.store.client import redis_errors, redis_reads
 from ownpod.store.common import BUCKETS_MS
 from ownpod.store.loads import Loads, broken_managed
 from ownpod.store.offers import OFFER_CONSTANTS
+from ownpod.store.releases import Releases
 from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
 
@@ -63,6 +64,8 @@ class Managed(Loads):
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
         self._logged: set[tuple[str, str]] = set()
+        self.releases = Releases(client)
+        """What the endpoints' workers are started from."""
         own = constants(
             ENTRIES=keys.MANAGED_ENTRIES,
             IDLE=keys.MANAGED_IDLE,
@@ -102,13 +105,16 @@ class Managed(Loads):
 
     # The scaler's part.
 
-    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec) -> bool:
+    def want(
+        self, worker_id: str, endpoint: str, *, spec: ManagedSpec, release: str | None = None
+    ) -> bool:
         """Records that an endpoint needs one more worker, which an agent is to start.
 
         Args:
             worker_id: a new random id, see :data:`ownpod.rules.managed.WORKER_ID`.
             endpoint: the endpoint's id.
             spec: what the worker is started from.
+            release: id of its release; None: the spec's own name.
 
         Returns:
             False: another worker has this id.
@@ -120,7 +126,7 @@ class Managed(Loads):
             "want",
             worker_id,
             endpoint,
-            spec.release,
+            release or spec.release,
             need.count if need else 0,
             json.dumps(need.pools if need else ()),
             spec.template.protocol.value,
