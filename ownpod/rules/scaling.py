@@ -252,6 +252,9 @@ class _Plan:
             return
         limit = scaling.idle_timeout_s
         idle = [w for w in ready if not w.jobs and w.idle_s >= limit]
+        if self.view.failures_count and not any(map(self.is_current, ready)):
+            # Workers of the earlier release stay while the new one fails, because no other would follow them.
+            idle = []
         spare = min(len(self.left) - self.floor, len(ready) - self.min)
         if idle and spare > 0:
             idle.sort(key=self.first_to_leave)
