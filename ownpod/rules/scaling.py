@@ -238,11 +238,13 @@ class _Plan:
         if not wanted:
             return
         placed = self.in_phase(Phase.PREPARING, Phase.STARTING)
+        # Those of another release leave once these are ready, so that they do not make these superfluous.
+        serving = [w for w in self.left if self.is_current(w)]
         needed = self.floor
         if self.view.scaling.scaler is ScalerType.QUEUE_DELAY:
             for_jobs = min(len(wanted), max(self.view.queued - len(placed), 0))
-            needed = max(needed, len(self.left) - len(wanted) + for_jobs)
-        surplus = sorted(wanted, key=self.first_to_leave)[: max(len(self.left) - needed, 0)]
+            needed = max(needed, len(serving) - len(wanted) + for_jobs)
+        surplus = sorted(wanted, key=self.first_to_leave)[: max(len(serving) - needed, 0)]
         self.leave(surplus, "no waiting job needs it")
 
     def idle(self) -> None:

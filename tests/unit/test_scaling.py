@@ -280,6 +280,12 @@ def test_an_old_worker_leaves_for_a_new_one_that_gets_no_device():
         assert kinds(found, Drain) == expected
 
 
+@pytest.mark.parametrize("scaler", ["QUEUE_DELAY", "REQUEST_COUNT"])
+def test_a_new_worker_that_waits_for_the_device_of_an_old_one_stays_wanted(scaler):
+    workers = [old("a", jobs=1), worker("b", "wanted")]
+    assert decide(view(*workers, low=1, running=1, scaler=scaler, value=1)) == ()
+
+
 def test_while_the_new_release_fails_the_old_one_serves():
     workers = [old("a", idle_s=1), old("b", jobs=1)]
     found = decide(view(*workers, queued=3, failures_count=1, pause_s=1))
