@@ -35,6 +35,11 @@ class Effective:
     record: Release | None = None
     """None: the release's record cannot be read, so the configured spec counts."""
 
+    @property
+    def came_up(self) -> bool:
+        """A worker of the release was ready once."""
+        return self.record is None or self.record.ready_ms is not None
+
     def scaling(self, now_ms: int) -> Scaling:  # noqa: ARG002 - rules/hours.py decides by it
         """The numbers of workers that apply now, in ms since the epoch."""
         return self.spec.scaling

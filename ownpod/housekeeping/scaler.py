@@ -202,6 +202,7 @@ class Scaler(threading.Thread):
             workers=tuple(self._view(worker, jobs) for worker in workers),
             failures_count=jobs.failures.count,
             pause_s=jobs.failures.pause_s,
+            came_up=current.came_up,
         )
         for action in decide(view):
             if isinstance(action, Start):

@@ -294,6 +294,32 @@ def test_while_the_new_release_fails_the_old_one_serves():
     assert found == (Start(1),)
 
 
+def test_an_idle_old_worker_stays_until_a_trial_shows_that_the_new_release_comes_up():
+    trial = {"came_up": False}
+    assert decide(view(old("a", idle_s=99), **trial)) == (Start(1),)
+    found = decide(view(old("a", idle_s=99), old("b"), **trial))
+    assert (kinds(found, Drain), started(found)) == (["a"], 1)
+    for phase in ("wanted", "preparing", "starting"):
+        for scaler in ("QUEUE_DELAY", "REQUEST_COUNT"):
+            assert (
+                decide(view(old("a", idle_s=99), worker("b", phase), scaler=scaler, **trial)) == ()
+            )
+    found = decide(view(old("a", idle_s=99), worker("b"), **trial))
+    assert (kinds(found, Drain), started(found)) == (["a"], 0)
+    # The next try after a failed one, and none during the pause.
+    assert decide(view(old("a", idle_s=99), failures_count=1, **trial)) == (Start(1),)
+    assert decide(view(old("a", idle_s=99), failures_count=1, pause_s=1, **trial)) == ()
+
+
+def test_a_trial_without_room_lets_the_old_worker_leave_first():
+    assert kinds(decide(view(old("a"), high=1, came_up=False)), Drain) == ["a"]
+    waits = [old("a"), worker("b", "wanted", age_s=6)]
+    assert kinds(decide(view(*waits, came_up=False)), Drain) == ["a"]
+    assert kinds(decide(view(old("a"), high=0, came_up=False)), Drain) == ["a"]
+    # Nothing is started for a release without workers and without jobs.
+    assert decide(view(came_up=False)) == ()
+
+
 def test_of_idle_workers_those_of_another_release_leave_first():
     workers = [old("a", idle_s=6), worker("b", idle_s=60), worker("c", jobs=1)]
     found = decide(view(*workers, running=1, low=2))
