@@ -104,6 +104,12 @@ def _choice(kind: type[StrEnum], **options: Any) -> _Parsed:
     return _Parsed(kind, f"one of {', '.join(kind)}", **options)
 
 
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
 def _size(low: int, **options: Any) -> _Parsed:
     """A size in bytes, from ``low`` MiB on."""
 
@@ -323,6 +329,7 @@ class ManagedSchema(Schema):
     idle_timeout_s = _whole(1, 3600, " of seconds", data_key="idleTimeout")
     scaler = _choice(ScalerType, data_key="scalerType")
     scaler_value = _number(1, 100_000, data_key="scalerValue")
+    auto_rollback = _Parsed(_truth, "true or false", data_key="autoRollback")
 
     @validates_schema
     def _fit(self, values: dict[str, Any], **_: Any) -> None:
@@ -338,7 +345,10 @@ class ManagedSchema(Schema):
             raise ValidationError({"workersMin": [problem]})
 
 
-_SCALING = ("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value")
+_SCALING = (
+    *("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value"),
+    "auto_rollback",
+)
 """Fields that need a template."""
 
 
@@ -353,4 +363,9 @@ def managed_spec(values: dict[str, Any]) -> ManagedSpec | None:
         scaler=values.get("scaler", Scaling.scaler),
         scaler_value=values.get("scaler_value", Scaling.scaler_value),
     )
-    return ManagedSpec(values["template"], scaling, values.get("gpu"))
+    return ManagedSpec(
+        values["template"],
+        scaling,
+        values.get("gpu"),
+        auto_rollback=values.get("auto_rollback", ManagedSpec.auto_rollback),
+    )

@@ -82,6 +82,23 @@ class Rollout:
         return self.next or self.current
 
 
+@dataclass(frozen=True)
+class RolledOut:
+    """An endpoint's releases as clients see them.
+
+    Attributes:
+        image_waits: what the image of the next release waits for; "": nothing is known.
+        given_up: the release that was given up for the last one; None: none was.
+    """
+
+    rollout: Rollout = Rollout()
+    image_waits: str = ""
+    given_up: Release | None = None
+
+
+NO_RELEASES = RolledOut()
+
+
 def recorded(spec: ManagedSpec) -> ManagedSpec:
     """The part of a spec that makes a release."""
     template = replace(
@@ -265,6 +282,12 @@ def must_roll_back(release: Release, failures_count: int) -> bool:
 # In words.
 
 
+def image_words(images: Mapping[str, HostImage]) -> str:
+    """What the image of a release waits for on the first host that does not have it; "": each one has it."""
+    waits = [f"host {host}: {image.words}" for host, image in sorted(images.items()) if image.words]
+    return waits[0] if waits else ""
+
+
 def state(
     release: Release,
     rollout: Rollout,
@@ -284,6 +307,8 @@ def state(
     """
     if rollout.next is not None and release.number == rollout.next.number:
         return f"prepares: {waits_for}" if waits_for else "prepares"
+    if release.ended:
+        return f"given up: {release.ended}"
     if rollout.current is not None and release.number == rollout.current.number:
         if failing:
             return f"fails: {failing}"
@@ -292,6 +317,4 @@ def state(
             mine = workers.get(release.id, 0)
             return f"rolls out: {mine} of {mine + others} workers have it"
         return "current"
-    if release.ended:
-        return f"given up: {release.ended}"
     return "earlier"

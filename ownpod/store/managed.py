@@ -21,6 +21,7 @@ from ownpod.rules.managed import (
     Phase,
     from_record,
 )
+from ownpod.rules.releases import RolledOut
 from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
@@ -232,6 +233,10 @@ class Managed(Loads):
     def notice(self, what: str = "job") -> None:
         """Wakes the scaler and the agents, see :class:`ownpod.store.agents.Wakeups`."""
         self._redis.publish(keys.MANAGED_NOTICES, what)
+
+    def rolled_out(self, endpoint: str) -> RolledOut:
+        """Where an endpoint's releases are, for clients."""
+        return self.releases.rolled_out(endpoint)
 
     # Reads.
 

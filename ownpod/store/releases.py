@@ -16,7 +16,9 @@ from ownpod.rules.releases import (
     NEW_IMAGE,
     HostImage,
     Release,
+    RolledOut,
     Rollout,
+    image_words,
     recorded,
 )
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
@@ -231,6 +233,20 @@ class Releases:
         """A release; None: there is none. Raises: WorkerRecordBroken."""
         (record,) = self._records([(endpoint, str(number))])
         return self._release(endpoint, str(number), record)
+
+    def rolled_out(self, endpoint: str) -> RolledOut:
+        """Where an endpoint's releases are, for clients; nothing if its records cannot be read."""
+        try:
+            rollout = self.rollout(endpoint)
+            latest = rollout.latest
+            waits = image_words(self.images(endpoint, rollout.next.number)) if rollout.next else ""
+            before = None
+            if latest is not None and latest.number > 1 and latest.why != FROM_FILE:
+                before = self.get(endpoint, latest.number - 1)
+        except WorkerRecordBroken as error:
+            log.debug("the releases of %s are not shown: %s", endpoint, error)
+            return RolledOut()
+        return RolledOut(rollout, waits, before if before is not None and before.ended else None)
 
     @broken_releases
     @redis_reads

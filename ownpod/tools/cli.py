@@ -39,6 +39,8 @@ LATER = {
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
     "gpus": "ownpod.tools.gpus",
+    "releases": "ownpod.tools.releases",
+    "rollback": "ownpod.tools.releases",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
