@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
+from ownpod.agent.prefetch import get_image
 from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.credentials import digest_of
@@ -129,7 +130,11 @@ class Steps:
         began = time.monotonic()
         try:
             devices = tuple(d for d in self._devices.read() if d.id in device_ids)
-            self._engine.prepare(spec.template, lambda words: self._progress(worker.id, words))
+            template = get_image(
+                *(self._engine, self._managed.releases, (worker.endpoint, worker.release)),
+                spec.template,
+                lambda words: self._progress(worker.id, words),
+            )
             key = secrets.token_urlsafe(32)
             env = environment(
                 spec.template,
@@ -144,7 +149,7 @@ class Steps:
                 worker.id,
                 worker.endpoint,
                 self._engine.instance,
-                spec.template,
+                template,
                 resolve(env, self._environ),
                 devices,
             )
