@@ -17,7 +17,6 @@ from ownpod.rules.templates import (
     Limits,
     ManagedSpec,
     Sharing,
-    Template,
 )
 
 KEPT = 20
@@ -259,9 +258,24 @@ def _image(agent: AgentInfo, images: Mapping[str, HostImage], waited_s: float) -
     return HostImage(ready=waited_s >= UNHEARD_S)
 
 
-def with_digest(template: Template) -> bool:
-    """Whether the reference of the template's image has a digest, so that it always means the same image."""
-    return template.image is None or "@" in template.image
+def to_check(
+    before: Mapping[str, ManagedSpec | None], now: Mapping[str, ManagedSpec | None]
+) -> list[str]:
+    """Endpoints whose tag may mean another image, when the configuration is read again without a change of theirs.
+
+    Args:
+        before: the specs by endpoint, until now; None: it has no template.
+        now: those that were read.
+    """
+    return [
+        name
+        for name, spec in sorted(now.items())
+        if spec is not None
+        and (old := before.get(name)) is not None
+        and old.release == spec.release
+        and spec.template.image is not None
+        and "@" not in spec.template.image
+    ]
 
 
 # Back to an earlier release.

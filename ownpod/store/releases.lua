@@ -1,5 +1,5 @@
 -- Releases of endpoints: each command is one atomic step. releases.py puts the constants in front: ENDPOINT, NEXT,
--- LOOKS, NOTICES (keys.py), KEPT. ARGV[2] is the endpoint's id.
+-- LOOKS, NOTICES (keys.py), KEPT, LOOK_MS. ARGV[2] is the endpoint's id.
 --
 -- ENDPOINT<ep>:release      hash    number: that of the last release; configured: name of the configured spec for which it
 --                                   was made (ManagedSpec.release); current, current_id: the release of new workers;
@@ -158,6 +158,11 @@ end
 -- endpoint, ms of the check, digest or '', why it was not found -> number of the release that was made; 0: none
 function commands.looked()
   if redis.call('HGET', LOOKS, endpoint) ~= ARGV[3] then
+    return 0
+  end
+  if now - ARGV[3] > LOOK_MS then
+    -- Asked for when there was no host that could answer.
+    redis.call('HDEL', LOOKS, endpoint)
     return 0
   end
   if ARGV[4] == '' then

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 LONGEST_WHY = 300
 """Characters that are kept of why a release was made or given up, and of a host's progress."""
 
+LOOK_S = 600.0
+"""Seconds after which the answer to a check of a tag does not count any more."""
+
 MOST_SPECS = 1000
 """Number of specs that a process remembers."""
 
@@ -61,6 +64,7 @@ class Releases:
                 LOOKS=keys.RELEASES_LOOKS,
                 NOTICES=keys.MANAGED_NOTICES,
                 KEPT=KEPT,
+                LOOK_MS=int(LOOK_S * 1000),
             ),
             repeatable=(
                 *(

@@ -143,6 +143,7 @@ def dispatch() -> None:
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version
     from ownpod.store.fleet import Fleet
+    from ownpod.store.releases import Releases
     from ownpod.store.schema import Guard
 
     config = settings.current()
@@ -154,7 +155,8 @@ def dispatch() -> None:
 
     client = connect(config.broker_url())
     Guard(lambda: schema_version(client)).wait()
-    Supervisor(config, Registry(endpoints, Fleet(client), config)).run()
+    registry = Registry(endpoints, Fleet(client), config)
+    Supervisor(config, registry, Releases(client)).run()
 
 
 @main.command()

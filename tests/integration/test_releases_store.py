@@ -124,6 +124,15 @@ def test_a_host_that_cannot_check_a_tag_leaves_it_to_others(releases):
     assert releases.rollout("ep").current.digest == A
 
 
+def test_an_answer_that_comes_minutes_late_does_not_count(releases, client):
+    made(releases, 1)
+    releases.pin("ep", spec(1).release, A)
+    late = str(int(releases.look("ep")) - 601_000)
+    client.hset(keys.RELEASES_LOOKS, "ep", late)
+    assert releases.looked("ep", late, digest=B) == 0
+    assert releases.tasks()[1] == {}
+
+
 def test_hosts_publish_the_image_of_a_release_that_exists(releases):
     made(releases, 1)
     found = HostImage(words="image pull 43 %", tries=1)

@@ -19,6 +19,7 @@ from ownpod.rules.releases import (
     prepared,
     recorded,
     state,
+    to_check,
 )
 from ownpod.rules.templates import (
     GpuNeed,
@@ -162,6 +163,14 @@ def test_only_hosts_that_could_run_a_worker_get_its_image():
 
 def test_the_pauses_between_tries_grow():
     assert [HostImage(tries=n).retry_s for n in (0, 1, 2, 3)] == [0, 1, 2, 4]
+
+
+def test_reading_the_configuration_again_checks_the_tags_of_unchanged_endpoints():
+    pinned = with_template(image=f"team/worker@{A}")
+    now = {"a": SPEC, "b": with_template(image="i:2"), "c": pinned, "d": None, "e": SPEC}
+    now |= {"f": with_template(image=None)}
+    before = {"a": SPEC, "b": SPEC, "c": pinned, "d": None, "f": with_template(image=None)}
+    assert to_check(before, now) == ["a"]
 
 
 # Back.
