@@ -46,7 +46,7 @@ INIT_TIMEOUT = "RUNPOD_INIT_TIMEOUT"
 
 _SIZE = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,6})?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-_POOL = re.compile(r"[!-+.-~](?:[ -+.-~]{0,126}[!-+.-~])?")
+_POOL = re.compile(r"[!-+\--~](?:[ -+\--~]{0,126}[!-+\--~])?")
 """Visible ASCII without a comma, with spaces within, because names of GPUs have them."""
 
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"

@@ -184,13 +184,13 @@ def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:
                 raise lost from error
 
 
-@redis_reads
 def ms_of(time: Any) -> int:
     """The answer to TIME, in ms since the epoch."""
     seconds, microseconds = time
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
+@redis_reads
 def clock_ms(client: redis.Redis) -> int:
     """Redis's clock, in ms since the epoch. Only this clock is compared with times in Redis, because clocks of hosts differ."""
     return ms_of(client.time())

@@ -18,7 +18,7 @@ from ownpod.errors import AnswerLost, NotRetryable, RedisUnavailable
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
-from ownpod.store.client import connect
+from ownpod.store.client import clock_ms, connect
 
 QUEUE = "ownpod.ep"
 
@@ -234,3 +234,8 @@ def test_the_message_of_a_repeated_create_is_the_jobs(store, lossy, client):
     lossy(store.jobs.create, new_job())
     (message,) = client.lrange(job_messages().lists("ep")[0], 0, -1)
     assert json.loads(message)["properties"]["correlation_id"] == "job-1"
+
+
+def test_the_clock_of_a_redis_that_is_away_is_an_error_of_ownpod():
+    with pytest.raises(RedisUnavailable):
+        clock_ms(connect("redis://127.0.0.1:1/0"))

@@ -120,6 +120,22 @@ def test_a_size_is_a_number_of_bytes_or_has_a_unit_of_1024(size, expected):
 
 
 @pytest.mark.parametrize(
+    "pool",
+    [
+        "GPU-7c1f6d0e-1111-2222-3333-444455556666",
+        "NVIDIA A100-SXM4-80GB",
+        "-NVIDIA A30",
+        "cpu-0",
+        "24GB",
+        "A100*",
+    ],
+)
+def test_a_pool_may_be_an_id_a_name_or_an_exclusion(pool):
+    values = {"template": {"command": "x"}, "gpu": {"pools": ["ADA_24", pool]}}
+    assert make_endpoint("a", values).managed.gpu.pools == ("ADA_24", pool)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "says"),
     [
         ("workersMin", 5, "workersMin: must be at most workersMax, which is 4"),
