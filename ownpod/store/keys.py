@@ -1,5 +1,5 @@
 """Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua`` and ``agents.lua`` list types and meanings.
+``managed.lua``, ``agents.lua`` and ``releases.lua`` list types and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """

@@ -20,6 +20,9 @@ COLUMNS = ("NUMBER", "RELEASE", "MADE", "IMAGE", "DIGEST", "WORKERS", "STATE", "
 LOOK_S = 60.0
 """Seconds for which ``--again`` waits for a host, because a registry may be slow."""
 
+OTHERS_S = 10.0
+"""Seconds for which it waits for another host, after one could not find out."""
+
 LOOK_CHECK_S = 0.1
 
 SHORT_DIGEST = len("sha256:") + 12
@@ -99,6 +102,8 @@ def _look(stored: Releases, endpoint: str) -> str:
         found, pending = stored.look_result(endpoint, asked)
         if found and not pending:
             return f"its tag means {found}"
+        if found:
+            until = min(until, time.monotonic() + OTHERS_S)
         if time.monotonic() > until:
             why = found or "no host with the engine docker has answered"
             raise BadRequest(f"what the tag of the image means is not known: {why}")

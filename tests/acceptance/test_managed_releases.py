@@ -182,6 +182,16 @@ def test_with_auto_rollback_an_idle_endpoint_goes_back_by_itself(lab):
     assert lab.ownpod.ended(lab.ownpod.submit(text="a"), 30)["status"] == "COMPLETED"
 
 
+def test_the_same_image_again_is_checked_at_sighup(lab):
+    same = {"template": {**template(), "image": "team/worker:1"}}
+    lab = lab(**same)
+    assert lab.managed.releases.tasks()[1] == {}
+    lab.configure(**same)
+    # The engine `process` has no images, so no host answers.
+    wait_until(lambda: "local-ep" in lab.managed.releases.tasks()[1], 30)
+    assert lab.shown()["releases"]["next"] is None
+
+
 def test_a_changed_idle_timeout_makes_no_release(lab):
     lab = lab()
     before = lab.ready()
