@@ -19,6 +19,9 @@ class FakeEngine:
         start_error: ``start`` raises an EngineError with this text; "": it starts workers.
         away: every call but ``wait`` raises an EngineError with this text; "": the engine answers.
         refused: ``check_template`` refuses templates of this image.
+        digests: what tags mean, by reference.
+        prepare_error: ``prepare`` raises an EngineError with this text.
+        prepared: templates whose image it has got, in order.
         holding: ``start`` blocks until this is set.
     """
 
@@ -33,6 +36,9 @@ class FakeEngine:
         self.start_error = ""
         self.away = ""
         self.refused = ""
+        self.digests: dict[str, str] = {}
+        self.prepare_error = ""
+        self.prepared: list[Template] = []
         self.holding = threading.Event()
         self.holding.set()
 
@@ -50,6 +56,13 @@ class FakeEngine:
     def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
         self._answer()
         progress(f"gets {template.image}")
+        if self.prepare_error:
+            raise EngineError(self.prepare_error)
+        self.prepared.append(template)
+
+    def digest(self, template: Template) -> str:
+        self._answer()
+        return self.digests.get(template.image or "", "")
 
     def start(self, launch: Launch) -> Started:
         self._answer()

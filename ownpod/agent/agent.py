@@ -8,10 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError, Found
 from ownpod.agent.notes import Notes
+from ownpod.agent.prefetch import Prefetch
 from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.steps import Host, Steps
 from ownpod.agent.taking import Filter, take
@@ -86,6 +88,9 @@ class Agent:
         self.steps = Steps(
             host, engine, devices, managed=managed, values=values, done=self._wake.set
         )
+        self._prefetch = Prefetch(
+            host.name, engine, managed.releases, done=self._wake.set, clock=clock
+        )
         self._owns_host = False
         self._notes = Notes()
 
@@ -155,10 +160,19 @@ class Agent:
             except OwnPodError as error:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
+        self._get_images(replace(info, draining=beat.draining))
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
         return REST_S if settled and not coming and not self.steps.under_way else BUSY_S
+
+    def _get_images(self, info: AgentInfo) -> None:
+        if self._stopping or self.steps.closed:
+            return
+        try:
+            self._prefetch.turn(info)
+        except WorkerRecordBroken as error:
+            self._notes.worker("releases", error)
 
     def _plan(
         self,

@@ -92,6 +92,9 @@ class ContainerEngine:
     def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
         self._images.prepare(template, progress)
 
+    def digest(self, template: Template) -> str:
+        return self._images.digest(template)
+
     def start(self, launch: Launch) -> Started:
         """See the protocol. A start that fails leaves nothing of the worker, unless the engine is away: then its container
         is adopted by the next call, or is listed as one that did not start.

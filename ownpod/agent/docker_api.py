@@ -198,6 +198,16 @@ class DockerApi:
                 f"the pull has stalled: no progress within {self._stall_s:g} s"
             ) from None
 
+    def digest(self, reference: str) -> str:
+        """The digest that a registry has for a reference. Raises: EngineError."""
+
+        def ask(client: Any) -> Any:
+            client.reload_config()
+            return client.inspect_distribution(reference)
+
+        found = self.call(ask)
+        return str((found.get("Descriptor") or {}).get("digest") or "")
+
     def podman(self) -> tuple[int, ...] | None:
         """Podman's version, if the engine is Podman: its number of the Docker API does not show that."""
         return self.call(lambda client: podman_version(client.version()))

@@ -68,6 +68,12 @@ class Engine(Protocol):
             EngineError: it cannot be had.
         """
 
+    def digest(self, template: Template) -> str:
+        """What the tag of the template's image means now: a digest, or the image's id for one that was built here.
+
+        "": the engine has no images, or neither the registry nor this host shows it. Raises: EngineError.
+        """
+
     def start(self, launch: Launch) -> Started:
         """Starts a worker; does nothing if it runs already. Raises: EngineError."""
 

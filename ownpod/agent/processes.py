@@ -102,6 +102,9 @@ class ProcessEngine:
         """Does nothing: the image is only noted."""
         del template, progress
 
+    def digest(self, template: Template) -> str:  # noqa: ARG002 - the protocol has it
+        return ""
+
     def start(self, launch: Launch) -> Started:
         with self._starting:
             record = self._record(launch.worker_id)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
 from ownpod.agent.memory import Memory
+from ownpod.agent.prefetch import get_image
 from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
@@ -138,7 +139,11 @@ class Steps:
         began = time.monotonic()
         try:
             devices = tuple(d for d in self._devices.read() if d.id in device_ids)
-            self._engine.prepare(spec.template, lambda words: self._progress(worker.id, words))
+            template = get_image(
+                *(self._engine, self._managed.releases, (worker.endpoint, worker.release)),
+                spec.template,
+                lambda words: self._progress(worker.id, words),
+            )
             key = secrets.token_urlsafe(32)
             env = environment(
                 spec.template,
@@ -153,7 +158,7 @@ class Steps:
                 worker.id,
                 worker.endpoint,
                 self._engine.instance,
-                spec.template,
+                template,
                 self._values.resolve(worker.id, spec, env),
                 devices,
             )

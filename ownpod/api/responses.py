@@ -194,6 +194,9 @@ class ManagedWorkerSchema(Schema):
     phase = fields.Enum(Phase, by_value=fields.String, required=True)
     reason = fields.String(required=True, metadata={"description": "its phase in words"})
     release = fields.String(required=True)
+    outdated = fields.Boolean(
+        required=True, metadata={"description": "it has an earlier release than new workers"}
+    )
     host = fields.String(required=True, allow_none=True)
     devices = fields.List(fields.String(), required=True)
     createdAt = fields.Integer(required=True)  # noqa: N815
@@ -215,11 +218,30 @@ class StartFailuresSchema(Schema):
     )
 
 
+class GivenUpSchema(Schema):
+    """A release that was given up."""
+
+    number = fields.Integer(required=True)
+    reason = fields.String(required=True)
+
+
+class ReleasesSchema(Schema):
+    """Where the releases of an endpoint are. ``state`` is that of the last one, in words."""
+
+    current = fields.Integer(required=True, allow_none=True)
+    next = fields.Integer(required=True, allow_none=True)
+    image = fields.String(required=True, allow_none=True)
+    digest = fields.String(required=True)
+    state = fields.String(required=True)
+    givenUp = fields.Nested(GivenUpSchema, required=True, allow_none=True)  # noqa: N815
+
+
 class ManagedWorkersSchema(Schema):
     """The workers of an endpoint with a template."""
 
     workers = fields.List(fields.Nested(ManagedWorkerSchema), required=True)
     failures = fields.Nested(StartFailuresSchema, required=True, allow_none=True)
+    releases = fields.Nested(ReleasesSchema, required=True, allow_none=True)
 
 
 class WorkersSchema(Schema):

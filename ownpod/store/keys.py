@@ -1,5 +1,5 @@
 """Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua``, ``sharing.lua`` and ``agents.lua`` list types and meanings.
+``managed.lua``, ``sharing.lua``, ``agents.lua`` and ``releases.lua`` list types and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -38,6 +38,8 @@ DEVICES_NEXT = f"{PREFIX}devices:next"
 AGENTS = f"{PREFIX}agents"
 AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
+RELEASES_NEXT = f"{PREFIX}releases:next"
+RELEASES_LOOKS = f"{PREFIX}releases:looks"
 INSTANCE = f"{PREFIX}instance"
 SECRETS = f"{PREFIX}secrets"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"

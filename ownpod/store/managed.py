@@ -21,6 +21,7 @@ from ownpod.rules.managed import (
     Phase,
     from_record,
 )
+from ownpod.rules.releases import RolledOut
 from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.sharing import Evict
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
@@ -29,6 +30,7 @@ from ownpod.store.client import redis_errors, redis_reads
 from ownpod.store.common import BUCKETS_MS
 from ownpod.store.loads import Loads, broken_managed
 from ownpod.store.offers import OFFER_CONSTANTS
+from ownpod.store.releases import Releases
 from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
 
@@ -64,6 +66,8 @@ class Managed(Loads):
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
         self._logged: set[tuple[str, str]] = set()
+        self.releases = Releases(client)
+        """What the endpoints' workers are started from."""
         own = constants(
             ENTRIES=keys.MANAGED_ENTRIES,
             IDLE=keys.MANAGED_IDLE,
@@ -105,13 +109,16 @@ class Managed(Loads):
 
     # The scaler's part.
 
-    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec) -> bool:
+    def want(
+        self, worker_id: str, endpoint: str, *, spec: ManagedSpec, release: str | None = None
+    ) -> bool:
         """Records that an endpoint needs one more worker, which an agent is to start.
 
         Args:
             worker_id: a new random id, see :data:`ownpod.rules.managed.WORKER_ID`.
             endpoint: the endpoint's id.
             spec: what the worker is started from.
+            release: id of its release; None: the spec's own name.
 
         Returns:
             False: another worker has this id.
@@ -123,7 +130,7 @@ class Managed(Loads):
             "want",
             worker_id,
             endpoint,
-            spec.release,
+            release or spec.release,
             need.count if need else 0,
             json.dumps(need.pools if need else ()),
             spec.template.protocol.value,
@@ -259,6 +266,10 @@ class Managed(Loads):
     def notice(self, what: str = "job") -> None:
         """Wakes the scaler and the agents, see :class:`ownpod.store.agents.Wakeups`."""
         self._redis.publish(keys.MANAGED_NOTICES, what)
+
+    def rolled_out(self, endpoint: str) -> RolledOut:
+        """Where an endpoint's releases are, for clients."""
+        return self.releases.rolled_out(endpoint)
 
     # Reads.
 

@@ -41,6 +41,8 @@ LATER = {
     "gpus": "ownpod.tools.gpus",
     "secrets": "ownpod.tools.secrets",
     "volumes": "ownpod.tools.volumes",
+    "releases": "ownpod.tools.releases",
+    "rollback": "ownpod.tools.releases",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
@@ -143,6 +145,7 @@ def dispatch() -> None:
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version
     from ownpod.store.fleet import Fleet
+    from ownpod.store.releases import Releases
     from ownpod.store.schema import Guard
 
     config = settings.current()
@@ -154,7 +157,8 @@ def dispatch() -> None:
 
     client = connect(config.broker_url())
     Guard(lambda: schema_version(client)).wait()
-    Supervisor(config, Registry(endpoints, Fleet(client), config)).run()
+    registry = Registry(endpoints, Fleet(client), config)
+    Supervisor(config, registry, Releases(client)).run()
 
 
 @main.command()

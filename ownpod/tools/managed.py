@@ -27,7 +27,9 @@ def show_managed(managed: Managed, registry: Registry) -> None:
         if pause := endpoint.pause_at(now_ms):
             click.echo(f"\n{endpoint.id}: the endpoint is paused: {pause.reason}")
         failures = managed.failures(endpoint.id)
-        if failures.release == endpoint.managed.release and ManagedView((), failures).failing:
+        current = managed.rolled_out(endpoint.id).rollout.current
+        release = current.id if current else endpoint.managed.release
+        if failures.release == release and ManagedView((), failures).failing:
             click.echo(f"\n{endpoint.id}: {failure_in_words(failures)}")
             for line in failures.log.splitlines()[-LOG_LINES:]:
                 click.echo(f"  {line}")

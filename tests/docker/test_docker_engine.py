@@ -13,13 +13,24 @@ from pathlib import Path
 
 import pytest
 import requests
-from helpers import Process, wait_until
+from helpers import Process, load_settings, wait_until
 
+from ownpod.agent.agent import Agent
 from ownpod.agent.containers import ContainerEngine
+from ownpod.agent.devices import Devices
 from ownpod.agent.engine import EngineError, Launch
+from ownpod.agent.steps import Host
+from ownpod.housekeeping.scaler import Scaler
+from ownpod.registry import Registry
+from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.endings import why_ended
-from ownpod.rules.managed import Device
-from ownpod.rules.templates import Limits, Protocol, Template
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.managed import Device, Phase
+from ownpod.rules.placement import pools_of
+from ownpod.rules.templates import Limits, ManagedSpec, Protocol, Scaling, Template
+from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.fleet import Fleet
+from ownpod.store.managed import Managed
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -305,6 +316,54 @@ def test_a_tag_that_moves_after_the_image_was_prepared_changes_nothing(lab, arch
         assert inspect(f"ownpod-{launch.worker_id}")["Image"] == image["Id"]
     finally:
         docker("image", "rm", "--force", tag)
+
+
+def test_a_tag_that_moves_makes_a_release_whose_image_comes_before_its_first_worker(
+    lab, archive, client
+):
+    managed, agents = Managed(client), Agents(client)
+    spec = ManagedSpec(Template(image=IMAGE, command=WAITS), Scaling(1, 2))
+    endpoint = Endpoint("ep", (), 600_000, 86_400_000, 3, 0, managed=spec)
+    registry = Registry({"ep": endpoint}, Fleet(client), load_settings())
+    scaler = Scaler(registry, managed, agents, Wakeups(client))
+    agent = Agent(
+        Host("h", "http://127.0.0.1:1", {}),
+        lab.engine,
+        Devices(DeviceChoice(stand_ins=2), {}, pools_of=pools_of),
+        managed=managed,
+        agents=agents,
+        wakeups=Wakeups(client),
+        environ={},
+    )
+
+    def starting():
+        """Turns until a worker starts; its id, and its container's image."""
+
+        def turned():
+            scaler.once()
+            agent.turn()
+            return [w.id for w in managed.list("ep") if w.phase is Phase.STARTING]
+
+        (worker,) = wait_until(turned, 60, "a worker that starts")
+        return worker, inspect(f"ownpod-{worker}")["Image"]
+
+    try:
+        old, first = starting()
+        assert managed.ready(old)
+        assert managed.rolled_out("ep").rollout.current.digest == first
+        docker("import", "--change", "LABEL moved=1", str(archive), IMAGE)
+        managed.releases.look("ep")
+        new, second = starting()
+        assert first != second
+        rollout = managed.rolled_out("ep").rollout
+        assert (rollout.current.number, rollout.current.digest) == (2, second)
+        assert managed.releases.images("ep", 2)["h"].ready
+        assert managed.get(old).phase is Phase.READY
+        assert managed.ready(new)
+        scaler.once()
+        assert managed.get(old).reason == "the endpoint has a new release"
+    finally:
+        agent.leave()
 
 
 def test_an_image_that_is_not_allowed_is_neither_pulled_nor_started(lab):

@@ -79,8 +79,16 @@ function memory({ memoryMb, metrics: { memory_used_mb: used } }) {
   return `${used === undefined ? "" : `${gigabytes(used)} of `}${gigabytes(memoryMb)} GB`;
 }
 
-function showManaged({ workers, failures }, hosts) {
-  at("managed").hidden = !workers.length && !failures;
+function releaseText({ current, next, state, givenUp }) {
+  return [
+    `Release ${next || current}: ${state}`, next && current && `release ${current} serves`,
+    givenUp && `release ${givenUp.number} was given up: ${givenUp.reason}`,
+  ].filter(Boolean).join(" · ");
+}
+
+function showManaged({ workers, failures, releases }, hosts) {
+  at("managed").hidden = !workers.length && !failures && !releases;
+  at("release").textContent = releases ? releaseText(releases) : "";
   fill(at("started"), workers.map((w) => ({ cells: [
     w.id, SIGNS[w.phase] || w.phase, ago(w.readyAt || w.startedAt || w.createdAt), w.host, w.devices.join(", "), w.reason,
   ] })));
