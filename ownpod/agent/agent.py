@@ -12,17 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError, Found
 from ownpod.agent.notes import Notes
+from ownpod.agent.output import Followers
 from ownpod.agent.steps import Host, Steps
 from ownpod.agent.taking import Filter, take
 from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
+from ownpod.rules.output import plain
 from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class Agent:
         devices: the devices of this host.
         managed: the workers' records.
         agents: the hosts' records.
+        outputs: the workers' output.
         wakeups: wakes the loop when something is wanted.
         environ: where the templates' secrets are.
         clock: seconds, for how long a worker has been without a record and a wanted one has waited.
@@ -55,6 +59,7 @@ class Agent:
         *,
         managed: Managed,
         agents: Agents,
+        outputs: Outputs,
         wakeups: Wakeups,
         environ: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
@@ -73,8 +78,15 @@ class Agent:
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
+        self._followers = Followers(engine, outputs)
         self.steps = Steps(
-            host, engine, devices, managed=managed, environ=environ, done=self._wake.set
+            host,
+            engine,
+            devices,
+            managed=managed,
+            followers=self._followers,
+            environ=environ,
+            done=self._wake.set,
         )
         self._owns_host = False
         self._notes = Notes()
@@ -129,6 +141,7 @@ class Agent:
         self._owns_host = beat.owned
         if not beat.owned:
             self._notes.say(f"standing by: another agent runs as host {self._host.name}")
+            self._followers.keep({}, ())
             return BUSY_S
         self._notes.say("")
         # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
@@ -143,6 +156,8 @@ class Agent:
             except OwnPodError as error:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
+        running = {i: plain for i in mine if i in self._found and self._found[i].running}
+        self._followers.keep(running, mine)
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
@@ -256,6 +271,7 @@ class Agent:
     def leave(self) -> None:
         """Lets the next agent of this host begin at once."""
         self.steps.wait()
+        self._followers.close()
         try:
             self._agents.leave(self._host.name, self._token)
         except OwnPodError as error:

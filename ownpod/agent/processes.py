@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import re
-import resource
 import select
 import signal
 import sys
@@ -31,9 +30,11 @@ from ownpod.agent import cgroups, procfs
 from ownpod.agent.commands import MARK, command_line, environment
 from ownpod.agent.directories import Directory, Record, RecordUnreadable
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
+from ownpod.agent.files import FileSource
+from ownpod.agent.process_limits import limit
 from ownpod.agent.shell import SHELL, Shell
 from ownpod.processes import free_port
-from ownpod.rules.templates import Limits, Protocol, Template
+from ownpod.rules.templates import Protocol, Template
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,18 @@ class ProcessEngine:
 
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         return self._directory(worker_id).log(lines)
+
+    def follow(self, worker_id: str, position: str = "") -> FileSource:
+        """See :class:`ownpod.agent.engine.Engine`. The source also keeps the output within its limit."""
+        directory = self._directory(worker_id)
+        self._record(worker_id)
+        return FileSource(
+            directory.output,
+            position,
+            # The list finds out that a worker has ended.
+            runs=lambda: worker_id in self._records and worker_id not in self._ended,
+            shorten=directory.shorten_output,
+        )
 
     def url(self, worker_id: str) -> str | None:
         record = self._record(worker_id)
@@ -357,7 +370,8 @@ class ProcessEngine:
         process = procfs.find(pid)
         if process is None:
             raise OSError(0, "its shell has ended")
-        groups = self._limit(launch.worker_id, launch.template.limits, pid)
+        group = self._directory(launch.worker_id).group
+        groups = limit(pid, launch.template.limits, group, self._note)
         return Record(
             worker_id=launch.worker_id,
             endpoint=launch.endpoint,
@@ -368,28 +382,3 @@ class ProcessEngine:
             groups=tuple(map(str, groups)),
             devices=tuple(device.id for device in launch.devices),
         )
-
-    def _limit(self, worker_id: str, limits: Limits, pid: int) -> tuple[Path, ...]:
-        groups: tuple[Path, ...] = ()
-        wanted = {"memory": limits.memory_bytes, "pids": limits.pids, "cpu": limits.cpus}
-        holding: set[str] = set()
-        if any(wanted.values()):
-            groups, holding = cgroups.enter(self._directory(worker_id).group, limits, pid)
-        if limits.memory_bytes and "memory" not in holding:
-            with contextlib.suppress(OSError, ValueError):
-                most = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
-                size = limits.memory_bytes
-                if most != resource.RLIM_INFINITY:
-                    size = min(size, most)
-                resource.prlimit(pid, resource.RLIMIT_DATA, (size, size))
-                self._note(
-                    "no control group can be made here: limits.memory holds for each process"
-                )
-                holding.add("memory")
-        shown = {"memory": "memory", "pids": "pids", "cpu": "cpus"}
-        missing = [shown[name] for name, value in wanted.items() if value and name not in holding]
-        if limits.shm_bytes:
-            missing.append("shm")
-        for name in missing:
-            self._note("the engine process does not enforce limits.%s here", name)
-        return groups

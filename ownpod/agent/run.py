@@ -21,6 +21,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 from ownpod.store.schema import Guard
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
         devices,
         managed=managed,
         agents=Agents(client),
+        outputs=Outputs(client),
         wakeups=Wakeups(client),
         environ=dict(os.environ),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
+from ownpod.agent.output import Followers
 from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.credentials import digest_of
@@ -49,6 +50,7 @@ class Steps:
         engine: runs the workers.
         devices: the devices of this host.
         managed: the workers' records.
+        followers: keep the workers' output.
         environ: where the templates' secrets are.
         done: called at the end of each step, in its thread.
     """
@@ -60,6 +62,7 @@ class Steps:
         devices: Devices,
         *,
         managed: Managed,
+        followers: Followers,
         environ: Mapping[str, str],
         done: Callable[[], None],
     ) -> None:
@@ -67,6 +70,7 @@ class Steps:
         self._engine = engine
         self._devices = devices
         self._managed = managed
+        self._followers = followers
         self._environ = environ
         self._done = done
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
@@ -183,7 +187,9 @@ class Steps:
     def _report(self, step: Ended) -> None:
         reason = self._failures.pop(step.worker, None)
         failed = step.failed or reason is not None
-        output = self._engine.log(step.worker)
+        # Before the record is STOPPED, because its log is the end of what is kept, and before the engine removes the output.
+        self._followers.finish(step.worker)
+        output = self._followers.log(step.worker)
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
         self._managed.stopped(
@@ -193,6 +199,7 @@ class Steps:
             reason=reason or step.reason,
             failed=failed,
             log=output,
+            out_of_memory=step.out_of_memory,
         )
         self._engine.remove(step.worker)
 
