@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
+from ownpod.rules.managed_reports import post_mortem
 from ownpod.rules.managed_states import ManagedView, StartFailures, in_words, usual_start_s
 
 MOST_SEEN = 100_000
@@ -41,6 +42,12 @@ class ManagedWorkers(Protocol):
     def recent(self, endpoint: str) -> Sequence[ManagedWorker]:
         """The endpoint's workers that stopped within the last hour."""
 
+    def crashed(self, endpoint: str) -> Sequence[ManagedWorker]:
+        """The endpoint's last workers that ended badly, the last one first."""
+
+    def get(self, worker_id: str) -> ManagedWorker | None:
+        """A worker, also one that is STOPPED; None: there is none."""
+
     def failures(self, endpoint: str) -> StartFailures | None:
         """The endpoint's failed starts; None: there are none."""
 
@@ -59,6 +66,12 @@ class NoManagedWorkers:
 
     def recent(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
         return ()
+
+    def crashed(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
+        return ()
+
+    def get(self, worker_id: str) -> ManagedWorker | None:  # noqa: ARG002
+        return None
 
     def failures(self, endpoint: str) -> StartFailures | None:  # noqa: ARG002
         return None
@@ -190,6 +203,17 @@ def describe_managed(view: ManagedView) -> dict[str, Any]:
         ],
         "failures": None if failures is None else _described(failures, view),
     }
+
+
+def describe_crashes(managed: ManagedWorkers, endpoint: Endpoint) -> list[dict[str, Any]]:
+    """An endpoint's last managed workers that ended badly. Costs no command of Redis for an endpoint without a template.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+    """
+    if endpoint.managed is None:
+        return []
+    return [post_mortem(worker) for worker in managed.crashed(endpoint.id)]
 
 
 def _described(failures: StartFailures, view: ManagedView) -> dict[str, Any]:

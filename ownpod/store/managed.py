@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 RECENT_S = 3600
 """Age of the ends, in seconds, that :meth:`Managed.recent` lists."""
 
+MOST_SHOWN = 10
+"""Number of workers that ended badly that are listed of an endpoint."""
+
 PAUSES_S = tuple(map(start_pause_s, range(1, 8)))
 """Seconds without another start after a number of failed starts in a row; the last is that of all further ones."""
 
@@ -251,18 +254,28 @@ class Managed(Loads):
 
     @broken_managed
     @redis_reads
-    def recent(self, endpoint: str | None = None, *, within_s: int = RECENT_S) -> Workers:
+    def recent(self, endpoint: str | None = None) -> Workers:
         """Workers that stopped within the last hour, the last one first: all, or an endpoint's."""
+        workers = [worker for worker, _ in self._read(self._stopped_ids(RECENT_S))]
+        return [worker for worker in workers if endpoint in {None, worker.endpoint}]
+
+    def _stopped_ids(self, within_s: int) -> Sequence[str]:
         seconds, _ = self._redis.time()
         since = (int(seconds) - within_s) * 1000
         ids: Any = self._redis.zrevrangebyscore(keys.MANAGED_STOPPED, "+inf", since)
-        workers = [worker for worker, _ in self._read(ids)]
-        return [worker for worker in workers if endpoint in {None, worker.endpoint}]
+        return list(ids)
 
-    def crashed(self, endpoint: str | None = None) -> Workers:
-        """Workers that ended badly, the last one first, as long as their records are kept: all, or an endpoint's."""
-        stopped = self.recent(endpoint, within_s=STOPPED_KEPT_S)
-        return [worker for worker in stopped if worker.ended_badly]
+    @broken_managed
+    @redis_reads
+    def crashed(self, endpoint: str | None = None, *, limit: int = MOST_SHOWN) -> Workers:
+        """The last workers that ended badly, the last one first, of those whose records are kept: all, or an endpoint's."""
+        names = tuple(name for name in FIELDS if name != "log")
+        ids = [
+            worker.id
+            for worker, _ in self._read(self._stopped_ids(STOPPED_KEPT_S), names)
+            if worker.ended_badly and endpoint in {None, worker.endpoint}
+        ]
+        return [worker for worker, _ in self._read(ids[:limit])]
 
     @broken_managed
     @redis_reads
