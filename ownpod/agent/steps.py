@@ -1,5 +1,6 @@
 """An agent's steps for single workers: start, stop, report the end, remove. Each is done in a thread of its own."""
 
+import functools
 import logging
 import secrets
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
 from ownpod.agent.memory import Memory
+from ownpod.agent.output import Followers
 from ownpod.agent.prefetch import get_image
 from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.starts import Starts
@@ -52,6 +54,7 @@ class Steps:
         engine: runs the workers.
         devices: the devices of this host.
         managed: the workers' records.
+        followers: keep the workers' output.
         values: the templates' secrets.
         done: called at the end of each step, in its thread.
     """
@@ -63,6 +66,7 @@ class Steps:
         devices: Devices,
         *,
         managed: Managed,
+        followers: Followers,
         values: SecretValues,
         done: Callable[[], None],
     ) -> None:
@@ -71,6 +75,7 @@ class Steps:
         self._devices = devices
         self.memory = Memory(devices)
         self._managed = managed
+        self._followers = followers
         self._values = values
         self._done = done
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
@@ -200,7 +205,10 @@ class Steps:
     def _report(self, step: Ended, worker: ManagedWorker, spec: ManagedSpec) -> None:
         reason = self._failures.get(step.worker)
         failed = step.failed or reason is not None
-        output = self._values.masked(step.worker, spec, self._engine.log(step.worker))
+        # Before the record is STOPPED, because its log is the end of what is kept, and before the engine removes the output.
+        mask = functools.partial(self._values.masked, step.worker, spec)
+        self._followers.finish(step.worker, mask)
+        output = self._followers.log(step.worker, mask)
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
         self.memory.wait_until_free(worker.devices)
@@ -211,6 +219,7 @@ class Steps:
             reason=reason or step.reason,
             failed=failed,
             log=output,
+            out_of_memory=step.out_of_memory,
         )
         self._failures.pop(step.worker, None)
         self._engine.remove(step.worker)

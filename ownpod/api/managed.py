@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
+from ownpod.rules.managed_reports import post_mortem
 from ownpod.rules.managed_states import ManagedView, StartFailures, in_words, usual_start_s
 from ownpod.rules.releases import NO_RELEASES, RolledOut, state
 
@@ -43,6 +44,12 @@ class ManagedWorkers(Protocol):
     def recent(self, endpoint: str) -> Sequence[ManagedWorker]:
         """The endpoint's workers that stopped within the last hour."""
 
+    def crashed(self, endpoint: str) -> Sequence[ManagedWorker]:
+        """The endpoint's last workers that ended badly, the last one first."""
+
+    def get(self, worker_id: str) -> ManagedWorker | None:
+        """A worker, also one that is STOPPED; None: there is none."""
+
     def failures(self, endpoint: str) -> StartFailures | None:
         """The endpoint's failed starts; None: there are none."""
 
@@ -64,6 +71,12 @@ class NoManagedWorkers:
 
     def recent(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
         return ()
+
+    def crashed(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
+        return ()
+
+    def get(self, worker_id: str) -> ManagedWorker | None:  # noqa: ARG002
+        return None
 
     def failures(self, endpoint: str) -> StartFailures | None:  # noqa: ARG002
         return None
@@ -224,6 +237,17 @@ def _described_releases(view: ManagedView) -> dict[str, Any] | None:
         "state": state(latest, rollout, live, waits_for=view.releases.image_waits, failing=failing),
         "givenUp": given_up and {"number": given_up.number, "reason": given_up.ended},
     }
+
+
+def describe_crashes(managed: ManagedWorkers, endpoint: Endpoint) -> list[dict[str, Any]]:
+    """An endpoint's last managed workers that ended badly. Costs no command of Redis for an endpoint without a template.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+    """
+    if endpoint.managed is None:
+        return []
+    return [post_mortem(worker) for worker in managed.crashed(endpoint.id)]
 
 
 def _described(failures: StartFailures, view: ManagedView) -> dict[str, Any]:

@@ -204,6 +204,60 @@ class ManagedWorkerSchema(Schema):
     readyAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
 
 
+class WorkerReportSchema(ManagedWorkerSchema):
+    """A worker that OwnPod has started, also after its end. Times in ms since the epoch."""
+
+    endpoint = fields.String(required=True)
+    placedAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    stoppedAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    exitCode = fields.Integer(  # noqa: N815
+        required=True,
+        allow_none=True,
+        metadata={"description": "negative: the signal that ended it"},
+    )
+    outOfMemory = fields.Boolean(  # noqa: N815
+        required=True, metadata={"description": "the kernel ended it because of its memory limit"}
+    )
+    endedIn = fields.String(  # noqa: N815
+        required=True,
+        metadata={"description": 'the phase in which it ended badly; "": it did not'},
+    )
+    endedBadly = fields.Boolean(  # noqa: N815
+        required=True,
+        metadata={"description": "it ended by itself, did not start, or its host was lost"},
+    )
+
+
+class PostMortemSchema(WorkerReportSchema):
+    """A worker that ended badly."""
+
+    log = fields.List(
+        fields.String(), required=True, metadata={"description": "last lines of its output"}
+    )
+
+
+class OutputLineSchema(Schema):
+    """A line of a worker's output."""
+
+    id = fields.String(required=True)
+    at = fields.Integer(required=True, metadata={"description": "ms since the epoch"})
+    run = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "id of its job, with - and the number of a later attempt"},
+    )
+    text = fields.String(required=True)
+
+
+class OutputSchema(Schema):
+    """The response of ``/workers/<id>/logs``."""
+
+    worker = fields.Nested(WorkerReportSchema, required=True)
+    lines = fields.List(fields.Nested(OutputLineSchema), required=True)
+    next = fields.String(required=True, metadata={"description": "`after` of the next request"})
+    ended = fields.Boolean(required=True, metadata={"description": "no more lines come"})
+
+
 class StartFailuresSchema(Schema):
     """Starts of workers that failed in a row."""
 
@@ -244,11 +298,17 @@ class ManagedWorkersSchema(Schema):
     releases = fields.Nested(ReleasesSchema, required=True, allow_none=True)
 
 
+class ManagedWorkersAndEndsSchema(ManagedWorkersSchema):
+    """The same, with the last workers that ended badly."""
+
+    ended = fields.List(fields.Nested(PostMortemSchema), required=True)
+
+
 class WorkersSchema(Schema):
     """The response of ``/workers``."""
 
     workers = fields.List(fields.Nested(WorkerSchema), required=True)
-    managed = fields.Nested(ManagedWorkersSchema, required=True)
+    managed = fields.Nested(ManagedWorkersAndEndsSchema, required=True)
     leftOut = fields.List(fields.Nested(LeftOutSchema), required=True)  # noqa: N815
 
 

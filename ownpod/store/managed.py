@@ -14,7 +14,9 @@ import redis
 from ownpod.errors import BadRequest, WorkerRecordBroken
 from ownpod.rules.managed import (
     FIELDS,
+    MOST_STOPPED,
     ORDER,
+    STOPPED_KEPT_S,
     WANTED_FIELDS,
     WORKER_ID,
     ManagedWorker,
@@ -36,8 +38,11 @@ from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
 
-STOPPED_KEPT_S, MOST_STOPPED = 3600, 200
-"""Seconds for which the record of a stopped worker is kept, and number of such records, for crash reports."""
+RECENT_S = 3600
+"""Age of the ends, in seconds, that :meth:`Managed.recent` lists."""
+
+MOST_SHOWN = 10
+"""Number of workers that ended badly that are listed of an endpoint."""
 
 PAUSES_S = tuple(map(start_pause_s, range(1, 8)))
 """Seconds without another start after a number of failed starts in a row; the last is that of all further ones."""
@@ -76,6 +81,7 @@ class Managed(Loads):
             HOSTS=keys.MANAGED_HOST,
             WANTED=keys.MANAGED_WANTED,
             STOPPED=keys.MANAGED_STOPPED,
+            OUTPUT=keys.OUTPUT,
             HELD=keys.DEVICES_HELD,
             RESERVED=keys.DEVICES_RESERVED,
             NEXT=keys.DEVICES_NEXT,
@@ -231,6 +237,7 @@ class Managed(Loads):
         reason: str,
         failed: bool,
         log: str = "",
+        out_of_memory: bool = False,
     ) -> bool:
         """Nothing of the worker runs: its devices are free, its jobs are requeued, and it leaves the registry.
 
@@ -243,11 +250,11 @@ class Managed(Loads):
             reason: why it stopped, in words.
             failed: it could not be started, or ended by itself.
             log: its last lines of output.
+            out_of_memory: the kernel ended it because of its memory limit.
         """
         code = "" if exit_code is None else exit_code
-        return self._move(
-            "stopped", worker_id, host, code, _reason(reason), int(failed), log[-LONGEST_LOG:]
-        )
+        values = (int(failed), log[-LONGEST_LOG:], int(out_of_memory))
+        return self._move("stopped", worker_id, host, code, _reason(reason), *values)
 
     def gone(self, worker_id: str, host: str) -> bool:
         """Nothing of a worker that is stopped or unknown runs on the host: frees devices that it still holds there.
@@ -293,11 +300,26 @@ class Managed(Loads):
     @redis_reads
     def recent(self, endpoint: str | None = None) -> Workers:
         """Workers that stopped within the last hour, the last one first: all, or an endpoint's."""
-        seconds, _ = self._redis.time()
-        since = (int(seconds) - STOPPED_KEPT_S) * 1000
-        ids: Any = self._redis.zrevrangebyscore(keys.MANAGED_STOPPED, "+inf", since)
-        workers = [worker for worker, _ in self._read(ids)]
+        workers = [worker for worker, _ in self._read(self._stopped_ids(RECENT_S))]
         return [worker for worker in workers if endpoint in {None, worker.endpoint}]
+
+    def _stopped_ids(self, within_s: int) -> Sequence[str]:
+        seconds, _ = self._redis.time()
+        since = (int(seconds) - within_s) * 1000
+        ids: Any = self._redis.zrevrangebyscore(keys.MANAGED_STOPPED, "+inf", since)
+        return list(ids)
+
+    @broken_managed
+    @redis_reads
+    def crashed(self, endpoint: str | None = None, *, limit: int = MOST_SHOWN) -> Workers:
+        """The last workers that ended badly, the last one first, of those whose records are kept: all, or an endpoint's."""
+        names = tuple(name for name in FIELDS if name != "log")
+        ids = [
+            worker.id
+            for worker, _ in self._read(self._stopped_ids(STOPPED_KEPT_S), names)
+            if worker.ended_badly and endpoint in {None, worker.endpoint}
+        ]
+        return [worker for worker, _ in self._read(ids[:limit])]
 
     @broken_managed
     @redis_reads

@@ -36,6 +36,7 @@ LATER = {
     "health": "ownpod.tools.health",
     "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
+    "logs": "ownpod.tools.logs",
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
     "gpus": "ownpod.tools.gpus",
@@ -252,6 +253,16 @@ def add(  # noqa: PLR0917 - click
         values["caBundle"] = os.path.abspath(ca_bundle)  # noqa: PTH100 - links stay links
     registry, _ = _parts()
     click.echo(f"added {registry.add(endpoint, values).id} to {endpoint}")
+
+
+@workers.command(name="show")
+@click.argument("worker_id")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def show_worker(worker_id: str, *, as_json: bool) -> None:
+    """Show a worker that OwnPod starts, also after its end: phase, reason, times, exit code, last lines."""
+    from ownpod.tools.logs import show
+
+    show(worker_id, as_json=as_json)
 
 
 @workers.command()

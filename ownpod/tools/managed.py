@@ -14,8 +14,8 @@ COLUMNS = ("WORKER", "ENDPOINT", "PHASE", "FOR", "DEVICES", "REASON")
 
 
 def show_managed(managed: Managed, registry: Registry) -> None:
-    """Prints a table of the managed workers, those that failed within the last hour included, which
-    endpoints are paused, and why workers do not start; nothing if there are none.
+    """Prints a table of the managed workers, the last ones that ended badly included, which endpoints are paused, and why
+    workers do not start; nothing if there are none.
     """
     rows, now_ms = [*map(_cells, _shown(managed))], managed.now_ms()
     if rows:
@@ -37,7 +37,7 @@ def show_managed(managed: Managed, registry: Registry) -> None:
 
 def _shown(managed: Managed) -> Iterator[ManagedWorker]:
     yield from managed.list()
-    yield from (worker for worker in managed.recent() if worker.failed)
+    yield from managed.crashed()
 
 
 def _cells(worker: ManagedWorker) -> tuple[object, ...]:

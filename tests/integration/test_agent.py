@@ -22,6 +22,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 # They take a tenth of the time of all fast tests.
 pytestmark = pytest.mark.slow
@@ -46,6 +47,7 @@ class Rig:
             Devices(DeviceChoice(stand_ins=2), {}, pools_of=pools_of),
             managed=self.managed,
             agents=self.agents,
+            outputs=Outputs(client),
             wakeups=Wakeups(client),
             environ=environ or {},
             clock=lambda: self.now_s,

@@ -90,6 +90,9 @@ class Records:
     def recent(self, endpoint):
         return [worker for worker in self.stopped if worker.endpoint == endpoint]
 
+    def crashed(self, endpoint):
+        return [worker for worker in self.recent(endpoint) if worker.ended_badly]
+
     def failures(self, endpoint):
         if self.failed is None or endpoint != "ep":
             return None
@@ -601,7 +604,7 @@ def api_spec(api):
 
 
 def test_an_endpoint_without_a_template_has_no_managed_workers(api):
-    nothing = {"workers": [], "failures": None, "releases": None}
+    nothing = {"workers": [], "failures": None, "releases": None, "ended": []}
     assert api.get("/v2/other/workers").json["managed"] == nothing
     assert api.get("/v2/other/health").json["ownpod"]["managed"] == nothing
 
