@@ -6,7 +6,7 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
 
-from ownpod.api import responses, schemas
+from ownpod.api import agents_responses, responses, schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
@@ -34,7 +34,7 @@ COMPONENTS = {
     "Workers": responses.WorkersSchema,
     "WorkerAdded": responses.WorkerAddedSchema,
     "WorkerChanged": responses.WorkerChangedSchema,
-    "Agents": responses.AgentsSchema,
+    "Agents": agents_responses.AgentsSchema,
     "Output": responses.OutputSchema,
     "Paused": responses.PausedSchema,
     "Error": responses.ErrorSchema,
