@@ -148,7 +148,11 @@ class Agent:
         under_way = self.steps.under_way
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
-        for step in self._plan(mine, holds, under_way):
+        plan = self._plan(mine, holds, under_way)
+        # Before the steps, because a worker that has ended since needs its mask, too.
+        running = [i for i in mine if i in self._found and self._found[i].running]
+        self._followers.keep(dict.fromkeys(mine, plain), running)
+        for step in plan:
             try:
                 self._do(step, mine)
             except RedisUnavailable:
@@ -156,8 +160,6 @@ class Agent:
             except OwnPodError as error:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
-        running = {i: plain for i in mine if i in self._found and self._found[i].running}
-        self._followers.keep(running, mine)
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
