@@ -165,7 +165,11 @@ class Agent:
         under_way = self.steps.under_way
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
-        for step in self._plan(mine, holds, under_way):
+        plan = self._plan(mine, holds, under_way)
+        # Before the steps, because a worker that has ended since needs its mask, too.
+        running = [i for i in mine if i in self._found and self._found[i].running]
+        self._followers.keep(self._masks(mine), running)
+        for step in plan:
             try:
                 self._do(step, mine)
             except RedisUnavailable:
@@ -174,7 +178,6 @@ class Agent:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
         self._get_images(replace(info, draining=beat.draining))
-        self._followers.keep(self._masks(mine), mine)
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
@@ -191,12 +194,8 @@ class Agent:
     def _masks(
         self, mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]]
     ) -> dict[str, Callable[[str], str]]:
-        """What hides secrets in the output of each running worker, by id."""
-        return {
-            worker_id: functools.partial(self._values.masked, worker_id, spec)
-            for worker_id, (_, spec) in mine.items()
-            if worker_id in self._found and self._found[worker_id].running
-        }
+        """What hides secrets in the output of each worker, by id."""
+        return {i: functools.partial(self._values.masked, i, spec) for i, (_, spec) in mine.items()}
 
     def _plan(
         self,
@@ -283,7 +282,7 @@ class Agent:
             case Stop():
                 self.steps.stop(step)
             case Ended():
-                self.steps.report(step, *mine[worker_id])
+                self.steps.report(step, mine[worker_id][0])
             case Remove():
                 log.warning("worker %s is ended and removed: %s", worker_id, step.reason)
                 found = self._found.get(worker_id)

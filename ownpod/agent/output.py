@@ -184,27 +184,29 @@ class Followers:
         self._outputs = outputs
         self._lock = threading.Lock()
         self._followers: dict[str, Follower] = {}
+        self._masks: Mapping[str, Mask] = {}
         self._changed = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def keep(self, running: Mapping[str, Mask], known: Collection[str]) -> None:
+    def keep(self, masks: Mapping[str, Mask], running: Collection[str]) -> None:
         """Reads the output of exactly these workers.
 
         Args:
-            running: workers that run, with what hides their secrets.
-            known: all workers with a record of this host. Those that do not run are read until :meth:`finish`.
+            masks: what hides the secrets of each worker with a record of this host.
+            running: those of them that run. The others are read until :meth:`finish`.
         """
         with self._lock:
-            for worker_id in self._followers.keys() - known:
+            self._masks = masks
+            for worker_id in self._followers.keys() - masks.keys():
                 self._followers.pop(worker_id).close()
-            for worker_id, mask in running.items():
-                self._follow(worker_id, mask)
+            for worker_id in running:
+                self._follow(worker_id)
 
-    def finish(self, worker_id: str, mask: Mask = plain) -> None:
+    def finish(self, worker_id: str) -> None:
         """Keeps the rest of the output of a worker that has ended, before the engine removes it."""
         with self._lock:
-            follower = self._follow(worker_id, mask)
+            follower = self._follow(worker_id)
         if follower is not None and not follower.finish(LAST_S):
             log.warning("worker %s: the end of its output is not kept", worker_id)
         with self._lock:
@@ -213,10 +215,14 @@ class Followers:
         if follower is not None:
             follower.close()
 
-    def log(self, worker_id: str, mask: Mask = plain) -> str:
+    def log(self, worker_id: str) -> str:
         """The last lines of a worker that has ended. Raises: RedisUnavailable, EngineError."""
         lines = self._outputs.last(worker_id, LOG_LINES)
-        return "\n".join(line.text for line in lines) or mask(self._engine.log(worker_id))
+        if lines:
+            return "\n".join(line.text for line in lines)
+        with self._lock:
+            mask = self._masks.get(worker_id, plain)
+        return mask(self._engine.log(worker_id))
 
     def close(self) -> None:
         """Ends all threads; the next agent reads on."""
@@ -229,13 +235,14 @@ class Followers:
         if self._thread is not None:
             self._thread.join(LAST_S)
 
-    def _follow(self, worker_id: str, mask: Mask) -> Follower | None:
+    def _follow(self, worker_id: str) -> Follower | None:
         if self._closed.is_set():
             return None
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="outputs", daemon=True)
             self._thread.start()
         if worker_id not in self._followers:
+            mask = self._masks.get(worker_id, plain)
             self._followers[worker_id] = Follower(
                 worker_id, self._engine, self._outputs, mask, self._changed
             )

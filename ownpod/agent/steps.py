@@ -1,6 +1,5 @@
 """An agent's steps for single workers: start, stop, report the end, remove. Each is done in a thread of its own."""
 
-import functools
 import logging
 import secrets
 import threading
@@ -104,15 +103,9 @@ class Steps:
         """Ends a worker."""
         self._start(step.worker, lambda: self._stop(step))
 
-    def report(self, step: Ended, worker: ManagedWorker, spec: ManagedSpec) -> None:
-        """Records that a worker has ended, whose devices are free then, and removes what it left.
-
-        Args:
-            step: how it has ended.
-            worker: its record.
-            spec: what it was started from.
-        """
-        self._start(step.worker, lambda: self._report(step, worker, spec))
+    def report(self, step: Ended, worker: ManagedWorker) -> None:
+        """Records that a worker has ended, whose devices are free then, and removes what it left."""
+        self._start(step.worker, lambda: self._report(step, worker))
 
     def remove(self, worker_id: str, device_ids: Sequence[str] = ()) -> None:
         """Ends and removes a worker that has no record here, and frees its devices."""
@@ -202,13 +195,12 @@ class Steps:
         log.info("worker %s is stopped: %s", step.worker, step.reason)
         self._engine.stop(step.worker, STOP_GRACE_S)
 
-    def _report(self, step: Ended, worker: ManagedWorker, spec: ManagedSpec) -> None:
+    def _report(self, step: Ended, worker: ManagedWorker) -> None:
         reason = self._failures.get(step.worker)
         failed = step.failed or reason is not None
         # Before the record is STOPPED, because its log is the end of what is kept, and before the engine removes the output.
-        mask = functools.partial(self._values.masked, step.worker, spec)
-        self._followers.finish(step.worker, mask)
-        output = self._followers.log(step.worker, mask)
+        self._followers.finish(step.worker)
+        output = self._followers.log(step.worker)
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
         self.memory.wait_until_free(worker.devices)

@@ -1,6 +1,5 @@
 """``ownpod logs`` and ``ownpod workers show``: the output of the workers that OwnPod starts, and how they ended."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from ownpod.store.client import connect
 from ownpod.store.listing import Listing
 from ownpod.store.managed import Managed
 from ownpod.store.outputs import MOST_LINES, KeptLine, Outputs
+from ownpod.tools import tables
 from ownpod.tools.remote import print_json
 
 TIMES = (
@@ -75,7 +75,7 @@ def logs(
             if as_json:
                 print_json(described_line(line))
             else:
-                click.echo(f"{_clock(line.at_ms)} {line.text}" if times else line.text)
+                click.echo(f"{tables.clock(line.at_ms)} {line.text}" if times else line.text)
 
     with _opened() as client:
         if worker_id is None:
@@ -135,7 +135,7 @@ def _rows(worker: ManagedWorker) -> Iterator[tuple[str, object]]:
         at_ms = getattr(worker, field)
         if at_ms is not None:
             after = f"  after {(at_ms - before_ms) / 1000:.1f} s" if before_ms is not None else ""
-            yield name, f"{_clock(at_ms)}{after}"
+            yield name, f"{tables.clock(at_ms)}{after}"
             before_ms = at_ms
 
 
@@ -144,7 +144,3 @@ def _known(managed: Managed, worker_id: str) -> ManagedWorker:
     if worker is None:
         raise OutputNotFound(worker_id)
     return worker
-
-
-def _clock(at_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ms / 1000))

@@ -153,7 +153,7 @@ class Lab:
         self.engine.start(Launch(worker, "ep", "one", Template(command=python(code)), {}))
 
     def follow(self, mask=str):
-        self.followers.keep({W: mask}, {W})
+        self.followers.keep({W: mask}, [W])
 
     def restart_agent(self):
         """Another agent, which knows nothing of the one before it; its threads end like those of a killed one."""
