@@ -1,12 +1,14 @@
 """Fixtures for all tests. A test gets the marker of its level from the folder that it is in."""
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import redis
+import werkzeug.routing
 from helpers import RedisServer
 from no_skips import (  # noqa: F401 - pytest's hooks
     pytest_addoption,
@@ -27,6 +29,24 @@ os.environ["REDIS_URL"] = "redis://127.0.0.1:1/0"
 hypothesis.settings.register_profile("ownpod", deadline=None)
 hypothesis.settings.load_profile("ownpod")
 
+_make_builder = werkzeug.routing.Rule._compile_builder
+_builders: dict[object, Callable[..., tuple[str, str]]] = {}
+
+
+def _builder(rule: werkzeug.routing.Rule, append_unknown: bool = True) -> Callable[..., object]:
+    """Werkzeug's function for the URLs of a rule, made once for all apps of this process.
+
+    It is compiled from what is its key here. Made for each app, it costs more than the rest of an app.
+    """
+    key = (rule.rule, append_unknown, *rule._trace)
+    if rule.defaults or key not in _builders:
+        _builders[key] = _make_builder(rule, append_unknown)
+    return _builders[key]
+
+
+werkzeug.routing.Rule._compile_builder = _builder  # type: ignore[method-assign]
+
+
 LONGEST = "pull"
 """The folder of the longest tests. They start first, so that the other tests run beside them."""
 
@@ -36,6 +56,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         level = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         item.add_marker(level)
     items.sort(key=lambda item: item.path.parent.name != LONGEST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    # The garbage collector does not go through the imported modules and the collected tests again and again.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

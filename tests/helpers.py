@@ -1,6 +1,7 @@
 """Shared parts of tests: waiting for conditions, servers on free ports, small workers over HTTP."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -200,6 +201,7 @@ def load_settings(**environ: object) -> settings.Settings:
     return settings.load({name: str(value) for name, value in environ.items()})
 
 
+@functools.cache
 def job_messages() -> Templates:
     return make_templates(app, description_prefix="ownpod")
 

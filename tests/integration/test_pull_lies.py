@@ -1,6 +1,8 @@
 """Workers that pull and send what they should not: other keys, other runs, other endpoints, broken bodies."""
 
+import contextlib
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -316,8 +318,17 @@ class SeenBreaker:
 def worker(client, pulls):
     events = Notices(client, keys.pull("w"))
 
+    @contextlib.contextmanager
     def subscribe(name):
-        return events.subscribe(name, end_only=False)
+        with events.subscribe(name, end_only=False) as next_notice:
+
+            def wait(timeout_s):
+                next_notice(timeout_s)
+                if events.stopped:
+                    # The thread of follow() never ends; without this it asks Redis without a pause beside all later tests.
+                    threading.Event().wait()
+
+            yield wait
 
     yield PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
     events.stop()

@@ -1,6 +1,7 @@
 """The docs quote messages and name commands of the code; these must be there."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -16,6 +17,16 @@ from ownpod.tools import cli
 ROOT = Path(__file__).parents[2]
 
 
+@functools.cache
+def texts_of_the_code() -> str:
+    return "".join(
+        f"{node.value}\0"
+        for path in (ROOT / "ownpod").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "heading"),
     [("troubleshoot.md", "## Messages"), ("worker-starts.md", "## The worker ended by itself")],
@@ -29,13 +40,7 @@ def test_every_message_that_troubleshooting_quotes_is_one_of_the_code(name, head
         for quoted in re.findall(r"\"([^\"]+)\"", page.partition(heading)[2])
         for part in varies.split(quoted)
     ]
-    code = "".join(
-        f"{node.value}\0"
-        for path in (ROOT / "ownpod").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
-    assert [part for part in parts if part not in code] == []
+    assert [part for part in parts if part not in texts_of_the_code()] == []
 
 
 def test_the_page_of_commands_has_every_command():

@@ -120,6 +120,8 @@ def found_in(text: str, suffix: str) -> Iterator[tuple[int, str, str]]:
     prose = LITERAL.sub(blank, READ[suffix](text)).replace("\0", " ")
     if suffix == ".py":
         prose = re.sub(r"(?m)^( *)#", r"\1 ", prose)
+    # Each shape takes as long as the text, most of which is blank.
+    prose = re.sub(" {2,}", " ", prose)
     for shape, instead in SHAPES.items():
         for match in shape.finditer(prose):
             yield prose.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), instead
