@@ -191,6 +191,7 @@ def test_the_scaler_serves_an_endpoint_beside_broken_records(client, managed, ma
     client.hset(keys.AGENTS_SEEN, "j", f"{HUGE} t")
     client.hset(keys.DEVICES_RESERVED, "h/d", f"{HUGE} x")
     client.hset(keys.DEVICES_HELD, "nothing", "x")
+    client.hset(keys.DEVICES_NEXT, mapping={"nothing": "x", "h/d#x": "../..", "h/d#0": ""})
     client.hset(f"{keys.MANAGED_FAILURES}ep", mapping={"exit_code": "--1", "until_ms": str(HUGE)})
     scaler = make_scaler()
     scaler.once()
@@ -248,7 +249,7 @@ WRONG = {
 KEYS = [
     *(keys.MANAGED, keys.MANAGED_WANTED, keys.MANAGED_STOPPED, keys.MANAGED_ENTRIES),
     *(keys.MANAGED_IDLE, f"{keys.MANAGED_FAILURES}ep", f"{keys.MANAGED_HOST}h"),
-    *(keys.DEVICES_HELD, keys.DEVICES_RESERVED, keys.AGENTS, keys.AGENTS_SEEN),
+    *(keys.DEVICES_HELD, keys.DEVICES_RESERVED, keys.DEVICES_NEXT, keys.AGENTS, keys.AGENTS_SEEN),
     *(keys.AGENTS_DRAINING, keys.managed(A), keys.INSTANCE),
 ]
 
