@@ -17,6 +17,7 @@ from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 A, B, C = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb", "cccccccccccccc"
 SPEC = ManagedSpec(Template(image="i:1", command=("python", "w.py")), gpu=GpuNeed((), 1))
@@ -41,6 +42,7 @@ class Rig:
             Devices(DeviceChoice(stand_ins=1), {}, pools_of=pools_of),
             managed=self.managed,
             agents=self.agents,
+            outputs=Outputs(self.client),
             wakeups=Wakeups(self.client),
             environ=self.environ,
         )
