@@ -118,5 +118,5 @@ def test_a_host_that_cannot_start_a_worker_records_it_until_it_can(rig):
     rig.agent.turn()
     assert rig.managed.get(B).refused_by == ("h",)
     rig.environ["OWNPOD_SECRET_hf"] = "x"
-    rig.turn_until(lambda: rig.phase(B) is Phase.STARTING, replaced=False)
+    rig.turn_until(lambda: rig.phase(B) is Phase.STARTING, replaced=True)
     assert rig.managed.get(B).refused_by == ()
