@@ -1,13 +1,13 @@
 """``ownpod endpoints``: the endpoints of the management APIs, for people."""
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import click
 
+from ownpod import settings
 from ownpod.errors import BadRequest, CatalogRefused
 from ownpod.management.applied_file import wanted_of, write
 from ownpod.management.shown import time_text
@@ -233,9 +233,10 @@ def _put_variables(
 ) -> None:
     for line in lines:
         name, separator, value = line.partition("=")
-        if not separator and name not in os.environ:
+        found = value if separator else settings.of_environment(name)
+        if found is None:
             raise BadRequest(f"--env {name}: is not in the environment; give {name}=VALUE")
-        variables[name] = value if separator else os.environ[name]
+        variables[name] = found
     for name in unset:
         if name not in variables:
             raise BadRequest(f"--unset-env {name}: the endpoint has no such variable")

@@ -1,6 +1,8 @@
 """Endpoints of a file: what applying it would change, and what an export of the catalog has."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from ownpod.configuration import make_endpoint
 from ownpod.errors import BadRequest
 from ownpod.management.applied_file import read, wanted_of, write
 from ownpod.rules.applied import (
+    FILE_KEYS,
     Action,
     VariableUnknown,
     as_row,
@@ -250,3 +253,10 @@ def test_an_export_without_values_has_names_and_references_only():
     found = yaml.safe_load(text)["endpoints"]["e"]["template"]["env"]
     assert found == {"A": None, "B": "{{ RUNPOD_SECRET_b }}", "C": None}
     assert file_entry(row, with_values=True)["template"]["env"] == env
+
+
+def test_the_example_of_the_page_is_accepted():
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "apply.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert [one.id for one in read(text, "f").endpoints] == ["chat", "embed"]
+    assert all(f"| `{key}` |" in page for key in FILE_KEYS)
