@@ -20,6 +20,7 @@ from ownpod.errors import BadRequest
 from ownpod.rules.applied import FILE_KEYS, Wanted, file_entry
 from ownpod.rules.catalog import LONGEST_NAME, RESERVED, EndpointRow
 from ownpod.rules.catalog_changes import TEMPLATE
+from ownpod.rules.endpoints import Endpoint
 from ownpod.validation import NAME, first_problem
 
 PROJECT = re.compile(r"[!-~]{1,100}")
@@ -32,6 +33,13 @@ _ROW_KEYS = frozenset(
     )
 )
 """Keys of an endpoint that its row has fields for; the row keeps the others under ``own``."""
+
+_KEYS = sorted(
+    {field.data_key or name for name, field in AddedEndpointSchema().fields.items()}.union(
+        FILE_KEYS
+    )
+)
+"""All keys of an endpoint."""
 
 _TEMPLATE_KEYS = frozenset(("image", "command", "entrypoint", "env"))
 
@@ -144,18 +152,16 @@ def wanted_of(endpoint_id: str, values: Any) -> Wanted:
         expires_ms=spec.expires_ms,
         volumes=_texts("networkVolumeIds", values),
         data_centers=_texts("dataCenterIds", values),
-        own=_own(endpoint_id, endpoint_entry(plain, endpoint)),
+        own=_own(endpoint, endpoint_entry(plain, endpoint)),
     )
 
 
 def _check_keys(values: Mapping[Any, Any]) -> None:
-    known = [field.data_key or name for name, field in AddedEndpointSchema().fields.items()]
-    known = sorted({*known, *FILE_KEYS})
     if "workers" in values:
         raise BadRequest("workers: is not a key here; `ownpod workers add` adds workers")
     for key in values:
-        if key not in known:
-            raise BadRequest(f"{str(key)[:80]}: is not a key here; the keys are {', '.join(known)}")
+        if key not in _KEYS:
+            raise BadRequest(f"{str(key)[:80]}: is not a key here; the keys are {', '.join(_KEYS)}")
 
 
 def _without_unknown_values(template: dict[Any, Any]) -> tuple[dict[Any, Any], list[str]]:
@@ -167,7 +173,7 @@ def _without_unknown_values(template: dict[Any, Any]) -> tuple[dict[Any, Any], l
     return {**template, "env": {n: v for n, v in env.items() if n not in kept}}, kept
 
 
-def _own(endpoint_id: str, values: Mapping[str, Any]) -> dict[str, str]:
+def _own(endpoint: Endpoint, values: Mapping[str, Any]) -> dict[str, str]:
     """The keys that the row has no fields for, as JSON, without those that are at their default."""
     template = values["template"]
     found = {key: value for key, value in values.items() if key not in _ROW_KEYS}
@@ -177,11 +183,11 @@ def _own(endpoint_id: str, values: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: json.dumps(value, default=str)
         for key, value in found.items()
-        if not _is_default(endpoint_id, values, key)
+        if not _is_default(endpoint, values, key)
     }
 
 
-def _is_default(endpoint_id: str, values: Mapping[str, Any], key: str) -> bool:
+def _is_default(endpoint: Endpoint, values: Mapping[str, Any], key: str) -> bool:
     name = key.removeprefix(TEMPLATE)
     if key == name:
         without = {other: value for other, value in values.items() if other != key}
@@ -189,7 +195,7 @@ def _is_default(endpoint_id: str, values: Mapping[str, Any], key: str) -> bool:
         left = {other: value for other, value in values["template"].items() if other != name}
         without = {**values, "template": left}
     try:
-        return make_endpoint(endpoint_id, without) == make_endpoint(endpoint_id, dict(values))
+        return make_endpoint(endpoint.id, without) == endpoint
     except ValidationError:
         return False
 
