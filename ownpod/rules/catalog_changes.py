@@ -139,6 +139,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         template["command"] = list(container.words)
     if container.entrypoint:
         template["entrypoint"] = list(container.entrypoint)
+    if container.registry:
+        template["registry"] = container.registry
     if row.volumes:
         # RunPod mounts the one of the worker's data center; here a worker has the first one.
         template["volumes"] = [{"name": f"{NETWORK}{row.volumes[0]}", "path": VOLUME_PATH}]

@@ -134,7 +134,7 @@ def changed(old: Release, new: Release) -> tuple[str, ...]:
 
 def _changed(old: ManagedSpec, new: ManagedSpec) -> Iterator[str]:
     before, now = old.template, new.template
-    for name in ("image", "entrypoint", "command"):
+    for name in ("image", "entrypoint", "command", "registry"):
         if getattr(before, name) != getattr(now, name):
             yield name
     for name in sorted({*before.env, *now.env}):
