@@ -41,7 +41,7 @@ _KEYS = sorted(
 )
 """All keys of an endpoint."""
 
-_TEMPLATE_KEYS = frozenset(("image", "command", "entrypoint", "env"))
+_TEMPLATE_KEYS = frozenset(("image", "command", "entrypoint", "env", "registry"))
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ def wanted_of(endpoint_id: str, values: Any) -> Wanted:
         scaler_value=float(spec.scaling.scaler_value),
         timeout_ms=endpoint.execution_timeout_ms,
         expires_ms=spec.expires_ms,
+        registry=spec.template.registry or None,
         volumes=_texts("networkVolumeIds", values),
         data_centers=_texts("dataCenterIds", values),
         own=_own(endpoint, endpoint_entry(plain, endpoint)),
@@ -175,7 +176,13 @@ def _without_unknown_values(template: dict[Any, Any]) -> tuple[dict[Any, Any], l
 
 def _own(endpoint: Endpoint, values: Mapping[str, Any]) -> dict[str, str]:
     """The keys that the row has no fields for, as JSON, without those that are at their default."""
-    template = values["template"]
+    template = dict(values["template"])
+    if endpoint.managed is not None and "volumes" in template:
+        # One of three forms; the entry of run time adds the network volume to the list.
+        template["volumes"] = [
+            {"name": mount.name, "path": mount.path, "readOnly": mount.read_only}
+            for mount in endpoint.managed.template.volumes
+        ]
     found = {key: value for key, value in values.items() if key not in _ROW_KEYS}
     found |= {
         f"{TEMPLATE}{key}": value for key, value in template.items() if key not in _TEMPLATE_KEYS

@@ -1,7 +1,7 @@
 """Endpoints of a file for ``ownpod apply``: what would change, and the catalog's endpoints as such a file. Pure.
 
 The keys are those of ``workers.yaml``, and a few of RunPod's. A key that the file does not have means its default.
-What such a file cannot have (``ports``, ``flashboot``, CUDA versions, registry credentials, ...) stays as it is.
+What such a file cannot have (``ports``, ``flashboot``, CUDA versions, ...) stays as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,6 +53,7 @@ class Wanted:
     scaler_value: float
     timeout_ms: int
     expires_ms: int | None = None
+    registry: str | None = None
     volumes: tuple[str, ...] = ()
     data_centers: tuple[str, ...] = ()
     own: Mapping[str, str] = field(repr=False, default_factory=dict)
@@ -157,7 +158,14 @@ def _container(old: Container, wanted: Wanted) -> Container:
             f"template.env.{unknown[0]}: has no value in the file, and the endpoint has none that could stay"
         )
     env = {name: old.env[name] if text is None else text for name, text in wanted.env.items()}
-    made = replace(old, image=wanted.image, entrypoint=wanted.entrypoint, env=env)
+    made = replace(
+        old,
+        image=wanted.image,
+        entrypoint=wanted.entrypoint,
+        env=env,
+        # "" and None mean the same in a row.
+        registry=wanted.registry or (None if old.registry else old.registry),
+    )
     if _words(old) == wanted.command:
         return made
     return replace(made, args=None, command=wanted.command)

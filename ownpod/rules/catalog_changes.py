@@ -166,6 +166,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         template["command"] = list(container.words)
     if container.entrypoint:
         template["entrypoint"] = list(container.entrypoint)
+    if container.registry:
+        template["registry"] = container.registry
     entry: dict[str, Any] = {
         "template": template,
         "workersMin": min(row.workers_min, row.workers_max),

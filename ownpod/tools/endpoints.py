@@ -29,6 +29,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--entrypoint", "template.entrypoint", str, "Replaces the image's entrypoint."),
     ("--protocol", "template.protocol", str, "pull or push."),
     ("--init-timeout", "template.initTimeout", int, "Seconds until a worker requests a job."),
+    ("--registry", "template.registry", str, "Id of the credentials for its image."),
     ("--memory", "template.limits.memory", str, "Memory of a worker, like 16g."),
     ("--cpus", "template.limits.cpus", float, "CPUs of a worker."),
     ("--gpu-pools", "gpu.pools", str, "Pools or GPU types in order of preference, with commas."),

@@ -113,7 +113,7 @@ def test_fields_that_the_file_cannot_have_stay():
         as_row(None, wanted()),
         flashboot=FlashBoot.FLASHBOOT,
         cuda_allowed=("12.4",),
-        container=Container(image="img:1", ports=("80/http",), disk_gb=7, registry="r"),
+        container=Container(image="img:1", ports=("80/http",), disk_gb=7),
         sent={"v1": "{}"},
         cpus=(Cpu("cpu3g"),),
     )
@@ -189,6 +189,7 @@ containers = st.builds(
     ),
     ports=st.sampled_from([(), ("80/http",)]),
     disk_gb=st.none() | st.integers(1, 99),
+    registry=st.sampled_from([None, "", "cred1"]),
 )
 gpus = st.builds(
     Gpu,
@@ -203,6 +204,8 @@ owned = st.fixed_dictionaries(
         "ttl": st.just("10000"),
         "maxAttempts": st.just("7"),
         "template.protocol": st.just('"push"'),
+        "template.volumes": st.just('[{"name": "models", "path": "/models", "readOnly": true}]'),
+        "autoRollback": st.just("true"),
         "template.limits": st.just('{"memory": "16g"}'),
     },
 )
@@ -213,6 +216,7 @@ rows = st.builds(
     container=containers,
     gpu=st.none() | gpus,
     template_id=st.none() | st.just("t"),
+    volumes=st.sampled_from([(), ("abc",), ("abc", "def")]),
     flashboot=st.sampled_from(FlashBoot),
     cuda_allowed=st.sampled_from([(), ("12.4",)]),
     data_centers=st.lists(variables, max_size=2).map(tuple),
@@ -245,6 +249,29 @@ def test_an_export_with_values_makes_an_endpoint_that_runs_the_same(row):
     made = as_row(None, one)
     assert make_endpoint("e", entry_of(made)) == make_endpoint("e", entry_of(row))
     assert (made.name, made.expires_ms, made.own) == (row.name, row.expires_ms, row.own)
+
+
+@pytest.mark.parametrize(
+    "volumes", ["models", {"models": "/m"}, [{"name": "models", "path": "/m", "readOnly": True}]]
+)
+def test_volumes_of_hosts_in_each_form_are_beside_the_network_volume(volumes):
+    one = wanted(template={"image": "img:1", "volumes": volumes})
+    row = as_row(None, one)
+    spec = make_endpoint("e", entry_of(row)).managed
+    assert [mount.name for mount in spec.template.volumes] == ["models"]
+    if volumes != "models":
+        both = replace(row, volumes=("abc",))
+        mounts = make_endpoint("e", entry_of(both)).managed.template.volumes
+        assert [mount.name for mount in mounts] == ["nv-abc", "models"]
+    assert step_of(row, read(write([row], with_values=True), "f").endpoints[0]) is None
+
+
+def test_credentials_of_the_image_are_set_and_removed():
+    old = as_row(None, wanted(template={"image": "img:1", "registry": "cred1"}))
+    assert old.container.registry == "cred1"
+    step = step_of(old, wanted())
+    assert step.row.container.registry is None
+    assert changed(old, step) == ({"template.containerRegistryAuthId"}, True)
 
 
 def test_an_export_without_values_has_names_and_references_only():
