@@ -154,10 +154,16 @@ class Endpoints:
         return outcome
 
     def _mine(self, endpoint_id: str, snapshot: Snapshot) -> EndpointRow:
+        row = self.existing(endpoint_id, snapshot)
+        if row is None:
+            raise CatalogNotFound(Kind.ENDPOINT, endpoint_id)
+        return row
+
+    def existing(self, endpoint_id: str, snapshot: Snapshot) -> EndpointRow | None:
+        """An endpoint that can be changed; None: there is none. Raises: CatalogReadOnly."""
         row = snapshot.endpoints.get(endpoint_id)
-        if row is not None:
+        if row is not None or endpoint_id not in self._registry.endpoints:
             return row
-        self._others(endpoint_id)
         raise CatalogReadOnly(
             f"endpoint {endpoint_id!r} is not of this API: it is defined in workers.yaml or was added with "
             "`ownpod`, so change it there (after a change of the file send SIGHUP)"

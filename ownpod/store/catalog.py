@@ -79,12 +79,14 @@ class Change:
         delete: kinds and ids of rows to delete.
         entries: what the endpoint's processes read, by id of the endpoint; None: it is removed.
         audit: one entry, or None for a change that writes nothing.
+        more_audits: entries of a change of many rows.
     """
 
     put: tuple[Row, ...] = ()
     delete: tuple[tuple[Kind, str], ...] = ()
     entries: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     audit: Audit | None = None
+    more_audits: tuple[Audit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
             pipe.hdel(keys.ENDPOINTS, endpoint_id)
         else:
             pipe.hset(keys.ENDPOINTS, endpoint_id, json.dumps(entry))
-    if change.audit is not None:
-        values = {name: getattr(change.audit, name) for name in Audit.__dataclass_fields__}
+    for audit in (change.audit, *change.more_audits):
+        if audit is None:
+            continue
+        values = {name: getattr(audit, name) for name in Audit.__dataclass_fields__}
         pipe.xadd(keys.CATALOG_AUDIT, values, maxlen=MOST_AUDITS, approximate=True)
