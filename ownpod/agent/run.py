@@ -24,6 +24,7 @@ from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
 from ownpod.store.network_volumes import NetworkVolumes
+from ownpod.store.outputs import Outputs
 from ownpod.store.schema import Guard
 from ownpod.store.secrets import Secrets
 
@@ -69,6 +70,7 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
         devices,
         managed=managed,
         agents=Agents(client),
+        outputs=Outputs(client),
         wakeups=Wakeups(client),
         environ=dict(os.environ),
         secrets=Secrets(client, config.secrets_key_path()),

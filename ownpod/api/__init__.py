@@ -19,6 +19,7 @@ from ownpod.api import (
     ids,
     jobs,
     limits,
+    logs,
     metrics,
     openapi,
     rest_v1_registries,
@@ -45,6 +46,7 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.outputs import Outputs
 from ownpod.store.secrets import Secrets
 
 
@@ -80,6 +82,7 @@ def create_app(settings: Settings) -> Flask:
             settings.worker_quota,
             agents=hosts.agents,
         ),
+        outputs=Outputs(store.client),
         managed=managed,
     )
     provide(app, services)
@@ -94,6 +97,7 @@ def create_app(settings: Settings) -> Flask:
         health,
         workers,
         agents,
+        logs,
         metrics,
         ui,
         worker_protocol,

@@ -46,6 +46,7 @@ BLUEPRINTS = {
     "rest_v1": Access.MANAGE,
     "rest_v2": Access.MANAGE,
     "graphql": Access.MANAGE,
+    "logs": Access.MANAGE,
     "worker_protocol": Access.WORKER,
 }
 """The kind of key by the blueprint of a view."""

@@ -1,6 +1,5 @@
 """The rest of REST v2: registries, secrets, the catalog of GPUs, billing, the account."""
 
-import time
 from typing import Any
 
 from flask import Response, request
@@ -196,7 +195,7 @@ def list_public_templates() -> Response:
 @blueprint.get(f"/billing/<any({', '.join(map(repr, catalog.BILLS))}):kind>")
 def billing(kind: str = "") -> Response:
     """Nothing costs anything here."""
-    now_ms = int(time.time() * 1000)
+    now_ms = services().managed.now_ms()
     return as_json(
         catalog.billing(
             kind,

@@ -17,6 +17,7 @@ from ownpod.settings import Settings
 from ownpod.store.agents import Agents
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.outputs import Outputs
 from ownpod.store.store import Store
 
 _NAME = "ownpod"
@@ -38,6 +39,7 @@ class Services:
     submissions: Submissions
     agents: Agents
     management: Management
+    outputs: Outputs
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

@@ -1,8 +1,13 @@
 """Two endpoints on one device for real: `ownpod up`, the engine `process`, workers of the real SDK."""
 
+import contextlib
+import itertools
+import random
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import yaml
@@ -73,6 +78,15 @@ def swaps(ownpod):
     return sorted(line for line in lines if "worker_swaps_total{" in line)
 
 
+def agent_of(ownpod):
+    """The agent's process; None while there is none."""
+    for process in psutil.Process(ownpod.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "agent" in process.cmdline():
+                return process
+    return None
+
+
 def test_jobs_a_b_a_a_run_as_a_a_a_b_and_a_comes_back(shared, tmp_path):
     ownpod = shared()
     runs, go = tmp_path / "runs", tmp_path / "go"
@@ -118,3 +132,43 @@ def test_an_endpoint_with_endless_work_gives_way_within_its_bound(shared, tmp_pa
     assert status(ownpod, backlog["a0"], "a0")["status"] == "COMPLETED"
     # Each job began once: a worker that gives way ends its running job.
     assert len(set(order(runs))) == len(order(runs))
+
+
+def test_three_endpoints_share_a_device_while_its_agent_is_killed_and_no_job_is_lost(
+    shared, tmp_path
+):
+    chance = random.Random(17)
+    slow = endpoint()
+    python, handlers = slow["template"]["command"]
+    slow["template"]["command"] = ["/bin/sh", "-c", f"sleep 1; exec {python} {handlers}"]
+    ownpod = shared(hold_s=2, b=slow, c=endpoint(residency=1))
+    runs = tmp_path / "runs"
+    names = [f"{chance.choice('abc')}{n}" for n in range(45)]
+    jobs = {
+        name: submit(ownpod, name, runs, seconds=chance.choice([0, 0.05, 0.3])) for name in names
+    }
+    kills, next_kill = 0, time.monotonic() + 3
+    open_jobs = dict(jobs)
+
+    def done():
+        nonlocal kills, next_kill
+        if kills < 6 and time.monotonic() > next_kill and (agent := agent_of(ownpod)):
+            agent.kill()
+            kills, next_kill = kills + 1, time.monotonic() + chance.uniform(2, 6)
+        for name, job in list(open_jobs.items()):
+            found = status(ownpod, job, name)
+            if found["status"] == "COMPLETED":
+                assert "retries" not in found
+                del open_jobs[name]
+            else:
+                break
+        return not open_jobs
+
+    wait_until(done, 160, "all jobs")
+    assert kills > 0
+    began = order(runs)
+    assert sorted(began) == sorted(names)
+    # The device changes hands only by a swap, and each swap serves more than the job that asked for it.
+    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(began))
+    counted = sum(float(line.rpartition(" ")[2]) for line in swaps(ownpod))
+    assert 2 <= changes <= counted < len(names) / 2
