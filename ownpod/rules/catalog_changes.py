@@ -16,6 +16,9 @@ MOST_RELEASES = 20
 NO_TIMEOUT_MS = 7 * 86_400_000
 """The ``executionTimeout`` of an endpoint that has none (RunPod's 0): the longest that a job may have."""
 
+SMALLEST_SCALER_VALUE = 1.0
+"""The smallest ``scalerValue`` of an entry: seconds of a queue delay, or jobs for each worker."""
+
 SHORTEST_TIMEOUT_MS = 5_000
 """RunPod's shortest ``executionTimeout``."""
 
@@ -174,7 +177,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         "workersMax": row.workers_max,
         "idleTimeout": row.idle_s,
         "scalerType": row.scaler.value,
-        "scalerValue": row.scaler_value,
+        # RunPod allows a queue delay of half a second.
+        "scalerValue": max(row.scaler_value, SMALLEST_SCALER_VALUE),
         "executionTimeout": timeout_of(row),
     }
     if row.expires_ms is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ownpod.errors import BadRequest
-from ownpod.rules.releases import Release, Rollout, changed, image_words, state, target_of
+from ownpod.rules.releases import Release, Rollout, changed, state, target_of
 from ownpod.store.managed import Managed
 from ownpod.store.releases import Releases
 from ownpod.tools import hosts, tables
@@ -99,7 +99,7 @@ def _rows(managed: Managed, endpoint: str) -> list[dict[str, Any]]:
     found, rollout = stored.releases(endpoint), stored.rollout(endpoint)
     live = Counter(worker.release for worker in managed.list(endpoint))
     coming = rollout.next
-    waits = image_words(stored.images(endpoint, coming.number)) if coming else ""
+    waits = stored.waits_for(endpoint, coming) if coming else ""
     failures = managed.failures(endpoint)
     current = rollout.current
     fails = current is not None and failures.count and failures.release == current.id

@@ -139,12 +139,18 @@ def apply_endpoint(row: EndpointRow, values: Mapping[str, Any]) -> EndpointRow:
     return replace(row, container=apply_container(row.container, values), **changes)
 
 
+def _pools(gpu: Gpu) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The pools and excluded types as v2 shows them; any GPU is all pools, because v2 has no empty list of pools."""
+    pools, excluded = pools_of_need(gpu)
+    return pools or tuple(POOLS), excluded
+
+
 def _gpu(row: EndpointRow, given: Mapping[str, Any]) -> dict[str, Any]:
     gpu = row.gpu or Gpu()
     if "pools" in given:
         pools = tuple(given["pools"])
         excluded = tuple(map(normal, given.get("excludedTypes", ())))
-        if (pools, excluded) != pools_of_need(gpu):
+        if (pools, excluded) != _pools(gpu):
             known = tuple(pool for pool in pools if pool in POOLS)
             types = tuple(normal(pool) for pool in pools if pool not in POOLS)
             gpu = Gpu(known, types, excluded, gpu.count)
@@ -248,7 +254,7 @@ def show_endpoint(row: EndpointRow, base_url: str) -> dict[str, Any]:
 def _shown_gpu(row: EndpointRow) -> dict[str, Any] | None:
     if row.gpu is None:
         return None
-    pools, excluded = pools_of_need(row.gpu)
+    pools, excluded = _pools(row.gpu)
     shown = {
         "pools": list(pools),
         "count": row.gpu.count,

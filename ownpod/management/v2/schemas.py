@@ -32,7 +32,8 @@ GPU: Schema = {
         "excludedTypes": _STRINGS,
         "count": {"type": "integer", "minimum": 1, "maximum": 64},
         "allowedCudaVersions": {"type": "array", "items": _CUDA},
-        "minCudaVersion": {"type": "string", "pattern": r"^$|^\d+\.\d+$"},
+        # null, because answers have it, and clients send back what they have read.
+        "minCudaVersion": {"type": ["string", "null"], "pattern": r"^$|^\d+\.\d+$"},
     },
 }
 
