@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from ownpod.errors import RedisUnavailable, WorkerRecordBroken
+from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.rules.catalog import (
     KINDS,
     EndpointRow,
@@ -129,7 +129,13 @@ class Catalog:
                 pipe.watch(keys.CATALOG_VERSION, keys.SCHEMA)
                 schema.check(pipe.get(keys.SCHEMA))  # type: ignore[arg-type]
                 snapshot = self.read()
-                change = compute(snapshot)
+                try:
+                    change = compute(snapshot)
+                except OwnPodError:
+                    # The reason may be what another process has changed since the read.
+                    if _has_changed(pipe):
+                        continue
+                    raise
                 if change == Change():
                     return change
                 pipe.multi()
@@ -166,6 +172,17 @@ class Catalog:
     def forget_deleted(self, endpoint_id: str) -> None:
         """The jobs of a deleted endpoint are cancelled."""
         self._redis.zrem(keys.CATALOG_DELETED, endpoint_id)
+
+
+def _has_changed(pipe: Any) -> bool:
+    """Whether a watched key has changed."""
+    pipe.multi()
+    pipe.ping()
+    try:
+        pipe.execute()
+    except redis.WatchError:
+        return True
+    return False
 
 
 def _queue_reads(pipe: Any) -> None:
