@@ -267,9 +267,10 @@ def list_pods() -> Response:
     )
 
 
-@blueprint.route("/pods", methods=["POST"])
-@blueprint.route("/pods/<path:rest>", methods=["GET", "POST", "PATCH", "DELETE"])
-def pods(rest: str = "") -> Response:  # noqa: ARG001 - the route has it
+@blueprint.post("/pods")
+@blueprint.route("/pods/<id:pod_id>", methods=["GET", "PATCH", "DELETE"])
+@blueprint.post("/pods/<id:pod_id>/<any(update, start, stop, reset, restart):kind>")
+def pods(pod_id: str = "", kind: str = "") -> Response:  # noqa: ARG001 - the routes have them
     """Pods are not served."""
     return as_json(
         {"error": PODS_ARE_NOT_SERVED, "message": PODS_ARE_NOT_SERVED, "status": 501}, 501

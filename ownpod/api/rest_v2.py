@@ -266,10 +266,8 @@ def list_clusters() -> Response:
 
 
 @blueprint.post("/<any(pods, clusters):kind>")
-@blueprint.route(
-    "/<any(pods, clusters):kind>/<path:rest>", methods=["GET", "POST", "PATCH", "DELETE"]
-)
-def not_served(kind: str, rest: str = "") -> Response:  # noqa: ARG001 - the route has them
+@blueprint.route("/<any(pods, clusters):kind>/<id:pod_id>", methods=["GET", "PATCH", "DELETE"])
+def not_served(kind: str, pod_id: str = "") -> Response:  # noqa: ARG001 - the routes have them
     """Pods and clusters cannot be made."""
     return problem(501, PODS_ARE_NOT_SERVED)
 
