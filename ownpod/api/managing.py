@@ -13,6 +13,8 @@ from ownpod.errors import UnsupportedMediaType
 from ownpod.management import Caller, Outcome
 from ownpod.management.workers import WorkerShown, workers_of
 from ownpod.rules.catalog import Door, EndpointRow
+from ownpod.rules.releases import recorded
+from ownpod.rules.templates import ManagedSpec
 
 DRY_RUN = "X-OwnPod-Dry-Run"
 """The header of a request that only asks what it would do."""
@@ -68,6 +70,16 @@ def endpoint_workers(row: EndpointRow, *, stopped: bool = False) -> list[WorkerS
     if stopped:
         records += svc.managed.recent(row.id)
     endpoint = svc.registry.endpoints.get(row.id)
-    release = endpoint.managed.release if endpoint and endpoint.managed else ""
+    release = _release(row.id, endpoint.managed) if endpoint and endpoint.managed else ""
     busy = Counter(svc.store.figures.counts(row.id)[1].values())
     return workers_of(row, release, records, busy, svc.agents.agents())
+
+
+def _release(endpoint_id: str, configured: ManagedSpec) -> str:
+    """The name that workers of the endpoint's newest version have. An endpoint that is changed, and changed back, has
+    another release for the same configuration.
+    """
+    latest = services().managed.rolled_out(endpoint_id).rollout.latest
+    if latest is not None and latest.spec == recorded(configured):
+        return latest.id
+    return configured.release
