@@ -24,7 +24,7 @@ from ownpod.api import (
     openapi,
     rest_v1_registries,
     rest_v2,
-    rest_v2_account,
+    rest_v2_workers,
     stream,
     ui,
     worker_protocol,
@@ -83,6 +83,7 @@ def create_app(settings: Settings) -> Flask:
             agents=hosts.agents,
         ),
         outputs=Outputs(store.client),
+        releases=managed.releases,
         managed=managed,
     )
     provide(app, services)
@@ -102,10 +103,11 @@ def create_app(settings: Settings) -> Flask:
         ui,
         worker_protocol,
         rest_v1_registries,
-        rest_v2_account,
+        rest_v2_workers,
         graphql,
     ):
         app.register_blueprint(module.blueprint)
+    app.register_blueprint(rest_v2_workers.hapi)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)
     app.register_blueprint(workers.endpoints)

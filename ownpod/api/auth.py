@@ -46,6 +46,7 @@ BLUEPRINTS = {
     "rest_v1": Access.MANAGE,
     "rest_v2": Access.MANAGE,
     "graphql": Access.MANAGE,
+    "hapi": Access.MANAGE,
     "logs": Access.MANAGE,
     "worker_protocol": Access.WORKER,
 }

@@ -1,6 +1,7 @@
 """What the routes of RunPod's three management APIs share: the caller, the body, dry runs, an endpoint's workers."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,8 @@ from ownpod.api import auth, schemas
 from ownpod.api.services import answer, services
 from ownpod.errors import UnsupportedMediaType
 from ownpod.management import Caller, Outcome
-from ownpod.management.workers import WorkerShown, workers_of
+from ownpod.management.workers import WorkerShown, WorkerWord, workers_of
 from ownpod.rules.catalog import Door, EndpointRow
-from ownpod.rules.releases import recorded
-from ownpod.rules.templates import ManagedSpec
 
 DRY_RUN = "X-OwnPod-Dry-Run"
 """The header of a request that only asks what it would do."""
@@ -69,17 +68,49 @@ def endpoint_workers(row: EndpointRow, *, stopped: bool = False) -> list[WorkerS
     records = list(svc.managed.list(row.id))
     if stopped:
         records += svc.managed.recent(row.id)
-    endpoint = svc.registry.endpoints.get(row.id)
-    release = _release(row.id, endpoint.managed) if endpoint and endpoint.managed else ""
+    release = wanted_release(row.id)
     busy = Counter(svc.store.figures.counts(row.id)[1].values())
     return workers_of(row, release, records, busy, svc.agents.agents())
 
 
-def _release(endpoint_id: str, configured: ManagedSpec) -> str:
-    """The name that workers of the endpoint's newest version have. An endpoint that is changed, and changed back, has
-    another release for the same configuration.
-    """
-    latest = services().managed.rolled_out(endpoint_id).rollout.latest
-    if latest is not None and latest.spec == recorded(configured):
-        return latest.id
-    return configured.release
+def wanted_release(endpoint_id: str) -> str:
+    """The id of the release that an endpoint's workers should have; "": it has no template. Raises: RedisUnavailable."""
+    svc = services()
+    endpoint = svc.registry.endpoints.get(endpoint_id)
+    if endpoint is None or endpoint.managed is None:
+        return ""
+    rollout = svc.managed.rolled_out(endpoint_id).rollout
+    if rollout.latest is None or rollout.configured != endpoint.managed.release:
+        # The scaler has not made the release yet.
+        return endpoint.managed.release
+    return rollout.latest.id
+
+
+ROLLOUT = "X-OwnPod-Rollout"
+"""The header of a response to a request that waited for a roll-out: ``complete`` or ``in progress``."""
+
+LONGEST_ROLLOUT_S = 300.0
+ROLLOUT_CHECK_S = 0.5
+
+
+def await_rollout(response: Response, row: EndpointRow, who: Caller) -> Response:
+    """Waits, where the query has ``?wait=rollout``, until no worker of an earlier release is left, five minutes at most."""
+    if request.args.get("wait") != "rollout" or who.dry_run:
+        return response
+    until, done = time.monotonic() + LONGEST_ROLLOUT_S, False
+    while not done and time.monotonic() < until:
+        done = _is_rolled_out(row)
+        if not done:
+            time.sleep(ROLLOUT_CHECK_S)
+    response.headers[ROLLOUT] = "complete" if done else "in progress"
+    return response
+
+
+def _is_rolled_out(row: EndpointRow) -> bool:
+    svc = services()
+    if svc.managed.rolled_out(row.id).rollout.next is not None:
+        return False
+    workers = endpoint_workers(row)
+    current = [worker for worker in workers if not worker.is_stale]
+    coming = any(worker.word is WorkerWord.INITIALIZING for worker in current)
+    return len(current) == len(workers) and not coming

@@ -10,7 +10,14 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ownpod.api import error_answers
-from ownpod.api.managing import as_json, caller, dry_run_answer, endpoint_workers, json_body
+from ownpod.api.managing import (
+    as_json,
+    await_rollout,
+    caller,
+    dry_run_answer,
+    endpoint_workers,
+    json_body,
+)
 from ownpod.api.services import services
 from ownpod.errors import CatalogRefused, OwnPodError
 from ownpod.management import Caller, Management
@@ -116,7 +123,8 @@ def update_endpoint(row_id: str) -> Response:
 
     who = caller(Door.V1)
     outcome = _management().endpoints.update(row_id, change, who)
-    return _answered(outcome, who, _with_template(outcome.row), ignored)
+    answered = _answered(outcome, who, _with_template(outcome.row), ignored)
+    return await_rollout(answered, outcome.row, who)
 
 
 @blueprint.delete("/endpoints/<id:row_id>")

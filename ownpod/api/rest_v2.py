@@ -12,7 +12,14 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
 from ownpod.api import error_answers
-from ownpod.api.managing import as_json, caller, dry_run_answer, endpoint_workers, json_body
+from ownpod.api.managing import (
+    as_json,
+    await_rollout,
+    caller,
+    dry_run_answer,
+    endpoint_workers,
+    json_body,
+)
 from ownpod.api.services import services
 from ownpod.errors import OwnPodError
 from ownpod.management import Caller, Management
@@ -119,7 +126,8 @@ def update_endpoint(row_id: str) -> Response:
 
     who = caller(Door.V2)
     outcome = _management().endpoints.update(row_id, change, who)
-    return _answered(outcome, who, _shown(outcome.row), ignored)
+    answered = _answered(outcome, who, _shown(outcome.row), ignored)
+    return await_rollout(answered, outcome.row, who)
 
 
 @blueprint.delete("/serverless/<id:row_id>")

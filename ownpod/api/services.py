@@ -18,6 +18,7 @@ from ownpod.store.agents import Agents
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
+from ownpod.store.releases import Releases
 from ownpod.store.store import Store
 
 _NAME = "ownpod"
@@ -40,6 +41,7 @@ class Services:
     agents: Agents
     management: Management
     outputs: Outputs
+    releases: Releases
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

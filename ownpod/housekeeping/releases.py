@@ -15,6 +15,7 @@ from ownpod.rules.releases import (
     Prepared,
     Release,
     Rollout,
+    could_run,
     effective,
     last_good,
     must_roll_back,
@@ -145,6 +146,17 @@ class Rollouts:
             old_hosts={w.host for w in workers if w.phase in LIVE and w.host is not None},
             waited_s=max(0, now_ms() - coming.made_ms) / 1000,
         )
+
+    def has_host(self, current: Effective, workers: Sequence[ManagedWorker]) -> bool:
+        """Whether a host could run a worker of the release; read only while workers of another release serve.
+
+        Raises:
+            RedisUnavailable
+        """
+        serving = (worker for worker in workers if worker.phase in SERVING)
+        if all(worker.release == current.release for worker in serving):
+            return True
+        return any(could_run(current.spec, agent) for agent in self._agents())
 
     # The way back.
 

@@ -212,6 +212,7 @@ class Scaler(threading.Thread):
             pause_s=jobs.failures.pause_s,
             pinned=current.spec.template.sharing.pinned,
             came_up=current.came_up,
+            has_host=self._rollouts.has_host(current, workers),
         )
         for action in decide(view):
             if isinstance(action, Start):

@@ -7,6 +7,7 @@ writes it in one step. The APIs and the commands translate their requests to row
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ownpod.management.applies import Applied, Applies
 from ownpod.management.calls import Caller, Outcome
 from ownpod.management.endpoints import Endpoints
 from ownpod.management.registries import Registries
@@ -18,7 +19,17 @@ from ownpod.rules.managed import AgentInfo
 from ownpod.store.catalog import Catalog
 from ownpod.store.secrets import Secrets
 
-__all__ = ["Caller", "Endpoints", "Management", "Outcome", "Registries", "Templates", "Volumes"]
+__all__ = [
+    "Applied",
+    "Applies",
+    "Caller",
+    "Endpoints",
+    "Management",
+    "Outcome",
+    "Registries",
+    "Templates",
+    "Volumes",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Management:
     volumes: Volumes
     registries: Registries
     secrets: SecretCalls
+    applies: Applies
 
     @classmethod
     def of(
@@ -50,4 +62,5 @@ class Management:
             Volumes(catalog),
             Registries(catalog, secrets),
             SecretCalls(catalog, secrets),
+            Applies(catalog, registry, endpoints),
         )

@@ -92,7 +92,7 @@ class Endpoints:
         made_id = endpoint_id or new_id(Kind.ENDPOINT, taken)
 
         def compute(snapshot: Snapshot) -> tuple[Change, EndpointRow]:
-            if made_id in snapshot.endpoints or made_id in self._registry.endpoints:
+            if made_id in snapshot.endpoints or self._is_known(made_id):
                 raise CatalogRefused(f"endpoint {made_id!r} exists")
             row, template = make(snapshot, made_id)
             row = released(None, replace(row, id=made_id), snapshot.now_ms)
@@ -154,14 +154,26 @@ class Endpoints:
         return outcome
 
     def _mine(self, endpoint_id: str, snapshot: Snapshot) -> EndpointRow:
+        row = self.existing(endpoint_id, snapshot)
+        if row is None:
+            raise CatalogNotFound(Kind.ENDPOINT, endpoint_id)
+        return row
+
+    def existing(self, endpoint_id: str, snapshot: Snapshot) -> EndpointRow | None:
+        """An endpoint that can be changed; None: there is none. Raises: CatalogReadOnly."""
         row = snapshot.endpoints.get(endpoint_id)
-        if row is not None:
+        if row is not None or not self._is_known(endpoint_id):
             return row
-        self._others(endpoint_id)
         raise CatalogReadOnly(
             f"endpoint {endpoint_id!r} is not of this API: it is defined in workers.yaml or was added with "
             "`ownpod`, so change it there (after a change of the file send SIGHUP)"
         )
+
+    def _is_known(self, endpoint_id: str) -> bool:
+        """Whether the registry has the endpoint, also after it was read again: another process may have deleted it."""
+        if endpoint_id in self._registry.endpoints:
+            self._registry.refresh()
+        return endpoint_id in self._registry.endpoints
 
     def check(self, row: EndpointRow, snapshot: Snapshot) -> EndpointRow:
         """Checks an endpoint against the others and against what OwnPod can run.

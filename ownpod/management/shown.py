@@ -54,4 +54,4 @@ def time_of(text: str) -> int | None:
         raise BadRequest("expires: must be a time such as 2026-12-31T00:00:00Z") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
-    return int(moment.timestamp() * 1000)
+    return round(moment.timestamp() * 1000)

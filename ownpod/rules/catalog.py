@@ -151,6 +151,9 @@ class EndpointRow:
         sent: by door, the JSON of what its caller last sent.
         expires_ms: from then on the endpoint is paused; None: never.
         from_file: ``workers.yaml`` defines it, so it is changed there.
+        own: JSON of the keys of ``workers.yaml`` that RunPod's APIs do not have, by ``ttl`` or ``template.limits``.
+        applied: which file of ``ownpod apply`` made it; "": none did.
+        paused_max: ``workers_max`` before ``ownpod endpoints pause``; 0: it was not paused so.
     """
 
     id: str
@@ -178,6 +181,9 @@ class EndpointRow:
     sent: Mapping[str, str] = field(repr=False, default_factory=dict)
     releases: tuple[ReleaseRow, ...] = ()
     from_file: bool = False
+    own: Mapping[str, str] = field(repr=False, default_factory=dict)
+    applied: str = ""
+    paused_max: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a change of the catalog means: releases, differences, the quota, and what the rest of OwnPod runs. Pure."""
 
 import datetime as dt
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,14 @@ IN_PLACE: Mapping[str, str] = {
 }
 """Fields whose change applies to the running workers."""
 
+TEMPLATE = "template."
+"""The prefix of an own key of the template."""
+
+NO_RELEASE = frozenset(
+    f"{TEMPLATE}{name}" for name in ("initTimeout", "evictable", "pinned", "weight", "residency")
+)
+"""Own keys of the template that are no part of what workers are started from (:attr:`ownpod.rules.templates.ManagedSpec.release`)."""
+
 
 def _value(row: EndpointRow, path: str) -> Any:
     value: Any = row
@@ -90,7 +99,25 @@ def differences(
             found.append(Difference(name, _shown(path, before), told))
         else:
             found.append(Difference(name, _shown(path, before), _shown(path, after)))
-    return tuple(found)
+    return (*found, *_own_differences(old, new, structural=of is STRUCTURAL))
+
+
+def _own_differences(
+    old: EndpointRow, new: EndpointRow, *, structural: bool
+) -> tuple[Difference, ...]:
+    return tuple(
+        Difference(name, _own_shown(name, old.own), _own_shown(name, new.own))
+        for name in sorted({*old.own, *new.own})
+        if old.own.get(name) != new.own.get(name)
+        and structural is (name.startswith(TEMPLATE) and name not in NO_RELEASE)
+    )
+
+
+def _own_shown(name: str, own: Mapping[str, str]) -> str:
+    if name == "apiKeys" and name in own:
+        # Digests are no secrets, but nothing is gained by having them in the audit log.
+        return f"{len(json.loads(own[name]))} keys"
+    return own.get(name, "")
 
 
 def released(old: EndpointRow | None, new: EndpointRow, now_ms: int) -> EndpointRow:
@@ -142,9 +169,8 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         template["command"] = list(container.words)
     if container.entrypoint:
         template["entrypoint"] = list(container.entrypoint)
-    if row.volumes:
-        # RunPod mounts the one of the worker's data center; here a worker has the first one.
-        template["volumes"] = [{"name": f"{NETWORK}{row.volumes[0]}", "path": VOLUME_PATH}]
+    if container.registry:
+        template["registry"] = container.registry
     entry: dict[str, Any] = {
         "template": template,
         "workersMin": min(row.workers_min, row.workers_max),
@@ -153,9 +179,7 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         "scalerType": row.scaler.value,
         # RunPod allows a queue delay of half a second.
         "scalerValue": max(row.scaler_value, SMALLEST_SCALER_VALUE),
-        "executionTimeout": max(row.timeout_ms, SHORTEST_TIMEOUT_MS)
-        if row.timeout_ms
-        else NO_TIMEOUT_MS,
+        "executionTimeout": timeout_of(row),
     }
     if row.expires_ms is not None:
         entry["expires"] = time_text(row.expires_ms)
@@ -163,7 +187,19 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         entry["gpu"] = {"count": row.gpu.count}
         if names := gpu_names(row.gpu):
             entry["gpu"]["pools"] = list(names)
+    for name, text in row.own.items():
+        target = template if name.startswith(TEMPLATE) else entry
+        target[name.removeprefix(TEMPLATE)] = json.loads(text)
+    if row.volumes:
+        # RunPod mounts the one of the worker's data center; here a worker has the first one.
+        network = {"name": f"{NETWORK}{row.volumes[0]}", "path": VOLUME_PATH}
+        template["volumes"] = [network, *template.get("volumes", ())]
     return entry
+
+
+def timeout_of(row: EndpointRow) -> int:
+    """The ``executionTimeout`` of an endpoint in ms, as ``workers.yaml`` has it."""
+    return max(row.timeout_ms, SHORTEST_TIMEOUT_MS) if row.timeout_ms else NO_TIMEOUT_MS
 
 
 def gpu_names(gpu: Gpu) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ownpod.rules.managed import HOST_SILENT_S, AgentInfo
-from ownpod.rules.placement import groups
+from ownpod.errors import BadRequest
+from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, ManagedWorker, Phase
+from ownpod.rules.placement import groups, why_waits
 from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.templates import (
     DEFAULT_INIT_TIMEOUT_S,
@@ -18,6 +19,7 @@ from ownpod.rules.templates import (
     ManagedSpec,
     Sharing,
 )
+from ownpod.rules.volumes import has_all
 
 KEPT = 20
 """Number of an endpoint's last releases that are kept."""
@@ -86,7 +88,7 @@ class RolledOut:
     """An endpoint's releases as clients see them.
 
     Attributes:
-        image_waits: what the image of the next release waits for; "": nothing is known.
+        image_waits: what the next release waits for, mostly its image; "": nothing is known.
         given_up: the release that was given up for the last one; None: none was.
     """
 
@@ -133,7 +135,7 @@ def changed(old: Release, new: Release) -> tuple[str, ...]:
 
 def _changed(old: ManagedSpec, new: ManagedSpec) -> Iterator[str]:
     before, now = old.template, new.template
-    for name in ("image", "entrypoint", "command"):
+    for name in ("image", "entrypoint", "command", "registry"):
         if getattr(before, name) != getattr(now, name):
             yield name
     for name in sorted({*before.env, *now.env}):
@@ -204,12 +206,30 @@ def could_run(spec: ManagedSpec, agent: AgentInfo) -> bool:
     """Whether a host has what a worker needs, whatever occupies its devices now."""
     if agent.draining or agent.silent_s > HOST_SILENT_S:
         return False
-    if not {volume.name for volume in spec.template.volumes} <= {v.name for v in agent.volumes}:
+    if not has_all(agent, (mount.name for mount in spec.template.volumes)):
         return False
     need = spec.gpu
     if need is None:
         return True
     return any(len(found) >= need.count for _, found in groups(agent.devices, need.pools))
+
+
+def why_none_can_run(spec: ManagedSpec, agents: Sequence[AgentInfo]) -> str:
+    """Why no host could run a worker, whatever occupies the devices now, in words for people; "": one could."""
+    if any(could_run(spec, agent) for agent in agents):
+        return ""
+    need = spec.gpu
+    worker = ManagedWorker(
+        "",
+        "",
+        spec.release,
+        Phase.WANTED,
+        created_ms=0,
+        gpu_count=need.count if need else 0,
+        pools=need.pools if need else (),
+        volumes=tuple(mount.name for mount in spec.template.volumes),
+    )
+    return why_waits(worker, agents, {})
 
 
 def prepared(
@@ -220,9 +240,10 @@ def prepared(
     old_hosts: Collection[str],
     waited_s: float,
 ) -> Prepared:
-    """Whether the image of a release is there before workers of the one before it leave.
+    """Whether a release may begin, so that workers of the one before it leave.
 
-    One host must have it. Those with workers of the earlier release must have it too, or must have failed to get
+    A host must be able to run it, for example have its volumes: otherwise the earlier workers would leave in vain. One
+    host must have its image. Those with workers of the earlier release must have it too, or must have failed to get
     it, because new workers come to the devices of these.
 
     Args:
@@ -233,7 +254,9 @@ def prepared(
         waited_s: seconds since the release was made.
     """
     able = [agent for agent in agents if could_run(spec, agent)]
-    if spec.template.image is None or not able:
+    if not able:
+        return Prepared(done=False, reason=why_none_can_run(spec, agents))
+    if spec.template.image is None:
         return Prepared(done=True)
     found = {agent.host: _image(agent, images, waited_s) for agent in able}
     if all(image.tries for image in found.values()):
@@ -286,6 +309,31 @@ def last_good(releases: Sequence[Release], given_up: Release) -> Release | None:
     before = [r for r in releases if r.number < given_up.number and r.id != given_up.id]
     ready = [r for r in before if r.ready_ms is not None and not r.ended]
     return max(ready, key=lambda release: release.number, default=None)
+
+
+def target_of(found: Sequence[Release], latest: Release, number: int | None) -> Release:
+    """The release to go back to.
+
+    Args:
+        found: the releases that are kept.
+        latest: the last one, which is given up.
+        number: of the wanted one; None: the last one before whose workers were ready.
+
+    Raises:
+        BadRequest: there is none, or its workers are the same.
+    """
+    if number is None:
+        good = last_good(found, latest)
+        if good is None:
+            raise BadRequest("no earlier release has had a ready worker; name one by its number")
+        return good
+    target = next((release for release in found if release.number == number), None)
+    if target is None:
+        kept = ", ".join(str(release.number) for release in found)
+        raise BadRequest(f"there is no release {number}; the releases are {kept}")
+    if target.id == latest.id:
+        raise BadRequest(f"release {latest.number} has the same workers as release {number}")
+    return target
 
 
 def must_roll_back(release: Release, failures_count: int) -> bool:

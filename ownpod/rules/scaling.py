@@ -69,6 +69,7 @@ class EndpointView:
             release is started as a trial, also without a job.
         now_ms: the time, in ms since the epoch, by Redis's clock.
         pinned: none of its workers leaves for being idle.
+        has_host: a host could run a worker of the release, if its devices were free.
     """
 
     id: str
@@ -83,6 +84,7 @@ class EndpointView:
     pause_s: float = 0.0
     pinned: bool = False
     came_up: bool = True
+    has_host: bool = True
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,9 @@ class _Plan:
     def _make_room(self, old: Sequence[WorkerView]) -> int:
         """1 if an old worker must leave before a new one can run, otherwise 0: one at a time."""
         if any(w.phase in LEAVING and not self.is_current(w) for w in self.view.workers):
+            return 0
+        if not self.view.has_host:
+            # It would leave in vain, for example because the release needs a volume that no host has now.
             return 0
         coming = [w for w in self.in_phase(*COMING) if self.is_current(w)]
         if coming:

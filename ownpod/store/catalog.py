@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from ownpod.errors import RedisUnavailable, WorkerRecordBroken
+from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.rules.catalog import (
     KINDS,
     EndpointRow,
@@ -79,12 +79,14 @@ class Change:
         delete: kinds and ids of rows to delete.
         entries: what the endpoint's processes read, by id of the endpoint; None: it is removed.
         audit: one entry, or None for a change that writes nothing.
+        more_audits: entries of a change of many rows.
     """
 
     put: tuple[Row, ...] = ()
     delete: tuple[tuple[Kind, str], ...] = ()
     entries: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     audit: Audit | None = None
+    more_audits: tuple[Audit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,13 @@ class Catalog:
                 pipe.watch(keys.CATALOG_VERSION, keys.SCHEMA)
                 schema.check(pipe.get(keys.SCHEMA))  # type: ignore[arg-type]
                 snapshot = self.read()
-                change = compute(snapshot)
+                try:
+                    change = compute(snapshot)
+                except OwnPodError:
+                    # The reason may be what another process has changed since the read.
+                    if _has_changed(pipe):
+                        continue
+                    raise
                 if change == Change():
                     return change
                 pipe.multi()
@@ -164,6 +172,17 @@ class Catalog:
     def forget_deleted(self, endpoint_id: str) -> None:
         """The jobs of a deleted endpoint are cancelled."""
         self._redis.zrem(keys.CATALOG_DELETED, endpoint_id)
+
+
+def _has_changed(pipe: Any) -> bool:
+    """Whether a watched key has changed."""
+    pipe.multi()
+    pipe.ping()
+    try:
+        pipe.execute()
+    except redis.WatchError:
+        return True
+    return False
 
 
 def _queue_reads(pipe: Any) -> None:
@@ -213,6 +232,8 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
             pipe.hdel(keys.ENDPOINTS, endpoint_id)
         else:
             pipe.hset(keys.ENDPOINTS, endpoint_id, json.dumps(entry))
-    if change.audit is not None:
-        values = {name: getattr(change.audit, name) for name in Audit.__dataclass_fields__}
+    for audit in (change.audit, *change.more_audits):
+        if audit is None:
+            continue
+        values = {name: getattr(audit, name) for name in Audit.__dataclass_fields__}
         pipe.xadd(keys.CATALOG_AUDIT, values, maxlen=MOST_AUDITS, approximate=True)

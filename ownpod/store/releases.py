@@ -20,9 +20,11 @@ from ownpod.rules.releases import (
     Rollout,
     image_words,
     recorded,
+    why_none_can_run,
 )
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
+from ownpod.store.agents import Agents
 from ownpod.store.client import broken_records, redis_errors, redis_reads
 from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
@@ -53,6 +55,7 @@ class Releases:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._agents = Agents(client)
         self._specs = dict[tuple[str, str, str], ManagedSpec]()
         """By endpoint, number and time: a release's spec does not change, and may have a megabyte."""
         self._script = Scripts(
@@ -243,7 +246,7 @@ class Releases:
         try:
             rollout = self.rollout(endpoint)
             latest = rollout.latest
-            waits = image_words(self.images(endpoint, rollout.next.number)) if rollout.next else ""
+            waits = self.waits_for(endpoint, rollout.next) if rollout.next else ""
             before = None
             if latest is not None and latest.number > 1 and latest.why != FROM_FILE:
                 before = self.get(endpoint, latest.number - 1)
@@ -251,6 +254,11 @@ class Releases:
             log.debug("the releases of %s are not shown: %s", endpoint, error)
             return RolledOut()
         return RolledOut(rollout, waits, before if before is not None and before.ended else None)
+
+    def waits_for(self, endpoint: str, coming: Release) -> str:
+        """Why an endpoint's next release has not begun, in words for people; "": nothing is known."""
+        words = image_words(self.images(endpoint, coming.number))
+        return words or why_none_can_run(coming.spec, self._agents.agents())
 
     @broken_releases
     @redis_reads

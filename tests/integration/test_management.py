@@ -280,6 +280,34 @@ def test_a_redis_that_is_away_is_an_error_of_ownpod():
         away.change(lambda _snapshot: Change())
 
 
+def test_a_refusal_because_of_what_has_changed_meanwhile_is_computed_again(management, client):
+    other = Catalog(client)
+    seen = []
+
+    def compute(snapshot):
+        seen.append(len(snapshot.volumes))
+        if not snapshot.volumes:
+            other.change(lambda _s: Change(put=(VolumeRow("v", "n", 1, "EU-1"),)))
+            raise CatalogRefused("there is no volume")
+        return Change()
+
+    management.catalog.change(compute)
+    assert seen == [0, 1]
+
+
+def test_an_endpoint_that_another_process_deleted_can_be_made_again(management, client):
+    config = load_settings(OWNPOD_WORKERS="http://localhost:1")
+    registry = Registry(load_endpoints(config), Fleet(client), config)
+    management.endpoints.create(endpoint(), CALLER, endpoint_id="e")
+    assert "e" in registry.endpoints
+    later = Management.of(Catalog(client), registry, management.secrets.secrets)
+    management.endpoints.delete("e", CALLER)
+    assert later.endpoints.create(endpoint(), CALLER, endpoint_id="e").row.version == 1
+    management.endpoints.delete("e", CALLER)
+    with pytest.raises(CatalogNotFound):
+        later.endpoints.update("e", lambda _s, row: row, CALLER)
+
+
 def test_jobs_of_a_deleted_endpoint_are_cancelled_also_late_ones(management, client):
     store = job_store(client)
     made = management.endpoints.create(endpoint(), CALLER).row

@@ -18,6 +18,7 @@ from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 W, X = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb"
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -37,6 +38,7 @@ class Rig:
             Devices(DeviceChoice(stand_ins=1), {}, pools_of=pools_of),
             managed=self.managed,
             agents=Agents(client),
+            outputs=Outputs(client),
             wakeups=Wakeups(client),
             environ={},
             clock=lambda: self.now_s,

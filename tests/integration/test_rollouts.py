@@ -9,9 +9,9 @@ from helpers import load_settings
 from ownpod.housekeeping.scaler import Scaler, new_worker_id
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.managed import AgentInfo, Phase
+from ownpod.rules.managed import AgentInfo, HostVolume, Phase
 from ownpod.rules.releases import FAILURES_ROLL_BACK, HostImage
-from ownpod.rules.templates import ManagedSpec, Scaling, Template
+from ownpod.rules.templates import ManagedSpec, Scaling, Template, VolumeMount
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
@@ -21,8 +21,9 @@ A = "sha256:" + "a" * 64
 SPEC = ManagedSpec(Template(image="team/w:1"), Scaling(1, 2), auto_rollback=True)
 
 
-def of_image(number, **changes):
-    return replace(SPEC, template=replace(SPEC.template, image=f"team/w:{number}"), **changes)
+def of_image(number, *, volumes=(), **changes):
+    template = replace(SPEC.template, image=f"team/w:{number}", volumes=volumes)
+    return replace(SPEC, template=template, **changes)
 
 
 class Rig:
@@ -158,6 +159,40 @@ def test_without_auto_rollback_the_release_stays_and_so_does_the_old_worker(up):
         up.fail()
     assert up.rollout.latest.number == 2
     assert up.managed.get(old.id).phase is Phase.READY
+
+
+VOLUMES = (VolumeMount("models"),)
+HAS = (HostVolume("models", "directory", "/srv"),)
+
+
+def test_the_only_worker_serves_on_while_no_host_has_the_volume_of_the_next_release(rig):
+    only = Scaling(1, 1)
+    rig.configure(replace(SPEC, scaling=only))
+    old = rig.bring_up()
+    rig.configure(of_image(2, scaling=only, volumes=VOLUMES))
+    assert rig.rollout.next.number == 2
+    assert rig.managed.rolled_out("ep").image_waits.startswith("no host has the volume models")
+    rig.agents.heartbeat(AgentInfo("h", "docker", volumes=HAS), "h:1")
+    rig.image(2, ready=True)
+    assert rig.rollout.current.number == 2
+    assert rig.managed.get(old).phase is Phase.DRAINING
+
+
+def test_a_volume_that_vanishes_after_a_release_has_begun_ends_no_earlier_worker(up):
+    (old,) = up.workers()
+    up.agents.heartbeat(AgentInfo("h", "docker", volumes=HAS), "h:1")
+    up.configure(of_image(2, volumes=VOLUMES))
+    up.agents.heartbeat(AgentInfo("h", "docker"), "h:1")
+    assert up.releases.begin("ep", 2)
+    up.scaler.once()
+    (trial,) = up.workers(Phase.WANTED)
+    up.client.hset(keys.managed(trial.id), "created_ms", trial.created_ms - 60_000)
+    up.scaler.once()
+    assert up.managed.get(old.id).phase is Phase.READY
+    # Where the volume is there again, the earlier worker makes room for the one that has waited.
+    up.agents.heartbeat(AgentInfo("h", "docker", volumes=HAS), "h:1")
+    up.scaler.once()
+    assert up.managed.get(old.id).phase is Phase.DRAINING
 
 
 def test_a_release_whose_image_no_host_gets_is_given_up(up):

@@ -20,6 +20,7 @@ from ownpod.rules.releases import (
     recorded,
     state,
     to_check,
+    why_none_can_run,
 )
 from ownpod.rules.templates import (
     GpuNeed,
@@ -107,6 +108,9 @@ def test_workers_have_the_releases_spec_and_the_configured_scaling():
 # The image.
 
 
+GONE = HostVolume("models", "directory", "/srv", problem="it is not there")
+
+
 def host(name="h", engine="docker", **values):
     return AgentInfo(name, engine, (Device("cpu-0", 0, "cpu", pools=("low",)),), **values)
 
@@ -138,12 +142,26 @@ def test_a_release_that_no_host_can_get_is_explained_and_fails_after_three_tries
         assert (found.done, found.reason, found.failed) == (False, f"host h: {problem}", failed)
 
 
+def test_a_release_does_not_wait_where_no_host_would_get_its_image():
+    assert ask(host(engine="process")).done
+
+
 @pytest.mark.parametrize(
-    "agents",
-    [(), [host(draining=True)], [host(silent_s=HOST_SILENT_S + 1)], [host(engine="process")]],
+    ("agents", "reason"),
+    [
+        ((), "no agent is running"),
+        ([host(draining=True)], "host h is drained"),
+        ([host(silent_s=HOST_SILENT_S + 1)], "no agent is running: the last heartbeat"),
+        ([host(engine="process")], "no host has the volume models"),
+        ([host(volumes=(GONE,))], "volume models of host h cannot be used: it is not there"),
+    ],
 )
-def test_a_release_does_not_wait_where_no_host_would_get_its_image(agents):
-    assert ask(*agents).done
+def test_a_release_that_no_host_could_run_waits_and_says_why(agents, reason):
+    needs = with_template(image=None, volumes=(VolumeMount("models"),))
+    found = ask(*agents, spec=needs)
+    assert (found.done, found.failed) == (False, False)
+    assert found.reason.startswith(reason)
+    assert why_none_can_run(needs, agents) == found.reason
 
 
 def test_a_template_without_an_image_and_a_silent_agent_do_not_keep_a_release():
@@ -158,6 +176,7 @@ def test_only_hosts_that_could_run_a_worker_get_its_image():
     assert could_run(replace(SPEC, gpu=None), replace(host(), devices=()))
     needs = with_template(volumes=(VolumeMount("models"),))
     assert not could_run(needs, host())
+    assert not could_run(needs, host(volumes=(GONE,)))
     assert could_run(needs, host(volumes=(HostVolume("models", "directory", "/srv"),)))
 
 
