@@ -1,7 +1,7 @@
 """An endpoint's workers as RunPod's management APIs show them. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -79,11 +79,13 @@ def _shown(
     devices = () if host is None else host.devices
     names = [device.name for device in devices if device.id in worker.devices]
     labels = {} if host is None else host.labels
+    # The last version may have the name of an earlier one, to which the configuration has come back.
+    earlier = replace(row, releases=row.releases[:-1])
     return WorkerShown(
         id=worker.id,
         word=_word(worker, jobs),
         reason=worker.reason,
-        version=version_of(row, worker.release),
+        version=row.version if worker.release == release else version_of(earlier, worker.release),
         is_stale=worker.release != release,
         stopped=worker.phase is Phase.STOPPED,
         image=row.container.image if worker.release == release else "",

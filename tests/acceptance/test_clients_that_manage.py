@@ -1,4 +1,4 @@
-"""RunPod's official Python package and a deploy script make, change and use endpoints of the running server."""
+"""RunPod's official Python package, flash, and a deploy script make, change and use endpoints of the running server."""
 
 import json
 import shlex
@@ -80,6 +80,61 @@ def test_the_python_package_makes_a_template_and_an_endpoint_and_runs_a_job_on_i
         f"{root}/v1/endpoints/{made['id']}", headers={"Authorization": f"Bearer {ADMIN}"}, timeout=9
     ).json()
     assert (found["version"], found["env"]) == (2, {**ENV, "SECOND": "1"})
+
+
+FLASH_CLIENT = """
+import asyncio, json, sys
+from runpod_flash import Endpoint
+
+async def main(endpoint):
+    job = await endpoint.run({"text": "from flash"})
+    first = await job.status()
+    await job.wait(timeout=90)
+    sync = await endpoint.runsync({"text": "sync"}, timeout=90)
+    long = await endpoint.run({"text": "long", "seconds": 60})
+    await long.cancel()
+    stopped = await long.status()
+    print(json.dumps([first, job.output, job.done, sync.output, stopped]))
+
+asyncio.run(main(Endpoint(id=sys.argv[1])))
+"""
+
+
+def test_flashs_client_of_an_existing_endpoint_runs_jobs(ownpod, tmp_path):
+    root, headers = root_of(ownpod), {"Authorization": f"Bearer {ADMIN}"}
+
+    def post(path, body):
+        answer = requests.post(f"{root}{path}", json=body, headers=headers, timeout=9)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    template = {"name": "flash", "imageName": "org/worker:1", "dockerStartCmd": START, "env": ENV}
+    template = post("/v1/templates", {**template, "isServerless": True})
+    endpoint = {"templateId": template["id"], "workersMax": 1, "idleTimeout": 60}
+    endpoint |= {"scalerType": "REQUEST_COUNT", "scalerValue": 1}
+    made = post("/v1/endpoints", endpoint)
+    done = run_command(
+        *(sys.executable, "-W", "ignore", "-c", FLASH_CLIENT, made["id"]),
+        cwd=tmp_path,
+        timeout=150,
+        HOME=tmp_path,
+        RUNPOD_API_KEY=ADMIN,
+        RUNPOD_API_BASE_URL=root,
+        RUNPOD_ENDPOINT_BASE_URL=f"{root}/v2",
+        RUNPOD_REST_API_URL=f"{root}/v1",
+        RUNPOD_HAPI_URL=f"{root}/hapi",
+        RUNPOD_CONSOLE_URL=root,
+    )
+    assert done.returncode == 0, done.stderr
+    first, output, ended, sync, stopped = json.loads(done.stdout.splitlines()[-1])
+    assert first in {"IN_QUEUE", "IN_PROGRESS", "COMPLETED"}
+    assert (output["echo"], ended, sync["echo"], stopped) == (
+        "from flash",
+        True,
+        "sync",
+        "CANCELLED",
+    )
+    requests.delete(f"{root}/v1/endpoints/{made['id']}", headers=headers, timeout=9)
 
 
 def deploy(ownpod, **more):

@@ -70,7 +70,7 @@ def documents(app):
 
 def test_every_route_is_in_one_of_both_documents(app):
     # The documents of RunPod's management APIs have a test of their own.
-    others = ("rest_v1", "rest_v2", "graphql")
+    others = ("rest_v1", "rest_v2", "graphql", "hapi")
     routes = {
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in app.url_map.iter_rules()

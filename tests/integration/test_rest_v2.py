@@ -98,6 +98,32 @@ def test_releases_tell_what_changed_the_newest_first(http):
     assert workers["endpointVersion"] == 3
 
 
+def test_workers_of_a_configuration_that_is_back_are_not_stale(http, app):
+    svc, made = services_of(app), create(http)
+    url, releases = f"/v2/serverless/{made['id']}", services_of(app).managed.releases
+
+    def start(worker_id):
+        """A worker as the scaler wants it."""
+        spec = svc.registry.endpoint(made["id"]).managed
+        releases.note(made["id"], spec)
+        releases.begin(made["id"], releases.rollout(made["id"]).latest.number)
+        current = releases.rollout(made["id"]).current
+        assert svc.managed.want(worker_id, made["id"], spec=spec, release=current.id)
+
+    start("a" * 14)
+    for number, image in ((2, "org/worker:2"), (3, "org/worker:1")):
+        http.patch(url, json={"image": image})
+        start(str(number) * 14)
+    found = http.get(f"{url}/workers").get_json()["workers"]
+    assert {w["id"][0]: (w["version"], w["isStale"]) for w in found} == {
+        "a": (1, True),
+        "2": (2, True),
+        "3": (3, False),
+    }
+    rollout = http.get(f"{url}/releases").get_json()["rollout"]
+    assert (rollout["workersOnLatest"], rollout["inProgress"]) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [

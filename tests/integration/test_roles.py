@@ -16,6 +16,10 @@ from ownpod.rules.credentials import digest_of
 from ownpod.store.fleet import Fleet
 
 MANAGING = {
+    "/hapi/v1/pod/<id:worker_id>/logs": "GET",
+    "/v2/serverless/<id:row_id>/workers/<id:worker_id>/logs": "GET",
+    "/v2/serverless/<id:row_id>/rollback": "POST",
+    "/v2/serverless/<id:row_id>/why": "GET",
     "/graphql": "POST",
     "/v1/billing/<any(pods, endpoints, networkvolumes):kind>": "GET",
     "/v1/containerregistryauth": "GET POST",
