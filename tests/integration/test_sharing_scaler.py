@@ -175,6 +175,35 @@ def test_an_endpoint_with_work_gives_way_after_its_hold(rig):
     assert "b may be swapped in" in rig.wanted("a").reason
 
 
+def released(spec=SPEC):
+    return replace(spec, template=replace(spec.template, command=("python", "new.py")))
+
+
+def test_a_job_gets_the_device_before_the_trial_of_a_release_and_no_worker_is_wanted_in_a_circle(
+    client,
+):
+    both = replace(SPEC, scaling=Scaling(workers_max=2, idle_timeout_s=3600))
+    rig = Rig(client, a=both, b=SPEC)
+    rig.scaler.once()
+    a = rig.ready("a")
+    rig.configure(a=released(both), b=SPEC)
+    rig.scaler.once()
+    assert rig.wanted("a") is not None
+    job = rig.submit("b")
+    rig.scaler.once()
+    wanted = rig.wanted("b")
+    assert rig.phase(a) is Phase.DRAINING
+    assert rig.next() == [wanted.id]
+    rig.scaler.once()
+    assert rig.wanted("a") is None
+    rig.stop(a)
+    rig.make_ready(wanted.id)
+    rig.done("b", job)
+    for _ in range(5):
+        rig.scaler.once()
+    assert [w.id for w in (*rig.managed.list("a"), *rig.managed.list("b"))] == [wanted.id]
+
+
 def test_a_younger_one_with_a_shorter_hold_does_not_pass_an_older_one(client):
     rig = Rig(client, a=SPEC, b=SPEC, c=SPEC)
     client.hset(keys.of_endpoint("c", "starts"), "load_ms", 20_000)
