@@ -59,6 +59,7 @@ class FakeEngine:
         prepare_error: ``prepare`` raises an EngineError with this text.
         prepared: templates whose image it has got, in order.
         outputs: parts of what the workers have written, by id.
+        envs: what is known of the workers' variables, by id.
         holding: ``start`` blocks until this is set.
     """
 
@@ -77,6 +78,7 @@ class FakeEngine:
         self.prepare_error = ""
         self.prepared: list[Template] = []
         self.outputs: dict[str, list[bytes]] = {}
+        self.envs: dict[str, dict[str, str]] = {}
         self.holding = threading.Event()
         self.holding.set()
 
@@ -138,6 +140,10 @@ class FakeEngine:
 
     def follow(self, worker_id: str, position: str = "") -> FakeSource:
         return FakeSource(self, worker_id, position)
+
+    def env(self, worker_id: str) -> dict[str, str]:
+        self._answer()
+        return self.envs.get(worker_id, {})
 
     def url(self, worker_id: str) -> str | None:
         return None

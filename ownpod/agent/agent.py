@@ -81,7 +81,7 @@ class Agent:
         self._managed = managed
         self._agents = agents
         self._wakeups = wakeups
-        self._values = values = SecretValues(environ, secrets)
+        self._values = values = SecretValues(environ, secrets, engine)
         self._filter = Filter(host.name, engine, managed, values)
         self._clock = clock
         self._token = this_process()

@@ -170,6 +170,11 @@ class ContainerEngine:
         port = f":{parts.port}" if parts.port else ""
         return urlunsplit(parts._replace(netloc=f"host.docker.internal{port}"))
 
+    def env(self, worker_id: str) -> Mapping[str, str]:
+        container = self._inspect(worker_id)
+        pairs = container["Config"].get("Env") or () if container else ()
+        return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
     def pids(self) -> set[int]:
         found = (self._inspect(worker_id) for worker_id in self.list())
         states = (container["State"] for container in found if container is not None)

@@ -135,6 +135,9 @@ class Engine(Protocol):
     def follow(self, worker_id: str, position: str = "") -> Source:
         """The worker's output from a position on; "": from its beginning. Nothing of it is repeated."""
 
+    def env(self, worker_id: str) -> Mapping[str, str]:
+        """The variables with which a worker was started; none if they are not known. Raises: EngineError."""
+
     def url(self, worker_id: str) -> str | None:
         """The base URL of a running worker that serves RunPod's local API; None for others."""
 

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ownpod.agent import cgroups, procfs
@@ -169,6 +169,11 @@ class ProcessEngine:
 
     def api_url(self, base_url: str) -> str:
         return base_url
+
+    def env(self, worker_id: str) -> Mapping[str, str]:
+        record = self._record(worker_id)
+        leader = self._leader(record) if record else None
+        return procfs.environ(leader) if leader else {}
 
     def pids(self) -> set[int]:
         return {record.pid for record in tuple(self._records.values()) if self._leader(record)}

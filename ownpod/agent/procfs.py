@@ -65,11 +65,20 @@ def was_started_with(process: Process, variable: str) -> bool:
 
     Processes inherit it from their parents. False if it cannot be read: the process is another user's.
     """
+    return variable.encode() in _environ(process)
+
+
+def environ(process: Process) -> dict[str, str]:
+    """The environment with which a process was started; empty if it cannot be read."""
+    pairs = (os.fsdecode(part).partition("=") for part in _environ(process) if part)
+    return {name: value for name, _, value in pairs}
+
+
+def _environ(process: Process) -> list[bytes]:
     try:
-        environ = (PROC / str(process.pid) / "environ").read_bytes()
+        return (PROC / str(process.pid) / "environ").read_bytes().split(b"\0")
     except OSError:
-        return False
-    return variable.encode() in environ.split(b"\0")
+        return []
 
 
 def uses(process: Process, directory: Path) -> bool:

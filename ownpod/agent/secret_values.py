@@ -2,8 +2,16 @@
 
 from collections.abc import Mapping
 
+from ownpod.agent.engine import Engine
 from ownpod.errors import WorkerRecordBroken
-from ownpod.rules.secrets import mask, of_environment, resolve, secrets_in, why_missing
+from ownpod.rules.secrets import (
+    given_in,
+    mask,
+    of_environment,
+    resolve,
+    secrets_in,
+    why_missing,
+)
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.secrets import Secrets
 
@@ -14,11 +22,18 @@ class SecretValues:
     Args:
         environ: the agent's environment, with its variables ``OWNPOD_SECRET_<name>``.
         stored: the secrets in Redis; None: there are none.
+        engine: knows the variables of workers that an earlier agent has started; None: there are none.
     """
 
-    def __init__(self, environ: Mapping[str, str], stored: Secrets | None = None) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        stored: Secrets | None = None,
+        engine: Engine | None = None,
+    ) -> None:
         self._own = of_environment(environ)
         self._stored = stored
+        self._engine = engine
         self._given: dict[str, tuple[str, ...]] = {}
         """The values that a worker of this agent was started with, by the worker's id."""
 
@@ -55,8 +70,9 @@ class SecretValues:
     def masked(self, worker_id: str, spec: ManagedSpec | None, text: str) -> str:
         """A worker's output without the secrets that the worker was started with.
 
-        Where the agent was restarted meanwhile, those that the template has now are hidden. If one of them cannot be
-        had, nothing of the output is returned but the reason, because it may have the secret.
+        Where the agent was restarted meanwhile, those that the worker's variables show are hidden, with those that the
+        template has now. If one is in neither, nothing of the output is returned but the reason, because it may have the
+        secret.
 
         Args:
             worker_id: the worker.
@@ -64,18 +80,20 @@ class SecretValues:
             text: its output, or a part of it.
 
         Raises:
-            RedisUnavailable: Redis is away; only for a worker that an earlier agent has started.
+            RedisUnavailable, EngineError: only for a worker that an earlier agent has started.
         """
         values = self._given.get(worker_id)
         if values is None and spec is not None and (names := secrets_in(spec.template.env)):
             found = self._values(names)[0]
-            unknown = next((name for name in names if name not in found), None)
+            # A secret may have been changed since the worker was started.
+            given = given_in(spec.template.env, self._engine.env(worker_id) if self._engine else {})
+            unknown = next((name for name in names if name not in found | given), None)
             if unknown is not None:
                 return (
                     f"(not kept, because the secret {unknown!r} cannot be read now to hide it)"
                     * bool(text)
                 )
-            values = tuple(found.values())
+            values = (*found.values(), *given.values())
             self._given[worker_id] = values
         return mask(text, values) if values else text
 

@@ -156,7 +156,16 @@ class Rollouts:
         serving = (worker for worker in workers if worker.phase in SERVING)
         if all(worker.release == current.release for worker in serving):
             return True
-        return any(could_run(current.spec, agent) for agent in self._agents())
+        # For example because a secret is missing there.
+        refused = {
+            host
+            for worker in workers
+            if worker.phase is Phase.WANTED and worker.release == current.release
+            for host in worker.refused_by
+        }
+        return any(
+            could_run(current.spec, agent) for agent in self._agents() if agent.host not in refused
+        )
 
     # The way back.
 

@@ -116,6 +116,27 @@ def resolve(env: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]
     return {name: _resolved(name, text, values) for name, text in env.items()}
 
 
+def given_in(template: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
+    """The secrets that a worker was started with, by name, as far as its variables show them.
+
+    Those of a variable with several references are left out, because where one ends is not certain.
+
+    Args:
+        template: the template's variables, with references.
+        env: the variables that the worker has.
+    """
+    found = {}
+    for variable, text in template.items():
+        parts, actual = _REFERENCE.split(text), env.get(variable, "")
+        if len(parts) != 3:
+            continue
+        before, name, after = parts
+        value = actual[len(before) : len(actual) - len(after)]
+        if value and actual == f"{before}{value}{after}":
+            found[name] = value
+    return found
+
+
 def _resolved(variable: str, text: str, values: Mapping[str, str]) -> str:
     def value(found: re.Match[str]) -> str:
         try:

@@ -147,6 +147,7 @@ def test_a_worker_is_started_listed_stopped_and_removed(lab):
     assert 0 <= found[worker].age_s < 60
     with pytest.raises(EngineError):
         lab.engine.remove(worker)
+    assert lab.engine.env(worker)["GREETING"] == "hello there"
     lab.engine.stop(worker, 0)
     ended = lab.ended(worker)
     assert ended.exit_code in (-signal.SIGTERM, -signal.SIGKILL)
@@ -157,6 +158,7 @@ def test_a_worker_is_started_listed_stopped_and_removed(lab):
     lab.engine.stop(worker)
     assert lab.engine.list() == {}
     assert lab.engine.log(worker) == ""
+    assert lab.engine.env(worker) == {}
 
 
 def test_a_second_start_changes_nothing_and_a_new_engine_adopts_the_worker(lab):

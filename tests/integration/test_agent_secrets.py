@@ -170,6 +170,26 @@ def test_the_last_output_of_a_worker_is_kept_without_its_secrets(make_rig, resta
     assert rig.managed.failures("ep").log == "token ***\nbye"
 
 
+@pytest.mark.parametrize("change", ["put", "remove"])
+def test_an_agent_that_was_restarted_hides_the_secret_that_the_worker_was_started_with(
+    make_rig, change
+):
+    rig = make_rig()
+    rig.secrets.put("hub", VALUE)
+    rig.want(W, spec())
+    rig.until(lambda: rig.phase() is Phase.STARTING)
+    rig.agent.leave()
+    rig.secrets.remove("hub")
+    if change == "put":
+        rig.secrets.put("hub", "another-value")
+    rig.engine.envs[W] = dict(rig.engine.launched[0].env)
+    rig.agent = rig.made()
+    rig.engine.log = lambda _worker, _lines=0: f"token {VALUE}\nbye"
+    rig.engine.change(W, running=False, exit_code=1)
+    rig.until(lambda: rig.phase() is Phase.STOPPED)
+    assert rig.managed.get(W).log == "token ***\nbye"
+
+
 def test_output_whose_secrets_are_not_known_any_more_is_not_kept(make_rig):
     rig = make_rig()
     rig.secrets.put("hub", VALUE)

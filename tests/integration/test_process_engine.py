@@ -264,6 +264,17 @@ def test_wait_returns_when_a_worker_ends(engine, tmp_path):
     assert time.monotonic() - begin < 30
 
 
+def test_another_engine_finds_the_variables_of_a_running_worker(engine, tmp_path):
+    value = "two lines,\n=both ä"
+    started(engine, env={"SECRET": value})
+    other = ProcessEngine(tmp_path, "one")
+    assert other.list()[WORKER].running
+    assert other.env(WORKER)["SECRET"] == value
+    engine.stop(WORKER, 0)
+    ended(engine)
+    assert other.env(WORKER) == other.env("b" * 14) == {}
+
+
 def test_wait_ends_after_its_time(engine):
     engine.wait(0)
     engine.wait(0.01)

@@ -195,6 +195,20 @@ def test_a_volume_that_vanishes_after_a_release_has_begun_ends_no_earlier_worker
     assert up.managed.get(old.id).phase is Phase.DRAINING
 
 
+def test_an_earlier_worker_makes_no_room_for_one_that_its_host_refuses(up):
+    (old,) = up.workers()
+    up.configure(of_image(2))
+    up.image(2, ready=True)
+    (trial,) = up.workers(Phase.WANTED)
+    assert up.managed.refused(trial.id, "h", refuses=True)
+    up.client.hset(keys.managed(trial.id), "created_ms", trial.created_ms - 60_000)
+    up.scaler.once()
+    assert up.managed.get(old.id).phase is Phase.READY
+    assert up.managed.refused(trial.id, "h", refuses=False)
+    up.scaler.once()
+    assert up.managed.get(old.id).phase is Phase.DRAINING
+
+
 def test_a_release_whose_image_no_host_gets_is_given_up(up):
     (old,) = up.workers()
     up.configure(of_image(2))

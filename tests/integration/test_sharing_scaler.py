@@ -175,6 +175,35 @@ def test_an_endpoint_with_work_gives_way_after_its_hold(rig):
     assert "b may be swapped in" in rig.wanted("a").reason
 
 
+def released(spec=SPEC):
+    return replace(spec, template=replace(spec.template, command=("python", "new.py")))
+
+
+def test_a_job_gets_the_device_before_the_trial_of_a_release_and_no_worker_is_wanted_in_a_circle(
+    client,
+):
+    both = replace(SPEC, scaling=Scaling(workers_max=2, idle_timeout_s=3600))
+    rig = Rig(client, a=both, b=SPEC)
+    rig.scaler.once()
+    a = rig.ready("a")
+    rig.configure(a=released(both), b=SPEC)
+    rig.scaler.once()
+    assert rig.wanted("a") is not None
+    job = rig.submit("b")
+    rig.scaler.once()
+    wanted = rig.wanted("b")
+    assert rig.phase(a) is Phase.DRAINING
+    assert rig.next() == [wanted.id]
+    rig.scaler.once()
+    assert rig.wanted("a") is None
+    rig.stop(a)
+    rig.make_ready(wanted.id)
+    rig.done("b", job)
+    for _ in range(5):
+        rig.scaler.once()
+    assert [w.id for w in (*rig.managed.list("a"), *rig.managed.list("b"))] == [wanted.id]
+
+
 def test_a_younger_one_with_a_shorter_hold_does_not_pass_an_older_one(client):
     rig = Rig(client, a=SPEC, b=SPEC, c=SPEC)
     client.hset(keys.of_endpoint("c", "starts"), "load_ms", 20_000)
@@ -313,6 +342,53 @@ def test_workers_of_a_drained_host_stay(rig):
     for _ in range(2):
         rig.scaler.once()
     assert rig.phase(a) is Phase.READY
+
+
+def test_a_device_that_was_freed_on_a_host_that_is_drained_then_is_given_up(rig):
+    a = rig.ready()
+    rig.submit("b")
+    rig.scaler.once()
+    wanted = rig.wanted()
+    assert rig.next() == [wanted.id]
+    rig.agents.drain_host("h")
+    for _ in range(2):
+        rig.scaler.once()
+    assert rig.next() == []
+    assert rig.managed.get(wanted.id).reason == "host h is drained"
+    rig.stop(a)
+    rig.agents.resume_host("h")
+    rig.scaler.once()
+    rig.make_ready(wanted.id)
+    assert rig.next() == []
+
+
+@pytest.mark.parametrize("phase", [Phase.WANTED, Phase.STARTING, Phase.READY])
+def test_an_endpoint_that_expires_while_a_release_rolls_out_leaves_the_device_to_others(rig, phase):
+    rig.scaler.once()
+    a = rig.ready("a")
+    two = replace(SPEC, scaling=Scaling(workers_max=2, idle_timeout_s=3600))
+    new = replace(two, template=replace(two.template, command=("python", "new.py")))
+    rig.devices = [CARD, replace(CARD, id="cpu-1", index=1)]
+    rig.beat()
+    rig.configure(a=new, b=SPEC)
+    rig.scaler.once()
+    trial = rig.wanted("a").id
+    if phase is not Phase.WANTED:
+        assert rig.managed.place(trial, "h", "h:1", ["cpu-1"])
+        assert rig.managed.started(trial, "h")
+    if phase is Phase.READY:
+        assert rig.managed.ready(trial)
+    rig.configure(a=replace(new, expires_ms=1), b=SPEC)
+    rig.submit("b")
+    for _ in range(2):
+        rig.scaler.once()
+    assert {w.phase for w in rig.managed.list("a")} == {Phase.DRAINING}
+    for worker in rig.managed.list("a"):
+        rig.stop(worker.id)
+    rig.make_ready(rig.wanted("b").id)
+    for _ in range(3):
+        rig.scaler.once()
+    assert (rig.phase(a), rig.managed.list("a")) == (Phase.STOPPED, [])
 
 
 def test_an_endpoint_whose_starts_fail_makes_none_give_way(rig):

@@ -10,6 +10,7 @@ from ownpod.rules.secrets import (
     SecretMissing,
     check_name,
     check_value,
+    given_in,
     has_wrong_reference,
     mask,
     missing_secrets,
@@ -34,6 +35,17 @@ def test_both_forms_of_a_reference_name_a_secret():
         "B": "{{ SECRET_a }}",
         "C": "{{ OTHER_x }}",
     }
+
+
+def test_the_variables_of_a_worker_show_the_secrets_that_it_was_started_with():
+    template = {"A": "Bearer {{ SECRET_a }}!", "B": "{{ RUNPOD_SECRET_b }}", "C": "x"}
+    values = {"a": "one!", "b": "two lines\nof it"}
+    assert given_in(template, resolve(template, values)) == values
+    # What is not as the template has it shows nothing.
+    assert given_in(template, {"A": "Bearer !", "B": ""}) == {}
+    assert given_in({"A": "ab{{ SECRET_a }}ba"}, {"A": "aba"}) == {}
+    assert given_in(template, {"A": "Token one!"}) == {}
+    assert given_in({"A": "{{ SECRET_a }}:{{ SECRET_b }}"}, {"A": "1:2:3"}) == {}
 
 
 @pytest.mark.parametrize(
