@@ -12,6 +12,7 @@ from dataclasses import replace
 from ownpod.rules.hours import scaling_at
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.placement import why_waits
+from ownpod.rules.residents import let_leave
 from ownpod.rules.scaling import unhealthy
 from ownpod.rules.sharing import (
     HOLD_LEAST_S,
@@ -101,9 +102,7 @@ class Swaps:
                     words[worker.id] = f"{why_waits(worker, agents, holds)}: {found.reason}"
             elif self._evict(found, worker):
                 going = {victim.worker for victim in found.victims}
-                residents = [
-                    replace(r, phase=Phase.DRAINING) if r.worker in going else r for r in residents
-                ]
+                residents = let_leave(residents, going)
                 holds = keep(unkeep(holds, worker.id), found.host, found.slots, worker.id)
             else:
                 del words[worker.id]

@@ -238,6 +238,19 @@ def test_two_that_wait_get_two_victims(client):
     assert sorted(rig.next()) == sorted([rig.wanted("b").id, rig.wanted("d").id])
 
 
+def test_two_that_wait_do_not_take_both_workers_of_which_one_was_promised(client):
+    promises = replace(SPEC, scaling=replace(SPEC.scaling, workers_min=1, workers_max=2))
+    rig = Rig(client, a=promises, b=SPEC, d=SPEC)
+    rig.devices.append(replace(CARD, id="cpu-1", index=1))
+    rig.beat()
+    workers = [rig.ready("a"), rig.ready("a", "cpu-1")]
+    rig.submit("b")
+    rig.submit("d")
+    for _ in range(3):
+        rig.scaler.once()
+        assert sorted(map(rig.phase, workers)) == [Phase.DRAINING, Phase.READY]
+
+
 def test_one_free_device_for_two_that_wait_frees_one_more(client):
     rig = Rig(client, a=SPEC, b=SPEC, d=SPEC)
     rig.devices.append(replace(CARD, id="cpu-1", index=1))
