@@ -296,6 +296,29 @@ def test_a_host_that_refuses_the_worker_makes_none_give_way(rig):
     assert rig.phase(a) is Phase.DRAINING
 
 
+def test_none_gives_way_again_to_the_next_worker_of_a_release_that_the_host_refuses(rig):
+    a = rig.ready()
+    job = rig.submit("b")
+    rig.client.hset(keys.DEVICES_RESERVED, "h/cpu-0", "0 not yet")
+    rig.scaler.once()
+    assert rig.managed.refused(rig.wanted().id, "h", refuses=True)
+    rig.client.delete(keys.DEVICES_RESERVED)
+    rig.done("b", job)
+    rig.scaler.once()
+    assert rig.wanted() is None
+    rig.submit("b")
+    rig.scaler.once()
+    wanted = rig.wanted()
+    assert wanted.refused_by == ("h",)
+    assert rig.phase(a) is Phase.READY
+    assert rig.managed.refused(wanted.id, "h", refuses=False)
+    rig.scaler.once()
+    assert rig.phase(a) is Phase.DRAINING
+    # Another release, or one that the host can start again, is not refused.
+    assert rig.managed.want("z" * 14, "b", spec=SPEC)
+    assert rig.managed.get("z" * 14).refused_by == ()
+
+
 def test_a_device_that_was_freed_for_a_worker_that_the_host_refuses_is_given_up(rig):
     a = rig.ready()
     rig.submit("b")
