@@ -331,6 +331,39 @@ def test_a_device_that_was_freed_for_a_worker_that_the_host_refuses_is_given_up(
     assert rig.next() == []
 
 
+def test_a_device_that_was_freed_for_a_worker_whose_record_breaks_is_given_up(rig):
+    a = rig.ready()
+    rig.submit("b")
+    rig.scaler.once()
+    broken = rig.wanted().id
+    rig.client.hset(keys.managed(broken), "gpu_count", "many")
+    rig.stop(a)
+    rig.scaler.once()
+    rig.make_ready(rig.wanted().id)
+
+
+def test_none_gives_way_to_a_wanted_worker_that_no_agent_looks_at(rig, monkeypatch):
+    monkeypatch.setattr("ownpod.housekeeping.sharing.MOST_WANTED", 1)
+    impossible = replace(SPEC, gpu=GpuNeed((), 5))
+    rig.configure(a=SPEC, b=SPEC, c=impossible)
+    a = rig.ready()
+    rig.submit("c")
+    rig.scaler.once()
+    rig.submit("b")
+    rig.scaler.once()
+    assert rig.phase(a) is Phase.READY
+
+
+def test_a_worker_whose_start_was_not_recorded_stays_as_long_as_its_load_may_have_taken(rig):
+    a = rig.ready(ready_s=30, load_s=2)
+    record = keys.managed(a)
+    rig.client.hincrby(record, "placed_ms", -90_000)
+    rig.client.hdel(record, "started_ms")
+    rig.submit("b")
+    rig.scaler.once()
+    assert rig.phase(a) is Phase.READY
+
+
 def test_a_device_that_breaks_while_it_is_freed_is_given_up(rig):
     rig.ready()
     rig.submit("b")
