@@ -70,7 +70,7 @@ fix: install
 	@$(BIN)/python docs/settings_table.py
 
 chaos: install
-	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py
+	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py tests/acceptance/test_sharing_chance.py
 
 test-docker: install
 	@$(BIN)/python -m pytest tests/docker $(ARGS)
