@@ -133,6 +133,18 @@ class WorkerNotFound(OwnPodError):
         super().__init__(f"worker {worker_id!r} not found; known workers: {names}")
 
 
+class OutputNotFound(OwnPodError):
+    """No managed worker has this id, or its record has expired."""
+
+    http_status = 404
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(
+            f"managed worker {worker_id!r} not found: the id is wrong, the worker is not one that OwnPod starts, "
+            "or its record has expired"
+        )
+
+
 class WorkerConflict(OwnPodError):
     """The change conflicts with the configuration, or with another worker's id or URL."""
 

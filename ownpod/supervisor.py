@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -33,7 +34,7 @@ from ownpod import log
 from ownpod.broker import control, names
 from ownpod.celery import app
 from ownpod.configuration import keep_endpoints
-from ownpod.errors import ConfigurationError, RedisUnavailable
+from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable
 from ownpod.housekeeping import signals as housekeeping_signals
 from ownpod.housekeeping import tasks as housekeeping_tasks
 from ownpod.node import signals as node_signals
@@ -42,7 +43,10 @@ from ownpod.processes import Exit, describe_exit, die_with_parent
 from ownpod.registry import CACHE_TTL_S, Registry
 from ownpod.rules.endpoints import HOUSEKEEPING, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.releases import to_check
+from ownpod.rules.templates import ManagedSpec
 from ownpod.settings import Settings
+from ownpod.store.releases import Releases
 from ownpod.supervised import Supervised
 
 logger = logging.getLogger(__name__)
@@ -99,9 +103,12 @@ class Supervisor:
     :data:`ownpod.registry.CACHE_TTL_S`; the node of a removed worker finishes its jobs first.
     """
 
-    def __init__(self, config: Settings, registry: Registry) -> None:
+    def __init__(
+        self, config: Settings, registry: Registry, releases: Releases | None = None
+    ) -> None:
         self._config = config
         self._registry = registry
+        self._releases = releases
         self._host = socket.gethostname()
         self._children = [Child(HOUSEKEEPING)]
         self._wakeup, self._waker = os.pipe()
@@ -161,13 +168,28 @@ class Supervisor:
 
     def _reload(self) -> None:
         self._reloading = False
+        before = {name: found.managed for name, found in self._registry.endpoints.items()}
         try:
-            self._registry.reload(keep_endpoints(self._config))
+            endpoints = keep_endpoints(self._config)
+            self._registry.reload(endpoints)
         except ConfigurationError as error:
             logger.error("the old configuration stays: %s", error)  # noqa: TRY400 - one line
         else:
             logger.info("configuration read again")
             self._replace_housekeeping()
+            self._check_tags(before, {name: found.managed for name, found in endpoints.items()})
+
+    def _check_tags(
+        self, before: Mapping[str, ManagedSpec | None], now: Mapping[str, ManagedSpec | None]
+    ) -> None:
+        """Lets the hosts check what the tags of unchanged endpoints mean now: the same image again may be another one."""
+        if self._releases is None:
+            return
+        try:
+            for name in to_check(before, now):
+                self._releases.look(name)
+        except OwnPodError as error:
+            logger.warning("the tags of images are not checked: %s", error)
 
     def _replace_housekeeping(self) -> None:
         """Ends the housekeeping node after its webhooks in progress; the next one scales by the new configuration."""

@@ -288,6 +288,7 @@ class ManagedSchema(Schema):
     hours = HoursField()
     timezone = TimeZoneField()
     expires_ms = MomentField(data_key="expires")
+    auto_rollback = _flag(data_key="autoRollback")
 
     @validates_schema
     def _fit(self, values: dict[str, Any], **_: Any) -> None:
@@ -309,6 +310,7 @@ class ManagedSchema(Schema):
 _SCALING = (
     *("gpu", "workers_min", "workers_max", "idle_timeout_s", "scaler", "scaler_value"),
     *("hours", "timezone", "expires_ms"),
+    "auto_rollback",
 )
 """Fields that need a template."""
 
@@ -331,4 +333,5 @@ def managed_spec(values: dict[str, Any]) -> ManagedSpec | None:
         hours=values.get("hours", ()),
         timezone=values.get("timezone", ""),
         expires_ms=values.get("expires_ms"),
+        auto_rollback=values.get("auto_rollback", ManagedSpec.auto_rollback),
     )

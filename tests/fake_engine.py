@@ -4,8 +4,44 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
+from ownpod.agent.engine import (
+    LOG_LINES,
+    STOP_GRACE_S,
+    EngineError,
+    Found,
+    Launch,
+    Output,
+    Started,
+)
 from ownpod.rules.templates import Template
+
+
+class FakeSource:
+    """The output of a worker of :class:`FakeEngine`. A position is an index in ``engine.outputs``."""
+
+    def __init__(self, engine: "FakeEngine", worker_id: str, position: str) -> None:
+        self._engine = engine
+        self._worker_id = worker_id
+        self._at = int(position or 0)
+        self._woken = threading.Event()
+
+    def read(self, timeout_s: float) -> Output | None:
+        parts = self._engine.outputs.get(self._worker_id, [])
+        if self._at < len(parts):
+            self._at += 1
+            return Output(parts[self._at - 1], str(self._at))
+        found = self._engine.workers.get(self._worker_id)
+        if found is None or not found.running:
+            return None
+        self._woken.wait(min(timeout_s, 0.02))
+        self._woken.clear()
+        return Output(b"", str(self._at))
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        self.wake()
 
 
 class FakeEngine:
@@ -19,6 +55,10 @@ class FakeEngine:
         start_error: ``start`` raises an EngineError with this text; "": it starts workers.
         away: every call but ``wait`` raises an EngineError with this text; "": the engine answers.
         refused: ``check_template`` refuses templates of this image.
+        digests: what tags mean, by reference.
+        prepare_error: ``prepare`` raises an EngineError with this text.
+        prepared: templates whose image it has got, in order.
+        outputs: parts of what the workers have written, by id.
         holding: ``start`` blocks until this is set.
     """
 
@@ -33,6 +73,10 @@ class FakeEngine:
         self.start_error = ""
         self.away = ""
         self.refused = ""
+        self.digests: dict[str, str] = {}
+        self.prepare_error = ""
+        self.prepared: list[Template] = []
+        self.outputs: dict[str, list[bytes]] = {}
         self.holding = threading.Event()
         self.holding.set()
 
@@ -50,6 +94,13 @@ class FakeEngine:
     def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
         self._answer()
         progress(f"gets {template.image}")
+        if self.prepare_error:
+            raise EngineError(self.prepare_error)
+        self.prepared.append(template)
+
+    def digest(self, template: Template) -> str:
+        self._answer()
+        return self.digests.get(template.image or "", "")
 
     def start(self, launch: Launch) -> Started:
         self._answer()
@@ -84,6 +135,9 @@ class FakeEngine:
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         self._answer()
         return f"last words of {worker_id}"
+
+    def follow(self, worker_id: str, position: str = "") -> FakeSource:
+        return FakeSource(self, worker_id, position)
 
     def url(self, worker_id: str) -> str | None:
         return None

@@ -4,14 +4,18 @@ A turn depends on Redis and on the engine only, so an agent that has just starte
 ended. The agent ends without ending its workers.
 """
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError, Found
 from ownpod.agent.notes import Notes
+from ownpod.agent.output import Followers
+from ownpod.agent.prefetch import Prefetch
 from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.steps import Host, Steps
 from ownpod.agent.taking import Filter, take
@@ -26,6 +30,7 @@ from ownpod.rules.templates import ManagedSpec
 from ownpod.rules.volumes import has_all
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 from ownpod.store.secrets import Secrets
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,7 @@ class Agent:
         devices: the devices of this host.
         managed: the workers' records.
         agents: the hosts' records.
+        outputs: the workers' output.
         wakeups: wakes the loop when something is wanted.
         environ: with secrets of templates, ``OWNPOD_SECRET_<name>``.
         secrets: those in Redis; None: there are none.
@@ -61,6 +67,7 @@ class Agent:
         *,
         managed: Managed,
         agents: Agents,
+        outputs: Outputs,
         wakeups: Wakeups,
         environ: Mapping[str, str],
         secrets: Secrets | None = None,
@@ -74,7 +81,7 @@ class Agent:
         self._managed = managed
         self._agents = agents
         self._wakeups = wakeups
-        values = SecretValues(environ, secrets)
+        self._values = values = SecretValues(environ, secrets)
         self._filter = Filter(host.name, engine, managed, values)
         self._clock = clock
         self._token = this_process()
@@ -83,8 +90,18 @@ class Agent:
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
         self._stopping = False
+        self._followers = Followers(engine, outputs)
         self.steps = Steps(
-            host, engine, devices, managed=managed, values=values, done=self._wake.set
+            host,
+            engine,
+            devices,
+            managed=managed,
+            followers=self._followers,
+            values=values,
+            done=self._wake.set,
+        )
+        self._prefetch = Prefetch(
+            host.name, engine, managed.releases, done=self._wake.set, clock=clock
         )
         self._owns_host = False
         self._notes = Notes()
@@ -141,13 +158,18 @@ class Agent:
         self._owns_host = beat.owned
         if not beat.owned:
             self._notes.say(f"standing by: another agent runs as host {self._host.name}")
+            self._followers.keep({}, ())
             return BUSY_S
         self._notes.say("")
         # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
         under_way = self.steps.under_way
         holds = self._agents.holds(self._host.name)
         mine = self._managed.of_host(self._host.name)
-        for step in self._plan(mine, holds, under_way):
+        plan = self._plan(mine, holds, under_way)
+        # Before the steps, because a worker that has ended since needs its mask, too.
+        running = [i for i in mine if i in self._found and self._found[i].running]
+        self._followers.keep(self._masks(mine), running)
+        for step in plan:
             try:
                 self._do(step, mine)
             except RedisUnavailable:
@@ -155,10 +177,25 @@ class Agent:
             except OwnPodError as error:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
+        self._get_images(replace(info, draining=beat.draining))
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
         settled = all(worker.phase is Phase.READY for worker, _ in mine.values())
         return REST_S if settled and not coming and not self.steps.under_way else BUSY_S
+
+    def _get_images(self, info: AgentInfo) -> None:
+        if self._stopping or self.steps.closed:
+            return
+        try:
+            self._prefetch.turn(info)
+        except WorkerRecordBroken as error:
+            self._notes.worker("releases", error)
+
+    def _masks(
+        self, mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]]
+    ) -> dict[str, Callable[[str], str]]:
+        """What hides secrets in the output of each worker, by id."""
+        return {i: functools.partial(self._values.masked, i, spec) for i, (_, spec) in mine.items()}
 
     def _plan(
         self,
@@ -245,7 +282,7 @@ class Agent:
             case Stop():
                 self.steps.stop(step)
             case Ended():
-                self.steps.report(step, *mine[worker_id])
+                self.steps.report(step, mine[worker_id][0])
             case Remove():
                 log.warning("worker %s is ended and removed: %s", worker_id, step.reason)
                 found = self._found.get(worker_id)
@@ -271,6 +308,7 @@ class Agent:
     def leave(self) -> None:
         """Lets the next agent of this host begin at once."""
         self.steps.wait()
+        self._followers.close()
         try:
             self._agents.leave(self._host.name, self._token)
         except OwnPodError as error:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
 from ownpod.agent.container_options import NETWORK, OURS, PORT, name_of, options
+from ownpod.agent.container_output import ContainerSource
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
 from ownpod.agent.images import FREE_BYTES, Images
@@ -92,6 +93,9 @@ class ContainerEngine:
     def prepare(self, template: Template, progress: Callable[[str], None]) -> None:
         self._images.prepare(template, progress)
 
+    def digest(self, template: Template) -> str:
+        return self._images.digest(template)
+
     def start(self, launch: Launch) -> Started:
         """See the protocol. A start that fails leaves nothing of the worker, unless the engine is away: then its container
         is adopted by the next call, or is listed as one that did not start.
@@ -146,6 +150,9 @@ class ContainerEngine:
         except NotThere:
             return ""
         return text.decode(errors="replace").rstrip("\n")[-LONGEST_LOG:]
+
+    def follow(self, worker_id: str, position: str = "") -> ContainerSource:
+        return ContainerSource(self._api, lambda: self._inspect(worker_id), position)
 
     def url(self, worker_id: str) -> str | None:
         found = self._inspect(worker_id)

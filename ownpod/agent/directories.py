@@ -11,10 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ownpod.agent.files import free_beginning
+
 RECORD, WORK, OUTPUT, EARLIER, EXIT = "worker.json", "work", "output.log", "output.log.1", "exit"
 
 OUTPUT_BYTES = 50_000_000
-"""Size of ``output.log`` from which on its end is copied to ``output.log.1`` and the file begins again."""
+"""Size on the disk from which on the beginning of ``output.log`` is freed. The file's length stays, so that every place in it
+stays where it is."""
+
+KEPT_BYTES = OUTPUT_BYTES // 2
+"""Size of the end that is not freed."""
 
 TAIL_BYTES = 65_536
 """Bytes of output that are read for a worker's last lines."""
@@ -75,7 +81,7 @@ class Directory:
         place = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:8]
         self.group = f"ownpod-{place}-{path.name}"
         """The name of the worker's control group, another one for a worker with this id in another data directory."""
-        self._output = path / OUTPUT
+        self.output = path / OUTPUT
         self._earlier = path / EARLIER
         self.record = path / RECORD
 
@@ -86,7 +92,7 @@ class Directory:
 
     def open_output(self) -> int:
         """A descriptor to append output to. Appending makes every write go to the end, also after a shortening."""
-        return os.open(self._output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(self.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, record: Record) -> None:
         """Writes the record, whole or not at all, also where the host loses its power. Raises: OSError."""
@@ -115,22 +121,27 @@ class Directory:
         return SIGNALLED - code if SIGNALLED < code < SIGNALLED + 32 else code
 
     def shorten_output(self) -> None:
-        """Keeps the output within twice :data:`OUTPUT_BYTES`. Lines written meanwhile may be lost."""
-        # Blocks rather than the size: a worker that opened the file itself may leave a hole at its beginning.
+        """Keeps the output within :data:`OUTPUT_BYTES` on the disk, besides what is written meanwhile."""
+        # Blocks rather than the size, which does not shrink.
         with contextlib.suppress(OSError):
-            status = self._output.stat()
-            if status.st_blocks * 512 <= OUTPUT_BYTES:
-                return
-            try:
-                with self._output.open("rb") as source, self._earlier.open("wb") as copy:
-                    source.seek(max(0, status.st_size - OUTPUT_BYTES))
-                    _copy(source.read, copy.write, OUTPUT_BYTES)
-            finally:
-                os.truncate(self._output, 0)
+            status = self.output.stat()
+            if status.st_blocks * 512 > OUTPUT_BYTES:
+                if free_beginning(self.output, status.st_size - KEPT_BYTES):
+                    return
+                self._begin_again(status.st_size)
+
+    def _begin_again(self, size: int) -> None:
+        """For a file system without holes: copies the end of the output away. Lines written meanwhile are lost."""
+        try:
+            with self.output.open("rb") as source, self._earlier.open("wb") as copy:
+                source.seek(max(0, size - KEPT_BYTES))
+                _copy(source.read, copy.write, KEPT_BYTES)
+        finally:
+            os.truncate(self.output, 0)
 
     def log(self, lines: int) -> str:
         """The last lines of output, at most :data:`TAIL_BYTES`; "" if there are none."""
-        text = _tail(self._output)
+        text = _tail(self.output)
         if text.count(b"\n") <= lines and len(text) < TAIL_BYTES:
             text = _tail(self._earlier) + text
         shown = text[-TAIL_BYTES:].replace(b"\0", b"").decode(errors="replace").splitlines()

@@ -16,6 +16,9 @@ from ownpod.errors import ExtraMissing
 TIMEOUT_S = 60
 """Seconds until a call of the engine times out, besides pulls and stops."""
 
+STREAM_BYTES = 65_536
+"""Maximum number of bytes of a part of a container's output."""
+
 LONGEST_REASON = 300
 """Maximum length in characters of what is quoted of an engine's error."""
 
@@ -161,7 +164,36 @@ class DockerApi:
                 timeout=(TIMEOUT_S, None),
             )
         )
-        return Events(response, self._errors)
+        return Events(response, response.iter_lines(), self._errors)
+
+    def logs(
+        self, container_id: str, *, follow: bool, since_s: str | None, tail: int | None
+    ) -> "Stream":
+        """The output of a container: frames with a time in front of each message.
+
+        docker-py's own ``logs`` drops which stream a message is of.
+
+        Args:
+            container_id: the container.
+            follow: whether the stream goes on until the container has ended.
+            since_s: without messages before this time, seconds since the epoch as decimal text.
+            tail: number of last messages; None: all.
+
+        Raises:
+            EngineError: it cannot be had.
+        """
+        params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
+        params |= {"since": since_s} if since_s else {}
+        params["tail"] = "all" if tail is None else tail
+        response = self.call(
+            lambda client: _open(
+                client.get,
+                f"{client.base_url}/v{client.api_version}/containers/{container_id}/logs",
+                params=params,
+                timeout=(TIMEOUT_S, None if follow else TIMEOUT_S),
+            )
+        )
+        return Stream(response, response.iter_content(STREAM_BYTES), self._errors)
 
     def pull(self, name: str, version: str, registry: str) -> Generator[Mapping[str, Any]]:
         """Pulls an image, and yields the engine's lines about it. The engine stops the pull when the caller closes the generator.
@@ -197,6 +229,16 @@ class DockerApi:
             raise EngineError(
                 f"the pull has stalled: no progress within {self._stall_s:g} s"
             ) from None
+
+    def digest(self, reference: str) -> str:
+        """The digest that a registry has for a reference. Raises: EngineError."""
+
+        def ask(client: Any) -> Any:
+            client.reload_config()
+            return client.inspect_distribution(reference)
+
+        found = self.call(ask)
+        return str((found.get("Descriptor") or {}).get("digest") or "")
 
     def podman(self) -> tuple[int, ...] | None:
         """Podman's version, if the engine is Podman: its number of the Docker API does not show that."""
@@ -241,28 +283,41 @@ class DockerApi:
             raise EngineAway(away_words(str(error))) from None
 
 
-class Events:
-    """A stream of events, for one reader; :meth:`close` ends it, from any thread."""
+class Stream:
+    """A stream of bytes of the engine, for one reader; :meth:`close` ends it, from any thread.
+
+    Its end shows nothing: docker-py also ends it where the connection is lost.
+    """
 
     def __init__(
-        self, response: Any, errors: Callable[[], contextlib.AbstractContextManager[None]]
+        self,
+        response: Any,
+        parts: Iterator[bytes],
+        errors: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         from docker.types import CancellableStream
 
         self._response = response
-        self._stream = CancellableStream(response.iter_lines(), response)
+        self._stream = CancellableStream(parts, response)
         self._errors = errors
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+    def parts(self) -> Iterator[bytes]:
         with contextlib.closing(self._response), self._errors():
-            for line in self._stream:
-                if found := _parsed(line):
-                    yield found
+            yield from self._stream
 
     def close(self) -> None:
         # docker-py shuts down the socket below the reader, which may just have closed it.
         with contextlib.suppress(OSError, AttributeError, ValueError):
             self._stream.close()
+
+
+class Events(Stream):
+    """A stream of events."""
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for line in self.parts():
+            if found := _parsed(line):
+                yield found
 
 
 class _Silent(EngineAway):

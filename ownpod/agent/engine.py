@@ -9,7 +9,17 @@ from ownpod.rules.managed import LOG_LINES, Device
 from ownpod.rules.reconcile import Found
 from ownpod.rules.templates import Template
 
-__all__ = ["LOG_LINES", "STOP_GRACE_S", "Engine", "EngineError", "Found", "Launch", "Started"]
+__all__ = [
+    "LOG_LINES",
+    "STOP_GRACE_S",
+    "Engine",
+    "EngineError",
+    "Found",
+    "Launch",
+    "Output",
+    "Source",
+    "Started",
+]
 
 STOP_GRACE_S = 35.0
 """Seconds between SIGTERM and SIGKILL. The SDK ends after its held request, which may last 20 s, and its job."""
@@ -45,6 +55,39 @@ class Started:
     url: str | None = None
 
 
+@dataclass(frozen=True)
+class Output:
+    """A part of a worker's output.
+
+    Attributes:
+        data: bytes of standard output and standard error, in the order in which they were written.
+        position: where the output continues, in the engine's words.
+        skipped: number of bytes that are missing before ``data``; -1: a number that is not known.
+    """
+
+    data: bytes
+    position: str
+    skipped: int = 0
+
+
+class Source(Protocol):
+    """A worker's output, for one reader."""
+
+    def read(self, timeout_s: float) -> Output | None:
+        """The next part; one without data after ``timeout_s`` or :meth:`wake`; None: the worker has ended, and all of it
+        was read.
+
+        Raises:
+            EngineError: the engine does not answer. A later call continues where this one began.
+        """
+
+    def wake(self) -> None:
+        """Ends the wait of another thread's read, or of its next one."""
+
+    def close(self) -> None:
+        """Frees what the source needs; it is not used any more."""
+
+
 class Engine(Protocol):
     """Runs workers on this host. Calls block; several threads may make them for different workers.
 
@@ -68,6 +111,12 @@ class Engine(Protocol):
             EngineError: it cannot be had.
         """
 
+    def digest(self, template: Template) -> str:
+        """What the tag of the template's image means now: a digest, or the image's id for one that was built here.
+
+        "": the engine has no images, or neither the registry nor this host shows it. Raises: EngineError.
+        """
+
     def start(self, launch: Launch) -> Started:
         """Starts a worker; does nothing if it runs already. Raises: EngineError."""
 
@@ -82,6 +131,9 @@ class Engine(Protocol):
 
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         """The worker's last lines of output, also after its end; "" if there are none."""
+
+    def follow(self, worker_id: str, position: str = "") -> Source:
+        """The worker's output from a position on; "": from its beginning. Nothing of it is repeated."""
 
     def url(self, worker_id: str) -> str | None:
         """The base URL of a running worker that serves RunPod's local API; None for others."""

@@ -4,8 +4,8 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from ownpod.agent.docker_api import DockerApi, NotThere
 from ownpod.agent.engine import EngineError
@@ -29,12 +29,30 @@ class Image:
         id: what a container is started from. A tag may be moved after it was looked up, an id may not.
         entrypoint: the image's own.
         command: the image's own.
+        pulled: the names with digests under which registries have it; none for an image that was built here.
     """
 
     reference: str
     id: str
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    pulled: tuple[Reference, ...] = ()
+
+
+def _pinned(reference: Reference, template: Template) -> Reference:
+    """The reference with the digest of the release instead of its tag."""
+    return replace(reference, tag=None, digest=template.digest) if template.digest else reference
+
+
+def _references(names: Iterable[str]) -> Iterator[Reference]:
+    for name in names:
+        with contextlib.suppress(ValueError):
+            yield normalise(name)
+
+
+def _names(reference: Reference) -> list[str]:
+    """Names by which an engine may have the image: of one that was built here its id, which is in the digest's place."""
+    return [str(reference), *([reference.digest] if reference.digest else [])]
 
 
 class Images:
@@ -70,24 +88,52 @@ class Images:
 
     def prepare(self, template: Template, progress: Callable[[str], None]) -> Image:
         """Pulls the image if the engine does not have it. Raises: EngineError."""
-        reference = self.check(template)
-        found = self._inspect(str(reference))
+        reference = _pinned(self.check(template), template)
+        names = _names(reference)
+        found = self._first(names)
         if found is None:
             self._pull(reference, progress)
-            found = self._inspect(str(reference))
+            found = self._first(names)
             if found is None:
                 raise EngineError(f"image {reference} was pulled and is not here")
         self._ids[str(reference)] = found.id
         return found
 
+    def digest(self, template: Template) -> str:
+        """What the tag of the template's image means now, in its registry; of an image that was built on this host, its id.
+
+        "": neither the registry nor an image of this host shows it. Raises: EngineError, it may not run.
+        """
+        reference = self.check(template)
+        if reference.digest:
+            return reference.digest
+        found = self._inspect(str(reference))
+        pulled = (
+            [] if found is None else [r.digest for r in found.pulled if r.name == reference.name]
+        )
+        if found is not None and not pulled:
+            # A registry may have an image of the same name that is not ours.
+            return found.id
+        try:
+            return self._api.digest(str(reference))
+        except EngineError as error:
+            logger.info("what the tag of %s means is not known: %s", reference, error)
+            return pulled[0] or "" if pulled else ""
+
     def get(self, template: Template) -> Image:
         """The image as it was prepared last. Raises: EngineError, also when the engine does not have it."""
-        reference = str(self.check(template))
-        found = self._inspect(self._ids.get(reference, reference))
+        pinned = _pinned(self.check(template), template)
+        reference = str(pinned)
+        known = self._ids.get(reference)
+        found = self._first([known] if known else _names(pinned))
         if found is None:
             self._ids.pop(reference, None)
             raise EngineError(f"image {reference} is not on this host any more")
         return Image(reference, found.id, found.entrypoint, found.command)
+
+    def _first(self, names: Iterable[str]) -> Image | None:
+        """The image that the first of these names has that the engine knows."""
+        return next(filter(None, map(self._inspect, names)), None)
 
     def _inspect(self, name: str) -> Image | None:
         try:
@@ -100,6 +146,7 @@ class Images:
             id=found["Id"],
             entrypoint=tuple(config.get("Entrypoint") or ()),
             command=tuple(config.get("Cmd") or ()),
+            pulled=tuple(_references(found.get("RepoDigests") or ())),
         )
 
     def _pull(self, reference: Reference, progress: Callable[[str], None]) -> None:

@@ -30,6 +30,7 @@ from ownpod.agent import cgroups, procfs
 from ownpod.agent.commands import MARK, command_line, environment
 from ownpod.agent.directories import Directory, Record, RecordUnreadable
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
+from ownpod.agent.files import FileSource
 from ownpod.agent.shell import SHELL, Shell
 from ownpod.agent.volumes import Volumes
 from ownpod.processes import free_port
@@ -102,6 +103,9 @@ class ProcessEngine:
         """Does nothing: the image is only noted."""
         del template, progress
 
+    def digest(self, template: Template) -> str:  # noqa: ARG002 - the protocol has it
+        return ""
+
     def start(self, launch: Launch) -> Started:
         with self._starting:
             record = self._record(launch.worker_id)
@@ -146,6 +150,18 @@ class ProcessEngine:
 
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         return self._directory(worker_id).log(lines)
+
+    def follow(self, worker_id: str, position: str = "") -> FileSource:
+        """See :class:`ownpod.agent.engine.Engine`. The source also keeps the output within its limit."""
+        directory = self._directory(worker_id)
+        self._record(worker_id)
+        return FileSource(
+            directory.output,
+            position,
+            # The list finds out that a worker has ended.
+            runs=lambda: worker_id in self._records and worker_id not in self._ended,
+            shorten=directory.shorten_output,
+        )
 
     def url(self, worker_id: str) -> str | None:
         record = self._record(worker_id)

@@ -22,6 +22,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 from ownpod.store.schema import Guard
 from ownpod.store.secrets import Secrets
 
@@ -62,6 +63,7 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
         devices,
         managed=managed,
         agents=Agents(client),
+        outputs=Outputs(client),
         wakeups=Wakeups(client),
         environ=dict(os.environ),
         secrets=Secrets(client, config.secrets_key_path()),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
 from ownpod.agent.memory import Memory
+from ownpod.agent.output import Followers
+from ownpod.agent.prefetch import get_image
 from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
@@ -51,6 +53,7 @@ class Steps:
         engine: runs the workers.
         devices: the devices of this host.
         managed: the workers' records.
+        followers: keep the workers' output.
         values: the templates' secrets.
         done: called at the end of each step, in its thread.
     """
@@ -62,6 +65,7 @@ class Steps:
         devices: Devices,
         *,
         managed: Managed,
+        followers: Followers,
         values: SecretValues,
         done: Callable[[], None],
     ) -> None:
@@ -70,6 +74,7 @@ class Steps:
         self._devices = devices
         self.memory = Memory(devices)
         self._managed = managed
+        self._followers = followers
         self._values = values
         self._done = done
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="engine")
@@ -98,15 +103,9 @@ class Steps:
         """Ends a worker."""
         self._start(step.worker, lambda: self._stop(step))
 
-    def report(self, step: Ended, worker: ManagedWorker, spec: ManagedSpec) -> None:
-        """Records that a worker has ended, whose devices are free then, and removes what it left.
-
-        Args:
-            step: how it has ended.
-            worker: its record.
-            spec: what it was started from.
-        """
-        self._start(step.worker, lambda: self._report(step, worker, spec))
+    def report(self, step: Ended, worker: ManagedWorker) -> None:
+        """Records that a worker has ended, whose devices are free then, and removes what it left."""
+        self._start(step.worker, lambda: self._report(step, worker))
 
     def remove(self, worker_id: str, device_ids: Sequence[str] = ()) -> None:
         """Ends and removes a worker that has no record here, and frees its devices."""
@@ -138,7 +137,11 @@ class Steps:
         began = time.monotonic()
         try:
             devices = tuple(d for d in self._devices.read() if d.id in device_ids)
-            self._engine.prepare(spec.template, lambda words: self._progress(worker.id, words))
+            template = get_image(
+                *(self._engine, self._managed.releases, (worker.endpoint, worker.release)),
+                spec.template,
+                lambda words: self._progress(worker.id, words),
+            )
             key = secrets.token_urlsafe(32)
             env = environment(
                 spec.template,
@@ -153,7 +156,7 @@ class Steps:
                 worker.id,
                 worker.endpoint,
                 self._engine.instance,
-                spec.template,
+                template,
                 self._values.resolve(worker.id, spec, env),
                 devices,
             )
@@ -192,10 +195,12 @@ class Steps:
         log.info("worker %s is stopped: %s", step.worker, step.reason)
         self._engine.stop(step.worker, STOP_GRACE_S)
 
-    def _report(self, step: Ended, worker: ManagedWorker, spec: ManagedSpec) -> None:
+    def _report(self, step: Ended, worker: ManagedWorker) -> None:
         reason = self._failures.get(step.worker)
         failed = step.failed or reason is not None
-        output = self._values.masked(step.worker, spec, self._engine.log(step.worker))
+        # Before the record is STOPPED, because its log is the end of what is kept, and before the engine removes the output.
+        self._followers.finish(step.worker)
+        output = self._followers.log(step.worker)
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)
         self.memory.wait_until_free(worker.devices)
@@ -206,6 +211,7 @@ class Steps:
             reason=reason or step.reason,
             failed=failed,
             log=output,
+            out_of_memory=step.out_of_memory,
         )
         self._failures.pop(step.worker, None)
         self._engine.remove(step.worker)

@@ -17,6 +17,7 @@ from ownpod.api import (
     ids,
     jobs,
     limits,
+    logs,
     metrics,
     openapi,
     stream,
@@ -38,6 +39,7 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.outputs import Outputs
 
 RETRY_AFTER_S = {QueueFull: "5", TooManyWaiting: "5", RedisUnavailable: "2"}
 """Whole seconds for ``Retry-After`` by error. The header never has a date, which RunPod's clients cannot parse."""
@@ -70,6 +72,7 @@ def create_app(settings: Settings) -> Flask:
             registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
         ),
         agents=Agents(store.client),
+        outputs=Outputs(store.client),
         managed=managed,
     )
     provide(app, services)
@@ -78,7 +81,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, agents, metrics, ui, worker_protocol):
+    for module in (jobs, stream, health, workers, agents, logs, metrics, ui, worker_protocol):
         app.register_blueprint(module.blueprint)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)

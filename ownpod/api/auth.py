@@ -43,6 +43,7 @@ BLUEPRINTS = {
     "stream": Access.JOBS,
     "health": Access.JOBS,
     "workers": Access.MANAGE,
+    "logs": Access.MANAGE,
     "worker_protocol": Access.WORKER,
 }
 """The kind of key by the blueprint of a view."""

@@ -3,13 +3,16 @@
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
+from ownpod.rules.managed_reports import post_mortem
 from ownpod.rules.managed_states import ManagedView, StartFailures, in_words, usual_start_s
+from ownpod.rules.releases import NO_RELEASES, RolledOut, state
 
 MOST_SEEN = 100_000
 """Number of workers whose first request a process remembers; afterwards it reports their next ones again."""
@@ -41,11 +44,20 @@ class ManagedWorkers(Protocol):
     def recent(self, endpoint: str) -> Sequence[ManagedWorker]:
         """The endpoint's workers that stopped within the last hour."""
 
+    def crashed(self, endpoint: str) -> Sequence[ManagedWorker]:
+        """The endpoint's last workers that ended badly, the last one first."""
+
+    def get(self, worker_id: str) -> ManagedWorker | None:
+        """A worker, also one that is STOPPED; None: there is none."""
+
     def failures(self, endpoint: str) -> StartFailures | None:
         """The endpoint's failed starts; None: there are none."""
 
     def now_ms(self) -> int:
         """The clock of the records, in ms since the epoch."""
+
+    def rolled_out(self, endpoint: str) -> RolledOut:
+        """Where the endpoint's releases are."""
 
 
 class NoManagedWorkers:
@@ -60,11 +72,20 @@ class NoManagedWorkers:
     def recent(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
         return ()
 
+    def crashed(self, endpoint: str) -> Sequence[ManagedWorker]:  # noqa: ARG002
+        return ()
+
+    def get(self, worker_id: str) -> ManagedWorker | None:  # noqa: ARG002
+        return None
+
     def failures(self, endpoint: str) -> StartFailures | None:  # noqa: ARG002
         return None
 
     def now_ms(self) -> int:
         return 0
+
+    def rolled_out(self, endpoint: str) -> RolledOut:  # noqa: ARG002
+        return NO_RELEASES
 
 
 class FirstRequests:
@@ -95,11 +116,12 @@ def view_of(managed: ManagedWorkers, endpoint: Endpoint) -> ManagedView:
     """
     if endpoint.managed is None and not any(worker.is_managed for worker in endpoint.workers):
         return ManagedView()
-    failures = managed.failures(endpoint.id)
+    failures, found = managed.failures(endpoint.id), managed.rolled_out(endpoint.id)
+    current = found.rollout.current
     if (
         failures is not None
         and endpoint.managed is not None
-        and failures.release != endpoint.managed.release
+        and failures.release != (current.id if current else endpoint.managed.release)
     ):
         # The next start is of another release, which has not failed.
         failures = None
@@ -107,7 +129,7 @@ def view_of(managed: ManagedWorkers, endpoint: Endpoint) -> ManagedView:
     usual_s = None
     if any(worker.phase is Phase.STARTING for worker in workers):
         usual_s = usual_start_s((*workers, *managed.recent(endpoint.id)))
-    return ManagedView(workers, failures, managed.now_ms(), usual_s)
+    return ManagedView(workers, failures, managed.now_ms(), usual_s, found)
 
 
 def is_stopped(registry: Registry, worker_id: str, *, notified: bool) -> bool:
@@ -180,6 +202,7 @@ def describe_managed(view: ManagedView) -> dict[str, Any]:
                 "phase": worker.phase,
                 "reason": in_words(worker, view),
                 "release": worker.release,
+                "outdated": _is_outdated(worker, view),
                 "host": worker.host,
                 "devices": list(worker.devices),
                 "createdAt": worker.created_ms,
@@ -189,7 +212,42 @@ def describe_managed(view: ManagedView) -> dict[str, Any]:
             for worker in workers
         ],
         "failures": None if failures is None else _described(failures, view),
+        "releases": _described_releases(view),
     }
+
+
+def _is_outdated(worker: ManagedWorker, view: ManagedView) -> bool:
+    current = view.releases.rollout.current
+    return current is not None and worker.release != current.id
+
+
+def _described_releases(view: ManagedView) -> dict[str, Any] | None:
+    """Where the releases are, as the API shows it: numbers, names of changed fields and reasons, without values."""
+    rollout = view.releases.rollout
+    latest, given_up = rollout.latest, view.releases.given_up
+    if latest is None:
+        return None
+    live = Counter(worker.release for worker in view.workers)
+    failing = "" if view.failures is None or not view.failures.count else view.failures.reason
+    return {
+        "current": rollout.current and rollout.current.number,
+        "next": rollout.next and rollout.next.number,
+        "image": latest.spec.template.image,
+        "digest": latest.digest,
+        "state": state(latest, rollout, live, waits_for=view.releases.image_waits, failing=failing),
+        "givenUp": given_up and {"number": given_up.number, "reason": given_up.ended},
+    }
+
+
+def describe_crashes(managed: ManagedWorkers, endpoint: Endpoint) -> list[dict[str, Any]]:
+    """An endpoint's last managed workers that ended badly. Costs no command of Redis for an endpoint without a template.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+    """
+    if endpoint.managed is None:
+        return []
+    return [post_mortem(worker) for worker in managed.crashed(endpoint.id)]
 
 
 def _described(failures: StartFailures, view: ManagedView) -> dict[str, Any]:

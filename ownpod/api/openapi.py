@@ -6,7 +6,7 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
 
-from ownpod.api import responses, schemas
+from ownpod.api import agents_responses, responses, schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
@@ -34,7 +34,8 @@ COMPONENTS = {
     "Workers": responses.WorkersSchema,
     "WorkerAdded": responses.WorkerAddedSchema,
     "WorkerChanged": responses.WorkerChangedSchema,
-    "Agents": responses.AgentsSchema,
+    "Agents": agents_responses.AgentsSchema,
+    "Output": responses.OutputSchema,
     "Paused": responses.PausedSchema,
     "Error": responses.ErrorSchema,
 }
@@ -81,6 +82,20 @@ _LISTING: list[dict[str, Any]] = [
         "in": "query",
         "schema": {"type": "string", "pattern": f"^{schemas.PLACE}$"},
         "description": "the `next` of an earlier response",
+    },
+]
+_LINES: list[dict[str, Any]] = [
+    {
+        "name": "after",
+        "in": "query",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,15}(-[0-9]{1,15})?$"},
+        "description": "only the lines after the line with this id: the `next` of an earlier response",
+    },
+    {
+        "name": "job",
+        "in": "query",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,255}$"},
+        "description": "only the lines of this job",
     },
 ]
 _ERRORS = {
@@ -229,13 +244,16 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
         if keys:
             operation["security"] = [{"key": []}]
         spec.path(f"/v2/{{endpoint_id}}/{path}", operations=dict.fromkeys(methods, operation))
-    for path, summary, component in (
-        ("/v2/", "All endpoints", "Endpoints"),
-        ("/agents", "Hosts that start workers, and their devices", "Agents"),
+    logs = {"parameters": [worker, *_LINES]}
+    for path, summary, component, more in (
+        ("/v2/", "All endpoints", "Endpoints", {}),
+        ("/agents", "Hosts that start workers, and their devices", "Agents", {}),
+        ("/workers/{worker_id}/logs", "Output of a worker that OwnPod starts", "Output", logs),
     ):
         operation = {
             "summary": summary,
             "tags": ["v2"],
+            **more,
             "responses": _responses(component, {}),
             **({"security": [{"key": []}]} if keys else {}),
         }

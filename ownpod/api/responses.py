@@ -2,10 +2,8 @@
 
 from marshmallow import INCLUDE, Schema, fields, validate
 
-from ownpod.rules.devices import STATES
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase
-from ownpod.rules.volumes import DIRECTORY, DOCKER
 
 
 class SubmittedSchema(Schema):
@@ -194,11 +192,68 @@ class ManagedWorkerSchema(Schema):
     phase = fields.Enum(Phase, by_value=fields.String, required=True)
     reason = fields.String(required=True, metadata={"description": "its phase in words"})
     release = fields.String(required=True)
+    outdated = fields.Boolean(
+        required=True, metadata={"description": "it has an earlier release than new workers"}
+    )
     host = fields.String(required=True, allow_none=True)
     devices = fields.List(fields.String(), required=True)
     createdAt = fields.Integer(required=True)  # noqa: N815
     startedAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
     readyAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
+
+
+class WorkerReportSchema(ManagedWorkerSchema):
+    """A worker that OwnPod has started, also after its end. Times in ms since the epoch."""
+
+    endpoint = fields.String(required=True)
+    placedAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    stoppedAt = fields.Integer(required=True, allow_none=True)  # noqa: N815
+    exitCode = fields.Integer(  # noqa: N815
+        required=True,
+        allow_none=True,
+        metadata={"description": "negative: the signal that ended it"},
+    )
+    outOfMemory = fields.Boolean(  # noqa: N815
+        required=True, metadata={"description": "the kernel ended it because of its memory limit"}
+    )
+    endedIn = fields.String(  # noqa: N815
+        required=True,
+        metadata={"description": 'the phase in which it ended badly; "": it did not'},
+    )
+    endedBadly = fields.Boolean(  # noqa: N815
+        required=True,
+        metadata={"description": "it ended by itself, did not start, or its host was lost"},
+    )
+
+
+class PostMortemSchema(WorkerReportSchema):
+    """A worker that ended badly."""
+
+    log = fields.List(
+        fields.String(), required=True, metadata={"description": "last lines of its output"}
+    )
+
+
+class OutputLineSchema(Schema):
+    """A line of a worker's output."""
+
+    id = fields.String(required=True)
+    at = fields.Integer(required=True, metadata={"description": "ms since the epoch"})
+    run = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "id of its job, with - and the number of a later attempt"},
+    )
+    text = fields.String(required=True)
+
+
+class OutputSchema(Schema):
+    """The response of ``/workers/<id>/logs``."""
+
+    worker = fields.Nested(WorkerReportSchema, required=True)
+    lines = fields.List(fields.Nested(OutputLineSchema), required=True)
+    next = fields.String(required=True, metadata={"description": "`after` of the next request"})
+    ended = fields.Boolean(required=True, metadata={"description": "no more lines come"})
 
 
 class StartFailuresSchema(Schema):
@@ -215,95 +270,44 @@ class StartFailuresSchema(Schema):
     )
 
 
+class GivenUpSchema(Schema):
+    """A release that was given up."""
+
+    number = fields.Integer(required=True)
+    reason = fields.String(required=True)
+
+
+class ReleasesSchema(Schema):
+    """Where the releases of an endpoint are. ``state`` is that of the last one, in words."""
+
+    current = fields.Integer(required=True, allow_none=True)
+    next = fields.Integer(required=True, allow_none=True)
+    image = fields.String(required=True, allow_none=True)
+    digest = fields.String(required=True)
+    state = fields.String(required=True)
+    givenUp = fields.Nested(GivenUpSchema, required=True, allow_none=True)  # noqa: N815
+
+
 class ManagedWorkersSchema(Schema):
     """The workers of an endpoint with a template."""
 
     workers = fields.List(fields.Nested(ManagedWorkerSchema), required=True)
     failures = fields.Nested(StartFailuresSchema, required=True, allow_none=True)
+    releases = fields.Nested(ReleasesSchema, required=True, allow_none=True)
+
+
+class ManagedWorkersAndEndsSchema(ManagedWorkersSchema):
+    """The same, with the last workers that ended badly."""
+
+    ended = fields.List(fields.Nested(PostMortemSchema), required=True)
 
 
 class WorkersSchema(Schema):
     """The response of ``/workers``."""
 
     workers = fields.List(fields.Nested(WorkerSchema), required=True)
-    managed = fields.Nested(ManagedWorkersSchema, required=True)
+    managed = fields.Nested(ManagedWorkersAndEndsSchema, required=True)
     leftOut = fields.List(fields.Nested(LeftOutSchema), required=True)  # noqa: N815
-
-
-class DeviceSchema(Schema):
-    """A GPU of a host, or a stand-in for one."""
-
-    id = fields.String(required=True)
-    index = fields.Integer(required=True)
-    name = fields.String(required=True)
-    simulated = fields.Boolean(required=True)
-    memoryMb = fields.Integer(required=True)  # noqa: N815
-    metrics = fields.Dict(
-        keys=fields.String(),
-        values=fields.Float(),
-        required=True,
-        metadata={
-            "description": "memory_used_mb, utilization_percent, temperature_c, power_w, where known"
-        },
-    )
-    pools = fields.List(fields.String(), required=True)
-    slots = fields.Integer(required=True, metadata={"description": "workers that may share it"})
-    state = fields.String(required=True, validate=validate.OneOf(STATES))
-    workers = fields.List(
-        fields.String(), required=True, metadata={"description": "ids of the workers that hold it"}
-    )
-    next = fields.List(
-        fields.String(),
-        required=True,
-        metadata={"description": "ids of the wanted workers that get it next"},
-    )
-    idleSeconds = fields.Float(  # noqa: N815
-        required=True,
-        allow_none=True,
-        metadata={
-            "description": "seconds since its workers were seen without a job; null: one has a job"
-        },
-    )
-    reason = fields.String(required=True)
-
-
-class VolumeSchema(Schema):
-    """A directory of a host, or a volume of its Docker engine, that its workers may have."""
-
-    name = fields.String(required=True)
-    kind = fields.String(required=True, validate=validate.OneOf([DIRECTORY, DOCKER]))
-    source = fields.String(
-        required=True, metadata={"description": "the directory's path, or the Docker volume's name"}
-    )
-    totalMb = fields.Integer(required=True, allow_none=True)  # noqa: N815
-    freeMb = fields.Integer(required=True, allow_none=True)  # noqa: N815
-    problem = fields.String(
-        required=True, metadata={"description": "why workers cannot use it now; empty if they can"}
-    )
-
-
-class AgentSchema(Schema):
-    """A host that starts managed workers."""
-
-    host = fields.String(required=True)
-    state = fields.String(
-        required=True, validate=validate.OneOf(["ready", "draining", "drained", "silent"])
-    )
-    engine = fields.String(required=True)
-    devices = fields.List(fields.Nested(DeviceSchema), required=True)
-    volumes = fields.List(fields.Nested(VolumeSchema), required=True)
-    workers = fields.Integer(required=True, metadata={"description": "number of its workers"})
-    silentSeconds = fields.Float(  # noqa: N815
-        required=True, metadata={"description": "seconds since its agent's last heartbeat"}
-    )
-    labels = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
-    problem = fields.String(required=True)
-
-
-class AgentsSchema(Schema):
-    """The response of ``/agents``."""
-
-    agents = fields.List(fields.Nested(AgentSchema), required=True)
 
 
 class PausedSchema(Schema):

@@ -16,6 +16,7 @@ from ownpod.settings import Settings
 from ownpod.store.agents import Agents
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
+from ownpod.store.outputs import Outputs
 from ownpod.store.store import Store
 
 _NAME = "ownpod"
@@ -36,6 +37,7 @@ class Services:
     offers: Offers
     submissions: Submissions
     agents: Agents
+    outputs: Outputs
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

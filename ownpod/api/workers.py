@@ -8,7 +8,7 @@ from marshmallow import ValidationError
 
 from ownpod.api import schemas
 from ownpod.api.auth import opened_endpoints
-from ownpod.api.managed import describe_managed, view_of
+from ownpod.api.managed import describe_crashes, describe_managed, view_of
 from ownpod.api.services import answer, services
 from ownpod.configuration import WorkerSchema
 from ownpod.errors import BadRequest, UnsupportedMediaType
@@ -38,8 +38,8 @@ def all_endpoints() -> Response:
 
 @blueprint.get("")
 def listed(endpoint_id: str) -> Response:
-    """Each worker with its state and jobs; the workers that OwnPod starts, with those that no agent has taken yet; and
-    the workers that are left out, with the reason.
+    """Each worker with its state and jobs; the workers that OwnPod starts, with those that no agent has taken yet, and
+    the last that ended badly; and the workers that are left out, with the reason.
     """
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
@@ -49,7 +49,7 @@ def listed(endpoint_id: str) -> Response:
     return answer(
         {
             "workers": described(endpoint.workers, statuses, running, view),
-            "managed": describe_managed(view),
+            "managed": describe_managed(view) | {"ended": describe_crashes(svc.managed, endpoint)},
             "leftOut": left_out(endpoint_id),
         }
     )

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
+from ownpod.housekeeping.releases import Effective, Rollouts
 from ownpod.housekeeping.sharing import Swaps
 from ownpod.processes import this_process
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING
-from ownpod.rules.hours import scaling_at
 from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
 from ownpod.rules.placement import kept_reason, why_waits
 from ownpod.rules.residents import HOLD_LEAST_S
@@ -31,7 +31,6 @@ from ownpod.rules.scaling import (
     WorkerView,
     decide,
 )
-from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.loads import JobsView
 from ownpod.store.managed import Managed
@@ -101,6 +100,7 @@ class Scaler(threading.Thread):
         self._wakeups = wakeups
         self._swaps = Swaps(managed, agents, hold_least_s=hold_s)
         self._clock = clock
+        self._rollouts = Rollouts(managed.releases, agents.agents)
         self._process = this_process()
         self._lingering_since = dict[str, float]()
         self._patient_until = self._clock() + PATIENCE_S
@@ -133,20 +133,24 @@ class Scaler(threading.Thread):
             return
         lost = self._lose_silent(workers)
         workers = [worker for worker in workers if worker.id not in lost]
-        jobs = self._managed.views({name: s.release for name, s in specs.items()}, workers)
-        for endpoint, spec in specs.items():
+        current = self._rollouts.effective(specs, workers, now_ms=self._managed.now_ms)
+        jobs = self._managed.views(
+            {name: found.release for name, found in current.items()}, workers
+        )
+        for endpoint, found in current.items():
             mine = [worker for worker in workers if worker.endpoint == endpoint]
             if endpoint not in jobs:
                 continue
             with _apart(f"endpoint {endpoint} is not scaled"):
-                self._scale(endpoint, spec, mine, jobs[endpoint])
+                self._scale(endpoint, found, mine, jobs[endpoint])
+                self._rollouts.check_starts(endpoint, found, jobs[endpoint].failures)
         for worker in workers:
             if worker.endpoint not in specs:
                 with _apart(f"worker {worker.id} does not leave"):
                     self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
         words = dict[str, str]()
         with _apart("no worker gives way to another"):
-            words = self._swaps.turn(specs, jobs)
+            words = self._swaps.turn({name: found.spec for name, found in current.items()}, jobs)
         self._explain([worker for worker in workers if worker.phase is Phase.WANTED], words)
 
     def _explain(self, wanted: Sequence[ManagedWorker], words: Mapping[str, str]) -> None:
@@ -192,13 +196,13 @@ class Scaler(threading.Thread):
         return jumped
 
     def _scale(
-        self, endpoint: str, spec: ManagedSpec, workers: Sequence[ManagedWorker], jobs: JobsView
+        self, endpoint: str, current: Effective, workers: Sequence[ManagedWorker], jobs: JobsView
     ) -> None:
         by_id = {worker.id: worker for worker in workers}
         view = EndpointView(
             id=endpoint,
-            scaling=scaling_at(spec, jobs.now_ms),
-            release=spec.release,
+            scaling=current.scaling(jobs.now_ms),
+            release=current.release,
             now_ms=jobs.now_ms,
             queued=jobs.queued,
             oldest_wait_s=jobs.oldest_wait_s,
@@ -206,11 +210,12 @@ class Scaler(threading.Thread):
             workers=tuple(self._view(worker, jobs) for worker in workers),
             failures_count=jobs.failures.count,
             pause_s=jobs.failures.pause_s,
-            pinned=spec.template.sharing.pinned,
+            pinned=current.spec.template.sharing.pinned,
+            came_up=current.came_up,
         )
         for action in decide(view):
             if isinstance(action, Start):
-                self._start(endpoint, spec, action.count)
+                self._start(endpoint, current, action.count)
             else:
                 self._act(action, by_id[action.worker])
 
@@ -234,10 +239,10 @@ class Scaler(threading.Thread):
         since = self._lingering_since.setdefault(worker_id, self._clock())
         return self._clock() - since > STUCK_S
 
-    def _start(self, endpoint: str, spec: ManagedSpec, count: int) -> None:
+    def _start(self, endpoint: str, current: Effective, count: int) -> None:
         for _ in range(count):
             worker_id = new_worker_id()
-            if self._managed.want(worker_id, endpoint, spec=spec):
+            if self._managed.want(worker_id, endpoint, spec=current.spec, release=current.release):
                 log.info("endpoint %s: one more worker is wanted, %s", endpoint, worker_id)
 
     def _act(self, action: Action, worker: ManagedWorker) -> None:

@@ -40,6 +40,9 @@ LIVE = (Phase.PREPARING, Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.STOP
 SERVING = (Phase.WANTED, Phase.PREPARING, Phase.STARTING, Phase.READY)
 """Phases in which a worker counts towards what its endpoint has or will soon have."""
 
+STOPPED_KEPT_S, MOST_STOPPED = 7 * 86_400, 200
+"""Seconds for which the record and the output of a stopped worker are kept, and number of such workers."""
+
 LOG_LINES = 50
 """Number of last lines of output that are kept and shown of a worker that has stopped."""
 
@@ -88,6 +91,11 @@ class ManagedWorker:
     """Its last lines of output, once it has stopped."""
     url: str | None = None
     """The base URL of a worker that is pushed to, once it runs."""
+
+    @property
+    def ended_badly(self) -> bool:
+        """It ended by itself, could not be started, or was lost with its host."""
+        return self.failed or bool(self.ended_in)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Protocol
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.releases import NO_RELEASES, RolledOut
 from ownpod.rules.scaling import unhealthy
 
 IN_RUNPODS_WORDS = {WorkerState.BUSY: "running", WorkerState.PAUSED: "throttled"}
@@ -46,12 +47,14 @@ class ManagedView:
 
     ``now_ms``: the time in the clock of the records, ms since the epoch; None: durations are left out of texts.
     ``usual_start_s``: how long a start takes, in s; None: not known.
+    ``releases``: where its releases are.
     """
 
     workers: Sequence[ManagedWorker] = ()
     failures: StartFailures | None = None
     now_ms: int | None = None
     usual_start_s: float | None = None
+    releases: RolledOut = NO_RELEASES
 
     @property
     def failing(self) -> StartFailures | None:

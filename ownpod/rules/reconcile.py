@@ -72,6 +72,7 @@ class Ended:
     reason: str
     exit_code: int | None = None
     failed: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _ended(record: ManagedWorker, found: Found | None) -> Ended:
     if record.phase in {Phase.DRAINING, Phase.STOPPING}:
         return Ended(record.id, record.reason, exit_code)
     reason = end_reason(found) if found else "it vanished: the engine does not have it any more"
-    return Ended(record.id, reason, exit_code, failed=True)
+    memory = found is not None and found.out_of_memory
+    return Ended(record.id, reason, exit_code, failed=True, out_of_memory=memory)
 
 
 def _leaving(record: ManagedWorker, known: Knowledge) -> Stop | None:

@@ -65,6 +65,8 @@ class EndpointView:
         workers: its managed workers that are not STOPPED.
         failures_count: number of failed starts in a row.
         pause_s: seconds until the next start is allowed, because of these failures.
+        came_up: a worker of the release was ready once. Until then one of the earlier release stays, and one of the new
+            release is started as a trial, also without a job.
         now_ms: the time, in ms since the epoch, by Redis's clock.
         pinned: none of its workers leaves for being idle.
     """
@@ -80,6 +82,7 @@ class EndpointView:
     failures_count: int = 0
     pause_s: float = 0.0
     pinned: bool = False
+    came_up: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,12 @@ class _Plan:
     def is_current(self, worker: WorkerView) -> bool:
         return worker.release == self.view.release
 
+    @property
+    def on_trial(self) -> bool:
+        """A worker of the release is to show that it comes up, while one of the earlier release serves."""
+        ready = self.in_phase(Phase.READY)
+        return not self.view.came_up and bool(ready) and not any(map(self.is_current, ready))
+
     def first_to_leave(self, worker: WorkerView) -> tuple[object, ...]:
         """Sorts: not placed, not ready, idle, busy; then another release; the longest idle; the fullest host."""
         rank = (*COMING, Phase.READY).index(worker.phase)
@@ -211,6 +220,7 @@ class _Plan:
         if not ready:
             # Until the new release has shown that it works, workers of the old one finish what is queued.
             keep = max(keep, len(old) if self.view.failures_count else sum(w.jobs > 0 for w in old))
+            keep = max(keep, int(self.on_trial and self.max > 0))
         keep = max(keep - self._make_room(old), 0)
         old.sort(key=self.first_to_leave)
         self.leave(old[: max(len(old) - keep, 0)], reason)
@@ -240,11 +250,13 @@ class _Plan:
         if not wanted:
             return
         placed = self.in_phase(Phase.PREPARING, Phase.STARTING)
-        needed = self.floor
+        # Those of another release leave once these are ready, so that they do not make these superfluous.
+        serving = [w for w in self.left if self.is_current(w)]
+        needed = max(self.floor, int(self.on_trial))
         if self.view.scaling.scaler is ScalerType.QUEUE_DELAY:
             for_jobs = min(len(wanted), max(self.view.queued - len(placed), 0))
-            needed = max(needed, len(self.left) - len(wanted) + for_jobs)
-        surplus = sorted(wanted, key=self.first_to_leave)[: max(len(self.left) - needed, 0)]
+            needed = max(needed, len(serving) - len(wanted) + for_jobs)
+        surplus = sorted(wanted, key=self.first_to_leave)[: max(len(serving) - needed, 0)]
         self.leave(surplus, "no waiting job needs it")
 
     def idle(self) -> None:
@@ -254,6 +266,9 @@ class _Plan:
             return
         limit = scaling.idle_timeout_s
         idle = [w for w in ready if not w.jobs and w.idle_s >= limit]
+        if self.on_trial or (self.view.failures_count and not any(map(self.is_current, ready))):
+            # Workers of the earlier release stay until the new one comes up, because no other might follow them.
+            idle = []
         spare = min(len(self.left) - self.floor, len(ready) - self.min)
         if idle and spare > 0:
             idle.sort(key=self.first_to_leave)
@@ -265,7 +280,7 @@ class _Plan:
             return
         # An old worker that stays until its successor is ready does not count as one.
         serving = [w for w in self.left if self.is_current(w)]
-        target = max(self.floor, 1 if view.queued else 0)
+        target = max(self.floor, 1 if view.queued or self.on_trial else 0)
         if view.scaling.scaler is ScalerType.QUEUE_DELAY:
             late = view.oldest_wait_s > view.scaling.scaler_value and view.queued > coming
             target = max(target, len(serving) + late)

@@ -112,6 +112,8 @@ class Template:
     protocol: Protocol = Protocol.PULL
     init_timeout_s: int = DEFAULT_INIT_TIMEOUT_S
     """Seconds from the start of a worker to its first request for a job, without the pull of its image."""
+    digest: str = ""
+    """What the image's tag means for the release, or the image's id on the host; "": not known."""
     volumes: tuple[VolumeMount, ...] = ()
     sharing: Sharing = Sharing()
 
@@ -169,7 +171,7 @@ class ManagedSpec:
         and time limits are not part of it, as on RunPod.
         """
         template = asdict(self.template)
-        del template["init_timeout_s"], template["sharing"]
+        del template["init_timeout_s"], template["sharing"], template["digest"]
         if not self.template.volumes:
             # Releases that were made before there were volumes keep their names.
             del template["volumes"]

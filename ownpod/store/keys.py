@@ -1,5 +1,5 @@
 """Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua``, ``sharing.lua`` and ``agents.lua`` list types and meanings.
+``managed.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua`` and ``outputs.lua`` list types and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -32,12 +32,15 @@ MANAGED_NOTICES = f"{MANAGED}:notices"
 MANAGED_HOST = f"{MANAGED}:host:"
 MANAGED_WANTED = f"{MANAGED}:wanted"
 MANAGED_STOPPED = f"{MANAGED}:stopped"
+OUTPUT = f"{PREFIX}output:"
 DEVICES_HELD = f"{PREFIX}devices:held"
 DEVICES_RESERVED = f"{PREFIX}devices:reserved"
 DEVICES_NEXT = f"{PREFIX}devices:next"
 AGENTS = f"{PREFIX}agents"
 AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
+RELEASES_NEXT = f"{PREFIX}releases:next"
+RELEASES_LOOKS = f"{PREFIX}releases:looks"
 INSTANCE = f"{PREFIX}instance"
 SECRETS = f"{PREFIX}secrets"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
@@ -61,6 +64,16 @@ def pull(worker_id: str) -> str:
 
 def managed(worker_id: str) -> str:
     return f"{MANAGED}:{worker_id}"
+
+
+def output(worker_id: str) -> str:
+    """The last lines of a managed worker's output."""
+    return f"{OUTPUT}{worker_id}"
+
+
+def output_state(worker_id: str) -> str:
+    """How far a managed worker's output is kept."""
+    return f"{OUTPUT}{worker_id}:state"
 
 
 def idempotency(digest: str) -> str:

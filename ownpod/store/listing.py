@@ -15,6 +15,7 @@ from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.payload import readable
 from ownpod.store import keys
 from ownpod.store.client import redis_reads
+from ownpod.store.common import fields
 
 PAGE = (50, 500)
 """Smallest and largest number of job ids that one step of a listing reads."""
@@ -80,6 +81,15 @@ class Listing:
         if job is None or endpoint not in {None, job.endpoint}:
             raise JobNotFound(job_id)
         return job
+
+    @redis_reads
+    def workers(self, job_id: str) -> list[str]:
+        """Ids of the workers that have run a job, the first one first. Raises: JobNotFound."""
+        status, attempts, last = fields(self._redis, job_id, "status", "attempts", "worker_id")
+        if status is None:
+            raise JobNotFound(job_id)
+        found = [str(attempt.get("workerId") or "") for attempt in json.loads(attempts or "[]")]
+        return [*dict.fromkeys(filter(None, (*found, last)))]
 
     @redis_reads
     def details(self, job_id: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 -- Managed workers: each command is one atomic step, and a move is refused unless the record is in a phase that
 -- it may leave, and belongs to the caller's host. managed.py puts the constants in front: those of offers.lua
--- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, NEXT, SEEN, DRAINING_HOSTS,
--- PAUSED (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS, BUCKETS_MS. The
+-- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, NEXT, SEEN, DRAINING_HOSTS, PAUSED,
+-- OUTPUT (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS, BUCKETS_MS. The
 -- helpers of offers.lua, pulling.lua and slots.lua are in front too, so ARGV[2] is the worker's id.
 --
 -- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices`, `pools`
@@ -97,8 +97,10 @@ local function retire(host, reason)
   end
   redis.call('ZADD', STOPPED, now, worker)
   redis.call('ZREMRANGEBYSCORE', STOPPED, '-inf', now - STOPPED_MS)
+  redis.call('PEXPIRE', OUTPUT .. worker, STOPPED_MS)
+  redis.call('PEXPIRE', OUTPUT .. worker .. ':state', STOPPED_MS)
   for _, old in ipairs(redis.call('ZRANGE', STOPPED, 0, -MOST_STOPPED - 1)) do
-    redis.call('DEL', MANAGED .. ':' .. old)
+    redis.call('DEL', MANAGED .. ':' .. old, OUTPUT .. old, OUTPUT .. old .. ':state')
     redis.call('ZREM', STOPPED, old)
   end
   notify('stopped')
@@ -314,14 +316,15 @@ function commands.stopping()
   return 1
 end
 
--- worker, host, exit code or '', reason, failed (0|1), log -> 1: nothing of it runs any more
+-- worker, host, exit code or '', reason, failed (0|1), log, out of memory (0|1) -> 1: nothing of it runs any more
 function commands.stopped()
   local phase, at, endpoint = known()
   if at ~= ARGV[3] or not may_move(phase, 'stopped') then
     return 0
   end
   local exit_code, reason, failed, log = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-  redis.call('HSET', record, 'failed', failed, 'log', log)
+  redis.call('HSET', record, 'failed', failed, 'log', log, 'out_of_memory', ARGV[8],
+    'ended_in', failed == '1' and phase or '')
   if exit_code ~= '' then
     redis.call('HSET', record, 'exit_code', exit_code)
   end
@@ -340,6 +343,7 @@ function commands.lost()
   if not host or not may_move(phase, 'stopped') then
     return 0
   end
+  redis.call('HSET', record, 'ended_in', phase)
   retire(host, ARGV[3])
   return 1
 end

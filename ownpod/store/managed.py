@@ -14,13 +14,16 @@ import redis
 from ownpod.errors import BadRequest, WorkerRecordBroken
 from ownpod.rules.managed import (
     FIELDS,
+    MOST_STOPPED,
     ORDER,
+    STOPPED_KEPT_S,
     WANTED_FIELDS,
     WORKER_ID,
     ManagedWorker,
     Phase,
     from_record,
 )
+from ownpod.rules.releases import RolledOut
 from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.sharing import Evict
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
@@ -29,13 +32,17 @@ from ownpod.store.client import redis_errors, redis_reads
 from ownpod.store.common import BUCKETS_MS
 from ownpod.store.loads import Loads, broken_managed
 from ownpod.store.offers import OFFER_CONSTANTS
+from ownpod.store.releases import Releases
 from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
 
-STOPPED_KEPT_S, MOST_STOPPED = 3600, 200
-"""Seconds for which the record of a stopped worker is kept, and number of such records, for crash reports."""
+RECENT_S = 3600
+"""Age of the ends, in seconds, that :meth:`Managed.recent` lists."""
+
+MOST_SHOWN = 10
+"""Number of workers that ended badly that are listed of an endpoint."""
 
 PAUSES_S = tuple(map(start_pause_s, range(1, 8)))
 """Seconds without another start after a number of failed starts in a row; the last is that of all further ones."""
@@ -64,6 +71,8 @@ class Managed(Loads):
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
         self._logged: set[tuple[str, str]] = set()
+        self.releases = Releases(client)
+        """What the endpoints' workers are started from."""
         own = constants(
             ENTRIES=keys.MANAGED_ENTRIES,
             IDLE=keys.MANAGED_IDLE,
@@ -72,6 +81,7 @@ class Managed(Loads):
             HOSTS=keys.MANAGED_HOST,
             WANTED=keys.MANAGED_WANTED,
             STOPPED=keys.MANAGED_STOPPED,
+            OUTPUT=keys.OUTPUT,
             HELD=keys.DEVICES_HELD,
             RESERVED=keys.DEVICES_RESERVED,
             NEXT=keys.DEVICES_NEXT,
@@ -105,13 +115,16 @@ class Managed(Loads):
 
     # The scaler's part.
 
-    def want(self, worker_id: str, endpoint: str, *, spec: ManagedSpec) -> bool:
+    def want(
+        self, worker_id: str, endpoint: str, *, spec: ManagedSpec, release: str | None = None
+    ) -> bool:
         """Records that an endpoint needs one more worker, which an agent is to start.
 
         Args:
             worker_id: a new random id, see :data:`ownpod.rules.managed.WORKER_ID`.
             endpoint: the endpoint's id.
             spec: what the worker is started from.
+            release: id of its release; None: the spec's own name.
 
         Returns:
             False: another worker has this id.
@@ -123,7 +136,7 @@ class Managed(Loads):
             "want",
             worker_id,
             endpoint,
-            spec.release,
+            release or spec.release,
             need.count if need else 0,
             json.dumps(need.pools if need else ()),
             spec.template.protocol.value,
@@ -224,6 +237,7 @@ class Managed(Loads):
         reason: str,
         failed: bool,
         log: str = "",
+        out_of_memory: bool = False,
     ) -> bool:
         """Nothing of the worker runs: its devices are free, its jobs are requeued, and it leaves the registry.
 
@@ -236,11 +250,11 @@ class Managed(Loads):
             reason: why it stopped, in words.
             failed: it could not be started, or ended by itself.
             log: its last lines of output.
+            out_of_memory: the kernel ended it because of its memory limit.
         """
         code = "" if exit_code is None else exit_code
-        return self._move(
-            "stopped", worker_id, host, code, _reason(reason), int(failed), log[-LONGEST_LOG:]
-        )
+        values = (int(failed), log[-LONGEST_LOG:], int(out_of_memory))
+        return self._move("stopped", worker_id, host, code, _reason(reason), *values)
 
     def gone(self, worker_id: str, host: str) -> bool:
         """Nothing of a worker that is stopped or unknown runs on the host: frees devices that it still holds there.
@@ -259,6 +273,10 @@ class Managed(Loads):
     def notice(self, what: str = "job") -> None:
         """Wakes the scaler and the agents, see :class:`ownpod.store.agents.Wakeups`."""
         self._redis.publish(keys.MANAGED_NOTICES, what)
+
+    def rolled_out(self, endpoint: str) -> RolledOut:
+        """Where an endpoint's releases are, for clients."""
+        return self.releases.rolled_out(endpoint)
 
     # Reads.
 
@@ -282,11 +300,26 @@ class Managed(Loads):
     @redis_reads
     def recent(self, endpoint: str | None = None) -> Workers:
         """Workers that stopped within the last hour, the last one first: all, or an endpoint's."""
-        seconds, _ = self._redis.time()
-        since = (int(seconds) - STOPPED_KEPT_S) * 1000
-        ids: Any = self._redis.zrevrangebyscore(keys.MANAGED_STOPPED, "+inf", since)
-        workers = [worker for worker, _ in self._read(ids)]
+        workers = [worker for worker, _ in self._read(self._stopped_ids(RECENT_S))]
         return [worker for worker in workers if endpoint in {None, worker.endpoint}]
+
+    def _stopped_ids(self, within_s: int) -> Sequence[str]:
+        seconds, _ = self._redis.time()
+        since = (int(seconds) - within_s) * 1000
+        ids: Any = self._redis.zrevrangebyscore(keys.MANAGED_STOPPED, "+inf", since)
+        return list(ids)
+
+    @broken_managed
+    @redis_reads
+    def crashed(self, endpoint: str | None = None, *, limit: int = MOST_SHOWN) -> Workers:
+        """The last workers that ended badly, the last one first, of those whose records are kept: all, or an endpoint's."""
+        names = tuple(name for name in FIELDS if name != "log")
+        ids = [
+            worker.id
+            for worker, _ in self._read(self._stopped_ids(STOPPED_KEPT_S), names)
+            if worker.ended_badly and endpoint in {None, worker.endpoint}
+        ]
+        return [worker for worker, _ in self._read(ids[:limit])]
 
     @broken_managed
     @redis_reads

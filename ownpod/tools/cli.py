@@ -36,11 +36,14 @@ LATER = {
     "health": "ownpod.tools.health",
     "top": "ownpod.tools.top",
     "doctor": "ownpod.tools.doctor",
+    "logs": "ownpod.tools.logs",
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
     "gpus": "ownpod.tools.gpus",
     "secrets": "ownpod.tools.secrets",
     "volumes": "ownpod.tools.volumes",
+    "releases": "ownpod.tools.releases",
+    "rollback": "ownpod.tools.releases",
     "worker-env": "ownpod.tools.worker_env",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
@@ -143,6 +146,7 @@ def dispatch() -> None:
     from ownpod.registry import Registry
     from ownpod.store.client import connect, schema_version
     from ownpod.store.fleet import Fleet
+    from ownpod.store.releases import Releases
     from ownpod.store.schema import Guard
 
     config = settings.current()
@@ -154,7 +158,8 @@ def dispatch() -> None:
 
     client = connect(config.broker_url())
     Guard(lambda: schema_version(client)).wait()
-    Supervisor(config, Registry(endpoints, Fleet(client), config)).run()
+    registry = Registry(endpoints, Fleet(client), config)
+    Supervisor(config, registry, Releases(client)).run()
 
 
 @main.command()
@@ -248,6 +253,16 @@ def add(  # noqa: PLR0917 - click
         values["caBundle"] = os.path.abspath(ca_bundle)  # noqa: PTH100 - links stay links
     registry, _ = _parts()
     click.echo(f"added {registry.add(endpoint, values).id} to {endpoint}")
+
+
+@workers.command(name="show")
+@click.argument("worker_id")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def show_worker(worker_id: str, *, as_json: bool) -> None:
+    """Show a worker that OwnPod starts, also after its end: phase, reason, times, exit code, last lines."""
+    from ownpod.tools.logs import show
+
+    show(worker_id, as_json=as_json)
 
 
 @workers.command()

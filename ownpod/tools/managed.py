@@ -14,8 +14,8 @@ COLUMNS = ("WORKER", "ENDPOINT", "PHASE", "FOR", "DEVICES", "REASON")
 
 
 def show_managed(managed: Managed, registry: Registry) -> None:
-    """Prints a table of the managed workers, those that failed within the last hour included, which
-    endpoints are paused, and why workers do not start; nothing if there are none.
+    """Prints a table of the managed workers, the last ones that ended badly included, which endpoints are paused, and why
+    workers do not start; nothing if there are none.
     """
     rows, now_ms = [*map(_cells, _shown(managed))], managed.now_ms()
     if rows:
@@ -27,7 +27,9 @@ def show_managed(managed: Managed, registry: Registry) -> None:
         if pause := endpoint.pause_at(now_ms):
             click.echo(f"\n{endpoint.id}: the endpoint is paused: {pause.reason}")
         failures = managed.failures(endpoint.id)
-        if failures.release == endpoint.managed.release and ManagedView((), failures).failing:
+        current = managed.rolled_out(endpoint.id).rollout.current
+        release = current.id if current else endpoint.managed.release
+        if failures.release == release and ManagedView((), failures).failing:
             click.echo(f"\n{endpoint.id}: {failure_in_words(failures)}")
             for line in failures.log.splitlines()[-LOG_LINES:]:
                 click.echo(f"  {line}")
@@ -35,7 +37,7 @@ def show_managed(managed: Managed, registry: Registry) -> None:
 
 def _shown(managed: Managed) -> Iterator[ManagedWorker]:
     yield from managed.list()
-    yield from (worker for worker in managed.recent() if worker.failed)
+    yield from managed.crashed()
 
 
 def _cells(worker: ManagedWorker) -> tuple[object, ...]:

@@ -39,6 +39,11 @@ def ago(ms: int | None) -> str:
     return f"{seconds} s"
 
 
+def clock(ms: int) -> str:
+    """An instant in ms since the epoch, on this host's clock, as ``2026-11-29 10:15:00``."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000))
+
+
 def seconds(ms: int | None) -> str:
     """A duration in ms, as ``1.50 s``; "" for None."""
     return "" if ms is None else f"{ms / 1000:.2f} s"

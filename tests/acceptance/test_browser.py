@@ -210,12 +210,25 @@ def test_hosts_devices_managed_workers_and_failed_starts_are_shown(browser, star
     (busy,) = (line for line in devices if worker in line)
     assert "◐ busy" in busy
     assert sum("● free" in line for line in devices) == 1
+    job = ownpod.submit(text="a")
+    ownpod.ended(job)
+    browser.run(f"open('{job}')")
+    wait_until(lambda: "Finished." in browser.text("#job-lines pre"), 15, "the job's lines")
+    browser.run("document.querySelector('#job').close()")
+    browser.run("document.querySelector('#started tr').click()")
+    wait_until(lambda: "Finished." in browser.text("#worker-lines"), 10, "the worker's lines")
+    browser.run("document.querySelector('#worker').close()")
     browser.run(
         "document.querySelector('#endpoint').value = 'broken'; endpoint = 'broken'; refresh()"
     )
     wait_until(lambda: "exit code 3" in browser.text("#failures p"), 60, "a failed start")
     # The output of a worker is text.
     assert browser.text("#failures pre") == "no <b>model</b>"
+    wait_until(lambda: "exit code 3" in browser.text("#ended"), 15, "the end")
+    browser.run("document.querySelector('#ended tr').click()")
+    wait_until(lambda: browser.text("#worker-lines") == "no <b>model</b>", 10, "its lines")
+    assert "ended in starting" in browser.text("#worker-state")
+    browser.run("document.querySelector('#worker').close()")
     assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.run("document.querySelector('#paused').hidden")
     browser.run(

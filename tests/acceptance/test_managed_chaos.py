@@ -1,6 +1,7 @@
 """Managed workers while everything is killed: in every phase of a worker, by chance with a fixed seed.
 
-Two endpoints share two devices, and scale to zero and back again and again while their jobs go through.
+Two endpoints share two devices, and scale to zero and back again and again while their jobs go through. The phases that are
+short are made longer: a worker ends a second after its SIGTERM, and the agent is stopped while it prepares one.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -40,6 +42,10 @@ ENDED_S = 90.0 + KILLS_S / 2
 GONE_S = 75.0
 """Seconds in which the last worker is gone: those of an orphan, and some more."""
 KILL_PAUSE_S = (0.1, 0.8)
+FROZEN_S = (0.1, 0.6)
+"""How long the agent is stopped after a kill while it prepares a worker."""
+SLOW_TO_END = """trap 'sleep 1; exit 0' TERM; "$@" & wait $!"""
+"""In a worker's shell, which is its first process."""
 AIM_SHORT_S, AIM_S = 0.8, 2.0
 """Seconds to wait for a worker in a phase that is short, and in any other, in which a process is to be killed."""
 
@@ -204,9 +210,29 @@ class Killer:
                 time.sleep(self._chance.uniform(*KILL_PAUSE_S))
                 (kind, phase), worker = self._aim(managed, deck)
                 deck.remove((kind, phase))
-                if self._kill(kind, worker):
-                    self.killed[kind] += 1
-                    self.in_phase[phase if worker else "none"] += 1
+                with self._frozen(managed, worker if phase is Phase.PREPARING else None) as aimed:
+                    if self._kill(kind, worker):
+                        self.killed[kind] += 1
+                        self.in_phase[phase if worker and aimed else "none"] += 1
+
+    @contextlib.contextmanager
+    def _frozen(self, managed: Managed, worker: str | None) -> Iterator[bool]:
+        """Stops the agent until a while after the block, so that it prepares the worker that long. Yields whether the worker
+        is still in this phase; without a worker, True.
+        """
+        if worker is None:
+            yield True
+            return
+        agents = processes_of(self._ownpod, "agent", PARTS)
+        send(agents, signal.SIGSTOP)
+        try:
+            record = None
+            with contextlib.suppress(RedisUnavailable):
+                record = managed.get(worker)
+            yield record is not None and record.phase is Phase.PREPARING
+            time.sleep(self._chance.uniform(*FROZEN_S))
+        finally:
+            send(agents, signal.SIGCONT)
 
     def _aim(
         self, managed: Managed, deck: list[tuple[str, Phase]]
@@ -239,6 +265,12 @@ class Killer:
         return False
 
 
+def send(processes: list[psutil.Process], signum: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signum)
+
+
 def line_of(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
@@ -247,8 +279,9 @@ def line_of(process: psutil.Process) -> str:
 
 def endpoint(kind: str, **template: object) -> dict[str, object]:
     env = {"HANDLER": kind, "PYTHONUNBUFFERED": "1"}
+    command = ["sh", "-c", SLOW_TO_END, "sh", sys.executable, str(HANDLERS)]
     return {
-        "template": {"command": [sys.executable, str(HANDLERS)], "env": env, **template},
+        "template": {"command": command, "env": env, **template},
         "workersMax": 2,
         "idleTimeout": 1,
         "scalerType": "REQUEST_COUNT",

@@ -13,13 +13,25 @@ from pathlib import Path
 
 import pytest
 import requests
-from helpers import Process, wait_until
+from helpers import Process, load_settings, wait_until
 
+from ownpod.agent.agent import Agent
 from ownpod.agent.containers import ContainerEngine
+from ownpod.agent.devices import Devices
 from ownpod.agent.engine import EngineError, Launch
+from ownpod.agent.steps import Host
+from ownpod.housekeeping.scaler import Scaler
+from ownpod.registry import Registry
+from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.endings import why_ended
-from ownpod.rules.managed import Device
-from ownpod.rules.templates import Limits, Protocol, Template
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.managed import Device, Phase
+from ownpod.rules.output import LONGEST_LINE, Lines
+from ownpod.rules.placement import pools_of
+from ownpod.rules.templates import Limits, ManagedSpec, Protocol, Scaling, Template
+from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.fleet import Fleet
+from ownpod.store.managed import Managed
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -307,6 +319,54 @@ def test_a_tag_that_moves_after_the_image_was_prepared_changes_nothing(lab, arch
         docker("image", "rm", "--force", tag)
 
 
+def test_a_tag_that_moves_makes_a_release_whose_image_comes_before_its_first_worker(
+    lab, archive, client
+):
+    managed, agents = Managed(client), Agents(client)
+    spec = ManagedSpec(Template(image=IMAGE, command=WAITS), Scaling(1, 2))
+    endpoint = Endpoint("ep", (), 600_000, 86_400_000, 3, 0, managed=spec)
+    registry = Registry({"ep": endpoint}, Fleet(client), load_settings())
+    scaler = Scaler(registry, managed, agents, Wakeups(client))
+    agent = Agent(
+        Host("h", "http://127.0.0.1:1", {}),
+        lab.engine,
+        Devices(DeviceChoice(stand_ins=2), {}, pools_of=pools_of),
+        managed=managed,
+        agents=agents,
+        wakeups=Wakeups(client),
+        environ={},
+    )
+
+    def starting():
+        """Turns until a worker starts; its id, and its container's image."""
+
+        def turned():
+            scaler.once()
+            agent.turn()
+            return [w.id for w in managed.list("ep") if w.phase is Phase.STARTING]
+
+        (worker,) = wait_until(turned, 60, "a worker that starts")
+        return worker, inspect(f"ownpod-{worker}")["Image"]
+
+    try:
+        old, first = starting()
+        assert managed.ready(old)
+        assert managed.rolled_out("ep").rollout.current.digest == first
+        docker("import", "--change", "LABEL moved=1", str(archive), IMAGE)
+        managed.releases.look("ep")
+        new, second = starting()
+        assert first != second
+        rollout = managed.rolled_out("ep").rollout
+        assert (rollout.current.number, rollout.current.digest) == (2, second)
+        assert managed.releases.images("ep", 2)["h"].ready
+        assert managed.get(old).phase is Phase.READY
+        assert managed.ready(new)
+        scaler.once()
+        assert managed.get(old).reason == "the endpoint has a new release"
+    finally:
+        agent.leave()
+
+
 def test_an_image_that_is_not_allowed_is_neither_pulled_nor_started(lab):
     with contextlib.closing(
         ContainerEngine(lab.instance, allow=("ghcr.io/team/*", "ubuntu"))
@@ -479,3 +539,85 @@ def test_an_engine_that_was_killed_is_an_error_and_then_works_again(own_engine):
         assert lab.engine.list()[another].running
         lab.engine.stop(another, 0)
         lab.ended(another)
+
+
+# --- output
+
+
+def output_of(source, *, parts=10**9):
+    """What a source brings, in at most this number of parts, and the position behind it; None: it is at its end."""
+    data = b""
+    while parts:
+        part = source.read(30)
+        if part is None:
+            return data, None
+        data, position, parts = data + part.data, part.position, parts - bool(part.data)
+    return data, position
+
+
+def test_sources_that_follow_each_other_bring_each_line_of_a_container_once(lab):
+    script = "i=0; while [ $i -lt 3000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done"
+    worker = lab.start(("sh", "-c", script))
+    found, position = b"", ""
+    while position is not None:
+        with contextlib.closing(lab.engine.follow(worker, position)) as source:
+            data, position = output_of(source, parts=3)
+            found += data
+    lines = found.decode().splitlines()
+    assert [line for line in lines if line[:3] == "out"] == [f"out {n}" for n in range(3000)]
+    assert [line for line in lines if line[:3] == "err"] == [f"err {n}" for n in range(3000)]
+    # A worker of which nothing is left.
+    lab.ended(worker)
+    lab.engine.remove(worker)
+    with contextlib.closing(lab.engine.follow(worker)) as source:
+        assert source.read(30) is None
+
+
+def test_a_long_line_and_a_progress_bar_of_a_container_are_bounded(lab):
+    script = (
+        'x=x; for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do x="$x$x"; done; echo "$x"; '
+        "for n in 1 2 3 4 5 6 7 8; do printf '\\r%s %%' $n; done; echo; echo end"
+    )
+    worker = lab.start(("sh", "-c", script))
+    with contextlib.closing(lab.engine.follow(worker)) as source:
+        data, _ = output_of(source)
+    assert data.startswith(b"x" * 65_536 + b"\n\r1 %\r2 %")
+    found = [line.text for line in Lines().feed(data, 0.0)]
+    assert [text[:3] for text in found] == ["xxx", "1 %", "8 %", "end"]
+    assert len(found[0].encode()) == LONGEST_LINE
+
+
+def test_the_end_of_a_connection_is_not_the_end_of_a_container(lab):
+    worker = lab.start(
+        ("sh", "-c", "echo one; while [ ! -f /tmp/go ]; do sleep 0.1; done; echo two")
+    )
+    with contextlib.closing(lab.engine.follow(worker)) as source:
+        data, _ = output_of(source, parts=1)
+        assert data == b"one\n"
+        source._stream.close()
+        docker("exec", f"ownpod-{worker}", "sh", "-c", "echo go > /tmp/go")
+        assert output_of(source) == (b"two\n", None)
+
+
+def test_a_gigabyte_of_a_containers_output_is_bounded(lab):
+    script = (
+        'x=0123456; for n in 1 2 3 4 5 6 7 8 9 10; do x="$x$x"; done; i=0; '
+        'while [ $i -lt 140000 ]; do echo "$x"; i=$((i+1)); done; echo the last words'
+    )
+    worker = lab.start(("sh", "-c", script))
+    path = Path(inspect(f"ownpod-{worker}")["LogPath"])
+    lines, found, most = Lines(), [], 0
+    with contextlib.closing(lab.engine.follow(worker)) as source:
+        while (part := source.read(1)) is not None:
+            now_s = time.monotonic()
+            if part.skipped:
+                lines.skip(max(part.skipped, 0), now_s)
+            found += lines.feed(part.data, now_s)
+            files = [path, *path.parent.glob("*-json.log.*")]
+            with contextlib.suppress(FileNotFoundError):
+                most = max(most, sum(file.stat().st_size for file in files))
+    found += lines.finish()
+    assert most <= 40_000_000
+    assert len(found) < 20_000
+    assert found[-1].text == "the last words"
+    assert any("left out" in line.text for line in found)

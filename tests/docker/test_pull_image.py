@@ -10,6 +10,7 @@ import random
 import subprocess
 import tarfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -48,15 +49,23 @@ class Registry(ThreadingHTTPServer):
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
         packed = gzip.compress(layer.getvalue(), mtime=0)
+        self._diff_id, self._size = digest(layer.getvalue()), len(packed)
+        self.layer = digest(packed)
+        self.blobs, self.manifests = {self.layer: packed}, {}
+        self.move("/weights")
+        # 127.0.0.1 needs no TLS.
+        self.name = f"127.0.0.1:{self.server_port}/worker"
+
+    def move(self, command):
+        """The tag `1` means another image from now on, which differs in its command."""
         config = {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/weights"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest(layer.getvalue())]},
+            "config": {"Cmd": [command]},
+            "rootfs": {"type": "layers", "diff_ids": [self._diff_id]},
         }
         configured = json.dumps(config).encode()
-        self.layer = digest(packed)
-        self.blobs = {digest(configured): configured, self.layer: packed}
+        self.blobs[digest(configured)] = configured
         kind = "application/vnd.docker.{}"
         self.manifest = json.dumps(
             {
@@ -70,14 +79,13 @@ class Registry(ThreadingHTTPServer):
                 "layers": [
                     {
                         "mediaType": kind.format("image.rootfs.diff.tar.gzip"),
-                        "size": len(packed),
+                        "size": self._size,
                         "digest": self.layer,
                     }
                 ],
             }
         ).encode()
-        # 127.0.0.1 needs no TLS.
-        self.name = f"127.0.0.1:{self.server_port}/worker"
+        self.manifests[digest(self.manifest)] = self.manifest
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,8 +103,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v2/":
             return self.answer(200, b"{}")
         what, name = self.path.split("/")[-2:]
-        manifest = self.server.manifest
-        if what == "manifests" and name in ("1", digest(manifest)):
+        manifest = self.server.manifest if name == "1" else self.server.manifests.get(name)
+        if what == "manifests" and manifest:
             found = ("Docker-Content-Digest", digest(manifest))
             return self.answer(200, manifest, ("Content-Type", MANIFEST), found)
         if what == "blobs" and name in self.server.blobs:
@@ -140,7 +148,10 @@ def registry(docker_engine):
     served.shutdown()
     served.server_close()
     listed = subprocess.run(
-        ["docker", "images", "--quiet", served.name], capture_output=True, text=True, check=True
+        ["docker", "images", "--all", "--digests", "--quiet", served.name],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for image in set(listed.stdout.split()):
         subprocess.run(["docker", "image", "rm", "--force", image], check=True, timeout=60)
@@ -202,3 +213,54 @@ def test_a_pull_that_stalls_ends_with_one_line(registry, engine):
     registry.hangs.set()
     with pytest.raises(EngineError, match=r"the pull has stalled: no progress within 5 s"):
         engine.prepare(Template(image=f"{registry.name}:1"), print)
+
+
+# Releases: one image for each, whatever its tag means later.
+
+
+def test_the_digest_of_a_tag_is_the_registrys_and_a_release_keeps_it_when_the_tag_moves(
+    registry, engine
+):
+    template = Template(image=f"{registry.name}:1")
+    first = engine.digest(template)
+    assert first == digest(registry.manifest)
+    registry.move("/other")
+    second = engine.digest(template)
+    assert second == digest(registry.manifest) != first
+    for found in (first, second):
+        release = replace(template, digest=found)
+        engine.prepare(release, print)
+        name = f"{registry.name}@{found}"
+        assert json.loads(docker("image", "inspect", name))[0]["RepoDigests"] == [name]
+    pulled = list(registry.pulled)
+    engine.prepare(replace(template, digest=first), print)
+    assert registry.pulled == pulled
+
+
+def test_without_the_registry_the_image_that_was_pulled_counts(registry, engine):
+    template = Template(image=f"{registry.name}:1")
+    assert engine.digest(Template(image=f"{registry.name}:2")) == ""
+    engine.prepare(template, print)
+    first = engine.digest(template)
+    registry.auth = "Basic wrong"
+    assert engine.digest(template) == first
+
+
+def test_an_image_that_was_built_here_is_known_by_its_id(registry, engine):
+    template = Template(image=f"{registry.name}:1")
+    engine.prepare(template, print)
+    built = Template(image="ownpod-test/built:1")
+    docker("tag", f"{registry.name}:1", built.image)
+    try:
+        found = engine.digest(built)
+        assert found == json.loads(docker("image", "inspect", built.image))[0]["Id"]
+        engine.prepare(replace(built, digest=found), print)
+    finally:
+        docker("image", "rm", built.image)
+
+
+def docker(*command):
+    done = subprocess.run(
+        ["docker", *command], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout

@@ -22,6 +22,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 # They take a tenth of the time of all fast tests.
 pytestmark = pytest.mark.slow
@@ -46,6 +47,7 @@ class Rig:
             Devices(DeviceChoice(stand_ins=2), {}, pools_of=pools_of),
             managed=self.managed,
             agents=self.agents,
+            outputs=Outputs(client),
             wakeups=Wakeups(client),
             environ=environ or {},
             clock=lambda: self.now_s,
@@ -490,3 +492,32 @@ def test_the_loop_starts_what_is_wanted_and_leaves_the_workers_at_its_end(rig):
         wait_until(lambda: not any(t.name == "listen" for t in threading.enumerate()))
     assert not thread.is_alive()
     assert rig.engine.stopped == []
+
+
+# Output.
+
+
+def test_the_output_of_a_worker_is_kept_and_its_end_is_the_log_of_its_record(make_rig):
+    rig = make_rig()
+    rig.ready()
+    outputs = Outputs(rig.client)
+    rig.engine.outputs[W] = [b"one\ntw", b"o\n"]
+    rig.turn_until(lambda: [line.text for line in outputs.last(W)] == ["one", "two"])
+    rig.engine.outputs[W] += [b"three"]
+    rig.engine.change(W, running=False, exit_code=137, out_of_memory=True)
+    rig.turn_until(lambda: rig.phase() is Phase.STOPPED)
+    worker = rig.managed.get(W)
+    assert worker.log == "one\ntwo\nthree"
+    assert (worker.out_of_memory, worker.ended_in, worker.exit_code) == (True, Phase.READY, 137)
+
+
+def test_an_agent_that_finds_an_ended_worker_keeps_its_output_before_it_removes_it(make_rig):
+    first = make_rig()
+    first.ready()
+    first.end()
+    first.engine.outputs[W] = [b"the last words\n"]
+    first.engine.change(W, running=False, exit_code=1)
+    second = make_rig(first.engine)
+    second.turn_until(lambda: second.phase() is Phase.STOPPED)
+    assert [line.text for line in Outputs(second.client).last(W)] == ["the last words"]
+    assert second.engine.removed == [W]

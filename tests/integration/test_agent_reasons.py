@@ -19,6 +19,7 @@ from ownpod.rules.templates import GpuNeed, ManagedSpec, Scaling, Template
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 W = "aaaaaaaaaaaaaa"
 SECRET = "{{ RUNPOD_SECRET_hub }}"
@@ -74,6 +75,7 @@ def agent(client, managed):
             Devices(DeviceChoice(stand_ins=1), {}, pools_of=pools_of),
             managed=managed,
             agents=Agents(client),
+            outputs=Outputs(client),
             wakeups=Wakeups(client),
             environ=environ,
         )

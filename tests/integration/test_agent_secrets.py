@@ -18,6 +18,7 @@ from ownpod.rules.volumes import parse_mounts, parse_sources
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 from ownpod.store.secrets import Secrets
 
 W, X = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb"
@@ -47,6 +48,7 @@ class Rig:
             Devices(DeviceChoice(stand_ins=1), {}, pools_of=pools_of),
             managed=self.managed,
             agents=Agents(self.client),
+            outputs=Outputs(self.client),
             wakeups=Wakeups(self.client),
             environ=self.environ,
             secrets=self.secrets,

@@ -526,7 +526,7 @@ def test_the_openapi_document_shows_what_is_served(api):
         (rule.rule.replace("<id:", "{").replace(">", "}"), method.lower())
         for rule in api.application.url_map.iter_rules()
         # Workers' own protocol is the SDK's business.
-        if rule.rule.startswith(("/v2/", "/agents"))
+        if rule.rule.startswith(("/v2/", "/agents", "/workers/"))
         and not rule.endpoint.startswith("worker_protocol.")
         for method in rule.methods - {"HEAD", "OPTIONS"}
     }

@@ -23,6 +23,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 A, B, C = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb", "cccccccccccccc"
 SPEC = ManagedSpec(Template(command=("x",)), Scaling(workers_min=1), gpu=GpuNeed())
@@ -50,6 +51,9 @@ class Engine:
 
     def prepare(self, template, progress):
         pass
+
+    def digest(self, template):
+        return ""
 
     def start(self, launch):
         self.workers[launch.worker_id] = Found(launch.worker_id, running=True, age_s=0)
@@ -96,6 +100,7 @@ def make_agent(client, managed, engine):
                 Devices(),
                 managed=managed,
                 agents=Agents(client),
+                outputs=Outputs(client),
                 wakeups=Wakeups(client),
                 environ={},
             )

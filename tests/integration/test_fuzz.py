@@ -39,6 +39,8 @@ queries = st.dictionaries(
             "ttl",
             "from",
             "before",
+            "after",
+            "job",
             "status",
             "batch_size",
             "job_in_progress",

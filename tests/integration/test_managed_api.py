@@ -17,6 +17,7 @@ from ownpod.rules.endpoints import WorkerKind, WorkerSource, pull_worker
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import AgentInfo, ManagedWorker, Phase
+from ownpod.rules.releases import Release, RolledOut, Rollout
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
 from ownpod.store.agents import Agents
@@ -75,6 +76,7 @@ class Records:
     def __init__(self):
         self.reported, self.found, self.failed, self.problem = [], [], None, None
         self.stopped, self.release = [], ""
+        self.releases = RolledOut()
 
     def ready(self, worker_id):
         if self.problem is not None:
@@ -88,6 +90,9 @@ class Records:
     def recent(self, endpoint):
         return [worker for worker in self.stopped if worker.endpoint == endpoint]
 
+    def crashed(self, endpoint):
+        return [worker for worker in self.recent(endpoint) if worker.ended_badly]
+
     def failures(self, endpoint):
         if self.failed is None or endpoint != "ep":
             return None
@@ -95,6 +100,9 @@ class Records:
 
     def now_ms(self):
         return NOW_MS
+
+    def rolled_out(self, endpoint):
+        return self.releases
 
 
 @pytest.fixture
@@ -568,9 +576,36 @@ def test_workers_and_health_list_the_managed_workers_with_their_phases(api, clie
         assert digest_of(OWN[A]) not in str(found)
 
 
+def test_the_releases_are_shown_with_their_states_and_never_with_values(api, records):
+    spec = api_spec(api)
+    old = Release(1, "a" * 12, 1000, spec, ended="3 starts in a row failed: no module")
+    new = Release(2, "b" * 12, 2000, spec, why="rollback to 1", digest="sha256:" + "c" * 64)
+    coming = Release(3, "c" * 12, 2000, spec)
+    records.found = [managed(Phase.READY, A, release="a" * 12)]
+    records.releases = RolledOut(Rollout(current=new), given_up=old)
+    found = api.get("/v2/ep/workers").json["managed"]
+    assert [w["outdated"] for w in found["workers"]] == [True]
+    assert found["releases"] == {
+        "current": 2,
+        "next": None,
+        "image": spec.template.image,
+        "digest": new.digest,
+        "state": "rolls out: 0 of 1 workers have it",
+        "givenUp": {"number": 1, "reason": "3 starts in a row failed: no module"},
+    }
+    records.releases = RolledOut(Rollout(current=new, next=coming), "host h: image pull 43 %")
+    found = api.get("/v2/ep/health").json["ownpod"]["managed"]["releases"]
+    assert (found["current"], found["next"]) == (2, 3)
+    assert found["state"] == "prepares: host h: image pull 43 %"
+
+
+def api_spec(api):
+    return services_of(api.application).registry.endpoint("ep").managed
+
+
 def test_an_endpoint_without_a_template_has_no_managed_workers(api):
-    nothing = {"workers": [], "failures": None}
-    assert api.get("/v2/other/workers").json["managed"] == nothing
+    nothing = {"workers": [], "failures": None, "releases": None}
+    assert api.get("/v2/other/workers").json["managed"] == nothing | {"ended": []}
     assert api.get("/v2/other/health").json["ownpod"]["managed"] == nothing
 
 

@@ -47,6 +47,7 @@ ROLES = {
     },
     Access.MANAGE: {
         "POST /v2/<id:endpoint_id>/workers",
+        "GET /workers/<id:worker_id>/logs",
         "DELETE /v2/<id:endpoint_id>/workers/<id:worker_id>",
         "POST /v2/<id:endpoint_id>/workers/<id:worker_id>/drain",
         "POST /v2/<id:endpoint_id>/workers/<id:worker_id>/resume",

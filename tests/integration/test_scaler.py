@@ -170,15 +170,17 @@ def test_the_workers_of_an_endpoint_that_is_gone_leave(rig):
     assert rig.managed.get(worker_id).phase is Phase.DRAINING
 
 
-def test_an_idle_worker_of_another_release_is_replaced(rig):
+def test_an_idle_worker_of_another_release_is_replaced_once_the_new_release_comes_up(rig):
     worker_id = rig.start()
     template = replace(SPEC.template, image="i:2")
     rig.registry.reload({"ep": endpoint(replace(SPEC, template=template))})
-    rig.submit()
     rig.scaler.once()
-    assert rig.managed.get(worker_id).phase is Phase.DRAINING
+    assert rig.managed.get(worker_id).phase is Phase.READY
     (new,) = rig.workers(Phase.WANTED)
     assert new.release != SPEC.release
+    rig.start()
+    rig.scaler.once()
+    assert rig.managed.get(worker_id).phase is Phase.DRAINING
 
 
 # Hosts that are silent.

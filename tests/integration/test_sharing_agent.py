@@ -17,6 +17,7 @@ from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 A, B, C = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb", "cccccccccccccc"
 SPEC = ManagedSpec(Template(image="i:1", command=("python", "w.py")), gpu=GpuNeed((), 1))
@@ -41,6 +42,7 @@ class Rig:
             Devices(DeviceChoice(stand_ins=1), {}, pools_of=pools_of),
             managed=self.managed,
             agents=self.agents,
+            outputs=Outputs(self.client),
             wakeups=Wakeups(self.client),
             environ=self.environ,
         )
@@ -116,5 +118,5 @@ def test_a_host_that_cannot_start_a_worker_records_it_until_it_can(rig):
     rig.agent.turn()
     assert rig.managed.get(B).refused_by == ("h",)
     rig.environ["OWNPOD_SECRET_hf"] = "x"
-    rig.turn_until(lambda: rig.phase(B) is Phase.STARTING, replaced=False)
+    rig.turn_until(lambda: rig.phase(B) is Phase.STARTING, replaced=True)
     assert rig.managed.get(B).refused_by == ()

@@ -286,12 +286,44 @@ def test_an_old_worker_leaves_for_a_new_one_that_gets_no_device():
         assert kinds(found, Drain) == expected
 
 
+@pytest.mark.parametrize("scaler", ["QUEUE_DELAY", "REQUEST_COUNT"])
+def test_a_new_worker_that_waits_for_the_device_of_an_old_one_stays_wanted(scaler):
+    workers = [old("a", jobs=1), worker("b", "wanted")]
+    assert decide(view(*workers, low=1, running=1, scaler=scaler, value=1)) == ()
+
+
 def test_while_the_new_release_fails_the_old_one_serves():
     workers = [old("a", idle_s=1), old("b", jobs=1)]
     found = decide(view(*workers, queued=3, failures_count=1, pause_s=1))
     assert found == ()
     found = decide(view(*workers, high=9, queued=3, failures_count=1))
     assert found == (Start(1),)
+
+
+def test_an_idle_old_worker_stays_until_a_trial_shows_that_the_new_release_comes_up():
+    trial = {"came_up": False}
+    assert decide(view(old("a", idle_s=99), **trial)) == (Start(1),)
+    found = decide(view(old("a", idle_s=99), old("b"), **trial))
+    assert (kinds(found, Drain), started(found)) == (["a"], 1)
+    for phase in ("wanted", "preparing", "starting"):
+        for scaler in ("QUEUE_DELAY", "REQUEST_COUNT"):
+            assert (
+                decide(view(old("a", idle_s=99), worker("b", phase), scaler=scaler, **trial)) == ()
+            )
+    found = decide(view(old("a", idle_s=99), worker("b"), **trial))
+    assert (kinds(found, Drain), started(found)) == (["a"], 0)
+    # The next try after a failed one, and none during the pause.
+    assert decide(view(old("a", idle_s=99), failures_count=1, **trial)) == (Start(1),)
+    assert decide(view(old("a", idle_s=99), failures_count=1, pause_s=1, **trial)) == ()
+
+
+def test_a_trial_without_room_lets_the_old_worker_leave_first():
+    assert kinds(decide(view(old("a"), high=1, came_up=False)), Drain) == ["a"]
+    waits = [old("a"), worker("b", "wanted", age_s=6)]
+    assert kinds(decide(view(*waits, came_up=False)), Drain) == ["a"]
+    assert kinds(decide(view(old("a"), high=0, came_up=False)), Drain) == ["a"]
+    # Nothing is started for a release without workers and without jobs.
+    assert decide(view(came_up=False)) == ()
 
 
 def test_of_idle_workers_those_of_another_release_leave_first():

@@ -12,6 +12,7 @@ const TERMINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
 let key = sessionStorage.getItem("ownpod-key") || "";
 let endpoint = "";
 let shown = null;
+let watched = null;
 
 async function call(method, path, body, base = "/v2/") {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
@@ -79,11 +80,28 @@ function memory({ memoryMb, metrics: { memory_used_mb: used } }) {
   return `${used === undefined ? "" : `${gigabytes(used)} of `}${gigabytes(memoryMb)} GB`;
 }
 
-function showManaged({ workers, failures }, hosts) {
-  at("managed").hidden = !workers.length && !failures;
+function releaseText({ current, next, state, givenUp }) {
+  return [
+    `Release ${next || current}: ${state}`, next && current && `release ${current} serves`,
+    givenUp && `release ${givenUp.number} was given up: ${givenUp.reason}`,
+  ].filter(Boolean).join(" · ");
+}
+
+function showEnded(ended) {
+  at("crashed").hidden = !ended.length;
+  fill(at("ended"), ended.map((w) => ({
+    cells: [w.id, `${ago(w.stoppedAt)} ago`, w.endedIn, w.outOfMemory ? "out of memory" : w.exitCode, w.host, w.reason],
+    open: () => watch(w.id, w.log),
+  })));
+}
+
+function showManaged({ workers, failures, releases, ended }, hosts) {
+  at("managed").hidden = !workers.length && !failures && !releases && !ended.length;
+  at("release").textContent = releases ? releaseText(releases) : "";
+  showEnded(ended);
   fill(at("started"), workers.map((w) => ({ cells: [
     w.id, SIGNS[w.phase] || w.phase, ago(w.readyAt || w.startedAt || w.createdAt), w.host, w.devices.join(", "), w.reason,
-  ] })));
+  ], open: w.host ? () => watch(w.id) : undefined })));
   at("failures").hidden = !failures;
   if (failures) {
     at("failures").firstChild.textContent = [
@@ -114,8 +132,9 @@ async function refresh() {
     }
     at("login").hidden = true;
     at("main").hidden = false;
-    const [health, recent, history, { agents }] = await Promise.all([
+    const [health, recent, history, { managed }, { agents }] = await Promise.all([
       call("GET", `${endpoint}/health`), call("GET", `${endpoint}/requests?limit=50`), call("GET", `${endpoint}/history`),
+      call("GET", `${endpoint}/workers`),
       // The key of one endpoint does not open the hosts.
       call("GET", "agents", undefined, "/").catch(() => ({ agents: [] })),
     ]);
@@ -142,9 +161,10 @@ async function refresh() {
       cells: [job.id, SIGNS[job.status], ago(job.createdAt), seconds(job.delayTime), seconds(job.executionTime), job.workerId],
       open: () => open(job.id),
     })));
-    showManaged(health.ownpod.managed, agents);
+    showManaged(managed, agents);
     plot(history.samples);
     if (shown) await show(shown);
+    if (watched) await showLines(watched);
     at("message").textContent = `as of ${new Date().toLocaleTimeString()}`;
   } catch (error) {
     at("message").textContent = error.message;
@@ -173,11 +193,54 @@ async function show(id) {
   at("job-output").textContent = job.output === undefined ? "" : JSON.stringify(job.output, null, 2).slice(0, 20000);
   at("cancel").hidden = TERMINAL.includes(job.status);
   at("retry").hidden = !["FAILED", "TIMED_OUT"].includes(job.status);
+  await showJobLines(id, job);
   const found = images(job.output);
   if (at("images").dataset.of !== `${id} ${found.length}`) {
     at("images").dataset.of = `${id} ${found.length}`;
     at("images").replaceChildren(...found.map((src) => element("img", "", { src, alt: "in the output" })));
   }
+}
+
+// The lines of a worker; only an admin key opens them, where there are keys.
+const linesOf = (worker, query) => call("GET", `workers/${worker}/logs?${query}`, undefined, "/");
+
+async function showJobLines(id, { worker_id: worker }) {
+  const { lines } = worker ? await linesOf(worker, `job=${id}`).catch(() => ({ lines: [] })) : { lines: [] };
+  at("job-lines").hidden = !lines.length;
+  at("job-lines").lastChild.textContent = lines.map((line) => line.text).join("\n");
+}
+
+async function showLines(of) {
+  // A second request with the same `after` would bring the same lines.
+  if (of.busy) return;
+  of.busy = true;
+  try {
+    const { worker, lines, next } = await linesOf(of.id, `after=${of.after}`);
+    if (watched !== of) return;
+    const all = at("worker-lines"), atEnd = all.scrollTop + all.clientHeight >= all.scrollHeight - 4;
+    of.after = next;
+    of.texts = [...of.texts, ...lines.map((line) => line.text)].slice(-1000);
+    at("worker-state").textContent = [
+      worker.phase, worker.host, worker.endedIn && `ended in ${worker.endedIn}`,
+      worker.outOfMemory && "out of memory", worker.reason,
+    ].filter(Boolean).join(" · ");
+    all.textContent = of.texts.join("\n");
+    if (atEnd) all.scrollTop = all.scrollHeight;
+  } catch (error) {
+    // The last lines of a worker that has ended are also in the list, which needs no admin key.
+    at("worker-lines").textContent = of.log ? of.log.join("\n") : error.message;
+  } finally {
+    of.busy = false;
+  }
+}
+
+async function watch(id, log) {
+  watched = { id, log, after: "0", texts: [] };
+  at("worker-id").textContent = id;
+  at("worker-state").textContent = "";
+  at("worker-lines").textContent = "";
+  at("worker").showModal();
+  await showLines(watched);
 }
 
 async function open(id) {
@@ -203,6 +266,7 @@ async function act(method, path, body) {
 
 at("endpoint").onchange = (event) => { endpoint = event.target.value; refresh(); };
 at("job").onclose = () => { shown = null; };
+at("worker").onclose = () => { watched = null; };
 at("cancel").onclick = () => act("POST", `${endpoint}/cancel/${shown}`);
 at("retry").onclick = async () => {
   const retried = await act("POST", `${endpoint}/retry/${shown}`);
