@@ -72,7 +72,7 @@ class Swaps:
         known = self._managed.list()
         holds = self._give_up_unknown(self._agents.all_holds(), {worker.id for worker in known})
         workers = [w for w in known if w.endpoint in jobs and w.endpoint in specs]
-        # No agent looks at further ones, so none gives way to them.
+        # No agent reads further ones, so none gives way to them.
         first = sorted((w for w in known if w.phase is Phase.WANTED), key=_age)[:MOST_WANTED]
         seen = {worker.id for worker in first}
         wanted = [w for w in workers if w.id in seen and w.gpu_count > 0]

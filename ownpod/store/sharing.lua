@@ -106,7 +106,7 @@ function commands.refused()
   if phase ~= 'wanted' then
     return 0
   end
-  -- The next worker of the release begins with this: no other one gives way to it before the host has looked at it.
+  -- The next worker of the release begins with this: no other one gives way to it before the host has checked it.
   local key = ENDPOINT .. endpoint .. ':refusing'
   if ARGV[4] == '1' then
     redis.call('HSET', key, ARGV[3], redis.call('HGET', record, 'release'))

@@ -342,7 +342,7 @@ def test_a_device_that_was_freed_for_a_worker_whose_record_breaks_is_given_up(ri
     rig.make_ready(rig.wanted().id)
 
 
-def test_none_gives_way_to_a_wanted_worker_that_no_agent_looks_at(rig, monkeypatch):
+def test_none_gives_way_to_a_wanted_worker_that_no_agent_reads(rig, monkeypatch):
     monkeypatch.setattr("ownpod.housekeeping.sharing.MOST_WANTED", 1)
     impossible = replace(SPEC, gpu=GpuNeed((), 5))
     rig.configure(a=SPEC, b=SPEC, c=impossible)
