@@ -190,7 +190,7 @@ class Run:
         idle = [swap for swap in records.swaps.values() if not served[swap.worker]]
         kills = sum(killer.killed.values()) if killer else 0
         assert len(idle) <= kills, idle
-        assert 2 <= len(records.swaps) < JOBS / 4
+        assert 1 <= len(records.swaps) < JOBS / 4
 
     def none_waits_beyond_its_bound(self, workers, killer):
         kills = sum(killer.killed.values()) if killer else 0
