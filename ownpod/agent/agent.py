@@ -101,7 +101,12 @@ class Agent:
             done=self._wake.set,
         )
         self._prefetch = Prefetch(
-            host.name, engine, managed.releases, done=self._wake.set, clock=clock
+            host.name,
+            engine,
+            managed.releases,
+            problem=values.problem,
+            done=self._wake.set,
+            clock=clock,
         )
         self._owns_host = False
         self._notes = Notes()

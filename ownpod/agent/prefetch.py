@@ -11,10 +11,13 @@ from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.rules.managed import AgentInfo
 from ownpod.rules.releases import HostImage, Release, could_run
 from ownpod.rules.scaling import start_pause_s
-from ownpod.rules.templates import Template
+from ownpod.rules.templates import ManagedSpec, Template
 from ownpod.store.releases import Releases
 
 log = logging.getLogger(__name__)
+
+SECRETS_S = 2.0
+"""Seconds between two checks whether a missing secret of a release is there."""
 
 AT_ONCE = 2
 """Number of images that are got at the same time, because they share the network with the jobs."""
@@ -75,6 +78,7 @@ class Prefetch:
         host: the host's name.
         engine: runs the workers. That of processes has no images.
         releases: the releases' records.
+        problem: why the secrets of a release cannot be had here, in words for people; "": they can.
         done: called at the end of each task, in its thread.
         clock: seconds, for the pause after a failure.
     """
@@ -85,12 +89,14 @@ class Prefetch:
         engine: Engine,
         releases: Releases,
         *,
+        problem: Callable[[ManagedSpec], str] = lambda _spec: "",
         done: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._engine = engine
         self._releases = releases
+        self._problem = problem
         self._done = done
         self._clock = clock
         self._lock = threading.Lock()
@@ -152,6 +158,13 @@ class Prefetch:
         endpoint, number = key[0], int(key[1])
         release = self._releases.get(endpoint, number)
         if release is None or not could_run(release.spec, info):
+            return
+        if problem := self._problem(release.spec):
+            # The earlier workers stay until the secret is set. The end of this task wakes the agent, which would check
+            # again at once.
+            with self._lock:
+                self._retry_at[key] = self._clock() + SECRETS_S
+            self._publish(endpoint, release, HostImage(words=problem))
             return
         template = replace(release.spec.template, digest=release.digest)
         try:

@@ -60,7 +60,9 @@ def test_a_paused_endpoint_keeps_its_jobs_and_runs_them_when_it_is_open_again(
     body = wait_until(refused, 20, "the expiry")
     assert body["code"] == "ENDPOINT_PAUSED"
     assert "It expired at 2026-01-02T03:04:05Z" in body["detail"]
-    # The running job ends, its worker leaves, and the waiting job stays.
+    # The running job ends, its worker leaves, and the waiting job stays. Until its node knows that the worker leaves, it may
+    # take the waiting job, too.
+    wait_until(lambda: "worker paused: the endpoint is paused" in ownpod.output, 60, "the drain")
     go.touch()
     assert ownpod.ended(runs)["status"] == "COMPLETED"
     wait_until(lambda: not ownpod.get("/health")["ownpod"]["managed"]["workers"], 60, "no worker")

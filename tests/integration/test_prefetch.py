@@ -32,17 +32,25 @@ class Rig:
         self.releases = self.managed.releases
         self.engine = FakeEngine(self.managed.instance().id)
         self.now_s = time.monotonic()
-        self.agent = Agent(
-            Host(name, "http://127.0.0.1:8000", {}),
+        self.name, self.environ = name, {}
+        self.agent = self.made()
+
+    def made(self):
+        return Agent(
+            Host(self.name, "http://127.0.0.1:8000", {}),
             self.engine,
             Devices(DeviceChoice(stand_ins=1), {}, pools_of=pools_of),
             managed=self.managed,
-            agents=Agents(client),
-            outputs=Outputs(client),
-            wakeups=Wakeups(client),
-            environ={},
+            agents=Agents(self.client),
+            outputs=Outputs(self.client),
+            wakeups=Wakeups(self.client),
+            environ=self.environ,
             clock=lambda: self.now_s,
         )
+
+    def restart(self):
+        self.agent.leave()
+        self.agent = self.made()
 
     def turn_until(self, condition):
         def turned():
@@ -159,3 +167,16 @@ def test_a_check_that_finds_nothing_is_explained(rig):
     asked = rig.releases.look("ep")
     words = "host h: no registry and no image of this host shows what the tag means"
     rig.turn_until(lambda: rig.releases.look_result("ep", asked) == (words, True))
+
+
+def test_a_release_waits_for_its_secrets_before_its_image(rig):
+    env = {"TOKEN": "{{ SECRET_hub }}"}
+    needs = replace(SPEC, template=replace(SPEC.template, env=env))
+    rig.releases.note("ep", needs)
+    rig.turn_until(rig.image)
+    assert rig.image().words.startswith("secret 'hub' is not there: use `ownpod secrets set hub`")
+    assert (rig.image().ready, rig.image().tries, rig.engine.prepared) == (False, 0, [])
+    rig.environ["OWNPOD_SECRET_hub"] = "value"
+    rig.restart()
+    rig.turn_until(lambda: rig.image().ready)
+    assert rig.engine.prepared
