@@ -21,6 +21,9 @@ DRY_RUN = "X-OwnPod-Dry-Run"
 IGNORED = "X-OwnPod-Ignored"
 """The header of a response with the fields of the request that OwnPod does not know."""
 
+WARNING = "X-OwnPod-Warning"
+"""The header of a response with what was accepted and has no effect, in words for people."""
+
 NOBODY = "no key"
 """The caller in the audit log where no key is configured."""
 
@@ -47,12 +50,22 @@ def as_json(body: Any, status: int = 200, *, ignored: Sequence[str] = ()) -> Res
     """A JSON response, also of a list; ``ignored``: fields of the request that had no effect."""
     response = answer(json.dumps(body), status)
     if ignored:
-        response.headers[IGNORED] = ", ".join(_visible(name) for name in ignored[:50])
+        response.headers[IGNORED] = ", ".join(
+            _visible(name).replace(",", "?") for name in ignored[:50]
+        )
     return response
 
 
-def _visible(name: str) -> str:
-    return "".join(c if " " < c <= "~" and c != "," else "?" for c in name)[:100]
+def _visible(text: str) -> str:
+    """A text as a header may have it: one line of ASCII, not too long."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:500]
+
+
+def warned(response: Response, warnings: Sequence[str]) -> Response:
+    """The response, with warnings in its header."""
+    if warnings:
+        response.headers[WARNING] = "; ".join(_visible(text) for text in warnings)[:2000]
+    return response
 
 
 def dry_run_answer(outcome: Outcome[Any], shown: Mapping[str, Any] | None) -> Response:

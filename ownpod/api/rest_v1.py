@@ -17,10 +17,11 @@ from ownpod.api.managing import (
     dry_run_answer,
     endpoint_workers,
     json_body,
+    warned,
 )
 from ownpod.api.services import services
 from ownpod.errors import CatalogRefused, OwnPodError
-from ownpod.management import Caller, Management
+from ownpod.management import Caller, Management, warnings
 from ownpod.management.v1 import endpoints as v1
 from ownpod.management.v1 import fields
 from ownpod.management.v1 import templates as v1_templates
@@ -100,7 +101,8 @@ def create_endpoint() -> Response:
 
     who = caller(Door.V1)
     outcome = _management().endpoints.create(make, who)
-    return _answered(outcome, who, _with_template(outcome.row), ignored)
+    answered = _answered(outcome, who, _with_template(outcome.row), ignored)
+    return warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/endpoints/<id:row_id>")
@@ -124,6 +126,7 @@ def update_endpoint(row_id: str) -> Response:
     who = caller(Door.V1)
     outcome = _management().endpoints.update(row_id, change, who)
     answered = _answered(outcome, who, _with_template(outcome.row), ignored)
+    answered = warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
     return await_rollout(answered, outcome.row, who)
 
 
@@ -225,7 +228,8 @@ def create_volume() -> Response:
     outcome = _management().volumes.create(
         lambda _snapshot, made_id: v1_templates.new_volume(made_id, values), who
     )
-    return _answered(outcome, who, v1_templates.show_volume(outcome.row), ignored)
+    answered = _answered(outcome, who, v1_templates.show_volume(outcome.row), ignored)
+    return warned(answered, warnings.of_volume(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/networkvolumes/<id:row_id>")

@@ -19,10 +19,11 @@ from ownpod.api.managing import (
     dry_run_answer,
     endpoint_workers,
     json_body,
+    warned,
 )
 from ownpod.api.services import services
 from ownpod.errors import OwnPodError
-from ownpod.management import Caller, Management
+from ownpod.management import Caller, Management, warnings
 from ownpod.management.v2 import endpoints as v2
 from ownpod.management.v2 import schemas
 from ownpod.management.v2 import templates as v2_templates
@@ -107,7 +108,8 @@ def create_endpoint() -> Response:
 
     who = caller(Door.V2)
     outcome = _management().endpoints.create(make, who)
-    return _answered(outcome, who, _shown(outcome.row), ignored, status=201)
+    answered = _answered(outcome, who, _shown(outcome.row), ignored, status=201)
+    return warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/serverless/<id:row_id>")
@@ -127,6 +129,7 @@ def update_endpoint(row_id: str) -> Response:
     who = caller(Door.V2)
     outcome = _management().endpoints.update(row_id, change, who)
     answered = _answered(outcome, who, _shown(outcome.row), ignored)
+    answered = warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
     return await_rollout(answered, outcome.row, who)
 
 
@@ -223,7 +226,8 @@ def create_volume() -> Response:
         lambda _snapshot, made_id: v2_templates.new_volume(made_id, values), who
     )
     shown = v2_templates.show_volume(outcome.row)
-    return _answered(outcome, who, shown, ignored, status=201)
+    answered = _answered(outcome, who, shown, ignored, status=201)
+    return warned(answered, warnings.of_volume(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/network-volumes/<id:row_id>")

@@ -7,7 +7,7 @@ from helpers import load_settings
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.rules.managed import AgentInfo, Device
+from ownpod.rules.managed import AgentInfo, Device, HostVolume
 from ownpod.rules.placement import pools_of
 
 JSON = {"Content-Type": "application/json"}
@@ -262,3 +262,28 @@ def test_a_body_of_another_type_is_refused(http):
     assert response.status_code == 415
     assert http.post("/v1/templates", data="{", headers=JSON).status_code == 400
     assert http.post("/v1/templates", json=[1]).status_code == 400
+
+
+def test_what_has_no_effect_is_a_warning(http, template, app):
+    offer = HostVolume("*", "directory", "/volumes", 100_000, 20_480)
+    host = AgentInfo("h", "docker", labels={"datacenter": "EU-RO-1"}, volumes=(offer,))
+    services_of(app).agents.heartbeat(host, "token")
+    body = {"name": "v", "size": 10, "dataCenterId": "EU-RO-1"}
+    assert "X-OwnPod-Warning" not in http.post("/v1/networkvolumes", json=body).headers
+    far = http.post("/v1/networkvolumes", json={**body, "size": 500, "dataCenterId": "US-TX-3"})
+    assert far.status_code == 200
+    assert "no host has the data center US-TX-3" in far.headers["X-OwnPod-Warning"]
+    assert "no host has 500 GB free" in far.headers["X-OwnPod-Warning"]
+    made = http.post(
+        "/v1/endpoints",
+        json={
+            "templateId": template["id"],
+            "computeType": "CPU",
+            "dataCenterIds": ["US-TX-3"],
+            "flashboot": True,
+        },
+    )
+    assert "US-TX-3" in made.headers["X-OwnPod-Warning"]
+    assert "flashboot" in made.headers["X-OwnPod-Warning"]
+    changed = http.patch(f"/v1/endpoints/{made.get_json()['id']}", json={"minCudaVersion": "12.4"})
+    assert "CUDA" in changed.headers["X-OwnPod-Warning"]
