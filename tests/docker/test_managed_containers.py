@@ -2,12 +2,13 @@
 
 import contextlib
 import subprocess
+import sys
 
 import psutil
 import pytest
 import requests
 import yaml
-from helpers import OwnPod, wait_until
+from helpers import ROOT, OwnPod, run_command, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -153,3 +154,44 @@ def test_the_end_of_up_ends_its_containers(start):
     assert len(containers()) == 1
     assert ownpod.stop() == 0
     assert containers() == []
+
+
+def test_the_deploy_example_deploys_a_container_with_a_network_volume(bridge, tmp_path):
+    (tmp_path / "workers.yaml").write_text("endpoints: {}\n")
+    ownpod = Managed(
+        tmp_path,
+        bridge,
+        OWNPOD_WORKERS_FILE=tmp_path / "workers.yaml",
+        OWNPOD_ENGINE="docker",
+        OWNPOD_ADMIN_KEYS="admin",
+        OWNPOD_VOLUMES_DIR=tmp_path / "volumes",
+        OWNPOD_SHUTDOWN_GRACE_S=2,
+    )
+    try:
+        done = run_command(
+            sys.executable,
+            ROOT / "examples" / "deploy" / "deploy.py",
+            timeout=240,
+            RUNPOD_API_KEY="admin",
+            RUNPOD_REST_URL=f"{ownpod.base.removesuffix('/v2')}/v1",
+            RUNPOD_INVOKE_URL=ownpod.base,
+            ENDPOINT_NAME="from-ci",
+            IMAGE=IMAGE,
+            START_CMD="python handler.py",
+            VOLUME_NAME="models",
+            TEST_INPUT='{"text": "hello"}',
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert "COMPLETED" in done.stdout
+        volume = next(line.split()[1] for line in done.stdout.splitlines() if "volume" in line)
+        assert (tmp_path / "volumes" / volume).is_dir()
+        (container,) = containers()
+        form = "{{range .Mounts}}{{.Source}}:{{.Destination}} {{end}}"
+        assert f"{tmp_path}/volumes/{volume}:/runpod-volume" in docker(
+            "inspect", container, "--format", form
+        )
+    finally:
+        ownpod.stop()
+        print(ownpod.output)
+        if left := containers():
+            docker("rm", "--force", *left)
