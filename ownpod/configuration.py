@@ -269,7 +269,7 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not YAML: {_yaml_problem(error)}") from None
+        raise ConfigurationError(f"{path}: not YAML: {yaml_problem(error)}") from None
     except ValidationError as error:
         place, problem = first_problem(error.normalized_messages())
         raise ConfigurationError(f"{path}: {place}: {problem}") from None
@@ -279,7 +279,7 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
         raise ConfigurationError(f"{path}: cannot be read: {problem}") from None
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def yaml_problem(error: yaml.YAMLError) -> str:
     """The problem and its place, without the lines of the file that the error quotes: these may have secrets."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark

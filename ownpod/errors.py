@@ -250,3 +250,28 @@ class JobRejected(WorkerError):
 
 class AttemptLost(WorkerError):
     """The worker may have started the job, and its result is lost. The attempt counts."""
+
+
+class CatalogNotFound(OwnPodError):
+    """There is no such object in the catalog."""
+
+    http_status = 404
+
+    def __init__(self, kind: str, row_id: str) -> None:
+        super().__init__(f"{kind} {row_id!r} not found")
+
+
+class CatalogRefused(OwnPodError):
+    """A rule of the catalog forbids this change."""
+
+    http_status = 400
+
+
+class CatalogInUse(CatalogRefused):
+    """The object is in use."""
+
+
+class CatalogReadOnly(OwnPodError):
+    """The object is defined in the configuration file, and is changed there."""
+
+    http_status = 409

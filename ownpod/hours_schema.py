@@ -185,7 +185,7 @@ class MomentField(fields.Field[Any]):
             moment = self._moment(value)
             if moment.tzinfo is None:
                 moment = moment.replace(tzinfo=UTC)
-            moment_ms = int(moment.timestamp() * 1000)
+            moment_ms = round(moment.timestamp() * 1000)
         except (ValueError, OverflowError):
             raise ValidationError(self.PROBLEM) from None
         if not 0 <= moment_ms <= LATEST_MS:

@@ -1,5 +1,6 @@
 """Endpoints and workers as one live list: those of the configuration file and those of run time."""
 
+import contextlib
 import json
 import logging
 import threading
@@ -152,10 +153,19 @@ class Registry:
     def endpoint(self, endpoint_id: str) -> Endpoint:
         """Raises: EndpointNotFound."""
         endpoints = self.endpoints
+        if endpoint_id not in endpoints:
+            # Another process may have added it just now, and its caller's next request must find it.
+            endpoints = self.newer()
         try:
             return endpoints[endpoint_id]
         except KeyError:
             raise EndpointNotFound(endpoint_id, sorted(endpoints)) from None
+
+    def newer(self) -> Mapping[str, Endpoint]:
+        """All endpoints, read now; while Redis is away, as they were last read."""
+        with contextlib.suppress(RedisUnavailable):
+            self.refresh()
+        return self._merged.endpoints
 
     def workers(self) -> list[WorkerSpec]:
         """All workers of all endpoints."""

@@ -33,6 +33,7 @@ from ownpod.templates_fields import (
     as_text,
     can_be_passed,
 )
+from ownpod.validation import NAME
 
 MIB = 1024**2
 LARGEST_SIZE = 1024**5
@@ -151,6 +152,12 @@ def _image(value: Any) -> str:
     return value
 
 
+def _registry(value: Any) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError
+    return value
+
+
 def _pools(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
@@ -222,7 +229,7 @@ class TemplateSchema(_Keys):
     error_messages = _listing(
         *("image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"),
         *("evictable", "pinned", "weight", "residency"),
-        "volumes",
+        *("volumes", "registry"),
     )
 
     image = _Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
@@ -237,6 +244,9 @@ class TemplateSchema(_Keys):
     weight = _number(0.01, 1000, load_default=Sharing.weight)
     residency_s = _number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
     volumes = VolumesField(load_default=())
+    registry = _Parsed(
+        _registry, "the id of registry credentials, see `ownpod registries`", load_default=""
+    )
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Template:
@@ -260,6 +270,7 @@ class TemplateSchema(_Keys):
                 residency_s=values["residency_s"],
             ),
             volumes=values["volumes"],
+            registry=values["registry"],
         )
 
 

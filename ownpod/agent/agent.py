@@ -182,6 +182,7 @@ class Agent:
             except OwnPodError as error:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
+        self._volumes.tidy()
         self._get_images(replace(info, draining=beat.draining))
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
@@ -255,7 +256,11 @@ class Agent:
         now = self._clock()
         self._wanted_since = {i: self._wanted_since.get(i, now) for i in wanted}
         # The scaler records why a worker waits for a volume, because it knows the volumes of all hosts.
-        near = [(w, spec) for w, spec in wanted.values() if has_all(info, w.volumes)]
+        near = [
+            (w, spec)
+            for w, spec in wanted.values()
+            if has_all(info, w.volumes) and self._volumes.may_have(w.volumes)
+        ]
         able = [worker for worker, spec in near if self._filter.lets(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
         holds = self._agents.holds(self._host.name)
@@ -264,6 +269,8 @@ class Agent:
 
         def claim(placement: Placement) -> bool:
             devices = {device: slots[device] for device in placement.devices}
+            if not self._volumes.settle(placement.worker.volumes):
+                return False
             return self._managed.place(placement.worker.id, self._host.name, self._token, devices)
 
         for placement in take(able, info, holds, claim, waited_s=waited_s):

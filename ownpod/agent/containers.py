@@ -18,6 +18,7 @@ from ownpod.agent.container_output import ContainerSource
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
 from ownpod.agent.images import FREE_BYTES, Images
+from ownpod.agent.registry_logins import Logins, no_logins
 from ownpod.agent.volumes import Volumes, in_container
 from ownpod.rules.endings import why_ended
 from ownpod.rules.managed import ORPHAN_S
@@ -52,6 +53,7 @@ class ContainerEngine:
         instance: the id of this installation of OwnPod.
         allow: patterns of images that may run, ``OWNPOD_IMAGES``.
         volumes: the volumes of this host.
+        logins: credentials of registries, by the id that a template has.
         url: of the engine's socket; None: ``DOCKER_HOST``, or the default socket.
         free_bytes: what a pull must leave free on the engine's disk.
         stall_s: seconds without progress after which a pull fails.
@@ -68,6 +70,7 @@ class ContainerEngine:
         *,
         allow: Iterable[str] = ("**",),
         volumes: Volumes | None = None,
+        logins: Logins = no_logins,
         url: str | None = None,
         free_bytes: int = FREE_BYTES,
         stall_s: float = 300.0,
@@ -75,7 +78,7 @@ class ContainerEngine:
         self.instance = instance
         self._volumes = volumes or Volumes()
         self._api = DockerApi(url, stall_s=stall_s)
-        self._images = Images(self._api, allow, free_bytes=free_bytes)
+        self._images = Images(self._api, allow, free_bytes=free_bytes, logins=logins)
         self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
         self._changes = Changes(lambda: self._api.events(self._labels))
         self._network_lock = threading.Lock()

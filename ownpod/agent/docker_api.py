@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import requests
 
 from ownpod.agent.engine import EngineError
+from ownpod.agent.registry_logins import Login
 from ownpod.errors import ExtraMissing
 
 TIMEOUT_S = 60
@@ -195,10 +196,18 @@ class DockerApi:
         )
         return Stream(response, response.iter_content(STREAM_BYTES), self._errors)
 
-    def pull(self, name: str, version: str, registry: str) -> Generator[Mapping[str, Any]]:
+    def pull(
+        self, name: str, version: str, registry: str, login: Login | None = None
+    ) -> Generator[Mapping[str, Any]]:
         """Pulls an image, and yields the engine's lines about it. The engine stops the pull when the caller closes the generator.
 
         docker-py's own ``pull`` has no timeout, so this is its request with one.
+
+        Args:
+            name: the image's, with its registry.
+            version: its tag or digest.
+            registry: whose login of this user counts without ``login``.
+            login: credentials for the registry.
 
         Raises:
             EngineError: the image cannot be had, or the pull has stalled.
@@ -209,6 +218,8 @@ class DockerApi:
             # The client has the user's settings of its start, and a later docker login must count.
             client.reload_config()
             header = auth.get_config_header(client, auth.resolve_index_name(registry))
+            if login is not None:
+                header = auth.encode_header(login.as_auth())
             return _open(
                 client.post,
                 f"{client.base_url}/v{client.api_version}/images/create",
@@ -230,12 +241,13 @@ class DockerApi:
                 f"the pull has stalled: no progress within {self._stall_s:g} s"
             ) from None
 
-    def digest(self, reference: str) -> str:
-        """The digest that a registry has for a reference. Raises: EngineError."""
+    def digest(self, reference: str, login: Login | None = None) -> str:
+        """The digest that a registry has for a reference; ``login``: as in :meth:`pull`. Raises: EngineError."""
 
         def ask(client: Any) -> Any:
             client.reload_config()
-            return client.inspect_distribution(reference)
+            auth = None if login is None else login.as_auth()
+            return client.inspect_distribution(reference, auth_config=auth)
 
         found = self.call(ask)
         return str((found.get("Descriptor") or {}).get("digest") or "")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ownpod.agent.docker_api import DockerApi, NotThere
 from ownpod.agent.engine import EngineError
+from ownpod.agent.registry_logins import Logins, no_logins
 from ownpod.rules.images import PullProgress, Reference, allowed, normalise, size_words
 from ownpod.rules.templates import Template
 
@@ -61,11 +62,18 @@ class Images:
     Args:
         allow: patterns of images that may run, see :func:`ownpod.rules.images.allowed`.
         free_bytes: what a pull must leave free on the engine's disk.
+        logins: credentials of registries, by the id that a template has.
     """
 
     def __init__(
-        self, api: DockerApi, allow: Iterable[str] = ("**",), *, free_bytes: int = FREE_BYTES
+        self,
+        api: DockerApi,
+        allow: Iterable[str] = ("**",),
+        *,
+        free_bytes: int = FREE_BYTES,
+        logins: Logins = no_logins,
     ) -> None:
+        self._logins = logins
         self._api = api
         self._allow = tuple(allow)
         self._free_bytes = free_bytes
@@ -92,7 +100,7 @@ class Images:
         names = _names(reference)
         found = self._first(names)
         if found is None:
-            self._pull(reference, progress)
+            self._pull(reference, template.registry, progress)
             found = self._first(names)
             if found is None:
                 raise EngineError(f"image {reference} was pulled and is not here")
@@ -115,7 +123,7 @@ class Images:
             # A registry may have an image of the same name that is not ours.
             return found.id
         try:
-            return self._api.digest(str(reference))
+            return self._api.digest(str(reference), self._logins(template.registry))
         except EngineError as error:
             logger.info("what the tag of %s means is not known: %s", reference, error)
             return pulled[0] or "" if pulled else ""
@@ -149,12 +157,15 @@ class Images:
             pulled=tuple(_references(found.get("RepoDigests") or ())),
         )
 
-    def _pull(self, reference: Reference, progress: Callable[[str], None]) -> None:
+    def _pull(
+        self, reference: Reference, registry_id: str, progress: Callable[[str], None]
+    ) -> None:
         root = self._root()
         self._check_disk(root, reference)
         state, last, shown = PullProgress(), time.monotonic(), "image pull"
         progress(shown)
-        pull = self._api.pull(reference.name, reference.version, reference.registry)
+        login = self._logins(registry_id)
+        pull = self._api.pull(reference.name, reference.version, reference.registry, login)
         try:
             with contextlib.closing(pull):
                 for line in pull:

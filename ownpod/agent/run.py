@@ -11,7 +11,9 @@ from ownpod import log
 from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
+from ownpod.agent.network_volumes import NetworkVolumeDirectories
 from ownpod.agent.processes import ProcessEngine
+from ownpod.agent.registry_logins import Logins, StoredLogins, no_logins
 from ownpod.agent.steps import Host
 from ownpod.agent.volumes import Volumes
 from ownpod.errors import ExtraMissing, StartError
@@ -20,8 +22,10 @@ from ownpod.rules.placement import pools_of
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.catalog import Catalog
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
+from ownpod.store.network_volumes import NetworkVolumes
 from ownpod.store.outputs import Outputs
 from ownpod.store.schema import Guard
 from ownpod.store.secrets import Secrets
@@ -53,8 +57,15 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     Guard(lambda: schema_version(client)).wait()
     managed = Managed(client)
     directory = config.data_dir.resolve() / "agent"
-    volumes = Volumes(config.volumes)
-    engine = make_engine(config, directory, _instance(managed, directory), volumes)
+    network = NetworkVolumeDirectories(
+        (config.volumes_dir or config.data_dir / "volumes").resolve(),
+        config.agent_host,
+        NetworkVolumes(client),
+    )
+    volumes = Volumes(config.volumes, network=network)
+    secrets = Secrets(client, config.secrets_key_path())
+    logins = StoredLogins(Catalog(client), secrets)
+    engine = make_engine(config, directory, _instance(managed, directory), volumes, logins)
     devices = Devices(config.devices, config.labels, pools_of=pools_of, own_pids=engine.pids)
     host = Host(config.agent_host, api_url, config.labels)
     agent = Agent(
@@ -66,7 +77,7 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
         outputs=Outputs(client),
         wakeups=Wakeups(client),
         environ=dict(os.environ),
-        secrets=Secrets(client, config.secrets_key_path()),
+        secrets=secrets,
         volumes=volumes,
     )
 
@@ -85,7 +96,11 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
 
 
 def make_engine(
-    config: Settings, directory: Path, instance: str, volumes: Volumes | None = None
+    config: Settings,
+    directory: Path,
+    instance: str,
+    volumes: Volumes | None = None,
+    logins: Logins = no_logins,
 ) -> Engine:
     """The engine of the settings; ``auto`` is Docker where its engine answers, otherwise processes.
 
@@ -97,10 +112,13 @@ def make_engine(
     # Imported late, because a host whose engine is `process` needs no HTTP client, which takes megabytes.
     from ownpod.agent.containers import ContainerEngine
 
+    def containers() -> ContainerEngine:
+        return ContainerEngine(instance, allow=config.images, volumes=volumes, logins=logins)
+
     if config.engine == "docker":
-        return _checked(ContainerEngine(instance, allow=config.images, volumes=volumes))
+        return _checked(containers())
     try:
-        docker = ContainerEngine(instance, allow=config.images, volumes=volumes)
+        docker = containers()
         docker.check()
     except (EngineError, ExtraMissing) as error:
         logger.info("workers are processes, because there is no Docker engine: %s", error)

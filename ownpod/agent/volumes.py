@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ownpod.agent.engine import EngineError
+from ownpod.agent.network_volumes import NetworkVolumeDirectories
 from ownpod.rules.managed import HostVolume
 from ownpod.rules.templates import Template, VolumeMount
-from ownpod.rules.volumes import DIRECTORY, DOCKER, VolumeSource, path_problem
+from ownpod.rules.volumes import DIRECTORY, DOCKER, NETWORK, VolumeSource, path_problem
 
 EVERY_S = 10.0
 """Seconds between two checks of a directory, and after which one that has not answered counts as unusable."""
@@ -70,9 +71,17 @@ class Volumes:
     Args:
         sources: the volumes.
         every_s: seconds between two checks of a directory.
+        network: the network volumes of this host; None: it has none.
     """
 
-    def __init__(self, sources: Iterable[VolumeSource] = (), *, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self,
+        sources: Iterable[VolumeSource] = (),
+        *,
+        every_s: float = EVERY_S,
+        network: NetworkVolumeDirectories | None = None,
+    ) -> None:
+        self.network = network
         self._sources = {source.name: source for source in sources}
         self._every_s = every_s
         self.elsewhere = False
@@ -93,6 +102,9 @@ class Volumes:
         for name, source in self._sources.items():
             if source.kind == DOCKER:
                 found[name] = HostVolume(name, DOCKER, source.source, problem=problem)
+        if self.network is not None:
+            # A volume of OWNPOD_VOLUMES may be a network volume that several hosts share.
+            found = {volume.name: volume for volume in self.network.read()} | found
         return tuple(volume for _, volume in sorted(found.items()))
 
     def _measured(self, source: VolumeSource) -> HostVolume:
@@ -106,12 +118,29 @@ class Volumes:
         found = []
         for mount in template.volumes:
             source = self._sources.get(mount.name)
+            if source is None and self.network is not None and mount.name.startswith(NETWORK):
+                source = self.network.source(mount.name)
             if source is None:
                 raise EngineError(
                     f"this host has no volume {mount.name}: set OWNPOD_VOLUMES where its agent runs"
                 )
             found.append((mount, source))
         return found
+
+    def may_have(self, names: Iterable[str]) -> bool:
+        """Whether none of these volumes is a network volume of another host, as far as this agent knows."""
+        others = [name for name in names if name not in self._sources]
+        return self.network is None or self.network.may_have(others)
+
+    def settle(self, names: Iterable[str]) -> bool:
+        """Makes this host the home of a worker's network volumes. False: another host is. Raises: RedisUnavailable."""
+        others = [name for name in names if name not in self._sources]
+        return self.network is None or self.network.settle(others)
+
+    def tidy(self) -> None:
+        """Removes what deleted network volumes have left. Raises: RedisUnavailable."""
+        if self.network is not None:
+            self.network.tidy()
 
     def check_links(self, template: Template) -> None:
         """Checks that workers without a container can have a template's volumes. Raises: EngineError."""

@@ -12,6 +12,8 @@ from ownpod.api import (
     agents,
     auth,
     callbacks,
+    error_answers,
+    graphql,
     guard,
     health,
     ids,
@@ -20,6 +22,9 @@ from ownpod.api import (
     logs,
     metrics,
     openapi,
+    rest_v1_registries,
+    rest_v2,
+    rest_v2_workers,
     stream,
     ui,
     worker_protocol,
@@ -30,22 +35,19 @@ from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
 from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
-from ownpod.errors import OwnPodError, QueueFull, RedisUnavailable, TooManyWaiting, Unauthorized
+from ownpod.errors import OwnPodError
+from ownpod.management import Management
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.agents import Agents
+from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
-
-RETRY_AFTER_S = {QueueFull: "5", TooManyWaiting: "5", RedisUnavailable: "2"}
-"""Whole seconds for ``Retry-After`` by error. The header never has a date, which RunPod's clients cannot parse."""
-
-UNREACHABLE = ("Redis cannot be reached:", "Redis did not answer:")
-"""Beginnings of the messages that contain Redis's address."""
+from ownpod.store.secrets import Secrets
 
 
 def create_app(settings: Settings) -> Flask:
@@ -61,6 +63,7 @@ def create_app(settings: Settings) -> Flask:
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     managed = Managed(store.client)
+    hosts = Agents(store.client)
     services = Services(
         settings=settings,
         registry=registry,
@@ -71,18 +74,40 @@ def create_app(settings: Settings) -> Flask:
         submissions=Submissions(
             registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
         ),
-        agents=Agents(store.client),
+        agents=hosts,
+        management=Management.of(
+            Catalog(store.client),
+            registry,
+            Secrets(store.client, settings.secrets_key_path()),
+            settings.worker_quota,
+            agents=hosts.agents,
+        ),
         outputs=Outputs(store.client),
+        releases=managed.releases,
         managed=managed,
     )
     provide(app, services)
     ids.check_ids(app)
-    app.register_error_handler(OwnPodError, _own_error)
+    app.register_error_handler(OwnPodError, error_answers.own_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
-    for module in (jobs, stream, health, workers, agents, logs, metrics, ui, worker_protocol):
+    for module in (
+        jobs,
+        stream,
+        health,
+        workers,
+        agents,
+        logs,
+        metrics,
+        ui,
+        worker_protocol,
+        rest_v1_registries,
+        rest_v2_workers,
+        graphql,
+    ):
         app.register_blueprint(module.blueprint)
+    app.register_blueprint(rest_v2_workers.hapi)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)
     app.register_blueprint(workers.endpoints)
@@ -104,22 +129,9 @@ def _return_request_id(response: Response) -> Response:
     return response
 
 
-def _own_error(error: OwnPodError) -> Response:
-    body = error.body
-    if isinstance(error, RedisUnavailable) and error.message.startswith(UNREACHABLE):
-        # The driver's message contains Redis's address, which is not for callers.
-        current_app.logger.info("answered 503: %s", error.message)
-        body = type(error)().body
-    response = answer(body, error.http_status)
-    for kind, seconds in RETRY_AFTER_S.items():
-        if isinstance(error, kind):
-            response.headers["Retry-After"] = seconds
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
 def _http_error(error: HTTPException) -> Response:
+    if rest_v2.is_managing(request.path):
+        return rest_v2.http_error(error)
     status = error.code or 500
     if isinstance(error, RequestTimeout):
         status = _of_transfer(status)

@@ -43,6 +43,10 @@ BLUEPRINTS = {
     "stream": Access.JOBS,
     "health": Access.JOBS,
     "workers": Access.MANAGE,
+    "rest_v1": Access.MANAGE,
+    "rest_v2": Access.MANAGE,
+    "graphql": Access.MANAGE,
+    "hapi": Access.MANAGE,
     "logs": Access.MANAGE,
     "worker_protocol": Access.WORKER,
 }
@@ -78,6 +82,9 @@ def access_of(view: str | None) -> Access:
 def presented_key() -> str:
     """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key."""
     header = request.headers.get("Authorization", "").strip()
+    if not header and request.endpoint == "graphql.graphql":
+        # Older clients of RunPod's GraphQL API send their key in the URL only.
+        return request.args.get("api_key", "")
     scheme, _, rest = header.partition(" ")
     return rest.strip() if scheme.lower() == "bearer" else header
 

@@ -6,6 +6,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest
 from werkzeug.routing import BaseConverter
 
+from ownpod.api import rest_v2
 from ownpod.api.services import answer
 from ownpod.validation import NAME
 
@@ -57,6 +58,8 @@ def _refuse() -> Response | None:
     error = request.routing_exception
     if not isinstance(error, InvalidId):
         return None
+    if rest_v2.is_managing(request.path):
+        return rest_v2.http_error(error)
     message = f"{error.name}: {error.description}"
     if not is_poll():
         return answer({"error": message}, 400)

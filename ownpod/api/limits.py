@@ -25,6 +25,10 @@ VIEWS = {
 """The views that each of :data:`ownpod.settings.kinds.OPERATIONS` counts."""
 
 
+MANAGING = ("rest_v1.", "rest_v2.", "graphql.")
+"""Beginnings of the names of views that count as the operation ``management``, all together, for each caller."""
+
+
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
     """Allows pages of these origins to call ``/v2``."""
     if origins:
@@ -54,9 +58,15 @@ def limit_rates(app: Flask, rates: dict[str, str], storage_url: str) -> None:
     )
     for operation, rate in rates.items():
         shared = limiter.shared_limit(rate, scope=operation)
-        for view in VIEWS[operation]:
+        for view in _views(app, operation):
             limited: Any = shared(app.view_functions[view])
             app.view_functions[view] = limited
+
+
+def _views(app: Flask, operation: str) -> list[str]:
+    if operation == "management":
+        return [name for name in app.view_functions if name.startswith(MANAGING)]
+    return VIEWS[operation]
 
 
 def trust_proxies(app: Flask, count: int) -> None:

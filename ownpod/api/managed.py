@@ -36,6 +36,12 @@ class ManagedWorkers(Protocol):
     def ready(self, worker_id: str) -> bool:
         """Records the worker's first request for jobs. False: the record did not wait for it."""
 
+    def discard(self, worker_id: str, reason: str) -> bool:
+        """The worker that no agent has taken is not wanted any more. False: an agent has taken it."""
+
+    def drain(self, worker_id: str, reason: str) -> bool:
+        """The worker gets no more jobs, and is stopped when it has none. False: it drains already."""
+
     def list(self, endpoint: str | None = None) -> Sequence[ManagedWorker]:
         """The endpoint's workers that are not STOPPED; None: all endpoints'. The reason of a WANTED one is why it finds no place; "" if it has
         not waited for one.
@@ -64,6 +70,12 @@ class NoManagedWorkers:
     """No worker is managed."""
 
     def ready(self, worker_id: str) -> bool:  # noqa: ARG002 - the protocol has it
+        return False
+
+    def discard(self, worker_id: str, reason: str) -> bool:  # noqa: ARG002
+        return False
+
+    def drain(self, worker_id: str, reason: str) -> bool:  # noqa: ARG002
         return False
 
     def list(self, endpoint: str | None = None) -> Sequence[ManagedWorker]:  # noqa: ARG002

@@ -1,5 +1,6 @@
 """``/openapi.json``, made from the schemas of requests and responses, and ``/docs``, a page to try the API."""
 
+from collections.abc import Callable
 from typing import Any
 
 from apispec import APISpec
@@ -10,6 +11,8 @@ from ownpod.api import agents_responses, responses, schemas
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
+from ownpod.management.v1 import openapi as v1
+from ownpod.management.v2 import openapi as v2
 from ownpod.rules.jobs import JobStatus
 from ownpod.validation import HEADER_NAME
 
@@ -286,6 +289,24 @@ def document() -> Response:
     """The OpenAPI document of this API, with its endpoints."""
     svc = services()
     return answer(make_spec(sorted(svc.registry.endpoints), keys=svc.keys_needed))
+
+
+@blueprint.get("/v1/openapi.json")
+def document_of_v1() -> Response:
+    """The OpenAPI document of RunPod's REST v1."""
+    return _managing(v1.make_document)
+
+
+@blueprint.get("/v2/openapi.json")
+def document_of_v2() -> Response:
+    """The OpenAPI document of RunPod's REST v2."""
+    return _managing(v2.make_document)
+
+
+def _managing(make: Callable[..., dict[str, Any]]) -> Response:
+    svc = services()
+    keys = svc.keys_needed or bool(svc.settings.admin_keys)
+    return answer(make(strict=svc.settings.management_strict, keys=keys))
 
 
 def add_docs(app: Flask) -> None:

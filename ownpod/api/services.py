@@ -11,12 +11,14 @@ from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
 from ownpod.api.submissions import Submissions
 from ownpod.api.waiting import Waiting
+from ownpod.management import Management
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store.agents import Agents
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
+from ownpod.store.releases import Releases
 from ownpod.store.store import Store
 
 _NAME = "ownpod"
@@ -37,7 +39,9 @@ class Services:
     offers: Offers
     submissions: Submissions
     agents: Agents
+    management: Management
     outputs: Outputs
+    releases: Releases
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

@@ -12,6 +12,7 @@ from ownpod import log
 from ownpod.errors import EndpointPaused, RedisUnavailable
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.hours import Pause
 from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
 from ownpod.rules.payload import readable
 from ownpod.settings import Settings
@@ -85,10 +86,16 @@ class Submissions:
             RedisUnavailable: Redis does not answer. Only an endpoint with hours or an expiry asks Redis.
         """
         endpoint = self._registry.endpoint(endpoint_id)
-        # Redis's clock, which the scaler has, too. It costs a command where the time decides only.
-        if pause := endpoint.pause_at(self._now_ms() if endpoint.has_hours else 0):
-            raise EndpointPaused(pause.detail)
+        if self._pause(endpoint):
+            # Another process may just have changed it, and its caller's next request must be taken.
+            endpoint = self._registry.newer().get(endpoint_id, endpoint)
+            if pause := self._pause(endpoint):
+                raise EndpointPaused(pause.detail)
         return endpoint
+
+    def _pause(self, endpoint: Endpoint) -> Pause | None:
+        # Redis's clock, which the scaler has, too. It costs a command where the time decides only.
+        return endpoint.pause_at(self._now_ms() if endpoint.has_hours else 0)
 
     def submit(self, submission: Submission) -> Submitted:
         """Queues a job.

@@ -6,12 +6,13 @@ in one step. Nothing is remembered here: what is being freed for which worker is
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ownpod.rules.hours import scaling_at
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.placement import why_waits
+from ownpod.rules.residents import let_leave
 from ownpod.rules.scaling import unhealthy
 from ownpod.rules.sharing import (
     HOLD_LEAST_S,
@@ -29,7 +30,7 @@ from ownpod.rules.sharing import (
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents
 from ownpod.store.loads import JobsView
-from ownpod.store.managed import Managed
+from ownpod.store.managed import MOST_WANTED, Managed
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +69,21 @@ class Swaps:
         """
         if not self._managed.any_wanted():
             return {}
-        workers = [w for w in self._managed.list() if w.endpoint in jobs and w.endpoint in specs]
-        wanted = [w for w in workers if w.phase is Phase.WANTED and w.gpu_count > 0]
+        known = self._managed.list()
+        holds = self._give_up_unknown(self._agents.all_holds(), {worker.id for worker in known})
+        workers = [w for w in known if w.endpoint in jobs and w.endpoint in specs]
+        # No agent reads further ones, so none gives way to them.
+        first = sorted((w for w in known if w.phase is Phase.WANTED), key=_age)[:MOST_WANTED]
+        seen = {worker.id for worker in first}
+        wanted = [w for w in workers if w.id in seen and w.gpu_count > 0]
         if not wanted:
             return {}
-        agents, holds = self._agents.agents(), self._agents.all_holds()
+        agents = self._agents.agents()
         residents = _residents(workers, specs, jobs, holds)
         ready = Counter(w.endpoint for w in workers if w.phase is Phase.READY)
         words = dict[str, str]()
         behind = frozenset[str]()
-        for worker in sorted(wanted, key=lambda w: (w.created_ms, w.id)):
+        for worker in sorted(wanted, key=_age):
             waiting = _waiting(
                 worker, jobs[worker.endpoint], has_serving=ready[worker.endpoint] > 0
             )
@@ -101,13 +107,18 @@ class Swaps:
                     words[worker.id] = f"{why_waits(worker, agents, holds)}: {found.reason}"
             elif self._evict(found, worker):
                 going = {victim.worker for victim in found.victims}
-                residents = [
-                    replace(r, phase=Phase.DRAINING) if r.worker in going else r for r in residents
-                ]
+                residents = let_leave(residents, going)
                 holds = keep(unkeep(holds, worker.id), found.host, found.slots, worker.id)
             else:
                 del words[worker.id]
         return words
+
+    def _give_up_unknown(self, holds: HoldsByHost, known: Collection[str]) -> HoldsByHost:
+        """The holds without what is kept for workers whose record cannot be read, because no agent takes these."""
+        for worker in {h.next for mine in holds.values() for h in mine if h.next} - set(known):
+            self._managed.unkeep(worker)
+            holds = unkeep(holds, worker)
+        return holds
 
     def _evict(self, choice: Evict, worker: ManagedWorker) -> bool:
         if not self._managed.evict(choice, worker.id):
@@ -161,9 +172,16 @@ def _residents(
 
 
 def _load_s(worker: ManagedWorker) -> float:
-    if worker.ready_ms is None or worker.started_ms is None:
+    # Its start is not recorded if the agent was killed at that moment, and the worker was ready before it came back.
+    began_ms = worker.placed_ms if worker.started_ms is None else worker.started_ms
+    if worker.ready_ms is None or began_ms is None:
         return 0.0
-    return max(worker.ready_ms - worker.started_ms, 0) / 1000
+    return max(worker.ready_ms - began_ms, 0) / 1000
+
+
+def _age(worker: ManagedWorker) -> tuple[int, str]:
+    """Sorts the oldest first, as agents take them."""
+    return worker.created_ms, worker.id
 
 
 def _waiting(worker: ManagedWorker, jobs: JobsView, *, has_serving: bool) -> Waiting:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 
 from ownpod import log
 from ownpod.errors import RedisUnavailable
+from ownpod.housekeeping.deletions import cancel_jobs
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
+from ownpod.store.catalog import Catalog
 from ownpod.store.client import redis_errors
 from ownpod.store.offers import Offers
 from ownpod.store.queue import Expired
@@ -59,6 +61,7 @@ class Sweep(threading.Thread):
         self._recovery = recovery
         self._offers = offers
         self._lease_s = lease_s
+        self._catalog = Catalog(store.client)
         self._recover_at = time.monotonic()
         self._sample_at = 0.0
         self._answered: float | None = None
@@ -93,6 +96,7 @@ class Sweep(threading.Thread):
             self._send_webhooks,
             self._publish_delayed,
             self._requeue_expired,
+            self._cancel_deleted,
         ):
             self._try(step.__name__.strip("_"), step)
 
@@ -138,6 +142,9 @@ class Sweep(threading.Thread):
     def _publish_delayed(self) -> None:
         if published := self._store.queue.publish_delayed(limit=AT_ONCE):
             logger.debug("%d pinned jobs have a message again", published)
+
+    def _cancel_deleted(self) -> None:
+        cancel_jobs(self._catalog, self._store)
 
     def _have_patience(self, now_s: float) -> None:
         """Leases are not enforced for ``lease_s`` seconds after the start, a Redis outage or a sleep of the host,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold, ManagedWorker
-from ownpod.rules.volumes import has_all, why_no_volume
+from ownpod.rules.templates import GpuNeed
+from ownpod.rules.volumes import has_all, reachable, why_no_volume
 
 POOLS_BY_NAME: Mapping[str, tuple[str, ...]] = {
     "AMPERE_16": ("RTX A4000", "RTX A4500", "RTX 4000 Ada", "RTX 4000 SFF Ada", "RTX 2000 Ada"),
@@ -255,9 +256,10 @@ def why_waits(
     if not open_hosts:
         return f"host {alive[0].host} is drained" if len(alive) == 1 else "all hosts are drained"
     if worker.volumes:
-        able = [agent for agent in open_hosts if has_all(agent, worker.volumes)]
+        able, elsewhere = reachable(agents, worker.volumes)
+        able = [agent for agent in able if agent in open_hosts]
         if not able:
-            return why_no_volume(open_hosts, worker.volumes)
+            return elsewhere or why_no_volume(open_hosts, worker.volumes)
         open_hosts = able
     if worker.gpu_count <= 0:
         return ABOUT_TO_START
@@ -287,6 +289,19 @@ def _why_no_device(
     simulated = any(device.simulated for _, group in found for device in group)
     noun = "device" if simulated else "GPU"
     return _all_taken(list(states.values()), count=count, free=free, noun=noun, where=where)
+
+
+def why_no_host(need: GpuNeed, agents: Sequence[AgentInfo]) -> str:
+    """Why no host can ever run a worker with this need, whatever is busy now; "": one can."""
+    found = [len(g) for a in agents for _, g in groups(a.devices, need.pools)]
+    if max(found, default=0) >= need.count:
+        return ""
+    where = _named([pool for pool in need.pools if not pool.startswith("-")])
+    there = Counter(device.name for agent in agents for device in agent.devices)
+    listed = ", ".join(f"{n} x {name}" for name, n in sorted(there.items())) or "no device"
+    if not any(found):
+        return f"no host has a device{where}; the hosts have {listed}"
+    return f"no host has {need.count} devices{where}; the hosts have {listed}"
 
 
 def _all_taken(states: Sequence[str], *, count: int, free: int, noun: str, where: str) -> str:

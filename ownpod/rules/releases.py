@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ownpod.errors import BadRequest
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, ManagedWorker, Phase
 from ownpod.rules.placement import groups, why_waits
 from ownpod.rules.scaling import start_pause_s
@@ -134,7 +135,7 @@ def changed(old: Release, new: Release) -> tuple[str, ...]:
 
 def _changed(old: ManagedSpec, new: ManagedSpec) -> Iterator[str]:
     before, now = old.template, new.template
-    for name in ("image", "entrypoint", "command"):
+    for name in ("image", "entrypoint", "command", "registry"):
         if getattr(before, name) != getattr(now, name):
             yield name
     for name in sorted({*before.env, *now.env}):
@@ -308,6 +309,31 @@ def last_good(releases: Sequence[Release], given_up: Release) -> Release | None:
     before = [r for r in releases if r.number < given_up.number and r.id != given_up.id]
     ready = [r for r in before if r.ready_ms is not None and not r.ended]
     return max(ready, key=lambda release: release.number, default=None)
+
+
+def target_of(found: Sequence[Release], latest: Release, number: int | None) -> Release:
+    """The release to go back to.
+
+    Args:
+        found: the releases that are kept.
+        latest: the last one, which is given up.
+        number: of the wanted one; None: the last one before whose workers were ready.
+
+    Raises:
+        BadRequest: there is none, or its workers are the same.
+    """
+    if number is None:
+        good = last_good(found, latest)
+        if good is None:
+            raise BadRequest("no earlier release has had a ready worker; name one by its number")
+        return good
+    target = next((release for release in found if release.number == number), None)
+    if target is None:
+        kept = ", ".join(str(release.number) for release in found)
+        raise BadRequest(f"there is no release {number}; the releases are {kept}")
+    if target.id == latest.id:
+        raise BadRequest(f"release {latest.number} has the same workers as release {number}")
+    return target
 
 
 def must_roll_back(release: Release, failures_count: int) -> bool:

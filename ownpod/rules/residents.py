@@ -1,6 +1,8 @@
 """Workers that hold devices, workers that wait for one, and when one of the first may give way to one of the second. Pure."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from ownpod.rules.managed import Phase
 from ownpod.rules.templates import Sharing
@@ -97,6 +99,20 @@ class Waiting:
     unhealthy: bool = False
     refused_by: frozenset[str] = frozenset()
     behind: frozenset[str] = frozenset()
+
+
+def let_leave(residents: Sequence[Resident], going: Collection[str]) -> list[Resident]:
+    """The residents after some of them, by id, give way; for the next choice of the same turn.
+
+    The others of their endpoints are fewer then, so that two choices do not take what ``workersMin`` promises.
+    """
+    fewer = Counter(r.endpoint for r in residents if r.worker in going)
+    return [
+        replace(r, phase=Phase.DRAINING)
+        if r.worker in going
+        else replace(r, above_min=max(r.above_min - fewer[r.endpoint], 0))
+        for r in residents
+    ]
 
 
 def hold_s(load_s: float, other_load_s: float, least_s: float = HOLD_LEAST_S) -> float:

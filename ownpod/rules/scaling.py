@@ -23,6 +23,9 @@ PAUSE_LONGEST_S = 60.0
 PLACING_S = 5.0
 """Seconds after which a wanted worker that no agent has taken counts as one for which there is no free device."""
 
+TAKING_S = 5.0
+"""Seconds within which a ready worker without a job is expected to take a waiting one."""
+
 LEAST_VALUE = 1e-9
 """Least ``scalerValue`` that is divided by; the configuration allows none below 1."""
 
@@ -287,7 +290,9 @@ class _Plan:
         serving = [w for w in self.left if self.is_current(w)]
         target = max(self.floor, 1 if view.queued or self.on_trial else 0)
         if view.scaling.scaler is ScalerType.QUEUE_DELAY:
-            late = view.oldest_wait_s > view.scaling.scaler_value and view.queued > coming
+            # A worker that has just become ready has not taken the job for which it was started.
+            taking = sum(not w.jobs and w.idle_s < TAKING_S for w in self.in_phase(Phase.READY))
+            late = view.oldest_wait_s > view.scaling.scaler_value and view.queued > coming + taking
             target = max(target, len(serving) + late)
         room = self.max - len(self.left) - self.leaving
         count = min(target - len(serving), room)

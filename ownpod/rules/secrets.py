@@ -59,6 +59,11 @@ def has_wrong_reference(text: str) -> bool:
     return len(_BEGIN.findall(text)) != len(_REFERENCE.findall(text))
 
 
+def is_reference(text: str) -> bool:
+    """Whether a text is nothing but a reference, so that it can be shown."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
 def secrets_in(env: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the secrets that variables refer to, sorted."""
     return tuple(sorted({name for text in env.values() for name in _REFERENCE.findall(text)}))

@@ -116,6 +116,8 @@ class Template:
     """What the image's tag means for the release, or the image's id on the host; "": not known."""
     volumes: tuple[VolumeMount, ...] = ()
     sharing: Sharing = Sharing()
+    registry: str = ""
+    """The id of the credentials with which the image is pulled; "": those of the agent's user."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ class ManagedSpec:
         if not self.template.volumes:
             # Releases that were made before there were volumes keep their names.
             del template["volumes"]
+        if not self.template.registry:
+            del template["registry"]
         parts = {"template": template, "gpu": self.gpu and asdict(self.gpu)}
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

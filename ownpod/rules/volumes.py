@@ -23,6 +23,12 @@ MOST_MOUNTS = 20
 LONGEST_PATH = 1024
 """Maximum length in bytes of a path."""
 
+NETWORK = "nv-"
+"""What the names of network volumes begin with, the volumes of the management APIs; their ids follow."""
+
+ANY_NETWORK = "*"
+"""The name under which a host offers to make a network volume that is on no host yet."""
+
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 _DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -177,14 +183,46 @@ def variable_of(name: str) -> str:
 def variables(mounts: Iterable[VolumeMount]) -> dict[str, str]:
     """What a worker's environment has of its volumes. ``RUNPOD_VOLUME_ID`` is RunPod's, for its one volume."""
     found = {variable_of(mount.name): mount.path for mount in mounts}
-    ids = [mount.name for mount in mounts if mount.path == VOLUME_PATH]
+    ids = [mount.name.removeprefix(NETWORK) for mount in mounts if mount.path == VOLUME_PATH]
     return found | ({"RUNPOD_VOLUME_ID": ids[0]} if ids else {})
 
 
 def has_all(agent: AgentInfo, names: Iterable[str]) -> bool:
-    """Whether a host has these volumes, and workers can use them now."""
+    """Whether a host has these volumes, or may make those that are network volumes, and workers can use them now."""
     usable = {volume.name for volume in agent.volumes if not volume.problem}
-    return usable.issuperset(names)
+    return all(name in usable or may_make(agent, name) for name in names)
+
+
+def may_make(agent: AgentInfo, name: str) -> bool:
+    """Whether a host can make this network volume, if it is on no host yet."""
+    return name.startswith(NETWORK) and any(
+        volume.name == ANY_NETWORK and not volume.problem for volume in agent.volumes
+    )
+
+
+def reachable(agents: Sequence[AgentInfo], names: Sequence[str]) -> tuple[list[AgentInfo], str]:
+    """The hosts that can have all these volumes, and why others cannot, because a network volume's data is on one host.
+
+    Args:
+        agents: all hosts, also silent and drained ones, because their volumes are nowhere else.
+        names: of the volumes that a worker needs.
+    """
+    homes = {
+        name: [agent.host for agent in agents if any(v.name == name for v in agent.volumes)]
+        for name in names
+        if name.startswith(NETWORK)
+    }
+    found = [
+        agent
+        for agent in agents
+        if has_all(agent, names)
+        and all(not hosts or agent.host in hosts for hosts in homes.values())
+    ]
+    elsewhere = next(((name, hosts) for name, hosts in homes.items() if hosts), None)
+    if elsewhere is None:
+        return found, ""
+    name, hosts = elsewhere
+    return found, f"network volume {name.removeprefix(NETWORK)} is on host {', '.join(hosts)}"
 
 
 def why_no_volume(agents: Iterable[AgentInfo], names: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "current",
     "exit_on",
     "load",
+    "of_environment",
     "problems",
     "reload",
 ]
@@ -69,6 +70,11 @@ def reload() -> None:
     load(os.environ)
     current.cache_clear()
     current()
+
+
+def of_environment(name: str) -> str | None:
+    """A variable of the command's environment that is no setting: its value for a worker. None: it is not set."""
+    return os.environ.get(name)
 
 
 def exit_on(error: Exception) -> NoReturn:

@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.volumes import VolumeSource
@@ -63,6 +64,12 @@ class Agent:
         unset="unset: none",
         purpose="comma-separated volumes of this host for managed workers, each a directory or a volume of the Docker engine, "
         "like `models=/srv/models,cache=docker:cache`",
+    )
+
+    volumes_dir: Path | None = variable(
+        "OWNPOD_VOLUMES_DIR",
+        unset="unset: `volumes` in `OWNPOD_DATA_DIR`",
+        purpose="directory of this host with the network volumes of the management APIs, one directory each",
     )
 
     @property

@@ -28,6 +28,7 @@ OPERATIONS = (
     "purge-queue",
     "requests",
     "health",
+    "management",
 )
 """Operations that ``OWNPOD_RATE_LIMITS`` can limit; ``status`` includes ``status-sync``."""
 

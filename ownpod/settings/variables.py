@@ -306,6 +306,18 @@ class Access:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Managing:
+    """RunPod's management APIs."""
+
+    management_strict: bool = variable(
+        "OWNPOD_MANAGEMENT_STRICT",
+        default=False,
+        purpose="whether RunPod's REST APIs refuse a field that they do not know. Otherwise such a field is named in the "
+        "response's header `X-OwnPod-Ignored`",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shown:
     """Logs, and how Flower shows jobs."""
 
@@ -340,7 +352,7 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Shown, Access, Webhooks, Jobs, Agent, Workers, Redis):
+class Settings(Shown, Managing, Access, Webhooks, Jobs, Agent, Workers, Redis):
     """The values of all variables. The first group is the last base, because dataclasses collect fields in that order.
 
     ``workers_file_required``: whether ``OWNPOD_WORKERS_FILE`` is set, so that the file must exist.

@@ -42,7 +42,13 @@ AGENTS_DRAINING = f"{AGENTS}:draining"
 RELEASES_NEXT = f"{PREFIX}releases:next"
 RELEASES_LOOKS = f"{PREFIX}releases:looks"
 INSTANCE = f"{PREFIX}instance"
+CATALOG = f"{PREFIX}catalog:"
+CATALOG_VERSION = f"{CATALOG}version"
+CATALOG_AUDIT = f"{CATALOG}audit"
+CATALOG_DELETED = f"{CATALOG}deleted"
 SECRETS = f"{PREFIX}secrets"
+VOLUME_HOMES = f"{PREFIX}volumes:homes"
+VOLUMES_DELETED = f"{PREFIX}volumes:deleted"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

@@ -17,6 +17,7 @@
 -- IDLE                      hash    worker id -> ms since when the scaler has seen no job of it; a claim removes it
 -- FAILURES<endpoint>        hash    of the endpoint's last start that failed: release, created_ms (of the worker),
 --                                   reason, exit_code, log, worker; count (in a row), until_ms (no start before)
+-- ENDPOINT<ep>:refusing     hash    host -> the endpoint's release that it cannot start
 -- ENDPOINT<ep>:starts       hash    "<part>:<number of the bucket>" -> starts that became ready, "<part>:sum" -> ms, by part
 --                                   of the start: device, prepare, create, import; "failed" -> starts that failed;
 --                                   "load_ms" -> ms that the last one took from its start to ready
@@ -137,6 +138,17 @@ local function observe(endpoint, part, from_ms, to_ms)
   redis.call('HINCRBY', key, part .. ':sum', ms)
 end
 
+-- Hosts that could not start the endpoint's release when one of its workers was wanted last, as JSON.
+local function refusing(endpoint, release)
+  local all, hosts = redis.call('HGETALL', ENDPOINT .. endpoint .. ':refusing'), {}
+  for i = 1, #all, 2 do
+    if all[i + 1] == release then
+      hosts[#hosts + 1] = all[i]
+    end
+  end
+  return #hosts > 0 and cjson.encode(hosts) or '[]'
+end
+
 local commands = {}
 
 -- worker, endpoint, release, number of devices, pools, protocol, spec, volumes -> 1: it is wanted; 0: another worker has this id
@@ -145,7 +157,8 @@ function commands.want()
     return redis.call('HGET', record, 'phase') == 'wanted' and redis.call('HGET', record, 'endpoint') == ARGV[3] and 1 or 0
   end
   redis.call('HSET', record, 'phase', 'wanted', 'created_ms', now, 'endpoint', ARGV[3], 'release', ARGV[4],
-    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8], 'volumes', ARGV[9])
+    'gpu_count', ARGV[5], 'pools', ARGV[6], 'protocol', ARGV[7], 'spec', ARGV[8], 'volumes', ARGV[9],
+    'refused_by', refusing(ARGV[3], ARGV[4]))
   redis.call('ZADD', MANAGED, now, worker)
   redis.call('ZADD', WANTED, now, worker)
   notify('wanted')

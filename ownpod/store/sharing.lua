@@ -102,8 +102,17 @@ end
 
 -- worker, host, whether the host refuses to start it (0|1) -> 1: that is recorded; 0: an agent has taken it
 function commands.refused()
-  if known() ~= 'wanted' then
+  local phase, _, endpoint = known()
+  if phase ~= 'wanted' then
     return 0
+  end
+  -- The next worker of the release begins with this: no other one gives way to it before the host has checked it.
+  local key = ENDPOINT .. endpoint .. ':refusing'
+  if ARGV[4] == '1' then
+    redis.call('HSET', key, ARGV[3], redis.call('HGET', record, 'release'))
+    redis.call('PEXPIRE', key, KEPT_MS)
+  else
+    redis.call('HDEL', key, ARGV[3])
   end
   local hosts, kept = cjson.decode(redis.call('HGET', record, 'refused_by') or '[]'), {}
   for _, host in ipairs(hosts) do

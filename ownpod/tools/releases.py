@@ -2,14 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import click
 
 from ownpod.errors import BadRequest
-from ownpod.rules.releases import Release, Rollout, changed, last_good, state
+from ownpod.rules.releases import Release, Rollout, changed, state, target_of
 from ownpod.store.managed import Managed
 from ownpod.store.releases import Releases
 from ownpod.tools import hosts, tables
@@ -65,29 +65,13 @@ def rollback(endpoint: str, number: int | None) -> None:
         latest, found = stored.rollout(endpoint).latest, stored.releases(endpoint)
         if latest is None:
             raise BadRequest(f"endpoint {endpoint!r} has no releases")
-        target = _target(found, latest, number)
+        target = target_of(found, latest, number)
         made = stored.roll_back(
             endpoint, latest.number, target.number, f"rolled back to release {target.number}"
         )
         if not made:
             raise BadRequest("another release was made meanwhile; see `ownpod releases`")
     click.echo(f"release {made} is release {target.number} again, instead of {latest.number}")
-
-
-def _target(found: Sequence[Release], latest: Release, number: int | None) -> Release:
-    """The release to go back to. Raises: BadRequest."""
-    if number is None:
-        good = last_good(found, latest)
-        if good is None:
-            raise BadRequest("no earlier release has had a ready worker; name one by its number")
-        return good
-    target = next((release for release in found if release.number == number), None)
-    if target is None:
-        kept = ", ".join(str(release.number) for release in found)
-        raise BadRequest(f"there is no release {number}; the releases are {kept}")
-    if target.id == latest.id:
-        raise BadRequest(f"release {latest.number} has the same workers as release {number}")
-    return target
 
 
 def _look(stored: Releases, endpoint: str) -> str:

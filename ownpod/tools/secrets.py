@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -45,16 +46,12 @@ def set_secret(name: str, more: tuple[str, ...]) -> None:
             "a secret's value is read from the standard input or from a prompt, because other users see arguments: "
             f"`ownpod secrets set {name} < file`"
         )
-    value = _value()
+    value = read_value()
     with _opened() as (stored, users):
         made = stored.put(name, value)
     click.echo(f"set {name}{_for(users.get(name, []))}")
     if made:
-        click.echo(
-            f"made the key file {stored.file.path}: keep a backup, because no secret can be read without it, and copy "
-            "it with mode 600 to each other host with an agent",
-            err=True,
-        )
+        show_made(stored.file.path)
 
 
 @secrets.command(name="list")
@@ -118,7 +115,7 @@ def _opened() -> Iterator[tuple[Secrets, dict[str, list[str]]]]:
         yield Secrets(client, config.secrets_key_path()), users
 
 
-def _value() -> str:
+def read_value() -> str:
     """The value of a secret: of the standard input, or of a prompt that does not show it. Raises: BadRequest."""
     if sys.stdin.isatty():
         value: str = click.prompt("value", hide_input=True, confirmation_prompt=True)
@@ -128,6 +125,15 @@ def _value() -> str:
         return data.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise BadRequest("a secret's value must be UTF-8") from None
+
+
+def show_made(path: Path) -> None:
+    """Prints what to do about a new key file."""
+    click.echo(
+        f"made the key file {path}: keep a backup, because no secret can be read without it, and copy "
+        "it with mode 600 to each other host with an agent",
+        err=True,
+    )
 
 
 def _for(users: list[str]) -> str:

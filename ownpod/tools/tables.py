@@ -28,6 +28,11 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     console.print(make(columns, rows))
 
 
+def one_line(text: str) -> str:
+    """A text of a caller without line ends and without other characters that control a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def ago(ms: int | None) -> str:
     """The age of an instant in ms since the epoch, as ``5 min``; "" for None."""
     if ms is None:

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -182,7 +182,9 @@ class Client:
         chance: random.Random,
         pause_s: float,
         webhook: str | None = None,
+        lengths_s: Sequence[float] = (0, 0.01, 0.1, 0.5),
     ) -> None:
+        self._lengths_s = lengths_s
         self.accepted: dict[str, str] = {}
         self.stop = threading.Event()
         self._pause_s = pause_s
@@ -202,7 +204,7 @@ class Client:
 
     def submit(self, number: int) -> None:
         text, key = f"job {number}", str(uuid.UUID(int=self._chance.getrandbits(128)))
-        seconds = self._chance.choice([0, 0.01, 0.1, 0.5])
+        seconds = self._chance.choice(self._lengths_s)
         job_input = {"text": text, "seconds": seconds, "runs": str(self._runs)}
         body = {"input": job_input} | ({"webhook": self._webhook} if self._webhook else {})
         while True:

@@ -2,7 +2,7 @@
 
 What a job does stands in its input: {"do": ..., "seconds": s, "note": a file that each run appends
 a line to when it starts, "runs": one to which each run writes when it starts and when it ends,
-"until": the run goes on until this file exists}.
+"until": the run goes on until this file exists}. LOAD_S: seconds that its load takes, as that of a model does.
 """
 
 import asyncio
@@ -106,6 +106,7 @@ HANDLERS = {
     "generator": generator,
     "async-generator": asynchronous_generator,
 }
+time.sleep(float(os.environ.get("LOAD_S", "0")))
 config = {"handler": HANDLERS[os.environ["HANDLER"]]}
 if "CONCURRENCY" in os.environ:
     config["concurrency_modifier"] = lambda _: int(os.environ["CONCURRENCY"])

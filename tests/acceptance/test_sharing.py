@@ -3,34 +3,20 @@
 import contextlib
 import itertools
 import random
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import requests
 import yaml
 from helpers import wait_until
+from sharing import endpoint, swaps
 
 from ownpod.rules.managed import Phase
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
-
-HANDLERS = Path(__file__).with_name("handlers.py")
-
-
-def endpoint(**template):
-    env = {"HANDLER": "sync", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(HANDLERS)]
-    return {
-        "template": {"command": command, "env": env, "residency": 0} | template,
-        "gpu": {"count": 1},
-        "workersMax": 1,
-        "idleTimeout": 3600,
-    }
 
 
 @pytest.fixture
@@ -71,11 +57,6 @@ def status(ownpod, job, name):
 def ended(ownpod, job, name):
     done = lambda: status(ownpod, job, name)["status"] == "COMPLETED"  # noqa: E731
     wait_until(done, 90, f"job {name}")
-
-
-def swaps(ownpod):
-    lines = requests.get(f"{ownpod.base.removesuffix('/v2')}/metrics", timeout=70).text.splitlines()
-    return sorted(line for line in lines if "worker_swaps_total{" in line)
 
 
 def agent_of(ownpod):
@@ -138,9 +119,7 @@ def test_three_endpoints_share_a_device_while_its_agent_is_killed_and_no_job_is_
     shared, tmp_path
 ):
     chance = random.Random(17)
-    slow = endpoint()
-    python, handlers = slow["template"]["command"]
-    slow["template"]["command"] = ["/bin/sh", "-c", f"sleep 1; exec {python} {handlers}"]
+    slow = endpoint(env={"LOAD_S": "1"})
     ownpod = shared(hold_s=2, b=slow, c=endpoint(residency=1))
     runs = tmp_path / "runs"
     names = [f"{chance.choice('abc')}{n}" for n in range(45)]

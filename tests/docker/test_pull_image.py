@@ -17,6 +17,7 @@ import pytest
 
 from ownpod.agent.containers import ContainerEngine
 from ownpod.agent.engine import EngineError
+from ownpod.agent.registry_logins import Login
 from ownpod.rules.templates import Template
 
 pytestmark = pytest.mark.timeout(120)
@@ -264,3 +265,21 @@ def docker(*command):
         ["docker", *command], capture_output=True, text=True, check=True, timeout=60
     )
     return done.stdout
+
+
+def test_an_image_is_pulled_with_the_credentials_of_its_template(registry):
+    registry.auth = "Basic " + base64.b64encode(b"me:a-password").decode()
+
+    def logins(registry_id):
+        return {"": None, "right": Login("me", "a-password"), "wrong": Login("me", "x")}[
+            registry_id
+        ]
+
+    made = ContainerEngine("logins", logins=logins)
+    template = Template(image=f"{registry.name}:1")
+    for registry_id in ("", "wrong"):
+        with pytest.raises(EngineError, match="access"):
+            made.prepare(replace(template, registry=registry_id), print)
+    assert made.digest(replace(template, registry="right")).startswith("sha256:")
+    made.prepare(replace(template, registry="right"), print)
+    assert "a-password" not in repr(logins("right"))

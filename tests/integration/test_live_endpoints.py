@@ -214,6 +214,15 @@ def test_a_change_applies_to_the_next_job(api, registry, client):
     assert next_job_has("7000")
 
 
+def test_a_request_after_a_change_by_another_process_sees_the_change(api, registry):
+    # Each request comes within the second in which a process does not read the endpoints again.
+    assert status(api, "added/health") == 404
+    registry.put_endpoint("added", {"template": {"command": ["true"]}, "workersMax": 0})
+    assert api.post("/v2/added/run", json={"input": {}}).json["code"] == "ENDPOINT_PAUSED"
+    registry.put_endpoint("added", {"template": {"command": ["true"]}, "workersMax": 1})
+    assert api.post("/v2/added/run", json={"input": {}}).status_code == 200
+
+
 @pytest.mark.slow
 def test_the_first_key_of_an_endpoint_closes_an_api_that_had_none(api, registry):
     assert status(api, "ep/health") == 200

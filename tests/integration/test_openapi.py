@@ -28,6 +28,8 @@ PAGES = {
     "/",
     "/page/{filename}",
     "/openapi.json",
+    "/v1/openapi.json",
+    "/v2/openapi.json",
     "/docs/",
     "/docs/{path}",
 }
@@ -67,10 +69,13 @@ def documents(app):
 
 
 def test_every_route_is_in_one_of_both_documents(app):
+    # The documents of RunPod's management APIs have a test of their own.
+    others = ("rest_v1", "rest_v2", "graphql", "hapi")
     routes = {
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in app.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
+        if rule.endpoint.partition(".")[0] not in others
     }
     documented = {(path, method) for _, path, method in OPERATIONS}
     assert documented - routes == set()

@@ -267,6 +267,19 @@ def test_two_that_wait_get_two_victims(client):
     assert sorted(rig.next()) == sorted([rig.wanted("b").id, rig.wanted("d").id])
 
 
+def test_two_that_wait_do_not_take_both_workers_of_which_one_was_promised(client):
+    promises = replace(SPEC, scaling=replace(SPEC.scaling, workers_min=1, workers_max=2))
+    rig = Rig(client, a=promises, b=SPEC, d=SPEC)
+    rig.devices.append(replace(CARD, id="cpu-1", index=1))
+    rig.beat()
+    workers = [rig.ready("a"), rig.ready("a", "cpu-1")]
+    rig.submit("b")
+    rig.submit("d")
+    for _ in range(3):
+        rig.scaler.once()
+        assert sorted(map(rig.phase, workers)) == [Phase.DRAINING, Phase.READY]
+
+
 def test_one_free_device_for_two_that_wait_frees_one_more(client):
     rig = Rig(client, a=SPEC, b=SPEC, d=SPEC)
     rig.devices.append(replace(CARD, id="cpu-1", index=1))
@@ -312,6 +325,29 @@ def test_a_host_that_refuses_the_worker_makes_none_give_way(rig):
     assert rig.phase(a) is Phase.DRAINING
 
 
+def test_none_gives_way_again_to_the_next_worker_of_a_release_that_the_host_refuses(rig):
+    a = rig.ready()
+    job = rig.submit("b")
+    rig.client.hset(keys.DEVICES_RESERVED, "h/cpu-0", "0 not yet")
+    rig.scaler.once()
+    assert rig.managed.refused(rig.wanted().id, "h", refuses=True)
+    rig.client.delete(keys.DEVICES_RESERVED)
+    rig.done("b", job)
+    rig.scaler.once()
+    assert rig.wanted() is None
+    rig.submit("b")
+    rig.scaler.once()
+    wanted = rig.wanted()
+    assert wanted.refused_by == ("h",)
+    assert rig.phase(a) is Phase.READY
+    assert rig.managed.refused(wanted.id, "h", refuses=False)
+    rig.scaler.once()
+    assert rig.phase(a) is Phase.DRAINING
+    # Another release, or one that the host can start again, is not refused.
+    assert rig.managed.want("z" * 14, "b", spec=SPEC)
+    assert rig.managed.get("z" * 14).refused_by == ()
+
+
 def test_a_device_that_was_freed_for_a_worker_that_the_host_refuses_is_given_up(rig):
     a = rig.ready()
     rig.submit("b")
@@ -322,6 +358,39 @@ def test_a_device_that_was_freed_for_a_worker_that_the_host_refuses_is_given_up(
     rig.managed.refused(wanted.id, "h", refuses=True)
     rig.scaler.once()
     assert rig.next() == []
+
+
+def test_a_device_that_was_freed_for_a_worker_whose_record_breaks_is_given_up(rig):
+    a = rig.ready()
+    rig.submit("b")
+    rig.scaler.once()
+    broken = rig.wanted().id
+    rig.client.hset(keys.managed(broken), "gpu_count", "many")
+    rig.stop(a)
+    rig.scaler.once()
+    rig.make_ready(rig.wanted().id)
+
+
+def test_none_gives_way_to_a_wanted_worker_that_no_agent_reads(rig, monkeypatch):
+    monkeypatch.setattr("ownpod.housekeeping.sharing.MOST_WANTED", 1)
+    impossible = replace(SPEC, gpu=GpuNeed((), 5))
+    rig.configure(a=SPEC, b=SPEC, c=impossible)
+    a = rig.ready()
+    rig.submit("c")
+    rig.scaler.once()
+    rig.submit("b")
+    rig.scaler.once()
+    assert rig.phase(a) is Phase.READY
+
+
+def test_a_worker_whose_start_was_not_recorded_stays_as_long_as_its_load_may_have_taken(rig):
+    a = rig.ready(ready_s=30, load_s=2)
+    record = keys.managed(a)
+    rig.client.hincrby(record, "placed_ms", -90_000)
+    rig.client.hdel(record, "started_ms")
+    rig.submit("b")
+    rig.scaler.once()
+    assert rig.phase(a) is Phase.READY
 
 
 def test_a_device_that_breaks_while_it_is_freed_is_given_up(rig):

@@ -17,6 +17,8 @@ from ownpod.configuration import (
     make_endpoint,
 )
 from ownpod.errors import ConfigurationError
+from ownpod.management.shown import time_of
+from ownpod.rules.catalog_changes import time_text
 from ownpod.rules.hours import scaling_at
 from ownpod.rules.templates import Hours
 from ownpod.validation import first_problem
@@ -233,3 +235,10 @@ def test_the_old_endpoints_stay_after_a_change_that_is_above_the_quota(tmp_path)
     with pytest.raises(ConfigurationError, match="workers quota"):
         keep_endpoints(settings)
     assert kept_endpoints(settings) == before
+
+
+@pytest.mark.parametrize("ms", [1_001, 1_798_675_200_001, 1_798_675_200_999])
+def test_a_moment_keeps_its_millisecond(ms):
+    # Its seconds are no exact binary number, so cutting their product off loses one.
+    assert make(expires=time_text(ms)).expires_ms == ms
+    assert time_of(time_text(ms)) == ms

@@ -1,13 +1,16 @@
 """Ids in URLs are checked during routing: the tests have no Redis, so that a later check would fail."""
 
+import re
+
 import pytest
 from helpers import load_settings
 
 from ownpod.api import create_app
 from ownpod.api.ids import IdConverter
 
-NO_IDS = {"filename", "path"}
-"""Parameters of routes that are not ids: names of files of the page and of /docs."""
+NO_IDS = {"filename", "path", "kind", "type_id"}
+"""Parameters of routes that are not ids: names of files of the page and of /docs; words of a list in the route; names of
+GPU types, which are looked up in a list only."""
 BAD = ["zz:out", "a b", "a%0Ab", "a.b", "%00", "é", "x" * 256]
 
 
@@ -38,11 +41,12 @@ def test_an_id_with_other_characters_is_refused_on_each_route_before_keys_and_re
             path = rule.rule
             for other in ids:
                 path = path.replace(f"<id:{other}>", bad if other == name else "ok")
+            path = re.sub(r"<any\((\w+)[^>]*>", r"\1", path)
             method = min(rule.methods - {"HEAD", "OPTIONS"})
             answer = api.test_client().open(path, method=method)
             polled = "/job-take" in path or "/job-stop" in path
             assert answer.status_code == (429 if polled else 400), (method, path)
-            assert "letters, digits, - and _" in answer.json["error"]
+            assert "letters, digits, - and _" in answer.text
 
 
 def test_an_id_of_a_caller_forges_no_log_line(api, caplog):

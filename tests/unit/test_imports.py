@@ -20,6 +20,7 @@ FLOORS = [
     ),
     ("store", ["store"]),
     ("registry", ["registry"]),
+    ("management", ["management"]),
     ("broker", ["broker"]),
     ("celery", ["celery", "celeryconfig"]),
     ("workers", ["workers"]),

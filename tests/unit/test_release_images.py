@@ -30,12 +30,12 @@ class Api:
             raise NotThere("no such image")
         return {"Id": ID, "RepoDigests": self.images[name], "Config": {}}
 
-    def digest(self, reference):
+    def digest(self, reference, _login=None):
         if reference not in self.registry:
             raise EngineError("the registry has no such image")
         return self.registry[reference]
 
-    def pull(self, name, version, _registry):
+    def pull(self, name, version, _registry, _login=None):
         self.pulled.append((name, version))
         self.images[f"{name}@{version}"] = self.images[ID] = [f"{name}@{version}"]
         yield {}

@@ -73,6 +73,14 @@ def test_queue_delay_starts_one_more_while_the_oldest_job_waits_too_long(
     assert started(found) == expected
 
 
+@pytest.mark.parametrize(("queued", "idle_s", "expected"), [(1, 0.0, 0), (2, 0.0, 1), (1, 5.0, 1)])
+def test_a_worker_that_has_just_become_ready_is_not_followed_by_another_for_the_same_job(
+    queued, idle_s, expected
+):
+    found = decide(view(worker("a", idle_s=idle_s), queued=queued, oldest_wait_s=30))
+    assert started(found) == expected
+
+
 def test_queue_delay_never_starts_two_in_one_evaluation():
     assert started(decide(view(high=9, queued=50, oldest_wait_s=100))) == 1
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from simulated import World
 
 from ownpod.rules.managed import Hold, Phase
+from ownpod.rules.residents import let_leave
 from ownpod.rules.sharing import (
     Evict,
     Resident,
@@ -130,9 +131,7 @@ class SharedWorld(World):
             if isinstance(found, Evict):
                 self.evict(found, r.id)
                 going = {v.worker for v in found.victims}
-                residents = [
-                    replace(o, phase=Phase.DRAINING) if o.worker in going else o for o in residents
-                ]
+                residents = let_leave(residents, going)
                 holds = keep(unkeep(holds, r.id), found.host, found.slots, r.id)
             elif found is not None and found.slots:
                 holds = keep(holds, found.host, found.slots, r.id)

@@ -1,0 +1,43 @@
+"""An OwnPod whose endpoints are made through RunPod's management APIs, for the tests of their clients."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from helpers import OwnPod
+
+ADMIN = "the-admin-key"
+POOL = "AMPERE_24"
+"""The pool of the host's only device."""
+
+HANDLERS = Path(__file__).with_name("handlers.py")
+START = [sys.executable, str(HANDLERS)]
+"""The command of a template whose workers run the handlers of these tests."""
+
+ENV = {"HANDLER": "sync", "PYTHONUNBUFFERED": "1"}
+
+
+@contextmanager
+def managing(directory: Path) -> Iterator[OwnPod]:
+    """Starts an OwnPod with an admin key and one device that stands in for a GPU of :data:`POOL`."""
+    (directory / "workers.yaml").write_text("endpoints: {}\n")
+    ownpod = OwnPod(
+        directory,
+        OWNPOD_WORKERS_FILE=directory / "workers.yaml",
+        OWNPOD_ADMIN_KEYS=ADMIN,
+        OWNPOD_ENGINE="process",
+        OWNPOD_DEVICES="cpu:1",
+        OWNPOD_LABELS=f"pool={POOL}",
+        OWNPOD_SHUTDOWN_GRACE_S=2,
+    )
+    try:
+        yield ownpod
+    finally:
+        ownpod.stop()
+        print(ownpod.output)
+
+
+def root_of(ownpod: OwnPod) -> str:
+    """OwnPod's URL without a path."""
+    return ownpod.base.removesuffix("/v2")
