@@ -32,6 +32,7 @@ from ownpod.rules.templates import Limits, ManagedSpec, Protocol, Scaling, Templ
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Outputs
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -335,6 +336,7 @@ def test_a_tag_that_moves_makes_a_release_whose_image_comes_before_its_first_wor
         Devices(DeviceChoice(stand_ins=2), {}, pools_of=pools_of),
         managed=managed,
         agents=agents,
+        outputs=Outputs(client),
         wakeups=Wakeups(client),
         environ={},
     )
