@@ -32,6 +32,8 @@ def _stop_worker(worker_id: str) -> bool:
     worker = next((w for w in svc.managed.list() if w.id == worker_id), None)
     if worker is None:
         return False
+    if caller(Door.GRAPHQL).dry_run:
+        return True
     reason = "it was stopped through the management API"
     if worker.phase is Phase.WANTED:
         return svc.managed.discard(worker_id, reason)

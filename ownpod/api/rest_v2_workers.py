@@ -7,12 +7,13 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ownpod.api.managed import view_of
-from ownpod.api.managing import as_json, json_body
+from ownpod.api.managing import as_json, caller, json_body
 from ownpod.api.rest_v2_account import blueprint
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import BadRequest, CatalogNotFound, CatalogRefused, RedisUnavailable
 from ownpod.management.v2 import logs
 from ownpod.management.why import why
+from ownpod.rules.catalog import Door
 from ownpod.rules.hours import pause_at
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.releases import target_of
@@ -150,6 +151,10 @@ def rollback(row_id: str) -> Response:
     if latest is None:
         raise CatalogRefused(f"endpoint {row_id!r} has no releases yet")
     target = target_of(stored.releases(row_id), latest, number)
+    if caller(Door.V2).dry_run:
+        return answer(
+            {"dryRun": True, "of": target.number, "insteadOf": latest.number, "restarts": True}
+        )
     made = stored.roll_back(
         row_id, latest.number, target.number, f"rolled back to release {target.number}"
     )

@@ -68,7 +68,7 @@ def write(
 
     def with_audit(snapshot: Snapshot) -> Change:
         change, row = compute(snapshot)
-        outcome = _outcome(action, snapshot.endpoints.get(row.id), row)
+        outcome = _outcome(action, snapshot, change, row)
         made[:] = [outcome]
         if caller.dry_run:
             raise _DryRun
@@ -81,11 +81,15 @@ def write(
     return made[0]
 
 
-def _outcome(action: str, old: EndpointRow | None, row: R) -> Outcome[R]:
-    if old is None or not isinstance(row, EndpointRow) or action == "delete":
-        return Outcome(row, restarts=action == "delete" and isinstance(row, EndpointRow))
-    structural = differences(old, row)
-    found = (*structural, *differences(old, row, IN_PLACE))
+def _outcome(action: str, snapshot: Snapshot, change: Change, row: R) -> Outcome[R]:
+    if action == "delete":
+        return Outcome(row, restarts=isinstance(row, EndpointRow))
+    # An edit of a template changes the endpoints that are bound to it.
+    endpoints = [new for new in change.put if isinstance(new, EndpointRow)]
+    pairs = [(snapshot.endpoints[n.id], n) for n in endpoints if n.id in snapshot.endpoints]
+    structural = [d for old, new in pairs for d in differences(old, new)]
+    in_place = [d for old, new in pairs for d in differences(old, new, IN_PLACE)]
+    found = tuple(dict.fromkeys((*structural, *in_place)))
     return Outcome(row, found, restarts=bool(structural))
 
 

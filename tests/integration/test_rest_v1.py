@@ -205,6 +205,17 @@ def test_a_dry_run_tells_the_difference_and_writes_nothing(http, template):
     assert http.get("/v1/endpoints").get_json() == before
 
 
+def test_a_dry_run_of_a_templates_edit_has_what_it_changes_of_endpoints(http, template):
+    url, header = f"/v1/templates/{template['id']}", {"X-OwnPod-Dry-Run": "1"}
+    edit = {"imageName": "org/worker:2"}
+    assert http.patch(url, json=edit, headers=header).get_json()["restarts"] is False
+    made = [create(http, template, name=name) for name in ("a", "b")]
+    body = http.patch(url, json=edit, headers=header).get_json()
+    image = {"field": "template.imageName", "old": "org/worker:1", "new": "org/worker:2"}
+    assert (body["restarts"], body["diff"]) == (True, [image])
+    assert http.get(f"/v1/endpoints/{made[0]['id']}").get_json()["version"] == 1
+
+
 def test_gpus_that_no_host_has_are_refused_at_once(http, template, app):
     device = Device("GPU-1", 0, "NVIDIA L4", 23_000, pools_of("NVIDIA L4", 23_000))
     services_of(app).agents.heartbeat(AgentInfo("h", "docker", (device,)), "token")

@@ -159,4 +159,16 @@ def test_the_way_back_makes_a_release(http, endpoint, spec, client):
     releases.begin(endpoint["id"], releases.note(endpoint["id"], other))
     assert http.post(url, json={"number": 7}).status_code == 400
     assert http.post(url, json={"number": "1"}).status_code == 400
+    would = http.post(url, headers={"X-OwnPod-Dry-Run": "1"}).get_json()
+    assert would == {"dryRun": True, "of": 1, "insteadOf": 2, "restarts": True}
     assert http.post(url).get_json() == {"release": 3, "of": 1, "insteadOf": 2}
+
+
+def test_a_dry_run_stops_no_worker(http, endpoint, spec, managed):
+    managed.want(W, endpoint["id"], spec=spec)
+    query = {"query": f'mutation {{ podStop(input: {{podId: "{W}"}}) {{ id }} }}'}
+    asked = http.post("/graphql", json=query, headers={"X-OwnPod-Dry-Run": "1"})
+    assert asked.get_json() == {"data": {"podStop": {"id": W}}}
+    assert [worker.id for worker in managed.list()] == [W]
+    http.post("/graphql", json=query)
+    assert not managed.list()
