@@ -17,6 +17,7 @@ from ownpod.rules.catalog import Door
 from ownpod.rules.hours import pause_at
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.releases import target_of
+from ownpod.store.catalog import Audit
 from ownpod.store.outputs import KeptLine
 
 KEEP_ALIVE_S = 15.0
@@ -151,7 +152,8 @@ def rollback(row_id: str) -> Response:
     if latest is None:
         raise CatalogRefused(f"endpoint {row_id!r} has no releases yet")
     target = target_of(stored.releases(row_id), latest, number)
-    if caller(Door.V2).dry_run:
+    who = caller(Door.V2)
+    if who.dry_run:
         return answer(
             {"dryRun": True, "of": target.number, "insteadOf": latest.number, "restarts": True}
         )
@@ -160,4 +162,6 @@ def rollback(row_id: str) -> Response:
     )
     if not made:
         raise CatalogRefused("another release was made meanwhile; try again")
+    told = f"release {made} is release {target.number} again, instead of {latest.number}"
+    svc.management.catalog.note(Audit(who.by, who.door, "rollback endpoint", row_id, told))
     return answer({"release": made, "of": target.number, "insteadOf": latest.number})

@@ -14,6 +14,7 @@ from ownpod.rules.catalog import (
     RESERVED,
     Container,
     EndpointRow,
+    EndpointType,
     Gpu,
     Kind,
     Row,
@@ -184,18 +185,7 @@ class Endpoints:
         Raises:
             CatalogRefused: it cannot be.
         """
-        if not NAME.fullmatch(row.id) or row.id in RESERVED:
-            raise CatalogRefused(
-                f"the id {row.id!r} cannot be used: ids have letters, digits, - and _"
-            )
-        if not 0 < len(row.name) <= LONGEST_NAME:
-            raise CatalogRefused(f"name must have 1 to {LONGEST_NAME} characters")
-        for volume in row.volumes:
-            if volume not in snapshot.volumes:
-                raise CatalogRefused(f"network volume {volume!r} not found")
-        registry = row.container.registry
-        if registry and registry not in snapshot.registries:
-            raise CatalogRefused(f"container registry auth {registry!r} not found")
+        _check_row(row, snapshot)
         others = [other for other in snapshot.endpoints.values() if other.id != row.id]
         outside = (e for e in self._registry.endpoints.values() if e.id not in snapshot.endpoints)
         outside_max = sum(e.managed.scaling.workers_max for e in outside if e.managed is not None)
@@ -218,6 +208,24 @@ class Endpoints:
         if not agents or spec is None or spec.gpu is None or not row.workers_max:
             return ""
         return why_no_host(spec.gpu, agents)
+
+
+def _check_row(row: EndpointRow, snapshot: Snapshot) -> None:
+    """Checks an endpoint by itself, and that what it names is there. Raises: CatalogRefused."""
+    if not NAME.fullmatch(row.id) or row.id in RESERVED:
+        raise CatalogRefused(f"the id {row.id!r} cannot be used: ids have letters, digits, - and _")
+    if not 0 < len(row.name) <= LONGEST_NAME:
+        raise CatalogRefused(f"name must have 1 to {LONGEST_NAME} characters")
+    if row.type is EndpointType.LOAD_BALANCER:
+        raise CatalogRefused(
+            "this version of OwnPod serves no load-balanced endpoints: use the type QUEUE (QB in GraphQL)"
+        )
+    for volume in row.volumes:
+        if volume not in snapshot.volumes:
+            raise CatalogRefused(f"network volume {volume!r} not found")
+    registry = row.container.registry
+    if registry and registry not in snapshot.registries:
+        raise CatalogRefused(f"container registry auth {registry!r} not found")
 
 
 def row_of(endpoint: Endpoint) -> EndpointRow:

@@ -147,6 +147,11 @@ class Catalog:
                 return change
         raise RedisUnavailable("the catalog changes too often now; send the request again")
 
+    @redis_errors
+    def note(self, audit: Audit) -> None:
+        """Adds an entry to the audit log of a change that is not one of the catalog's rows."""
+        _write_audit(self._redis, audit)
+
     @redis_reads
     def audits(self, most: int = 100) -> list[AuditEntry]:
         """The last entries of the audit log, the newest first."""
@@ -233,7 +238,10 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
         else:
             pipe.hset(keys.ENDPOINTS, endpoint_id, json.dumps(entry))
     for audit in (change.audit, *change.more_audits):
-        if audit is None:
-            continue
-        values = {name: getattr(audit, name) for name in Audit.__dataclass_fields__}
-        pipe.xadd(keys.CATALOG_AUDIT, values, maxlen=MOST_AUDITS, approximate=True)
+        if audit is not None:
+            _write_audit(pipe, audit)
+
+
+def _write_audit(client: Any, audit: Audit) -> None:
+    values = {name: getattr(audit, name) for name in Audit.__dataclass_fields__}
+    client.xadd(keys.CATALOG_AUDIT, values, maxlen=MOST_AUDITS, approximate=True)

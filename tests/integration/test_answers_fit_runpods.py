@@ -307,7 +307,6 @@ def test_the_answers_of_rest_v2_fit(call, app):
     cpu = {"name": "cpu", "image": "i", "scaling": by_count}
     cpu["cpu"] = [{"id": "cpu3c", "vcpuCount": 2}]
     call("post", "/v2/serverless", {**cpu, "type": "QUEUE"})
-    call("post", "/v2/serverless", {**cpu, "type": "LOAD_BALANCER"})
     start_workers(app, full)
     call("get", "/v2/serverless")
     call("get", "/v2/serverless/{id}", id=full)

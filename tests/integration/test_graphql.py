@@ -152,6 +152,16 @@ def test_an_inline_template_belongs_to_its_endpoint(ask):
         ),
         ('mutation { podFindAndDeployOnDemand(input: {name: "x"}) { id } }', "pods are not served"),
         ('mutation { podStop(input: {podId: "x"}) { id } }', "pod 'x' not found"),
+        (
+            'mutation { createFlashApp(input: {name: "x"}) { id } }',
+            'field "createFlashApp" on type',
+        ),
+        ("query { flashApps { id } }", 'Cannot query field "flashApps" on type "Query".'),
+        ("subscription { jobs }", 'on type "Subscription"'),
+        (
+            'mutation { saveEndpoint(input: {name: "abc", gpuIds: "ADA_24", type: "LB", template: {imageName: "i"}}) { id } }',
+            "no load-balanced endpoints",
+        ),
         ("query { myself { id ", "Syntax Error"),
         ("query { " + "myself { endpoints { " * 30 + "id" + " } }" * 30 + " }", "levels"),
         ("#" * 200_000, "characters"),

@@ -162,6 +162,8 @@ def test_the_way_back_makes_a_release(http, endpoint, spec, client):
     would = http.post(url, headers={"X-OwnPod-Dry-Run": "1"}).get_json()
     assert would == {"dryRun": True, "of": 1, "insteadOf": 2, "restarts": True}
     assert http.post(url).get_json() == {"release": 3, "of": 1, "insteadOf": 2}
+    newest = services_of(app).management.catalog.audits()[0].audit
+    assert (newest.action, newest.target) == ("rollback endpoint", endpoint["id"])
 
 
 def test_a_dry_run_stops_no_worker(http, endpoint, spec, managed):

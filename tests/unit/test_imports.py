@@ -48,6 +48,8 @@ ONLY = {
     # docker-py raises its errors.
     "requests": {"tools.client", "agent.docker_api"},
     "docker": {"agent.docker_api"},
+    "jsonschema": {"management.v2.schemas"},
+    "graphql": {"management.graphql.api", "management.graphql.context"},
     "pynvml": {"agent.devices"},
     "cryptography": {"store.secret_keys"},
     "redis": {"store", "onehost.embedded", "tools"},
