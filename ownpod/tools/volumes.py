@@ -6,9 +6,12 @@ import click
 
 from ownpod.rules.devices import gigabytes
 from ownpod.rules.hosts import host_state
-from ownpod.rules.volumes import describe_volume
+from ownpod.rules.volumes import ANY_NETWORK, describe_volume
 from ownpod.tools import hosts, tables
 from ownpod.tools.remote import print_json
+
+NEW = "(new network volumes)"
+"""The name of the directory in which a host makes network volumes, in the table."""
 
 COLUMNS = ("HOST", "NAME", "KIND", "SOURCE", "FREE", "STATE", "WORKERS", "PROBLEM")
 
@@ -46,6 +49,13 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
     if row["totalMb"]:
         free = f"{gigabytes(row['freeMb'])} of {gigabytes(row['totalMb'])} GB"
     return (
-        *(row["host"], row["name"], row["kind"], row["source"], free, row["state"]),
+        *(
+            row["host"],
+            NEW if row["name"] == ANY_NETWORK else row["name"],
+            row["kind"],
+            row["source"],
+            free,
+            row["state"],
+        ),
         *(row["workers"], row["problem"]),
     )
