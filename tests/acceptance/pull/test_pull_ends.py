@@ -14,6 +14,8 @@ from helpers import (
 )
 
 from ownpod.rules.pulling import worker_environment
+from ownpod.store import keys
+from ownpod.store.client import connect
 
 
 @pytest.mark.timeout(400)
@@ -53,6 +55,10 @@ def test_a_worker_that_ends_costs_no_job(
 ):
     ownpod = start_ownpod(OWNPOD_WORKER_GONE_S=10)
     worker = start_worker(ownpod, "async", python=python)
+    with connect(ownpod.redis_url) as client:
+        # A worker that has never pinged since its first request may have no pings at all, so its silence proves nothing: a
+        # job that is delivered to it while it dies would wait for its executionTimeout.
+        wait_until(lambda: client.hget(keys.pull("gpu-1"), "ping_ms"), 30, "a ping")
     runs = tmp_path / "runs"
     jobs = []
     if when == "running":
@@ -81,11 +87,12 @@ def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_pat
     ownpod.start()
     start_worker(ownpod, "async", python=python)
     runs = tmp_path / "runs"
-    job = ownpod.submit(text="a", runs=str(runs), seconds=12)
+    # Longer than a restart takes on a busy machine, because the SDK gives a result up after three tries.
+    job = ownpod.submit(text="a", runs=str(runs), seconds=25)
     wait_until(begun(runs))
     assert ownpod.stop() == 0
     ownpod.start()
-    done = ownpod.ended(job, 40)
+    done = ownpod.ended(job, 60)
     assert (done["status"], done["output"]["echo"]) == ("COMPLETED", "a")
     assert "retries" not in done
     assert runs.read_text().count("+") == 1
