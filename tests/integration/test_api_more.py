@@ -156,6 +156,7 @@ def events(response):
 
 
 @pytest.mark.parametrize("headers", [{"Accept": "text/event-stream"}, {"Accept": "*/*"}, {}])
+@pytest.mark.slow
 def test_events_tell_states_and_chunks_as_they_come(api, store, headers):
     job_id = run(api).json["id"]
     with ThreadPoolExecutor(1) as pool:

@@ -111,6 +111,7 @@ def test_a_dead_worker_costs_no_attempt_and_opens_the_breaker(node, fake, client
     wait_until(lambda: node.breaker.closed, 5)
 
 
+@pytest.mark.slow
 def test_a_worker_that_keeps_refusing_is_asked_less_and_less(node, fake):
     fake.routes["POST /run"] = Answer(404, {})
     node.breaker.start()
