@@ -244,3 +244,18 @@ def test_a_body_that_is_no_request_is_an_error_in_the_answer(app, body):
     answer = app.test_client().post("/graphql", json=body)
     assert (answer.status_code, answer.get_json()["data"]) == (200, None)
     assert answer.get_json()["errors"]
+
+
+def test_workers_are_read_for_a_request_that_selects_them_only(ask, app, monkeypatch):
+    made(ask)
+    read = []
+    store = services_of(app).managed
+    found = store.list
+    monkeypatch.setattr(
+        store, "list", lambda endpoint=None: read.append(endpoint) or found(endpoint)
+    )
+    ask("query { myself { endpoints { id name } } }")
+    assert read == []
+    data = ask("query { myself { endpoints { id pods { id } } } }")["data"]["myself"]
+    assert [endpoint["pods"] for endpoint in data["endpoints"]] == [[], []]
+    assert len(read) == 2

@@ -39,4 +39,4 @@ Info = GraphQLResolveInfo[Context]
 def shown(row: EndpointRow, found: Snapshot, context: Context) -> dict[str, Any]:
     """The endpoint as ``Endpoint``, with its template, volumes and workers."""
     bound = found.templates.get(row.template_id or "")
-    return rows.endpoint(row, bound, found.volumes, context.workers(row))
+    return rows.endpoint(row, bound, found.volumes, lambda: context.workers(row))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ownpod.errors import CatalogNotFound
+from ownpod.management.calls import newest_first
 from ownpod.management.graphql import rows
 from ownpod.management.graphql.context import Info, shown
 from ownpod.management.shown import USER_ID
@@ -23,8 +24,8 @@ def _myself(_root: Any, info: Info) -> dict[str, Any]:
         "currentSpendPerHr": 0.0,
         "spendLimit": 0,
         "signedTermsOfService": True,
-        "networkVolumes": [rows.volume(row) for row in info.context.management.volumes.list()],
-        "podTemplates": [rows.template(row) for row in info.context.management.templates.list()],
+        "networkVolumes": [rows.volume(row) for row in newest_first(found.volumes)],
+        "podTemplates": [rows.template(row) for row in newest_first(found.templates)],
         "pods": [],
         "containerRegistryCreds": registries,
     }

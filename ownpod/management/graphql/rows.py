@@ -1,7 +1,7 @@
 """Rows in the shapes of GraphQL, and its inputs as changes of rows."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -190,7 +190,7 @@ def endpoint(
     row: EndpointRow,
     bound: TemplateRow | None,
     volumes: Mapping[str, VolumeRow],
-    workers: Iterable[WorkerShown],
+    workers: Callable[[], Iterable[WorkerShown]],
 ) -> dict[str, Any]:
     """``Endpoint``.
 
@@ -198,7 +198,7 @@ def endpoint(
         row: the endpoint.
         bound: its template; None: it has its own copy.
         volumes: all network volumes.
-        workers: its workers that exist now.
+        workers: returns its workers that exist now; called only for a request that selects them.
     """
     own = bound or TemplateRow(row.template_id or "", row.name, row.container, serverless=True)
     mine = [volumes[name] for name in row.volumes if name in volumes]
@@ -236,7 +236,9 @@ def endpoint(
         "minCudaVersion": row.cuda_min,
         "compliance": [],
         "modelReferences": [],
-        "pods": [{**as_pod(row, worker), "gpuCount": worker.gpu_count} for worker in workers],
+        "pods": lambda _info: [
+            {**as_pod(row, worker), "gpuCount": worker.gpu_count} for worker in workers()
+        ],
     }
 
 
