@@ -2,7 +2,7 @@
 
 from flask import Blueprint, Response
 
-from ownpod.api.managing import as_json, caller, endpoint_workers, json_body
+from ownpod.api.managing import as_json, endpoint_workers, json_body, this_caller
 from ownpod.api.services import services
 from ownpod.management.graphql.api import run
 from ownpod.management.graphql.context import Context
@@ -18,7 +18,7 @@ def graphql() -> Response:
     svc = services()
     context = Context(
         management=svc.management,
-        caller=caller(Door.GRAPHQL),
+        caller=this_caller(Door.GRAPHQL),
         agents=svc.agents.agents,
         workers=endpoint_workers,
         stop_worker=_stop_worker,
@@ -32,7 +32,7 @@ def _stop_worker(worker_id: str) -> bool:
     worker = next((w for w in svc.managed.list() if w.id == worker_id), None)
     if worker is None:
         return False
-    if caller(Door.GRAPHQL).dry_run:
+    if this_caller(Door.GRAPHQL).dry_run:
         return True
     reason = "it was stopped through the management API"
     if worker.phase is Phase.WANTED:

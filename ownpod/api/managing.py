@@ -24,14 +24,14 @@ IGNORED = "X-OwnPod-Ignored"
 WARNING = "X-OwnPod-Warning"
 """The header of a response with what was accepted and has no effect, in words for people."""
 
-NOBODY = "no key"
+NO_KEY = "no key"
 """The caller in the audit log where no key is configured."""
 
 
-def caller(door: Door) -> Caller:
+def this_caller(door: Door) -> Caller:
     """The caller of this request, for the audit log; and whether it asks for a dry run."""
     dry_run = request.headers.get(DRY_RUN, "").strip().lower() in {"1", "true", "yes"}
-    return Caller(auth.caller()[:12] or NOBODY, door, dry_run=dry_run)
+    return Caller(auth.caller()[:12] or NO_KEY, door, dry_run=dry_run)
 
 
 def json_body() -> Any:
@@ -75,6 +75,33 @@ def dry_run_answer(outcome: Outcome[Any], shown: Mapping[str, Any] | None) -> Re
     return answer(json.dumps(body))
 
 
+def answered(
+    outcome: Outcome[Any],
+    caller: Caller,
+    shown: Mapping[str, Any],
+    *,
+    status: int = 200,
+    ignored: Sequence[str] = (),
+) -> Response:
+    """The response to a call that has made or changed an object, or to its dry run.
+
+    Args:
+        outcome: what the call has done.
+        caller: whether it was a dry run.
+        shown: the object as the API shows it.
+        status: of a call that was no dry run.
+        ignored: fields of the request that had no effect.
+    """
+    if caller.dry_run:
+        return dry_run_answer(outcome, shown)
+    return as_json(shown, status, ignored=ignored)
+
+
+def deleted(outcome: Outcome[Any], caller: Caller) -> Response:
+    """The response to a call that has deleted an object, or to its dry run."""
+    return dry_run_answer(outcome, None) if caller.dry_run else Response(status=204)
+
+
 def endpoint_workers(row: EndpointRow, *, stopped: bool = False) -> list[WorkerShown]:
     """The workers of an endpoint; ``stopped``: with those that stopped within the last hour. Raises: RedisUnavailable."""
     svc = services()
@@ -106,9 +133,9 @@ LONGEST_ROLLOUT_S = 300.0
 ROLLOUT_CHECK_S = 0.5
 
 
-def await_rollout(response: Response, row: EndpointRow, who: Caller) -> Response:
+def await_rollout(response: Response, row: EndpointRow, caller: Caller) -> Response:
     """Waits, where the query has ``?wait=rollout``, until no worker of an earlier release is left, five minutes at most."""
-    if request.args.get("wait") != "rollout" or who.dry_run:
+    if request.args.get("wait") != "rollout" or caller.dry_run:
         return response
     until, done = time.monotonic() + LONGEST_ROLLOUT_S, False
     while not done and time.monotonic() < until:

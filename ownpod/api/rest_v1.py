@@ -4,24 +4,24 @@ The answers, status codes and the three shapes of errors are RunPod's, because s
 """
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, request
 
 from ownpod.api import error_answers
 from ownpod.api.managing import (
+    answered,
     as_json,
     await_rollout,
-    caller,
-    dry_run_answer,
+    deleted,
     endpoint_workers,
     json_body,
+    this_caller,
     warned,
 )
 from ownpod.api.services import services
 from ownpod.errors import CatalogRefused, OwnPodError
-from ownpod.management import Caller, Management, warnings
+from ownpod.management import Management, warnings
 from ownpod.management.v1 import endpoints as v1
 from ownpod.management.v1 import fields
 from ownpod.management.v1 import templates as v1_templates
@@ -99,10 +99,10 @@ def create_endpoint() -> Response:
     def make(snapshot: Snapshot, made_id: str) -> tuple[EndpointRow, None]:
         return v1.new_endpoint(made_id, values, _template_of(snapshot, values["templateId"])), None
 
-    who = caller(Door.V1)
-    outcome = _management().endpoints.create(make, who)
-    answered = _answered(outcome, who, _with_template(outcome.row), ignored)
-    return warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    caller = this_caller(Door.V1)
+    outcome = _management().endpoints.create(make, caller)
+    response = answered(outcome, caller, _with_template(outcome.row), ignored=ignored)
+    return warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/endpoints/<id:row_id>")
@@ -123,17 +123,18 @@ def update_endpoint(row_id: str) -> Response:
         template = None if named in {None, row.template_id} else _template_of(snapshot, named)
         return v1.changed_endpoint(row, values, template)
 
-    who = caller(Door.V1)
-    outcome = _management().endpoints.update(row_id, change, who)
-    answered = _answered(outcome, who, _with_template(outcome.row), ignored)
-    answered = warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
-    return await_rollout(answered, outcome.row, who)
+    caller = this_caller(Door.V1)
+    outcome = _management().endpoints.update(row_id, change, caller)
+    response = answered(outcome, caller, _with_template(outcome.row), ignored=ignored)
+    response = warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    return await_rollout(response, outcome.row, caller)
 
 
 @blueprint.delete("/endpoints/<id:row_id>")
 def delete_endpoint(row_id: str) -> Response:
     """Deletes an endpoint: its workers stop, its jobs are cancelled."""
-    return _deleted(_management().endpoints.delete, row_id)
+    caller = this_caller(Door.V1)
+    return deleted(_management().endpoints.delete(row_id, caller), caller)
 
 
 def _template_of(snapshot: Snapshot, template_id: str) -> TemplateRow:
@@ -174,12 +175,12 @@ def create_template() -> Response:
     """A new template."""
     known = fields.TEMPLATE_LENIENT
     values, ignored = read_body(known, "name", "imageName", place="templates")
-    who = caller(Door.V1)
+    caller = this_caller(Door.V1)
     outcome = _management().templates.create(
-        lambda _snapshot, made_id: v1_templates.new_template(made_id, values), who
+        lambda _snapshot, made_id: v1_templates.new_template(made_id, values), caller
     )
     shown = v1_templates.show_template(outcome.row)
-    return _answered(outcome, who, shown, ignored)
+    return answered(outcome, caller, shown, ignored=ignored)
 
 
 @blueprint.get("/templates/<id:row_id>")
@@ -193,21 +194,22 @@ def get_template(row_id: str) -> Response:
 def update_template(row_id: str) -> Response:
     """Changes a template, and the endpoints that are bound to it."""
     values, ignored = read_body(fields.TEMPLATE_LENIENT, place="templates")
-    who = caller(Door.V1)
+    caller = this_caller(Door.V1)
     outcome = _management().templates.update(
         row_id,
         lambda _snapshot, row: v1_templates.changed_template(row, values),
-        who,
+        caller,
         reaches_endpoints=True,
     )
     shown = v1_templates.show_template(outcome.row)
-    return _answered(outcome, who, shown, ignored)
+    return answered(outcome, caller, shown, ignored=ignored)
 
 
 @blueprint.delete("/templates/<id:row_id>")
 def delete_template(row_id: str) -> Response:
     """Deletes a template that no endpoint is bound to."""
-    return _deleted(_management().templates.delete, row_id)
+    caller = this_caller(Door.V1)
+    return deleted(_management().templates.delete(row_id, caller), caller)
 
 
 # Network volumes.
@@ -224,12 +226,12 @@ def create_volume() -> Response:
     """A new network volume."""
     required = ("name", "size", "dataCenterId")
     values, ignored = read_body(fields.VOLUME, *required, place="networkvolumes")
-    who = caller(Door.V1)
+    caller = this_caller(Door.V1)
     outcome = _management().volumes.create(
-        lambda _snapshot, made_id: v1_templates.new_volume(made_id, values), who
+        lambda _snapshot, made_id: v1_templates.new_volume(made_id, values), caller
     )
-    answered = _answered(outcome, who, v1_templates.show_volume(outcome.row), ignored)
-    return warned(answered, warnings.of_volume(outcome.row, services().agents.agents()))
+    response = answered(outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored)
+    return warned(response, warnings.of_volume(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/networkvolumes/<id:row_id>")
@@ -243,17 +245,18 @@ def get_volume(row_id: str) -> Response:
 def update_volume(row_id: str) -> Response:
     """Another name, or a larger size."""
     values, ignored = read_body(fields.VOLUME, place="networkvolumes")
-    who = caller(Door.V1)
+    caller = this_caller(Door.V1)
     outcome = _management().volumes.update(
-        row_id, lambda row: v1_templates.changed_volume(row, values), who
+        row_id, lambda row: v1_templates.changed_volume(row, values), caller
     )
-    return _answered(outcome, who, v1_templates.show_volume(outcome.row), ignored)
+    return answered(outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored)
 
 
 @blueprint.delete("/networkvolumes/<id:row_id>")
 def delete_volume(row_id: str) -> Response:
     """Deletes a network volume that no endpoint has."""
-    return _deleted(_management().volumes.delete, row_id)
+    caller = this_caller(Door.V1)
+    return deleted(_management().volumes.delete(row_id, caller), caller)
 
 
 # What else v1 has.
@@ -285,15 +288,3 @@ def pods(pod_id: str = "", kind: str = "") -> Response:  # noqa: ARG001 - the ro
 def billing(kind: str) -> Response:  # noqa: ARG001 - the route has it
     """Nothing costs anything here."""
     return as_json([])
-
-
-def _answered(
-    outcome: Any, who: Caller, shown: dict[str, Any], ignored: tuple[str, ...]
-) -> Response:
-    return dry_run_answer(outcome, shown) if who.dry_run else as_json(shown, ignored=ignored)
-
-
-def _deleted(delete: Callable[..., Any], row_id: str) -> Response:
-    who = caller(Door.V1)
-    outcome = delete(row_id, who)
-    return dry_run_answer(outcome, None) if who.dry_run else Response(status=204)

@@ -2,7 +2,7 @@
 
 from flask import Response
 
-from ownpod.api.managing import as_json, caller, dry_run_answer
+from ownpod.api.managing import answered, as_json, deleted, this_caller
 from ownpod.api.rest_v1 import blueprint, read_body
 from ownpod.api.services import services
 from ownpod.management.v1 import fields
@@ -20,13 +20,11 @@ def create_registry() -> Response:
     """New credentials; the password is encrypted."""
     required = ("name", "username", "password")
     values, ignored = read_body(fields.REGISTRY, *required, place="containerregistryauth")
-    who = caller(Door.V1)
+    caller = this_caller(Door.V1)
     outcome = services().management.registries.save(
-        values["name"], values["username"], values["password"], who
+        values["name"], values["username"], values["password"], caller
     )
-    if who.dry_run:
-        return dry_run_answer(outcome, _shown(outcome.row))
-    return as_json(_shown(outcome.row), ignored=ignored)
+    return answered(outcome, caller, _shown(outcome.row), ignored=ignored)
 
 
 @blueprint.get("/containerregistryauth/<id:row_id>")
@@ -38,9 +36,9 @@ def get_registry(row_id: str) -> Response:
 @blueprint.delete("/containerregistryauth/<id:row_id>")
 def delete_registry(row_id: str) -> Response:
     """Deletes credentials that no endpoint uses; templates lose them."""
-    who = caller(Door.V1)
-    outcome = services().management.registries.delete(row_id, who)
-    return dry_run_answer(outcome, None) if who.dry_run else Response(status=204)
+    caller = this_caller(Door.V1)
+    outcome = services().management.registries.delete(row_id, caller)
+    return deleted(outcome, caller)
 
 
 def _shown(row: RegistryRow) -> dict[str, str]:

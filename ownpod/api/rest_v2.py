@@ -13,17 +13,18 @@ from werkzeug.exceptions import HTTPException
 
 from ownpod.api import error_answers
 from ownpod.api.managing import (
+    answered,
     as_json,
     await_rollout,
-    caller,
-    dry_run_answer,
+    deleted,
     endpoint_workers,
     json_body,
+    this_caller,
     warned,
 )
 from ownpod.api.services import services
 from ownpod.errors import OwnPodError
-from ownpod.management import Caller, Management, warnings
+from ownpod.management import Management, warnings
 from ownpod.management.v2 import endpoints as v2
 from ownpod.management.v2 import schemas
 from ownpod.management.v2 import templates as v2_templates
@@ -106,10 +107,10 @@ def create_endpoint() -> Response:
         template = v2.template_of(snapshot.templates, values)
         return v2.new_endpoint(made_id, values, template), None
 
-    who = caller(Door.V2)
-    outcome = _management().endpoints.create(make, who)
-    answered = _answered(outcome, who, _shown(outcome.row), ignored, status=201)
-    return warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    caller = this_caller(Door.V2)
+    outcome = _management().endpoints.create(make, caller)
+    response = answered(outcome, caller, _shown(outcome.row), status=201, ignored=ignored)
+    return warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/serverless/<id:row_id>")
@@ -126,18 +127,18 @@ def update_endpoint(row_id: str) -> Response:
     def change(snapshot: Snapshot, row: EndpointRow) -> EndpointRow:
         return v2.changed_endpoint(row, values, v2.template_of(snapshot.templates, values))
 
-    who = caller(Door.V2)
-    outcome = _management().endpoints.update(row_id, change, who)
-    answered = _answered(outcome, who, _shown(outcome.row), ignored)
-    answered = warned(answered, warnings.of_endpoint(outcome.row, services().agents.agents()))
-    return await_rollout(answered, outcome.row, who)
+    caller = this_caller(Door.V2)
+    outcome = _management().endpoints.update(row_id, change, caller)
+    response = answered(outcome, caller, _shown(outcome.row), ignored=ignored)
+    response = warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    return await_rollout(response, outcome.row, caller)
 
 
 @blueprint.delete("/serverless/<id:row_id>")
 def delete_endpoint(row_id: str) -> Response:
     """Deletes an endpoint: its workers stop, its jobs are cancelled."""
-    who = caller(Door.V2)
-    return _deleted(_management().endpoints.delete(row_id, who), who)
+    caller = this_caller(Door.V2)
+    return deleted(_management().endpoints.delete(row_id, caller), caller)
 
 
 @blueprint.get("/serverless/<id:row_id>/workers")
@@ -172,12 +173,12 @@ def list_templates() -> Response:
 def create_template() -> Response:
     """A new template."""
     values, ignored = read_body(schemas.CREATE_TEMPLATE)
-    who = caller(Door.V2)
+    caller = this_caller(Door.V2)
     outcome = _management().templates.create(
-        lambda _snapshot, made_id: v2_templates.new_template(made_id, values), who
+        lambda _snapshot, made_id: v2_templates.new_template(made_id, values), caller
     )
     shown = v2_templates.show_template(outcome.row)
-    return _answered(outcome, who, shown, ignored, status=201)
+    return answered(outcome, caller, shown, status=201, ignored=ignored)
 
 
 @blueprint.get("/templates/<id:row_id>")
@@ -190,21 +191,21 @@ def get_template(row_id: str) -> Response:
 def update_template(row_id: str) -> Response:
     """Changes a template; endpoints that were made from it stay as they are."""
     values, ignored = read_body(schemas.UPDATE_TEMPLATE)
-    who = caller(Door.V2)
+    caller = this_caller(Door.V2)
     outcome = _management().templates.update(
         row_id,
         lambda _snapshot, row: v2_templates.changed_template(row, values),
-        who,
+        caller,
         reaches_endpoints=False,
     )
-    return _answered(outcome, who, v2_templates.show_template(outcome.row), ignored)
+    return answered(outcome, caller, v2_templates.show_template(outcome.row), ignored=ignored)
 
 
 @blueprint.delete("/templates/<id:row_id>")
 def delete_template(row_id: str) -> Response:
     """Deletes a template that no endpoint is bound to."""
-    who = caller(Door.V2)
-    return _deleted(_management().templates.delete(row_id, who), who)
+    caller = this_caller(Door.V2)
+    return deleted(_management().templates.delete(row_id, caller), caller)
 
 
 # Network volumes.
@@ -221,13 +222,13 @@ def list_volumes() -> Response:
 def create_volume() -> Response:
     """A new network volume."""
     values, ignored = read_body(schemas.CREATE_VOLUME)
-    who = caller(Door.V2)
+    caller = this_caller(Door.V2)
     outcome = _management().volumes.create(
-        lambda _snapshot, made_id: v2_templates.new_volume(made_id, values), who
+        lambda _snapshot, made_id: v2_templates.new_volume(made_id, values), caller
     )
     shown = v2_templates.show_volume(outcome.row)
-    answered = _answered(outcome, who, shown, ignored, status=201)
-    return warned(answered, warnings.of_volume(outcome.row, services().agents.agents()))
+    response = answered(outcome, caller, shown, status=201, ignored=ignored)
+    return warned(response, warnings.of_volume(outcome.row, services().agents.agents()))
 
 
 @blueprint.get("/network-volumes/<id:row_id>")
@@ -240,18 +241,18 @@ def get_volume(row_id: str) -> Response:
 def update_volume(row_id: str) -> Response:
     """Another name, or a larger size."""
     values, ignored = read_body(schemas.UPDATE_VOLUME)
-    who = caller(Door.V2)
+    caller = this_caller(Door.V2)
     outcome = _management().volumes.update(
-        row_id, lambda row: v2_templates.changed_volume(row, values), who
+        row_id, lambda row: v2_templates.changed_volume(row, values), caller
     )
-    return _answered(outcome, who, v2_templates.show_volume(outcome.row), ignored)
+    return answered(outcome, caller, v2_templates.show_volume(outcome.row), ignored=ignored)
 
 
 @blueprint.delete("/network-volumes/<id:row_id>")
 def delete_volume(row_id: str) -> Response:
     """Deletes a network volume that no endpoint has."""
-    who = caller(Door.V2)
-    return _deleted(_management().volumes.delete(row_id, who), who)
+    caller = this_caller(Door.V2)
+    return deleted(_management().volumes.delete(row_id, caller), caller)
 
 
 # What OwnPod does not serve.
@@ -274,20 +275,3 @@ def list_clusters() -> Response:
 def not_served(kind: str, pod_id: str = "") -> Response:  # noqa: ARG001 - the routes have them
     """Pods and clusters cannot be made."""
     return problem(501, PODS_ARE_NOT_SERVED)
-
-
-def _answered(
-    outcome: Any,
-    who: Caller,
-    shown: dict[str, Any],
-    ignored: tuple[str, ...],
-    *,
-    status: int = 200,
-) -> Response:
-    if who.dry_run:
-        return dry_run_answer(outcome, shown)
-    return as_json(shown, status, ignored=ignored)
-
-
-def _deleted(outcome: Any, who: Caller) -> Response:
-    return dry_run_answer(outcome, None) if who.dry_run else Response(status=204)

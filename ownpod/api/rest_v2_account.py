@@ -4,8 +4,8 @@ from typing import Any
 
 from flask import Response, request
 
-from ownpod.api.managing import as_json, caller, dry_run_answer
-from ownpod.api.rest_v2 import PROBLEM, blueprint, problem, read_body
+from ownpod.api.managing import answered, as_json, deleted, this_caller
+from ownpod.api.rest_v2 import blueprint, problem, read_body
 from ownpod.api.services import services
 from ownpod.errors import CatalogNotFound
 from ownpod.management.shown import time_text
@@ -29,14 +29,12 @@ def list_registries() -> Response:
 def create_registry() -> Response:
     """New credentials; the password is encrypted."""
     values, ignored = read_body(schemas.CREATE_REGISTRY)
-    who = caller(Door.V2)
+    caller = this_caller(Door.V2)
     outcome = services().management.registries.save(
-        values["name"], values["username"], values["password"], who
+        values["name"], values["username"], values["password"], caller
     )
     shown = {"id": outcome.row.id, "name": outcome.row.name}
-    if who.dry_run:
-        return dry_run_answer(outcome, shown)
-    return as_json(shown, 201, ignored=ignored)
+    return answered(outcome, caller, shown, status=201, ignored=ignored)
 
 
 @blueprint.get("/registries/<id:row_id>")
@@ -49,9 +47,9 @@ def get_registry(row_id: str) -> Response:
 @blueprint.delete("/registries/<id:row_id>")
 def delete_registry(row_id: str) -> Response:
     """Deletes credentials that no endpoint uses; templates lose them."""
-    who = caller(Door.V2)
-    outcome = services().management.registries.delete(row_id, who)
-    return dry_run_answer(outcome, None) if who.dry_run else Response(status=204)
+    caller = this_caller(Door.V2)
+    outcome = services().management.registries.delete(row_id, caller)
+    return deleted(outcome, caller)
 
 
 @blueprint.get("/registries/delegations")
@@ -81,13 +79,11 @@ def list_secrets() -> Response:
 def create_secret() -> Response:
     """A new secret, which templates name as ``{{ RUNPOD_SECRET_name }}``."""
     values, ignored = read_body(schemas.CREATE_SECRET)
-    who = caller(Door.V2)
+    caller = this_caller(Door.V2)
     outcome = services().management.secrets.create(
-        values["name"], values["value"], values.get("description", ""), who
+        values["name"], values["value"], values.get("description", ""), caller
     )
-    if who.dry_run:
-        return dry_run_answer(outcome, _secret(outcome.row))
-    return as_json(_secret(outcome.row), 201, ignored=ignored)
+    return answered(outcome, caller, _secret(outcome.row), status=201, ignored=ignored)
 
 
 @blueprint.get("/account/secrets/<id:row_id>")
@@ -100,21 +96,19 @@ def get_secret(row_id: str) -> Response:
 def update_secret(row_id: str) -> Response:
     """Another value or description."""
     values, ignored = read_body(schemas.UPDATE_SECRET)
-    who = caller(Door.V2)
+    caller = this_caller(Door.V2)
     outcome = services().management.secrets.update(
-        row_id, values.get("value"), values.get("description"), who
+        row_id, values.get("value"), values.get("description"), caller
     )
-    if who.dry_run:
-        return dry_run_answer(outcome, _secret(outcome.row))
-    return as_json(_secret(outcome.row), ignored=ignored)
+    return answered(outcome, caller, _secret(outcome.row), ignored=ignored)
 
 
 @blueprint.delete("/account/secrets/<id:row_id>")
 def delete_secret(row_id: str) -> Response:
     """Deletes a secret."""
-    who = caller(Door.V2)
-    outcome = services().management.secrets.delete(row_id, who)
-    return dry_run_answer(outcome, None) if who.dry_run else Response(status=204)
+    caller = this_caller(Door.V2)
+    outcome = services().management.secrets.delete(row_id, caller)
+    return deleted(outcome, caller)
 
 
 def _secret(row: SecretRow) -> dict[str, Any]:
@@ -206,4 +200,4 @@ def billing(kind: str = "") -> Response:
     )
 
 
-__all__ = ["PROBLEM", "blueprint"]
+__all__ = ["blueprint"]

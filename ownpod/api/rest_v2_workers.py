@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ownpod.api.managed import view_of
-from ownpod.api.managing import as_json, caller, json_body
+from ownpod.api.managing import as_json, json_body, this_caller
 from ownpod.api.rest_v2_account import blueprint
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import BadRequest, CatalogNotFound, CatalogRefused, RedisUnavailable
@@ -152,8 +152,8 @@ def rollback(row_id: str) -> Response:
     if latest is None:
         raise CatalogRefused(f"endpoint {row_id!r} has no releases yet")
     target = target_of(stored.releases(row_id), latest, number)
-    who = caller(Door.V2)
-    if who.dry_run:
+    caller = this_caller(Door.V2)
+    if caller.dry_run:
         return answer(
             {"dryRun": True, "of": target.number, "insteadOf": latest.number, "restarts": True}
         )
@@ -163,5 +163,5 @@ def rollback(row_id: str) -> Response:
     if not made:
         raise CatalogRefused("another release was made meanwhile; try again")
     told = f"release {made} is release {target.number} again, instead of {latest.number}"
-    svc.management.catalog.note(Audit(who.by, who.door, "rollback endpoint", row_id, told))
+    svc.management.catalog.note(Audit(caller.by, caller.door, "rollback endpoint", row_id, told))
     return answer({"release": made, "of": target.number, "insteadOf": latest.number})
