@@ -1,33 +1,24 @@
 """`make demo SHARE=1`: two endpoints share one device; the one with work gets it from the idle one, never in the middle."""
 
-import argparse
-import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import requests
+from managed_demo import API, ManagedDemo, play
 
-from ownpod.errors import OwnPodError
-from ownpod.processes import check_port
-from ownpod.supervised import Group, write
+from ownpod.supervised import Group
 
-HERE = Path(__file__).parent
-API = "http://127.0.0.1:8000"
 IMAGES, TEXT = "images-ep", "text-ep"
-LONGEST_S = 120.0
 SWAPS = re.compile(r'ownpod_worker_swaps_total\{endpoint="([^"]+)",for="([^"]+)"\} ([0-9.]+)')
 
 
-class Demo:
+class Demo(ManagedDemo):
     """Submits jobs of two endpoints, and writes a line for each change of their workers and jobs."""
 
     def __init__(self, group: Group) -> None:
-        self._group = group
-        self._began = time.monotonic()
+        super().__init__(group)
         self._workers: dict[str, tuple[str, str]] = {}
         """By id: endpoint and phase."""
         self._jobs: dict[tuple[str, str], str] = {}
@@ -36,18 +27,6 @@ class Demo:
         self._names: dict[str, str] = {}
         self.order: list[str] = []
         """The endpoints of the jobs, in the order of their ends."""
-
-    def say(self, text: str) -> None:
-        """Writes a line with the seconds since the first job."""
-        write("demo", f"{time.monotonic() - self._began:6.1f} s  {text}")
-
-    def until(self, reached: Callable[[], bool], what: str) -> None:
-        """Copies the log until a condition is true. Raises: OwnPodError after :data:`LONGEST_S`."""
-        deadline = time.monotonic() + LONGEST_S
-        while not self._group.stopping and not reached():
-            if time.monotonic() > deadline:
-                raise OwnPodError(f"{what}: not within {LONGEST_S:g} s")
-            self._group.supervise(0.1)
 
     def submit(self, endpoint: str, name: str, seconds: float) -> None:
         """Submits a job of so many seconds."""
@@ -98,7 +77,7 @@ class Demo:
     def run(self) -> bool:
         """A A B A, then A again. True: they ran as A A A B A."""
         # An earlier demo's swaps are in the same Redis.
-        before, self._began = swaps(), time.monotonic()
+        before, self.began = swaps(), time.monotonic()
         self.say(f"one device; {IMAGES} loads 3 s, {TEXT} loads 1 s")
         self.submit(IMAGES, "A1", 2)
         self.submit(IMAGES, "A2", 2)
@@ -107,7 +86,7 @@ class Demo:
         self.until(self.look, "the first jobs")
         self.submit(IMAGES, "A4", 1)
         self.until(self.look, "the last job")
-        if self._group.stopping:
+        if self.group.stopping:
             return False
         letters = {IMAGES: "A", TEXT: "B"}
         order = " ".join(letters[endpoint] for endpoint in self.order)
@@ -127,50 +106,19 @@ def swaps() -> dict[tuple[str, str], float]:
 
 def main() -> int:
     """Runs the demo. The exit code is 0 only if the jobs ran in the order that costs the fewest swaps."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--once", action="store_true", help="end after the jobs")
-    chosen = options.parse_args()
-    group, done = Group(), False
-    group.handle_signals()
-    environ = {
-        "OWNPOD_WORKERS_FILE": str(HERE / "sharing" / "workers.yaml"),
-        "OWNPOD_ENGINE": os.environ.get("OWNPOD_ENGINE", "process"),
-        "OWNPOD_DEVICES": os.environ.get("OWNPOD_DEVICES", "cpu:1"),
-        # The template's `python` is the one that runs this demo.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-    try:
-        check_port("127.0.0.1", 8000)
-        command = [sys.executable, "-m", "ownpod", "up"]
-        group.spawn("ownpod up", command, {**os.environ, **environ}, serves=_serves)
-        demo = Demo(group)
-        demo.until(_serves, "OwnPod")
-        done = demo.run()
-        for line in (
-            "",
-            "try next:",
+    return play(
+        Demo,
+        about=__doc__,
+        folder="sharing",
+        devices="cpu:1",
+        endpoint=IMAGES,
+        try_next=(
             f'  curl -s -X POST {API}/v2/{TEXT}/run -d \'{{"input": {{"seconds": 1}}}}\'',
             "  .venv/bin/ownpod workers list",
             "  .venv/bin/ownpod gpus list",
             "  .venv/bin/ownpod top",
-            "",
-        ):
-            write("demo", line)
-        while not chosen.once and not group.stopping:
-            group.supervise(1.0)
-    except (OwnPodError, requests.RequestException) as error:
-        write("demo", f"error: {error}")
-        done = False
-    finally:
-        group.end(60)
-    return 0 if done else 1
-
-
-def _serves() -> bool:
-    try:
-        return requests.get(f"{API}/v2/{IMAGES}/health", timeout=2).ok
-    except requests.RequestException:
-        return False
+        ),
+    )
 
 
 if __name__ == "__main__":
