@@ -57,9 +57,11 @@ def _json(endpoint_id: str, job_id: str) -> Response:
         return answer(body.decode())
 
     def written() -> Iterator[bytes]:
-        yield body
-        # After the body, so that a response that was not written is sent again at the next call.
+        yield body[:-1]
+        # A response that was not written is sent again at the next call. A client that has the whole of it may
+        # ask again at once: the cursor is saved before the last byte.
         services().store.chunks.save_cursor(part)
+        yield body[-1:]
 
     response = Response(stream_with_context(written()), mimetype="application/json")
     response.content_length = len(body)

@@ -127,6 +127,18 @@ def test_the_cursor_moves_only_after_the_answer_was_written(api, store, running)
     assert stream(api, job_id, "?wait=1").json["stream"] == []
 
 
+def test_a_client_that_has_the_whole_answer_may_ask_again_at_once(api, store, running):
+    job_id, attempt = running
+    store.chunks.add(attempt.job_id, attempt.number, ["1"])
+    response = api.get(f"/v2/ep/stream/{job_id}", headers=JSON, buffered=False)
+    body, received = iter(response.response), 0
+    while received < response.content_length:
+        received += len(next(body))
+    # The route's thread has not come back from writing yet.
+    assert stream(api, job_id, "?wait=1").json["stream"] == []
+    response.close()
+
+
 def test_from_replays_without_moving_the_cursor(api, store, running):
     job_id, attempt = running
     store.chunks.add(attempt.job_id, attempt.number, ["1", "2", "3"])

@@ -155,6 +155,7 @@ USUAL = {
     "token": ["token"],
     "row_id": ["ep", "none"],
     "kind": ["pods", "endpoints"],
+    "pod_id": ["pod-1"],
 }
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 MANY = {
