@@ -146,7 +146,7 @@ class Supervisor:
 
     def _match(self) -> None:
         """Matches the children with the workers: one node for each, started for the worker as it is now."""
-        wanted = {worker.id: worker for worker in self._registry.workers()}
+        wanted = {worker.id: worker for worker in self._registry.workers() if worker.has_node}
         for child in self._children:
             spec = wanted.pop(child.name, None)
             if child.name == HOUSEKEEPING or _same(child.spec, spec):

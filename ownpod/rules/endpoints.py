@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.credentials import Credential
 from ownpod.rules.hours import Pause, pause_at
 from ownpod.rules.templates import ManagedSpec
@@ -22,6 +23,8 @@ class WorkerKind(StrEnum):
     """The node sends requests to the worker's URL."""
     PULL = "pull"
     """The worker polls OwnPod for jobs, as on RunPod."""
+    HTTP = "http"
+    """The front sends clients' requests straight to the worker's URL: it gets no jobs, and has no node."""
 
 
 class WorkerSource(StrEnum):
@@ -43,7 +46,7 @@ class WorkerSpec:
 
     Attributes:
         url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
-        capacity: number of jobs that the worker runs at a time.
+        capacity: number of jobs that the worker runs at a time; of a load-balanced endpoint, of requests, 0: any number.
         key_digest: of a managed worker, the digest of its own key; None: it has none.
         draining: of a managed worker, that its node fetches no more jobs for it.
         stopping: of a managed worker, that it has no job and is stopped now.
@@ -68,6 +71,11 @@ class WorkerSpec:
         return self.kind is WorkerKind.PULL
 
     @property
+    def has_node(self) -> bool:
+        """The worker has a Celery node, because it runs jobs."""
+        return self.kind is not WorkerKind.HTTP
+
+    @property
     def is_managed(self) -> bool:
         """OwnPod has started the worker."""
         return self.source is WorkerSource.MANAGED
@@ -90,6 +98,13 @@ class Endpoint:
     """Maximum number of pulling workers that OwnPod has not started itself."""
     managed: ManagedSpec | None = None
     """How OwnPod starts workers of this endpoint; None: it starts none."""
+    balancing: Balancing | None = None
+    """The endpoint is load-balanced: it has no jobs, and the front sends requests to its workers. None: it has a queue."""
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the front sends requests straight to the endpoint's workers (RunPod's type LB)."""
+        return self.balancing is not None
 
     @property
     def has_hours(self) -> bool:

@@ -145,7 +145,7 @@ def merge(
                 spec = _pulling(worker_id, values)
             else:
                 spec = _managed(worker_id, values, entries.pulling.get(worker_id))
-                if spec.kind is WorkerKind.PUSH and not spec.url:
+                if spec.kind is not WorkerKind.PULL and not spec.url:
                     continue
             _check_free(spec, taken)
         except _Unusable as problem:
@@ -271,7 +271,7 @@ def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> Worke
             check_http_url(str(url))
     except ValidationError as error:
         raise _Unusable(f"url: {error.messages[0]}", endpoint) from None
-    return replace(spec, kind=WorkerKind.PUSH, url=str(url).rstrip("/"))
+    return replace(spec, kind=WorkerKind(values["kind"]), url=str(url).rstrip("/"))
 
 
 def _check_free(spec: WorkerSpec, taken: set[str]) -> None:

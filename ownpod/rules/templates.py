@@ -38,6 +38,8 @@ class Protocol(StrEnum):
     """It polls OwnPod, as on RunPod."""
     PUSH = "push"
     """It serves RunPod's local API (``--rp_serve_api``), and its node sends requests to it."""
+    HTTP = "http"
+    """It serves any HTTP on ``PORT``, and the front sends requests to it: the workers of load-balanced endpoints."""
 
 
 class ScalerType(StrEnum):

@@ -13,6 +13,7 @@ from ownpod.rules.credentials import Credential
 from ownpod.settings import kinds
 from ownpod.settings.agent_variables import Agent
 from ownpod.settings.declare import variable
+from ownpod.settings.front_variables import Front
 from ownpod.validation import check_file
 
 DAY_S = 86_400
@@ -352,7 +353,7 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Shown, Managing, Access, Webhooks, Jobs, Agent, Workers, Redis):
+class Settings(Shown, Managing, Front, Access, Webhooks, Jobs, Agent, Workers, Redis):
     """The values of all variables. The first group is the last base, because dataclasses collect fields in that order.
 
     ``workers_file_required``: whether ``OWNPOD_WORKERS_FILE`` is set, so that the file must exist.

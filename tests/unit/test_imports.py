@@ -26,6 +26,7 @@ FLOORS = [
     ("workers", ["workers"]),
     ("node", ["node"]),
     ("agent", ["agent"]),
+    ("front", ["front"]),
     ("housekeeping", ["housekeeping"]),
     ("supervisor", ["supervisor"]),
     ("api", ["api"]),
