@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ownpod import hours_schema, templates_schema
-from ownpod.configuration import load_endpoints
+from ownpod.configuration import hours, load_endpoints, templates
 from ownpod.rules.managed import Phase
 from ownpod.rules.placement import POOLS_BY_NAME
 from ownpod.settings import load
@@ -49,11 +48,11 @@ def test_the_reference_has_each_key_phase_and_pool():
     page = PAGE.read_text()
     rows = set(re.findall(r"(?m)^\| `([\w]+)`", page))
     schemas = (
-        templates_schema.TemplateSchema,
-        templates_schema.LimitsSchema,
-        templates_schema.GpuSchema,
-        templates_schema.ManagedSchema,
-        hours_schema.HoursSchema,
+        templates.TemplateSchema,
+        templates.LimitsSchema,
+        templates.GpuSchema,
+        templates.ManagedSchema,
+        hours.HoursSchema,
     )
     keys = {field.data_key or name for schema in schemas for name, field in schema().fields.items()}
     assert keys - rows == set()

@@ -14,10 +14,7 @@ FLOORS = [
     ("base", ["", "errors", "validation"]),
     ("rules", ["rules"]),
     ("process", ["log", "settings", "processes", "supervised"]),
-    (
-        "configuration",
-        ["configuration", "templates_schema", "templates_fields", "hours_schema"],
-    ),
+    ("configuration", ["configuration"]),
     ("store", ["store"]),
     ("registry", ["registry"]),
     ("management", ["management"]),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 from ownpod.configuration import load_endpoints, make_endpoint
+from ownpod.configuration.templates import TemplateSchema
 from ownpod.errors import ConfigurationError
 from ownpod.rules.secrets import SecretMissing, missing_secrets, of_environment, resolve
 from ownpod.rules.templates import (
@@ -24,7 +25,6 @@ from ownpod.rules.templates import (
     Template,
     VolumeMount,
 )
-from ownpod.templates_schema import TemplateSchema
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,14 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
-from ownpod.hours_schema import HoursField, MomentField, TimeZoneField, check_hours
+from ownpod.configuration.hours import HoursField, MomentField, TimeZoneField, check_hours
+from ownpod.configuration.template_fields import (
+    MOST_BYTES,
+    EnvironmentField,
+    VolumesField,
+    as_text,
+    can_be_passed,
+)
 from ownpod.rules.templates import (
     DEFAULT_IDLE_TIMEOUT_S,
     DEFAULT_INIT_TIMEOUT_S,
@@ -25,13 +32,6 @@ from ownpod.rules.templates import (
     Scaling,
     Sharing,
     Template,
-)
-from ownpod.templates_fields import (
-    MOST_BYTES,
-    EnvironmentField,
-    VolumesField,
-    as_text,
-    can_be_passed,
 )
 from ownpod.validation import NAME
 

@@ -1,0 +1,46 @@
+"""Endpoints and their workers as they are defined: in ``workers.yaml``, in ``OWNPOD_WORKERS``, and in entries of run time.
+
+Imports the rules, the settings, and the modules below them. It uses neither Redis nor HTTP.
+"""
+
+from ownpod.configuration.endpoints import (
+    EXECUTION_TIMEOUT_MS,
+    TTL_MS,
+    AddedEndpointSchema,
+    endpoint_entry,
+    make_endpoint,
+)
+from ownpod.configuration.file import (
+    LONGEST_PROBLEM,
+    keep_endpoints,
+    kept_endpoints,
+    load_endpoints,
+    yaml_problem,
+)
+from ownpod.configuration.workers import (
+    AddedWorkerSchema,
+    WorkerSchema,
+    check_unique,
+    make_worker,
+    parse_headers,
+    worker_id_of,
+)
+
+__all__ = [
+    "EXECUTION_TIMEOUT_MS",
+    "LONGEST_PROBLEM",
+    "TTL_MS",
+    "AddedEndpointSchema",
+    "AddedWorkerSchema",
+    "WorkerSchema",
+    "check_unique",
+    "endpoint_entry",
+    "keep_endpoints",
+    "kept_endpoints",
+    "load_endpoints",
+    "make_endpoint",
+    "make_worker",
+    "parse_headers",
+    "worker_id_of",
+    "yaml_problem",
+]
