@@ -12,6 +12,7 @@ from marshmallow import ValidationError
 
 from ownpod.configuration import (
     AddedWorkerSchema,
+    check_balanced_worker,
     check_unique,
     endpoint_entry,
     make_endpoint,
@@ -249,9 +250,9 @@ class Registry:
             WorkerConflict: its id or URL is another worker's, or is defined in the configuration file.
         """
         self.refresh()
-        self.endpoint(endpoint_id)
+        endpoint = self.endpoint(endpoint_id)
         try:
-            spec = self._spec({**values, "endpoint": endpoint_id})
+            spec = self._spec({**values, "endpoint": endpoint_id}, endpoint)
         except ValidationError as error:
             raise _bad_request(error) from None
         if any(w.id == spec.id for e in self._configured.values() for w in e.workers):
@@ -286,11 +287,13 @@ class Registry:
         self.fleet.remove_worker(worker_id)
         self.refresh()
 
-    def _spec(self, values: dict[str, Any]) -> WorkerSpec:
-        values = dict(values)
-        endpoint_id = values.pop("endpoint")
-        loaded = AddedWorkerSchema().load(values)
-        return make_worker(endpoint_id, loaded, self._settings, configured=False)
+    def _spec(self, values: dict[str, Any], endpoint: Endpoint) -> WorkerSpec:
+        loaded = AddedWorkerSchema().load({k: v for k, v in values.items() if k != "endpoint"})
+        if endpoint.is_balanced:
+            check_balanced_worker(loaded)
+        return make_worker(
+            endpoint.id, loaded, self._settings, configured=False, balancing=endpoint.balancing
+        )
 
 
 def _defined(what: str, action: str) -> str:

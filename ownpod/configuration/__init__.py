@@ -3,6 +3,7 @@
 Imports the rules, the settings, and the modules below them. It uses neither Redis nor HTTP.
 """
 
+from ownpod.configuration.balancing import check_balanced_worker
 from ownpod.configuration.endpoints import (
     EXECUTION_TIMEOUT_MS,
     TTL_MS,
@@ -33,6 +34,7 @@ __all__ = [
     "AddedEndpointSchema",
     "AddedWorkerSchema",
     "WorkerSchema",
+    "check_balanced_worker",
     "check_unique",
     "endpoint_entry",
     "keep_endpoints",

@@ -4,7 +4,8 @@ from typing import Any
 
 from marshmallow import RAISE, ValidationError, fields, validate
 
-from ownpod.configuration.templates import ManagedSchema, managed_spec
+from ownpod.configuration.balancing import BalancingSchema, balancing_of
+from ownpod.configuration.templates import managed_spec
 from ownpod.rules import credentials
 from ownpod.rules.credentials import Credential
 from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS, Endpoint, WorkerSpec
@@ -27,7 +28,7 @@ class _ApiKey(fields.Field[Credential]):
             raise ValidationError(str(error)) from None
 
 
-class AddedEndpointSchema(ManagedSchema):
+class AddedEndpointSchema(BalancingSchema):
     """An endpoint that was added at run time. Its workers have entries of their own."""
 
     class Meta:
@@ -98,4 +99,5 @@ def endpoint_of(
         api_keys=tuple(values["api_keys"]),
         max_workers=values["max_workers"],
         managed=managed_spec(values),
+        balancing=balancing_of(values),
     )

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
+from ownpod.configuration.balancing import balancing_of
 from ownpod.configuration.endpoints import AddedEndpointSchema, endpoint_of
 from ownpod.configuration.workers import WorkerSchema, check_unique, make_worker
 from ownpod.errors import ConfigurationError
@@ -47,7 +48,7 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
     given = _read(settings)
     if settings.workers is not None:
         local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
-        local["workers"] = [{"url": u, "capacity": 1, "headers": {}} for u in settings.workers]
+        local["workers"] = [{"url": u, "headers": {}} for u in settings.workers]
     if not given:
         default = [{"url": url} for url in DEFAULT_WORKERS]
         given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
@@ -55,7 +56,10 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         endpoint_id: endpoint_of(
             endpoint_id,
             values,
-            tuple(make_worker(endpoint_id, w, settings) for w in values["workers"]),
+            tuple(
+                make_worker(endpoint_id, w, settings, balancing=balancing_of(values))
+                for w in values["workers"]
+            ),
         )
         for endpoint_id, values in given.items()
     }

@@ -3,15 +3,14 @@
 Names, limits and defaults are those of RunPod's REST API where RunPod has them.
 """
 
-import math
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
+from ownpod.configuration.fields import Parsed, choice, flag, number, whole
 from ownpod.configuration.hours import HoursField, MomentField, TimeZoneField, check_hours
 from ownpod.configuration.template_fields import (
     MOST_BYTES,
@@ -58,62 +57,7 @@ _IMAGE = re.compile(
 program reads it as an option."""
 
 
-class _Parsed(fields.Field[Any]):
-    """A field that a function parses. The error names what is allowed, and never the value, which may be a secret.
-
-    Args:
-        parse: returns the value, or raises ValueError or TypeError.
-        allowed: follows "must be" in the error.
-    """
-
-    def __init__(self, parse: Callable[[Any], Any], allowed: str, **options: Any) -> None:
-        self._parse = parse
-        self._problem = f"must be {allowed}"
-        super().__init__(error_messages={"null": self._problem}, **options)
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
-        try:
-            return self._parse(value)
-        except (ValueError, TypeError, OverflowError):
-            raise ValidationError(self._problem) from None
-
-
-def _whole(low: int, high: int, unit: str = "", **options: Any) -> _Parsed:
-    def parse(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError
-        if not low <= value <= high or value != int(value):
-            raise ValueError
-        return int(value)
-
-    return _Parsed(parse, f"a whole number{unit} from {low} to {high}", **options)
-
-
-def _number(low: float, high: float, **options: Any) -> _Parsed:
-    def parse(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError
-        if not math.isfinite(value) or not low <= value <= high:
-            raise ValueError
-        return float(value)
-
-    return _Parsed(parse, f"a number from {low:g} to {high:g}", **options)
-
-
-def _flag(**options: Any) -> _Parsed:
-    def parse(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
-
-    return _Parsed(parse, "true or false", **options)
-
-
-def _choice(kind: type[StrEnum], **options: Any) -> _Parsed:
-    return _Parsed(kind, f"one of {', '.join(kind)}", **options)
-
-
-def _size(low: int, **options: Any) -> _Parsed:
+def _size(low: int, **options: Any) -> Parsed:
     """A size in bytes, from ``low`` MiB on."""
 
     def parse(value: Any) -> int:
@@ -129,7 +73,7 @@ def _size(low: int, **options: Any) -> _Parsed:
             raise ValueError
         return int(value)
 
-    return _Parsed(
+    return Parsed(
         parse, f"a size such as 512m or 16g, or a number of bytes, at least {low}m", **options
     )
 
@@ -192,9 +136,9 @@ class LimitsSchema(_Keys):
     error_messages = _listing("memory", "cpus", "shm", "pids")
 
     memory = _size(6)
-    cpus = _number(0.01, 1024)
+    cpus = number(0.01, 1024)
     shm = _size(1)
-    pids = _whole(1, 4_194_304)
+    pids = whole(1, 4_194_304)
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Limits:
@@ -209,12 +153,12 @@ class LimitsSchema(_Keys):
 class GpuSchema(_Keys):
     error_messages = _listing("pools", "count")
 
-    pools = _Parsed(
+    pools = Parsed(
         _pools,
         "a list of pools, GPU names or GPU ids in order of preference, or one text with commas",
         load_default=(),
     )
-    count = _whole(1, 64, load_default=1)
+    count = whole(1, 64, load_default=1)
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> GpuNeed:
@@ -232,19 +176,19 @@ class TemplateSchema(_Keys):
         *("volumes", "registry"),
     )
 
-    image = _Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
-    command = _Parsed(_words, _COMMAND, load_default=())
-    entrypoint = _Parsed(_words, _COMMAND, load_default=())
+    image = Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
+    command = Parsed(_words, _COMMAND, load_default=())
+    entrypoint = Parsed(_words, _COMMAND, load_default=())
     env = EnvironmentField(load_default=dict)
     limits = _nested(LimitsSchema, load_default=Limits())
-    protocol = _choice(Protocol, load_default=Protocol.PULL)
-    init_timeout_s = _whole(*_INIT_S, " of seconds", data_key="initTimeout")
-    evictable = _flag(load_default=Sharing.evictable)
-    pinned = _flag(load_default=Sharing.pinned)
-    weight = _number(0.01, 1000, load_default=Sharing.weight)
-    residency_s = _number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
+    protocol = choice(Protocol)
+    init_timeout_s = whole(*_INIT_S, " of seconds", data_key="initTimeout")
+    evictable = flag(load_default=Sharing.evictable)
+    pinned = flag(load_default=Sharing.pinned)
+    weight = number(0.01, 1000, load_default=Sharing.weight)
+    residency_s = number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
     volumes = VolumesField(load_default=())
-    registry = _Parsed(
+    registry = Parsed(
         _registry, "the id of registry credentials, see `ownpod registries`", load_default=""
     )
 
@@ -261,7 +205,7 @@ class TemplateSchema(_Keys):
             command=values["command"],
             env=values["env"],
             limits=values["limits"],
-            protocol=values["protocol"],
+            protocol=values.get("protocol", Protocol.PULL),
             init_timeout_s=init_timeout_s,
             sharing=Sharing(
                 evictable=values["evictable"],
@@ -291,15 +235,15 @@ class ManagedSchema(Schema):
 
     template = _nested(TemplateSchema)
     gpu = _nested(GpuSchema)
-    workers_min = _whole(0, 10_000, data_key="workersMin")
-    workers_max = _whole(0, 10_000, data_key="workersMax")
-    idle_timeout_s = _whole(1, 3600, " of seconds", data_key="idleTimeout")
-    scaler = _choice(ScalerType, data_key="scalerType")
-    scaler_value = _number(1, 100_000, data_key="scalerValue")
+    workers_min = whole(0, 10_000, data_key="workersMin")
+    workers_max = whole(0, 10_000, data_key="workersMax")
+    idle_timeout_s = whole(1, 3600, " of seconds", data_key="idleTimeout")
+    scaler = choice(ScalerType, data_key="scalerType")
+    scaler_value = number(1, 100_000, data_key="scalerValue")
     hours = HoursField()
     timezone = TimeZoneField()
     expires_ms = MomentField(data_key="expires")
-    auto_rollback = _flag(data_key="autoRollback")
+    auto_rollback = flag(data_key="autoRollback")
 
     @validates_schema
     def _fit(self, values: dict[str, Any], **_: Any) -> None:

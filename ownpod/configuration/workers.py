@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from marshmallow import RAISE, Schema, fields, validate
 
 from ownpod.errors import ConfigurationError
-from ownpod.rules.endpoints import HOUSEKEEPING, WorkerSource, WorkerSpec
+from ownpod.rules.balancing import Balancing
+from ownpod.rules.endpoints import HOUSEKEEPING, WorkerKind, WorkerSource, WorkerSpec
 from ownpod.settings import Settings
 from ownpod.validation import (
     FRAMING_HEADERS,
@@ -57,7 +58,6 @@ class WorkerSchema(Schema):
     )
     capacity = WholeNumber(
         strict=True,
-        load_default=1,
         validate=validate.Range(1, 1000, error="must be a whole number from 1 to 1000"),
         error_messages={"invalid": "must be a whole number from 1 to 1000"},
     )
@@ -86,23 +86,29 @@ def worker_id_of(url: str) -> str:
 
 
 def make_worker(
-    endpoint_id: str, values: dict[str, Any], settings: Settings, *, configured: bool = True
+    endpoint_id: str,
+    values: dict[str, Any],
+    settings: Settings,
+    *,
+    configured: bool = True,
+    balancing: Balancing | None = None,
 ) -> WorkerSpec:
-    """A worker from the values that :class:`WorkerSchema` has loaded.
+    """A worker from the values that :class:`WorkerSchema` has loaded; of a load-balanced endpoint, with its ``balancing``.
 
     Only workers of the configuration get ``OWNPOD_WORKER_HEADERS``, because these may be secrets, and the URL of
     an added worker is chosen by a caller.
     """
-    common = settings.worker_headers if configured else {}
+    common = settings.worker_headers if configured and balancing is None else {}
     ca_bundle = values.get("ca_bundle", settings.worker_ca_bundle)
     return WorkerSpec(
         id=values.get("id") or worker_id_of(values["url"]),
         endpoint=endpoint_id,
         url=values["url"].rstrip("/"),
-        capacity=values["capacity"],
+        capacity=values.get("capacity") or (1 if balancing is None else balancing.capacity),
         headers={**common, **values["headers"]},
         verify_tls=values.get("verify_tls", settings.worker_verify_tls),
         ca_bundle=ca_bundle,
+        kind=WorkerKind.PUSH if balancing is None else WorkerKind.HTTP,
         source=WorkerSource.FILE if configured else WorkerSource.ADDED,
     )
 

@@ -1,6 +1,6 @@
 """Load-balanced endpoints (RunPod's type LB): clients' requests go through the front straight to a worker. Pure.
 
-The defaults are RunPod's. The front is HAProxy; these values say what it should have, and what it says it has.
+The defaults are RunPod's. The front is HAProxy: these values are what it should have, and what was read from it.
 """
 
 from collections.abc import Collection, Mapping

@@ -14,6 +14,7 @@ from typing import Any
 
 from marshmallow import ValidationError
 
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.endpoints import (
     HOUSEKEEPING,
     Endpoint,
@@ -116,7 +117,7 @@ def merge(
     configured: Mapping[str, Endpoint],
     entries: Entries,
     make_endpoint: Callable[[str, dict[str, Any]], Endpoint],
-    make_worker: Callable[[dict[str, Any]], WorkerSpec],
+    make_worker: Callable[[dict[str, Any], Endpoint], WorkerSpec],
 ) -> Merged:
     """All endpoints with all their workers, and the entries that cannot be used.
 
@@ -124,7 +125,7 @@ def merge(
         configured: the endpoints of the configuration file, which wins over an entry with the same id.
         entries: the entries in Redis.
         make_endpoint: makes an endpoint of its id and its entry. It may raise ValidationError.
-        make_worker: makes a worker of an added entry. It may raise ValidationError.
+        make_worker: makes a worker of an added entry, and of its endpoint. It may raise ValidationError.
     """
     known, endpoints_left_out = _endpoints(configured, entries.endpoints, make_endpoint)
     taken = {name for e in known.values() for w in e.workers for name in (w.id, w.url)}
@@ -140,11 +141,12 @@ def merge(
         try:
             values = _worker_values(worker_id, text, known)
             if kind == "added":
-                spec = _added(worker_id, values, make_worker)
+                spec = _added(worker_id, values, known[values["endpoint"]], make_worker)
             elif kind == "pulling":
                 spec = _pulling(worker_id, values)
             else:
                 spec = _managed(worker_id, values, entries.pulling.get(worker_id))
+                spec = _balanced(spec, known[spec.endpoint].balancing)
                 if spec.kind is not WorkerKind.PULL and not spec.url:
                     continue
             _check_free(spec, taken)
@@ -220,10 +222,13 @@ def _worker_values(worker_id: str, text: str, known: Mapping[str, Endpoint]) -> 
 
 
 def _added(
-    worker_id: str, values: dict[str, Any], make: Callable[[dict[str, Any]], WorkerSpec]
+    worker_id: str,
+    values: dict[str, Any],
+    endpoint: Endpoint,
+    make: Callable[[dict[str, Any], Endpoint], WorkerSpec],
 ) -> WorkerSpec:
     try:
-        spec = make(values)
+        spec = make(values, endpoint)
     except ValidationError as error:
         reason = ": ".join(first_problem(error.normalized_messages()))
         raise _Unusable(reason, values["endpoint"]) from None
@@ -272,6 +277,13 @@ def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> Worke
     except ValidationError as error:
         raise _Unusable(f"url: {error.messages[0]}", endpoint) from None
     return replace(spec, kind=WorkerKind(values["kind"]), url=str(url).rstrip("/"))
+
+
+def _balanced(spec: WorkerSpec, balancing: Balancing | None) -> WorkerSpec:
+    """A started worker with its endpoint's limit of requests. Raises: _Unusable, if it is one of the other type."""
+    if (spec.kind is WorkerKind.HTTP) != (balancing is not None):
+        raise _Unusable("it was started for another type of endpoint", spec.endpoint)
+    return spec if balancing is None else replace(spec, capacity=balancing.capacity)
 
 
 def _check_free(spec: WorkerSpec, taken: set[str]) -> None:

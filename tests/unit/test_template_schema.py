@@ -191,7 +191,7 @@ def test_a_pool_may_be_an_id_a_name_or_an_exclusion(pool):
         ("template.limits.cpus", 0, "template.limits.cpus: must be a number from 0.01 to 1024"),
         ("template.limits.pids", 0, "template.limits.pids: must be a whole number from 1"),
         ("template.limits.disk", 1, "template.limits.disk: is not a key here; the keys are mem"),
-        ("template.protocol", "http", "template.protocol: must be one of pull, push"),
+        ("template.protocol", "smtp", "template.protocol: must be one of pull, push, http"),
         ("template.initTimeout", 0, "template.initTimeout: must be a whole number of seconds"),
     ],
 )
