@@ -17,7 +17,7 @@ from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable
 from ownpod.front.reports import Reports
 from ownpod.registry import Registry
 from ownpod.rules.balancing import RouteReading
-from ownpod.rules.fronts import View, keys_of
+from ownpod.rules.fronts import View, keys_of, pauses_of
 from ownpod.rules.homes import Front, home_of, is_limited
 from ownpod.rules.probing import Verdict
 from ownpod.settings import Settings
@@ -251,6 +251,7 @@ class Exchange:
             view,
             secret=beat.secret,
             paused={name: why for name, why in beat.paused.items() if name in workers},
+            paused_endpoints=pauses_of(balanced.values(), beat.now_ms),
             fronts=beat.fronts,
             **self._elsewhere(view, beat.fronts, others),
         )

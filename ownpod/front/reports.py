@@ -1,4 +1,7 @@
-"""What the front reports of workers: their states, why one is not ready, and that a managed one has become ready."""
+"""What the front reports of workers: their states, with the reason of one that is not ready, and that a managed one has become ready.
+
+The agent of a managed worker that starts copies the reason into its record.
+"""
 
 import logging
 import socket
@@ -12,7 +15,6 @@ from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.fleet import WorkerStatus
 from ownpod.rules.fronts import View, status_of, summed
 from ownpod.rules.homes import Front, publisher_of
-from ownpod.rules.managed import Phase
 from ownpod.rules.probing import UNASKED, Verdict
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Beat
@@ -63,7 +65,6 @@ class Reports:
         self._clock = clock
         self._known = dict[str, _Known]()
         self._ready = set[str]()
-        self._reasons = dict[str, str]()
 
     def turn(
         self,
@@ -88,8 +89,8 @@ class Reports:
             for worker in endpoint.workers:
                 workers[worker.id] = worker
                 verdict = verdicts.get(worker.id, UNASKED)
-                if worker.is_managed:
-                    self._start(worker, verdict, mine=mine)
+                if worker.is_managed and verdict.ready:
+                    self._began(worker.id)
                 if mine:
                     # A worker that no front has gets no requests.
                     reading = servers.get(worker.id, ServerReading(draining=True))
@@ -99,27 +100,16 @@ class Reports:
         for gone in self._known.keys() - workers.keys():
             del self._known[gone]
         self._ready &= workers.keys()
-        for name in self._reasons.keys() - workers.keys():
-            del self._reasons[name]
 
-    def _start(self, worker: WorkerSpec, verdict: Verdict, *, mine: bool) -> None:
-        """Reports how a managed worker starts."""
-        try:
-            if verdict.ready and worker.id not in self._ready:
-                self._managed.ready(worker.id)
-                self._ready.add(worker.id)
-            elif mine and not verdict.ready and verdict != UNASKED:
-                self._progress(worker.id, verdict.reason)
-        except WorkerRecordBroken as error:
-            log.debug("the start of worker %s is not reported: %s", worker.id, error)
-
-    def _progress(self, worker_id: str, reason: str) -> None:
-        if self._reasons.get(worker_id) == reason:
+    def _began(self, worker_id: str) -> None:
+        """Reports the first 200 of a managed worker."""
+        if worker_id in self._ready:
             return
-        record = self._managed.get(worker_id)
-        if record is not None and record.host and record.phase is Phase.STARTING:
-            self._managed.progress(worker_id, record.host, reason)
-        self._reasons[worker_id] = reason
+        try:
+            self._managed.ready(worker_id)
+        except WorkerRecordBroken as error:
+            log.debug("worker %s is ready, which cannot be recorded: %s", worker_id, error)
+        self._ready.add(worker_id)
 
     def _publish(
         self, worker: WorkerSpec, view: View, verdict: Verdict, reading: ServerReading

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from ownpod.errors import EndpointPaused
 from ownpod.rules.balancing import (
-    Balancing,
     FrontState,
     Route,
     RouteReading,
@@ -31,6 +31,7 @@ class View:
         queues: ids of the other endpoints.
         keys: see :class:`ownpod.rules.balancing.FrontState`.
         paused: why a worker gets no more requests, by its id.
+        paused_endpoints: why an endpoint takes no requests, by its id.
         fronts: the fronts that live.
         elsewhere: requests that are open at a worker through other fronts which send them there themselves.
         claimed: endpoints that another front, which is not their home, still sends to their workers itself.
@@ -44,6 +45,7 @@ class View:
     origins: tuple[str, ...] = ()
     secret: str = field(default="", repr=False)
     paused: Mapping[str, str] = field(default_factory=dict)
+    paused_endpoints: Mapping[str, str] = field(default_factory=dict)
     fronts: tuple[Front, ...] = ()
     elsewhere: Mapping[str, int] = field(default_factory=dict)
     claimed: frozenset[str] = frozenset()
@@ -69,7 +71,13 @@ def keys_of(
     return found
 
 
-def server_of(worker: WorkerSpec, balancing: Balancing, *, draining: bool = False) -> Server | None:
+def pauses_of(endpoints: Iterable[Endpoint], now_ms: int) -> dict[str, str]:
+    """Why endpoints take no requests at a moment, in ms since the epoch, in the words of a paused queue."""
+    found = {endpoint.id: endpoint.pause_at(now_ms) for endpoint in endpoints}
+    return {i: EndpointPaused(pause.detail).message for i, pause in found.items() if pause}
+
+
+def server_of(worker: WorkerSpec, *, draining: bool = False) -> Server | None:
     """A worker as the front should have it; None: its URL cannot be used."""
     try:
         parts = urlsplit(worker.url)
@@ -80,8 +88,6 @@ def server_of(worker: WorkerSpec, balancing: Balancing, *, draining: bool = Fals
     if not parts.hostname:
         return None
     port = port or (443 if tls else 80)
-    # An engine that gives a port of its own to each worker gives the same one to its health check.
-    own_port = worker.is_managed and port != balancing.port
     return Server(
         id=worker.id,
         host=parts.hostname,
@@ -91,7 +97,7 @@ def server_of(worker: WorkerSpec, balancing: Balancing, *, draining: bool = Fals
         tls=tls,
         verifies=worker.verify_tls,
         ca_bundle=worker.ca_bundle,
-        health_port=None if own_port or balancing.health_port == port else balancing.health_port,
+        health_port=None if worker.health_port == port else worker.health_port,
     )
 
 
@@ -107,7 +113,7 @@ def targets(view: View, me: Front) -> dict[str, Target]:
         if endpoint.balancing is None or home_of(endpoint, me, view.fronts).id != me.id:
             continue
         for worker in endpoint.workers:
-            server = server_of(worker, endpoint.balancing)
+            server = server_of(worker)
             # The limit and the drain are no part of the check, so that their change does not begin it again.
             if server is not None:
                 found[worker.id] = target_of(
@@ -127,8 +133,9 @@ def state_of(view: View, me: Front, verdicts: Mapping[str, Verdict]) -> FrontSta
     routes = {}
     for endpoint in view.endpoints.values():
         if endpoint.balancing is not None:
-            servers = tuple(_servers(endpoint, endpoint.balancing, view, me, verdicts))
-            routes[endpoint.id] = Route(endpoint.id, endpoint.balancing, servers)
+            servers = tuple(_servers(endpoint, view, me, verdicts))
+            paused = view.paused_endpoints.get(endpoint.id, "")
+            routes[endpoint.id] = Route(endpoint.id, endpoint.balancing, servers, paused)
     return FrontState(
         routes=routes,
         queues=view.queues,
@@ -141,7 +148,6 @@ def state_of(view: View, me: Front, verdicts: Mapping[str, Verdict]) -> FrontSta
 
 def _servers(
     endpoint: Endpoint,
-    balancing: Balancing,
     view: View,
     me: Front,
     verdicts: Mapping[str, Verdict],
@@ -155,7 +161,7 @@ def _servers(
         # The home before this one has not passed the endpoint on yet: its requests wait for a moment.
         return
     for worker in endpoint.workers:
-        server = server_of(worker, balancing, draining=drains(worker, view.paused))
+        server = server_of(worker, draining=drains(worker, view.paused))
         if server is None or not verdicts.get(worker.id, UNASKED).ready:
             continue
         open_elsewhere = view.elsewhere.get(worker.id, 0)

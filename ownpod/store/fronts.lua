@@ -36,7 +36,7 @@ local function drop_dead()
   end
 end
 
--- front id, address, a new secret, readings ('': as before) -> the secret, whether the readings are there (0|1), the paused
+-- front id, address, a new secret, readings ('': as before) -> now in ms, the secret, whether the readings are there (0|1), the paused
 -- workers with the reasons, the fronts that live
 function commands.beat()
   redis.call('HSET', FRONTS, ARGV[2], now .. ' ' .. ARGV[3])
@@ -46,7 +46,7 @@ function commands.beat()
   drop_dead()
   redis.call('SET', SECRET, ARGV[4], 'NX')
   return {
-    redis.call('GET', SECRET), redis.call('HEXISTS', READINGS, ARGV[2]),
+    now, redis.call('GET', SECRET), redis.call('HEXISTS', READINGS, ARGV[2]),
     redis.call('HGETALL', PAUSED), living()
   }
 end

@@ -35,6 +35,7 @@ class Beat:
     """The answer to a front's heartbeat.
 
     Attributes:
+        now_ms: Redis's clock, in ms since the epoch.
         secret: with it, fronts pass requests on to each other.
         reported: Redis has readings of this front.
         paused: why a worker gets no more requests, by the ids of all paused workers.
@@ -42,6 +43,7 @@ class Beat:
         readings: what each of them last read, by its id.
     """
 
+    now_ms: int
     secret: str
     reported: bool
     paused: Mapping[str, str]
@@ -71,12 +73,12 @@ class Fronts:
     def beat(self, front: Front, readings: Readings | None = None) -> Beat:
         """Reports that a front lives, with what it read; None: as it last reported. One round trip."""
         text = "" if readings is None else dumped(readings)
-        secret, reported, paused, living = self._script(
+        now_ms, secret, reported, paused, living = self._script(
             "beat", front.id, front.address or "", self._new_secret, text
         )
         fronts, found = _living(living)
         reasons = dict(zip(paused[::2], paused[1::2], strict=True))
-        return Beat(str(secret), bool(reported), reasons, fronts, found)
+        return Beat(int(now_ms), str(secret), bool(reported), reasons, fronts, found)
 
     @broken_fronts
     @redis_errors

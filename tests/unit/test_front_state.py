@@ -14,6 +14,7 @@ from ownpod.rules.fronts import (
     Totals,
     View,
     keys_of,
+    pauses_of,
     reported,
     server_of,
     state_of,
@@ -23,6 +24,7 @@ from ownpod.rules.fronts import (
 )
 from ownpod.rules.homes import Front
 from ownpod.rules.probing import HEALTHY, UNASKED, Verdict
+from ownpod.rules.templates import ManagedSpec, Scaling, Template
 from ownpod.store.fronts import dumped, loaded
 
 PLAIN, UNUSED = Balancing(), ServerReading()
@@ -61,7 +63,7 @@ def test_a_worker_is_a_server_once_it_was_healthy():
     ],
 )
 def test_a_server_is_made_of_the_workers_url(url, host, port, tls):
-    found = server_of(worker(url=url), Balancing())
+    found = server_of(worker(url=url))
     assert (found.host, found.port, found.tls) == (host, port, tls)
 
 
@@ -71,16 +73,20 @@ def test_a_worker_whose_url_cannot_be_used_is_left_out_and_stops_no_other():
     assert set(targets(seen, ME)) == {"b"}
 
 
-def test_the_health_check_has_the_endpoints_port_and_path():
-    balancing = Balancing(port=8000, health_port=9000, health_path="/healthz")
-    target = targets(view(endpoint(worker(), balancing=balancing)), ME)["w"]
-    assert (target.port, target.server.port, target.path) == (9000, 8000, "/healthz")
+def test_the_health_check_has_the_workers_port_and_the_endpoints_path():
+    balancing = Balancing(health_path="/healthz")
+    found = targets(view(endpoint(worker(health_port=9000), balancing=balancing)), ME)["w"]
+    assert (found.port, found.server.port, found.path) == (9000, 8000, "/healthz")
+    assert targets(view(endpoint(worker(health_port=8000))), ME)["w"].server.health_port is None
 
 
-def test_the_health_check_of_a_worker_with_a_port_of_its_own_is_on_that_port():
-    balancing = Balancing(port=8000, health_port=9000)
-    managed = worker(url="http://127.0.0.1:45678", source=WorkerSource.MANAGED)
-    assert targets(view(endpoint(managed, balancing=balancing)), ME)["w"].port == 45678
+def test_a_paused_endpoint_has_the_words_of_a_paused_queue():
+    spec = ManagedSpec(Template(image="i:1"), Scaling(workers_max=0))
+    endpoints = [replace(endpoint(), managed=spec), endpoint(name="other")]
+    found = pauses_of(endpoints, 0)
+    assert list(found) == ["ep"]
+    assert found["ep"].startswith("Endpoint is paused (max_workers=0).")
+    assert state_of(view(*endpoints, paused_endpoints=found), ME, {}).routes["ep"].paused
 
 
 @pytest.mark.parametrize(
