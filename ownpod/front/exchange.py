@@ -13,7 +13,7 @@ from typing import Any
 
 from ownpod import settings as all_settings
 from ownpod.configuration import keep_endpoints
-from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable
+from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.front.reports import Reports
 from ownpod.registry import Registry
 from ownpod.rules.balancing import RouteReading
@@ -80,7 +80,7 @@ class Exchange:
         self.view: View | None = None
         """What was last read; None: nothing yet."""
         self._beat: Beat | None = None
-        self._beat_at = -TTL_S
+        self._beat_at = self._refreshed_at = -TTL_S
         self._trust_at = 0.0
         self._claims = dict[str, float]()
         self._readings: Mapping[str, RouteReading] = {}
@@ -170,10 +170,17 @@ class Exchange:
             self._reloading = False
             self._reload()
         try:
-            # Reads now, because the registry's own reads are up to a second apart.
-            self._registry.newer()
+            if self._waiting or self._clock() - self._refreshed_at > BEAT_S - BUSY_S:
+                # Now, because the registry's own reads are up to a second apart.
+                self._registry.newer()
+                self._refreshed_at = self._clock()
             readings = self._readings
-            beat = self._send(readings)
+            try:
+                beat = self._send(readings)
+            except WorkerRecordBroken:
+                # Endpoints and keys are known without the other fronts.
+                self._update(self._read(self._beat))
+                raise
             self._see(beat)
             if self._waiting and self._notices():
                 self._managed.notice("request")
@@ -267,7 +274,7 @@ class Exchange:
         for name, endpoint in view.endpoints.items():
             if not is_limited(endpoint) or home_of(endpoint, self._me, fronts).id != self._me.id:
                 continue
-            if not self._me.address:
+            if self._me.place is None:
                 # No front can be reached, so that each sends requests to the workers itself.
                 continue
             for readings in others.values():
