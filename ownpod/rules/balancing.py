@@ -90,6 +90,8 @@ class Route:
     endpoint: str
     balancing: Balancing = Balancing()
     servers: tuple[Server, ...] = ()
+    paused: str = ""
+    """Why it takes no requests now, in words: each is answered at once. "": it takes them."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class ServerReading:
         total: requests that it has got since the front's start.
         up: the front sends it requests.
         problem: what the front's last check found; "" if that was well.
+        draining: the front was to drain it when it was read.
     """
 
     open: int = 0
@@ -130,6 +133,7 @@ class ServerReading:
     total: int = 0
     up: bool = True
     problem: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,12 +145,14 @@ class RouteReading:
         servers: its workers, by id.
         wishes: ids of workers that are not there, for which a request with ``strict-resume`` waits.
         total: requests since the front's start.
+        passes: the front passes the requests on to another one, which is the endpoint's home.
     """
 
     open: int = 0
     servers: Mapping[str, ServerReading] = field(default_factory=dict)
     wishes: tuple[str, ...] = ()
     total: int = 0
+    passes: bool = False
 
     @property
     def running(self) -> int:
