@@ -84,17 +84,26 @@ class Balancer:
         """A file descriptor that is readable when HAProxy has ended; it is another one after a restart. -1: none."""
         return self._program.fd
 
-    def start(self) -> None:
-        """Starts HAProxy, or adopts the one that runs here with the same configuration. Raises: StartError.
+    def start(self) -> bool:
+        """Starts HAProxy, or adopts the one that runs here with the same configuration. Returns whether it was adopted.
 
         A state that was applied before is in HAProxy before its first request.
+
+        Raises:
+            StartError: it does not start, for example because a port is in use.
         """
-        if self._program.adopt(self._text):
-            self._started = time.monotonic()
-            if self._state is not None:
-                self.apply(self._state)
-            return
-        self._launch()
+        if not self._program.adopt(self._text):
+            self._launch()
+            return False
+        self._started = time.monotonic()
+        try:
+            (routes,) = self._runtime.ask(f"show map {Maps.ROUTES}")
+            self._chosen = parse_map(routes)
+        except RuntimeUnavailable as error:
+            log.warning("HAProxy does not answer: %s", error)
+        if self._state is not None:
+            self.apply(self._state)
+        return True
 
     def apply(self, state: FrontState) -> None:
         """Has HAProxy match a state: the differences to what it has are sent. Repeating it costs nothing.
@@ -160,6 +169,13 @@ class Balancer:
         else:
             select.select([self._program.fd], [], [], timeout_s)
         return not self._program.alive()
+
+    def drain(self, limit_s: float) -> bool:
+        """Has HAProxy stop listening, and waits until its open requests have ended. Returns whether they have.
+
+        ``stop`` must be called next.
+        """
+        return self._program.drain(limit_s)
 
     def stop(self) -> None:
         """Ends HAProxy, with the requests that are open."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ownpod.front.frontend import public
 from ownpod.front.layout import (
-    API_RETRIES,
+    API_WAIT_S,
     BUFFER_BYTES,
     ENDPOINT_HEADER,
     FRONT_HEADER,
@@ -24,6 +24,7 @@ from ownpod.front.layout import (
     bind,
     digest,
     error,
+    is_address,
     problem,
 )
 
@@ -42,6 +43,11 @@ def render(layout: Layout, script: str = "") -> str:
 _DIGEST = "OWNPOD-DIGEST"
 
 
+def _own(status: int, title: str, detail: str) -> str:
+    """An error of HAProxy's own, in the shape of RunPod's edge and of OwnPod's API."""
+    return problem(status, title, detail, error=detail)
+
+
 def _global(layout: Layout) -> Iterator[str]:
     yield from (
         "global",
@@ -50,8 +56,6 @@ def _global(layout: Layout) -> Iterator[str]:
         f"  stats socket unix@{SOCKET} mode 600 level admin",
         # The edge keeps one connection for each of its commands only; HAProxy's default of 10 s cuts slow ones.
         "  stats timeout 30s",
-        # State changes of workers. Requests are not logged: frontends have no `log`.
-        "  log stdout format raw local0 notice",
         # A second HAProxy on the same port must fail, and not get a share of the connections.
         "  noreuseport",
         f"  tune.bufsize {BUFFER_BYTES}",
@@ -87,21 +91,24 @@ def _defaults() -> Iterator[str]:
         "  timeout client 1h",
         f"  timeout server {UNLIMITED_MS}",
         "  timeout tunnel 1d",
-        "  timeout http-request 30s",
+        "  timeout http-request 10s",
         "  timeout http-keep-alive 75s",
         "  timeout queue 120s",
-        error(400, problem(400, "Bad Request", "HTTP syntax error, or the header is too large")),
-        error(408, problem(408, "Request Timeout", "the header did not arrive in time")),
-        error(413, problem(413, "Payload Too Large", "the body is too large")),
-        error(500, problem(500, "Internal Server Error", "the front failed")),
-        error(502, problem(502, "Bad Gateway", "the connection ended before the response")),
-        error(504, problem(504, "Gateway Timeout", "no response in time")),
+        error(400, _own(400, "Bad Request", "HTTP syntax error, or the header is too large")),
+        error(408, _own(408, "Request Timeout", "the header did not arrive in time")),
+        error(413, _own(413, "Payload Too Large", "the body is too large")),
+        error(500, _own(500, "Internal Server Error", "the front failed")),
+        error(502, _own(502, "Bad Gateway", "the connection ended before the response")),
+        error(504, _own(504, "Gateway Timeout", "no response in time")),
         "defaults api from base",
-        f"  retries {API_RETRIES}",
+        # The pause before a retry is the time limit of the connection, at most a second.
+        "  timeout connect 300ms",
+        f"  retries {API_WAIT_S * 1000 // 300}",
         # Nothing was sent when it is repeated: a request is never executed twice.
         "  retry-on conn-failure",
-        f"  timeout queue {API_RETRIES}s",
-        error(503, problem(503, "Service Unavailable", "the API is not reachable"), 1),
+        # Shorter than the 4000 s of the API's server, so that HAProxy closes a connection first.
+        "  timeout server 1h",
+        error(503, _own(503, "Service Unavailable", "the API is not reachable"), 1),
         "defaults pool from base",
         *_POOL_DEFAULTS,
         *_RULES,
@@ -109,7 +116,6 @@ def _defaults() -> Iterator[str]:
 
 
 _POOL_DEFAULTS = (
-    "  log global",
     "  balance leastconn",
     "  option redispatch",
     "  retries 2",
@@ -166,4 +172,15 @@ def _metrics(layout: Layout) -> Iterator[str]:
 
 def _api(layout: Layout) -> Iterator[str]:
     yield "backend api from api"
-    yield f"  server api {bind(layout.api)} pool-purge-delay 1s"
+    host, port = layout.api
+    if host == "localhost":
+        host = "127.0.0.1"
+    # A container that was started again has another address.
+    names = "" if is_address(host) else " resolvers host init-addr last,libc,none"
+    yield f"  server api {bind((host, port))}{names}"
+    if names:
+        yield from ("resolvers host", "  parse-resolv-conf", "  hold valid 5s")
+        # A name of /etc/hosts only, or a name server that fails, must not remove the last address.
+        yield from (
+            f"  hold {case} 20d" for case in ("nx", "obsolete", "other", "refused", "timeout")
+        )

@@ -148,6 +148,13 @@ def _refusals() -> Iterator[str]:
         problem(404, "Not Found", "endpoint not found"),
         "balanced !{ var(txn.be) -m found }",
     )
+    yield f"  http-request set-var(txn.paused) var(txn.ep),map_str({Maps.PAUSED}) if {{ var(txn.be) -m found }}"
+    yield refusal(
+        400,
+        '{"status":400,"title":"Bad Request","detail":"%[var(txn.paused)]"}',
+        "{ var(txn.paused) -m found }",
+        form="lf-string",
+    )
     # Two fronts may disagree for a second which of them is the home; a request must not circle between them.
     yield refusal(
         503,

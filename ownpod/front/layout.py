@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,8 +27,8 @@ BUFFER_BYTES, REWRITE_BYTES, HEADERS = 81_920, 8_192, 256
 UNLIMITED_MS = 1_728_000_000
 """20 days, for requests without a processing limit. HAProxy's largest time is 24 days."""
 
-API_RETRIES = 60
-"""Seconds for which a request waits for an API that is not reachable: HAProxy repeats each second."""
+API_WAIT_S = 60
+"""Seconds for which a request waits for an API that is not reachable."""
 
 HOLD_CLASSES_S = (10, 30, 60, 120, 300, 600, 1800, 3600)
 """HAProxy 2.8 has one time limit of the queue for each backend, so the backends of the pool differ in it."""
@@ -66,6 +67,8 @@ class Maps(StrEnum):
     """Host names of this installation, in lower case."""
     ORIGINS = "maps/origins.map"
     """Origins whose pages may call while no key is needed, in lower case."""
+    PAUSED = "maps/paused.map"
+    """Why an endpoint takes no requests now, as the inside of a JSON string."""
     PATTERNS = "maps/patterns.map"
     """Regular expressions of such origins."""
 
@@ -119,22 +122,34 @@ JSON, PROBLEM = "application/json", "application/problem+json"
 
 def problem(status: int, title: str, detail: str, **more: str) -> str:
     """A body in the shape of RunPod's edge."""
-    return json.dumps(
-        {"status": status, "title": title, "detail": detail, **more}, separators=(",", ":")
-    )
+    body = {"status": status, "title": title, "detail": detail, **more}
+    return json.dumps(body, separators=(",", ":"))
 
 
 def refusal(
-    status: int, body: str, condition: str, *, kind: str = PROBLEM, retry_s: int | None = None
+    status: int,
+    body: str,
+    condition: str,
+    *,
+    kind: str = PROBLEM,
+    retry_s: int | None = None,
+    form: str = "string",
 ) -> str:
+    """A rule that answers a request."""
     retry = "" if retry_s is None else f" hdr Retry-After {retry_s}"
     return (
-        f"  http-request return status {status} content-type {kind} string '{body}' hdr Cache-Control no-store{retry}"
+        f"  http-request return status {status} content-type {kind} {form} '{body}' hdr Cache-Control no-store{retry}"
         f" if {condition}"
     )
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address."""
+    return ":" in host or re.fullmatch(r"[0-9.]+", host) is not None
+
+
 def error(status: int, body: str, retry_s: int | None = None, form: str = "string") -> str:
+    """The response to an error of HAProxy's own."""
     retry = "" if retry_s is None else f" hdr Retry-After {retry_s}"
     return f"  http-error status {status} content-type {PROBLEM} {form} '{body}' hdr Cache-Control no-store{retry}"
 

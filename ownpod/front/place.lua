@@ -72,6 +72,19 @@ local function pause()
   core.msleep(interval_ms)
 end
 
+-- Notifies the edge that a request is held, at most 50 times a second. If it fails the edge notices at its next poll.
+local announced = 0
+local function announce()
+  local time = now()
+  if time - announced > 0.02 then
+    announced = time
+    local socket = core.tcp()
+    socket:settimeout(1)
+    socket:connect("unix@edge.sock")
+    socket:close()
+  end
+end
+
 -- False, and answered, if the endpoint was removed or moved: its backend may belong to another endpoint soon.
 local function still_routed(txn, ep, be)
   if routes:lookup(ep) == be then
@@ -86,6 +99,10 @@ end
 -- when the rest of its time fits there.
 local function strict(txn, ep, be, id, resumes, hold_s)
   local deadline = now() + math.max(STRICT_S, hold_s)
+  local known = server(be, id)
+  if resumes and known == nil then
+    announce()
+  end
   while still_routed(txn, ep, be) do
     local state, free = server(be, id)
     if state == "up" or state == "draining" then
@@ -121,6 +138,9 @@ core.register_action("place", { "http-req" }, function(txn)
     end
   end
   local deadline = now() + hold_s
+  if (tonumber(txn.f:nbsrv(be)) or 0) == 0 then
+    announce()
+  end
   while (tonumber(txn.f:nbsrv(be)) or 0) == 0 do
     if now() >= deadline then
       return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker")

@@ -1,5 +1,6 @@
 """What HAProxy should have for a state of the front: entries of maps, and the commands for servers. Pure."""
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from ownpod.front.layout import (
     UNLIMITED_MS,
     Maps,
     backends,
+    is_address,
 )
 from ownpod.front.runtime import number, word
 from ownpod.rules.balancing import FrontState, Route, Server
@@ -24,6 +26,9 @@ CHECK = "check inter 2s fastinter 500ms downinter 1s fall 3 rise 1 observe layer
 POOL = "pool-purge-delay 1s"
 """Idle connections to a worker are closed within 2 s, before its server closes them (uvicorn: after 5 s): a request on
 a connection that closes at that moment would fail."""
+
+PAUSED_LENGTH = 500
+"""Characters of a reason that clients get."""
 
 MAINT, DRAIN = 0x01 | 0x02 | 0x04 | 0x20, 0x08 | 0x10
 """Bits of ``srv_admin_state``: the server gets no requests; it gets pinned requests only."""
@@ -113,6 +118,8 @@ def maps_of(
         maps[Maps.HEALTH][backend] = ALIVE_PATH if is_remote else limits.health_path
         if limits.passes_authorization:
             maps[Maps.PASSING][endpoint] = "1"
+        if route.paused:
+            maps[Maps.PAUSED][endpoint] = json.dumps(route.paused)[1:-1][:PAUSED_LENGTH]
         if is_remote:
             maps[Maps.REMOTE][endpoint] = "1"
     _access(state, maps)
@@ -166,7 +173,7 @@ def adding(backend: str, server: Server, address: str, authorities: str) -> list
         words.append(f"maxconn {server.capacity}")
     if server.tls:
         words += ["ssl", "check-ssl"]
-        if not _is_address(server.host):
+        if not is_address(server.host):
             words += [f"sni str({word(server.host)})", f"check-sni {word(server.host)}"]
         if server.verifies:
             words.append(f"verify required ca-file {word(server.ca_bundle or authorities)}")
@@ -201,10 +208,6 @@ def changing(actual: ActualServer, server: Server, address: str) -> list[str]:
 def socket_address(address: str, port: int) -> str:
     """An address and a port in a command."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _is_address(host: str) -> bool:
-    return ":" in host or re.fullmatch(r"[0-9.]+", host) is not None
 
 
 def servers_of(

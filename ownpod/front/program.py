@@ -26,8 +26,6 @@ END_S = 3.0
 """Seconds between SIGTERM and SIGKILL."""
 
 PID_FILE = "haproxy.pid"
-PROBLEMS = "haproxy.log"
-"""The file with what HAProxy wrote on stderr since its last start."""
 
 RESERVED, LARGEST = 400, 100_000
 """File descriptors for listeners, health checks and the runtime socket; and the largest number of connections."""
@@ -88,46 +86,59 @@ class Program:
         """Starts HAProxy with these entries in its maps. Raises: StartError."""
         directory = self.directory
         write_files(directory, text, maps)
-        with (directory / PROBLEMS).open("wb") as problems:
-            self._child = subprocess.Popen(
-                [self._binary, "-db", "-f", FILE],
-                cwd=directory,
-                # Settings, and with them keys, are not HAProxy's concern.
-                env={"PATH": os.defpath},
-                stdin=subprocess.DEVNULL,
-                stderr=problems,
-                # Ctrl+C of the terminal ends the edge, which ends HAProxy after it.
-                process_group=0,
-                umask=0o077,
-            )
+        self._child = subprocess.Popen(
+            [self._binary, "-db", "-f", FILE],
+            cwd=directory,
+            # Settings, and with them keys, are not HAProxy's concern.
+            env={"PATH": os.defpath},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # Ctrl+C of the terminal ends the edge, which ends HAProxy after it.
+            process_group=0,
+            umask=0o077,
+        )
+        assert self._child.stderr is not None  # noqa: S101 - for the type checker
         self._watch(self._child.pid)
         (directory / PID_FILE).write_text(f"{self._child.pid}\n")
-        deadline = time.monotonic() + START_S
-        while self._description() != digest_of(text):
-            code = self._child.poll()
-            if code is not None or time.monotonic() > deadline:
-                reason = "did not start in time" if code is None else describe_exit(code)
-                self.end()
-                raise StartError(f"HAProxy {reason}: {self._last_problem()}")
-            time.sleep(0.003)
+        # The pipe is closed after the start: HAProxy writes a line at each change of a worker, which the edge reports already.
+        with self._child.stderr as problems:
+            os.set_blocking(problems.fileno(), False)
+            deadline = time.monotonic() + START_S
+            while self._description() != digest_of(text):
+                code = self._child.poll()
+                if code is not None or time.monotonic() > deadline:
+                    reason = "did not start in time" if code is None else describe_exit(code)
+                    self.end()
+                    raise StartError(f"HAProxy {reason}: {_last_problem(problems.read() or b'')}")
+                time.sleep(0.003)
+
+    def drain(self, limit_s: float) -> bool:
+        """Ends the process when its requests have ended: it stops listening at once. Returns whether it ended in time."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGUSR1)
+        return self._await_end(limit_s)
 
     def end(self) -> None:
         """Ends the process with its connections."""
-        if self._pid and self.alive():
-            for signum in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pid, signum)
-                deadline = time.monotonic() + END_S
-                while self.alive() and time.monotonic() < deadline:
-                    if self._fd >= 0:
-                        select.select([self._fd], [], [], 0.2)
-                    else:
-                        time.sleep(0.02)
-                if not self.alive():
-                    break
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            if not self.alive():
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signum)
+            self._await_end(END_S)
         if self._child is not None:
             self._child.poll()
         self.forget()
+
+    def _await_end(self, limit_s: float) -> bool:
+        deadline = time.monotonic() + limit_s
+        while self.alive() and time.monotonic() < deadline:
+            if self._fd >= 0:
+                select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
+            else:
+                time.sleep(0.02)
+        return not self.alive()
 
     def forget(self) -> None:
         """Leaves the process to the next edge, or a dead one to nobody's."""
@@ -166,13 +177,11 @@ class Program:
             return pid
         return None
 
-    def _last_problem(self) -> str:
-        try:
-            text = (self.directory / PROBLEMS).read_text(errors="replace")
-        except OSError:
-            return ""
-        lines = [line for line in text.splitlines() if "[ALERT]" in line]
-        return " ".join((lines or text.splitlines()[-1:] or [""])[0].split())[:400]
+
+def _last_problem(output: bytes) -> str:
+    lines = output.decode(errors="replace").splitlines()
+    alerts = [line for line in lines if "[ALERT]" in line]
+    return " ".join(" ".join((alerts or lines[-1:] or [""])[0].split())[:400].split())
 
 
 def script() -> str:
