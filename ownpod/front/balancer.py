@@ -245,15 +245,24 @@ class Balancer:
             server = wanted.get(key)
             if server is None or known.traits != plan.traits(server):
                 leaving.append(known)
-        gone = self._remove(leaving)
+
+        def adding(key: tuple[str, str]) -> list[str]:
+            server = wanted[key]
+            return plan.adding(key[0], server, addresses[server.host], certifi.where())
+
+        # New servers first: requests that wait at one that leaves would be answered 503 at once if no other were there.
         commands = []
         for key, server in wanted.items():
             known_server = actual.servers.get(key)
-            if known_server is None or known_server in gone:
-                commands += plan.adding(key[0], server, addresses[server.host], certifi.where())
+            if known_server is None:
+                commands += adding(key)
             elif known_server not in leaving:
                 commands += plan.changing(known_server, server, addresses[server.host])
         failed = self._runtime.run(commands, *FINE)
+        gone = self._remove(leaving)
+        # Those with other traits, which HAProxy can change of a new server only.
+        again = [key for key in wanted if actual.servers.get(key) in gone]
+        failed += self._runtime.run((command for key in again for command in adding(key)), *FINE)
         return bool(failed) or len(gone) < len(leaving)
 
     def _remove(self, leaving: list[plan.ActualServer]) -> list[plan.ActualServer]:

@@ -38,6 +38,9 @@ _PATTERN_SIGNS = frozenset("*\\]?$^[]()")
 
 _SAFE = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
+MANY = 1_000_000
+"""Requests at a time of a server without a limit."""
+
 
 @dataclass(frozen=True)
 class ActualServer:
@@ -169,8 +172,7 @@ def adding(backend: str, server: Server, address: str, authorities: str) -> list
     words = [f"add server {path} {socket_address(address, server.port)}", CHECK, POOL]
     if server.health_port is not None:
         words.append(f"port {server.health_port}")
-    if server.capacity:
-        words.append(f"maxconn {server.capacity}")
+    words.append(f"maxconn {_limit(server)}")
     if server.tls:
         words += ["ssl", "check-ssl"]
         if not is_address(server.host):
@@ -196,13 +198,18 @@ def changing(actual: ActualServer, server: Server, address: str) -> list[str]:
     commands = []
     if (actual.address, actual.port) != (address, server.port):
         commands.append(f"set server {actual.path} addr {address} port {server.port}")
-    if actual.capacity != server.capacity:
-        commands.append(f"set maxconn server {actual.path} {server.capacity}")
+    if actual.capacity != _limit(server):
+        commands.append(f"set maxconn server {actual.path} {_limit(server)}")
     is_off, is_draining = bool(actual.admin & MAINT), bool(actual.admin & DRAIN)
     if is_off or is_draining != server.draining:
         state = "drain" if server.draining else "ready"
         commands.append(f"set server {actual.path} state {state}")
     return commands
+
+
+def _limit(server: Server) -> int:
+    """The ``maxconn`` of a server. One without it would get no request that waits already."""
+    return server.capacity or MANY
 
 
 def socket_address(address: str, port: int) -> str:
