@@ -27,6 +27,9 @@ POOL = "pool-purge-delay 1s"
 """Idle connections to a worker are closed within 2 s, before its server closes them (uvicorn: after 5 s): a request on
 a connection that closes at that moment would fail."""
 
+ANY = 1_000_000
+"""The limit of a server that has none any more: with 0, requests that already wait would wait on."""
+
 PAUSED_LENGTH = 500
 """Characters of a reason that clients get."""
 
@@ -37,9 +40,6 @@ _PATTERN_SIGNS = frozenset("*\\]?$^[]()")
 """Characters that make an origin a regular expression, as in ``rules/origins.py``."""
 
 _SAFE = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
-
-MANY = 1_000_000
-"""Requests at a time of a server without a limit."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ def adding(backend: str, server: Server, address: str, authorities: str) -> list
     words = [f"add server {path} {socket_address(address, server.port)}", CHECK, POOL]
     if server.health_port is not None:
         words.append(f"port {server.health_port}")
-    words.append(f"maxconn {_limit(server)}")
+    if server.capacity:
+        words.append(f"maxconn {server.capacity}")
     if server.tls:
         words += ["ssl", "check-ssl"]
         if not is_address(server.host):
@@ -198,18 +199,13 @@ def changing(actual: ActualServer, server: Server, address: str) -> list[str]:
     commands = []
     if (actual.address, actual.port) != (address, server.port):
         commands.append(f"set server {actual.path} addr {address} port {server.port}")
-    if actual.capacity != _limit(server):
-        commands.append(f"set maxconn server {actual.path} {_limit(server)}")
+    if (actual.capacity % ANY) != server.capacity:
+        commands.append(f"set maxconn server {actual.path} {server.capacity or ANY}")
     is_off, is_draining = bool(actual.admin & MAINT), bool(actual.admin & DRAIN)
     if is_off or is_draining != server.draining:
         state = "drain" if server.draining else "ready"
         commands.append(f"set server {actual.path} state {state}")
     return commands
-
-
-def _limit(server: Server) -> int:
-    """The ``maxconn`` of a server. One without it would get no request that waits already."""
-    return server.capacity or MANY
 
 
 def socket_address(address: str, port: int) -> str:
