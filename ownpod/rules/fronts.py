@@ -95,7 +95,8 @@ def server_of(worker: WorkerSpec, *, draining: bool = False) -> Server | None:
         capacity=worker.capacity,
         draining=draining,
         tls=tls,
-        verifies=worker.verify_tls,
+        # A bundle has precedence, as for the workers of queues.
+        verifies=worker.verify_tls or worker.ca_bundle is not None,
         ca_bundle=worker.ca_bundle,
         health_port=None if worker.health_port == port else worker.health_port,
     )
