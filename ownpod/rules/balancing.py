@@ -90,6 +90,8 @@ class Route:
     endpoint: str
     balancing: Balancing = Balancing()
     servers: tuple[Server, ...] = ()
+    paused: str = ""
+    """Why it takes no requests now, in words: each is answered at once. "": it takes them."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class WorkerView:
         jobs: number of jobs that it has.
         created_ms: when it was wanted, in ms since the epoch, by Redis's clock.
         stuck: the ``executionTimeout`` of its job has passed, and its handler still runs.
+        wished: a request waits for this very worker, so that no other one replaces it.
     """
 
     id: str
@@ -54,6 +55,7 @@ class WorkerView:
     created_ms: int = 0
     host: str | None = None
     stuck: bool = False
+    wished: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class EndpointView:
         now_ms: the time, in ms since the epoch, by Redis's clock.
         pinned: none of its workers leaves for being idle.
         has_host: a host could run a worker of the release, if its devices were free.
+        known: the numbers of jobs are known. Those of a load-balanced endpoint are not while no front reports; no worker
+            leaves for having none then.
     """
 
     id: str
@@ -88,6 +92,7 @@ class EndpointView:
     pinned: bool = False
     came_up: bool = True
     has_host: bool = True
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,8 @@ class _Plan:
         keep = max(0, self.min - ready)
         if not ready:
             # Until the new release has shown that it works, workers of the old one finish what is queued.
-            keep = max(keep, len(old) if self.view.failures_count else sum(w.jobs > 0 for w in old))
+            all_stay = self.view.failures_count or not self.view.known
+            keep = max(keep, len(old) if all_stay else sum(w.jobs > 0 for w in old))
             keep = max(keep, int(self.on_trial and self.max > 0))
         keep = max(keep - self._make_room(old), 0)
         old.sort(key=self.first_to_leave)
@@ -254,8 +260,8 @@ class _Plan:
 
     def not_needed(self) -> None:
         """Discards wanted workers that no waiting job needs any more, the newest first."""
-        wanted = self.in_phase(Phase.WANTED)
-        if not wanted:
+        wanted = [w for w in self.in_phase(Phase.WANTED) if not w.wished]
+        if not wanted or not self.view.known:
             return
         placed = self.in_phase(Phase.PREPARING, Phase.STARTING)
         # Those of another release leave once these are ready, so that they do not make these superfluous.
@@ -270,7 +276,11 @@ class _Plan:
     def idle(self) -> None:
         """Drains workers that have been idle for ``idleTimeout``; never one with a job, never below the least."""
         scaling, ready = self.view.scaling, self.in_phase(Phase.READY)
-        if self.view.pinned or (scaling.scaler is ScalerType.QUEUE_DELAY and self.view.queued):
+        if (
+            self.view.pinned
+            or not self.view.known
+            or (scaling.scaler is ScalerType.QUEUE_DELAY and self.view.queued)
+        ):
             return
         limit = scaling.idle_timeout_s
         idle = [w for w in ready if not w.jobs and w.idle_s >= limit]
