@@ -23,6 +23,7 @@ from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
 from ownpod.rules.placement import kept_reason, why_waits
 from ownpod.rules.residents import HOLD_LEAST_S
 from ownpod.rules.scaling import (
+    UNHEALTHY_S,
     Action,
     Discard,
     Drain,
@@ -107,6 +108,7 @@ class Scaler(threading.Thread):
         self._rollouts = Rollouts(managed.releases, agents.agents)
         self._process = this_process()
         self._lingering_since = dict[str, float]()
+        self._unhealthy_since = dict[str, float]()
         self._patient_until = self._clock() + PATIENCE_S
         self._offset_s: float | None = None
         """Redis's clock less this host's at the last decision."""
@@ -237,6 +239,7 @@ class Scaler(threading.Thread):
             created_ms=worker.created_ms,
             host=worker.host,
             stuck=self._is_stuck(worker.id, jobs),
+            unhealthy=self._is_unhealthy(worker.id, jobs),
             wished=worker.id in jobs.wishes,
         )
 
@@ -250,6 +253,18 @@ class Scaler(threading.Thread):
             return False
         since = self._lingering_since.setdefault(worker_id, self._clock())
         return self._clock() - since > STUCK_S
+
+    def _is_unhealthy(self, worker_id: str, jobs: JobsView) -> bool:
+        """Whether the front has found the worker unhealthy for :data:`UNHEALTHY_S`. One that processes a request may be too
+        busy to answer a health check.
+        """
+        fails = worker_id in jobs.unhealthy and jobs.known and not jobs.jobs(worker_id)
+        if not jobs.are_requests or not fails:
+            self._unhealthy_since.pop(worker_id, None)
+            return False
+        return (
+            self._clock() - self._unhealthy_since.setdefault(worker_id, self._clock()) > UNHEALTHY_S
+        )
 
     def _resume(
         self, endpoint: str, current: Effective, workers: Sequence[ManagedWorker], jobs: JobsView

@@ -26,6 +26,10 @@ PLACING_S = 5.0
 TAKING_S = 5.0
 """Seconds within which a ready worker without a job is expected to take a waiting one."""
 
+UNHEALTHY_S = 120.0
+"""Seconds without a healthy answer, and without a request, after which another worker replaces one of a load-balanced endpoint,
+as on RunPod."""
+
 LEAST_VALUE = 1e-9
 """Least ``scalerValue`` that is divided by; the configuration allows none below 1."""
 
@@ -44,6 +48,7 @@ class WorkerView:
         jobs: number of jobs that it has.
         created_ms: when it was wanted, in ms since the epoch, by Redis's clock.
         stuck: the ``executionTimeout`` of its job has passed, and its handler still runs.
+        unhealthy: its health check has not been well for so long that another one replaces it.
         wished: a request waits for this very worker, so that no other one replaces it.
     """
 
@@ -55,6 +60,7 @@ class WorkerView:
     created_ms: int = 0
     host: str | None = None
     stuck: bool = False
+    unhealthy: bool = False
     wished: bool = False
 
 
@@ -120,7 +126,9 @@ class Discard:
 
 @dataclass(frozen=True)
 class Recycle:
-    """The worker is stopped although its handler runs, because the job of that handler has ended."""
+    """The worker is stopped although its handler runs, because the job of that handler has ended; or because its health check
+    is not well.
+    """
 
     worker: str
     reason: str
@@ -208,9 +216,11 @@ class _Plan:
                 self.leaving += 1
 
     def recycle(self) -> None:
-        reason = "its executionTimeout has passed, and its handler still runs"
         for worker in self.view.workers:
-            if worker.stuck and worker.phase in {Phase.READY, Phase.DRAINING}:
+            reason = "its executionTimeout has passed, and its handler still runs"
+            if worker.unhealthy:
+                reason = f"its health check has not answered 200 for {UNHEALTHY_S:.0f} s"
+            if (worker.stuck or worker.unhealthy) and worker.phase in {Phase.READY, Phase.DRAINING}:
                 self.actions.append(Recycle(worker.id, reason))
                 if worker in self.left:
                     self.left.remove(worker)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import redis
 
 from ownpod.rules.balancing import RouteReading
+from ownpod.rules.fleet import WorkerState
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.scaling import COMING
 from ownpod.store import keys
@@ -71,6 +72,7 @@ class JobsView:
         idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
         failures: failed starts of the release that is to run.
         load_s: seconds from start to ready of the worker that was ready last; 0: not known.
+        unhealthy: ids of managed workers that were last published as unhealthy.
         known: the numbers above are known; those of a load-balanced endpoint are not while no front reports.
         are_requests: the jobs are requests of a load-balanced endpoint.
         wishes: ids of workers that are not there, and for which a request waits.
@@ -84,6 +86,7 @@ class JobsView:
     idle_s: Mapping[str, float] = field(default_factory=dict)
     failures: Failures = Failures()
     load_s: float = 0.0
+    unhealthy: frozenset[str] = frozenset()
     known: bool = True
     are_requests: bool = False
     wishes: tuple[str, ...] = ()
@@ -210,7 +213,7 @@ class Loads:
                 pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
                 pipe.hget(keys.of_endpoint(name, "starts"), "load_ms")
                 for worker_id in ids:
-                    pipe.hget(keys.worker(worker_id), "held")
+                    pipe.hmget(keys.worker(worker_id), "held", "state")
             time, *rest = pipe.execute(raise_on_error=False)
         now_ms, found = ms_of(time), {}
         replies: Iterator[Any] = iter(rest)
@@ -221,7 +224,7 @@ class Loads:
                     raise errors[0]
                 log.error("endpoint %s is not scaled: %s", name, errors[0])
                 continue
-            waiting, pinned, oldest, running, failures, load_ms, *held = mine
+            waiting, pinned, oldest, running, failures, load_ms, *statuses = mine
             queued, oldest_ms = max(0, waiting - pinned), oldest[0][1] if oldest else now_ms
             view = JobsView(
                 now_ms=now_ms,
@@ -229,10 +232,15 @@ class Loads:
                 oldest_wait_s=max(0.0, now_ms - oldest_ms) / 1000 if queued else 0.0,
                 running=Counter(running),
                 lingering={
-                    worker_id: whole(text)
-                    for worker_id, text in zip(ids, held, strict=True)
-                    if whole(text)
+                    worker_id: whole(held)
+                    for worker_id, (held, _) in zip(ids, statuses, strict=True)
+                    if whole(held)
                 },
+                unhealthy=frozenset(
+                    worker_id
+                    for worker_id, (_, state) in zip(ids, statuses, strict=True)
+                    if state == WorkerState.UNHEALTHY
+                ),
                 load_s=whole(load_ms) / 1000,
             )
             found[name] = (_failures(failures, now_ms), view)

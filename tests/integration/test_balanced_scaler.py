@@ -13,6 +13,7 @@ from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.homes import Front
 from ownpod.rules.managed import AgentInfo, Device, Phase
+from ownpod.rules.scaling import UNHEALTHY_S
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Protocol, ScalerType, Scaling, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
@@ -156,6 +157,29 @@ def test_what_a_front_publishes_as_held_keeps_a_worker_and_never_counts_as_stuck
         rig.now_s += STUCK_S * 10
         rig.scaler.once()
     assert rig.workers(Phase.READY) == [worker_id]
+
+
+def test_a_worker_that_stays_unhealthy_without_a_request_is_replaced(rig, client):
+    worker_id = rig.start()
+
+    def turn(state, open_=0, seconds=UNHEALTHY_S + 1):
+        status = WorkerStatus(state, "it does not answer", lingering=open_)
+        Fleet(client).publish_status(worker_id, status, node="front@h", ttl_s=600)
+        rig.reads(1, **{worker_id: {"open": open_}})
+        rig.scaler.once()
+        rig.now_s += seconds
+
+    turn(WorkerState.UNHEALTHY)
+    turn(WorkerState.READY)
+    turn(WorkerState.UNHEALTHY, open_=1)
+    turn(WorkerState.UNHEALTHY, open_=1)
+    turn(WorkerState.UNHEALTHY, seconds=UNHEALTHY_S - 1)
+    turn(WorkerState.UNHEALTHY, seconds=2)
+    assert rig.workers() == [worker_id]
+    turn(WorkerState.UNHEALTHY)
+    assert rig.workers(Phase.STOPPING) == [worker_id]
+    assert len(rig.workers(Phase.WANTED)) == 1
+    assert "has not answered 200" in rig.managed.get(worker_id).reason
 
 
 def test_without_a_front_no_worker_leaves_and_its_idle_time_begins_again(rig):

@@ -420,3 +420,10 @@ def test_a_worker_that_a_request_wants_back_is_not_discarded_for_another():
     assert kinds(decide(balanced(ready, worker("b", "wanted"), running=1)), Discard) == ["b"]
     paused = balanced(ready, wished, running=1, high=0)
     assert kinds(decide(paused), Discard) == ["b"]
+
+
+def test_a_worker_that_does_not_become_healthy_again_is_recycled_and_replaced():
+    found = decide(balanced(worker("a", unhealthy=True), queued=1))
+    reason = "its health check has not answered 200 for 120 s"
+    assert found == (Recycle("a", reason), Start(1))
+    assert kinds(decide(balanced(worker("a", "stopping", unhealthy=True))), Recycle) == []
