@@ -73,7 +73,13 @@ def create_app(settings: Settings) -> Flask:
         notices=notices,
         offers=offers,
         submissions=Submissions(
-            registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
+            registry,
+            store,
+            notices,
+            settings,
+            wanted=managed.notice,
+            now_ms=managed.now_ms,
+            managed=managed,
         ),
         agents=hosts,
         management=Management.of(

@@ -6,8 +6,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import NotFound
 
 from ownpod.api import rest_v2
-from ownpod.api.auth import check_worker_key, opened_endpoints
-from ownpod.api.ids import is_poll, retry_later
+from ownpod.api.auth import opened_endpoints
 from ownpod.api.managed import view_of
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import NotForLoadBalancer, OwnPodError
@@ -15,7 +14,7 @@ from ownpod.rules.balanced_states import BalancedView
 from ownpod.rules.balancing import RouteReading
 from ownpod.rules.endpoints import Endpoint
 
-QUEUE_BLUEPRINTS = ("jobs", "stream", "worker_protocol")
+QUEUE_BLUEPRINTS = ("jobs", "stream")
 """Blueprints whose routes need a queue."""
 
 LB = "/lb/"
@@ -43,22 +42,13 @@ def refuse_queue_routes(app: Flask) -> None:
 
 
 def _refuse() -> Response | None:
-    """RunPod's refusal. Workers that poll get it with 429, because RunPod's SDK polls again at once after a 400."""
     endpoint_id = _endpoint_id()
     if endpoint_id is None:
         return None
     endpoint = services().registry.endpoints.get(endpoint_id)
     if endpoint is None or not endpoint.is_balanced:
         return None
-    if request.blueprint == "worker_protocol":
-        try:
-            check_worker_key(endpoint_id, str((request.view_args or {})["worker_id"]))
-        except OwnPodError:
-            # The view answers a wrong key.
-            return None
     error = NotForLoadBalancer()
-    if request.blueprint == "worker_protocol" and is_poll():
-        return retry_later(error.message, 429)
     return answer(error.body, error.http_status)
 
 

@@ -170,19 +170,6 @@ def test_a_queue_route_of_a_load_balanced_endpoint_is_refused_as_by_runpod(api, 
     assert call(Authorization="Bearer other")[0] == 401
 
 
-def test_a_worker_that_polls_a_load_balanced_endpoint_gets_no_jobs_and_pauses(api):
-    headers = {"Authorization": "Bearer worker"}
-    for path in ("job-take/w", "job-take-batch/w", "job-stop/w"):
-        answer = api.get(f"/v2/web/{path}", headers=headers)
-        # RunPod's SDK would poll again at once after a 400.
-        assert (answer.status_code, answer.json) == (429, REFUSED), path
-        assert answer.headers["Retry-After"] == "5"
-        assert api.get(f"/v2/web/{path}").json != REFUSED
-    assert api.get("/v2/web/ping/w", headers=headers).status_code == 400
-    assert api.post("/v2/web/job-done/w/r", json={}, headers=headers).status_code == 400
-    assert api.post("/v2/web/job-done/w/r", json={}).status_code == 503
-
-
 def test_a_path_of_the_front_is_a_404_that_names_the_front(api):
     for method in ("GET", "POST", "DELETE"):
         answer = api.open("/lb/web/any/path", method=method)

@@ -191,7 +191,7 @@ def test_the_api_serves_an_endpoint_within_a_second_and_404s_a_removed_one(api, 
     registry.remove_endpoint("new")
     wait_until(lambda: status(api, "new/health") == 404, SEEN_S)
     assert status(api, f"new/status/{job}") == 404
-    assert api.get("/v2/").json == {"endpoints": ["ep"]}
+    assert api.get("/v2/").json == {"endpoints": ["ep"], "types": {"ep": "QB"}}
     # The job waits for its ttl, or for an endpoint of this id.
     registry.put_endpoint("new", {})
     wait_until(lambda: status(api, f"new/status/{job}") == 200, SEEN_S)
