@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ownpod.api.managed import view_of
-from ownpod.api.managing import as_json, json_body, this_caller
+from ownpod.api.managing import as_json, front_statuses, json_body, this_caller
 from ownpod.api.rest_v2_account import blueprint
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import BadRequest, CatalogNotFound, CatalogRefused, RedisUnavailable
@@ -134,6 +134,7 @@ def why_it_waits(row_id: str) -> Response:
             paused=pause.reason if pause else "",
             queued=svc.store.figures.counts(row_id)[0],
             rollout=f"{coming}{waits}",
+            statuses=front_statuses(endpoint),
         )
     )
 

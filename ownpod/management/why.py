@@ -1,9 +1,11 @@
 """Why an endpoint's jobs wait, or its workers do not start, as a list that programs can read. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
+from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
 from ownpod.rules.managed_states import ManagedView, in_words
 from ownpod.rules.managed_states import failure_in_words as failures_in_words
@@ -24,6 +26,8 @@ class Code(StrEnum):
     """A worker's image is being got."""
     STARTING = "STARTING"
     """A worker's container runs, and has not asked for a job yet."""
+    UNHEALTHY = "UNHEALTHY"
+    """A worker runs, and its health check fails."""
     DRAINING = "DRAINING"
     """A worker finishes its job and leaves."""
 
@@ -36,20 +40,38 @@ _BY_PHASE = {
     Phase.STOPPING: Code.DRAINING,
 }
 
+_BY_STATE = {
+    WorkerState.INITIALIZING: Code.STARTING,
+    WorkerState.UNHEALTHY: Code.UNHEALTHY,
+}
 
-def why(view: ManagedView, *, paused: str, queued: int, rollout: str) -> dict[str, Any]:
+NOT_CHECKED = "its health check has not been answered yet"
+"""The reason where the front has published none."""
+
+
+def why(
+    view: ManagedView,
+    *,
+    paused: str,
+    queued: int,
+    rollout: str,
+    statuses: Mapping[str, WorkerStatus] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The reasons, the most important first.
 
     Args:
         view: the endpoint's workers and failed starts.
         paused: why the endpoint is paused; "": it is not.
-        queued: number of waiting jobs.
+        queued: number of waiting jobs, or requests.
         rollout: where its releases are, in words; "": none is on its way.
+        statuses: of a load-balanced endpoint, what its front last published of each worker, by worker id.
     """
-    return {"queued": queued, "reasons": [*_reasons(view, paused, rollout)]}
+    return {"queued": queued, "reasons": [*_reasons(view, paused, rollout, statuses)]}
 
 
-def _reasons(view: ManagedView, paused: str, rollout: str) -> Iterator[dict[str, Any]]:
+def _reasons(
+    view: ManagedView, paused: str, rollout: str, statuses: Mapping[str, WorkerStatus]
+) -> Iterator[dict[str, Any]]:
     if paused:
         yield {"code": Code.PAUSED, "message": f"the endpoint is paused: {paused}"}
     if view.failing is not None:
@@ -65,14 +87,28 @@ def _reasons(view: ManagedView, paused: str, rollout: str) -> Iterator[dict[str,
     for worker in view.workers:
         code = _BY_PHASE.get(worker.phase)
         if code is not None:
-            yield _of_worker(code, worker, view)
+            status = statuses.get(worker.id)
+            checked = status.reason if status and code is Code.STARTING else ""
+            yield _of_worker(code, worker, view, checked)
+    placed = {worker.id for worker in view.workers if worker.phase in _BY_PHASE}
+    for worker_id, status in statuses.items():
+        code = _BY_STATE.get(status.state)
+        if code is not None and worker_id not in placed:
+            yield {
+                "code": code,
+                "message": f"worker {worker_id} is {status.state}: {status.reason or NOT_CHECKED}",
+                "worker": worker_id,
+                "detail": status.reason,
+            }
 
 
-def _of_worker(code: Code, worker: ManagedWorker, view: ManagedView) -> dict[str, Any]:
+def _of_worker(
+    code: Code, worker: ManagedWorker, view: ManagedView, checked: str
+) -> dict[str, Any]:
     return {
         "code": code,
         "message": f"worker {worker.id} {in_words(worker, view)}",
         "worker": worker.id,
         "host": worker.host,
-        "detail": worker.reason,
+        "detail": checked or worker.reason,
     }
