@@ -70,6 +70,9 @@ NO_RELEASE = frozenset(
 )
 """Own keys of the template that are no part of what workers are started from (:attr:`ownpod.rules.templates.ManagedSpec.release`)."""
 
+RELEASED = frozenset(("port", "healthPort", "healthPath"))
+"""Own keys of a load-balanced endpoint that its workers have in their environment."""
+
 
 def _value(row: EndpointRow, path: str) -> Any:
     value: Any = row
@@ -119,7 +122,8 @@ def _own_differences(
         Difference(name, _own_shown(name, old.own), _own_shown(name, new.own))
         for name in sorted({*old.own, *new.own})
         if old.own.get(name) != new.own.get(name)
-        and structural is (name.startswith(TEMPLATE) and name not in NO_RELEASE)
+        and structural
+        is (name in RELEASED or (name.startswith(TEMPLATE) and name not in NO_RELEASE))
     )
 
 

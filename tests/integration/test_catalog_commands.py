@@ -317,6 +317,11 @@ def test_load_balanced_endpoints_are_created_changed_listed_and_exported(run, ma
     registry.refresh()
     assert (registry.endpoint("web").balancing.capacity, row.version) == (1, 1)
     assert registry.endpoint("web").balancing.limit_s == DEFAULT_LIMIT_S
+    # Workers have the port in their environment.
+    moved = run("endpoints", "update", "web", "--port", "9000", "--health-port", "9001")
+    assert "change web (its workers are replaced)\n" in moved.output
+    again = rows(management)["web"]
+    assert (again.version, again.releases[-1].release) != (1, row.releases[-1].release)
     exported = run("export", "web").output
     entry = yaml.safe_load(exported)["endpoints"]["web"]
     assert (entry["type"], entry["capacity"], entry["scalerType"]) == ("LB", 1, "REQUEST_COUNT")
