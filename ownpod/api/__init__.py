@@ -44,6 +44,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
+from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
@@ -92,6 +93,7 @@ def create_app(settings: Settings) -> Flask:
         outputs=Outputs(store.client),
         releases=managed.releases,
         managed=managed,
+        fronts=Fronts(store.client),
     )
     provide(app, services)
     ids.check_ids(app)

@@ -13,6 +13,7 @@ from ownpod.errors import NotForLoadBalancer, OwnPodError
 from ownpod.rules.balanced_states import BalancedView
 from ownpod.rules.balancing import RouteReading
 from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.fronts import summed
 
 QUEUE_BLUEPRINTS = ("jobs", "stream")
 """Blueprints whose routes need a queue."""
@@ -28,9 +29,10 @@ NO_FRONT_HERE = (
 
 def balanced_view(svc: Services, endpoint: Endpoint) -> BalancedView:
     """What is known of a load-balanced endpoint. Raises: RedisUnavailable."""
+    fronts, readings = svc.fronts.living()
     return BalancedView(
-        fronts=svc.fronts.alive(),
-        reading=svc.fronts.loads().get(endpoint.id, RouteReading()),
+        fronts=len(fronts),
+        reading=summed(readings.values()).get(endpoint.id, RouteReading()),
         statuses=svc.registry.fleet.statuses(endpoint.workers),
         managed=view_of(svc.managed, endpoint),
     )

@@ -1,26 +1,21 @@
 """What the API needs of the fronts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ownpod.rules.balancing import RouteReading
+from ownpod.rules.homes import Front
 
 
 class FrontReadings(Protocol):
-    """What the fronts publish. All calls may raise RedisUnavailable."""
+    """What the fronts publish."""
 
-    def loads(self) -> Mapping[str, RouteReading]:
-        """The load-balanced endpoints as the living fronts last had them, by id: the sum over the fronts."""
-
-    def alive(self) -> int:
-        """Number of living fronts."""
+    def living(self) -> tuple[Sequence[Front], Mapping[str, Mapping[str, RouteReading]]]:
+        """The fronts that live, and what each of them last read, by its id and the endpoint's. Raises: RedisUnavailable."""
 
 
 class NoFronts:
     """No front runs."""
 
-    def loads(self) -> Mapping[str, RouteReading]:
-        return {}
-
-    def alive(self) -> int:
-        return 0
+    def living(self) -> tuple[Sequence[Front], Mapping[str, Mapping[str, RouteReading]]]:
+        return (), {}

@@ -3,14 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from helpers import load_settings
+from helpers import load_settings, wait_until
 
 from ownpod.api import create_app
 from ownpod.api.services import provide, services_of
 from ownpod.rules.balanced_states import NO_FRONT, NOT_CHECKED
 from ownpod.rules.balancing import RouteReading, ServerReading
 from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.homes import Front
 from ownpod.store.fleet import Fleet
+from ownpod.store.fronts import Fronts
 
 FILE = """
 endpoints:
@@ -28,22 +30,19 @@ REFUSED = {"error": "not allowed for LB API"}
 KEY = {"Authorization": "Bearer all"}
 
 
-class Fronts:
+class FewFronts:
     """What fronts have published."""
 
     def __init__(self):
         self.read, self.count = {}, 1
 
-    def loads(self):
-        return self.read
-
-    def alive(self):
-        return self.count
+    def living(self):
+        return [Front(f"f{n}") for n in range(self.count)], {"f0": self.read}
 
 
 @pytest.fixture
 def fronts():
-    return Fronts()
+    return FewFronts()
 
 
 @pytest.fixture
@@ -126,6 +125,20 @@ def test_without_a_front_health_shows_that_none_runs(api, fronts):
     assert found["ownpod"]["front"]["problem"] == NO_FRONT
     assert counts(found) == {"unhealthy": 2}
     assert rows(found)["a"]["reason"] == NO_FRONT
+
+
+def test_two_fronts_are_counted_together(api, client):
+    provide(api.application, replace(services_of(api.application), fronts=Fronts(client)))
+
+    def counted():
+        # Their heartbeats are valid for two seconds.
+        for name in ("f1", "f2"):
+            reading = RouteReading(open=3, total=5, servers={"a": ServerReading(2, 0, 5)})
+            Fronts(client).beat(Front(name), {"web": reading})
+        return health(api)["ownpod"]["front"]["alive"] == 2 and health(api)
+
+    found = wait_until(counted)
+    assert (found["jobs"]["inProgress"], found["jobs"]["inQueue"]) == (4, 2)
 
 
 def test_a_worker_without_a_limit_has_no_capacity(api):
