@@ -9,13 +9,13 @@ from typing import Any
 from flask import Response, request
 
 from ownpod.api import auth, schemas
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.services import answer, services
 from ownpod.errors import UnsupportedMediaType
 from ownpod.management import Caller, Outcome
 from ownpod.management.workers import WorkerShown, WorkerWord, workers_of
 from ownpod.rules.catalog import Door, EndpointRow
-from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.fleet import WorkerState
 
 DRY_RUN = "X-OwnPod-Dry-Run"
 """The header of a request that only asks what it would do."""
@@ -113,27 +113,22 @@ def endpoint_workers(row: EndpointRow, *, stopped: bool = False) -> list[WorkerS
     release = wanted_release(row.id)
     endpoint = svc.registry.endpoints.get(row.id)
     if endpoint is not None and endpoint.is_balanced:
-        statuses = front_statuses(endpoint)
-        busy = {worker: status.lingering for worker, status in statuses.items()}
-        unhealthy = {
-            worker: status.reason
-            for worker, status in statuses.items()
-            if status.state is WorkerState.UNHEALTHY
-        }
-        return workers_of(row, release, records, busy, svc.agents.agents(), unhealthy=unhealthy)
+        view = balanced_view(svc, endpoint)
+        statuses = {worker.id: view.status(worker) for worker in endpoint.workers}
+        return workers_of(
+            row,
+            release,
+            records,
+            {name: server.open for name, server in view.reading.servers.items()},
+            svc.agents.agents(),
+            unhealthy={
+                name: status.reason
+                for name, status in statuses.items()
+                if status.state is WorkerState.UNHEALTHY
+            },
+        )
     busy = Counter(svc.store.figures.counts(row.id)[1].values())
     return workers_of(row, release, records, busy, svc.agents.agents())
-
-
-def front_statuses(endpoint: Endpoint) -> dict[str, WorkerStatus]:
-    """What the front last published of each worker of a load-balanced endpoint; of an endpoint with a queue: nothing.
-
-    Raises:
-        RedisUnavailable: Redis does not answer.
-    """
-    if not endpoint.is_balanced:
-        return {}
-    return services().registry.fleet.statuses(endpoint.workers)
 
 
 def wanted_release(endpoint_id: str) -> str:

@@ -26,6 +26,8 @@ class Code(StrEnum):
     """A worker's image is being got."""
     STARTING = "STARTING"
     """A worker's container runs, and has not asked for a job yet."""
+    NO_FRONT = "NO_FRONT"
+    """No front runs, so no request reaches a worker of a load-balanced endpoint."""
     UNHEALTHY = "UNHEALTHY"
     """A worker runs, and its health check fails."""
     DRAINING = "DRAINING"
@@ -45,9 +47,6 @@ _BY_STATE = {
     WorkerState.UNHEALTHY: Code.UNHEALTHY,
 }
 
-NOT_CHECKED = "its health check has not been answered yet"
-"""The reason where the front has published none."""
-
 
 def why(
     view: ManagedView,
@@ -55,6 +54,7 @@ def why(
     paused: str,
     queued: int,
     rollout: str,
+    front: str = "",
     statuses: Mapping[str, WorkerStatus] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The reasons, the most important first.
@@ -64,14 +64,32 @@ def why(
         paused: why the endpoint is paused; "": it is not.
         queued: number of waiting jobs, or requests.
         rollout: where its releases are, in words; "": none is on its way.
-        statuses: of a load-balanced endpoint, what its front last published of each worker, by worker id.
+        front: of a load-balanced endpoint, why no request reaches a worker; "": a front runs.
+        statuses: of a load-balanced endpoint, the statuses of its workers, by id.
     """
-    return {"queued": queued, "reasons": [*_reasons(view, paused, rollout, statuses)]}
+    found = _reasons(view, paused, rollout)
+    if front:
+        return {"queued": queued, "reasons": [{"code": Code.NO_FRONT, "message": front}, *found]}
+    placed = {worker.id for worker in view.workers if worker.phase in _BY_PHASE}
+    others = {name: status for name, status in statuses.items() if name not in placed}
+    return {"queued": queued, "reasons": [*found, *_unready(others)]}
 
 
-def _reasons(
-    view: ManagedView, paused: str, rollout: str, statuses: Mapping[str, WorkerStatus]
-) -> Iterator[dict[str, Any]]:
+def _unready(statuses: Mapping[str, WorkerStatus]) -> Iterator[dict[str, Any]]:
+    """Workers that get no requests, because of what the front has found."""
+    for worker_id, status in statuses.items():
+        code = _BY_STATE.get(status.state)
+        if code is not None:
+            because = f": {status.reason}" if status.reason else ""
+            yield {
+                "code": code,
+                "message": f"worker {worker_id} is {status.state}{because}",
+                "worker": worker_id,
+                "detail": status.reason,
+            }
+
+
+def _reasons(view: ManagedView, paused: str, rollout: str) -> Iterator[dict[str, Any]]:
     if paused:
         yield {"code": Code.PAUSED, "message": f"the endpoint is paused: {paused}"}
     if view.failing is not None:
@@ -87,28 +105,14 @@ def _reasons(
     for worker in view.workers:
         code = _BY_PHASE.get(worker.phase)
         if code is not None:
-            status = statuses.get(worker.id)
-            checked = status.reason if status and code is Code.STARTING else ""
-            yield _of_worker(code, worker, view, checked)
-    placed = {worker.id for worker in view.workers if worker.phase in _BY_PHASE}
-    for worker_id, status in statuses.items():
-        code = _BY_STATE.get(status.state)
-        if code is not None and worker_id not in placed:
-            yield {
-                "code": code,
-                "message": f"worker {worker_id} is {status.state}: {status.reason or NOT_CHECKED}",
-                "worker": worker_id,
-                "detail": status.reason,
-            }
+            yield _of_worker(code, worker, view)
 
 
-def _of_worker(
-    code: Code, worker: ManagedWorker, view: ManagedView, checked: str
-) -> dict[str, Any]:
+def _of_worker(code: Code, worker: ManagedWorker, view: ManagedView) -> dict[str, Any]:
     return {
         "code": code,
         "message": f"worker {worker.id} {in_words(worker, view)}",
         "worker": worker.id,
         "host": worker.host,
-        "detail": checked or worker.reason,
+        "detail": worker.reason,
     }

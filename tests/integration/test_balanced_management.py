@@ -5,9 +5,11 @@ from helpers import load_settings
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.rules.balancing import Balancing
+from ownpod.rules.balancing import Balancing, RouteReading
 from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.homes import Front
 from ownpod.rules.templates import Protocol, ScalerType
+from ownpod.store.fronts import Fronts
 
 NEW = {
     "name": "web",
@@ -205,16 +207,21 @@ def test_what_has_no_effect_is_a_warning(http):
     assert "executionTimeout is stored" in warning
 
 
-def test_why_has_the_reason_of_a_worker_by_url(start, tmp_path):
+def test_why_has_the_reason_of_a_worker_by_url(start, tmp_path, client):
     file = tmp_path / "workers.yaml"
     file.write_text("endpoints: {web: {type: LB, workers: [{url: 'http://127.0.0.1:1', id: a}]}}")
     app = start(OWNPOD_WORKERS_FILE=str(file), OWNPOD_WORKERS="")
     http, fleet = app.test_client(), services_of(app).registry.fleet
+    (reason,) = http.get("/v2/serverless/web/why").get_json()["reasons"]
+    assert reason["code"] == "NO_FRONT"
+    Fronts(client).beat(Front("f", None), {"web": RouteReading(open=3)})
     url = "/v2/serverless/web/why"
 
     def publish(state, reason=""):
         fleet.publish_status("a", WorkerStatus(state, reason), node="front@h", ttl_s=60)
-        return http.get(url).get_json()["reasons"]
+        found = http.get(url).get_json()
+        assert found["queued"] == 3
+        return found["reasons"]
 
     (reason,) = publish(WorkerState.UNHEALTHY, "/ping answers 404")
     assert reason == {

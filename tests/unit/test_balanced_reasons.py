@@ -4,7 +4,7 @@ from types import MappingProxyType
 
 import pytest
 
-from ownpod.management.why import NOT_CHECKED, why
+from ownpod.management.why import why
 from ownpod.management.workers import WorkerWord, workers_of
 from ownpod.rules.catalog import Container, EndpointRow, EndpointType
 from ownpod.rules.fleet import WorkerState, WorkerStatus
@@ -34,8 +34,10 @@ def test_a_ready_worker_whose_health_check_fails_is_a_reason_and_others_are_none
     ]
 
 
-def test_a_starting_worker_is_one_reason_with_what_the_health_check_found():
-    view = ManagedView((worker("a", Phase.STARTING, reason="runs"), worker("b", Phase.DRAINING)))
+def test_a_starting_worker_is_one_reason():
+    # The agent copies what the health check found into the record.
+    starting = worker("a", Phase.STARTING, reason="/ping answers 404")
+    view = ManagedView((starting, worker("b", Phase.DRAINING)))
     waiting = WorkerStatus(WorkerState.INITIALIZING, "/ping answers 404")
     paused = WorkerStatus(WorkerState.PAUSED, "drained")
     assert reasons(view, a=waiting, b=paused) == [
@@ -44,10 +46,12 @@ def test_a_starting_worker_is_one_reason_with_what_the_health_check_found():
     ]
 
 
-def test_a_worker_that_was_not_checked_yet_has_words_for_it():
-    statuses = {"a": WorkerStatus(WorkerState.INITIALIZING)}
-    (found,) = why(ManagedView(), paused="", queued=0, rollout="", statuses=statuses)["reasons"]
-    assert found["message"] == f"worker a is initializing: {NOT_CHECKED}"
+def test_without_a_front_that_is_the_reason_and_not_each_worker():
+    statuses = {"a": WorkerStatus(WorkerState.UNHEALTHY, "no front runs")}
+    found = why(
+        ManagedView(), paused="", queued=0, rollout="", front="no front runs", statuses=statuses
+    )
+    assert found["reasons"] == [{"code": "NO_FRONT", "message": "no front runs"}]
 
 
 @pytest.mark.parametrize(
