@@ -7,13 +7,8 @@ from werkzeug.exceptions import NotFound
 
 from ownpod.api import rest_v2
 from ownpod.api.auth import opened_endpoints
-from ownpod.api.managed import view_of
-from ownpod.api.services import Services, answer, services
+from ownpod.api.services import answer, services
 from ownpod.errors import NotForLoadBalancer, OwnPodError
-from ownpod.rules.balanced_states import BalancedView
-from ownpod.rules.balancing import RouteReading
-from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.fronts import summed
 
 QUEUE_BLUEPRINTS = ("jobs", "stream")
 """Blueprints whose routes need a queue."""
@@ -25,17 +20,6 @@ NO_FRONT_HERE = (
     "requests to /lb/ are served by the front, and this is the API without one: "
     "use the address of a front, or see `ownpod doctor` why none runs"
 )
-
-
-def balanced_view(svc: Services, endpoint: Endpoint) -> BalancedView:
-    """What is known of a load-balanced endpoint. Raises: RedisUnavailable."""
-    fronts, readings = svc.fronts.living()
-    return BalancedView(
-        fronts=len(fronts),
-        reading=summed(readings.values()).get(endpoint.id, RouteReading()),
-        statuses=svc.registry.fleet.statuses(endpoint.workers),
-        managed=view_of(svc.managed, endpoint),
-    )
 
 
 def refuse_queue_routes(app: Flask) -> None:

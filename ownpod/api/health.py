@@ -4,7 +4,7 @@ from collections import Counter
 
 from flask import Blueprint, Response
 
-from ownpod.api.balanced import balanced_view
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.managed import describe_managed, view_of
 from ownpod.api.services import answer, services
 from ownpod.api.workers import described, left_out

@@ -9,11 +9,13 @@ from typing import Any
 from flask import Response, request
 
 from ownpod.api import auth, schemas
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.services import answer, services
 from ownpod.errors import UnsupportedMediaType
 from ownpod.management import Caller, Outcome
 from ownpod.management.workers import WorkerShown, WorkerWord, workers_of
 from ownpod.rules.catalog import Door, EndpointRow
+from ownpod.rules.fleet import WorkerState
 
 DRY_RUN = "X-OwnPod-Dry-Run"
 """The header of a request that only asks what it would do."""
@@ -109,6 +111,22 @@ def endpoint_workers(row: EndpointRow, *, stopped: bool = False) -> list[WorkerS
     if stopped:
         records += svc.managed.recent(row.id)
     release = wanted_release(row.id)
+    endpoint = svc.registry.endpoints.get(row.id)
+    if endpoint is not None and endpoint.is_balanced:
+        view = balanced_view(svc, endpoint)
+        statuses = {worker.id: view.status(worker) for worker in endpoint.workers}
+        return workers_of(
+            row,
+            release,
+            records,
+            {name: server.open for name, server in view.reading.servers.items()},
+            svc.agents.agents(),
+            unhealthy={
+                name: status.reason
+                for name, status in statuses.items()
+                if status.state is WorkerState.UNHEALTHY
+            },
+        )
     busy = Counter(svc.store.figures.counts(row.id)[1].values())
     return workers_of(row, release, records, busy, svc.agents.agents())
 

@@ -122,7 +122,8 @@ def get_endpoint(row_id: str) -> Response:
 @blueprint.patch("/serverless/<id:row_id>")
 def update_endpoint(row_id: str) -> Response:
     """Changes an endpoint; what is absent stays."""
-    values, ignored = read_body(schemas.UPDATE_ENDPOINT)
+    strict = services().settings.management_strict
+    values, ignored = read_body(schemas.UPDATE_ENDPOINT if strict else schemas.TOLERANT_UPDATE)
 
     def change(snapshot: Snapshot, row: EndpointRow) -> EndpointRow:
         return v2.changed_endpoint(row, values, v2.template_of(snapshot.templates, values))
@@ -156,7 +157,7 @@ def list_releases(row_id: str) -> Response:
 
 
 def _shown(row: EndpointRow) -> dict[str, Any]:
-    return v2.show_endpoint(row, request.url_root.rstrip("/"))
+    return v2.show_endpoint(row, request.url_root.rstrip("/"), services().settings.lb_domain)
 
 
 # Templates.

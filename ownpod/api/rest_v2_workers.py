@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.managed import view_of
 from ownpod.api.managing import as_json, json_body, this_caller
 from ownpod.api.rest_v2_account import blueprint
@@ -123,7 +124,8 @@ def why_it_waits(row_id: str) -> Response:
     svc = services()
     svc.management.endpoints.get(row_id)
     endpoint = svc.registry.endpoint(row_id)
-    view = view_of(svc.managed, endpoint)
+    front = balanced_view(svc, endpoint) if endpoint.is_balanced else None
+    view = front.managed if front else view_of(svc.managed, endpoint)
     pause = pause_at(endpoint.managed, svc.managed.now_ms()) if endpoint.managed else None
     rollout = view.releases.rollout.next
     coming = "" if rollout is None else f"release {rollout.number} waits for its image"
@@ -132,8 +134,10 @@ def why_it_waits(row_id: str) -> Response:
         why(
             view,
             paused=pause.reason if pause else "",
-            queued=svc.store.figures.counts(row_id)[0],
+            queued=front.reading.waiting if front else svc.store.figures.counts(row_id)[0],
             rollout=f"{coming}{waits}",
+            front=front.problem if front else "",
+            statuses={w.id: front.status(w) for w in endpoint.workers} if front else {},
         )
     )
 

@@ -8,7 +8,7 @@ from marshmallow import ValidationError
 
 from ownpod.api import schemas
 from ownpod.api.auth import opened_endpoints
-from ownpod.api.balanced import balanced_view
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.managed import describe_crashes, describe_managed, view_of
 from ownpod.api.services import answer, services
 from ownpod.configuration import WorkerSchema

@@ -146,9 +146,13 @@ def test_workers_of_a_configuration_that_is_back_are_not_stale(http, app):
         ),
         ({"type": "LOAD_BALANCER"}, 422, "REQUEST_COUNT"),
         (
-            {"type": "LOAD_BALANCER", "scaling": {"type": "REQUEST_COUNT", "requestCount": 2}},
+            {
+                "type": "LOAD_BALANCER",
+                "scaling": {"type": "REQUEST_COUNT", "requestCount": 2},
+                "env": {"PORT": "http"},
+            },
             400,
-            "no load-balanced endpoints",
+            "template.env.PORT: must be a port from 1 to 65535",
         ),
         ({"cpu": [{"id": "cpu3c", "vcpuCount": 2}]}, 400, "exactly one of gpu and cpu"),
         ({"gpu": {"pools": ["ADA_24"], "excludedTypes": ["NVIDIA L4"]}}, 400, "none of the pools"),

@@ -111,6 +111,12 @@ UPDATE_ENDPOINT: Schema = {
     "properties": _ENDPOINT,
 }
 
+TOLERANT_UPDATE: Schema = {
+    **UPDATE_ENDPOINT,
+    "properties": {**_ENDPOINT, "type": {"type": "string"}},
+}
+"""Of a server that ignores unknown fields: clients send back what they have read, and another ``type`` is no such field."""
+
 _TEMPLATE: Schema = {
     **CONTAINER,
     "name": _NAME,
