@@ -22,6 +22,7 @@ from ownpod.rules.managed import (
     ManagedWorker,
     Phase,
     from_record,
+    shortened,
 )
 from ownpod.rules.releases import RolledOut
 from ownpod.rules.scaling import start_pause_s
@@ -392,5 +393,5 @@ class Managed(Loads):
 
 def _reason(text: str) -> str:
     """One line. A terminal would obey control characters, and Redis cannot store half a surrogate pair."""
-    line = " ".join(text.split())[:LONGEST_REASON]
+    line = shortened(" ".join(text.split()), LONGEST_REASON)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
