@@ -93,7 +93,7 @@ def rotate() -> None:
     """Encrypt all secrets with a new key, and remove the old one. May be interrupted, and then repeated, at any time."""
     with _opened() as (stored, _):
         count = stored.rotate()
-    click.echo(f"encrypted {count} secrets with a new key")
+    click.echo(f"encrypted {count} secret{'' if count == 1 else 's'} with a new key")
     click.echo(
         f"copy {stored.file.path} to each other host with an agent now: until then these start no workers that need a secret",
         err=True,

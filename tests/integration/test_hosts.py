@@ -247,6 +247,20 @@ def test_a_failed_worker_is_listed_with_its_exit_code(run, managed, two_hosts):
     assert "it ended by itself, exit code 3" in output
 
 
+def test_a_long_reason_is_listed_whole_and_one_that_is_too_long_ends_after_a_word(
+    run, managed, two_hosts
+):
+    place(managed, two_hosts)
+    long = "word " * 50 + "end"
+    managed.progress(WORKER, "alpha", long)
+    assert run("workers", "list").output.rstrip().endswith(long)
+    managed.progress(WORKER, "alpha", "word " * 100)
+    reason = managed.get(WORKER).reason
+    assert (reason[-10:], len(reason) <= 300) == ("ord word …", True)
+    managed.progress(WORKER, "alpha", "x" * 400)
+    assert managed.get(WORKER).reason == "x" * 298 + " …"
+
+
 def test_a_worker_that_no_job_was_requested_by_is_initializing_and_not_unhealthy(
     run, managed, two_hosts
 ):

@@ -128,7 +128,7 @@ def test_a_rotation_makes_another_key(run, secrets):
     secrets.put("hub", VALUE)
     before = secrets.file.path.read_text()
     done = run("secrets", "rotate")
-    assert (done.code, done.output) == (0, "encrypted 1 secrets with a new key\n")
+    assert (done.code, done.output) == (0, "encrypted 1 secret with a new key\n")
     assert f"copy {secrets.file.path} to each other host" in done.errors
     assert secrets.file.path.read_text() != before
     assert secrets.values(["hub"])[0] == {"hub": VALUE}
