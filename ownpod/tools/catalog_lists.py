@@ -6,7 +6,6 @@ from typing import Any
 import click
 import yaml
 
-from ownpod import settings
 from ownpod.errors import BadRequest
 from ownpod.management.shown import time_text
 from ownpod.management.v1.templates import show_template
@@ -14,7 +13,7 @@ from ownpod.rules.catalog import TemplateRow, VolumeRow
 from ownpod.store.catalog import AuditEntry
 from ownpod.tools import catalog, hosts, tables
 from ownpod.tools.remote import print_json
-from ownpod.tools.secrets import read_value, show_made
+from ownpod.tools.secrets import read_value, telling_of_new_key
 
 TEMPLATES = ("ID", "NAME", "AGE", "USED BY", "IMAGE")
 VOLUMES = ("ID", "NAME", "SIZE", "DATA CENTER", "AGE", "USED BY")
@@ -188,9 +187,7 @@ def update_registry(registry_id: str, username: str | None) -> None:
 
 
 def _save_registry(name: str, username: str | None, registry_id: str | None) -> None:
-    key_file = settings.current().secrets_key_path()
-    was_there = key_file.exists()
-    with catalog.opened() as management:
+    with catalog.opened() as management, telling_of_new_key():
         if registry_id is not None:
             row = management.registries.get(registry_id)
             name, username = row.name, username or row.username
@@ -199,9 +196,7 @@ def _save_registry(name: str, username: str | None, registry_id: str | None) -> 
         done = management.registries.save(
             name, username, read_value(), catalog.caller(), registry_id=registry_id
         )
-    click.echo(done.row.id)
-    if not was_there and key_file.exists():
-        show_made(key_file)
+        click.echo(done.row.id)
 
 
 @registries.command(name="delete")

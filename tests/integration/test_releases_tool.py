@@ -95,6 +95,9 @@ def test_a_rollback_makes_a_release_of_the_earlier_one(run, releases, number):
     listed = run("releases", "ep").output
     assert "given up: rolled back to release 1" in listed
     assert "rollback to 1: image, env.MODEL, env.TOKEN" in listed
+    (noted,) = json.loads(run("audit", "--json").output)
+    assert (noted["door"], noted["action"], noted["target"]) == ("cli", "rollback endpoint", "ep")
+    assert noted["diff"] == {"release": ["2", "3, which is 1 again"]}
     # Back once more would be the same workers.
     done = run("rollback", "ep", "1")
     assert (done.code, "has the same workers" in done.errors) == (2, True)

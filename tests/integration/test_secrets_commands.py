@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import pwd
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -132,6 +133,32 @@ def test_a_rotation_makes_another_key(run, secrets):
     assert f"copy {secrets.file.path} to each other host" in done.errors
     assert secrets.file.path.read_text() != before
     assert secrets.values(["hub"])[0] == {"hub": VALUE}
+
+
+def test_the_audit_log_names_each_change_of_secrets_and_no_value(run, secrets):
+    user = pwd.getpwuid(os.getuid()).pw_name
+    run("secrets", "set", "hub", stdin=VALUE)
+    run("secrets", "set", "hub", stdin=f"{VALUE}2")
+    run("secrets", "rotate")
+    secrets.put("OWNPOD_REGISTRY_a", VALUE)
+    assert run("secrets", "rm", "OWNPOD_REGISTRY_a").code == 0
+    assert run("secrets", "rm", "hub").code == 0
+    assert run("secrets", "rm", "hub").code == 2
+    assert run("secrets", "set", "OWNPOD_REGISTRY_a", stdin=VALUE).code == 2
+    shown = run("audit", "--json").output
+    assert VALUE not in shown
+    assert [(e["by"], e["action"], e["target"], e["diff"]) for e in json.loads(shown)] == [
+        (f"ownpod secrets rm ({user})", "delete secret", "hub", {}),
+        (f"ownpod secrets rm ({user})", "delete secret", "OWNPOD_REGISTRY_a", {}),
+        (
+            f"ownpod secrets rotate ({user})",
+            "rotate secrets",
+            "all",
+            {"encrypted again": ["", "1"]},
+        ),
+        (f"ownpod secrets set ({user})", "update secret", "hub", {}),
+        (f"ownpod secrets set ({user})", "create secret", "hub", {}),
+    ]
 
 
 def test_a_key_file_of_another_place_is_used(run, monkeypatch, client, tmp_path):
