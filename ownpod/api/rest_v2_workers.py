@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ownpod.api.managed import view_of
-from ownpod.api.managing import as_json, json_body, this_caller
+from ownpod.api.managing import as_json, dry_run_answer, json_body, this_caller
 from ownpod.api.rest_v2_account import blueprint
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import BadRequest, CatalogNotFound, RedisUnavailable
@@ -149,7 +149,7 @@ def rollback(row_id: str) -> Response:
     caller = this_caller(Door.V2)
     done = roll_back(svc.management.catalog, svc.releases, row_id, number, caller)
     if done.made is None:
-        return answer(
-            {"dryRun": True, "of": done.of, "insteadOf": done.instead_of, "restarts": True}
+        return dry_run_answer(
+            [done.difference], restarts=True, result=None, of=done.of, insteadOf=done.instead_of
         )
     return answer({"release": done.made, "of": done.of, "insteadOf": done.instead_of})
