@@ -33,6 +33,9 @@ _PLAIN = {"name": "name", "timeout": "timeout_ms"}
 _LISTS = {"dataCenterIds": "data_centers", "networkVolumes": "volumes"}
 _WORKERS = {"min": "workers_min", "max": "workers_max", "idleTimeout": "idle_s"}
 
+OPTIONAL = ("cmd", "entrypoint", "expires")
+"""Fields that an answer has only where they have a value, or were sent."""
+
 OPERATIONS = {
     "run": "run",
     "runSync": "runsync",
@@ -248,7 +251,7 @@ def show_endpoint(row: EndpointRow, base_url: str) -> dict[str, Any]:
         shown["requestUrls"] = {"base": base, "health": f"{base_url}/v2/{row.id}/health"}
     # These two have parts that v2 adds to what was sent.
     nested = {name: shown[name] for name in ("gpu", "cpu", "workers") if name in shown}
-    return as_sent(row, Door.V2, shown, apply_endpoint) | nested
+    return as_sent(row, Door.V2, shown, apply_endpoint, OPTIONAL) | nested
 
 
 def _shown_gpu(row: EndpointRow) -> dict[str, Any] | None:
