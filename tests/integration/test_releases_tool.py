@@ -3,17 +3,14 @@
 import json
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+from commands import running_commands
 from helpers import wait_until
 
-from ownpod import settings
 from ownpod.rules.releases import HostImage
 from ownpod.rules.templates import ManagedSpec, Template
 from ownpod.store.managed import Managed
-from ownpod.tools.cli import main
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 SPEC = ManagedSpec(Template(image="team/w:1", env={"TOKEN": "s3cret"}))
@@ -32,15 +29,8 @@ def releases(managed):
 
 @pytest.fixture
 def run(redis_server, monkeypatch):
-    monkeypatch.setenv("REDIS_URL", redis_server.url)
-    settings.current.cache_clear()
-
-    def run(*arguments):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod")
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
-
-    yield run
-    settings.current.cache_clear()
+    with running_commands(monkeypatch, REDIS_URL=redis_server.url) as run:
+        yield run
 
 
 @pytest.fixture

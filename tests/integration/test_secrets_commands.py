@@ -7,11 +7,10 @@ import pty
 import pwd
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import psutil
 import pytest
-from click.testing import CliRunner
+from commands import command_environment, running_commands
 from helpers import environment, run_command, wait_until
 
 from ownpod import settings
@@ -21,7 +20,6 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.managed import Managed
 from ownpod.store.secrets import Secrets
-from ownpod.tools.cli import main
 
 VALUE = "hunter2-and-more"
 FILE = """
@@ -34,27 +32,14 @@ endpoints:
 
 @pytest.fixture
 def environ(redis_server, client, tmp_path):
-    (tmp_path / "workers.yaml").write_text(FILE)
-    return {
-        "REDIS_URL": redis_server.url,
-        "OWNPOD_WORKERS_FILE": str(tmp_path / "workers.yaml"),
-        "OWNPOD_DATA_DIR": str(tmp_path / "var"),
-    }
+    return command_environment(tmp_path, redis_server.url, FILE)
 
 
 @pytest.fixture
 def run(environ, monkeypatch):
     """Runs a command in this process; its exit code, output and errors."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    settings.current.cache_clear()
-
-    def run(*arguments, stdin=""):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod", input=stdin)
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
-
-    yield run
-    settings.current.cache_clear()
+    with running_commands(monkeypatch, **environ) as run:
+        yield run
 
 
 @pytest.fixture
