@@ -52,6 +52,8 @@ LATER = {
     "releases": "ownpod.tools.releases",
     "rollback": "ownpod.tools.releases",
     "worker-env": "ownpod.tools.worker_env",
+    "env": "ownpod.tools.moving",
+    "rewrite": "ownpod.tools.moving",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
 }

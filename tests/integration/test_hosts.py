@@ -1,10 +1,9 @@
 """`ownpod agents`, `ownpod gpus` and the managed workers of `ownpod workers list`, on a real Redis."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+from commands import command_environment, running_commands
 
 from ownpod import settings
 from ownpod.configuration import load_endpoints
@@ -13,7 +12,6 @@ from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.managed import Managed
-from ownpod.tools.cli import main
 
 WORKER = "w0rker00000001"
 
@@ -49,18 +47,9 @@ def two_hosts(hosts):
 @pytest.fixture
 def run(redis_server, monkeypatch, tmp_path):
     """Runs a command in this process; its exit code, output and errors."""
-    file = tmp_path / "workers.yaml"
-    file.write_text("endpoints: {ep: {}}")
-    monkeypatch.setenv("REDIS_URL", redis_server.url)
-    monkeypatch.setenv("OWNPOD_WORKERS_FILE", str(file))
-    settings.current.cache_clear()
-
-    def run(*arguments):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod")
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
-
-    yield run
-    settings.current.cache_clear()
+    environ = command_environment(tmp_path, redis_server.url, "endpoints: {ep: {}}")
+    with running_commands(monkeypatch, **environ) as run:
+        yield run
 
 
 def place(managed, tokens, host="alpha", device="GPU-11aa"):
