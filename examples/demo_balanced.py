@@ -64,7 +64,7 @@ class Demo(ManagedDemo):
         echoed = self.socket()
         self.say("nothing is open now; the workers leave when they have been idle for 3 s")
         self.until(lambda: not self.look()["ownpod"]["managed"]["workers"], "the workers' end")
-        return most == 1 and len(workers) == 2 and events == 5 and echoed  # noqa: PLR2004
+        return most == 1 and len(workers) == 2 and events == 5 and echoed
 
     def stream(self) -> int:
         """Reads server-sent events; returns their number."""

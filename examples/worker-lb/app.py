@@ -72,5 +72,5 @@ async def echo(socket: WebSocket) -> None:
 
 if __name__ == "__main__":
     # All addresses, not 127.0.0.1, because in a container the front comes from outside.
-    host = os.environ.get("HOST", "0.0.0.0")  # noqa: S104
+    host = os.environ.get("HOST", "0.0.0.0")
     uvicorn.run(app, host=host, port=int(os.environ.get("PORT", "80")), log_level="warning")
