@@ -26,7 +26,7 @@ from ownpod.rules.probing import Verdict
 log = logging.getLogger(__name__)
 
 BUSY_S, REST_S = 0.2, 0.5
-"""Seconds from one reading of HAProxy to the next: while something is open, or may be held, and while nothing is."""
+"""Seconds from one reading of HAProxy to the next: while something is open, and while nothing is."""
 
 AGAIN_S = 1.0
 """Seconds after which the state is applied again."""
@@ -295,8 +295,5 @@ class Edge:
 
 
 def _is_busy(readings: Mapping[str, RouteReading]) -> bool:
-    """Whether requests are open, or an endpoint has no worker up, so that the next request to it is held."""
-    return any(
-        reading.open or reading.wishes or not any(s.up for s in reading.servers.values())
-        for reading in readings.values()
-    )
+    """Whether requests are open or held. The first one that is held is announced at :data:`SOCKET`."""
+    return any(reading.open or reading.wishes for reading in readings.values())

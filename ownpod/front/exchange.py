@@ -89,6 +89,7 @@ class Exchange:
         self._noticed: frozenset[str] = frozenset()
         self._noticed_at = -NOTICE_S
         self._verdicts: Mapping[str, Verdict] = {}
+        self._serves = False
         self._away = False
         self._reloading = False
         self._urgent = False
@@ -131,6 +132,8 @@ class Exchange:
             waiting: endpoints at which requests wait.
         """
         urgent = bool(waiting - self._waiting) or _newly_ready(self._verdicts, verdicts)
+        urgent |= not self._serves
+        self._serves = True
         same = readings == self._readings and verdicts == self._verdicts
         self._readings, self._verdicts, self._waiting = readings, verdicts, waiting
         if urgent:
@@ -197,10 +200,12 @@ class Exchange:
                 log.info("Redis answers again")
 
     def _send(self, readings: Mapping[str, RouteReading]) -> Beat:
-        beat = self._fronts.beat(self._me, None if readings == self._sent else readings)
+        # Without its address until HAProxy has the endpoints: other fronts pass no requests on to this one before.
+        me = self._me if self._serves else Front(self._me.id)
+        beat = self._fronts.beat(me, None if readings == self._sent else readings)
         if not beat.reported and readings:
             # Redis has lost its data.
-            beat = self._fronts.beat(self._me, readings)
+            beat = self._fronts.beat(me, readings)
         self._sent = readings
         return beat
 
