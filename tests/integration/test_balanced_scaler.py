@@ -189,7 +189,7 @@ def test_without_a_front_no_worker_leaves_and_its_idle_time_begins_again(rig):
     assert rig.workers(Phase.READY, Phase.WANTED) == [worker_id, wanted]
     rig.reads(**{worker_id: {}})
     rig.scaler.once()
-    assert rig.workers() == [worker_id]
+    assert rig.workers(Phase.READY) == rig.workers() == [worker_id]
 
 
 def test_without_a_front_the_least_number_of_workers_is_started(rig):
