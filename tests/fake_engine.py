@@ -59,6 +59,7 @@ class FakeEngine:
         prepare_error: ``prepare`` raises an EngineError with this text.
         prepared: templates whose image it has got, in order.
         outputs: parts of what the workers have written, by id.
+        addresses: where workers serve, by id.
         envs: what is known of the workers' variables, by id.
         holding: ``start`` blocks until this is set.
     """
@@ -78,6 +79,7 @@ class FakeEngine:
         self.prepare_error = ""
         self.prepared: list[Template] = []
         self.outputs: dict[str, list[bytes]] = {}
+        self.addresses: dict[str, Started] = {}
         self.envs: dict[str, dict[str, str]] = {}
         self.holding = threading.Event()
         self.holding.set()
@@ -113,7 +115,7 @@ class FakeEngine:
         devices = tuple(device.id for device in launch.devices)
         found = Found(launch.worker_id, running=True, age_s=0.0, devices=devices)
         self.workers.setdefault(launch.worker_id, found)
-        return Started()
+        return self.address(launch.worker_id)
 
     def list(self) -> dict[str, Found]:
         self._answer()
@@ -145,8 +147,8 @@ class FakeEngine:
         self._answer()
         return self.envs.get(worker_id, {})
 
-    def url(self, worker_id: str) -> str | None:
-        return None
+    def address(self, worker_id: str) -> Started:
+        return self.addresses.get(worker_id, Started())
 
     def api_url(self, base_url: str) -> str:
         return base_url

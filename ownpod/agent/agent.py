@@ -290,7 +290,10 @@ class Agent:
                 log.info(
                     "worker %s of %s runs already: adopted", worker_id, mine[worker_id][0].endpoint
                 )
-                self._managed.started(worker_id, self._host.name, url=self._engine.url(worker_id))
+                at = self._engine.address(worker_id)
+                self._managed.started(
+                    worker_id, self._host.name, url=at.url, health_port=at.health_port
+                )
             case Stop():
                 self.steps.stop(step)
             case Ended():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ownpod.agent.docker_api import PODMAN_CDI
-from ownpod.agent.engine import STOP_GRACE_S, EngineError, Launch
+from ownpod.agent.engine import STOP_GRACE_S, EngineError, Launch, Started
 from ownpod.agent.images import Image
 from ownpod.rules.templates import Protocol, Template, VolumeMount
 from ownpod.rules.volumes import DIRECTORY, VolumeSource
@@ -52,7 +52,28 @@ def labels_of(launch: Launch, image: Image) -> dict[str, str]:
         f"{OURS}.devices": ",".join(device.id for device in launch.devices),
         f"{OURS}.image": image.reference,
         f"{OURS}.protocol": launch.template.protocol.value,
+        **_ports(launch),
     }
+
+
+def _ports(launch: Launch) -> dict[str, str]:
+    """Labels by which an agent that was started later knows where the worker serves."""
+    if launch.template.protocol is Protocol.PULL:
+        return {}
+    if launch.template.protocol is Protocol.PUSH or launch.balancing is None:
+        return {f"{OURS}.port": str(PORT)}
+    health = launch.balancing.health_port
+    apart = {} if health is None else {f"{OURS}.health-port": str(health)}
+    return {f"{OURS}.port": str(launch.balancing.port), **apart}
+
+
+def address_of(labels: Mapping[str, str], host: str) -> Started:
+    """Where the worker of a container serves, whose address on the workers' network is ``host``."""
+    if labels.get(f"{OURS}.protocol") == Protocol.PULL:
+        return Started()
+    # Containers of earlier versions, which are pushed to, have no label of their port.
+    port, health = labels.get(f"{OURS}.port") or PORT, labels.get(f"{OURS}.health-port")
+    return Started(f"http://{host}:{port}", int(health) if health else None)
 
 
 def options(
@@ -108,6 +129,9 @@ def options(
         "shm_size": limits.shm_bytes or DEFAULT_SHM_BYTES,
         "pids_limit": limits.pids or DEFAULT_PIDS,
     }
+    if podman is not None and launch.template.protocol is Protocol.HTTP:
+        # RunPod's default of PORT is 80. Docker sets this by itself; with Podman a worker without capabilities could not listen there.
+        host["sysctls"] = {"net.ipv4.ip_unprivileged_port_start": "0"}
     if limits.memory_bytes is not None:
         host["mem_limit"] = limits.memory_bytes
         # Without this value a container may use as much swap as memory.

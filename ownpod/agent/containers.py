@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
-from ownpod.agent.container_options import NETWORK, OURS, PORT, name_of, options
+from ownpod.agent.container_options import NETWORK, OURS, address_of, name_of, options
 from ownpod.agent.container_output import ContainerSource
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
@@ -108,9 +108,9 @@ class ContainerEngine:
             found = self._create(launch)
         if found["State"]["Status"] == "created":
             self._start(found["Id"])
-        if launch.template.protocol is not Protocol.PUSH:
+        if launch.template.protocol is Protocol.PULL:
             return Started()
-        return Started(url=self._url(launch.worker_id))
+        return address_of(found["Config"]["Labels"], self._host(launch.worker_id))
 
     def list(self) -> dict[str, Found]:
         filters = {"label": self._labels}
@@ -157,10 +157,13 @@ class ContainerEngine:
     def follow(self, worker_id: str, position: str = "") -> ContainerSource:
         return ContainerSource(self._api, lambda: self._inspect(worker_id), position)
 
-    def url(self, worker_id: str) -> str | None:
+    def address(self, worker_id: str) -> Started:
+        """On the engine's own network, which this host reaches without a published port."""
         found = self._inspect(worker_id)
-        ports = (found or {}).get("Config", {}).get("Labels", {}).get(f"{OURS}.protocol")
-        return self._url(worker_id) if ports == Protocol.PUSH else None
+        labels = (found or {}).get("Config", {}).get("Labels", {})
+        if labels.get(f"{OURS}.protocol", Protocol.PULL) == Protocol.PULL:
+            return Started()
+        return address_of(labels, self._host(worker_id))
 
     def api_url(self, base_url: str) -> str:
         """A loopback address names the container itself, so it is replaced by a name of this host."""
@@ -252,14 +255,14 @@ class ContainerEngine:
         except EngineError as error:
             logger.warning("container %s could not be removed: %s", container_id[:12], error)
 
-    def _url(self, worker_id: str) -> str:
-        """The base URL of a worker on the engine's own network, which this host reaches without a published port."""
+    def _host(self, worker_id: str) -> str:
+        """The address of a worker on the workers' network. Raises: EngineError, if it has ended."""
         found = self._inspect(worker_id)
         if found is None:
             raise EngineError("the container was removed by another program")
         networks = found["NetworkSettings"]["Networks"].values()
         if address := next((n["IPAddress"] for n in networks if n.get("IPAddress")), None):
-            return f"http://{address}:{PORT}"
+            return str(address)
         state = found["State"]
         log = self.log(worker_id, 5)
         self._discard(found["Id"])

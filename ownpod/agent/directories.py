@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ownpod.agent.engine import Started
 from ownpod.agent.files import free_beginning
 
 RECORD, WORK, OUTPUT, EARLIER, EXIT = "worker.json", "work", "output.log", "output.log.1", "exit"
@@ -41,7 +42,8 @@ class Record:
         pid: the shell that waits for the worker; it leads the worker's session and process group.
         started: the shell's start time, see :class:`ownpod.agent.procfs.Process`.
         boot: id of the host's boot in which it was started.
-        port: of a worker that serves RunPod's local API.
+        port: of a worker that serves RunPod's local API, or of a load-balanced endpoint.
+        health_port: of the health check of the latter; None: ``port``.
         devices: ids of the devices that it was started with.
     """
 
@@ -53,15 +55,18 @@ class Record:
     port: int | None = None
     groups: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    health_port: int | None = None
 
     @property
-    def url(self) -> str | None:
-        return (self.port and f"http://127.0.0.1:{self.port}") or None
+    def address(self) -> Started:
+        url = (self.port and f"http://127.0.0.1:{self.port}") or None
+        return Started(url, self.health_port)
 
 
 def _checked(values: Any, worker_id: str, group: str) -> Record:
     record = Record(**values)
-    whole = (record.pid, record.started, 1 if record.port is None else record.port)
+    ports = (port for port in (record.port, record.health_port) if port is not None)
+    whole = (record.pid, record.started, *ports)
     if not all(type(number) is int and number > 0 for number in whole):
         raise TypeError
     if record.worker_id != worker_id or not isinstance(record.boot, str):
@@ -98,7 +103,8 @@ class Directory:
         """Writes the record, whole or not at all, also where the host loses its power. Raises: OSError."""
         new = self.path / f"{RECORD}.new"
         with new.open("w") as file:
-            json.dump(asdict(record), file)
+            # Without what is not set: an agent of an earlier version cannot read fields that it does not know.
+            json.dump({n: v for n, v in asdict(record).items() if v is not None}, file)
             file.flush()
             os.fsync(file.fileno())
         new.rename(self.record)

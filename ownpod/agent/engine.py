@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ownpod.errors import OwnPodError
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.managed import LOG_LINES, Device
 from ownpod.rules.reconcile import Found
 from ownpod.rules.templates import Template
@@ -38,6 +39,7 @@ class Launch:
         instance: the id of this installation of OwnPod, which marks what an engine has started.
         env: the whole environment that the worker gets besides its image's own.
         devices: the devices that it may use.
+        balancing: of a load-balanced endpoint: its port, and that of its health check, which are in ``env`` too.
     """
 
     worker_id: str
@@ -46,13 +48,20 @@ class Launch:
     template: Template
     env: Mapping[str, str] = field(repr=False)
     devices: tuple[Device, ...] = ()
+    balancing: Balancing | None = None
 
 
 @dataclass(frozen=True)
 class Started:
-    """A worker that was started. ``url``: the base URL of one that serves RunPod's local API."""
+    """A worker that was started.
+
+    Attributes:
+        url: the base URL of one that serves RunPod's local API, or of a load-balanced endpoint; None for others.
+        health_port: the port of its health check; None: that of ``url``.
+    """
 
     url: str | None = None
+    health_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +147,8 @@ class Engine(Protocol):
     def env(self, worker_id: str) -> Mapping[str, str]:
         """The variables with which a worker was started; none if they are not known. Raises: EngineError."""
 
-    def url(self, worker_id: str) -> str | None:
-        """The base URL of a running worker that serves RunPod's local API; None for others."""
+    def address(self, worker_id: str) -> Started:
+        """Where a running worker serves, as :meth:`start` has returned it. Raises: EngineError."""
 
     def api_url(self, base_url: str) -> str:
         """The API's base URL as workers of this engine reach it, from the one of this host."""

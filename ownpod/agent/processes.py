@@ -31,10 +31,10 @@ from ownpod.agent.commands import MARK, command_line, environment
 from ownpod.agent.directories import Directory, Record, RecordUnreadable
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
 from ownpod.agent.files import FileSource
+from ownpod.agent.ports import Ports, ports_for
 from ownpod.agent.shell import SHELL, Shell
 from ownpod.agent.volumes import Volumes
-from ownpod.processes import free_port
-from ownpod.rules.templates import Protocol, Template
+from ownpod.rules.templates import Template
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +110,12 @@ class ProcessEngine:
         with self._starting:
             record = self._record(launch.worker_id)
             if record and self._leader(record):
-                return Started(record.url)
+                return record.address
             # Of an agent that died while it started this worker, or of a worker that has ended.
             self._clear(launch.worker_id)
             record = self._launch(launch)
         os.eventfd_write(self._wake, 1)
-        return Started(record.url)
+        return record.address
 
     def list(self) -> dict[str, Found]:
         """See :class:`ownpod.agent.engine.Engine`. Also keeps each worker's output within its limit."""
@@ -163,9 +163,9 @@ class ProcessEngine:
             shorten=directory.shorten_output,
         )
 
-    def url(self, worker_id: str) -> str | None:
+    def address(self, worker_id: str) -> Started:
         record = self._record(worker_id)
-        return record.url if record else None
+        return record.address if record else Started()
 
     def api_url(self, base_url: str) -> str:
         return base_url
@@ -342,19 +342,17 @@ class ProcessEngine:
 
     def _launch(self, launch: Launch) -> Record:
         env = environment(launch, self._mark(launch.worker_id))
-        command = command_line(launch.template, Path.cwd(), env["PATH"])
-        port = None
-        if launch.template.protocol is Protocol.PUSH:
-            port = self._free_port()
-            command += ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port))
+        records = tuple(self._records.values())
+        ports = ports_for(launch, {port for r in records for port in (r.port, r.health_port)})
+        command = command_line(launch.template, Path.cwd(), env["PATH"]) + ports.arguments
         for name in self._volumes.link(launch.template):
             self._note("the engine process does not enforce readOnly of volume %s", name)
         directory = self._directory(launch.worker_id)
         shell = None
         try:
             directory.make()
-            shell = Shell(directory, command, env)
-            record = self._recorded(launch, shell.pid, port)
+            shell = Shell(directory, command, {**env, **ports.env})
+            record = self._recorded(launch, shell.pid, ports)
             directory.write(record)
             shell.go()
         except (OSError, ValueError) as error:
@@ -373,13 +371,7 @@ class ProcessEngine:
         self._shown.add(launch.worker_id)
         return record
 
-    def _free_port(self) -> int:
-        used = {record.port for record in tuple(self._records.values())}
-        while (port := free_port()) in used:
-            pass
-        return port
-
-    def _recorded(self, launch: Launch, pid: int, port: int | None) -> Record:
+    def _recorded(self, launch: Launch, pid: int, ports: Ports) -> Record:
         process = procfs.find(pid)
         if process is None:
             raise OSError(0, "its shell has ended")
@@ -391,7 +383,8 @@ class ProcessEngine:
             pid=pid,
             started=process.started,
             boot=self._boot,
-            port=port,
+            port=ports.serves,
             groups=tuple(map(str, groups)),
             devices=tuple(device.id for device in launch.devices),
+            health_port=ports.health,
         )

@@ -151,6 +151,7 @@ class Steps:
                 key=key,
                 devices=devices,
                 labels=self._host.labels,
+                balancing=spec.balancing,
             )
             launch = Launch(
                 worker.id,
@@ -159,6 +160,7 @@ class Steps:
                 template,
                 self._values.resolve(worker.id, spec, env),
                 devices,
+                balancing=spec.balancing,
             )
             # The key counts from before the start, because the worker may ask for a job at once.
             if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
@@ -176,7 +178,9 @@ class Steps:
             )
             self._values.forget(worker.id)
             return
-        self._managed.started(worker.id, self._host.name, url=started.url)
+        self._managed.started(
+            worker.id, self._host.name, url=started.url, health_port=started.health_port
+        )
         where = f" on {', '.join(device_ids)}" if device_ids else ""
         took_s = time.monotonic() - began
         log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)

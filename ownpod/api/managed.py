@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from ownpod.errors import WorkerConflict
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
@@ -188,6 +189,19 @@ class StopCheck:
         if time.monotonic() >= self._due:
             self._due = math.inf
         return self._managed and is_stopped(self._registry, self._worker_id, notified=notified)
+
+
+def with_queue(registry: Registry, endpoint_id: str) -> Endpoint:
+    """The endpoint, if workers may ask it for jobs.
+
+    Raises:
+        EndpointNotFound: there is none.
+        WorkerConflict: it is load-balanced.
+    """
+    endpoint = registry.endpoint(endpoint_id)
+    if endpoint.is_balanced:
+        raise WorkerConflict(f"endpoint {endpoint_id!r} is load-balanced: its workers get no jobs")
+    return endpoint
 
 
 def most_workers(endpoint: Endpoint, managed: WorkerSpec | None) -> int:

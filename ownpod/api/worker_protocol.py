@@ -25,7 +25,7 @@ from flask import Blueprint, Response, request
 from ownpod.api.auth import caller, check_managed_key, check_worker_key, managed_worker
 from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.ids import retry_later
-from ownpod.api.managed import STOPPING_HOLD_S, StopCheck, most_workers
+from ownpod.api.managed import STOPPING_HOLD_S, StopCheck, most_workers, with_queue
 from ownpod.api.services import Services, answer, services
 from ownpod.errors import (
     Forbidden,
@@ -118,7 +118,7 @@ def ping(endpoint_id: str, worker_id: str) -> Response:
     svc = services()
     # A replaced worker key must not end the runs that the worker received under the earlier one.
     _check_key_of(svc, endpoint_id, worker_id)
-    svc.registry.endpoint(endpoint_id)
+    with_queue(svc.registry, endpoint_id)
     # The SDK joins the ids with commas; other programs repeat the parameter.
     runs = [run for given in request.args.getlist("job_id") for run in given.split(",") if run]
     svc.offers.ping(worker_id, endpoint_id, runs)
@@ -297,10 +297,10 @@ def _check(svc: Services, endpoint_id: str, worker_id: str) -> tuple[Endpoint, W
         Unauthorized: the request has no worker key, or an unknown one.
         Forbidden: the key is bound to another endpoint or worker.
         EndpointNotFound: the endpoint does not exist.
-        WorkerConflict: the id is reserved, or a pushed worker has it.
+        WorkerConflict: the endpoint is load-balanced; the id is reserved, or a pushed worker has it.
     """
     managed = check_worker_key(endpoint_id, worker_id)
-    endpoint = svc.registry.endpoint(endpoint_id)
+    endpoint = with_queue(svc.registry, endpoint_id)
     if worker_id == HOUSEKEEPING:
         raise WorkerConflict(f"the worker id {HOUSEKEEPING!r} is taken")
     known = svc.registry.worker(worker_id)

@@ -1,5 +1,6 @@
 """The keys of an endpoint, and the endpoints that they make."""
 
+from dataclasses import replace
 from typing import Any
 
 from marshmallow import RAISE, ValidationError, fields, validate
@@ -89,6 +90,7 @@ def endpoint_entry(values: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]
 def endpoint_of(
     endpoint_id: str, values: dict[str, Any], workers: tuple[WorkerSpec, ...]
 ) -> Endpoint:
+    managed, balancing = managed_spec(values), balancing_of(values)
     return Endpoint(
         id=endpoint_id,
         workers=workers,
@@ -98,6 +100,6 @@ def endpoint_of(
         max_queue_depth=values["max_queue_depth"],
         api_keys=tuple(values["api_keys"]),
         max_workers=values["max_workers"],
-        managed=managed_spec(values),
-        balancing=balancing_of(values),
+        managed=None if managed is None else replace(managed, balancing=balancing),
+        balancing=balancing,
     )

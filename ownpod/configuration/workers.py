@@ -110,6 +110,7 @@ def make_worker(
         ca_bundle=ca_bundle,
         kind=WorkerKind.PUSH if balancing is None else WorkerKind.HTTP,
         source=WorkerSource.FILE if configured else WorkerSource.ADDED,
+        health_port=None if balancing is None else balancing.health_port,
     )
 
 

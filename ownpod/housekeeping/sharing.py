@@ -30,7 +30,8 @@ from ownpod.rules.sharing import (
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.agents import Agents
 from ownpod.store.loads import JobsView
-from ownpod.store.managed import MOST_WANTED, Managed
+from ownpod.store.managed import Managed
+from ownpod.store.managed_records import MOST_WANTED
 
 log = logging.getLogger(__name__)
 

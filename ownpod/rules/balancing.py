@@ -90,6 +90,8 @@ class Route:
     endpoint: str
     balancing: Balancing = Balancing()
     servers: tuple[Server, ...] = ()
+    paused: str = ""
+    """Why it takes no requests now, in words: each is answered at once. "": it takes them."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class FrontState:
         keys: digests (64 hexadecimal digits) that open an endpoint, by its id; "*": that open all. None: no key is needed.
         hosts: host names under which the front answers while no key is needed, besides those of this machine.
         origins: origins whose pages may call it then.
+        secret: with it, a front that passes a request on opens an endpoint; "": there are no other fronts.
     """
 
     routes: Mapping[str, Route] = field(default_factory=dict)
@@ -109,6 +112,7 @@ class FrontState:
     keys: Mapping[str, Collection[str]] | None = field(default=None, repr=False)
     hosts: Collection[str] = frozenset()
     origins: Collection[str] = frozenset()
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class ServerReading:
         total: requests that it has got since the front's start.
         up: the front sends it requests.
         problem: what the front's last check found; "" if that was well.
+        draining: the front was to drain it when it was read.
     """
 
     open: int = 0
@@ -128,6 +133,7 @@ class ServerReading:
     total: int = 0
     up: bool = True
     problem: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,12 +145,14 @@ class RouteReading:
         servers: its workers, by id.
         wishes: ids of workers that are not there, for which a request with ``strict-resume`` waits.
         total: requests since the front's start.
+        passes: the front passes the requests on to another one, which is the endpoint's home.
     """
 
     open: int = 0
     servers: Mapping[str, ServerReading] = field(default_factory=dict)
     wishes: tuple[str, ...] = ()
     total: int = 0
+    passes: bool = False
 
     @property
     def running(self) -> int:

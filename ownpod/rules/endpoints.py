@@ -50,6 +50,7 @@ class WorkerSpec:
         key_digest: of a managed worker, the digest of its own key; None: it has none.
         draining: of a managed worker, that its node fetches no more jobs for it.
         stopping: of a managed worker, that it has no job and is stopped now.
+        health_port: of a load-balanced endpoint's worker, the port of its health check; None: that of ``url``.
     """
 
     id: str
@@ -64,6 +65,7 @@ class WorkerSpec:
     key_digest: str | None = field(repr=False, default=None)
     draining: bool = False
     stopping: bool = False
+    health_port: int | None = None
 
     @property
     def pulls(self) -> bool:

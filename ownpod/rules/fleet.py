@@ -51,6 +51,8 @@ class WorkerStatus:
     """The worker has no node."""
 
 
+MOST_PORTS = 65_535
+
 LONGEST_REASON = 300
 """Characters of a reason that are kept."""
 
@@ -143,7 +145,7 @@ def merge(
             if kind == "added":
                 spec = _added(worker_id, values, known[values["endpoint"]], make_worker)
             elif kind == "pulling":
-                spec = _pulling(worker_id, values)
+                spec = _balanced(_pulling(worker_id, values), known[values["endpoint"]].balancing)
             else:
                 spec = _managed(worker_id, values, entries.pulling.get(worker_id))
                 spec = _balanced(spec, known[spec.endpoint].balancing)
@@ -276,13 +278,19 @@ def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> Worke
             check_http_url(str(url))
     except ValidationError as error:
         raise _Unusable(f"url: {error.messages[0]}", endpoint) from None
-    return replace(spec, kind=WorkerKind(values["kind"]), url=str(url).rstrip("/"))
+    health_port = values.get("healthPort")
+    if health_port is not None and not (type(health_port) is int and 0 < health_port <= MOST_PORTS):
+        raise _Unusable("its healthPort is no port", endpoint)
+    return replace(
+        spec, kind=WorkerKind(values["kind"]), url=str(url).rstrip("/"), health_port=health_port
+    )
 
 
 def _balanced(spec: WorkerSpec, balancing: Balancing | None) -> WorkerSpec:
-    """A started worker with its endpoint's limit of requests. Raises: _Unusable, if it is one of the other type."""
+    """A worker with its endpoint's limit of requests. Raises: _Unusable, if it is one for the other type of endpoints."""
     if (spec.kind is WorkerKind.HTTP) != (balancing is not None):
-        raise _Unusable("it was started for another type of endpoint", spec.endpoint)
+        did = "was started" if spec.is_managed else "asked for jobs"
+        raise _Unusable(f"it {did} for another type of endpoint", spec.endpoint)
     return spec if balancing is None else replace(spec, capacity=balancing.capacity)
 
 

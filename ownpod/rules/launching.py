@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote_plus
 
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.managed import Device
 from ownpod.rules.pulling import worker_environment
 from ownpod.rules.templates import GIB, Protocol, Template
@@ -18,6 +19,9 @@ PING_INTERVAL_MS = 10_000
 DEFAULT_DATA_CENTER = "LOCAL-1"
 DATA_CENTER_LABEL = "datacenter"
 """The label of a host with the name of its data center."""
+
+PORT, PORT_HEALTH, HEALTH_CHECK_PATH = "PORT", "PORT_HEALTH", "HEALTH_CHECK_PATH"
+"""RunPod's variables of a load-balanced endpoint's worker."""
 
 WEBHOOK = "RUNPOD_WEBHOOK_"
 """Prefix of the variables with the URLs that a pulling worker calls."""
@@ -32,6 +36,7 @@ def environment(
     key: str,
     devices: Sequence[Device] = (),
     labels: Mapping[str, str] | None = None,
+    balancing: Balancing | None = None,
     cpus: float | None = None,
     memory_bytes: int | None = None,
 ) -> dict[str, str]:
@@ -48,6 +53,7 @@ def environment(
         key: the worker's own key.
         devices: the devices that it holds; stand-ins are no GPUs.
         labels: the labels of its host.
+        balancing: of a load-balanced endpoint.
         cpus: number of the host's cores, where the template has no limit.
         memory_bytes: the host's memory, where the template has no limit.
     """
@@ -60,6 +66,8 @@ def environment(
     if template.protocol is Protocol.PULL:
         gpu = quote_plus(gpus[0].name) if gpus else "0"
         needed |= _webhooks(f"{base_url.rstrip('/')}/v2/{endpoint}", worker_id, key, gpu)
+    if template.protocol is Protocol.HTTP:
+        needed |= _serves(balancing or Balancing())
     needed |= variables(template.volumes)
     given = {n: v for n, v in template.env.items() if not n.startswith(WEBHOOK)}
     return platform | given | needed
@@ -109,6 +117,15 @@ def _needed(worker_id: str, endpoint: str, key: str, gpus: Sequence[Device]) -> 
         "NVIDIA_VISIBLE_DEVICES": uuids or "void",
         # A copy, because NVIDIA's runtime may replace the other.
         "OWNPOD_GPU_UUIDS": uuids,
+    }
+
+
+def _serves(balancing: Balancing) -> dict[str, str]:
+    """Where the worker is to listen. RunPod's worker without ``PORT_HEALTH`` would never count as ready."""
+    return {
+        PORT: str(balancing.port),
+        PORT_HEALTH: str(balancing.health_port or balancing.port),
+        HEALTH_CHECK_PATH: balancing.health_path,
     }
 
 

@@ -90,7 +90,9 @@ class ManagedWorker:
     log: str = ""
     """Its last lines of output, once it has stopped."""
     url: str | None = None
-    """The base URL of a worker that is pushed to, once it runs."""
+    """The base URL of a worker that is pushed to, or of a load-balanced endpoint, once it runs."""
+    health_port: int | None = None
+    """The port of its health check; None: that of ``url``."""
 
     @property
     def ended_badly(self) -> bool:
@@ -246,7 +248,7 @@ _VALUES: dict[str, Any] = {
     **dict.fromkeys(
         (
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
-            *("gpu_count", "exit_code"),
+            *("gpu_count", "exit_code", "health_port"),
         ),
         _whole,
     ),

@@ -18,6 +18,7 @@ from ownpod.rules.templates import (
     Limits,
     ManagedSpec,
     Sharing,
+    serving_of,
 )
 from ownpod.rules.volumes import has_all
 
@@ -105,7 +106,8 @@ def recorded(spec: ManagedSpec) -> ManagedSpec:
     template = replace(
         spec.template, init_timeout_s=DEFAULT_INIT_TIMEOUT_S, sharing=Sharing(), digest=""
     )
-    return ManagedSpec(template, gpu=spec.gpu)
+    balancing = None if spec.balancing is None else serving_of(spec.balancing)
+    return ManagedSpec(template, gpu=spec.gpu, balancing=balancing)
 
 
 def effective(release: Release, configured: ManagedSpec) -> ManagedSpec:
@@ -116,7 +118,9 @@ def effective(release: Release, configured: ManagedSpec) -> ManagedSpec:
         sharing=configured.template.sharing,
         digest=release.digest,
     )
-    return replace(configured, template=template, gpu=release.spec.gpu)
+    return replace(
+        configured, template=template, gpu=release.spec.gpu, balancing=release.spec.balancing
+    )
 
 
 # How two releases differ.
@@ -146,6 +150,13 @@ def _changed(old: ManagedSpec, new: ManagedSpec) -> Iterator[str]:
         if getattr(before, name) != getattr(now, name):
             yield name
     yield from _gpu(old.gpu, new.gpu)
+    if old.balancing is not None and new.balancing is not None:
+        for name, key in _SERVES.items():
+            if getattr(old.balancing, name) != getattr(new.balancing, name):
+                yield key
+
+
+_SERVES = {"port": "port", "health_port": "healthPort", "health_path": "healthPath"}
 
 
 def _limits(before: Limits, now: Limits) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from ownpod.errors import WorkerRecordBroken
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.records import from_text, to_text
 
 GIB = 1024**3
@@ -168,6 +169,8 @@ class ManagedSpec:
     """From then on, in ms since the epoch, the endpoint is paused. None: never."""
     auto_rollback: bool = False
     """A release that does not come up is replaced by the last one that did."""
+    balancing: Balancing | None = None
+    """Of a load-balanced endpoint: the ports and the path in the environment of its workers. None: the endpoint has a queue."""
 
     @property
     def release(self) -> str:
@@ -182,13 +185,21 @@ class ManagedSpec:
         if not self.template.registry:
             del template["registry"]
         parts = {"template": template, "gpu": self.gpu and asdict(self.gpu)}
+        if self.balancing is not None:
+            parts["serves"] = asdict(serving_of(self.balancing))
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def serving_of(balancing: Balancing) -> Balancing:
+    """The part that workers notice, because it is in their environment; the rest has its defaults."""
+    return Balancing(balancing.port, balancing.health_port, balancing.health_path)
+
+
 def spec_text(spec: ManagedSpec) -> str:
     """A spec as the JSON text that its workers' records have, environment included."""
-    return to_text(spec)
+    # Agents of versions without load-balanced endpoints refuse a text with a field that they do not know.
+    return to_text(spec, without=("balancing",) if spec.balancing is None else ())
 
 
 @functools.lru_cache(maxsize=128)

@@ -1,5 +1,5 @@
 """Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua`` and ``outputs.lua`` list types and meanings.
+``managed.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -49,6 +49,7 @@ CATALOG_DELETED = f"{CATALOG}deleted"
 SECRETS = f"{PREFIX}secrets"
 VOLUME_HOMES = f"{PREFIX}volumes:homes"
 VOLUMES_DELETED = f"{PREFIX}volumes:deleted"
+FRONTS = f"{PREFIX}fronts"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

@@ -5,15 +5,15 @@
 -- helpers of offers.lua, pulling.lua and slots.lua are in front too, so ARGV[2] is the worker's id.
 --
 -- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices`, `pools`
---                                   and `volumes` as JSON lists; `protocol`, push or pull; until it is stopped `key`, the
+--                                   and `volumes` as JSON lists; `protocol`, push, pull or http; until it is stopped `key`, the
 --                                   digest of its own key, and `spec`, the JSON of what it is started from;
 --                                   `prepared_ms`, when its image was there
 -- MANAGED                   zset    ids of workers that are not stopped, by created_ms
 -- WANTED                    zset    those of them that no agent has taken
 -- STOPPED                   zset    ids of stopped workers, by stopped_ms: the last MOST_STOPPED, for STOPPED_MS
 -- HOSTS<host>               set     ids of workers that belong to a host and are not stopped
--- ENTRIES                   hash    worker id -> JSON {endpoint, kind, key, draining, stopping, and url once it has one}: what
---                                   the registry reads, from the step that gives the worker to a host on
+-- ENTRIES                   hash    worker id -> JSON {endpoint, kind, key, draining, stopping; once it has one: url,
+--                                   healthPort}: what the registry reads, from the step that gives the worker to a host on
 -- IDLE                      hash    worker id -> ms since when the scaler has seen no job of it; a claim removes it
 -- FAILURES<endpoint>        hash    of the endpoint's last start that failed: release, created_ms (of the worker),
 --                                   reason, exit_code, log, worker; count (in a row), until_ms (no start before)
@@ -44,9 +44,10 @@ end
 
 -- Writes what the registry reads of the worker.
 local function write_entry()
-  local values = redis.call('HMGET', record, 'endpoint', 'protocol', 'key', 'url', 'phase')
+  local values = redis.call('HMGET', record, 'endpoint', 'protocol', 'key', 'url', 'phase', 'health_port')
   local entry = {
     endpoint = values[1], kind = values[2], key = values[3] or nil, url = values[4] or nil,
+    healthPort = tonumber(values[6]),
     draining = RANK[values[5]] >= RANK.draining, stopping = RANK[values[5]] >= RANK.stopping
   }
   redis.call('HSET', ENTRIES, worker, cjson.encode(entry))
@@ -149,10 +150,8 @@ local function refusing(endpoint, release)
   return #hosts > 0 and cjson.encode(hosts) or '[]'
 end
 
-local commands = {}
-
--- worker, endpoint, release, number of devices, pools, protocol, spec, volumes -> 1: it is wanted; 0: another worker has this id
-function commands.want()
+-- The worker is wanted, from the arguments of the command.
+local function want()
   if redis.call('EXISTS', record) == 1 then
     return redis.call('HGET', record, 'phase') == 'wanted' and redis.call('HGET', record, 'endpoint') == ARGV[3] and 1 or 0
   end
@@ -163,6 +162,29 @@ function commands.want()
   redis.call('ZADD', WANTED, now, worker)
   notify('wanted')
   return 1
+end
+
+local commands = {}
+
+-- worker, endpoint, release, number of devices, pools, protocol, spec, volumes -> 1: it is wanted; 0: another worker has this id
+function commands.want()
+  return want()
+end
+
+-- worker, and the others of want -> 1: the worker, which was ready and was stopped without a failure, is wanted again, by
+-- the same id; 0: there is none of this endpoint and release, or it runs
+function commands.want_again()
+  local phase, release, of, ready, failed, ended =
+    unpack(redis.call('HMGET', record, 'phase', 'release', 'endpoint', 'ready_ms', 'failed', 'ended_in'))
+  if of ~= ARGV[3] or release ~= ARGV[4] then
+    return 0
+  end
+  if phase == 'stopped' and ready and failed ~= '1' and (ended or '') == '' then
+    -- Its output too, because the next process writes from the beginning.
+    redis.call('DEL', record, OUTPUT .. worker, OUTPUT .. worker .. ':state')
+    redis.call('ZREM', STOPPED, worker)
+  end
+  return want()
 end
 
 -- worker, reason -> 1: no agent had taken the worker, and none will
@@ -250,7 +272,7 @@ function commands.progress()
   return 0
 end
 
--- worker, host, URL or '' -> 1: its container runs
+-- worker, host, URL or '', port of its health check or '' -> 1: its container runs
 function commands.started()
   local phase, at = known()
   if at ~= ARGV[3] or not (phase == 'preparing' or phase == 'starting' or phase == 'ready') then
@@ -260,6 +282,9 @@ function commands.started()
   if ARGV[4] ~= '' then
     redis.call('HSET', record, 'url', ARGV[4])
   end
+  if ARGV[5] ~= '' then
+    redis.call('HSET', record, 'health_port', ARGV[5])
+  end
   if phase == 'preparing' then
     redis.call('HSET', record, 'phase', 'starting', 'reason', '')
   end
@@ -267,7 +292,7 @@ function commands.started()
   return 1
 end
 
--- worker -> 1: it has asked for a job for the first time, so its endpoint's workers can start
+-- worker -> 1: it has asked for a job, or its health check was well, for the first time, so its endpoint's workers can start
 function commands.ready()
   local phase, _, endpoint = known()
   if phase ~= 'preparing' and phase ~= 'starting' then

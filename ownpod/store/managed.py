@@ -6,31 +6,26 @@ changes nothing and returns False. So a command may be repeated.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import redis
 
-from ownpod.errors import BadRequest, WorkerRecordBroken
+from ownpod.errors import BadRequest
 from ownpod.rules.managed import (
-    FIELDS,
     MOST_STOPPED,
     ORDER,
     STOPPED_KEPT_S,
-    WANTED_FIELDS,
     WORKER_ID,
-    ManagedWorker,
-    Phase,
-    from_record,
 )
 from ownpod.rules.releases import RolledOut
 from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.sharing import Evict
-from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
+from ownpod.rules.templates import ManagedSpec, spec_text
 from ownpod.store import keys
-from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.client import redis_errors
 from ownpod.store.common import BUCKETS_MS
-from ownpod.store.loads import Loads, broken_managed
+from ownpod.store.loads import broken_managed
+from ownpod.store.managed_records import Records
 from ownpod.store.offers import OFFER_CONSTANTS
 from ownpod.store.releases import Releases
 from ownpod.store.scripts import Scripts, constants
@@ -38,30 +33,14 @@ from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
 
-RECENT_S = 3600
-"""Age of the ends, in seconds, that :meth:`Managed.recent` lists."""
-
-MOST_SHOWN = 10
-"""Number of workers that ended badly that are listed of an endpoint."""
-
 PAUSES_S = tuple(map(start_pause_s, range(1, 8)))
 """Seconds without another start after a number of failed starts in a row; the last is that of all further ones."""
 
 LONGEST_REASON, LONGEST_LOG = 300, 16_384
 """Characters of a reason, and of a worker's last output, that are kept."""
 
-MOST_WANTED = 200
-"""Number of wanted workers that an agent reads at a time; further ones are read when these have a host."""
 
-
-Workers = list[ManagedWorker]
-Startable = list[tuple[ManagedWorker, ManagedSpec]]
-"""Workers with what they are started from."""
-Records = list[tuple[ManagedWorker, str | None]]
-"""Workers with the text of what they are started from, if that was read."""
-
-
-class Managed(Loads):
+class Managed(Records):
     """The commands and reads of ``managed.lua``'s keys. Any call may raise RedisUnavailable.
 
     Args:
@@ -70,7 +49,6 @@ class Managed(Loads):
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
-        self._logged: set[tuple[str, str]] = set()
         self.releases = Releases(client)
         """What the endpoints' workers are started from."""
         own = constants(
@@ -100,7 +78,17 @@ class Managed(Loads):
             *("offers.lua", "pulling.lua", "slots.lua", "managed.lua", "sharing.lua"),
             constants=OFFER_CONSTANTS + own,
             repeatable=(
-                *("want", "waits", "discard", "place", "set_key", "progress", "started", "ready"),
+                *(
+                    "want",
+                    "want_again",
+                    "waits",
+                    "discard",
+                    "place",
+                    "set_key",
+                    "progress",
+                    "started",
+                    "ready",
+                ),
                 *("drain", "stopping", "stopped", "lost", "gone", "evict", "unkeep", "refused"),
             ),
         )
@@ -129,20 +117,17 @@ class Managed(Loads):
         Returns:
             False: another worker has this id.
         """
-        if not NAME.fullmatch(endpoint):
-            raise BadRequest("an endpoint's id must be letters, digits, - and _")
-        need = spec.gpu
-        return self._move(
-            "want",
-            worker_id,
-            endpoint,
-            release or spec.release,
-            need.count if need else 0,
-            json.dumps(need.pools if need else ()),
-            spec.template.protocol.value,
-            spec_text(spec),
-            json.dumps([mount.name for mount in spec.template.volumes]),
-        )
+        return self._move("want", worker_id, *_wanted(endpoint, spec, release))
+
+    def want_again(
+        self, worker_id: str, endpoint: str, *, spec: ManagedSpec, release: str | None = None
+    ) -> bool:
+        """Lets a stopped worker be started once more, by the same id. Arguments as of :meth:`want`.
+
+        Returns:
+            False: there is no stopped worker of this id, endpoint and release that was ready and did not fail.
+        """
+        return self._move("want_again", worker_id, *_wanted(endpoint, spec, release))
 
     def waits(self, worker_id: str, reason: str) -> bool:
         """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist."""
@@ -220,9 +205,18 @@ class Managed(Loads):
         """Records what the start of a worker waits for. False: it does not start on this host."""
         return self._move("progress", worker_id, host, _reason(reason))
 
-    def started(self, worker_id: str, host: str, *, url: str | None = None) -> bool:
-        """The worker runs. ``url``: the base URL of one that is pushed to. False: it is to stop, or is another host's."""
-        return self._move("started", worker_id, host, url or "")
+    def started(
+        self, worker_id: str, host: str, *, url: str | None = None, health_port: int | None = None
+    ) -> bool:
+        """The worker runs. False: it is to stop, or is another host's.
+
+        Args:
+            worker_id: the worker.
+            host: the agent's name.
+            url: the base URL of one that is pushed to, or of a load-balanced endpoint.
+            health_port: the port of its health check; None: that of ``url``.
+        """
+        return self._move("started", worker_id, host, url or "", health_port or "")
 
     def stopping(self, worker_id: str, host: str, reason: str = "") -> bool:
         """The agent stops the worker, which gets no more jobs. ``reason``: "" keeps the one that it has."""
@@ -278,116 +272,21 @@ class Managed(Loads):
         """Where an endpoint's releases are, for clients."""
         return self.releases.rolled_out(endpoint)
 
-    # Reads.
 
-    @broken_managed
-    @redis_reads
-    def get(self, worker_id: str) -> ManagedWorker | None:
-        """A worker, also one that is stopped; None: there is none. Raises: WorkerRecordBroken."""
-        if not WORKER_ID.fullmatch(worker_id):
-            return None
-        values: Any = self._redis.hmget(keys.managed(worker_id), FIELDS)
-        if not any(value is not None for value in values):
-            return None
-        return from_record(worker_id, values)
-
-    def list(self, endpoint: str | None = None) -> Workers:
-        """Workers that are not stopped, the oldest first: all, or an endpoint's."""
-        workers = [worker for worker, _ in self._read(self._ids(keys.MANAGED))]
-        return [worker for worker in workers if endpoint in {None, worker.endpoint}]
-
-    @broken_managed
-    @redis_reads
-    def recent(self, endpoint: str | None = None) -> Workers:
-        """Workers that stopped within the last hour, the last one first: all, or an endpoint's."""
-        workers = [worker for worker, _ in self._read(self._stopped_ids(RECENT_S))]
-        return [worker for worker in workers if endpoint in {None, worker.endpoint}]
-
-    def _stopped_ids(self, within_s: int) -> Sequence[str]:
-        seconds, _ = self._redis.time()
-        since = (int(seconds) - within_s) * 1000
-        ids: Any = self._redis.zrevrangebyscore(keys.MANAGED_STOPPED, "+inf", since)
-        return list(ids)
-
-    @broken_managed
-    @redis_reads
-    def crashed(self, endpoint: str | None = None, *, limit: int = MOST_SHOWN) -> Workers:
-        """The last workers that ended badly, the last one first, of those whose records are kept: all, or an endpoint's."""
-        names = tuple(name for name in FIELDS if name != "log")
-        ids = [
-            worker.id
-            for worker, _ in self._read(self._stopped_ids(STOPPED_KEPT_S), names)
-            if worker.ended_badly and endpoint in {None, worker.endpoint}
-        ]
-        return [worker for worker, _ in self._read(ids[:limit])]
-
-    @broken_managed
-    @redis_reads
-    def of_host(self, host: str) -> dict[str, tuple[ManagedWorker, ManagedSpec]]:
-        """Workers of a host that are not stopped, with what they are started from."""
-        ids: Any = self._redis.smembers(f"{keys.MANAGED_HOST}{host}")
-        return {worker.id: (worker, spec) for worker, spec in self._with_specs(sorted(ids))}
-
-    def wanted(self, limit: int = MOST_WANTED) -> Startable:
-        """Workers that no agent has taken, the oldest first."""
-        ids = self._ids(keys.MANAGED_WANTED, limit)
-        found = self._with_specs(ids, names=WANTED_FIELDS)
-        # An agent may have taken one since its id was read.
-        return [(worker, spec) for worker, spec in found if worker.phase is Phase.WANTED]
-
-    def any_wanted(self) -> bool:
-        """Whether there is a worker that no agent has taken."""
-        return bool(self._ids(keys.MANAGED_WANTED, 1))
-
-    @broken_managed
-    @redis_reads
-    def _ids(self, key: str, limit: int = 0) -> Sequence[str]:
-        ids: Any = self._redis.zrange(key, 0, limit - 1)
-        return list(ids)
-
-    def _with_specs(
-        self, ids: Sequence[str], *, names: Sequence[str] = FIELDS
-    ) -> Iterator[tuple[ManagedWorker, ManagedSpec]]:
-        for worker, text in self._read(ids, names, with_spec=True):
-            if worker.phase is Phase.STOPPED:
-                # It stopped after its id was read, and has no spec any more.
-                continue
-            try:
-                yield worker, spec_in(text)
-            except WorkerRecordBroken as error:
-                self._skip(worker.id, str(error))
-
-    @redis_reads
-    def _read(
-        self, ids: Iterable[str], names: Sequence[str] = FIELDS, *, with_spec: bool = False
-    ) -> Records:
-        """The workers' records. One that cannot be read is left out, because it must not end the processes that read it."""
-        asked = (*names, "spec") if with_spec else names
-        known = [worker_id for worker_id in ids if WORKER_ID.fullmatch(worker_id)]
-        with self._redis.pipeline(transaction=False) as pipe:
-            for worker_id in known:
-                pipe.hmget(keys.managed(worker_id), asked)
-            found = pipe.execute(raise_on_error=False)
-        workers = []
-        for worker_id, values in zip(known, found, strict=True):
-            if isinstance(values, redis.ResponseError):
-                self._skip(worker_id, "its record is no hash")
-                continue
-            if isinstance(values, Exception):
-                raise values
-            try:
-                worker = from_record(worker_id, values[: len(names)], names)
-            except WorkerRecordBroken as error:
-                self._skip(worker_id, str(error))
-            else:
-                workers.append((worker, values[-1] if with_spec else None))
-        return workers
-
-    def _skip(self, worker_id: str, problem: str) -> None:
-        """Logs a record that is left out, once for each problem, because records are read every second."""
-        if (worker_id, problem) not in self._logged and len(self._logged) < MOST_STOPPED:
-            self._logged.add((worker_id, problem))
-            log.error("managed worker %s is left out: %s", worker_id, problem)
+def _wanted(endpoint: str, spec: ManagedSpec, release: str | None) -> tuple[str | int, ...]:
+    """What the record of a wanted worker has. Raises: BadRequest."""
+    if not NAME.fullmatch(endpoint):
+        raise BadRequest("an endpoint's id must be letters, digits, - and _")
+    need = spec.gpu
+    return (
+        endpoint,
+        release or spec.release,
+        need.count if need else 0,
+        json.dumps(need.pools if need else ()),
+        spec.template.protocol.value,
+        spec_text(spec),
+        json.dumps([mount.name for mount in spec.template.volumes]),
+    )
 
 
 def _reason(text: str) -> str:

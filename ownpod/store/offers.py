@@ -167,6 +167,8 @@ class Offers:
             raise WorkerConflict(
                 f"OwnPod has stopped the managed worker {worker_id!r}, or its host was silent"
             )
+        if reply[0] == -4:
+            raise WorkerConflict(f"the managed worker {worker_id!r} gets requests, and no jobs")
         return Taken(list(reply[1]), stopping=bool(reply[0]))
 
     def collect(self, worker_id: str, endpoint: str, token: str, *, limit: int) -> Taken | None:

@@ -92,13 +92,17 @@ end
 
 -- worker, endpoint, token, limit, in progress (0|1), gone ms, digest of the key, maximum number of workers
 -- of the endpoint -> see deliver, or {-1, {}, endpoint}: a worker of another endpoint uses this id,
--- or {-2, {}}: the endpoint has that many workers, or {-3, {}}: it is a managed worker that counts as stopped
+-- or {-2, {}}: the endpoint has that many workers, or {-3, {}}: it is a managed worker that counts as stopped, or {-4, {}}: one of a
+-- load-balanced endpoint
 function commands.take()
   local endpoint, token, limit, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
-  if #worker == 14 and is_a(MANAGED .. ':' .. worker, 'hash')
-    and redis.call('HGET', MANAGED .. ':' .. worker, 'phase') == 'stopped' then
-    -- Its host was silent and came back. Without this check it would be registered as a worker that OwnPod has not started.
-    return {-3, {}}
+  if #worker == 14 and is_a(MANAGED .. ':' .. worker, 'hash') then
+    local phase, protocol = unpack(redis.call('HMGET', MANAGED .. ':' .. worker, 'phase', 'protocol'))
+    if phase == 'stopped' or protocol == 'http' then
+      -- Its host was silent and came back; or the front sends it requests. Without this check it would be registered as a
+      -- worker that OwnPod has not started.
+      return {phase == 'stopped' and -3 or -4, {}}
+    end
   end
   drop_broken()
   local known = redis.call('HGET', PULLING, worker)

@@ -1,0 +1,310 @@
+"""What a front should have, made from endpoints, workers, keys and health checks; and what it reports about workers. Pure."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from ownpod.errors import EndpointPaused
+from ownpod.rules.balancing import (
+    FrontState,
+    Route,
+    RouteReading,
+    Server,
+    ServerReading,
+)
+from ownpod.rules.credentials import Credential
+from ownpod.rules.endpoints import Endpoint, WorkerSpec
+from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.homes import Front, home_of
+from ownpod.rules.probing import UNASKED, Target, Verdict, target_of
+
+FRONT = "front-"
+"""Prefix of the name of a server that is another front."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a front knows from the configuration and from Redis.
+
+    Attributes:
+        endpoints: the load-balanced endpoints, by id.
+        queues: ids of the other endpoints.
+        keys: see :class:`ownpod.rules.balancing.FrontState`.
+        paused: why a worker gets no more requests, by its id.
+        paused_endpoints: why an endpoint takes no requests, by its id.
+        fronts: the fronts that live.
+        elsewhere: requests that are open at a worker through other fronts which send them there themselves.
+        claimed: endpoints that another front, which is not their home, still sends to their workers itself.
+        is_complete: Redis has been read at least once.
+    """
+
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    queues: frozenset[str] = frozenset()
+    keys: Mapping[str, Collection[str]] | None = field(default_factory=dict, repr=False)
+    hosts: frozenset[str] = frozenset()
+    origins: tuple[str, ...] = ()
+    secret: str = field(default="", repr=False)
+    paused: Mapping[str, str] = field(default_factory=dict)
+    paused_endpoints: Mapping[str, str] = field(default_factory=dict)
+    fronts: tuple[Front, ...] = ()
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
+    claimed: frozenset[str] = frozenset()
+    is_complete: bool = True
+
+
+def keys_of(
+    endpoints: Iterable[Endpoint], keys: Iterable[Credential], *, needed: bool
+) -> Mapping[str, Collection[str]] | None:
+    """The digests that open endpoints, as :class:`ownpod.rules.balancing.FrontState` has them.
+
+    Args:
+        endpoints: all endpoints.
+        keys: those that open all endpoints.
+        needed: whether calls need a key, because there is one anywhere.
+    """
+    if not needed:
+        return None
+    found = {"*": frozenset(key.digest for key in keys)}
+    for endpoint in endpoints:
+        if endpoint.is_balanced and endpoint.api_keys:
+            found[endpoint.id] = frozenset(key.digest for key in endpoint.api_keys)
+    return found
+
+
+def pauses_of(endpoints: Iterable[Endpoint], now_ms: int) -> dict[str, str]:
+    """Why endpoints take no requests at a moment, in ms since the epoch, in the words of a paused queue."""
+    found = {endpoint.id: endpoint.pause_at(now_ms) for endpoint in endpoints}
+    return {i: EndpointPaused(pause.detail).message for i, pause in found.items() if pause}
+
+
+def server_of(worker: WorkerSpec, *, draining: bool = False) -> Server | None:
+    """A worker as the front should have it; None: its URL cannot be used."""
+    try:
+        parts = urlsplit(worker.url)
+        port = parts.port
+    except ValueError:
+        return None
+    tls = parts.scheme == "https"
+    if not parts.hostname:
+        return None
+    port = port or (443 if tls else 80)
+    return Server(
+        id=worker.id,
+        host=parts.hostname,
+        port=port,
+        capacity=worker.capacity,
+        draining=draining,
+        tls=tls,
+        verifies=worker.verify_tls,
+        ca_bundle=worker.ca_bundle,
+        health_port=None if worker.health_port == port else worker.health_port,
+    )
+
+
+def drains(worker: WorkerSpec, paused: Mapping[str, str]) -> bool:
+    """Whether a worker gets no more requests."""
+    return worker.draining or worker.stopping or worker.id in paused
+
+
+def targets(view: View, me: Front) -> dict[str, Target]:
+    """The health checks of all workers to which this front sends requests itself, by worker id."""
+    found = {}
+    for endpoint in view.endpoints.values():
+        if endpoint.balancing is None or home_of(endpoint, me, view.fronts).id != me.id:
+            continue
+        for worker in endpoint.workers:
+            server = server_of(worker)
+            # The limit and the drain are no part of the check, so that their change does not begin it again.
+            if server is not None:
+                found[worker.id] = target_of(
+                    replace(server, capacity=0), endpoint.balancing, managed=worker.is_managed
+                )
+    return found
+
+
+def state_of(view: View, me: Front, verdicts: Mapping[str, Verdict]) -> FrontState:
+    """All that the front should have.
+
+    Args:
+        view: endpoints, keys and fronts.
+        me: this front.
+        verdicts: of the workers' health checks, by worker id.
+    """
+    routes = {}
+    for endpoint in view.endpoints.values():
+        if endpoint.balancing is not None:
+            servers = tuple(_servers(endpoint, view, me, verdicts))
+            paused = view.paused_endpoints.get(endpoint.id, "")
+            routes[endpoint.id] = Route(endpoint.id, endpoint.balancing, servers, paused)
+    return FrontState(
+        routes=routes,
+        queues=view.queues,
+        keys=view.keys,
+        hosts=view.hosts,
+        origins=view.origins,
+        secret=view.secret,
+    )
+
+
+def _servers(
+    endpoint: Endpoint,
+    view: View,
+    me: Front,
+    verdicts: Mapping[str, Verdict],
+) -> Iterable[Server]:
+    home = home_of(endpoint, me, view.fronts)
+    if home.id != me.id:
+        if other := _passed_to(home):
+            yield other
+        return
+    if endpoint.id in view.claimed:
+        # The home before this one has not passed the endpoint on yet: its requests wait for a moment.
+        return
+    for worker in endpoint.workers:
+        server = server_of(worker, draining=drains(worker, view.paused))
+        if server is None or not verdicts.get(worker.id, UNASKED).ready:
+            continue
+        open_elsewhere = view.elsewhere.get(worker.id, 0)
+        if server.capacity and open_elsewhere:
+            left = server.capacity - open_elsewhere
+            server = replace(server, capacity=max(1, left), draining=server.draining or left < 1)
+        yield server
+
+
+def _passed_to(home: Front) -> Server | None:
+    host, _, port = (home.address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return None
+    return Server(f"{FRONT}{home.id}", host.strip("[]"), int(port), is_front=True)
+
+
+def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[str, RouteReading]:
+    """What this front reports to the others: with what it drains, and without the requests that it has passed on, because
+    the endpoint's home counts them.
+    """
+    found = {}
+    for name, reading in readings.items():
+        route = state.routes.get(name)
+        if route is None:
+            continue
+        wanted = {server.id: server for server in route.servers}
+        passed = {
+            i
+            for i in reading.servers
+            if i.startswith(FRONT) and (i not in wanted or wanted[i].is_front)
+        }
+        passed_open = sum(reading.servers[i].open for i in passed)
+        servers = {
+            i: replace(r, draining=i not in wanted or wanted[i].draining)
+            for i, r in reading.servers.items()
+            if i not in passed
+        }
+        for server in route.servers:
+            if not server.is_front and server.id not in servers:
+                servers[server.id] = ServerReading(draining=server.draining)
+        found[name] = replace(
+            reading,
+            open=max(0, reading.open - passed_open),
+            servers=servers,
+            passes=any(server.is_front for server in route.servers),
+        )
+    return found
+
+
+def summed(readings: Iterable[Mapping[str, RouteReading]]) -> dict[str, RouteReading]:
+    """The sum over several fronts, by endpoint id."""
+    found = dict[str, RouteReading]()
+    for one in readings:
+        for name, reading in one.items():
+            found[name] = _sum(found[name], reading) if name in found else reading
+    return found
+
+
+def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
+    servers = dict(a.servers)
+    for name, more in b.servers.items():
+        known = servers.get(name)
+        servers[name] = more if known is None else _sum_of_server(known, more)
+    return RouteReading(
+        open=a.open + b.open,
+        servers=servers,
+        wishes=tuple(sorted({*a.wishes, *b.wishes})),
+        total=a.total + b.total,
+        passes=a.passes and b.passes,
+    )
+
+
+def _sum_of_server(a: ServerReading, b: ServerReading) -> ServerReading:
+    return ServerReading(
+        open=a.open + b.open,
+        waiting=a.waiting + b.waiting,
+        total=a.total + b.total,
+        up=a.up or b.up,
+        problem=a.problem or b.problem,
+        draining=a.draining and b.draining,
+    )
+
+
+def status_of(
+    worker: WorkerSpec,
+    *,
+    paused: Mapping[str, str],
+    verdict: Verdict,
+    reading: ServerReading,
+    was_used: bool,
+) -> WorkerStatus:
+    """The state of a worker that the front publishes. Its open requests are ``lingering``, so that the worker counts as busy.
+
+    Args:
+        worker: the worker.
+        paused: why workers get no more requests.
+        verdict: of its health check.
+        reading: the sum over all fronts.
+        was_used: it got a request within the last moments, which may have ended.
+    """
+    if drains(worker, paused):
+        # A front that does not drain it yet may send one more request.
+        used = max(reading.open, 0 if reading.draining else 1)
+        reason = paused.get(worker.id) or "it is drained"
+        return WorkerStatus(WorkerState.PAUSED, reason, used)
+    used = max(reading.open, int(was_used))
+    if verdict.ready:
+        return WorkerStatus(WorkerState.READY, "", used)
+    if worker.is_managed and not verdict.lost:
+        return WorkerStatus(WorkerState.INITIALIZING, verdict.reason, used)
+    state = WorkerState.INITIALIZING if verdict.starting else WorkerState.UNHEALTHY
+    return WorkerStatus(state, verdict.reason, used)
+
+
+class Totals:
+    """Totals that go on when HAProxy restarts, whose own begin with 0 again."""
+
+    def __init__(self) -> None:
+        self._last = dict[tuple[str, str], int]()
+        self._base = dict[tuple[str, str], int]()
+
+    def grow(self, readings: Mapping[str, RouteReading]) -> dict[str, RouteReading]:
+        """The readings with totals that never fall."""
+        found = {
+            name: replace(
+                reading,
+                total=self._one((name, ""), reading.total),
+                servers={
+                    i: replace(server, total=self._one((name, i), server.total))
+                    for i, server in reading.servers.items()
+                },
+            )
+            for name, reading in readings.items()
+        }
+        # Workers come and go, and each has an id of its own.
+        for key in [key for key in self._last if key[0] not in found]:
+            del self._last[key]
+            self._base.pop(key, None)
+        return found
+
+    def _one(self, key: tuple[str, str], total: int) -> int:
+        last = self._last.get(key, 0)
+        if total < last:
+            self._base[key] = self._base.get(key, 0) + last
+        self._last[key] = total
+        return total + self._base.get(key, 0)
