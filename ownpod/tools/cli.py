@@ -131,14 +131,24 @@ def up(
 @main.command()
 @host_option
 @port_option
-def api(host: str, port: int) -> None:
-    """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2."""
+@click.option(
+    "--behind-front",
+    metavar="HOST",
+    help="All requests come through `ownpod front`, which listens on HOST: it tells the callers' addresses.",
+)
+def api(host: str, port: int, behind_front: str | None) -> None:
+    """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2.
+
+    With --behind-front only the front may reach this port, because others could pretend to be any caller.
+    """
     from ownpod.configuration import load_endpoints
 
     config = settings.current()
     load_endpoints(config)
     check_port(host, port)
     _check_redis(config)
+    if behind_front is not None:
+        os.environ["OWNPOD_BEHIND_FRONT"] = behind_front
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     server = "ownpod.api.server"
     command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", address]
