@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException, RequestTimeout
 from ownpod.api import (
     agents,
     auth,
+    balanced,
     callbacks,
     error_answers,
     graphql,
@@ -43,6 +44,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
+from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
@@ -76,7 +78,13 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         notices=notices,
         offers=offers,
         submissions=Submissions(
-            registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
+            registry,
+            store,
+            notices,
+            settings,
+            wanted=managed.notice,
+            now_ms=managed.now_ms,
+            managed=managed,
         ),
         agents=hosts,
         management=Management.of(
@@ -89,6 +97,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         outputs=Outputs(store.client),
         releases=managed.releases,
         managed=managed,
+        fronts=Fronts(store.client),
     )
     provide(app, services)
     ids.check_ids(app)
@@ -120,6 +129,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     # Before any view reads a record, because records of another version would be misread.
     app.before_request(store.schema.check)
     app.before_request(auth.check_key)
+    balanced.refuse_queue_routes(app)
     app.after_request(_return_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
@@ -136,6 +146,8 @@ def _return_request_id(response: Response) -> Response:
 def _http_error(error: HTTPException) -> Response:
     if rest_v2.is_managing(request.path):
         return rest_v2.http_error(error)
+    if error.code == 404 and (refused := balanced.no_front(request.path)) is not None:
+        return refused
     status = error.code or 500
     if isinstance(error, RequestTimeout):
         status = _of_transfer(status)

@@ -9,6 +9,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ownpod.api.auth import known_caller
 from ownpod.rules import redis_url
+from ownpod.rules.affinity import HEADER
 from ownpod.store import keys
 
 VIEWS = {
@@ -35,7 +36,7 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         CORS(
             app,
             resources={r"/v2/.*": {"origins": list(origins)}},
-            expose_headers=["ETag", "Retry-After"],
+            expose_headers=["ETag", "Retry-After", HEADER],
             max_age=600,
         )
 

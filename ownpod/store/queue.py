@@ -2,12 +2,13 @@
 
 import re
 import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ownpod.rules.jobs import Job
 from ownpod.store import keys
-from ownpod.store.client import clock_ms, redis_reads
+from ownpod.store.client import clock_ms, redis_errors, redis_reads
 from ownpod.store.common import Part, log_broken
 from ownpod.store.retry import unrepeatable
 
@@ -88,6 +89,67 @@ class Queue(Part):
         published, broken = self._call("publish_delayed", "", limit)
         log_broken(broken)
         return int(published)
+
+    def own(self, endpoint: str, worker_id: str) -> str:
+        """The queue that only this worker consumes."""
+        return self._messages.own_queue(endpoint, worker_id)
+
+    def release_preferring(self, *, limit: int) -> int:
+        """Puts jobs that have waited for a worker that they only prefer into their endpoint's queue; returns how many."""
+        released, broken = self._call("release_preferring", "", limit)
+        log_broken(broken)
+        return int(released)
+
+    def abandon(self, job_id: str, queue: str, *, reason: str) -> bool:
+        """Ends a job that waits in a worker's own queue as FAILED. False: it does not wait there."""
+        return bool(self._call("abandon", "", job_id, queue, reason, self._result_ttl_s))
+
+    @redis_reads
+    def pinned(self, endpoints: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+        """Ids of the workers in whose own queues jobs of these endpoints wait, by endpoint, and those jobs' ids."""
+        found: dict[str, dict[str, list[str]]] = {}
+        with self._redis.pipeline(transaction=False) as pipe:
+            names = list(endpoints)
+            for name in names:
+                pipe.hkeys(keys.of_endpoint(name, "queues"))
+            queues = dict(zip(names, pipe.execute(), strict=True))
+            for name, own in queues.items():
+                for queue in own:
+                    found.setdefault(name, {})[self._messages.worker_of(name, queue)] = []
+                    pipe.zrange(keys.waiting(queue), 0, -1)
+            waiting = iter(pipe.execute())
+        return {
+            name: {worker: next(waiting) for worker in workers} for name, workers in found.items()
+        }
+
+    @redis_reads
+    def affinities(self, job_ids: Sequence[str]) -> list[str | None]:
+        """How much each of these jobs needs its worker."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(keys.job(job_id), "affinity")
+            return list(pipe.execute())
+
+    # Stopped workers that are to be started again.
+
+    @redis_errors
+    def resume(self, endpoint: str, worker_id: str) -> None:
+        """Records that jobs of the endpoint wait for a stopped worker."""
+        self._redis.sadd(keys.resumes(endpoint), worker_id)
+
+    @redis_errors
+    def unresume(self, endpoint: str, worker_ids: Iterable[str]) -> None:
+        """Ends :meth:`resume`."""
+        self._redis.srem(keys.resumes(endpoint), *worker_ids)
+
+    @redis_reads
+    def resumes(self, endpoints: Iterable[str]) -> dict[str, set[str]]:
+        """Stopped workers for which jobs wait, by endpoint; endpoints without any are left out."""
+        names = list(endpoints)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.smembers(keys.resumes(name))
+            return {name: ids for name, ids in zip(names, pipe.execute(), strict=True) if ids}
 
     @redis_reads
     def names(self, endpoint: str) -> list[str]:

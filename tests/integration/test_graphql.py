@@ -159,8 +159,8 @@ def test_an_inline_template_belongs_to_its_endpoint(ask):
         ("query { flashApps { id } }", 'Cannot query field "flashApps" on type "Query".'),
         ("subscription { jobs }", 'on type "Subscription"'),
         (
-            'mutation { saveEndpoint(input: {name: "abc", gpuIds: "ADA_24", type: "LB", template: {imageName: "i"}}) { id } }',
-            "no load-balanced endpoints",
+            'mutation { saveEndpoint(input: {name: "abc", gpuIds: "ADA_24", type: "X", template: {imageName: "i"}}) { id } }',
+            "type must be one of QB, LB",
         ),
         ("query { myself { id ", "Syntax Error"),
         ("query { " + "myself { endpoints { " * 30 + "id" + " } }" * 30 + " }", "levels"),
