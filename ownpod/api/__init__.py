@@ -52,8 +52,12 @@ from ownpod.store.outputs import Outputs
 from ownpod.store.secrets import Secrets
 
 
-def create_app(settings: Settings) -> Flask:
+def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     """Creates the WSGI application. It opens no connection before the first request.
+
+    Args:
+        settings: the settings.
+        behind_front: all requests come through the front, which writes the caller's address into ``X-Forwarded-For``.
 
     Raises:
         ConfigurationError: the file with the endpoints is missing or invalid.
@@ -129,7 +133,7 @@ def create_app(settings: Settings) -> Flask:
     app.after_request(_return_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
-    limits.trust_proxies(app, settings.trusted_proxies)
+    limits.trust_proxies(app, settings.trusted_proxies, behind_front=behind_front)
     return app
 
 

@@ -342,6 +342,15 @@ class PausedSchema(Schema):
     code = fields.String(required=True, validate=validate.OneOf(["ENDPOINT_PAUSED"]))
 
 
+class WorkerGoneSchema(Schema):
+    """The response to a request that names a worker which is not there."""
+
+    status = fields.Integer(required=True, validate=validate.OneOf([404]))
+    title = fields.String(required=True)
+    detail = fields.String(required=True)
+    reason = fields.String(required=True, validate=validate.OneOf(["affinity_worker_gone"]))
+
+
 class ErrorSchema(Schema):
     """Every other response with a status of 400 or above."""
 

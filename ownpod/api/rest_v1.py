@@ -17,7 +17,6 @@ from ownpod.api.managing import (
     endpoint_workers,
     json_body,
     this_caller,
-    warned,
 )
 from ownpod.api.services import services
 from ownpod.errors import CatalogRefused, OwnPodError
@@ -101,8 +100,8 @@ def create_endpoint() -> Response:
 
     caller = this_caller(Door.V1)
     outcome = _management().endpoints.create(make, caller)
-    response = answered(outcome, caller, _with_template(outcome.row), ignored=ignored)
-    return warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    noted = warnings.of_endpoint(outcome.row, services().agents.agents())
+    return answered(outcome, caller, _with_template(outcome.row), ignored=ignored, warnings=noted)
 
 
 @blueprint.get("/endpoints/<id:row_id>")
@@ -125,8 +124,10 @@ def update_endpoint(row_id: str) -> Response:
 
     caller = this_caller(Door.V1)
     outcome = _management().endpoints.update(row_id, change, caller)
-    response = answered(outcome, caller, _with_template(outcome.row), ignored=ignored)
-    response = warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    noted = warnings.of_endpoint(outcome.row, services().agents.agents())
+    response = answered(
+        outcome, caller, _with_template(outcome.row), ignored=ignored, warnings=noted
+    )
     return await_rollout(response, outcome.row, caller)
 
 
@@ -230,8 +231,10 @@ def create_volume() -> Response:
     outcome = _management().volumes.create(
         lambda _snapshot, made_id: v1_templates.new_volume(made_id, values), caller
     )
-    response = answered(outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored)
-    return warned(response, warnings.of_volume(outcome.row, services().agents.agents()))
+    noted = warnings.of_volume(outcome.row, services().agents.agents())
+    return answered(
+        outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored, warnings=noted
+    )
 
 
 @blueprint.get("/networkvolumes/<id:row_id>")
@@ -249,7 +252,9 @@ def update_volume(row_id: str) -> Response:
     outcome = _management().volumes.update(
         row_id, lambda row: v1_templates.changed_volume(row, values), caller
     )
-    return answered(outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored)
+    shown = v1_templates.show_volume(outcome.row)
+    noted = warnings.of_volume(outcome.row, services().agents.agents())
+    return answered(outcome, caller, shown, ignored=ignored, warnings=noted)
 
 
 @blueprint.delete("/networkvolumes/<id:row_id>")

@@ -9,6 +9,7 @@ import logging
 import os
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,16 +26,22 @@ from ownpod.rules.probing import Verdict
 log = logging.getLogger(__name__)
 
 BUSY_S, REST_S = 0.2, 0.5
-"""Seconds from one reading of HAProxy to the next: while something is open or held, and while nothing is."""
+"""Seconds from one reading of HAProxy to the next: while something is open, and while nothing is."""
 
 AGAIN_S = 1.0
-"""Seconds after which the state is applied again, while HAProxy has servers that it should not have any more, or after an error."""
+"""Seconds after which the state is applied again."""
 
 LEAST_S = 0.02
 """Seconds between two readings at least, however many requests begin to wait."""
 
+MAINTENANCE = "MAINT"
+"""HAProxy's state of a server that the edge has taken out."""
+
 SOCKET = "edge.sock"
 """The name of a unix socket in the front's directory. A connection means that HAProxy began to hold a request."""
+
+
+_IS_LINUX = sys.platform == "linux"
 
 
 class Balancing(Protocol):
@@ -49,6 +56,10 @@ class Balancing(Protocol):
 
     def read(self) -> dict[str, RouteReading]:
         """What HAProxy has open, by the endpoint's id."""
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Why ``<endpoint>/<worker>`` cannot be in HAProxy, in words."""
 
     def ensure(self) -> bool:
         """Restarts HAProxy if it has ended, with its last state. True: it had."""
@@ -96,29 +107,28 @@ class Edge:
         self._apply_at = 0.0
         self._read_at = self._was_read_at = 0.0
         self._readings: Mapping[str, RouteReading] = {}
+        self._read_state: FrontState | None = None
+        """What HAProxy had when it was read: a worker is free only if it has no open request after it was drained."""
         self._down: Mapping[str, str] = {}
         self._ready_before = frozenset[str]()
         self._problem = ""
-        self._stopping = False
+        self._stopping = self._reloading = False
 
     def _listen(self, path: Path) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         listener = socket.socket(socket.AF_UNIX)
-        mask = os.umask(0o177)
+        # The path of a socket has 107 bytes at most, so that of a deep directory is shortened.
+        directory, mask = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), os.umask(0o177)
         try:
-            listener.bind(str(path))
+            listener.bind(f"/proc/self/fd/{directory}/{path.name}" if _IS_LINUX else str(path))
         finally:
             os.umask(mask)
+            os.close(directory)
         listener.listen(64)
         listener.settimeout(0)
         self._selector.register(listener, selectors.EVENT_READ)
         return listener
-
-    @property
-    def waker(self) -> int:
-        """A descriptor: what is written to it wakes the loop, for ``signal.set_wakeup_fd``."""
-        return self._waker
 
     def wake(self) -> None:
         """Ends the loop's wait. Any thread may call this."""
@@ -128,6 +138,11 @@ class Edge:
     def stop(self) -> None:
         """Ends :meth:`run`. A signal handler may call this."""
         self._stopping = True
+        self.wake()
+
+    def reload(self) -> None:
+        """Reads the configuration again. A signal handler may call this."""
+        self._reloading = True
         self.wake()
 
     def run(self) -> bool:
@@ -141,6 +156,9 @@ class Edge:
                 if not (self.exchange.alive and self.prober.alive):
                     log.error("a thread of the front has died")
                     return False
+                if self._reloading:
+                    self._reloading = False
+                    self.exchange.reload()
                 self._guarded_turn()
                 self._sleep()
         finally:
@@ -178,7 +196,6 @@ class Edge:
         """One comparison of HAProxy with what it should be, and a reading if one is due."""
         now = self._clock()
         if self._balancer.ensure():
-            log.warning("HAProxy had ended; it was started again")
             self._read_at = now
         if now >= self._read_at:
             self._read()
@@ -192,28 +209,37 @@ class Edge:
             self._ready_before = frozenset()
         verdicts = self.prober.verdicts
         state = state_of(view, self._me, verdicts)
-        again = self._state is None or _leftover(self._readings, state)
-        if (again and now >= self._apply_at) or (self._state is not None and state != self._state):
+        # Again and again, because names of workers get other addresses, and a server with open requests is removed later.
+        if now >= self._apply_at or (self._state is not None and state != self._state):
             self._balancer.apply(state)
+            if state != self._state:
+                self._read_at = min(self._read_at, now + LEAST_S)
             self._state, self._apply_at = state, now + AGAIN_S
-            self._read_at = min(self._read_at, now + BUSY_S)
         self._notes.turn(view, verdicts)
         self._report()
 
     def _read(self) -> None:
         """Reads HAProxy, and has workers that it finds down asked by the prober."""
-        self._readings = readings = self._totals.grow(self._balancer.read())
-        busy = any(reading.open or reading.wishes for reading in readings.values())
+        found = self._balancer.read()
+        routes = {} if self._state is None else self._state.routes
         self._was_read_at = self._clock()
-        self._read_at = self._was_read_at + (BUSY_S if busy else REST_S)
-        if self._state is None:
+        self._read_at = self._was_read_at + BUSY_S
+        if routes and not found:
+            # HAProxy did not answer. What was open may still be.
             return
+        self._readings = readings = self._totals.grow(found)
+        self._read_state = self._state
+        if not _is_busy(readings):
+            self._read_at = self._was_read_at + REST_S
         down, lost = {}, {}
-        for name, route in self._state.routes.items():
-            found = readings.get(name, RouteReading()).servers
+        for name, route in routes.items():
+            servers = readings.get(name, RouteReading()).servers
             for server in route.servers:
-                reading = found.get(server.id)
+                reading = servers.get(server.id)
                 if reading is None or reading.up or server.draining or server.is_front:
+                    continue
+                if reading.problem.startswith(MAINTENANCE):
+                    # Between two states that the edge itself gives it.
                     continue
                 down[server.id] = reading.problem or "HAProxy finds it down"
                 # Twice, because a reading may be of the moment in which it was added. One with open requests
@@ -225,20 +251,19 @@ class Edge:
             self.prober.lost(lost)
 
     def _report(self) -> None:
-        if self._state is None:
+        if self._read_state is None:
             return
-        found = reported(self._readings, self._state)
+        found = reported(self._readings, self._read_state)
         waiting = frozenset(name for name, r in found.items() if r.waiting or r.wishes)
         verdicts = dict(self.prober.verdicts)
-        for name, problem in self._down.items():
+        problems = {n.rpartition("/")[2]: why for n, why in self._balancer.problems.items()}
+        for name, problem in {**problems, **self._down}.items():
             if name in verdicts and verdicts[name].ready:
                 verdicts[name] = Verdict(reason=problem, lost=True)
         self.exchange.report(found, verdicts, waiting)
 
     def _sleep(self) -> None:
         until = self._read_at
-        if self._state is None and self._apply_at > self._clock():
-            until = min(until, self._apply_at)
         with self._watching(self._balancer.fd):
             ready = self._selector.select(max(0.0, until - self._clock()))
         for key, _ in ready:
@@ -269,12 +294,6 @@ class Edge:
         self._read_at = min(self._read_at, self._was_read_at + LEAST_S)
 
 
-def _leftover(readings: Mapping[str, RouteReading], state: FrontState) -> bool:
-    """Whether HAProxy has servers that it should not have."""
-    for name, reading in readings.items():
-        route = state.routes.get(name)
-        if reading.servers and (
-            route is None or reading.servers.keys() - {server.id for server in route.servers}
-        ):
-            return True
-    return False
+def _is_busy(readings: Mapping[str, RouteReading]) -> bool:
+    """Whether requests are open or held. The first one that is held is announced at :data:`SOCKET`."""
+    return any(reading.open or reading.wishes for reading in readings.values())

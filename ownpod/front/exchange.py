@@ -13,7 +13,7 @@ from typing import Any
 
 from ownpod import settings as all_settings
 from ownpod.configuration import keep_endpoints
-from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable
+from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.front.reports import Reports
 from ownpod.registry import Registry
 from ownpod.rules.balancing import RouteReading
@@ -80,7 +80,7 @@ class Exchange:
         self.view: View | None = None
         """What was last read; None: nothing yet."""
         self._beat: Beat | None = None
-        self._beat_at = -TTL_S
+        self._beat_at = self._refreshed_at = -TTL_S
         self._trust_at = 0.0
         self._claims = dict[str, float]()
         self._readings: Mapping[str, RouteReading] = {}
@@ -89,6 +89,7 @@ class Exchange:
         self._noticed: frozenset[str] = frozenset()
         self._noticed_at = -NOTICE_S
         self._verdicts: Mapping[str, Verdict] = {}
+        self._serves = False
         self._away = False
         self._reloading = False
         self._urgent = False
@@ -131,6 +132,8 @@ class Exchange:
             waiting: endpoints at which requests wait.
         """
         urgent = bool(waiting - self._waiting) or _newly_ready(self._verdicts, verdicts)
+        urgent |= not self._serves
+        self._serves = True
         same = readings == self._readings and verdicts == self._verdicts
         self._readings, self._verdicts, self._waiting = readings, verdicts, waiting
         if urgent:
@@ -170,10 +173,17 @@ class Exchange:
             self._reloading = False
             self._reload()
         try:
-            # Reads now, because the registry's own reads are up to a second apart.
-            self._registry.newer()
+            if self._waiting or self._clock() - self._refreshed_at > BEAT_S - BUSY_S:
+                # Now, because the registry's own reads are up to a second apart.
+                self._registry.newer()
+                self._refreshed_at = self._clock()
             readings = self._readings
-            beat = self._send(readings)
+            try:
+                beat = self._send(readings)
+            except WorkerRecordBroken:
+                # Endpoints and keys are known without the other fronts.
+                self._update(self._read(self._beat))
+                raise
             self._see(beat)
             if self._waiting and self._notices():
                 self._managed.notice("request")
@@ -190,10 +200,12 @@ class Exchange:
                 log.info("Redis answers again")
 
     def _send(self, readings: Mapping[str, RouteReading]) -> Beat:
-        beat = self._fronts.beat(self._me, None if readings == self._sent else readings)
+        # Without its address until HAProxy has the endpoints: other fronts pass no requests on to this one before.
+        me = self._me if self._serves else Front(self._me.id)
+        beat = self._fronts.beat(me, None if readings == self._sent else readings)
         if not beat.reported and readings:
             # Redis has lost its data.
-            beat = self._fronts.beat(self._me, readings)
+            beat = self._fronts.beat(me, readings)
         self._sent = readings
         return beat
 
@@ -267,7 +279,7 @@ class Exchange:
         for name, endpoint in view.endpoints.items():
             if not is_limited(endpoint) or home_of(endpoint, self._me, fronts).id != self._me.id:
                 continue
-            if not self._me.address:
+            if self._me.place is None:
                 # No front can be reached, so that each sends requests to the workers itself.
                 continue
             for readings in others.values():

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ownpod.errors import WorkerRecordBroken
+from ownpod.errors import RedisUnavailable
 from ownpod.rules.balancing import RouteReading, ServerReading
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.fleet import WorkerStatus
@@ -65,6 +65,7 @@ class Reports:
         self._clock = clock
         self._known = dict[str, _Known]()
         self._ready = set[str]()
+        self._broken = set[str]()
 
     def turn(
         self,
@@ -89,27 +90,32 @@ class Reports:
             for worker in endpoint.workers:
                 workers[worker.id] = worker
                 verdict = verdicts.get(worker.id, UNASKED)
-                if worker.is_managed and verdict.ready:
-                    self._began(worker.id)
-                if mine:
-                    # A worker that no front has gets no requests.
-                    reading = servers.get(worker.id, ServerReading(draining=True))
-                    self._publish(worker, view, verdict, reading)
-                else:
-                    self._known.pop(worker.id, None)
+                # A worker that no front has gets no requests.
+                reading = servers.get(worker.id, ServerReading(draining=True))
+                try:
+                    if worker.is_managed and verdict.ready:
+                        self._began(worker.id)
+                    if mine:
+                        self._publish(worker, view, verdict, reading)
+                    else:
+                        self._known.pop(worker.id, None)
+                except RedisUnavailable:
+                    raise
+                except Exception:
+                    # One whose keys cannot be used must not keep the others from theirs.
+                    if worker.id not in self._broken:
+                        log.exception("the state of worker %s is not reported", worker.id)
+                        self._broken.add(worker.id)
         for gone in self._known.keys() - workers.keys():
             del self._known[gone]
         self._ready &= workers.keys()
+        self._broken &= workers.keys()
 
     def _began(self, worker_id: str) -> None:
         """Reports the first 200 of a managed worker."""
-        if worker_id in self._ready:
-            return
-        try:
+        if worker_id not in self._ready:
             self._managed.ready(worker_id)
-        except WorkerRecordBroken as error:
-            log.debug("worker %s is ready, which cannot be recorded: %s", worker_id, error)
-        self._ready.add(worker_id)
+            self._ready.add(worker_id)
 
     def _publish(
         self, worker: WorkerSpec, view: View, verdict: Verdict, reading: ServerReading

@@ -21,6 +21,7 @@ from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.node.signals import Prepared
 from ownpod.rules.endpoints import HOUSEKEEPING
 from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
 from ownpod.store.offers import Offers
 
@@ -78,6 +79,7 @@ def _scaler(prepared: Prepared) -> Scaler:
         Managed(client),
         Agents(client),
         Wakeups(client),
+        fronts=Fronts(client),
         hold_s=prepared.config.device_hold_s,
     )
 

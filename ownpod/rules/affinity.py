@@ -23,9 +23,15 @@ class Affinity(StrEnum):
     """Only this worker, which OwnPod starts again if it has stopped it."""
 
 
-_HEADER = re.compile(rf"(?:({Affinity.STRICT}|{Affinity.STRICT_RESUME}) +)?(\S+)")
+_WORD = f"{Affinity.STRICT_RESUME}|{Affinity.STRICT}"
 
-_WORDS = frozenset(Affinity) - {Affinity.SOFT}
+_PIN = rf"(?!(?:{_WORD})$)(?:({_WORD}) +)?({NAME.pattern})"
+"""A word without an id is more probably a mistake than the id of a worker."""
+
+PATTERN = f"^(|{_PIN})$"
+"""The values of the header, also valid in ECMAScript."""
+
+_HEADER = re.compile(_PIN)
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,10 @@ def parse_pin(text: str) -> Pin | None:
     Raises:
         ValueError: the value has another form.
     """
-    text = text.strip(" \t")
     if not text:
         return None
     found = _HEADER.fullmatch(text)
-    # A word without an id is more probably a mistake than the id of a worker.
-    if found is None or not NAME.fullmatch(found[2]) or (not found[1] and found[2] in _WORDS):
+    if found is None:
         raise ValueError(FORMS)
     return Pin(found[2], Affinity(found[1] or Affinity.SOFT))
 

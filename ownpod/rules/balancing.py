@@ -104,7 +104,7 @@ class FrontState:
         keys: digests (64 hexadecimal digits) that open an endpoint, by its id; "*": that open all. None: no key is needed.
         hosts: host names under which the front answers while no key is needed, besides those of this machine.
         origins: origins whose pages may call it then.
-        secret: with it, a front that passes a request on opens an endpoint; "": there are no other fronts.
+        secret: what fronts send to each other instead of a key; None: there is no other front.
     """
 
     routes: Mapping[str, Route] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class FrontState:
     keys: Mapping[str, Collection[str]] | None = field(default=None, repr=False)
     hosts: Collection[str] = frozenset()
     origins: Collection[str] = frozenset()
-    secret: str = field(default="", repr=False)
+    secret: str | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def state_of(view: View, me: Front, verdicts: Mapping[str, Verdict]) -> FrontSta
         keys=view.keys,
         hosts=view.hosts,
         origins=view.origins,
-        secret=view.secret,
+        secret=view.secret or None,
     )
 
 
@@ -172,10 +172,8 @@ def _servers(
 
 
 def _passed_to(home: Front) -> Server | None:
-    host, _, port = (home.address or "").rpartition(":")
-    if not host or not port.isdecimal():
-        return None
-    return Server(f"{FRONT}{home.id}", host.strip("[]"), int(port), is_front=True)
+    place = home.place
+    return None if place is None else Server(f"{FRONT}{home.id}", *place, is_front=True)
 
 
 def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[str, RouteReading]:

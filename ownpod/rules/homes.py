@@ -5,10 +5,13 @@ other fronts pass its requests on to it.
 """
 
 import hashlib
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from ownpod.rules.endpoints import Endpoint
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,14 @@ class Front:
 
     id: str
     address: str | None = None
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """Host, without brackets, and port of the address; None: it has none that can be used."""
+        match = _ADDRESS.fullmatch(self.address or "")
+        if match is None or not 0 < int(match[2]) < 65_536:
+            return None
+        return match[1].strip("[]"), int(match[2])
 
 
 def home(endpoint: str, fronts: Collection[str]) -> str | None:
@@ -44,13 +55,13 @@ def home_of(endpoint: Endpoint, me: Front, fronts: Collection[Front]) -> Front:
     """
     if not is_limited(endpoint):
         return me
-    known = {front.id: front for front in (*fronts, me) if front.address}
+    known = {front.id: front for front in (*fronts, me) if front.place}
     chosen = home(endpoint.id, known)
     return me if chosen is None else known[chosen]
 
 
 def publisher_of(endpoint: Endpoint, me: Front, fronts: Collection[Front]) -> str:
     """The id of the one front that publishes the states of an endpoint's workers."""
-    if is_limited(endpoint) and any(front.address for front in (*fronts, me)):
+    if is_limited(endpoint) and any(front.place for front in (*fronts, me)):
         return home_of(endpoint, me, fronts).id
     return home(endpoint.id, {me.id, *(front.id for front in fronts)}) or me.id

@@ -52,6 +52,8 @@ LATER = {
     "releases": "ownpod.tools.releases",
     "rollback": "ownpod.tools.releases",
     "worker-env": "ownpod.tools.worker_env",
+    "env": "ownpod.tools.moving",
+    "rewrite": "ownpod.tools.moving",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
 }
@@ -129,14 +131,24 @@ def up(
 @main.command()
 @host_option
 @port_option
-def api(host: str, port: int) -> None:
-    """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2."""
+@click.option(
+    "--behind-front",
+    metavar="HOST",
+    help="All requests come through `ownpod front`, which listens on HOST: it tells the callers' addresses.",
+)
+def api(host: str, port: int, behind_front: str | None) -> None:
+    """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2.
+
+    With --behind-front only the front may reach this port, because others could pretend to be any caller.
+    """
     from ownpod.configuration import load_endpoints
 
     config = settings.current()
     load_endpoints(config)
     check_port(host, port)
     _check_redis(config)
+    if behind_front is not None:
+        os.environ["OWNPOD_BEHIND_FRONT"] = behind_front
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     server = "ownpod.api.server"
     command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", address]
@@ -220,9 +232,8 @@ def list_workers() -> None:
 @click.option(
     "--capacity",
     type=click.IntRange(1, 1000),
-    default=1,
-    show_default=True,
-    help="Jobs that it runs at the same time.",
+    help="Jobs that it runs at the same time, 1 by default; of a load-balanced endpoint, requests, by default as many as the "
+    "endpoint states.",
 )
 @click.option(
     "--header",
@@ -241,7 +252,7 @@ def add(  # noqa: PLR0917 - click
     url: str,
     endpoint: str,
     worker_id: str | None,
-    capacity: int,
+    capacity: int | None,
     headers: tuple[str, ...],
     no_verify_tls: bool,  # noqa: FBT001 - click
     ca_bundle: str | None,
@@ -249,7 +260,9 @@ def add(  # noqa: PLR0917 - click
     """Add a worker, or change an added one. The worker stays until it is removed."""
     from ownpod.configuration import parse_headers
 
-    values: dict[str, object] = {"url": url, "capacity": capacity}
+    values: dict[str, object] = {"url": url}
+    if capacity is not None:
+        values["capacity"] = capacity
     if worker_id is not None:
         values["id"] = worker_id
     if headers:

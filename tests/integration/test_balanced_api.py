@@ -201,3 +201,26 @@ def test_a_load_balanced_worker_is_added_without_a_limit_and_drained(client, api
     publish(client, "d", WorkerState.PAUSED, "drained")
     assert rows(health(api, "open"))["d"]["state"] == "paused"
     assert counts(health(api, "open")) == {"initializing": 1, "throttled": 1}
+
+
+def test_metrics_count_requests_of_endpoints_and_workers_instead_of_jobs(api, client, fronts):
+    servers = {"a": ServerReading(2, 0, 30)}
+    fronts.read = {"web": RouteReading(open=5, total=40, servers=servers)}
+    publish(client, "a", WorkerState.READY, held=2)
+    text = api.get("/metrics", headers=KEY).get_data(as_text=True)
+    for line in (
+        "ownpod_fronts 1.0",
+        'ownpod_requests{endpoint="web",state="waiting"} 3.0',
+        'ownpod_requests{endpoint="web",state="open"} 2.0',
+        'ownpod_requests_received_total{endpoint="web"} 40.0',
+        'ownpod_worker_requests{endpoint="web",worker="a"} 2.0',
+        'ownpod_worker_requests{endpoint="web",worker="b"} 0.0',
+        'ownpod_workers{endpoint="web",state="ready"} 1.0',
+        'ownpod_workers{endpoint="web",state="initializing"} 1.0',
+        'ownpod_worker_capacity{endpoint="web",worker="b"} 7.0',
+    ):
+        assert f"{line}\n" in text, line
+    # A worker without a limit has no capacity, and a load-balanced endpoint no jobs.
+    assert 'ownpod_worker_capacity{endpoint="open"' not in text
+    assert 'ownpod_jobs{endpoint="web"' not in text
+    assert 'ownpod_jobs{endpoint="ep"' in text

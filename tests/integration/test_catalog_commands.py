@@ -4,11 +4,10 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from commands import command_environment, running_commands
 from helpers import load_settings, run_command
 
 from ownpod import settings
@@ -29,7 +28,6 @@ from ownpod.rules.catalog import (
 from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.secrets import Secrets
-from ownpod.tools.cli import main
 from ownpod.tools.endpoints import COLUMNS
 
 CALLER = Caller("digest", Door.V1)
@@ -59,29 +57,20 @@ endpoints:
 
 @pytest.fixture
 def environ(redis_server, client, tmp_path):
-    (tmp_path / "workers.yaml").write_text(WORKERS)
-    return {
-        "REDIS_URL": redis_server.url,
-        "OWNPOD_WORKERS_FILE": str(tmp_path / "workers.yaml"),
-        "OWNPOD_DATA_DIR": str(tmp_path / "var"),
-    }
+    return command_environment(tmp_path, redis_server.url, WORKERS)
 
 
 @pytest.fixture
 def run(environ, monkeypatch):
-    """Runs a command in this process; its exit code, output and errors. No output ever has the secret."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    settings.current.cache_clear()
+    """Runs a command in this process. No output ever has the secret."""
+    with running_commands(monkeypatch, **environ) as command:
 
-    def run(*arguments, stdin="", shows=False):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod", input=stdin)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        assert shows or SECRET not in done.output
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
+        def run(*arguments, stdin="", shows=False):
+            done = command(*arguments, stdin=stdin)
+            assert shows or SECRET not in done.output + done.errors
+            return done
 
-    yield run
-    settings.current.cache_clear()
+        yield run
 
 
 @pytest.fixture

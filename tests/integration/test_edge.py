@@ -18,6 +18,7 @@ from ownpod.rules.fleet import WorkerState
 from ownpod.rules.homes import Front
 from ownpod.rules.managed import Phase
 from ownpod.rules.templates import ManagedSpec, Protocol, Scaling, Template
+from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
@@ -40,6 +41,7 @@ class Balancer:
         self.readings = {}
         self.dead = False
         self.fails = False
+        self.problems = {}
         self.fd, self._end = os.pipe()
 
     def apply(self, state):
@@ -268,6 +270,13 @@ def test_a_managed_worker_reports_its_start_and_becomes_ready(rig, worker):
     wait_until(lambda: rig.balancer.servers()[name].draining)
     [record] = rig.managed.list()
     wait_until(lambda: agents.in_hand([record]) == (set(), {name}))
+
+
+def test_a_worker_whose_key_is_broken_keeps_no_other_from_its_state(rig, worker):
+    rig.client.rpush(keys.worker("a"), "x")
+    rig.add(FakeWorker(port=1), "a")
+    rig.add(worker)
+    wait_until(lambda: rig.client.hget(keys.worker("w"), "state") == "ready")
 
 
 def test_haproxy_is_restarted_when_it_ends_also_while_redis_does_not_answer(rig, worker):

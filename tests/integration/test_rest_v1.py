@@ -205,6 +205,32 @@ def test_a_dry_run_tells_the_difference_and_writes_nothing(http, template):
     assert http.get("/v1/endpoints").get_json() == before
 
 
+def test_a_dry_run_warns_of_what_would_have_no_effect(http, template, app):
+    header = {"X-OwnPod-Dry-Run": "1"}
+    body = {"templateId": template["id"], "flashboot": True, "foo": 1, "dataCenterIds": ["X-1"]}
+    device = Device("GPU-1", 0, "NVIDIA L4", 23_000, pools_of("NVIDIA L4", 23_000))
+    services_of(app).agents.heartbeat(AgentInfo("h", "docker", (device,)), "token")
+    response = http.post("/v1/endpoints", json=body, headers=header)
+    would = response.get_json()
+    assert (would["dryRun"], would["restarts"]) == (True, False)
+    assert would["warnings"] == [
+        "no host has the data center X-1 (they have LOCAL-1): workers start on any host",
+        "flashboot is stored, and changes nothing",
+        "foo is no field that OwnPod knows",
+    ]
+    assert response.headers["X-OwnPod-Ignored"] == "foo"
+    made = create(http, template)
+    url = f"/v1/endpoints/{made['id']}"
+    assert http.patch(url, json={"idleTimeout": 9}, headers=header).get_json()["warnings"] == []
+    assert http.delete(url, headers=header).get_json()["warnings"] == []
+    volume = {"name": "v", "size": 10, "dataCenterId": "X-1"}
+    asked = http.post("/v1/networkvolumes", json=volume, headers=header).get_json()
+    assert asked["warnings"] == would["warnings"][:1]
+    made = http.post("/v1/networkvolumes", json=volume).get_json()
+    asked = http.patch(f"/v1/networkvolumes/{made['id']}", json={"size": 20}, headers=header)
+    assert asked.get_json()["warnings"] == would["warnings"][:1]
+
+
 def test_a_dry_run_of_a_templates_edit_has_what_it_changes_of_endpoints(http, template):
     url, header = f"/v1/templates/{template['id']}", {"X-OwnPod-Dry-Run": "1"}
     edit = {"imageName": "org/worker:2"}

@@ -160,10 +160,19 @@ def test_the_way_back_makes_a_release(http, endpoint, spec, client):
     assert http.post(url, json={"number": 7}).status_code == 400
     assert http.post(url, json={"number": "1"}).status_code == 400
     would = http.post(url, headers={"X-OwnPod-Dry-Run": "1"}).get_json()
-    assert would == {"dryRun": True, "of": 1, "insteadOf": 2, "restarts": True}
+    assert would == {
+        "dryRun": True,
+        "restarts": True,
+        "warnings": [],
+        "result": None,
+        "diff": [{"field": "release", "old": "2", "new": "1 again"}],
+        "of": 1,
+        "insteadOf": 2,
+    }
     assert http.post(url).get_json() == {"release": 3, "of": 1, "insteadOf": 2}
     newest = services_of(app).management.catalog.audits()[0].audit
     assert (newest.action, newest.target) == ("rollback endpoint", endpoint["id"])
+    assert newest.difference == '{"release": ["2", "3, which is 1 again"]}'
 
 
 def test_a_dry_run_stops_no_worker(http, endpoint, spec, managed):

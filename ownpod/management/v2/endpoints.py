@@ -36,6 +36,9 @@ _PLAIN = {"name": "name", "timeout": "timeout_ms"}
 _LISTS = {"dataCenterIds": "data_centers", "networkVolumes": "volumes"}
 _WORKERS = {"min": "workers_min", "max": "workers_max", "idleTimeout": "idle_s"}
 
+OPTIONAL = ("cmd", "entrypoint", "expires")
+"""Fields that an answer has only where they have a value, or were sent."""
+
 OPERATIONS = {
     "run": "run",
     "runSync": "runsync",
@@ -251,7 +254,7 @@ def show_endpoint(row: EndpointRow, base_url: str, domain: str = LOCAL) -> dict[
         ]
     # These two have parts that v2 adds to what was sent.
     nested = {name: shown[name] for name in ("gpu", "cpu", "workers") if name in shown}
-    return as_sent(row, Door.V2, shown, apply_endpoint) | nested
+    return as_sent(row, Door.V2, shown, apply_endpoint, OPTIONAL) | nested
 
 
 def _request_urls(row: EndpointRow, base_url: str, domain: str) -> dict[str, str]:

@@ -1,0 +1,164 @@
+"""What HAProxy's configuration depends on, and the names in it. Pure."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+SOCKET = "haproxy.sock"
+"""The runtime socket, mode 0600, in the directory."""
+
+FILE = "haproxy.cfg"
+LUA = "place.lua"
+
+ALIVE_PATH = "/.ownpod/front"
+"""A path that the front itself answers with 200 while it runs; other fronts probe it."""
+
+FRONT_HEADER, ENDPOINT_HEADER = "x-ownpod-front", "x-ownpod-endpoint"
+"""Headers from front to front: the shared secret, and the endpoint's id."""
+
+FRONT_KEY, ANY_KEY = "<front>", "*"
+"""What is in front of a digest in the map of keys instead of an endpoint's id, which has no such characters."""
+
+BUFFER_BYTES, REWRITE_BYTES, HEADERS = 81_920, 8_192, 256
+"""The largest header that passes is the difference, above the 64 KiB that the API accepts; and the number of its lines."""
+
+UNLIMITED_MS = 1_728_000_000
+"""20 days, for requests without a processing limit. HAProxy's largest time is 24 days."""
+
+API_WAIT_S = 60
+"""Seconds for which a request waits for an API that is not reachable."""
+
+HOLD_CLASSES_S = (10, 30, 60, 120, 300, 600, 1800, 3600)
+"""HAProxy 2.8 has one time limit of the queue for each backend, so the backends of the pool differ in it."""
+
+
+class Maps(StrEnum):
+    """The maps, by the names of their files. Keys are endpoints' ids unless another key is named."""
+
+    ROUTES = "maps/routes.map"
+    """The backend of a load-balanced endpoint."""
+    NAMES = "maps/names.map"
+    """The id of any endpoint by its host name, in lower case."""
+    QUEUES = "maps/queues.map"
+    """The endpoints that are not load-balanced."""
+    HOLDS = "maps/holds.map"
+    """Seconds for which a request is held."""
+    LIMITS = "maps/limits.map"
+    """Milliseconds of the processing limit."""
+    BODIES = "maps/bodies.map"
+    """Bytes of the largest body."""
+    PASSING = "maps/passing.map"
+    """The endpoints whose workers get ``Authorization``."""
+    REMOTE = "maps/remote.map"
+    """The endpoints whose home is another front."""
+    HEALTH = "maps/health.map"
+    """The path of the health check, by backend."""
+    OWNERS = "maps/owners.map"
+    """The endpoint that last had a backend, by backend: kept until nothing of that endpoint is left in it."""
+    SERVERS = "maps/servers.map"
+    """What cannot be read back of a server, by ``<backend>/<server>``."""
+    KEYS = "maps/keys.map"
+    """``<endpoint>|<digest>``, ``*|<digest>`` and, for other fronts, ``<front>|<digest>``; digests in upper case."""
+    SWITCHES = "maps/switches.map"
+    """``keys``: "needed" or "open"; ``secret``: what this front sends to other fronts."""
+    HOSTS = "maps/hosts.map"
+    """Host names of this installation, in lower case."""
+    ORIGINS = "maps/origins.map"
+    """Origins whose pages may call while no key is needed, in lower case."""
+    PAUSED = "maps/paused.map"
+    """Why an endpoint takes no requests now, as the inside of a JSON string."""
+    PATTERNS = "maps/patterns.map"
+    """Regular expressions of such origins."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the configuration depends on. A change of it needs another HAProxy.
+
+    Attributes:
+        binds: addresses and ports on which the front listens.
+        api: address and port of the API's own server.
+        domain: an endpoint's host name is ``<endpoint>.<domain>``.
+        timeout_status: status of "timed out waiting for worker"; RunPod's is 400.
+        certificate: PEM file with certificate, chain and key; None: no TLS.
+        tls_port: port of HTTPS, on the addresses of ``binds``.
+        pool: number of backends, which is the largest number of load-balanced endpoints.
+        trusted_proxies: proxies before the front whose ``X-Forwarded-*`` are kept.
+        max_connections: connections of clients at a time; each needs two file descriptors.
+        metrics: address and port of HAProxy's own metrics for Prometheus (``/metrics``); None: none. They need no
+            key, so the address should be loopback.
+        version: HAProxy's, major and minor.
+    """
+
+    binds: tuple[tuple[str, int], ...]
+    api: tuple[str, int]
+    domain: str = "localhost"
+    timeout_status: int = 400
+    certificate: str | None = None
+    tls_port: int | None = None
+    pool: int = 128
+    trusted_proxies: int = 0
+    max_connections: int = 8_000
+    metrics: tuple[str, int] | None = None
+    version: tuple[int, int] = (2, 8)
+
+
+def backends(pool: int) -> dict[str, int]:
+    """The seconds of the queue's time limit by the name of the backend. Half of the pool has RunPod's 120 s."""
+    classes = [120] * (pool - pool // 2)
+    classes += [HOLD_CLASSES_S[number % len(HOLD_CLASSES_S)] for number in range(pool // 2)]
+    return {f"p{number:03}": seconds for number, seconds in enumerate(classes)}
+
+
+def digest(text: str) -> str:
+    """Identifies a configuration: HAProxy reports it as its ``description``."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+JSON, PROBLEM = "application/json", "application/problem+json"
+
+
+def problem(status: int, title: str, detail: str, **more: str) -> str:
+    """A body in the shape of RunPod's edge."""
+    body = {"status": status, "title": title, "detail": detail, **more}
+    return json.dumps(body, separators=(",", ":"))
+
+
+def refusal(
+    status: int,
+    body: str,
+    condition: str,
+    *,
+    kind: str = PROBLEM,
+    retry_s: int | None = None,
+    form: str = "string",
+) -> str:
+    """A rule that answers a request."""
+    retry = "" if retry_s is None else f" hdr Retry-After {retry_s}"
+    return (
+        f"  http-request return status {status} content-type {kind} {form} '{body}' hdr Cache-Control no-store{retry}"
+        f" if {condition}"
+    )
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address."""
+    return ":" in host or re.fullmatch(r"[0-9.]+", host) is not None
+
+
+def error(status: int, body: str, retry_s: int | None = None, form: str = "string") -> str:
+    """The response to an error of HAProxy's own."""
+    retry = "" if retry_s is None else f" hdr Retry-After {retry_s}"
+    return f"  http-error status {status} content-type {PROBLEM} {form} '{body}' hdr Cache-Control no-store{retry}"
+
+
+def bind(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def quoted(text: str) -> str:
+    """A path as one word of the configuration."""
+    return "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,170 @@
+-- What HAProxy lacks: requests are held while an endpoint has no worker, and RunPod's header X-Runpod-Worker-Id.
+-- Loaded once for each thread. Argument: the status of "timed out waiting for worker".
+
+local TIMEOUT_STATUS = tonumber((...)) or 400
+local TITLES = { [400] = "Bad Request", [404] = "Not Found", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout" }
+
+-- Longest wait in seconds of a request that names its worker (RunPod: about 5 minutes).
+local STRICT_S = 300
+
+-- Milliseconds between two checks of one held request: more while many wait, so that a thread's cost is bounded.
+local FIRST_MS, LONGEST_MS = 5, 100
+
+local routes = Map.new("maps/routes.map", Map._str)
+local holds = Map.new("maps/holds.map", Map._str)
+
+local function now()
+  local time = core.now()
+  return time.sec + time.usec / 1e6
+end
+
+local function problem(status, detail, reason)
+  local text = string.format('{"status":%d,"title":"%s","detail":"%s"', status, TITLES[status] or "Error", detail)
+  if reason then
+    text = text .. ',"reason":"' .. reason .. '"'
+  end
+  return text .. "}"
+end
+
+local function answer(txn, status, detail, reason)
+  local reply = txn:reply()
+  reply:set_status(status)
+  reply:add_header("content-type", "application/problem+json")
+  reply:add_header("cache-control", "no-store")
+  if status ~= 404 then
+    reply:add_header("retry-after", "5")
+  end
+  reply:set_body(problem(status, detail, reason))
+  txn:done(reply)
+end
+
+-- The state of a worker: "up", "draining", "down", or nil if it is gone; and whether it has a free place.
+local function server(be, id)
+  local backend = core.backends[be]
+  local found = backend and backend.servers[id]
+  if not found then
+    return nil, false
+  end
+  local stats = found:get_stats()
+  local status = stats.status or ""
+  local limit = tonumber(stats.slim) or 0
+  local free = limit == 0 or (tonumber(stats.scur) or 0) < limit
+  if status:sub(1, 2) == "UP" or status == "no check" then
+    return "up", free
+  elseif status:sub(1, 5) == "DRAIN" then
+    return "draining", free
+  elseif status:sub(1, 5) == "MAINT" then
+    return nil, false
+  end
+  return "down", false
+end
+
+-- Waits until the next check. The number of held requests is estimated from the checks of the last tenth of a second:
+-- a counter would never return to zero, because the coroutine of a client that leaves does not run again.
+local interval_ms, checks, window = FIRST_MS, 0, 0
+local function pause()
+  local tenth = now() * 10 // 1
+  if tenth ~= window then
+    interval_ms = math.max(FIRST_MS, math.min(LONGEST_MS, checks * interval_ms // 400))
+    checks, window = 0, tenth
+  end
+  checks = checks + 1
+  core.msleep(interval_ms)
+end
+
+-- Notifies the edge that a request is held, at most 50 times a second. If it fails the edge notices at its next poll.
+local announced = 0
+local function announce()
+  local time = now()
+  if time - announced > 0.02 then
+    announced = time
+    local socket = core.tcp()
+    socket:settimeout(1)
+    socket:connect("unix@edge.sock")
+    socket:close()
+  end
+end
+
+-- False, and answered, if the endpoint was removed or moved: its backend may belong to another endpoint soon.
+local function still_routed(txn, ep, be)
+  if routes:lookup(ep) == be then
+    return true
+  end
+  answer(txn, 404, "endpoint not found")
+  return false
+end
+
+-- Waits for one worker. The longest wait in HAProxy's own queue is that of the whole endpoint, which is shorter than
+-- RunPod's for a named worker. So the request enters that queue only when other requests compete for the worker, or
+-- when the rest of its time fits there.
+local function strict(txn, ep, be, id, resumes, hold_s)
+  local deadline = now() + math.max(STRICT_S, hold_s)
+  local known = server(be, id)
+  if resumes and known == nil then
+    announce()
+  end
+  while still_routed(txn, ep, be) do
+    local state, free = server(be, id)
+    if state == "up" or state == "draining" then
+      if free or deadline - now() <= hold_s or (tonumber(core.backends[be]:get_stats().qcur) or 0) > 0 then
+        txn:set_var("txn.pin", id)
+        txn:set_var("txn.strict", id)
+        return
+      end
+    elseif state == nil and not resumes then
+      return answer(txn, 404, "affinity_worker_gone", "affinity_worker_gone")
+    end
+    if now() >= deadline then
+      return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker", "worker_timeout")
+    end
+    pause()
+  end
+end
+
+core.register_action("place", { "http-req" }, function(txn)
+  local ep, be = txn:get_var("txn.ep"), txn:get_var("txn.be")
+  local want = txn:get_var("txn.want") or ""
+  local hold_s = tonumber(holds:lookup(ep)) or 120
+  if want ~= "" then
+    local mode, id = want:match("^(%S+)%s+(%S+)%s*$")
+    mode = mode and mode:lower()
+    if mode == "strict" or mode == "strict-resume" then
+      return strict(txn, ep, be, id, mode == "strict-resume", hold_s)
+    end
+    local state, free = server(be, want:match("^%s*(.-)%s*$"))
+    if state == "up" and free then
+      txn:set_var("txn.pin", want:match("^%s*(.-)%s*$"))
+      return
+    end
+  end
+  local deadline = now() + hold_s
+  if (tonumber(txn.f:nbsrv(be)) or 0) == 0 then
+    announce()
+  end
+  while (tonumber(txn.f:nbsrv(be)) or 0) == 0 do
+    if now() >= deadline then
+      return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker")
+    end
+    pause()
+    if not still_routed(txn, ep, be) then
+      return
+    end
+  end
+end)
+
+-- The body of HAProxy's own 503, which has three causes. The variable gives the status to the configuration.
+core.register_fetches("problem", function(txn)
+  local be = txn:get_var("txn.be") or ""
+  local id = txn.f:srv_name()
+  local status, detail, reason = TIMEOUT_STATUS, "timed out waiting for worker", nil
+  if id and id ~= "" then
+    local state, free = server(be, id)
+    if txn:get_var("txn.strict") and not free and state ~= "down" then
+      reason = "worker_timeout"
+    else
+      status, detail = 502, "the worker accepts no connection"
+    end
+  end
+  txn:set_var("txn.problem", status)
+  return problem(status, detail, reason)
+end)

@@ -1,0 +1,270 @@
+"""What HAProxy should have for a state of the front: entries of maps, and the commands for servers. Pure."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ownpod.front.layout import (
+    ALIVE_PATH,
+    ANY_KEY,
+    FRONT_KEY,
+    UNLIMITED_MS,
+    Maps,
+    backends,
+    is_address,
+)
+from ownpod.front.runtime import number, word
+from ownpod.rules.balancing import FrontState, Route, Server
+from ownpod.rules.credentials import digest_of
+
+MIB = 1024 * 1024
+
+CHECK = "check inter 2s fastinter 500ms downinter 1s fall 3 rise 1 observe layer4 error-limit 3 on-error mark-down"
+"""HAProxy's own checks, which begin when OwnPod's first probe has succeeded."""
+
+POOL = "pool-purge-delay 1s"
+"""Idle connections to a worker are closed within 2 s, before its server closes them (uvicorn: after 5 s): a request on
+a connection that closes at that moment would fail."""
+
+PAUSED_LENGTH = 500
+"""Characters of a reason that clients get."""
+
+MAINT, DRAIN = 0x01 | 0x02 | 0x04 | 0x20, 0x08 | 0x10
+"""Bits of ``srv_admin_state``: the server gets no requests; it gets pinned requests only."""
+
+_PATTERN_SIGNS = frozenset("*\\]?$^[]()")
+"""Characters that make an origin a regular expression, as in ``rules/origins.py``."""
+
+_SAFE = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
+
+
+@dataclass(frozen=True)
+class ActualServer:
+    """A server that HAProxy has.
+
+    Attributes:
+        address, port: where it sends requests.
+        admin: bits of its administrative state.
+        capacity: its limit of requests at a time; 0: none.
+        traits: what :func:`traits` returned when it was added.
+    """
+
+    backend: str
+    name: str
+    address: str
+    port: int
+    admin: int
+    capacity: int
+    traits: str
+
+    @property
+    def path(self) -> str:
+        """Its name in commands."""
+        return f"{self.backend}/{self.name}"
+
+
+def assign(
+    routes: Mapping[str, Route], owners: Mapping[str, str], pool: int
+) -> tuple[dict[str, str], list[str]]:
+    """The backend of each endpoint, and the endpoints for which none is left.
+
+    An endpoint keeps its backend. A new one gets a free backend whose time limit of the queue is its own, otherwise the
+    next longer one, otherwise the longest that is left.
+
+    ``owners`` has the endpoint by backend, of all backends that are in use or not yet empty.
+    """
+    holds = backends(pool)
+    chosen = {endpoint: backend for backend, endpoint in owners.items() if endpoint in routes}
+    free = [backend for backend in holds if backend not in owners]
+    left_out = []
+    for endpoint in sorted(routes):
+        if endpoint in chosen:
+            continue
+        if not free:
+            left_out.append(endpoint)
+            continue
+        hold_s = routes[endpoint].balancing.hold_s
+        best = min(
+            free, key=lambda backend: (holds[backend] < hold_s, abs(holds[backend] - hold_s))
+        )
+        free.remove(best)
+        chosen[endpoint] = best
+    return chosen, left_out
+
+
+def maps_of(
+    state: FrontState, chosen: Mapping[str, str], emptying: Mapping[str, str], domain: str
+) -> dict[Maps, dict[str, str]]:
+    """The entries of all maps but that of servers.
+
+    ``chosen`` has the backend by endpoint; ``emptying`` the endpoint by backend, of backends that are not yet empty.
+    """
+    maps: dict[Maps, dict[str, str]] = {name: {} for name in Maps if name is not Maps.SERVERS}
+    for endpoint in sorted(state.queues):
+        maps[Maps.QUEUES][endpoint] = "1"
+        maps[Maps.NAMES].setdefault(f"{endpoint}.{domain}".lower(), endpoint)
+    maps[Maps.OWNERS] = dict(emptying)
+    for endpoint, backend in sorted(chosen.items()):
+        route = state.routes[endpoint]
+        limits = route.balancing
+        is_remote = any(server.is_front for server in route.servers)
+        maps[Maps.ROUTES][endpoint] = backend
+        maps[Maps.NAMES][f"{endpoint}.{domain}".lower()] = endpoint
+        maps[Maps.OWNERS][backend] = endpoint
+        maps[Maps.HOLDS][endpoint] = str(limits.hold_s)
+        maps[Maps.LIMITS][endpoint] = str(limits.limit_s * 1000 or UNLIMITED_MS)
+        maps[Maps.BODIES][endpoint] = str(limits.body_mb * MIB)
+        maps[Maps.HEALTH][backend] = ALIVE_PATH if is_remote else limits.health_path
+        if limits.passes_authorization:
+            maps[Maps.PASSING][endpoint] = "1"
+        if route.paused:
+            maps[Maps.PAUSED][endpoint] = json.dumps(route.paused)[1:-1][:PAUSED_LENGTH]
+        if is_remote:
+            maps[Maps.REMOTE][endpoint] = "1"
+    _access(state, maps)
+    return maps
+
+
+def _access(state: FrontState, maps: dict[Maps, dict[str, str]]) -> None:
+    maps[Maps.SWITCHES]["keys"] = "open" if state.keys is None else "needed"
+    for endpoint, digests in (state.keys or {}).items():
+        owner = ANY_KEY if endpoint == "*" else endpoint
+        for digest in digests:
+            maps[Maps.KEYS][f"{owner}|{digest.upper()}"] = "1"
+    if state.secret:
+        maps[Maps.SWITCHES]["secret"] = state.secret
+        maps[Maps.KEYS][f"{FRONT_KEY}|{digest_of(state.secret).upper()}"] = "1"
+    maps[Maps.HOSTS] = {host.lower(): "1" for host in state.hosts if _is_word(host)}
+    for origin in state.origins:
+        if not _is_word(origin):
+            continue
+        is_pattern = origin != "*" and not _PATTERN_SIGNS.isdisjoint(origin)
+        if is_pattern:
+            maps[Maps.PATTERNS][f"(?i)^(?:{origin})$"] = "1"
+        else:
+            maps[Maps.ORIGINS][origin.lower()] = "1"
+
+
+def _is_word(text: str) -> bool:
+    return bool(text) and re.search(r"\s|[\x00-\x1f]", text) is None
+
+
+def is_name(text: str) -> bool:
+    """Whether HAProxy accepts this as the name of a server."""
+    return _SAFE.fullmatch(text) is not None
+
+
+def traits(server: Server) -> str:
+    """What HAProxy can change of a server only by removing it."""
+    return f"{int(server.tls)}{int(server.verifies)}|{server.ca_bundle or ''}|{server.health_port or ''}|{server.host if server.tls else ''}"
+
+
+def adding(backend: str, server: Server, address: str, authorities: str) -> list[str]:
+    """The commands that add a server, which gets requests at once.
+
+    ``address`` is the IP address of its host, ``authorities`` a file with the CA certificates of this host.
+    """
+    path = f"{backend}/{word(server.id)}"
+    words = [f"add server {path} {socket_address(address, server.port)}", CHECK, POOL]
+    if server.health_port is not None:
+        words.append(f"port {server.health_port}")
+    if server.capacity:
+        words.append(f"maxconn {server.capacity}")
+    if server.tls:
+        words += ["ssl", "check-ssl"]
+        if not is_address(server.host):
+            words += [f"sni str({word(server.host)})", f"check-sni {word(server.host)}"]
+        if server.verifies:
+            words.append(f"verify required ca-file {word(server.ca_bundle or authorities)}")
+            words.append(f"verifyhost {word(server.host)}")
+        else:
+            words.append("verify none")
+    state = "drain" if server.draining else "ready"
+    return [
+        " ".join(words),
+        # A server of this name may have been removed while the edge was not running.
+        f"del map {Maps.SERVERS} {path}",
+        f"add map {Maps.SERVERS} {path} {word(traits(server))}",
+        f"enable health {path}",
+        f"set server {path} state {state}",
+    ]
+
+
+def changing(actual: ActualServer, server: Server, address: str) -> list[str]:
+    """The commands that make a server what it should be; its open requests continue."""
+    commands = []
+    if (actual.address, actual.port) != (address, server.port):
+        commands.append(f"set server {actual.path} addr {address} port {server.port}")
+    if actual.capacity != server.capacity:
+        commands.append(f"set maxconn server {actual.path} {server.capacity}")
+    is_off, is_draining = bool(actual.admin & MAINT), bool(actual.admin & DRAIN)
+    if is_off or is_draining != server.draining:
+        state = "drain" if server.draining else "ready"
+        commands.append(f"set server {actual.path} state {state}")
+    return commands
+
+
+def socket_address(address: str, port: int) -> str:
+    """An address and a port in a command."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def servers_of(
+    states: list[dict[str, str]], stats: list[dict[str, str]], known: Mapping[str, str]
+) -> dict[tuple[str, str], ActualServer]:
+    """The servers that HAProxy has in the pool, by backend and name.
+
+    Args:
+        states: rows of ``show servers state``.
+        stats: rows of ``show stat``, of servers.
+        known: the map of servers.
+    """
+    limits = {(row.get("pxname"), row.get("svname")): number(row, "slim") for row in stats}
+    found = {}
+    for row in states:
+        backend, name = row.get("be_name", ""), row.get("srv_name", "")
+        if not is_pooled(backend) or not name:
+            continue
+        found[backend, name] = ActualServer(
+            backend,
+            name,
+            row.get("srv_addr", ""),
+            number(row, "srv_port"),
+            number(row, "srv_admin_state"),
+            limits.get((backend, name), 0),
+            known.get(f"{backend}/{name}", ""),
+        )
+    return found
+
+
+def is_pooled(backend: str) -> bool:
+    """Whether a backend is one of the pool."""
+    return re.fullmatch(r"p[0-9]{3,}", backend) is not None
+
+
+def unused(
+    owners: Mapping[str, str],
+    routes: Collection[str],
+    occupied: Collection[str],
+    counts: Mapping[str, Mapping[str, int]],
+) -> tuple[set[str], dict[str, str]]:
+    """Backends that can be given to another endpoint, and those (with their last endpoint) that are not yet empty.
+
+    A request of the last endpoint that is still held or queued would otherwise reach the next endpoint's workers.
+
+    Args:
+        owners: endpoint by backend.
+        routes: the endpoints that exist.
+        occupied: backends that have servers.
+        counts: the table of open requests, by endpoint.
+    """
+    free, emptying = set(), {}
+    for backend, endpoint in owners.items():
+        if endpoint in routes:
+            continue
+        if backend in occupied or counts.get(endpoint, {}).get("conn_cur", 0):
+            emptying[backend] = endpoint
+        else:
+            free.add(backend)
+    return free, emptying
