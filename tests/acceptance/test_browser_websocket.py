@@ -8,8 +8,6 @@ from balancing import DOMAIN, balancing
 from helpers import wait_until
 from test_browser import CHROMIUM, Browser
 
-pytest.importorskip("ownpod.front.run", reason="the front is not there yet")
-
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium"),
     pytest.mark.slow,

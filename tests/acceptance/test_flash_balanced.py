@@ -8,8 +8,6 @@ import requests
 from balancing import DOMAIN, balancing
 from helpers import run_command
 
-pytest.importorskip("ownpod.front.run", reason="the front is not there yet")
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 ADMIN, KEY = "the-admin-key", "a-clients-key"
