@@ -171,7 +171,9 @@ def test_a_soft_job_that_is_requeued_waits_for_any_worker(api, client, store):
 
 def test_the_answer_has_the_worker_that_ran_the_job(api, client, store):
     job = run(api, "strict a").json["id"]
-    assert HEADER not in api.get(f"/v2/ep/status/{job}").headers
+    answer = api.get(f"/v2/ep/status/{job}")
+    assert HEADER not in answer.headers
+    assert answer.json["waitingReason"].startswith("it waits for worker a, which it names; no ")
     store.jobs.finish(claim(store, job), Outcome(JobStatus.COMPLETED, output="1"))
     for path in (f"status/{job}", f"status-sync/{job}"):
         assert api.get(f"/v2/ep/{path}").headers[HEADER] == "a"
