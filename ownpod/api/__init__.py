@@ -22,7 +22,7 @@ from ownpod.api import (
     logs,
     metrics,
     openapi,
-    rest_v1_registries,
+    rest_v1_pods,
     rest_v2,
     rest_v2_workers,
     stream,
@@ -102,7 +102,7 @@ def create_app(settings: Settings) -> Flask:
         metrics,
         ui,
         worker_protocol,
-        rest_v1_registries,
+        rest_v1_pods,
         rest_v2_workers,
         graphql,
     ):
