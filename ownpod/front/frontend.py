@@ -166,6 +166,10 @@ def _refusals() -> Iterator[str]:
         f"  http-request set-var(txn.body) var(txn.ep),map_str_int({Maps.BODIES}) if balanced",
         "  http-request set-var(txn.above) req.hdr_val(content-length),sub(txn.body) if balanced { req.hdr(content-length) -m found }",
     )
+    # Only Lua can count the bytes of such a body.
+    yield "  acl no_length req.hdr(transfer-encoding) -m found"
+    yield "  acl no_length fc_http_major ge 2"
+    yield "  http-request set-var(txn.chunked) var(txn.body) if balanced no_length !{ req.hdr(content-length) -m found }"
     yield refusal(
         413,
         problem(413, "Payload Too Large", "the body is larger than this endpoint accepts"),

@@ -2,7 +2,7 @@
 -- Loaded once for each thread. Argument: the status of "timed out waiting for worker".
 
 local TIMEOUT_STATUS = tonumber((...)) or 400
-local TITLES = { [400] = "Bad Request", [404] = "Not Found", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout" }
+local TITLES = { [400] = "Bad Request", [404] = "Not Found", [413] = "Payload Too Large", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout" }
 
 -- Longest wait in seconds of a request that names its worker (RunPod: about 5 minutes).
 local STRICT_S = 300
@@ -167,4 +167,44 @@ core.register_fetches("problem", function(txn)
   end
   txn:set_var("txn.problem", status)
   return problem(status, detail, reason)
+end)
+
+-- The body of HAProxy's own 400 after the request has been sent to a worker.
+core.register_fetches("broken", function(txn)
+  if tonumber(txn:get_var("txn.problem")) == 413 then
+    return problem(413, "the body is larger than this endpoint accepts")
+  end
+  return problem(400, "HTTP syntax error in the body")
+end)
+
+-- Ends a chunked request above the endpoint's limit: HAProxy itself knows the length only where the client sends it.
+-- What the worker has got by then is cut, so that it cannot take it for a whole request.
+-- Bytes for the end of the chunks and trailers, which count as payload here.
+local TRAILER = 4096
+local Limit = { id = "limit", flags = filter.FLT_CFG_FL_HTX }
+Limit.__index = Limit
+
+function Limit:new()
+  return setmetatable({}, Limit)
+end
+
+function Limit:http_headers(txn, message)
+  local limit = txn:get_var("txn.chunked")
+  if limit and not message:is_resp() then
+    self.left = limit + TRAILER
+    filter.register_data_filter(self, message.channel)
+  end
+end
+
+function Limit:http_payload(txn, message)
+  self.left = self.left - message:input()
+  if self.left < 0 then
+    txn:set_var("txn.problem", 413)
+    -- The documented `filter.ERROR` changes nothing in 2.8.
+    error("the body is above the limit")
+  end
+end
+
+core.register_filter("limit", Limit, function(limit, args)
+  return limit
 end)

@@ -27,6 +27,9 @@ POOL = "pool-purge-delay 1s"
 """Idle connections to a worker are closed within 2 s, before its server closes them (uvicorn: after 5 s): a request on
 a connection that closes at that moment would fail."""
 
+ANY = 1_000_000
+"""The limit of a server that has none any more: with 0, requests that already wait would wait on."""
+
 PAUSED_LENGTH = 500
 """Characters of a reason that clients get."""
 
@@ -196,8 +199,8 @@ def changing(actual: ActualServer, server: Server, address: str) -> list[str]:
     commands = []
     if (actual.address, actual.port) != (address, server.port):
         commands.append(f"set server {actual.path} addr {address} port {server.port}")
-    if actual.capacity != server.capacity:
-        commands.append(f"set maxconn server {actual.path} {server.capacity}")
+    if (actual.capacity % ANY) != server.capacity:
+        commands.append(f"set maxconn server {actual.path} {server.capacity or ANY}")
     is_off, is_draining = bool(actual.admin & MAINT), bool(actual.admin & DRAIN)
     if is_off or is_draining != server.draining:
         state = "drain" if server.draining else "ready"
