@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Sequence
 
-from ownpod.front.binary import find_haproxy
 from system import Processes, listens, wait_for
 
+from ownpod.front.binary import find_haproxy
 from ownpod.processes import free_port
 
 HAPROXY = """

@@ -169,14 +169,17 @@ class Edge:
         return True
 
     def _read_adopted(self) -> None:
-        """Reads which workers HAProxy has and finds up: these are not asked again, because one that is busy may not answer."""
+        """Reads which workers HAProxy sends requests to: these are not asked again, because one that is busy may not answer."""
         try:
             found = self._balancer.read()
         except Exception:
             log.exception("HAProxy, which ran already, cannot be read")
             return
         self._ready_before = frozenset(
-            name for route in found.values() for name, server in route.servers.items() if server.up
+            name
+            for route in found.values()
+            for name, server in route.servers.items()
+            if server.up or server.open
         )
 
     def _guarded_turn(self) -> None:

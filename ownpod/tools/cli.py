@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ownpod import log, settings
-from ownpod.errors import OwnPodError, StartError
+from ownpod.errors import OwnPodError
 from ownpod.processes import check_port
-from ownpod.settings import Settings
+from ownpod.tools.connection import check_redis
 
 if TYPE_CHECKING:
     from ownpod.registry import Registry
@@ -39,6 +39,7 @@ LATER = {
     "logs": "ownpod.tools.logs",
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
+    "front": "ownpod.tools.front",
     "gpus": "ownpod.tools.gpus",
     "endpoints": "ownpod.tools.endpoints",
     "apply": "ownpod.tools.apply",
@@ -86,8 +87,8 @@ class _Group(click.Group):
 def main() -> None:
     """The RunPod v2 API for the RunPod worker containers you run yourself.
 
-    `ownpod up` starts everything. `ownpod api`, `ownpod dispatch` and `ownpod flower` are its parts,
-    for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
+    `ownpod up` starts everything. `ownpod api`, `ownpod dispatch`, `ownpod front` and `ownpod flower` are its
+    parts, for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
 
     submit, status, history, health and top call a running API, on this host or at OWNPOD_URL.
 
@@ -134,7 +135,7 @@ def up(
 @click.option(
     "--behind-front",
     metavar="HOST",
-    help="All requests come through `ownpod front`, which listens on HOST: it tells the callers' addresses.",
+    help="All requests come through `ownpod front`, which listens on HOST and sends the callers' addresses.",
 )
 def api(host: str, port: int, behind_front: str | None) -> None:
     """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2.
@@ -146,7 +147,7 @@ def api(host: str, port: int, behind_front: str | None) -> None:
     config = settings.current()
     load_endpoints(config)
     check_port(host, port)
-    _check_redis(config)
+    check_redis(config)
     if behind_front is not None:
         os.environ["OWNPOD_BEHIND_FRONT"] = behind_front
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -171,7 +172,7 @@ def dispatch() -> None:
     config = settings.current()
     # Kept for nodes, which are forked later, perhaps while the file is being edited.
     endpoints = keep_endpoints(config)
-    _check_redis(config)
+    check_redis(config)
     log.configure(config.log_level, "supervisor", config.log_format)
     from ownpod.supervisor import Supervisor
 
@@ -198,7 +199,7 @@ def flower(host: str, port: int) -> None:
     config = settings.current()
     endpoints = load_endpoints(config)
     check_port(host, port)
-    _check_redis(config)
+    check_redis(config)
     serve(config, endpoints.values(), host=host, port=port)
 
 
@@ -317,15 +318,3 @@ def _parts() -> "tuple[Registry, Store]":
     from ownpod.tools.celery_commands import open_parts
 
     return open_parts("ownpod-cli")
-
-
-def _check_redis(config: Settings) -> None:
-    import redis
-
-    url = config.broker_url()
-    try:
-        with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
-            client.ping()
-    except (redis.RedisError, ValueError) as error:
-        where = "REDIS_URL" if config.redis_url else "the embedded Redis"
-        raise StartError(f"{where}: cannot be used: {error}") from None
