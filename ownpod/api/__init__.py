@@ -23,7 +23,7 @@ from ownpod.api import (
     logs,
     metrics,
     openapi,
-    rest_v1_registries,
+    rest_v1_pods,
     rest_v2,
     rest_v2_workers,
     stream,
@@ -115,7 +115,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         metrics,
         ui,
         worker_protocol,
-        rest_v1_registries,
+        rest_v1_pods,
         rest_v2_workers,
         graphql,
     ):

@@ -209,10 +209,13 @@ def _with_reason(job: Job) -> str:
     """The body of ``/status``. A waiting job has two more keys, which RunPod does not send: its position and the reason."""
     body = job.answer_json()
     svc = services()
-    position = svc.store.queue.position(job) if job.status is JobStatus.IN_QUEUE else None
-    if position is None:
+    place = svc.store.queue.place(job) if job.status is JobStatus.IN_QUEUE else None
+    if place is None:
         return body
-    why = {"queuePosition": position, "waitingReason": svc.waiting.reason(job.endpoint)}
+    reason = svc.waiting.reason(job.endpoint)
+    if place.worker_id is not None:
+        reason = f"it waits for worker {place.worker_id}, which it names; {reason}"
+    why = {"queuePosition": place.position, "waitingReason": reason}
     return f"{body[:-1]}, {json.dumps(why)[1:]}"
 
 

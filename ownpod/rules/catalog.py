@@ -126,6 +126,11 @@ class Cpu:
     id: str
     vcpu_count: int = 2
 
+    @property
+    def memory_gb(self) -> int:
+        """Memory of the flavor: 4 GB for each vCPU of a general one (``cpu3g``), 2 GB of one for computing (``cpu3c``)."""
+        return (4 if self.id.endswith("g") else 2) * self.vcpu_count
+
 
 @dataclass(frozen=True)
 class Difference:

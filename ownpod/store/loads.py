@@ -75,7 +75,7 @@ class JobsView:
         unhealthy: ids of managed workers that were last published as unhealthy.
         known: the numbers above are known; those of a load-balanced endpoint are not while no front reports.
         are_requests: the jobs are requests of a load-balanced endpoint.
-        wishes: ids of workers that are not there, and for which a request waits.
+        wishes: ids of workers that are not there, and for which a request or a job waits.
     """
 
     now_ms: int
@@ -212,19 +212,20 @@ class Loads:
                 pipe.hvals(keys.running(name))
                 pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
                 pipe.hget(keys.of_endpoint(name, "starts"), "load_ms")
+                pipe.smembers(keys.resumes(name))
                 for worker_id in ids:
                     pipe.hmget(keys.worker(worker_id), "held", "state")
             time, *rest = pipe.execute(raise_on_error=False)
         now_ms, found = ms_of(time), {}
         replies: Iterator[Any] = iter(rest)
         for name, ids in endpoints.items():
-            mine = list(itertools.islice(replies, 6 + len(ids)))
+            mine = list(itertools.islice(replies, 7 + len(ids)))
             if errors := [reply for reply in mine if isinstance(reply, Exception)]:
                 if not isinstance(errors[0], redis.ResponseError):
                     raise errors[0]
                 log.error("endpoint %s is not scaled: %s", name, errors[0])
                 continue
-            waiting, pinned, oldest, running, failures, load_ms, *statuses = mine
+            waiting, pinned, oldest, running, failures, load_ms, resumes, *statuses = mine
             queued, oldest_ms = max(0, waiting - pinned), oldest[0][1] if oldest else now_ms
             view = JobsView(
                 now_ms=now_ms,
@@ -242,6 +243,7 @@ class Loads:
                     if state == WorkerState.UNHEALTHY
                 ),
                 load_s=whole(load_ms) / 1000,
+                wishes=tuple(sorted(resumes))[:MOST_WISHES],
             )
             found[name] = (_failures(failures, now_ms), view)
         return found

@@ -32,6 +32,19 @@ class Expired:
     lease_end_ms: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a job waits.
+
+    Attributes:
+        position: in its queue, from 1.
+        worker_id: the worker in whose own queue it waits; None: it waits in its endpoint's.
+    """
+
+    position: int
+    worker_id: str | None
+
+
 class Queue(Part):
     """The queues of endpoints, and workers' own queues for pinned jobs."""
 
@@ -206,9 +219,14 @@ class Queue(Part):
                 start += PAGE
         return ids
 
-    @redis_reads
     def position(self, job: Job) -> int | None:
-        """The place of a waiting job in its queue, from 1; None: it waits no more. Cheap for any queue."""
+        """The place of a waiting job in its queue, from 1; None: it waits no more."""
+        place = self.place(job)
+        return None if place is None else place.position
+
+    @redis_reads
+    def place(self, job: Job) -> Place | None:
+        """Where a job waits; None: it waits no more. Cheap for any queue."""
         waiting, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
         # Of the endpoint's zset, those that wait in other queues.
         elsewhere = keys.of_endpoint(job.endpoint, "pinned")
@@ -218,7 +236,9 @@ class Queue(Part):
             pipe.zcount(elsewhere, "-inf", job.created_ms)
             pipe.zcard(elsewhere)
             queue, *ranks, pinned_before, all_pinned = pipe.execute()
+        worker_id = None
         if queue not in {None, self._messages.queue(job.endpoint)}:
+            worker_id = self._messages.worker_of(job.endpoint, queue)
             pinned_before = all_pinned = 0
             waiting = keys.waiting(queue)
             with self._redis.pipeline(transaction=False) as pipe:
@@ -231,7 +251,7 @@ class Queue(Part):
             before = rank - lower - pinned_before
         else:
             before = all_waiting - all_pinned - all_low + low_rank
-        return int(max(0, before)) + 1
+        return Place(int(max(0, before)) + 1, worker_id)
 
 
 def _ask_ranks(pipe: Any, job: Job, waiting: str, low: str) -> None:

@@ -8,12 +8,14 @@ from ownpod.api.services import services_of
 from ownpod.broker import names
 from ownpod.configuration import load_endpoints
 from ownpod.housekeeping.left_pins import LeftPins
+from ownpod.housekeeping.scaler import Scaler
 from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.jobs import JobStatus
-from ownpod.rules.managed import Phase
+from ownpod.rules.managed import AgentInfo, Phase
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
+from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
 
@@ -169,7 +171,9 @@ def test_a_soft_job_that_is_requeued_waits_for_any_worker(api, client, store):
 
 def test_the_answer_has_the_worker_that_ran_the_job(api, client, store):
     job = run(api, "strict a").json["id"]
-    assert HEADER not in api.get(f"/v2/ep/status/{job}").headers
+    answer = api.get(f"/v2/ep/status/{job}")
+    assert HEADER not in answer.headers
+    assert answer.json["waitingReason"].startswith("it waits for worker a, which it names; no ")
     store.jobs.finish(claim(store, job), Outcome(JobStatus.COMPLETED, output="1"))
     for path in (f"status/{job}", f"status-sync/{job}"):
         assert api.get(f"/v2/ep/{path}").headers[HEADER] == "a"
@@ -285,3 +289,31 @@ def test_only_strict_resume_jobs_outlive_their_worker(api, client, store, manage
     assert store.jobs.get(resume, "made").status is JobStatus.FAILED
     pins.once()
     assert client.smembers(keys.resumes("made")) == set()
+
+
+def test_the_scaler_starts_a_stopped_worker_again_and_keeps_it_until_it_has_the_job(
+    api, client, managed, settings
+):
+    registry = Registry(load_endpoints(settings), Fleet(client), settings)
+    spec = registry.endpoint("made").managed
+    scaler = Scaler(registry, managed, Agents(client), Wakeups(client))
+    Agents(client).heartbeat(AgentInfo("h", "process", ()), "h:1")
+
+    def start():
+        assert managed.place(M, "h", "h:1", [])
+        assert managed.started(M, "h")
+        assert managed.ready(M)
+
+    assert managed.want(M, "made", spec=spec)
+    start()
+    managed.drain(M, "it was idle")
+    assert managed.stopped(M, "h", exit_code=0, reason="it was idle", failed=False)
+    scaler.once()
+    assert managed.list("made") == []
+    job = run(api, f"strict-resume {M}", "made").json["id"]
+    for _ in range(3):
+        scaler.once()
+        # No other job waits, so that without the wish it would be discarded.
+        assert [(w.id, w.phase) for w in managed.list("made")] == [(M, Phase.WANTED)]
+    start()
+    assert client.hget(keys.job(job), "queue") == own(M, "made")

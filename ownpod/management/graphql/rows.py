@@ -223,7 +223,7 @@ def endpoint(
         "template": template(own),
         "gpuIds": gpu_ids(row.gpu or Gpu()),
         "gpuCount": row.gpu.count if row.gpu else 0,
-        "instanceIds": [f"{cpu.id}-{cpu.vcpu_count}-{2 * cpu.vcpu_count}" for cpu in row.cpus],
+        "instanceIds": [f"{cpu.id}-{cpu.vcpu_count}-{cpu.memory_gb}" for cpu in row.cpus],
         "computeType": "CPU" if row.cpus else "GPU",
         "type": row.type.short,
         "userId": USER_ID,

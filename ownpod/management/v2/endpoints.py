@@ -29,9 +29,6 @@ from ownpod.rules.templates import ScalerType
 DEFAULT_IDLE_S, DEFAULT_MAX = 10, 3
 """RunPod's defaults of v2; v1 has others."""
 
-CPU_GB = 2
-"""Memory in GB for each vCPU that v2 shows of a CPU flavor."""
-
 _PLAIN = {"name": "name", "timeout": "timeout_ms"}
 _LISTS = {"dataCenterIds": "data_centers", "networkVolumes": "volumes"}
 _WORKERS = {"min": "workers_min", "max": "workers_max", "idleTimeout": "idle_s"}
@@ -249,8 +246,7 @@ def show_endpoint(row: EndpointRow, base_url: str, domain: str = LOCAL) -> dict[
         shown["expires"] = time_text(row.expires_ms)
     if row.cpus:
         shown["cpu"] = [
-            {"id": c.id, "vcpuCount": c.vcpu_count, "memory": CPU_GB * c.vcpu_count}
-            for c in row.cpus
+            {"id": c.id, "vcpuCount": c.vcpu_count, "memory": c.memory_gb} for c in row.cpus
         ]
     # These two have parts that v2 adds to what was sent.
     nested = {name: shown[name] for name in ("gpu", "cpu", "workers") if name in shown}
