@@ -139,11 +139,13 @@ def test_flashs_client_of_an_existing_endpoint_runs_jobs(ownpod, tmp_path):
 
 FLASH_DEPLOY = """
 import asyncio, json
-from runpod_flash.core.resources.load_balancer_sls_resource import CpuLoadBalancerSlsResource
+from runpod_flash import GpuGroup
+from runpod_flash.core.resources.load_balancer_sls_resource import LoadBalancerSlsResource
 
 async def main():
-    resource = CpuLoadBalancerSlsResource(
-        name="flash-lb", imageName="org/web:1", env={"PORT": "8000"}, workersMax=1, scalerValue=2,
+    resource = LoadBalancerSlsResource(
+        name="flash-lb", imageName="org/web:1", gpus=[GpuGroup.AMPERE_24], env={"PORT": "8000"},
+        workersMax=1, scalerValue=2,
     )
     made = await resource.deploy()
     print(json.dumps({"id": made.id, "url": made.endpoint_url, "type": made.type.value}))
