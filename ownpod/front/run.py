@@ -18,6 +18,7 @@ from ownpod.front.binary import Haproxy, find_haproxy
 from ownpod.front.configuration import Layout
 from ownpod.front.edge import Edge
 from ownpod.front.exchange import Exchange
+from ownpod.front.lock import front_directory
 from ownpod.processes import Exit, return_memory
 from ownpod.registry import Registry
 from ownpod.rules.homes import Front
@@ -29,9 +30,6 @@ from ownpod.store.managed import Managed
 from ownpod.store.schema import Guard
 
 logger = logging.getLogger(__name__)
-
-DIRECTORY = "front"
-"""The front's directory in the data directory."""
 
 ID_FILE = "id"
 """A file in the front's directory: its id, so that a restart moves no endpoint to another home."""
@@ -59,7 +57,7 @@ def run(config: Settings, host: str, port: int, api_address: str) -> int:
         ConfigurationError: ``workers.yaml`` cannot be used.
     """
     log.configure(config.log_level, "front", config.log_format)
-    directory = config.data_dir.resolve() / DIRECTORY
+    directory = front_directory(config, port).resolve()
     haproxy = find_haproxy()
     if haproxy.path is None:
         raise StartError(haproxy.problem)

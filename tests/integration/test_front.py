@@ -100,8 +100,12 @@ class Front:
         return None
 
     @property
+    def files(self):
+        return self.directory / "front" / str(self.port)
+
+    @property
     def haproxy(self):
-        return int((self.directory / "front" / "haproxy.pid").read_text())
+        return int((self.files / "haproxy.pid").read_text())
 
     def close(self):
         if self.process.running:
@@ -352,9 +356,7 @@ def test_two_fronts_keep_a_capacity_of_1_and_one_takes_the_place_of_a_dead_home(
     def home_of():
         readings = rig.fronts.living()[1]
         [one] = [name for name, found in readings.items() if not found["lb"].passes]
-        return next(
-            f for f in fronts.values() if (f.directory / "front" / "id").read_text().strip() == one
-        )
+        return next(f for f in fronts.values() if (f.files / "id").read_text().strip() == one)
 
     dead = home_of()
     [other] = [front for front in fronts.values() if front is not dead]
