@@ -12,6 +12,7 @@ local FIRST_MS, LONGEST_MS = 5, 100
 
 local routes = Map.new("maps/routes.map", Map._str)
 local holds = Map.new("maps/holds.map", Map._str)
+local gone = Map.new("maps/gone.map", Map._str)
 
 local function now()
   local time = core.now()
@@ -85,8 +86,14 @@ local function announce()
   end
 end
 
--- False, and answered, if the endpoint was removed or moved: its backend may belong to another endpoint soon.
-local function still_routed(txn, ep, be)
+-- False, and answered, if the client has left, or if the endpoint was removed or moved: its backend may belong to another
+-- endpoint soon.
+local function still_wanted(txn, ep, be)
+  local address = tostring(txn.f:src()):gsub("^::ffff:", "") .. ":" .. tostring(txn.f:src_port())
+  if gone:lookup(address) then
+    answer(txn, TIMEOUT_STATUS, "the client has left")
+    return false
+  end
   if routes:lookup(ep) == be then
     return true
   end
@@ -103,7 +110,7 @@ local function strict(txn, ep, be, id, resumes, hold_s)
   if resumes and known == nil then
     announce()
   end
-  while still_routed(txn, ep, be) do
+  while still_wanted(txn, ep, be) do
     local state, free = server(be, id)
     if state == "up" or state == "draining" then
       if free or deadline - now() <= hold_s or (tonumber(core.backends[be]:get_stats().qcur) or 0) > 0 then
@@ -146,7 +153,7 @@ core.register_action("place", { "http-req" }, function(txn)
       return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker")
     end
     pause()
-    if not still_routed(txn, ep, be) then
+    if not still_wanted(txn, ep, be) then
       return
     end
   end

@@ -11,7 +11,6 @@ from ownpod.front.layout import (
     FRONT_KEY,
     UNLIMITED_MS,
     Maps,
-    backends,
     is_address,
 )
 from ownpod.front.runtime import number, word
@@ -68,16 +67,15 @@ class ActualServer:
 
 
 def assign(
-    routes: Mapping[str, Route], owners: Mapping[str, str], pool: int
+    routes: Mapping[str, Route], owners: Mapping[str, str], holds: Mapping[str, int]
 ) -> tuple[dict[str, str], list[str]]:
     """The backend of each endpoint, and the endpoints for which none is left.
 
     An endpoint keeps its backend. A new one gets a free backend whose time limit of the queue is its own, otherwise the
     next longer one, otherwise the longest that is left.
 
-    ``owners`` has the endpoint by backend, of all backends that are in use or not yet empty.
+    ``holds`` has the seconds of the queue's time limit by backend, ``owners`` the endpoint by backend, of all backends that are in use or not yet empty.
     """
-    holds = backends(pool)
     chosen = {endpoint: backend for backend, endpoint in owners.items() if endpoint in routes}
     free = [backend for backend in holds if backend not in owners]
     left_out = []
@@ -99,11 +97,13 @@ def assign(
 def maps_of(
     state: FrontState, chosen: Mapping[str, str], emptying: Mapping[str, str], domain: str
 ) -> dict[Maps, dict[str, str]]:
-    """The entries of all maps but that of servers.
+    """The entries of all maps but those of servers and of clients.
 
     ``chosen`` has the backend by endpoint; ``emptying`` the endpoint by backend, of backends that are not yet empty.
     """
-    maps: dict[Maps, dict[str, str]] = {name: {} for name in Maps if name is not Maps.SERVERS}
+    maps: dict[Maps, dict[str, str]] = {
+        name: {} for name in Maps if name not in {Maps.SERVERS, Maps.GONE}
+    }
     for endpoint in sorted(state.queues):
         maps[Maps.QUEUES][endpoint] = "1"
         maps[Maps.NAMES].setdefault(f"{endpoint}.{domain}".lower(), endpoint)
