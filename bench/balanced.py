@@ -180,7 +180,7 @@ def lb_sockets(_stage: Stage, *, quick: bool) -> Figures:
         alive = sum(_echoes(one) for one in sockets)
         for one in sockets:
             one.close()
-    return {"open": alive, "kb": kb}
+    return {"open": alive, "broken": count - alive, "kb": kb}
 
 
 def _upgraded(port: int) -> socket.socket:
@@ -205,8 +205,9 @@ def _echoes(one: socket.socket) -> bool:
 def lb_api(_stage: Stage, *, quick: bool) -> Figures:
     """The API's own no-op, `/health`, in turn without and through the front."""
     with balanced() as (found, _):
-        line = found.system.child("api").cmdline()
-        itself = int(line[line.index("--port") + 1])
+        # gunicorn changes the command line of its processes.
+        api = psutil.Process(found.system.pids()["api"][0])
+        (itself,) = (one.laddr.port for one in api.net_connections("tcp") if one.status == "LISTEN")
         asked = request("GET", "/health")
         count = 200 if quick else 2000
         with connected(itself) as direct, connected(found.system.port) as front:

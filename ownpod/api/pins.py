@@ -30,7 +30,7 @@ class Pins:
             AffinityWorkerGone: the job needs this worker, and it is not there.
             RedisUnavailable: Redis does not answer.
         """
-        worker = self._worker(endpoint, pin.worker_id)
+        worker = self._worker(endpoint, pin)
         if pin.is_strict:
             if worker is None or worker.draining:
                 self._check_coming(endpoint, pin)
@@ -38,12 +38,15 @@ class Pins:
             return None
         return self._store.messages.own_queue(endpoint.id, pin.worker_id)
 
-    def _worker(self, endpoint: Endpoint, worker_id: str) -> WorkerSpec | None:
+    def _worker(self, endpoint: Endpoint, pin: Pin) -> WorkerSpec | None:
         def find(endpoint: Endpoint) -> WorkerSpec | None:
-            return next((w for w in endpoint.workers if w.id == worker_id), None)
+            return next((w for w in endpoint.workers if w.id == pin.worker_id), None)
 
-        # It may have come since this process last read the workers.
-        return find(endpoint) or find(self._registry.newer().get(endpoint.id, endpoint))
+        found = find(endpoint)
+        if found is None and pin.is_strict:
+            # It may have come since this process last read the workers.
+            found = find(self._registry.newer().get(endpoint.id, endpoint))
+        return found
 
     def _is_free(self, worker: WorkerSpec) -> bool:
         """Whether the worker takes a job now."""

@@ -5,6 +5,7 @@ workers, and that requests wait. While Redis is away, the front keeps what was l
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -287,7 +288,10 @@ class Exchange:
                 if reading is None:
                     continue
                 for worker, found in reading.servers.items():
-                    if found.open:
+                    if reading.passes and not found.draining:
+                        # What waits there is sent to it, too.
+                        opened[worker] = sys.maxsize
+                    elif found.open:
                         opened[worker] = opened.get(worker, 0) + found.open
                 sends = any(not server.draining for server in reading.servers.values())
                 if not reading.passes and sends:

@@ -36,7 +36,7 @@ def public(layout: Layout) -> Iterator[str]:
         "  http-request track-sc0 var(txn.ep) table counts if { var(txn.be) -m found } !{ var(txn.remote) -m found }",
         "  http-request track-sc1 var(txn.wish) table wishes if { var(txn.wish) -m found }",
         # Lua runs only for what it decides: most requests have a worker, and name none.
-        "  http-request lua.place if { var(txn.be) -m found } !{ var(txn.remote) -m found } { var(txn.be),nbsrv eq 0 }",
+        "  http-request lua.place if { var(txn.be) -m found } { var(txn.be),nbsrv eq 0 }",
         "  http-request lua.place if { var(txn.be) -m found } !{ var(txn.remote) -m found } !{ var(txn.pin) -m found } { var(txn.want) -m len gt 0 }",
         "  use_backend %[var(txn.be)] if { var(txn.be) -m found }",
         "  default_backend api",
@@ -64,7 +64,7 @@ def _which_endpoint(layout: Layout) -> Iterator[str]:
         f"  http-request set-var(txn.ep) var(txn.host),map_str({Maps.NAMES}) if {{ var(txn.lb) -m str host }}",
         "  http-request set-var(txn.ep) path,field(3,/) if { var(txn.lb) -m str path }",
         f"  http-request set-var(txn.be) var(txn.ep),map_str({Maps.ROUTES}) if {{ var(txn.lb) -m found }}",
-        f"  http-request set-var(txn.remote) var(txn.ep),map_str({Maps.REMOTE}) if {{ var(txn.be) -m found }}",
+        f"  http-request set-var(txn.remote) var(txn.be),map_str({Maps.REMOTE}) if {{ var(txn.be) -m found }}",
     )
 
 
@@ -166,6 +166,10 @@ def _refusals() -> Iterator[str]:
         f"  http-request set-var(txn.body) var(txn.ep),map_str_int({Maps.BODIES}) if balanced",
         "  http-request set-var(txn.above) req.hdr_val(content-length),sub(txn.body) if balanced { req.hdr(content-length) -m found }",
     )
+    # Only Lua can count the bytes of such a body.
+    yield "  acl no_length req.hdr(transfer-encoding) -m found"
+    yield "  acl no_length fc_http_major ge 2"
+    yield "  http-request set-var(txn.chunked) var(txn.body) if balanced no_length !{ req.hdr(content-length) -m found }"
     yield refusal(
         413,
         problem(413, "Payload Too Large", "the body is larger than this endpoint accepts"),

@@ -2,7 +2,7 @@
 -- Loaded once for each thread. Argument: the status of "timed out waiting for worker".
 
 local TIMEOUT_STATUS = tonumber((...)) or 400
-local TITLES = { [400] = "Bad Request", [404] = "Not Found", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout" }
+local TITLES = { [400] = "Bad Request", [404] = "Not Found", [413] = "Payload Too Large", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout" }
 
 -- Longest wait in seconds of a request that names its worker (RunPod: about 5 minutes).
 local STRICT_S = 300
@@ -11,6 +11,7 @@ local STRICT_S = 300
 local FIRST_MS, LONGEST_MS = 5, 100
 
 local routes = Map.new("maps/routes.map", Map._str)
+local remotes = Map.new("maps/remote.map", Map._str)
 local holds = Map.new("maps/holds.map", Map._str)
 
 local function now()
@@ -85,13 +86,22 @@ local function announce()
   end
 end
 
--- False, and answered, if the endpoint was removed or moved: its backend may belong to another endpoint soon.
-local function still_routed(txn, ep, be)
-  if routes:lookup(ep) == be then
-    return true
+-- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the endpoint was removed:
+-- its backend may belong to another endpoint soon.
+local function follow(txn, ep, be)
+  local current = routes:lookup(ep)
+  if current == be then
+    return be
+  elseif not current then
+    answer(txn, 404, "endpoint not found")
+    return nil
+  elseif remotes:lookup(current) and txn:get_var("txn.front") then
+    -- It must not circle between fronts.
+    answer(txn, 503, "the endpoint moves to another front")
+    return nil
   end
-  answer(txn, 404, "endpoint not found")
-  return false
+  txn:set_var("txn.be", current)
+  return current
 end
 
 -- Waits for one worker. The longest wait in HAProxy's own queue is that of the whole endpoint, which is shorter than
@@ -103,7 +113,11 @@ local function strict(txn, ep, be, id, resumes, hold_s)
   if resumes and known == nil then
     announce()
   end
-  while still_routed(txn, ep, be) do
+  while be do
+    if remotes:lookup(be) then
+      -- The home decides.
+      return
+    end
     local state, free = server(be, id)
     if state == "up" or state == "draining" then
       if free or deadline - now() <= hold_s or (tonumber(core.backends[be]:get_stats().qcur) or 0) > 0 then
@@ -118,6 +132,7 @@ local function strict(txn, ep, be, id, resumes, hold_s)
       return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker", "worker_timeout")
     end
     pause()
+    be = follow(txn, ep, be)
   end
 end
 
@@ -125,7 +140,7 @@ core.register_action("place", { "http-req" }, function(txn)
   local ep, be = txn:get_var("txn.ep"), txn:get_var("txn.be")
   local want = txn:get_var("txn.want") or ""
   local hold_s = tonumber(holds:lookup(ep)) or 120
-  if want ~= "" then
+  if want ~= "" and not remotes:lookup(be) then
     local mode, id = want:match("^(%S+)%s+(%S+)%s*$")
     mode = mode and mode:lower()
     if mode == "strict" or mode == "strict-resume" then
@@ -146,7 +161,8 @@ core.register_action("place", { "http-req" }, function(txn)
       return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker")
     end
     pause()
-    if not still_routed(txn, ep, be) then
+    be = follow(txn, ep, be)
+    if not be then
       return
     end
   end
@@ -167,4 +183,44 @@ core.register_fetches("problem", function(txn)
   end
   txn:set_var("txn.problem", status)
   return problem(status, detail, reason)
+end)
+
+-- The body of HAProxy's own 400 after the request has been sent to a worker.
+core.register_fetches("broken", function(txn)
+  if tonumber(txn:get_var("txn.problem")) == 413 then
+    return problem(413, "the body is larger than this endpoint accepts")
+  end
+  return problem(400, "HTTP syntax error in the body")
+end)
+
+-- Ends a chunked request above the endpoint's limit: HAProxy itself knows the length only where the client sends it.
+-- What the worker has got by then is cut, so that it cannot take it for a whole request.
+-- Bytes for the end of the chunks and trailers, which count as payload here.
+local TRAILER = 4096
+local Limit = { id = "limit", flags = filter.FLT_CFG_FL_HTX }
+Limit.__index = Limit
+
+function Limit:new()
+  return setmetatable({}, Limit)
+end
+
+function Limit:http_headers(txn, message)
+  local limit = txn:get_var("txn.chunked")
+  if limit and not message:is_resp() then
+    self.left = limit + TRAILER
+    filter.register_data_filter(self, message.channel)
+  end
+end
+
+function Limit:http_payload(txn, message)
+  self.left = self.left - message:input()
+  if self.left < 0 then
+    txn:set_var("txn.problem", 413)
+    -- The documented `filter.ERROR` changes nothing in 2.8.
+    error("the body is above the limit")
+  end
+end
+
+core.register_filter("limit", Limit, function(limit, args)
+  return limit
 end)

@@ -177,8 +177,10 @@ def _passed_to(home: Front) -> Server | None:
 
 
 def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[str, RouteReading]:
-    """What this front reports to the others: with what it drains, and without the requests that it has passed on, because
-    the endpoint's home counts them.
+    """What this front reports to the others: with what it drains, and without other fronts, because the endpoint's home counts
+    the requests that are passed on.
+
+    After the home has moved, a worker is drained once no request waits here, because what waits there is still sent to it.
     """
     found = {}
     for name, reading in readings.items():
@@ -191,20 +193,20 @@ def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[st
             for i in reading.servers
             if i.startswith(FRONT) and (i not in wanted or wanted[i].is_front)
         }
-        passed_open = sum(reading.servers[i].open for i in passed)
+        passes = any(server.is_front for server in route.servers)
+        here = {i: r for i, r in reading.servers.items() if i not in passed}
+        drained = not passes or reading.open <= sum(r.open for r in here.values())
         servers = {
-            i: replace(r, draining=i not in wanted or wanted[i].draining)
-            for i, r in reading.servers.items()
-            if i not in passed
+            i: replace(r, draining=wanted[i].draining if i in wanted else drained)
+            for i, r in here.items()
         }
         for server in route.servers:
             if not server.is_front and server.id not in servers:
                 servers[server.id] = ServerReading(draining=server.draining)
         found[name] = replace(
             reading,
-            open=max(0, reading.open - passed_open),
             servers=servers,
-            passes=any(server.is_front for server in route.servers),
+            passes=passes,
         )
     return found
 

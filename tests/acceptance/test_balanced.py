@@ -114,6 +114,20 @@ def pod(tmp_path_factory):
         worker.process.kill()
 
 
+@pytest.fixture
+def start(tmp_path):
+    """Starts workers of a test's own."""
+    started = []
+
+    def one():
+        started.append(Worker(tmp_path))
+        return started[-1]
+
+    yield one
+    for worker in started:
+        worker.process.kill()
+
+
 def test_any_method_and_path_reaches_a_worker_unchanged(pod):
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
         answer = requests.request(
@@ -153,18 +167,15 @@ def test_headers_of_the_platform_come_from_the_front_only(pod):
         "X-Ownpod-Front": "forged",
         "X-Forwarded-Prefix": "/forged",
         "X-Forwarded-For": "9.9.9.9",
-        "Authorization": "Bearer client-key",
     }
     headers = pod.get("free", "/x", headers=given).json()["headers"]
     assert headers["x-forwarded-prefix"] == "/lb/free"
     assert headers["x-forwarded-for"] == "127.0.0.1"
-    assert not {"x-runpod-anything", "x-runpod-worker-id", "x-ownpod-front", "authorization"} & set(
-        headers
-    )
+    assert not {"x-runpod-anything", "x-runpod-worker-id", "x-ownpod-front"} & set(headers)
 
 
-def test_requests_wait_for_the_first_worker_and_reach_it_only_once_it_is_ready(pod, tmp_path):
-    worker = Worker(tmp_path)
+def test_requests_wait_for_the_first_worker_and_reach_it_only_once_it_is_ready(pod, start):
+    worker = start()
     worker.health(204)
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         held = [pool.submit(pod.get, "cold", "/sleep/0") for _ in range(20)]
@@ -178,7 +189,6 @@ def test_requests_wait_for_the_first_worker_and_reach_it_only_once_it_is_ready(p
     wait_until(lambda: pod.health("cold")["jobs"]["inQueue"] == 0)
     removed = requests.delete(f"{pod.api}/cold/workers/late", timeout=10)
     assert removed.ok, removed.text
-    worker.process.kill()
 
 
 def test_without_a_worker_in_time_the_answer_is_runpods(pod):
@@ -286,18 +296,18 @@ def test_each_type_of_endpoint_refuses_the_other_ones_addresses(pod):
     assert pod.get("unknown", "/x").status_code == 404
 
 
-def test_a_worker_that_dies_in_a_request_is_502_and_no_other_worker_gets_it(pod, tmp_path):
-    workers = [Worker(tmp_path), Worker(tmp_path)]
+def test_a_worker_that_dies_in_a_request_is_502_and_no_other_worker_gets_it(pod, start):
+    workers = [start(), start()]
     for number, worker in enumerate(workers):
         pod.add("dying", worker, id=f"d{number}")
     pod.ready("dying", 2)
     answer = pod.get("dying", "/die")
     assert answer.status_code == 502
+    wait_until(lambda: sum(worker.process.running for worker in workers) == 1)
     (left,) = (worker for worker in workers if worker.process.running)
     assert left.seen["requests"] == 0
     # The next ones go to the other, at once.
     assert [pod.get("dying", "/sleep/0").status_code for _ in range(5)] == [200] * 5
-    left.process.kill()
 
 
 # Changes and ends under load.
@@ -342,8 +352,8 @@ async def load(pod: Pod, changes: threading.Event) -> dict[str, list[object]]:
 
 
 @pytest.mark.timeout(180)
-def test_ten_changes_of_the_workers_break_nothing_that_is_open(pod, tmp_path):
-    workers = [Worker(tmp_path) for _ in range(4)]
+def test_ten_changes_of_the_workers_break_nothing_that_is_open(pod, start):
+    workers = [start() for _ in range(4)]
     for number in (0, 1):
         pod.add("churn", workers[number], id=f"w{number}")
     pod.ready("churn", 2)
@@ -357,8 +367,6 @@ def test_ten_changes_of_the_workers_break_nothing_that_is_open(pod, tmp_path):
     assert found["requests"] == [200] * 500
     assert found["events"] == ["39"] * 50
     assert found["sockets"] == [True] * 20
-    for worker in workers:
-        worker.process.kill()
 
 
 def change(pod, workers, step):
@@ -411,7 +419,8 @@ def test_a_killed_edge_breaks_nothing(pod):
         )
         found.send("still")
         assert found.recv(10) == "still"
-    assert [p.pid for p in pod.processes("haproxy")] == [haproxy.pid]
+    # It belongs to no edge for a moment, and to no `ownpod up`.
+    assert haproxy.is_running()
     wait_until(lambda: pod.health("free")["workers"]["ready"] == 2, 20, "statuses")
 
 

@@ -350,7 +350,11 @@ def test_two_fronts_keep_a_capacity_of_1_and_one_takes_the_place_of_a_dead_home(
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: other.status(timeout=2) == 200)
     assert load([other], 10) == [200] * 10
-    dead.start()
+    # It comes back, while requests run.
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(load, [other], 30)
+        dead.start()
+        assert running.result(40) == [200] * 30
     wait_until(lambda: dead.status() == 200)
     assert load(list(fronts.values()), 20) == [200] * 20
     assert worker.most == 1

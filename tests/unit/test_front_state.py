@@ -153,9 +153,14 @@ def test_requests_that_are_passed_on_are_counted_by_the_home_only():
     passing = replace(
         state, routes={"ep": Route("ep", servers=(Server("front-other", "h", 1, is_front=True),))}
     )
-    reading = RouteReading(open=5, servers={"front-other": ServerReading(open=3)})
+    reading = RouteReading(open=2, servers={"front-other": ServerReading(open=3)})
     found = reported({"ep": reading}, passing)["ep"]
     assert (found.open, found.waiting, found.servers, found.passes) == (2, 2, {}, True)
+    # What waited before the home has moved is still sent to the worker from here.
+    for waiting in (0, 1):
+        left = {"front-other": ServerReading(open=3), "w": ServerReading(open=1)}
+        reading = RouteReading(open=1 + waiting, servers=left)
+        assert reported({"ep": reading}, passing)["ep"].servers["w"].draining is (not waiting)
 
 
 def test_a_server_that_was_removed_and_still_has_requests_is_reported_as_draining():
