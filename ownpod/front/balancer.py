@@ -3,7 +3,7 @@
 import logging
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import certifi
 
 from ownpod.errors import StartError
 from ownpod.front import plan
+from ownpod.front.clients import closed_by_clients
 from ownpod.front.configuration import render
-from ownpod.front.layout import Layout, Maps
+from ownpod.front.layout import Layout, Maps, backends
 from ownpod.front.names import Names
 from ownpod.front.program import Program, connections_limit, script
 from ownpod.front.runtime import (
@@ -22,6 +23,7 @@ from ownpod.front.runtime import (
     parse_map,
     parse_rows,
     parse_table,
+    word,
 )
 from ownpod.processes import Backoff
 from ownpod.rules.balancing import FrontState, RouteReading, Server, ServerReading
@@ -60,6 +62,7 @@ class Balancer:
         if layout.max_connections == 0:
             layout = replace(layout, max_connections=connections_limit())
         self._layout = layout
+        self._holds = backends(layout.pool, layout.holds)
         self._text = render(layout, script())
         self._program = Program(directory, binary)
         self._runtime = self._program.runtime
@@ -70,6 +73,8 @@ class Balancer:
         self._chosen: dict[str, str] = {}
         self._left: dict[str, str] = {}
         """The endpoint by backend, of those that it has left and that are not yet empty."""
+        self._leavers: set[str] = set()
+        self._ports = {port for _, port in layout.binds} | {layout.tls_port or 0}
         self._backoff = Backoff()
         self._started = 0.0
         self._next_start = 0.0
@@ -80,6 +85,11 @@ class Balancer:
     def pid(self) -> int:
         """HAProxy's process; 0: none."""
         return self._program.pid
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """The name of HAProxy's backend, by the endpoint's id."""
+        return dict(self._chosen)
 
     @property
     def fd(self) -> int:
@@ -99,7 +109,7 @@ class Balancer:
             return False
         self._started = time.monotonic()
         try:
-            (routes,) = self._runtime.ask(f"show map {Maps.ROUTES}")
+            routes, _ = self._runtime.ask(f"show map {Maps.ROUTES}", f"clear map {Maps.GONE}")
             self._chosen = parse_map(routes)
         except RuntimeUnavailable as error:
             log.warning("HAProxy does not answer: %s", error)
@@ -108,7 +118,7 @@ class Balancer:
         return True
 
     def apply(self, state: FrontState) -> None:
-        """Has HAProxy match a state: the differences to what it has are sent. Repeating it costs nothing.
+        """Sends HAProxy the differences between a state and its own. Repeating it costs nothing.
 
         While HAProxy does not run, the state is kept for its start.
         """
@@ -140,13 +150,33 @@ class Balancer:
         except RuntimeUnavailable as error:
             log.warning("HAProxy does not answer: %s", error)
             return {}
-        return readings(
+        found = readings(
             self._chosen,
             self._left,
             parse_rows(stats, ","),
             parse_table(counts),
             parse_table(wishes),
         )
+        self._notice_leavers(found.values())
+        return found
+
+    def _notice_leavers(self, found: Iterable[RouteReading]) -> None:
+        """Has Lua end the held requests whose clients have closed their connections."""
+        left: set[str] = set()
+        if any(
+            reading.waiting > sum(s.waiting for s in reading.servers.values()) for reading in found
+        ):
+            left = closed_by_clients(self._ports)
+        commands = [
+            f"add map {Maps.GONE} {word(client)} 1" for client in sorted(left - self._leavers)
+        ]
+        # Another connection may come from the same port soon.
+        commands += [
+            f"del map {Maps.GONE} {word(client)}" for client in sorted(self._leavers - left)
+        ]
+        if commands:
+            self._runtime.run(commands, *FINE)
+        self._leavers = left
 
     def ensure(self) -> bool:
         """Starts HAProxy again if it has ended, with the last state. Returns whether it did.
@@ -196,12 +226,13 @@ class Balancer:
             if endpoint in state.routes
         }
         self._left = {}
-        self._chosen, _ = plan.assign(state.routes, owners, self._layout.pool)
+        self._chosen, _ = plan.assign(state.routes, owners, self._holds)
         maps = plan.maps_of(state, self._chosen, {}, self._layout.domain)
         # A pattern that HAProxy cannot compile would prevent its start; over the socket it is only refused.
         maps[Maps.PATTERNS] = {}
         self._program.start(self._text, maps)
         self._started = time.monotonic()
+        self._leavers = set()
         self._applied = None
         if self._state is not None:
             self.apply(self._state)
@@ -227,7 +258,7 @@ class Balancer:
         routed = {plan.owner_of(route) for route in state.routes.values()}
         free, emptying = plan.unused(owners, routed, occupied, actual.counts)
         kept = {backend: owner for backend, owner in owners.items() if backend not in free}
-        self._chosen, left_out = plan.assign(state.routes, kept, self._layout.pool)
+        self._chosen, left_out = plan.assign(state.routes, kept, self._holds)
         self._left = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
         full = f"the front has room for {self._layout.pool} load-balanced endpoints"
         problems = dict.fromkeys(left_out, full)

@@ -34,7 +34,7 @@ __all__ = ["LIMIT_RESPONSE", "Layout", "Maps", "digest", "render"]
 def render(layout: Layout, script: str = "") -> str:
     """The text of ``haproxy.cfg``. Its digest depends on the Lua ``script``, too."""
     lines = [*_global(layout), *_defaults(), *public(layout), *_metrics(layout), *_api(layout)]
-    for name, hold_s in backends(layout.pool).items():
+    for name, hold_s in backends(layout.pool, layout.holds).items():
         lines += [f"backend {name} from pool", f"  timeout queue {hold_s}s", *_PINS]
     text = "\n".join(lines) + "\n"
     return text.replace(_DIGEST, digest(text + script))

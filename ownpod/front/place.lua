@@ -13,6 +13,7 @@ local FIRST_MS, LONGEST_MS = 5, 100
 local routes = Map.new("maps/routes.map", Map._str)
 local remotes = Map.new("maps/remote.map", Map._str)
 local holds = Map.new("maps/holds.map", Map._str)
+local gone = Map.new("maps/gone.map", Map._str)
 
 local function now()
   local time = core.now()
@@ -86,9 +87,14 @@ local function announce()
   end
 end
 
--- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the endpoint was removed:
--- its backend may belong to another endpoint soon.
+-- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the client has left, or
+-- if the endpoint was removed: its backend may belong to another endpoint soon.
 local function follow(txn, ep, be)
+  local address = tostring(txn.f:src()):gsub("^::ffff:", "") .. ":" .. tostring(txn.f:src_port())
+  if gone:lookup(address) then
+    answer(txn, TIMEOUT_STATUS, "the client has left")
+    return nil
+  end
   local current = routes:lookup(ep)
   if current == be then
     return be

@@ -141,7 +141,7 @@ class Program:
         return not self.alive()
 
     def forget(self) -> None:
-        """Leaves the process to the next edge, or a dead one to nobody's."""
+        """Gives up the process, which the next edge adopts if it is alive."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._pid, self._child = -1, 0, None

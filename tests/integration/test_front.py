@@ -16,6 +16,8 @@ from helpers import Answer, FakeWorker, Process, RedisServer, load_settings, wai
 from ownpod.processes import free_port
 from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState
+from ownpod.rules.homes import Front as Home
+from ownpod.rules.homes import home
 from ownpod.store import keys
 from ownpod.store.agents import Wakeups
 from ownpod.store.client import connect
@@ -318,6 +320,20 @@ def test_sighup_reads_the_configuration_again(rig, tmp_path):
         assert front.status() == 200
 
 
+def test_a_front_that_cannot_be_reached_is_named_in_the_log(rig):
+    front = rig.front()
+    me = wait_until(lambda: next((f.id for f in rig.fronts.living()[0]), None))
+    name = next(f"lb-{n}" for n in range(99) if home(f"lb-{n}", [me, "another"]) == "another")
+    rig.endpoint(name, capacity=1)
+    port = free_port()
+
+    def named():
+        rig.fronts.beat(Home("another", f"127.0.0.1:{port}"))
+        return f"the front at 127.0.0.1:{port} is not reachable" in front.process.output
+
+    wait_until(named, 20)
+
+
 def load(fronts, number, seconds=20):
     """Statuses of so many requests at once, spread over fronts."""
 
@@ -337,12 +353,12 @@ def test_two_fronts_keep_a_capacity_of_1_and_one_takes_the_place_of_a_dead_home(
     assert load(list(fronts.values()), 20) == [200] * 20
     assert worker.most == 1
 
-    def home():
+    def home_of():
         readings = rig.fronts.living()[1]
         [one] = [name for name, found in readings.items() if not found["lb"].passes]
         return next(f for f in fronts.values() if (f.files / "id").read_text().strip() == one)
 
-    dead = home()
+    dead = home_of()
     [other] = [front for front in fronts.values() if front is not dead]
     assert other.get().headers["X-Runpod-Worker-Id"] == "w"
     pid = dead.haproxy
