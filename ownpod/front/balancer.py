@@ -10,7 +10,7 @@ from pathlib import Path
 import certifi
 
 from ownpod.errors import StartError
-from ownpod.front import plan
+from ownpod.front import authorities, plan
 from ownpod.front.clients import closed_by_clients
 from ownpod.front.configuration import render
 from ownpod.front.layout import Layout, Maps, backends
@@ -116,7 +116,7 @@ class Balancer:
         return True
 
     def apply(self, state: FrontState) -> None:
-        """Has HAProxy match a state: the differences to what it has are sent. Repeating it costs nothing.
+        """Has HAProxy match a state: only the differences are sent. Repeating it costs nothing.
 
         While HAProxy does not run, the state is kept for its start.
         """
@@ -256,9 +256,26 @@ class Balancer:
                     problems[f"{endpoint}/{server.id}"] = f"{server.host} has no address"
                 else:
                     wanted[backend, server.id] = server
+        problems |= self._load_authorities(wanted)
         unfinished = self._match_servers(wanted, addresses, actual)
         self._unfinished = unfinished or bool(emptying)
         self.problems = problems
+
+    def _load_authorities(self, wanted: dict[tuple[str, str], Server]) -> dict[str, str]:
+        """Leaves out the servers that cannot be verified. Returns the reasons, by ``<endpoint>/<worker>``."""
+        files = {
+            key: server.ca_bundle or certifi.where()
+            for key, server in wanted.items()
+            if server.tls and server.verifies
+        }
+        failed = authorities.load(self._runtime, files.values())
+        owners = {backend: endpoint for endpoint, backend in self._chosen.items()}
+        problems = {}
+        for key, path in files.items():
+            if path in failed:
+                del wanted[key]
+                problems[f"{owners[key[0]]}/{key[1]}"] = failed[path]
+        return problems
 
     def _match_servers(
         self,

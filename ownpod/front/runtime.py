@@ -78,7 +78,7 @@ class Runtime:
 
     def _batch(self, commands: Sequence[str]) -> list[str]:
         with self._connect() as connection:
-            # With a prompt after each response, responses can be told apart, empty ones included.
+            # The prompt after each response separates the responses, empty ones included.
             text = "\n".join(["prompt", *commands, "quit", ""])
             received = bytearray()
             try:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from ownpod.rules.endpoints import Endpoint
 
-
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
