@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import balanced
 import extremes
 import growth
 import managed
@@ -44,6 +45,11 @@ ALONE: dict[str, Callable] = {
     "rest": managed.rest,
     "placed": managed.placed,
     "decision": managed.decision,
+    "lb": balanced.lb,
+    "lb_queue": balanced.lb_queue,
+    "lb_stream": balanced.lb_stream,
+    "lb_sockets": balanced.lb_sockets,
+    "lb_api": balanced.lb_api,
 }
 """Measures that each start a new system."""
 

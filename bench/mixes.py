@@ -1,12 +1,13 @@
-"""Recorded mixes of jobs, in `bench/mixes/*.csv`: which jobs came when, for which endpoint, and how long they ran.
+"""Mixes of jobs, in `bench/mixes/*.csv`: which jobs came when, for which endpoint, and how long they ran.
 
-`python bench/mixes.py` records them again. No mix comes from a user's machine: each is the output of one generator
-below with its seed, written once, so that all policies and all versions get the same jobs.
+No mix comes from a user's machine. Some are the output of one generator below with its seed, written once, so that all
+policies and all versions get the same jobs; `python bench/mixes.py` writes them again. The others are recorded from
+the job records of a real OwnPod by `record.py`, and have how long each job waited there.
 """
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 
@@ -64,7 +65,7 @@ def seldom(random: Random) -> Iterator[Job]:
         yield Job(at_s, random.choice(("draw", "talk")), around(random, 8))
 
 
-RECORDED: dict[str, tuple[Callable[[Random], Iterator[Job]], int, dict[str, float], str]] = {
+GENERATED: dict[str, tuple[Callable[[Random], Iterator[Job]], int, dict[str, float], str]] = {
     "office hours": (
         office,
         1,
@@ -100,35 +101,47 @@ RECORDED: dict[str, tuple[Callable[[Random], Iterator[Job]], int, dict[str, floa
 
 
 def path(name: str) -> Path:
-    return PLACE / f"{name.replace(' ', '-')}.csv"
+    return PLACE / f"{name.replace(',', '').replace(' ', '-')}.csv"
 
 
-def recorded() -> list[Mix]:
-    """The mixes in the files."""
-    return [read(path(name)) for name in RECORDED]
+def all_mixes() -> list[Mix]:
+    """The mixes in the files: the generated ones first."""
+    made = [path(name) for name in GENERATED]
+    return [*map(read, made), *map(read, sorted(set(PLACE.glob("*.csv")) - set(made)))]
 
 
 def read(file: Path) -> Mix:
     """A mix of a file: one line of JSON that describes it, a line with the names of the columns, a line for each job."""
     with file.open(newline="") as lines:
         head = json.loads(next(lines))
-        jobs = tuple(
-            Job(float(row["arrival_s"]), row["endpoint"], float(row["duration_s"]))
-            for row in csv.DictReader(lines)
-        )
-    return Mix(head["name"], head["about"], head["devices"], head["load_s"], jobs)
+        rows = list(csv.DictReader(lines))
+    jobs = tuple(
+        Job(float(row["arrival_s"]), row["endpoint"], float(row["duration_s"])) for row in rows
+    )
+    waits_s = tuple(float(row["waited_s"]) for row in rows) if "swaps" in head else ()
+    about, devices, load_s, swaps = (head.get(k) for k in ("about", "devices", "load_s", "swaps"))
+    return Mix(head["name"], about, devices, load_s, jobs, waits_s, swaps)
+
+
+def file_text(head: Mapping[str, object], jobs: Iterable[tuple[Job, float | None]]) -> str:
+    """The content of a mix's file. ``jobs``: with the seconds that each has waited; None: it is not recorded."""
+    rows, names = [], "arrival_s,endpoint,duration_s"
+    for job, waited_s in jobs:
+        row = f"{job.arrival_s:.1f},{job.endpoint},{job.duration_s:.1f}"
+        rows.append(row if waited_s is None else f"{row},{waited_s:.1f}")
+    columns = f"{names},waited_s" if "swaps" in head else names
+    return "\n".join([json.dumps(head), columns, *rows, ""])
 
 
 def text(name: str) -> str:
-    """The content of a mix's file, from its generator. The name is the seed."""
-    generate, devices, load_s, about = RECORDED[name]
+    """The content of a generated mix's file. The name is the seed."""
+    generate, devices, load_s, about = GENERATED[name]
     head = {"name": name, "about": about, "devices": devices, "load_s": load_s}
     jobs = sorted(generate(Random(name)), key=lambda job: job.arrival_s)
-    rows = [f"{job.arrival_s:.1f},{job.endpoint},{job.duration_s:.1f}" for job in jobs]
-    return "\n".join([json.dumps(head), "arrival_s,endpoint,duration_s", *rows, ""])
+    return file_text(head, ((job, None) for job in jobs))
 
 
 if __name__ == "__main__":
     PLACE.mkdir(exist_ok=True)
-    for mix in RECORDED:
+    for mix in GENERATED:
         path(mix).write_text(text(mix))

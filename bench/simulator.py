@@ -29,8 +29,10 @@ class Mix:
     """Jobs in the order of their arrival, and what they run on.
 
     Attributes:
-        about: how the jobs were recorded.
+        about: what the jobs are.
         load_s: seconds that the worker of each endpoint loads.
+        waits_s: of a mix that was recorded from a real OwnPod, the seconds that each job waited there.
+        swaps: of such a mix, the number of swaps; None: it was not recorded.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Mix:
     devices: int
     load_s: Mapping[str, float]
     jobs: tuple[Job, ...]
+    waits_s: tuple[float, ...] = ()
+    swaps: int | None = None
 
 
 class State(Enum):

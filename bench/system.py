@@ -27,7 +27,7 @@ ENDPOINT, PARKED = "local-ep", "parked"
 """The endpoint with workers, and one without workers, whose jobs stay in the queue."""
 
 JOB_INPUT = '{"seconds": 0}'
-KINDS = ("api", "node", "redis", "worker", "agent")
+KINDS = ("api", "node", "redis", "worker", "agent", "front")
 QUIET = {"RUNPOD_DEBUG_LEVEL": "ERROR", "UVICORN_LOG_LEVEL": "error"}
 FOREIGN = ("OWNPOD_", "REDIS_", "RUNPOD_", "CELERY_", "WEB_CONCURRENCY", "GUNICORN_")
 END_S = 20
@@ -57,9 +57,13 @@ class Processes:
 
     def start(self, *command: object, **environ: object) -> int:
         """Starts a Python program; returns its pid."""
+        return self.run(sys.executable, *command, **environ)
+
+    def run(self, *command: object, **environ: object) -> int:
+        """Starts a program; returns its pid."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [*map(str, command)],
             env=kept | {name: str(value) for name, value in environ.items()},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -80,7 +84,7 @@ class Processes:
         """Starts a server of servers.py; returns its port."""
         port = free_port()
         self.start(HERE / "servers.py", kind, port)
-        wait_for(f"server {kind}", lambda: _listens(port))
+        wait_for(f"server {kind}", lambda: listens(port))
         return port
 
     def workers(self, count: int) -> tuple[list[str], list[int]]:
@@ -89,7 +93,7 @@ class Processes:
         serve = (HERE / "handler.py", "--rp_serve_api", "--rp_api_host", "127.0.0.1")
         pids = [self.start(*serve, "--rp_api_port", port, **QUIET) for port in ports]
         for port in ports:
-            wait_for("a worker", lambda port=port: _listens(port))
+            wait_for("a worker", lambda port=port: listens(port))
         return [f"http://127.0.0.1:{port}" for port in ports], pids
 
     def log_tail(self) -> str:
@@ -125,7 +129,8 @@ def processes() -> Iterator[Processes]:
         started.end()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether a server accepts connections. Raises: OSError, if none does."""
     with contextlib.closing(socket.create_connection(("127.0.0.1", port), 2)):
         return True
 
@@ -215,12 +220,27 @@ class OwnPod:
             elif "ownpod agent" in line:
                 # Without its workers, which are below it.
                 found["agent"] += [child.pid]
+            elif "ownpod front" in line:
+                found["front"] += [child.pid, *below]
             elif "dispatch" in line:
                 found["dispatch"] += [child.pid]
                 found["node"] += below
             else:
                 found["api"] += [child.pid, *below]
         return found
+
+    def child(self, name: str) -> psutil.Process:
+        """The process of a part, as ``ownpod <name>``."""
+        (found,) = (
+            child
+            for child in psutil.Process(self._pid).children()
+            if f"ownpod {name}" in " ".join(child.cmdline())
+        )
+        return found
+
+    def below(self, name: str) -> list[psutil.Process]:
+        """The processes that a part has started."""
+        return self.child(name).children(recursive=True)
 
     def cpu_s(self) -> dict[str, float]:
         """CPU time in seconds by kind of process, and of this process as ``client``."""

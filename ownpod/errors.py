@@ -94,6 +94,37 @@ class EndpointPaused(OwnPodError):
         }
 
 
+class NotForLoadBalancer(OwnPodError):
+    """not allowed for LB API"""
+
+    http_status = 400
+
+
+class AffinityWorkerGone(OwnPodError):
+    """The worker that ``X-Runpod-Worker-Id`` names is not there.
+
+    Args:
+        worker_id: the id in the header.
+    """
+
+    http_status = 404
+    reason = "affinity_worker_gone"
+    """RunPod's word, which clients compare."""
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(f"the endpoint has no worker {worker_id!r}, or it is leaving")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """A problem as RunPod's, with its ``reason``."""
+        return {
+            "status": self.http_status,
+            "title": "Not Found",
+            "detail": self.message,
+            "reason": self.reason,
+        }
+
+
 class JobNotFound(OwnPodError):
     """There is no such job."""
 

@@ -91,11 +91,14 @@ class Child(Supervised):
         *,
         serves: Callable[[], bool],
         reloads: bool,
+        drains: bool,
         late: bool,
     ) -> None:
         super().__init__(name)
         self.reloads = reloads
         """It reads the configuration again at SIGHUP."""
+        self.drains = drains
+        """It stops accepting at SIGTERM, and passes on what is open: it gets the signal before all others end."""
         self.supervised = late
         """It, or a predecessor, has served, or it was started after the others: it is restarted when it ends."""
         self._launch = launch
@@ -160,6 +163,7 @@ class Group:
         *,
         serves: Callable[[], bool],
         reloads: bool = False,
+        drains: bool = False,
         before: Child | None = None,
     ) -> Child:
         """Starts a program; ``serves`` returns whether it serves by now, and raises nothing.
@@ -180,7 +184,7 @@ class Group:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
             )
 
-        return self.add(name, launch, serves=serves, reloads=reloads, before=before)
+        return self.add(name, launch, serves=serves, reloads=reloads, drains=drains, before=before)
 
     def add(
         self,
@@ -189,10 +193,12 @@ class Group:
         *,
         serves: Callable[[], bool],
         reloads: bool = False,
+        drains: bool = False,
         before: Child | None = None,
     ) -> Child:
         """Starts a process with a function; ``before`` as of :meth:`spawn`."""
-        child = Child(name, launch, serves=serves, reloads=reloads, late=before is not None)
+        late = before is not None
+        child = Child(name, launch, serves=serves, reloads=reloads, drains=drains, late=late)
         place = len(self.children) if before is None else self.children.index(before)
         self.children.insert(place, child)
         self._copy_from(child.output)
@@ -264,10 +270,14 @@ class Group:
                 quiet_since = time.monotonic()
 
     def end(self, kill_after_s: float) -> None:
-        """Ends all children, the last started first, one after the other."""
+        """Ends all children, the last started first, one after the other; those that drain begin with it at once."""
         self.stopping = True
+        for child in self.children:
+            if child.drains and child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
         for child in reversed(self.children):
-            if child.process.poll() is None:
+            # A second SIGTERM would end the drain.
+            if not child.drains and child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + kill_after_s
             while child.process.poll() is None:

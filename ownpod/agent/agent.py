@@ -6,6 +6,7 @@ ended. The agent ends without ending its workers.
 
 import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,8 @@ from ownpod.processes import this_process
 from ownpod.rules import reconcile
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
 from ownpod.rules.placement import Placement
-from ownpod.rules.reconcile import Ended, Free, Knowledge, Remove, Step, Stop
-from ownpod.rules.templates import ManagedSpec
+from ownpod.rules.reconcile import FRONT_SILENT_S, Ended, Free, Knowledge, Remove, Step, Stop
+from ownpod.rules.templates import ManagedSpec, Protocol
 from ownpod.rules.volumes import has_all
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
@@ -86,6 +87,7 @@ class Agent:
         self._clock = clock
         self._token = this_process()
         self._unknown_since = dict[str, float]()
+        self._silent_since: Mapping[str, float] = {}
         self._wanted_since = dict[str, float]()
         self._found: Mapping[str, Found] = {}
         self._wake = threading.Event()
@@ -169,7 +171,7 @@ class Agent:
         # Before the records: a step that ends meanwhile changes its worker's record, which would be out of date.
         under_way = self.steps.under_way
         holds = self._agents.holds(self._host.name)
-        mine = self._managed.of_host(self._host.name)
+        mine = self._note_unready(self._managed.of_host(self._host.name))
         plan = self._plan(mine, holds, under_way)
         # Before the steps, because a worker that has ended since needs its mask, too.
         running = [i for i in mine if i in self._found and self._found[i].running]
@@ -213,16 +215,20 @@ class Agent:
         self._found = found
         records = {worker_id: worker for worker_id, (worker, _) in mine.items()}
         self._unknown_since = reconcile.first_unknown(self._unknown_since, records, found, now)
-        busy, paused = self._agents.in_hand(
-            [w for w in records.values() if w.phase is Phase.DRAINING]
+        probed = {i for i, (_, spec) in mine.items() if spec.template.protocol is Protocol.HTTP}
+        draining = [w for w in records.values() if w.phase is Phase.DRAINING]
+        busy, paused, silent = self._agents.in_hand(draining)
+        self._silent_since = since = reconcile.await_front(
+            self._silent_since, silent, draining, probed, now
         )
         knowledge = Knowledge(
             busy=busy,
-            paused=paused,
+            paused={i for i in paused if now - since.get(i, -math.inf) >= FRONT_SILENT_S},
             under_way=under_way,
             ended=self._ended(found.keys() - records.keys()),
             unknown_s={i: now - since for i, since in self._unknown_since.items()},
             init_timeout_s={i: spec.template.init_timeout_s for i, (_, spec) in mine.items()},
+            probed=probed,
         )
         return reconcile.plan(
             records,
@@ -232,6 +238,22 @@ class Agent:
             known_for_s=self._managed.instance(self._engine.instance).restored_s,
             knowledge=knowledge,
         )
+
+    def _note_unready(
+        self, mine: Mapping[str, tuple[ManagedWorker, ManagedSpec]]
+    ) -> dict[str, tuple[ManagedWorker, ManagedSpec]]:
+        """The workers, with why the health check of those that start is not well: clients see it in their records."""
+        starting = {
+            worker_id: worker
+            for worker_id, (worker, spec) in mine.items()
+            if spec.template.protocol is Protocol.HTTP and worker.phase is Phase.STARTING
+        }
+        noted = dict(mine)
+        for worker_id, reason in self._agents.reasons(starting).items():
+            if reason != starting[worker_id].reason:
+                self._managed.progress(worker_id, self._host.name, reason)
+                noted[worker_id] = replace(starting[worker_id], reason=reason), mine[worker_id][1]
+        return noted
 
     def _ended(self, unknown: "set[str]") -> "set[str]":
         """Those of unknown workers whose record is STOPPED."""

@@ -1,12 +1,15 @@
 """The network volumes of this host: a directory each, made where the first worker with it starts. A deleted one stays a day."""
 
 import contextlib
+import functools
 import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ownpod.agent.directory_checks import CHECK_S, EVERY_S, DirectoryCheck, sizes
 from ownpod.agent.engine import EngineError
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.managed import HostVolume
@@ -36,6 +39,8 @@ class NetworkVolumeDirectories:
         host: this host's name among the agents.
         stored: where each volume is.
         clock: seconds.
+        every_s: seconds between two checks of the directory.
+        measure: measures the directory; None: the free space of its file system.
     """
 
     def __init__(
@@ -45,22 +50,39 @@ class NetworkVolumeDirectories:
         stored: NetworkVolumes,
         *,
         clock: Callable[[], float] = time.monotonic,
+        every_s: float = EVERY_S,
+        measure: Callable[[], HostVolume] | None = None,
     ) -> None:
         self._directory = directory
         self._host = host
         self._stored = stored
         self._clock = clock
+        self._every_s = every_s
+        place = VolumeSource(ANY_NETWORK, DIRECTORY, str(directory))
+        self._check = DirectoryCheck(place, measure or functools.partial(_measured, place))
         self._homes: dict[str, str] = {}
         self._read_at = self._tidied_at = float("-inf")
 
-    def read(self) -> list[HostVolume]:
-        """What the agent publishes: that this host can make volumes, and those that it has. Raises: RedisUnavailable."""
+    def begin(self) -> None:
+        """Begins to measure the directory, if the last check was a while ago."""
+        self._check.begin(self._every_s)
+
+    def read(self, until: float | None = None) -> list[HostVolume]:
+        """What the agent publishes: that this host can make volumes, and those that it has.
+
+        Args:
+            until: time of the monotonic clock until which it waits for the directory; None: :data:`CHECK_S` from now.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        self.begin()
         if self._clock() - self._read_at >= HOMES_EVERY_S:
             self._homes, self._read_at = self._stored.homes(), self._clock()
-        total_mb, free_mb = self._space()
+        found = self._check.result(time.monotonic() + CHECK_S if until is None else until)
         mine = [name for name, home in self._homes.items() if home == self._host]
         return [
-            HostVolume(name, DIRECTORY, self._source(name), total_mb, free_mb)
+            replace(found, name=name, source=self._source(name))
             for name in (ANY_NETWORK, *sorted(mine))
         ]
 
@@ -88,9 +110,13 @@ class NetworkVolumeDirectories:
             ) from None
         return VolumeSource(name, DIRECTORY, str(path))
 
+    def is_untidy(self) -> bool:
+        """Whether it is time for :meth:`tidy`."""
+        return self._clock() - self._tidied_at >= TIDY_EVERY_S
+
     def tidy(self) -> None:
         """Moves deleted volumes to the trash, and empties it of those that were deleted a day ago. Raises: RedisUnavailable."""
-        if self._clock() - self._tidied_at < TIDY_EVERY_S:
+        if not self.is_untidy():
             return
         self._tidied_at = self._clock()
         for name, deleted_s in self._stored.deleted().items():
@@ -119,8 +145,14 @@ class NetworkVolumeDirectories:
             return str(self._directory)
         return str(self._directory / name.removeprefix(NETWORK))
 
-    def _space(self) -> tuple[int, int]:
-        """Total and free MiB of the file system that has the directory, or will have it."""
-        place = next(p for p in (self._directory, *self._directory.parents) if p.exists())
-        usage = shutil.disk_usage(place)
-        return usage.total // 1024**2, usage.free // 1024**2
+
+def _measured(source: VolumeSource) -> HostVolume:
+    """The space of the file system that has the directory, or will have it. May block without an end."""
+    directory = Path(source.source)
+    try:
+        place = next(p for p in (directory, *directory.parents) if p.exists())
+        total_mb, free_mb = sizes(place)
+    except OSError as error:
+        problem = f"{directory} cannot be read: {error.strerror}"
+        return HostVolume(source.name, source.kind, source.source, problem=problem)
+    return HostVolume(source.name, source.kind, source.source, total_mb, free_mb)

@@ -1,4 +1,7 @@
-"""The image of a release on this host: which one it is, before its first worker, and what its tag means now."""
+"""The image of a release on this host: which one it is, before its first worker, and what its tag means now.
+
+Also whether this host has the secrets of a release that is to begin, whatever the engine.
+"""
 
 import logging
 import threading
@@ -9,7 +12,7 @@ from dataclasses import replace
 from ownpod.agent.engine import Engine, EngineError
 from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.rules.managed import AgentInfo
-from ownpod.rules.releases import HostImage, Release, could_run
+from ownpod.rules.releases import HostImage, Release, could_run, is_published
 from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.templates import ManagedSpec, Template
 from ownpod.store.releases import Releases
@@ -72,11 +75,11 @@ def _digest(engine: Engine, template: Template, progress: Callable[[str], None])
 
 
 class Prefetch:
-    """Gets the images of releases that are to begin, and checks tags, in threads of its own.
+    """Gets the images of releases that are to begin, checks their secrets, and checks tags, in threads of its own.
 
     Args:
         host: the host's name.
-        engine: runs the workers. That of processes has no images.
+        engine: runs the workers. That of processes has no images, and checks no tags.
         releases: the releases' records.
         problem: why the secrets of a release cannot be had here, in words for people; "": they can.
         done: called at the end of each task, in its thread.
@@ -108,9 +111,10 @@ class Prefetch:
 
     def turn(self, info: AgentInfo) -> None:
         """Begins what is to be done for this host. Raises: RedisUnavailable, WorkerRecordBroken."""
-        if self._engine.name == "process":
-            return
         coming, looks = self._releases.tasks()
+        if self._engine.name == "process":
+            # This engine does not know what tags mean.
+            looks = {}
         tasks = [(endpoint, str(number)) for endpoint, number in coming.items()]
         checks = [(endpoint, f"look {asked}") for endpoint, asked in looks.items()]
         self._forget({*tasks, *checks})
@@ -159,6 +163,8 @@ class Prefetch:
         release = self._releases.get(endpoint, number)
         if release is None or not could_run(release.spec, info):
             return
+        if not is_published(release.spec, self._engine.name):
+            return
         if problem := self._problem(release.spec):
             # The earlier workers stay until the secret is set. The end of this task wakes the agent, which would check
             # again at once.
@@ -180,7 +186,7 @@ class Prefetch:
         else:
             with self._lock:
                 self._ended.add(key)
-            log.info("release %s of %s: its image is here", number, endpoint)
+            log.info("release %s of %s: this host has what it needs", number, endpoint)
             self._publish(endpoint, release, HostImage(ready=True))
 
     def _publish(self, endpoint: str, release: Release, image: HostImage) -> None:

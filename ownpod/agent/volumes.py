@@ -1,68 +1,26 @@
-"""The volumes of this host: what an agent publishes of them, and the paths at which workers have them.
-
-A directory may be on a network's file system whose server has gone, and each access to it then blocks. So threads of
-their own check the directories, and the agent's turn does not wait for one that blocks.
-"""
+"""The volumes of this host: what an agent publishes of them, and the paths at which workers have them."""
 
 import functools
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from ownpod.agent.directory_checks import CHECK_S, EVERY_S, DirectoryCheck, sizes
 from ownpod.agent.engine import EngineError
 from ownpod.agent.network_volumes import NetworkVolumeDirectories
+from ownpod.errors import RedisUnavailable
 from ownpod.rules.managed import HostVolume
 from ownpod.rules.templates import Template, VolumeMount
 from ownpod.rules.volumes import DIRECTORY, DOCKER, NETWORK, VolumeSource, path_problem
 
-EVERY_S = 10.0
-"""Seconds between two checks of a directory, and after which one that has not answered counts as unusable."""
-
-CHECK_S = 0.5
-"""Seconds for which the agent waits for a check."""
-
-MIB = 1024**2
+log = logging.getLogger(__name__)
 
 CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 """Files that only containers have."""
-
-
-class _Check:
-    """The checks of one volume's directory, one after the other."""
-
-    def __init__(self, source: VolumeSource, check: Callable[[], HostVolume]) -> None:
-        self._source = source
-        self._do = check
-        self._began = 0.0
-        self._thread: threading.Thread | None = None
-        self._last: HostVolume | None = None
-
-    def begin(self, every_s: float) -> None:
-        """Begins a check if the last one began ``every_s`` ago, and has ended."""
-        now = time.monotonic()
-        if not self._running() and (self._last is None or now - self._began >= every_s):
-            self._began = now
-            self._thread = threading.Thread(target=self._run, name="volume", daemon=True)
-            self._thread.start()
-
-    def result(self, until: float) -> HostVolume:
-        """What the last check found. Blocks until the running one has ended, or until this time of the monotonic clock."""
-        if self._thread is not None:
-            self._thread.join(max(0.0, until - time.monotonic()))
-        late = self._running() and time.monotonic() - self._began >= EVERY_S
-        if self._last is None or late:
-            name, kind, source = self._source.name, self._source.kind, self._source.source
-            return HostVolume(name, kind, source, problem=f"{source} does not answer")
-        return self._last
-
-    def _running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def _run(self) -> None:
-        self._last = self._do()
 
 
 class Volumes:
@@ -84,10 +42,11 @@ class Volumes:
         self.network = network
         self._sources = {source.name: source for source in sources}
         self._every_s = every_s
+        self._tidying: threading.Thread | None = None
         self.elsewhere = False
         """The engine may be on another host, or outside of this container, so only the engine knows whether a directory is there."""
         self._checks = {
-            source.name: _Check(source, functools.partial(self._measured, source))
+            source.name: DirectoryCheck(source, functools.partial(self._measured, source))
             for source in self._sources.values()
             if source.kind == DIRECTORY
         }
@@ -96,6 +55,8 @@ class Volumes:
         """All volumes by name, as they were last seen. ``engine``: the name of this host's engine."""
         for check in self._checks.values():
             check.begin(self._every_s)
+        if self.network is not None:
+            self.network.begin()
         until = time.monotonic() + CHECK_S
         found = {name: check.result(until) for name, check in self._checks.items()}
         problem = "" if engine == "docker" else f"the engine {engine} has no Docker volumes"
@@ -104,7 +65,7 @@ class Volumes:
                 found[name] = HostVolume(name, DOCKER, source.source, problem=problem)
         if self.network is not None:
             # A volume of OWNPOD_VOLUMES may be a network volume that several hosts share.
-            found = {volume.name: volume for volume in self.network.read()} | found
+            found = {volume.name: volume for volume in self.network.read(until)} | found
         return tuple(volume for _, volume in sorted(found.items()))
 
     def _measured(self, source: VolumeSource) -> HostVolume:
@@ -138,9 +99,18 @@ class Volumes:
         return self.network is None or self.network.settle(others)
 
     def tidy(self) -> None:
-        """Removes what deleted network volumes have left. Raises: RedisUnavailable."""
+        """Begins to remove what deleted network volumes have left: much data, which takes longer than an agent may be silent."""
+        due = self.network is not None and self.network.is_untidy()
+        if due and (self._tidying is None or not self._tidying.is_alive()):
+            self._tidying = threading.Thread(target=self._tidy, name="tidy", daemon=True)
+            self._tidying.start()
+
+    def _tidy(self) -> None:
         if self.network is not None:
-            self.network.tidy()
+            try:
+                self.network.tidy()
+            except RedisUnavailable as error:
+                log.warning("what deleted network volumes have left stays for now: %s", error)
 
     def check_links(self, template: Template) -> None:
         """Checks that workers without a container can have a template's volumes. Raises: EngineError."""
@@ -174,11 +144,10 @@ def measure(source: VolumeSource) -> HostVolume:
         if not Path(real).is_dir():
             missing = "is no directory" if Path(real).exists() else "does not exist"
             return HostVolume(name, kind, place, problem=f"{place} {missing}")
-        status = os.statvfs(real)
+        total_mb, free_mb = sizes(real)
     except OSError as error:
         return HostVolume(name, kind, place, problem=f"{place} cannot be read: {error.strerror}")
-    total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
-    return HostVolume(name, kind, place, total_mb=total // MIB, free_mb=free // MIB)
+    return HostVolume(name, kind, place, total_mb=total_mb, free_mb=free_mb)
 
 
 def check_link(mount: VolumeMount, source: VolumeSource) -> None:

@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException, RequestTimeout
 from ownpod.api import (
     agents,
     auth,
+    balanced,
     callbacks,
     error_answers,
     graphql,
@@ -22,7 +23,7 @@ from ownpod.api import (
     logs,
     metrics,
     openapi,
-    rest_v1_registries,
+    rest_v1_pods,
     rest_v2,
     rest_v2_workers,
     stream,
@@ -43,6 +44,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
+from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
@@ -50,8 +52,12 @@ from ownpod.store.outputs import Outputs
 from ownpod.store.secrets import Secrets
 
 
-def create_app(settings: Settings) -> Flask:
+def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     """Creates the WSGI application. It opens no connection before the first request.
+
+    Args:
+        settings: the settings.
+        behind_front: all requests come through the front, which writes the caller's address into ``X-Forwarded-For``.
 
     Raises:
         ConfigurationError: the file with the endpoints is missing or invalid.
@@ -72,7 +78,13 @@ def create_app(settings: Settings) -> Flask:
         notices=notices,
         offers=offers,
         submissions=Submissions(
-            registry, store, notices, settings, wanted=managed.notice, now_ms=managed.now_ms
+            registry,
+            store,
+            notices,
+            settings,
+            wanted=managed.notice,
+            now_ms=managed.now_ms,
+            managed=managed,
         ),
         agents=hosts,
         management=Management.of(
@@ -85,6 +97,7 @@ def create_app(settings: Settings) -> Flask:
         outputs=Outputs(store.client),
         releases=managed.releases,
         managed=managed,
+        fronts=Fronts(store.client),
     )
     provide(app, services)
     ids.check_ids(app)
@@ -102,7 +115,7 @@ def create_app(settings: Settings) -> Flask:
         metrics,
         ui,
         worker_protocol,
-        rest_v1_registries,
+        rest_v1_pods,
         rest_v2_workers,
         graphql,
     ):
@@ -116,10 +129,11 @@ def create_app(settings: Settings) -> Flask:
     # Before any view reads a record, because records of another version would be misread.
     app.before_request(store.schema.check)
     app.before_request(auth.check_key)
+    balanced.refuse_queue_routes(app)
     app.after_request(_return_request_id)
     limits.allow_origins(app, settings.cors_origins)
     limits.limit_rates(app, dict(settings.rate_limits), url)
-    limits.trust_proxies(app, settings.trusted_proxies)
+    limits.trust_proxies(app, settings.trusted_proxies, behind_front=behind_front)
     return app
 
 
@@ -132,6 +146,8 @@ def _return_request_id(response: Response) -> Response:
 def _http_error(error: HTTPException) -> Response:
     if rest_v2.is_managing(request.path):
         return rest_v2.http_error(error)
+    if error.code == 404 and (refused := balanced.no_front(request.path)) is not None:
+        return refused
     status = error.code or 500
     if isinstance(error, RequestTimeout):
         status = _of_transfer(status)

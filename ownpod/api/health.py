@@ -4,9 +4,17 @@ from collections import Counter
 
 from flask import Blueprint, Response
 
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.managed import describe_managed, view_of
 from ownpod.api.services import answer, services
 from ownpod.api.workers import described, left_out
+from ownpod.rules.balanced_states import (
+    count_balanced,
+    describe_balanced,
+    describe_front,
+    job_counts,
+)
+from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed_states import count_workers
 
@@ -34,6 +42,8 @@ def health(endpoint_id: str) -> Response:
     """
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
+    if endpoint.is_balanced:
+        return _balanced(endpoint)
     waiting, running, ended = svc.store.figures.counts(endpoint_id)
     statuses = svc.registry.fleet.statuses(endpoint.workers)
     view = view_of(svc.managed, endpoint)
@@ -50,6 +60,7 @@ def health(endpoint_id: str) -> Response:
             },
             "workers": workers,
             "ownpod": {
+                "type": endpoint.type,
                 "workers": described(endpoint.workers, statuses, running, view),
                 "managed": describe_managed(view),
                 "paused": None if pause is None else f"the endpoint is paused: {pause.reason}",
@@ -62,6 +73,27 @@ def health(endpoint_id: str) -> Response:
                     }
                     for worker in svc.offers.refusals(endpoint_id)
                 ],
+            },
+        }
+    )
+
+
+def _balanced(endpoint: Endpoint) -> Response:
+    """``/health`` of a load-balanced endpoint: its requests that wait and that are open, in place of jobs."""
+    view = balanced_view(services(), endpoint)
+    pause = endpoint.pause_at(view.managed.now_ms or 0)
+    return answer(
+        {
+            "jobs": job_counts(view.reading),
+            "workers": count_balanced(endpoint, view),
+            "ownpod": {
+                "type": endpoint.type,
+                "front": describe_front(view),
+                "workers": describe_balanced(endpoint.workers, view),
+                "managed": describe_managed(view.managed),
+                "paused": None if pause is None else f"the endpoint is paused: {pause.reason}",
+                "leftOut": left_out(endpoint.id),
+                "refused": [],
             },
         }
     )

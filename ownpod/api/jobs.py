@@ -17,6 +17,7 @@ from ownpod.api.submissions import Submission
 from ownpod.broker.messages import notify_node
 from ownpod.celery import app as celery_app
 from ownpod.errors import BadRequest
+from ownpod.rules.affinity import HEADER, Pin, parse_pin
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.store.listing import JobEntry
 
@@ -54,7 +55,7 @@ def runsync(endpoint_id: str) -> Response:
     """Queues a job and waits for its end, at most ``?wait=`` ms; then answers its state."""
     wait_s = _wait_s()
     submission = _submission(endpoint_id, limit=RUNSYNC_LIMIT)
-    return answer(services().submissions.submit_and_wait(submission, wait_s).answer_json())
+    return _of_worker(services().submissions.submit_and_wait(submission, wait_s))
 
 
 @blueprint.route("/status/<id:job_id>", methods=["GET", "POST"])
@@ -69,7 +70,7 @@ def status(endpoint_id: str, job_id: str) -> Response:
     job = svc.store.jobs.get(job_id, endpoint_id)
     if ttl_ms is not None and job.status.terminal:
         svc.store.deliveries.shorten_ttl(job_id, ttl_ms)
-    response = answer(_with_reason(job))
+    response = _of_worker(job, _with_reason(job))
     response.set_etag(hashlib.sha256(response.get_data()).hexdigest())
     response.make_conditional(request)
     return response
@@ -81,7 +82,7 @@ def status_sync(endpoint_id: str, job_id: str) -> Response:
     svc = services()
     svc.registry.endpoint(endpoint_id)
     deadline = time.monotonic() + _wait_s()
-    return answer(svc.submissions.await_end(job_id, endpoint_id, deadline).answer_json())
+    return _of_worker(svc.submissions.await_end(job_id, endpoint_id, deadline))
 
 
 @blueprint.post("/cancel/<id:job_id>")
@@ -184,17 +185,37 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
         request_id=request_id(),
         idempotency_key=key,
         caller=caller(),
+        pin=_pin(),
     )
+
+
+def _pin() -> Pin | None:
+    """The worker that this request names. Raises: BadRequest."""
+    try:
+        return parse_pin(request.headers.get(HEADER, ""))
+    except ValueError as error:
+        raise BadRequest(f"{HEADER}: {error}") from None
+
+
+def _of_worker(job: Job, body: str | None = None) -> Response:
+    """A job's state, with the worker that runs it or ran it in RunPod's header; ``body`` None: the usual one."""
+    response = answer(job.answer_json() if body is None else body)
+    if job.worker_id:
+        response.headers[HEADER] = job.worker_id
+    return response
 
 
 def _with_reason(job: Job) -> str:
     """The body of ``/status``. A waiting job has two more keys, which RunPod does not send: its position and the reason."""
     body = job.answer_json()
     svc = services()
-    position = svc.store.queue.position(job) if job.status is JobStatus.IN_QUEUE else None
-    if position is None:
+    place = svc.store.queue.place(job) if job.status is JobStatus.IN_QUEUE else None
+    if place is None:
         return body
-    why = {"queuePosition": position, "waitingReason": svc.waiting.reason(job.endpoint)}
+    reason = svc.waiting.reason(job.endpoint)
+    if place.worker_id is not None:
+        reason = f"it waits for worker {place.worker_id}, which it names; {reason}"
+    why = {"queuePosition": place.position, "waitingReason": reason}
     return f"{body[:-1]}, {json.dumps(why)[1:]}"
 
 

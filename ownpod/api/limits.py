@@ -9,6 +9,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ownpod.api.auth import known_caller
 from ownpod.rules import redis_url
+from ownpod.rules.affinity import HEADER
 from ownpod.store import keys
 
 VIEWS = {
@@ -35,7 +36,7 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         CORS(
             app,
             resources={r"/v2/.*": {"origins": list(origins)}},
-            expose_headers=["ETag", "Retry-After"],
+            expose_headers=["ETag", "Retry-After", HEADER],
             max_age=600,
         )
 
@@ -69,14 +70,18 @@ def _views(app: Flask, operation: str) -> list[str]:
     return VIEWS[operation]
 
 
-def trust_proxies(app: Flask, count: int) -> None:
+def trust_proxies(app: Flask, count: int, *, behind_front: bool = False) -> None:
     """Reads the caller's address from the entries of ``X-Forwarded-For`` that the last ``count`` proxies wrote.
 
-    With 0 the header is ignored, because any client can send it.
+    With 0 the header is ignored, because any client can send it. ``behind_front``: the last entry is the front's.
     """
-    if count:
-        application: Any = app
-        application.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=0, x_host=0)
+    application: Any = app
+    if count or behind_front:
+        entries = count + behind_front
+        application.wsgi_app = ProxyFix(app.wsgi_app, x_for=entries, x_proto=0, x_host=0)
+    if count and behind_front:
+        # For a request that came past the proxies. Without this all such callers would have the front's address.
+        application.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=0, x_host=0)
 
 
 def _caller() -> str:

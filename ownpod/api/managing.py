@@ -9,11 +9,13 @@ from typing import Any
 from flask import Response, request
 
 from ownpod.api import auth, schemas
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.services import answer, services
 from ownpod.errors import UnsupportedMediaType
 from ownpod.management import Caller, Outcome
 from ownpod.management.workers import WorkerShown, WorkerWord, workers_of
-from ownpod.rules.catalog import Door, EndpointRow
+from ownpod.rules.catalog import Difference, Door, EndpointRow
+from ownpod.rules.fleet import WorkerState
 
 DRY_RUN = "X-OwnPod-Dry-Run"
 """The header of a request that only asks what it would do."""
@@ -46,33 +48,14 @@ def json_body() -> Any:
     return schemas.parse_json(request.get_data(cache=False))
 
 
-def as_json(body: Any, status: int = 200, *, ignored: Sequence[str] = ()) -> Response:
-    """A JSON response, also of a list; ``ignored``: fields of the request that had no effect."""
-    response = answer(json.dumps(body), status)
-    if ignored:
-        response.headers[IGNORED] = ", ".join(
-            _visible(name).replace(",", "?") for name in ignored[:50]
-        )
-    return response
+def as_json(body: Any, status: int = 200) -> Response:
+    """A JSON response, also of a list."""
+    return answer(json.dumps(body), status)
 
 
 def _visible(text: str) -> str:
     """A text as a header may have it: one line of ASCII, not too long."""
     return "".join(c if " " <= c <= "~" else "?" for c in text)[:500]
-
-
-def warned(response: Response, warnings: Sequence[str]) -> Response:
-    """The response, with warnings in its header."""
-    if warnings:
-        response.headers[WARNING] = "; ".join(_visible(text) for text in warnings)[:2000]
-    return response
-
-
-def dry_run_answer(outcome: Outcome[Any], shown: Mapping[str, Any] | None) -> Response:
-    """The answer to a dry run: what would change, whether workers would be replaced, and the object as it would be."""
-    differences = [{"field": d.field, "old": d.old, "new": d.new} for d in outcome.differences]
-    body = {"dryRun": True, "diff": differences, "restarts": outcome.restarts, "result": shown}
-    return answer(json.dumps(body))
 
 
 def answered(
@@ -82,6 +65,7 @@ def answered(
     *,
     status: int = 200,
     ignored: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Response:
     """The response to a call that has made or changed an object, or to its dry run.
 
@@ -91,15 +75,45 @@ def answered(
         shown: the object as the API shows it.
         status: of a call that was no dry run.
         ignored: fields of the request that had no effect.
+        warnings: what else was accepted and has no effect, in words for people.
     """
     if caller.dry_run:
-        return dry_run_answer(outcome, shown)
-    return as_json(shown, status, ignored=ignored)
+        unknown = [f"{_visible(name)} is no field that OwnPod knows" for name in ignored[:50]]
+        response = dry_run_answer(
+            outcome.differences, [*warnings, *unknown], restarts=outcome.restarts, result=shown
+        )
+    else:
+        response = as_json(shown, status)
+    if ignored:
+        names = (_visible(name).replace(",", "?") for name in ignored[:50])
+        response.headers[IGNORED] = ", ".join(names)
+    if warnings:
+        response.headers[WARNING] = "; ".join(_visible(text) for text in warnings)[:2000]
+    return response
 
 
 def deleted(outcome: Outcome[Any], caller: Caller) -> Response:
     """The response to a call that has deleted an object, or to its dry run."""
-    return dry_run_answer(outcome, None) if caller.dry_run else Response(status=204)
+    if caller.dry_run:
+        return dry_run_answer(outcome.differences, restarts=outcome.restarts, result=None)
+    return Response(status=204)
+
+
+def dry_run_answer(
+    differences: Sequence[Difference],
+    warnings: Sequence[str] = (),
+    *,
+    restarts: bool,
+    **more: Any,
+) -> Response:
+    """The answer to a dry run: what would change, whether workers would be replaced, what would have no effect, and ``more``."""
+    body = {
+        "dryRun": True,
+        "diff": [{"field": d.field, "old": d.old, "new": d.new} for d in differences],
+        "restarts": restarts,
+        "warnings": [*warnings],
+    }
+    return answer(json.dumps({**body, **more}))
 
 
 def endpoint_workers(row: EndpointRow, *, stopped: bool = False) -> list[WorkerShown]:
@@ -109,6 +123,22 @@ def endpoint_workers(row: EndpointRow, *, stopped: bool = False) -> list[WorkerS
     if stopped:
         records += svc.managed.recent(row.id)
     release = wanted_release(row.id)
+    endpoint = svc.registry.endpoints.get(row.id)
+    if endpoint is not None and endpoint.is_balanced:
+        view = balanced_view(svc, endpoint)
+        statuses = {worker.id: view.status(worker) for worker in endpoint.workers}
+        return workers_of(
+            row,
+            release,
+            records,
+            {name: server.open for name, server in view.reading.servers.items()},
+            svc.agents.agents(),
+            unhealthy={
+                name: status.reason
+                for name, status in statuses.items()
+                if status.state is WorkerState.UNHEALTHY
+            },
+        )
     busy = Counter(svc.store.figures.counts(row.id)[1].values())
     return workers_of(row, release, records, busy, svc.agents.agents())
 

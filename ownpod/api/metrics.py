@@ -1,6 +1,5 @@
 """``/metrics`` for Prometheus. All values are from Redis, so that each API process returns the same."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from flask import Blueprint, Response
@@ -13,11 +12,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from ownpod.api.balanced_metrics import BalancedMetrics
 from ownpod.api.managed_metrics import ManagedMetrics, add_histogram, device_metrics
 from ownpod.api.services import Services, services
-from ownpod.rules.fleet import WorkerState
+from ownpod.api.worker_metrics import WorkerMetrics
 from ownpod.rules.jobs import JobStatus
-from ownpod.rules.managed_states import ManagedView, shown
+from ownpod.rules.managed_states import ManagedView
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -62,18 +62,18 @@ class _Collector(Collector):
         execution = HistogramMetricFamily(
             "ownpod_execution_seconds", "Duration of attempts that ended with a result", labels=one
         )
-        workers = GaugeMetricFamily("ownpod_workers", "Workers", labels=["endpoint", "state"])
-        labels = ["endpoint", "worker"]
-        running = GaugeMetricFamily("ownpod_worker_jobs", "Running jobs of a worker", labels=labels)
-        held = GaugeMetricFamily(
-            "ownpod_worker_held", "Lingering slots: taken by jobs that have ended", labels=labels
-        )
-        capacity = GaugeMetricFamily("ownpod_worker_capacity", "Slots of a worker", labels=labels)
         now_ms, records = self._svc.store.now_ms(), self._svc.managed.list()
         managed = ManagedMetrics()
+        workers = WorkerMetrics()
+        balanced = BalancedMetrics(self._svc, workers)
         for endpoint in self._svc.registry.endpoints.values():
             stats, name = self._svc.store.figures.stats(endpoint.id), [endpoint.id]
             managed.add(endpoint, stats, records)
+            view = ManagedView([record for record in records if record.endpoint == endpoint.id])
+            if endpoint.is_balanced:
+                balanced.add(endpoint, view)
+                continue
+            workers.add(endpoint, stats, self._svc.registry.fleet.statuses(endpoint.workers), view)
             submitted.add_metric(name, stats.counts.get("submitted", 0))
             for status in JobStatus:
                 if status.terminal:
@@ -90,22 +90,9 @@ class _Collector(Collector):
             oldest.add_metric(name, max(0, waited_ms) / 1000)
             add_histogram(delay, name, stats.delay)
             add_histogram(execution, name, stats.execution)
-            statuses = self._svc.registry.fleet.statuses(endpoint.workers)
-            # The node of a worker that is not ready, or that drains, knows less of it than its record.
-            view = ManagedView([record for record in records if record.endpoint == endpoint.id])
-            by_id = view.by_id()
-            states = Counter(
-                shown(status, by_id.get(worker_id), view).state
-                for worker_id, status in statuses.items()
-            )
-            for state in WorkerState:
-                workers.add_metric([*name, state], states[state])
-            for worker in endpoint.workers:
-                labelled = [*name, worker.id]
-                running.add_metric(labelled, stats.running.get(worker.id, 0))
-                held.add_metric(labelled, statuses[worker.id].lingering)
-                capacity.add_metric(labelled, worker.capacity)
         yield from (submitted, ended, retried, begun, lost, webhooks, jobs, oldest)
-        yield from (delay, execution, workers, running, held, capacity)
+        yield from (delay, execution)
+        yield from workers.families
         yield from managed.families
+        yield from balanced.families
         yield from device_metrics(self._svc.agents.agents(), self._svc.agents.all_holds())

@@ -13,6 +13,7 @@ from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
 from ownpod.management.v1 import openapi as v1
 from ownpod.management.v2 import openapi as v2
+from ownpod.rules.affinity import HEADER, PATTERN
 from ownpod.rules.jobs import JobStatus
 from ownpod.validation import HEADER_NAME
 
@@ -40,6 +41,7 @@ COMPONENTS = {
     "Agents": agents_responses.AgentsSchema,
     "Output": responses.OutputSchema,
     "Paused": responses.PausedSchema,
+    "WorkerGone": responses.WorkerGoneSchema,
     "Error": responses.ErrorSchema,
 }
 """The schemas of responses by their names in the document; operations refer to these names."""
@@ -66,6 +68,13 @@ _KEY = {
     "in": "header",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     "description": "a request with the same key and body returns the same job",
+}
+_PIN = {
+    "name": HEADER,
+    "in": "header",
+    "schema": {"type": "string", "maxLength": 270, "pattern": PATTERN},
+    "description": "the worker that is to run the job: its id, if it has a free slot; or `strict <id>`, only this worker; "
+    "or `strict-resume <id>`, which OwnPod starts again if it has stopped it",
 }
 _MATCH = {
     "name": "If-None-Match",
@@ -102,7 +111,7 @@ _LINES: list[dict[str, Any]] = [
     },
 ]
 _ERRORS = {
-    400: "the request has an invalid value",
+    400: "the request has an invalid value, or the endpoint is load-balanced and has no queue",
     401: "the request has no key, or an unknown one",
     403: "the key does not open this; or, without keys, the request may come from a page of another site",
     404: "the endpoint or the job does not exist",
@@ -116,6 +125,10 @@ _CONFLICT = {
 """The schema of a 409 where the endpoint may be paused."""
 
 
+_GONE = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Error", "WorkerGone")]}
+"""The schema of a 404 where the request may name a worker."""
+
+
 def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     """Path below ``/v2/{endpoint_id}``, methods, summary, component of the response, and further properties."""
     body = {
@@ -126,15 +139,15 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     conflict = {409: "the Idempotency-Key was used with another body, or the endpoint is paused"}
     no_json = {415: "the content type is not JSON"}
     taken = {409: "the worker is in workers.yaml, or another worker has its id or URL"}
-    submit = {"requestBody": body, "errors": too_large | conflict, "paused": True}
+    submit = {"requestBody": body, "errors": too_large | conflict, "paused": True, "pinned": True}
     return [
-        ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY]}),
+        ("run", ["post"], "Queue a job", "Submitted", {**submit, "parameters": [_KEY, _PIN]}),
         (
             "runsync",
             ["post"],
             "Queue a job and wait for its end",
             "Status",
-            {**submit, "parameters": [_KEY, _WAIT]},
+            {**submit, "parameters": [_KEY, _PIN, _WAIT]},
         ),
         (
             "status/{job_id}",
@@ -273,13 +286,24 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
     if "events" in more:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     by_status: dict[str, Any] = {"200": {"description": "success", "content": content}}
+    if component == "Status":
+        by_status["200"]["headers"] = {
+            HEADER: {
+                "schema": {"type": "string"},
+                "description": "the worker that runs or ran the job",
+            }
+        }
     if "not_modified" in more:
         by_status["304"] = {"description": "the response has not changed since the given ETag"}
     for status, description in sorted((_ERRORS | more.get("errors", {})).items()):
-        paused = status == 409 and "paused" in more
+        schema: Any = "Error"
+        if status == 409 and "paused" in more:
+            schema = _CONFLICT
+        elif status == 404 and "pinned" in more:
+            schema = _GONE
         by_status[str(status)] = {
             "description": description,
-            "content": {"application/json": {"schema": _CONFLICT if paused else "Error"}},
+            "content": {"application/json": {"schema": schema}},
         }
     return by_status
 

@@ -143,6 +143,12 @@ class EndpointsSchema(Schema):
     endpoints = fields.List(
         fields.String(), required=True, metadata={"description": "ids of endpoints"}
     )
+    types = fields.Dict(
+        keys=fields.String(),
+        values=fields.String(validate=validate.OneOf(["QB", "LB"])),
+        required=True,
+        metadata={"description": "by id: QB has a queue, LB is load-balanced"},
+    )
 
 
 class WorkerAddedSchema(Schema):
@@ -150,7 +156,11 @@ class WorkerAddedSchema(Schema):
 
     id = fields.String(required=True)
     url = fields.String(required=True)
-    capacity = fields.Integer(required=True)
+    capacity = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: any number, only of a load-balanced endpoint's worker"},
+    )
 
 
 class WorkerChangedSchema(Schema):
@@ -166,7 +176,9 @@ class WorkerSchema(WorkerAddedSchema):
 
     state = fields.String(required=True)
     reason = fields.String(required=True)
-    running = fields.Integer(required=True, metadata={"description": "number of its running jobs"})
+    running = fields.Integer(
+        required=True, metadata={"description": "number of its running jobs, or open requests"}
+    )
     jobs = fields.List(
         fields.String(), required=True, metadata={"description": "ids of its running jobs"}
     )
@@ -175,6 +187,17 @@ class WorkerSchema(WorkerAddedSchema):
         metadata={
             "description": "lingering slots: the job has ended, the worker has not finished its run"
         },
+    )
+    open = fields.Integer(
+        metadata={
+            "description": "load-balanced only: requests, streams and WebSockets that are open"
+        }
+    )
+    waiting = fields.Integer(
+        metadata={"description": "load-balanced only: requests that wait for this worker"}
+    )
+    total = fields.Integer(
+        metadata={"description": "load-balanced only: requests since the front's start"}
     )
 
 
@@ -317,6 +340,15 @@ class PausedSchema(Schema):
     title = fields.String(required=True)
     detail = fields.String(required=True)
     code = fields.String(required=True, validate=validate.OneOf(["ENDPOINT_PAUSED"]))
+
+
+class WorkerGoneSchema(Schema):
+    """The response to a request that names a worker which is not there."""
+
+    status = fields.Integer(required=True, validate=validate.OneOf([404]))
+    title = fields.String(required=True)
+    detail = fields.String(required=True)
+    reason = fields.String(required=True, validate=validate.OneOf(["affinity_worker_gone"]))
 
 
 class ErrorSchema(Schema):

@@ -17,7 +17,6 @@ from ownpod.api.managing import (
     endpoint_workers,
     json_body,
     this_caller,
-    warned,
 )
 from ownpod.api.services import services
 from ownpod.errors import CatalogRefused, OwnPodError
@@ -32,16 +31,13 @@ from ownpod.store.catalog import Snapshot
 
 blueprint = Blueprint("rest_v1", __name__, url_prefix="/v1")
 
-PODS_ARE_NOT_SERVED = (
-    "pods are not served by OwnPod, only serverless endpoints; GET /v1/pods lists their workers"
-)
-
 
 def _management() -> Management:
     return services().management
 
 
-def _flag(name: str) -> bool:
+def flag(name: str) -> bool:
+    """Whether the query has this flag."""
     return request.args.get(name, "").lower() in {"true", "1"}
 
 
@@ -101,8 +97,8 @@ def create_endpoint() -> Response:
 
     caller = this_caller(Door.V1)
     outcome = _management().endpoints.create(make, caller)
-    response = answered(outcome, caller, _with_template(outcome.row), ignored=ignored)
-    return warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    noted = warnings.of_endpoint(outcome.row, services().agents.agents())
+    return answered(outcome, caller, _with_template(outcome.row), ignored=ignored, warnings=noted)
 
 
 @blueprint.get("/endpoints/<id:row_id>")
@@ -125,8 +121,10 @@ def update_endpoint(row_id: str) -> Response:
 
     caller = this_caller(Door.V1)
     outcome = _management().endpoints.update(row_id, change, caller)
-    response = answered(outcome, caller, _with_template(outcome.row), ignored=ignored)
-    response = warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    noted = warnings.of_endpoint(outcome.row, services().agents.agents())
+    response = answered(
+        outcome, caller, _with_template(outcome.row), ignored=ignored, warnings=noted
+    )
     return await_rollout(response, outcome.row, caller)
 
 
@@ -146,13 +144,13 @@ def _template_of(snapshot: Snapshot, template_id: str) -> TemplateRow:
 
 def _shown(row: EndpointRow, snapshot: Snapshot) -> dict[str, Any]:
     workers = None
-    if _flag("includeWorkers"):
+    if flag("includeWorkers"):
         workers = [as_pod(row, worker) for worker in endpoint_workers(row, stopped=True)]
     return v1.show_endpoint(
         row,
         template=snapshot.templates.get(row.template_id or ""),
         workers=workers,
-        with_template=_flag("includeTemplate"),
+        with_template=flag("includeTemplate"),
     )
 
 
@@ -230,8 +228,10 @@ def create_volume() -> Response:
     outcome = _management().volumes.create(
         lambda _snapshot, made_id: v1_templates.new_volume(made_id, values), caller
     )
-    response = answered(outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored)
-    return warned(response, warnings.of_volume(outcome.row, services().agents.agents()))
+    noted = warnings.of_volume(outcome.row, services().agents.agents())
+    return answered(
+        outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored, warnings=noted
+    )
 
 
 @blueprint.get("/networkvolumes/<id:row_id>")
@@ -249,7 +249,9 @@ def update_volume(row_id: str) -> Response:
     outcome = _management().volumes.update(
         row_id, lambda row: v1_templates.changed_volume(row, values), caller
     )
-    return answered(outcome, caller, v1_templates.show_volume(outcome.row), ignored=ignored)
+    shown = v1_templates.show_volume(outcome.row)
+    noted = warnings.of_volume(outcome.row, services().agents.agents())
+    return answered(outcome, caller, shown, ignored=ignored, warnings=noted)
 
 
 @blueprint.delete("/networkvolumes/<id:row_id>")
@@ -260,28 +262,6 @@ def delete_volume(row_id: str) -> Response:
 
 
 # What else v1 has.
-
-
-@blueprint.get("/pods")
-def list_pods() -> Response:
-    """The workers of all endpoints where the query asks for them: RunPod's clients list workers so. OwnPod has no other pods."""
-    if not _flag("includeWorkers"):
-        return as_json([])
-    wanted = request.args.get("endpointId")
-    rows = [row for row in _management().endpoints.list() if wanted in {None, row.id}]
-    return as_json(
-        [as_pod(row, worker) for row in rows for worker in endpoint_workers(row, stopped=True)]
-    )
-
-
-@blueprint.post("/pods")
-@blueprint.route("/pods/<id:pod_id>", methods=["GET", "PATCH", "DELETE"])
-@blueprint.post("/pods/<id:pod_id>/<any(update, start, stop, reset, restart):kind>")
-def pods(pod_id: str = "", kind: str = "") -> Response:  # noqa: ARG001 - the routes have them
-    """Pods are not served."""
-    return as_json(
-        {"error": PODS_ARE_NOT_SERVED, "message": PODS_ARE_NOT_SERVED, "status": 501}, 501
-    )
 
 
 @blueprint.get("/billing/<any(pods, endpoints, networkvolumes):kind>")

@@ -43,3 +43,6 @@ def delete_registry(row_id: str) -> Response:
 
 def _shown(row: RegistryRow) -> dict[str, str]:
     return {"id": row.id, "name": row.name}
+
+
+__all__ = ["blueprint"]

@@ -20,7 +20,6 @@ from ownpod.api.managing import (
     endpoint_workers,
     json_body,
     this_caller,
-    warned,
 )
 from ownpod.api.services import services
 from ownpod.errors import OwnPodError
@@ -109,8 +108,10 @@ def create_endpoint() -> Response:
 
     caller = this_caller(Door.V2)
     outcome = _management().endpoints.create(make, caller)
-    response = answered(outcome, caller, _shown(outcome.row), status=201, ignored=ignored)
-    return warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    noted = warnings.of_endpoint(outcome.row, services().agents.agents())
+    return answered(
+        outcome, caller, _shown(outcome.row), status=201, ignored=ignored, warnings=noted
+    )
 
 
 @blueprint.get("/serverless/<id:row_id>")
@@ -122,15 +123,16 @@ def get_endpoint(row_id: str) -> Response:
 @blueprint.patch("/serverless/<id:row_id>")
 def update_endpoint(row_id: str) -> Response:
     """Changes an endpoint; what is absent stays."""
-    values, ignored = read_body(schemas.UPDATE_ENDPOINT)
+    strict = services().settings.management_strict
+    values, ignored = read_body(schemas.UPDATE_ENDPOINT if strict else schemas.TOLERANT_UPDATE)
 
     def change(snapshot: Snapshot, row: EndpointRow) -> EndpointRow:
         return v2.changed_endpoint(row, values, v2.template_of(snapshot.templates, values))
 
     caller = this_caller(Door.V2)
     outcome = _management().endpoints.update(row_id, change, caller)
-    response = answered(outcome, caller, _shown(outcome.row), ignored=ignored)
-    response = warned(response, warnings.of_endpoint(outcome.row, services().agents.agents()))
+    noted = warnings.of_endpoint(outcome.row, services().agents.agents())
+    response = answered(outcome, caller, _shown(outcome.row), ignored=ignored, warnings=noted)
     return await_rollout(response, outcome.row, caller)
 
 
@@ -156,7 +158,7 @@ def list_releases(row_id: str) -> Response:
 
 
 def _shown(row: EndpointRow) -> dict[str, Any]:
-    return v2.show_endpoint(row, request.url_root.rstrip("/"))
+    return v2.show_endpoint(row, request.url_root.rstrip("/"), services().settings.lb_domain)
 
 
 # Templates.
@@ -227,8 +229,8 @@ def create_volume() -> Response:
         lambda _snapshot, made_id: v2_templates.new_volume(made_id, values), caller
     )
     shown = v2_templates.show_volume(outcome.row)
-    response = answered(outcome, caller, shown, status=201, ignored=ignored)
-    return warned(response, warnings.of_volume(outcome.row, services().agents.agents()))
+    noted = warnings.of_volume(outcome.row, services().agents.agents())
+    return answered(outcome, caller, shown, status=201, ignored=ignored, warnings=noted)
 
 
 @blueprint.get("/network-volumes/<id:row_id>")
@@ -245,7 +247,9 @@ def update_volume(row_id: str) -> Response:
     outcome = _management().volumes.update(
         row_id, lambda row: v2_templates.changed_volume(row, values), caller
     )
-    return answered(outcome, caller, v2_templates.show_volume(outcome.row), ignored=ignored)
+    shown = v2_templates.show_volume(outcome.row)
+    noted = warnings.of_volume(outcome.row, services().agents.agents())
+    return answered(outcome, caller, shown, ignored=ignored, warnings=noted)
 
 
 @blueprint.delete("/network-volumes/<id:row_id>")

@@ -6,18 +6,18 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.managed import view_of
-from ownpod.api.managing import as_json, json_body, this_caller
+from ownpod.api.managing import as_json, dry_run_answer, json_body, this_caller
 from ownpod.api.rest_v2_account import blueprint
 from ownpod.api.services import Services, answer, services
-from ownpod.errors import BadRequest, CatalogNotFound, CatalogRefused, RedisUnavailable
+from ownpod.errors import BadRequest, CatalogNotFound, RedisUnavailable
+from ownpod.management.rollbacks import roll_back
 from ownpod.management.v2 import logs
 from ownpod.management.why import why
 from ownpod.rules.catalog import Door
 from ownpod.rules.hours import pause_at
 from ownpod.rules.managed import ManagedWorker, Phase
-from ownpod.rules.releases import target_of
-from ownpod.store.catalog import Audit
 from ownpod.store.outputs import KeptLine
 
 KEEP_ALIVE_S = 15.0
@@ -123,7 +123,8 @@ def why_it_waits(row_id: str) -> Response:
     svc = services()
     svc.management.endpoints.get(row_id)
     endpoint = svc.registry.endpoint(row_id)
-    view = view_of(svc.managed, endpoint)
+    front = balanced_view(svc, endpoint) if endpoint.is_balanced else None
+    view = front.managed if front else view_of(svc.managed, endpoint)
     pause = pause_at(endpoint.managed, svc.managed.now_ms()) if endpoint.managed else None
     rollout = view.releases.rollout.next
     coming = "" if rollout is None else f"release {rollout.number} waits for its image"
@@ -132,8 +133,10 @@ def why_it_waits(row_id: str) -> Response:
         why(
             view,
             paused=pause.reason if pause else "",
-            queued=svc.store.figures.counts(row_id)[0],
+            queued=front.reading.waiting if front else svc.store.figures.counts(row_id)[0],
             rollout=f"{coming}{waits}",
+            front=front.problem if front else "",
+            statuses={w.id: front.status(w) for w in endpoint.workers} if front else {},
         )
     )
 
@@ -147,21 +150,10 @@ def rollback(row_id: str) -> Response:
         raise BadRequest("number: must be the number of a release, 1 at least")
     svc = services()
     svc.management.endpoints.get(row_id)
-    stored = svc.releases
-    latest = stored.rollout(row_id).latest
-    if latest is None:
-        raise CatalogRefused(f"endpoint {row_id!r} has no releases yet")
-    target = target_of(stored.releases(row_id), latest, number)
     caller = this_caller(Door.V2)
-    if caller.dry_run:
-        return answer(
-            {"dryRun": True, "of": target.number, "insteadOf": latest.number, "restarts": True}
+    done = roll_back(svc.management.catalog, svc.releases, row_id, number, caller)
+    if done.made is None:
+        return dry_run_answer(
+            [done.difference], restarts=True, result=None, of=done.of, insteadOf=done.instead_of
         )
-    made = stored.roll_back(
-        row_id, latest.number, target.number, f"rolled back to release {target.number}"
-    )
-    if not made:
-        raise CatalogRefused("another release was made meanwhile; try again")
-    told = f"release {made} is release {target.number} again, instead of {latest.number}"
-    svc.management.catalog.note(Audit(caller.by, caller.door, "rollback endpoint", row_id, told))
-    return answer({"release": made, "of": target.number, "insteadOf": latest.number})
+    return answer({"release": done.made, "of": done.of, "insteadOf": done.instead_of})

@@ -24,6 +24,9 @@ from ownpod.settings import Settings
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 
+FRONT = settings.of_environment("OWNPOD_BEHIND_FRONT")
+"""The address on which the front before this API listens, from ``ownpod api --behind-front``; None: there is none."""
+
 worker_class = "ownpod.api.worker.PromptWorker"
 try:
     workers = settings.current().api_processes
@@ -34,7 +37,9 @@ except ConfigurationError as error:
 threads = 2048
 # At this number of connections, the one that has been slow or idle longest is dropped for a new one.
 worker_connections = 4096
-keepalive = 75
+# The front closes idle connections before this time (its `timeout server` is an hour), because a POST that meets a
+# connection which the API is just closing would be lost: the front sends no request twice.
+keepalive = 75 if FRONT is None else 4000
 # A ping has the ids of all runs of its worker in the request line.
 limit_request_line = 8190
 limit_request_fields = 100
@@ -91,7 +96,7 @@ def on_reload(server: Any) -> None:
 def application() -> Flask:
     """The application for ``ownpod api``, which may be started in any folder."""
     try:
-        return create_app(settings.current())
+        return create_app(settings.current(), behind_front=FRONT is not None)
     except ConfigurationError as error:
         settings.exit_on(error)
 
@@ -108,15 +113,17 @@ def _endpoints_have_keys(config: Settings) -> bool:
             return False
 
 
+def _hosts(server: Any) -> list[str]:
+    """The addresses on which this server, and the front before it, listen."""
+    hosts = [str(address[0]) for address in server.cfg.address if isinstance(address, tuple)]
+    return [*hosts, FRONT] if FRONT else hosts
+
+
 def when_ready(server: Any) -> None:
     """Warns if the API listens on other addresses than loopback without keys."""
     config = settings.current()
     keys_needed = bool(config.api_keys) or _endpoints_have_keys(config)
-    open_to = [
-        str(host)
-        for host, *_ in (address for address in server.cfg.address if isinstance(address, tuple))
-        if not is_loopback(host)
-    ]
+    open_to = [host for host in _hosts(server) if not is_loopback(host)]
     if open_to and not keys_needed:
         server.log.warning(
             "the API listens on %s and no key is needed: every program that reaches it can run jobs%s; "
@@ -146,7 +153,7 @@ def post_worker_init(worker: Any) -> None:
     """
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
-    add_own_hosts(worker.wsgi, (str(a[0]) for a in worker.cfg.address if isinstance(a, tuple)))
+    add_own_hosts(worker.wsgi, _hosts(worker))
     notices = services_of(worker.wsgi).notices
     notices.max_waiting = max_waiting(worker.cfg.threads)
     finish_requests = signal.getsignal(signal.SIGTERM)

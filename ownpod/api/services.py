@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Flask, Response, current_app, request
 
+from ownpod.api.fronts import FrontReadings, NoFronts
 from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
 from ownpod.api.submissions import Submissions
@@ -45,6 +46,7 @@ class Services:
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)
+    fronts: FrontReadings = field(default_factory=NoFronts)
 
     @property
     def keys_needed(self) -> bool:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ownpod import log
+from ownpod.api.managed import ManagedWorkers, NoManagedWorkers
+from ownpod.api.pins import Pins
 from ownpod.errors import EndpointPaused, RedisUnavailable
 from ownpod.registry import Registry
+from ownpod.rules.affinity import Affinity, Pin
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.hours import Pause
 from ownpod.rules.jobs import Job, JobStatus, NewJob, new_job_id
@@ -31,6 +34,7 @@ class Submission:
         request_id: the client's ``X-Request-ID``.
         idempotency_key: the client's ``Idempotency-Key``, checked; None: there is none.
         caller: the caller's identity, so that two callers can use the same key.
+        pin: the worker that the client names; None: any worker.
     """
 
     endpoint: str
@@ -38,6 +42,7 @@ class Submission:
     request_id: str | None = None
     idempotency_key: str | None = None
     caller: str = ""
+    pin: Pin | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Submissions:
         settings: how long idempotency keys are remembered.
         wanted: wakes the scaler; may raise RedisUnavailable.
         now_ms: Redis's clock, in ms since the epoch; may raise RedisUnavailable.
+        managed: the records of managed workers, for jobs that name one.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Submissions:
         *,
         wanted: Callable[[], None],
         now_ms: Callable[[], int],
+        managed: ManagedWorkers | None = None,
     ) -> None:
         self._wanted = wanted
         self._now_ms = now_ms
@@ -76,6 +83,7 @@ class Submissions:
         self._store = store
         self._notices = notices
         self._settings = settings
+        self._pins = Pins(registry, store, managed or NoManagedWorkers())
 
     def check_open(self, endpoint_id: str) -> Endpoint:
         """The endpoint, if it takes jobs now.
@@ -103,6 +111,7 @@ class Submissions:
         Raises:
             EndpointNotFound: there is no such endpoint.
             EndpointPaused: its ``workersMax`` is 0 now, or it has expired.
+            AffinityWorkerGone: the job needs one worker, which is not there.
             QueueFull: the endpoint's ``maxQueueDepth`` is reached.
             IdempotencyConflict: the key was used for another body.
             RedisUnavailable: Redis does not answer.
@@ -146,9 +155,14 @@ class Submissions:
         self._want_worker(endpoint)
         return new_id
 
-    def _want_worker(self, endpoint: Endpoint) -> None:
-        """Wakes the scaler for a job of an endpoint whose first worker it is to start. Later ones can wait a second."""
-        if endpoint.managed is None or any(worker.is_managed for worker in endpoint.workers):
+    def _want_worker(self, endpoint: Endpoint, pin: Pin | None = None) -> None:
+        """Wakes the scaler for a job of an endpoint whose first worker it is to start, or that may need a stopped worker
+        again. Later ones can wait a second.
+        """
+        if endpoint.managed is None:
+            return
+        resumes = pin is not None and pin.affinity is Affinity.STRICT_RESUME
+        if not resumes and any(worker.is_managed for worker in endpoint.workers):
             return
         # The job is queued, and the scaler also wakes by itself.
         with contextlib.suppress(RedisUnavailable):
@@ -166,9 +180,10 @@ class Submissions:
             return self._at_end(job_id, endpoint_id, wait, deadline)
 
     def _create(self, submission: Submission, job_id: str, *, channel: str | None = None) -> str:
-        endpoint = self.check_open(submission.endpoint)
+        endpoint, pin = self.check_open(submission.endpoint), submission.pin
+        queue = None if pin is None else self._pins.queue(endpoint, pin)
         created = self._store.jobs.create(
-            _new_job(job_id, endpoint, submission),
+            _new_job(job_id, endpoint, submission, queue),
             most_queued=endpoint.max_queue_depth,
             idempotency=self._idempotency(submission),
             channel=channel,
@@ -180,7 +195,7 @@ class Submissions:
                 endpoint=endpoint.id,
                 requestId=submission.request_id,
             )
-            self._want_worker(endpoint)
+            self._want_worker(endpoint, pin)
         return created
 
     def _idempotency(self, submission: Submission) -> Idempotency | None:
@@ -215,7 +230,8 @@ class Submissions:
             notice = wait(left_s)
 
 
-def _new_job(job_id: str, endpoint: Endpoint, submission: Submission) -> NewJob:
+def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str | None) -> NewJob:
+    pin = submission.pin
     body = submission.body
     policy, s3_config = body["policy"] or {}, body["s3_config"]
     return NewJob(
@@ -229,4 +245,6 @@ def _new_job(job_id: str, endpoint: Endpoint, submission: Submission) -> NewJob:
         low_priority=policy.get("low_priority") or False,
         max_attempts=endpoint.max_attempts,
         request_id=submission.request_id,
+        queue=queue,
+        affinity=None if queue is None or pin is None else pin.affinity.value,
     )

@@ -8,10 +8,12 @@ from marshmallow import ValidationError
 
 from ownpod.api import schemas
 from ownpod.api.auth import opened_endpoints
+from ownpod.api.balanced_view import balanced_view
 from ownpod.api.managed import describe_crashes, describe_managed, view_of
 from ownpod.api.services import answer, services
 from ownpod.configuration import WorkerSchema
 from ownpod.errors import BadRequest, UnsupportedMediaType
+from ownpod.rules.balanced_states import describe_balanced
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.fleet import WorkerStatus
 from ownpod.rules.managed_states import ManagedView, shown
@@ -32,8 +34,10 @@ class NewWorkerSchema(WorkerSchema):
 
 @endpoints.get("/v2/")
 def all_endpoints() -> Response:
-    """The ids of the endpoints that the key opens; all of them without keys."""
-    return answer({"endpoints": opened_endpoints()})
+    """The ids of the endpoints that the key opens, and their types; all of them without keys."""
+    ids, known = opened_endpoints(), services().registry.endpoints
+    types = {name: known[name].type for name in ids if name in known}
+    return answer({"endpoints": ids, "types": types})
 
 
 @blueprint.get("")
@@ -43,12 +47,17 @@ def listed(endpoint_id: str) -> Response:
     """
     svc = services()
     endpoint = svc.registry.endpoint(endpoint_id)
-    running = svc.store.figures.counts(endpoint_id)[1]
-    statuses = svc.registry.fleet.statuses(endpoint.workers)
-    view = view_of(svc.managed, endpoint)
+    if endpoint.is_balanced:
+        found = balanced_view(svc, endpoint)
+        view, rows = found.managed, describe_balanced(endpoint.workers, found)
+    else:
+        running = svc.store.figures.counts(endpoint_id)[1]
+        statuses = svc.registry.fleet.statuses(endpoint.workers)
+        view = view_of(svc.managed, endpoint)
+        rows = described(endpoint.workers, statuses, running, view)
     return answer(
         {
-            "workers": described(endpoint.workers, statuses, running, view),
+            "workers": rows,
             "managed": describe_managed(view) | {"ended": describe_crashes(svc.managed, endpoint)},
             "leftOut": left_out(endpoint_id),
         }
@@ -101,7 +110,7 @@ def add(endpoint_id: str) -> Response:
         place, problem = first_problem(error.normalized_messages())
         raise BadRequest(f"{place}: {problem}") from None
     spec = services().registry.add(endpoint_id, values)
-    return answer({"id": spec.id, "url": spec.url, "capacity": spec.capacity})
+    return answer({"id": spec.id, "url": spec.url, "capacity": spec.capacity or None})
 
 
 @blueprint.delete("/<id:worker_id>")

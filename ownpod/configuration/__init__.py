@@ -3,7 +3,7 @@
 Imports the rules, the settings, and the modules below them. It uses neither Redis nor HTTP.
 """
 
-from ownpod.configuration.balancing import check_balanced_worker
+from ownpod.configuration.balancing import BALANCED_KEYS, check_balanced_worker
 from ownpod.configuration.endpoints import (
     EXECUTION_TIMEOUT_MS,
     TTL_MS,
@@ -28,6 +28,7 @@ from ownpod.configuration.workers import (
 )
 
 __all__ = [
+    "BALANCED_KEYS",
     "EXECUTION_TIMEOUT_MS",
     "LONGEST_PROBLEM",
     "TTL_MS",

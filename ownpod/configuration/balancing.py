@@ -103,6 +103,11 @@ _BALANCED_ONLY = (
 )
 """Fields that need ``type: LB``."""
 
+BALANCED_KEYS: Mapping[str, str] = {
+    name: BalancingSchema().fields[name].data_key or name for name in _BALANCED_ONLY
+}
+"""The keys that need ``type: LB``, by field of :class:`ownpod.rules.balancing.Balancing`."""
+
 
 def check_balanced_worker(values: Mapping[str, Any]) -> None:
     """Checks a worker, given by its URL, of a load-balanced endpoint. Raises: ValidationError."""

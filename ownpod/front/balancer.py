@@ -71,6 +71,8 @@ class Balancer:
         self._applied: tuple[FrontState, int] | None = None
         self._unfinished = False
         self._chosen: dict[str, str] = {}
+        self._emptying: dict[str, str] = {}
+        """The endpoint by backend, of those that it has left and that are not yet empty."""
         self._left: set[str] = set()
         self._ports = {port for _, port in layout.binds} | {layout.tls_port or 0}
         self._backoff = Backoff()
@@ -149,7 +151,11 @@ class Balancer:
             log.warning("HAProxy does not answer: %s", error)
             return {}
         found = readings(
-            self._chosen, parse_rows(stats, ","), parse_table(counts), parse_table(wishes)
+            self._chosen,
+            self._emptying,
+            parse_rows(stats, ","),
+            parse_table(counts),
+            parse_table(wishes),
         )
         self._notice_leavers(found.values())
         return found
@@ -210,7 +216,12 @@ class Balancer:
     def _launch(self) -> None:
         state = self._state or FrontState(keys={})
         # In a new process all backends are empty.
-        owners = {backend: endpoint for endpoint, backend in self._chosen.items()}
+        owners = {
+            backend: plan.owner_of(state.routes[endpoint])
+            for endpoint, backend in self._chosen.items()
+            if endpoint in state.routes
+        }
+        self._emptying = {}
         self._chosen, _ = plan.assign(state.routes, owners, self._holds)
         maps = plan.maps_of(state, self._chosen, {}, self._layout.domain)
         # A pattern that HAProxy cannot compile would prevent its start; over the socket it is only refused.
@@ -240,9 +251,11 @@ class Balancer:
         actual = self._actual()
         owners = actual.maps[Maps.OWNERS]
         occupied = {backend for backend, _ in actual.servers}
-        free, emptying = plan.unused(owners, state.routes, occupied, actual.counts)
+        routed = {plan.owner_of(route) for route in state.routes.values()}
+        free, emptying = plan.unused(owners, routed, occupied, actual.counts)
         kept = {backend: owner for backend, owner in owners.items() if backend not in free}
         self._chosen, left_out = plan.assign(state.routes, kept, self._holds)
+        self._emptying = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
         full = f"the front has room for {self._layout.pool} load-balanced endpoints"
         problems = dict.fromkeys(left_out, full)
         maps = plan.maps_of(state, self._chosen, emptying, self._layout.domain)
@@ -289,16 +302,38 @@ class Balancer:
             server = wanted.get(key)
             if server is None or known.traits != plan.traits(server):
                 leaving.append(known)
-        gone = self._remove(leaving)
+        # An endpoint has left a backend because its home has moved: what waits there is finished there.
+        moved = {
+            known.backend for known in leaving if self._emptying.get(known.backend) in self._chosen
+        }
+        busy = moved & self._queued() if moved else set()
+        staying = [known for known in leaving if known.backend in busy]
+        leaving = [known for known in leaving if known.backend not in busy]
+
+        def adding(key: tuple[str, str]) -> list[str]:
+            server = wanted[key]
+            return plan.adding(key[0], server, addresses[server.host], certifi.where())
+
+        # New servers first: requests that wait at one that leaves would be answered 503 at once if no other were there.
         commands = []
         for key, server in wanted.items():
             known_server = actual.servers.get(key)
-            if known_server is None or known_server in gone:
-                commands += plan.adding(key[0], server, addresses[server.host], certifi.where())
-            elif known_server not in leaving:
+            if known_server is None:
+                commands += adding(key)
+            elif known_server not in leaving and known_server not in staying:
                 commands += plan.changing(known_server, server, addresses[server.host])
         failed = self._runtime.run(commands, *FINE)
-        return bool(failed) or len(gone) < len(leaving)
+        gone = self._remove(leaving)
+        # Those with other traits, which HAProxy can change of a new server only.
+        again = [key for key in wanted if actual.servers.get(key) in gone]
+        failed += self._runtime.run((command for key in again for command in adding(key)), *FINE)
+        return bool(failed or staying) or len(gone) < len(leaving)
+
+    def _queued(self) -> set[str]:
+        """The backends in which requests wait."""
+        (text,) = self._runtime.ask("show stat -1 6 -1")
+        rows = parse_rows(text, ",")
+        return {row.get("pxname", "") for row in rows if number(row, "qcur")}
 
     def _remove(self, leaving: list[plan.ActualServer]) -> list[plan.ActualServer]:
         """Removes servers. One that still has connections gets no more, and is removed by a later call."""
@@ -318,6 +353,7 @@ class Balancer:
 
 def readings(
     chosen: Mapping[str, str],
+    left: Mapping[str, str],
     stats: list[dict[str, str]],
     counts: Mapping[str, Mapping[str, int]],
     wishes: Mapping[str, Mapping[str, int]],
@@ -326,6 +362,7 @@ def readings(
 
     Args:
         chosen: backend by endpoint.
+        left: endpoint by backend, of those that it has left and that are not yet empty.
         stats: rows of ``show stat``, of servers.
         counts: entries of the table of open requests, by endpoint.
         wishes: entries of the table of requests with ``strict-resume``, by ``<endpoint>|<worker>``.
@@ -336,7 +373,9 @@ def readings(
             servers.setdefault(row["pxname"], {})[row["svname"]] = _server_reading(row)
     found = {}
     for endpoint, backend in chosen.items():
-        own = servers.get(backend, {})
+        own = dict(servers.get(backend, {}))
+        for other in (b for b, left_by in left.items() if left_by == endpoint):
+            own = servers.get(other, {}) | own
         wished = tuple(
             key.rpartition("|")[2]
             for key, entry in wishes.items()

@@ -21,12 +21,12 @@ from ownpod.front.prober import Prober
 from ownpod.rules.balancing import FrontState, RouteReading
 from ownpod.rules.fronts import Totals, View, reported, state_of, targets
 from ownpod.rules.homes import Front
-from ownpod.rules.probing import Verdict
+from ownpod.rules.probing import Verdict, place
 
 log = logging.getLogger(__name__)
 
 BUSY_S, REST_S = 0.2, 0.5
-"""Seconds from one reading of HAProxy to the next: while something is open, or may be held, and while nothing is."""
+"""Seconds from one reading of HAProxy to the next: while something is open, and while nothing is."""
 
 AGAIN_S = 1.0
 """Seconds after which the state is applied again."""
@@ -169,14 +169,17 @@ class Edge:
         return True
 
     def _read_adopted(self) -> None:
-        """Reads which workers HAProxy has and finds up: these are not asked again, because one that is busy may not answer."""
+        """Reads which workers HAProxy sends requests to: these are not asked again, because one that is busy may not answer."""
         try:
             found = self._balancer.read()
         except Exception:
             log.exception("HAProxy, which ran already, cannot be read")
             return
         self._ready_before = frozenset(
-            name for route in found.values() for name, server in route.servers.items() if server.up
+            name
+            for route in found.values()
+            for name, server in route.servers.items()
+            if server.up or server.open
         )
 
     def _guarded_turn(self) -> None:
@@ -231,12 +234,15 @@ class Edge:
         self._read_state = self._state
         if not _is_busy(readings):
             self._read_at = self._was_read_at + REST_S
-        down, lost = {}, {}
+        down, lost, silent = {}, {}, {}
         for name, route in routes.items():
             servers = readings.get(name, RouteReading()).servers
             for server in route.servers:
                 reading = servers.get(server.id)
-                if reading is None or reading.up or server.draining or server.is_front:
+                if reading is None or reading.up or server.draining:
+                    continue
+                if server.is_front:
+                    silent[place(server.host, server.port)] = reading.problem
                     continue
                 if reading.problem.startswith(MAINTENANCE):
                     # Between two states that the edge itself gives it.
@@ -247,6 +253,7 @@ class Edge:
                 if server.id in self._down and not reading.open:
                     lost[server.id] = down[server.id]
         self._down = down
+        self._notes.fronts(silent)
         if lost:
             self.prober.lost(lost)
 
@@ -295,8 +302,5 @@ class Edge:
 
 
 def _is_busy(readings: Mapping[str, RouteReading]) -> bool:
-    """Whether requests are open, or an endpoint has no worker up, so that the next request to it is held."""
-    return any(
-        reading.open or reading.wishes or not any(s.up for s in reading.servers.values())
-        for reading in readings.values()
-    )
+    """Whether requests are open or held. The first one that is held is announced at :data:`SOCKET`."""
+    return any(reading.open or reading.wishes for reading in readings.values())

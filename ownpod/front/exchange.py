@@ -5,6 +5,7 @@ workers, and that requests wait. While Redis is away, the front keeps what was l
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -89,6 +90,7 @@ class Exchange:
         self._noticed: frozenset[str] = frozenset()
         self._noticed_at = -NOTICE_S
         self._verdicts: Mapping[str, Verdict] = {}
+        self._serves = False
         self._away = False
         self._reloading = False
         self._urgent = False
@@ -131,6 +133,8 @@ class Exchange:
             waiting: endpoints at which requests wait.
         """
         urgent = bool(waiting - self._waiting) or _newly_ready(self._verdicts, verdicts)
+        urgent |= not self._serves
+        self._serves = True
         same = readings == self._readings and verdicts == self._verdicts
         self._readings, self._verdicts, self._waiting = readings, verdicts, waiting
         if urgent:
@@ -197,10 +201,12 @@ class Exchange:
                 log.info("Redis answers again")
 
     def _send(self, readings: Mapping[str, RouteReading]) -> Beat:
-        beat = self._fronts.beat(self._me, None if readings == self._sent else readings)
+        # Without its address until HAProxy has the endpoints: other fronts pass no requests on to this one before.
+        me = self._me if self._serves else Front(self._me.id)
+        beat = self._fronts.beat(me, None if readings == self._sent else readings)
         if not beat.reported and readings:
             # Redis has lost its data.
-            beat = self._fronts.beat(self._me, readings)
+            beat = self._fronts.beat(me, readings)
         self._sent = readings
         return beat
 
@@ -225,6 +231,9 @@ class Exchange:
                 fronts=tuple(known[i] for i in sorted(known)),
                 readings={**self._beat.readings, **beat.readings},
             )
+        if self._beat is not None and beat.paused.keys() != self._beat.paused.keys():
+            # A worker that has been stopped is paused no more, and its entry may have been read before it began to drain.
+            self._registry.newer()
         self._beat, self._beat_at = beat, now
         self._update(self._read(beat))
 
@@ -282,7 +291,10 @@ class Exchange:
                 if reading is None:
                     continue
                 for worker, found in reading.servers.items():
-                    if found.open:
+                    if reading.passes and not found.draining:
+                        # What waits there is sent to it, too.
+                        opened[worker] = sys.maxsize
+                    elif found.open:
                         opened[worker] = opened.get(worker, 0) + found.open
                 sends = any(not server.draining for server in reading.servers.values())
                 if not reading.passes and sends:

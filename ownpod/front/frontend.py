@@ -36,7 +36,7 @@ def public(layout: Layout) -> Iterator[str]:
         "  http-request track-sc0 var(txn.ep) table counts if { var(txn.be) -m found } !{ var(txn.remote) -m found }",
         "  http-request track-sc1 var(txn.wish) table wishes if { var(txn.wish) -m found }",
         # Lua runs only for what it decides: most requests have a worker, and name none.
-        "  http-request lua.place if { var(txn.be) -m found } !{ var(txn.remote) -m found } { var(txn.be),nbsrv eq 0 }",
+        "  http-request lua.place if { var(txn.be) -m found } { var(txn.be),nbsrv eq 0 }",
         "  http-request lua.place if { var(txn.be) -m found } !{ var(txn.remote) -m found } !{ var(txn.pin) -m found } { var(txn.want) -m len gt 0 }",
         "  use_backend %[var(txn.be)] if { var(txn.be) -m found }",
         "  default_backend api",
@@ -64,7 +64,7 @@ def _which_endpoint(layout: Layout) -> Iterator[str]:
         f"  http-request set-var(txn.ep) var(txn.host),map_str({Maps.NAMES}) if {{ var(txn.lb) -m str host }}",
         "  http-request set-var(txn.ep) path,field(3,/) if { var(txn.lb) -m str path }",
         f"  http-request set-var(txn.be) var(txn.ep),map_str({Maps.ROUTES}) if {{ var(txn.lb) -m found }}",
-        f"  http-request set-var(txn.remote) var(txn.ep),map_str({Maps.REMOTE}) if {{ var(txn.be) -m found }}",
+        f"  http-request set-var(txn.remote) var(txn.be),map_str({Maps.REMOTE}) if {{ var(txn.be) -m found }}",
     )
 
 

@@ -11,6 +11,7 @@ local STRICT_S = 300
 local FIRST_MS, LONGEST_MS = 5, 100
 
 local routes = Map.new("maps/routes.map", Map._str)
+local remotes = Map.new("maps/remote.map", Map._str)
 local holds = Map.new("maps/holds.map", Map._str)
 local gone = Map.new("maps/gone.map", Map._str)
 
@@ -86,19 +87,27 @@ local function announce()
   end
 end
 
--- False, and answered, if the client has left, or if the endpoint was removed or moved: its backend may belong to another
--- endpoint soon.
-local function still_wanted(txn, ep, be)
+-- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the client has left, or if
+-- the endpoint was removed: its backend may belong to another endpoint soon.
+local function follow(txn, ep, be)
   local address = tostring(txn.f:src()):gsub("^::ffff:", "") .. ":" .. tostring(txn.f:src_port())
   if gone:lookup(address) then
     answer(txn, TIMEOUT_STATUS, "the client has left")
-    return false
+    return nil
   end
-  if routes:lookup(ep) == be then
-    return true
+  local current = routes:lookup(ep)
+  if current == be then
+    return be
+  elseif not current then
+    answer(txn, 404, "endpoint not found")
+    return nil
+  elseif remotes:lookup(current) and txn:get_var("txn.front") then
+    -- It must not circle between fronts.
+    answer(txn, 503, "the endpoint moves to another front")
+    return nil
   end
-  answer(txn, 404, "endpoint not found")
-  return false
+  txn:set_var("txn.be", current)
+  return current
 end
 
 -- Waits for one worker. The longest wait in HAProxy's own queue is that of the whole endpoint, which is shorter than
@@ -110,7 +119,11 @@ local function strict(txn, ep, be, id, resumes, hold_s)
   if resumes and known == nil then
     announce()
   end
-  while still_wanted(txn, ep, be) do
+  while be do
+    if remotes:lookup(be) then
+      -- The home decides.
+      return
+    end
     local state, free = server(be, id)
     if state == "up" or state == "draining" then
       if free or deadline - now() <= hold_s or (tonumber(core.backends[be]:get_stats().qcur) or 0) > 0 then
@@ -125,6 +138,7 @@ local function strict(txn, ep, be, id, resumes, hold_s)
       return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker", "worker_timeout")
     end
     pause()
+    be = follow(txn, ep, be)
   end
 end
 
@@ -132,7 +146,7 @@ core.register_action("place", { "http-req" }, function(txn)
   local ep, be = txn:get_var("txn.ep"), txn:get_var("txn.be")
   local want = txn:get_var("txn.want") or ""
   local hold_s = tonumber(holds:lookup(ep)) or 120
-  if want ~= "" then
+  if want ~= "" and not remotes:lookup(be) then
     local mode, id = want:match("^(%S+)%s+(%S+)%s*$")
     mode = mode and mode:lower()
     if mode == "strict" or mode == "strict-resume" then
@@ -153,7 +167,8 @@ core.register_action("place", { "http-req" }, function(txn)
       return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker")
     end
     pause()
-    if not still_wanted(txn, ep, be) then
+    be = follow(txn, ep, be)
+    if not be then
       return
     end
   end

@@ -40,6 +40,9 @@ _PATTERN_SIGNS = frozenset("*\\]?$^[]()")
 
 _SAFE = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
+PASSED = "@"
+"""Suffix of an endpoint's id, which has no such character, for the backend through which it is passed on to its home."""
+
 
 @dataclass(frozen=True)
 class ActualServer:
@@ -66,6 +69,25 @@ class ActualServer:
         return f"{self.backend}/{self.name}"
 
 
+def is_remote(route: Route) -> bool:
+    """Whether an endpoint's home is another front."""
+    return any(server.is_front for server in route.servers)
+
+
+def owner_of(route: Route) -> str:
+    """What a backend of the pool belongs to: an endpoint, or an endpoint as it is passed on.
+
+    These have different backends, because a request that waits or is repeated is sent to any server of its backend: it must
+    reach neither another front without the front's headers, nor a worker with them.
+    """
+    return f"{route.endpoint}{PASSED}" if is_remote(route) else route.endpoint
+
+
+def endpoint_of(owner: str) -> str:
+    """The endpoint of :func:`owner_of`."""
+    return owner.removesuffix(PASSED)
+
+
 def assign(
     routes: Mapping[str, Route], owners: Mapping[str, str], holds: Mapping[str, int]
 ) -> tuple[dict[str, str], list[str]]:
@@ -74,9 +96,11 @@ def assign(
     An endpoint keeps its backend. A new one gets a free backend whose time limit of the queue is its own, otherwise the
     next longer one, otherwise the longest that is left.
 
-    ``holds`` has the seconds of the queue's time limit by backend, ``owners`` the endpoint by backend, of all backends that are in use or not yet empty.
+    ``holds`` has the seconds of the queue's time limit by backend; ``owners`` what :func:`owner_of` returned by backend, of
+    all backends that are in use or not yet empty.
     """
-    chosen = {endpoint: backend for backend, endpoint in owners.items() if endpoint in routes}
+    wanted = {owner_of(route): endpoint for endpoint, route in routes.items()}
+    chosen = {wanted[owner]: backend for backend, owner in owners.items() if owner in wanted}
     free = [backend for backend in holds if backend not in owners]
     left_out = []
     for endpoint in sorted(routes):
@@ -99,11 +123,13 @@ def maps_of(
 ) -> dict[Maps, dict[str, str]]:
     """The entries of all maps but those of servers and of clients.
 
-    ``chosen`` has the backend by endpoint; ``emptying`` the endpoint by backend, of backends that are not yet empty.
+    ``chosen`` has the backend by endpoint; ``emptying`` the owner by backend, of backends that are not yet empty.
     """
     maps: dict[Maps, dict[str, str]] = {
         name: {} for name in Maps if name not in {Maps.SERVERS, Maps.GONE}
     }
+    # The backend that an endpoint has left passes on what it still has as before.
+    maps[Maps.REMOTE] = {b: "1" for b, owner in emptying.items() if owner.endswith(PASSED)}
     for endpoint in sorted(state.queues):
         maps[Maps.QUEUES][endpoint] = "1"
         maps[Maps.NAMES].setdefault(f"{endpoint}.{domain}".lower(), endpoint)
@@ -111,20 +137,19 @@ def maps_of(
     for endpoint, backend in sorted(chosen.items()):
         route = state.routes[endpoint]
         limits = route.balancing
-        is_remote = any(server.is_front for server in route.servers)
         maps[Maps.ROUTES][endpoint] = backend
         maps[Maps.NAMES][f"{endpoint}.{domain}".lower()] = endpoint
-        maps[Maps.OWNERS][backend] = endpoint
+        maps[Maps.OWNERS][backend] = owner_of(route)
         maps[Maps.HOLDS][endpoint] = str(limits.hold_s)
         maps[Maps.LIMITS][endpoint] = str(limits.limit_s * 1000 or UNLIMITED_MS)
         maps[Maps.BODIES][endpoint] = str(limits.body_mb * MIB)
-        maps[Maps.HEALTH][backend] = ALIVE_PATH if is_remote else limits.health_path
+        maps[Maps.HEALTH][backend] = ALIVE_PATH if is_remote(route) else limits.health_path
         if limits.passes_authorization:
             maps[Maps.PASSING][endpoint] = "1"
         if route.paused:
             maps[Maps.PAUSED][endpoint] = json.dumps(route.paused)[1:-1][:PAUSED_LENGTH]
-        if is_remote:
-            maps[Maps.REMOTE][endpoint] = "1"
+        if is_remote(route):
+            maps[Maps.REMOTE][backend] = "1"
     _access(state, maps)
     return maps
 
@@ -257,17 +282,17 @@ def unused(
     A request of the last endpoint that is still held or queued would otherwise reach the next endpoint's workers.
 
     Args:
-        owners: endpoint by backend.
-        routes: the endpoints that exist.
+        owners: what :func:`owner_of` returned, by backend.
+        routes: the same of the endpoints that exist.
         occupied: backends that have servers.
         counts: the table of open requests, by endpoint.
     """
     free, emptying = set(), {}
-    for backend, endpoint in owners.items():
-        if endpoint in routes:
+    for backend, owner in owners.items():
+        if owner in routes:
             continue
-        if backend in occupied or counts.get(endpoint, {}).get("conn_cur", 0):
-            emptying[backend] = endpoint
+        if backend in occupied or counts.get(endpoint_of(owner), {}).get("conn_cur", 0):
+            emptying[backend] = owner
         else:
             free.add(backend)
     return free, emptying

@@ -59,6 +59,21 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
+class _TLSSocket(ssl.SSLSocket):
+    """Refuses a connection that has ended before TLS began.
+
+    ``ssl`` first asks for the peer. Without one it would send in plain, or raise and leave the socket open until the
+    garbage collector closes it with a ResourceWarning.
+    """
+
+    def getpeername(self) -> Any:
+        try:
+            return super().getpeername()
+        except OSError:
+            self.close()
+            raise ConnectionResetError("the connection ended before TLS began") from None
+
+
 class Outbound:
     """Sends POSTs. Thread-safe.
 
@@ -85,7 +100,9 @@ class Outbound:
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
         # Made for the first https URL, because a context takes 2 MB and most nodes send no webhook.
-        return tls_context() if self._given_context is None else self._given_context
+        context = tls_context() if self._given_context is None else self._given_context
+        context.sslsocket_class = _TLSSocket
+        return context
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """POSTs the body; returns the HTTP status. Follows no redirect, and does not read the answer's body.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.housekeeping.releases import Effective, Rollouts
+from ownpod.housekeeping.requests import Fronts, RequestCounts
 from ownpod.housekeeping.sharing import Swaps
 from ownpod.processes import this_process
 from ownpod.registry import Registry
@@ -22,6 +23,7 @@ from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
 from ownpod.rules.placement import kept_reason, why_waits
 from ownpod.rules.residents import HOLD_LEAST_S
 from ownpod.rules.scaling import (
+    UNHEALTHY_S,
     Action,
     Discard,
     Drain,
@@ -79,6 +81,7 @@ class Scaler(threading.Thread):
         managed: the workers' records.
         agents: the hosts' records.
         wakeups: wakes the thread when a job comes to an endpoint without workers.
+        fronts: count the requests of load-balanced endpoints; None: there are none.
         hold_s: see :data:`ownpod.rules.residents.HOLD_LEAST_S`.
         clock: seconds, for its patience and for how long a handler goes on.
     """
@@ -90,6 +93,7 @@ class Scaler(threading.Thread):
         agents: Agents,
         wakeups: Wakeups,
         *,
+        fronts: Fronts | None = None,
         hold_s: float = HOLD_LEAST_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -98,11 +102,13 @@ class Scaler(threading.Thread):
         self._managed = managed
         self._agents = agents
         self._wakeups = wakeups
+        self._requests = RequestCounts(fronts)
         self._swaps = Swaps(managed, agents, hold_least_s=hold_s)
         self._clock = clock
         self._rollouts = Rollouts(managed.releases, agents.agents)
         self._process = this_process()
         self._lingering_since = dict[str, float]()
+        self._unhealthy_since = dict[str, float]()
         self._patient_until = self._clock() + PATIENCE_S
         self._offset_s: float | None = None
         """Redis's clock less this host's at the last decision."""
@@ -123,26 +129,28 @@ class Scaler(threading.Thread):
 
     def once(self) -> None:
         """One decision for each endpoint. Raises: RedisUnavailable."""
-        specs = {
-            endpoint.id: endpoint.managed
-            for endpoint in self._registry.endpoints.values()
-            if endpoint.managed is not None
-        }
+        endpoints = self._registry.endpoints
+        specs = {name: e.managed for name, e in endpoints.items() if e.managed is not None}
         workers = self._managed.list()
         if not specs and not workers:
             return
         lost = self._lose_silent(workers)
         workers = [worker for worker in workers if worker.id not in lost]
         current = self._rollouts.effective(specs, workers, now_ms=self._managed.now_ms)
+        requests = self._requests.read({name for name in specs if endpoints[name].is_balanced})
         jobs = self._managed.views(
-            {name: found.release for name, found in current.items()}, workers
+            {name: found.release for name, found in current.items()},
+            workers,
+            requests.readings,
+            requests.used,
         )
         for endpoint, found in current.items():
             mine = [worker for worker in workers if worker.endpoint == endpoint]
             if endpoint not in jobs:
                 continue
             with _apart(f"endpoint {endpoint} is not scaled"):
-                self._scale(endpoint, found, mine, jobs[endpoint])
+                if not self._resume(endpoint, found, mine, jobs[endpoint]):
+                    self._scale(endpoint, found, mine, jobs[endpoint])
                 self._rollouts.check_starts(endpoint, found, jobs[endpoint].failures)
         for worker in workers:
             if worker.endpoint not in specs:
@@ -213,6 +221,7 @@ class Scaler(threading.Thread):
             pinned=current.spec.template.sharing.pinned,
             came_up=current.came_up,
             has_host=self._rollouts.has_host(current, workers),
+            known=jobs.known,
         )
         for action in decide(view):
             if isinstance(action, Start):
@@ -230,15 +239,51 @@ class Scaler(threading.Thread):
             created_ms=worker.created_ms,
             host=worker.host,
             stuck=self._is_stuck(worker.id, jobs),
+            unhealthy=self._is_unhealthy(worker.id, jobs),
+            wished=worker.id in jobs.wishes,
         )
 
     def _is_stuck(self, worker_id: str, jobs: JobsView) -> bool:
         """Whether a handler goes on for :data:`STUCK_S` after its job ended, while the worker runs no other job."""
+        if jobs.are_requests:
+            # A request may last as long as its endpoint lets it, and the front ends it.
+            return False
         if not jobs.lingering.get(worker_id) or jobs.running.get(worker_id):
             self._lingering_since.pop(worker_id, None)
             return False
         since = self._lingering_since.setdefault(worker_id, self._clock())
         return self._clock() - since > STUCK_S
+
+    def _is_unhealthy(self, worker_id: str, jobs: JobsView) -> bool:
+        """Whether the front has found the worker unhealthy for :data:`UNHEALTHY_S`. One that processes a request may be too
+        busy to answer a health check.
+        """
+        fails = worker_id in jobs.unhealthy and jobs.known and not jobs.jobs(worker_id)
+        if not jobs.are_requests or not fails:
+            self._unhealthy_since.pop(worker_id, None)
+            return False
+        return (
+            self._clock() - self._unhealthy_since.setdefault(worker_id, self._clock()) > UNHEALTHY_S
+        )
+
+    def _resume(
+        self, endpoint: str, current: Effective, workers: Sequence[ManagedWorker], jobs: JobsView
+    ) -> bool:
+        """Lets stopped workers be started again for which requests wait. True: one is, so the next decision counts it."""
+        room = current.scaling(jobs.now_ms).workers_max - len(workers)
+        if not jobs.wishes or room <= 0 or jobs.failures.pause_s > 0:
+            return False
+        able = self._managed.resumable(endpoint, current.release, jobs.wishes)[:room]
+        done = [
+            worker_id
+            for worker_id in able
+            if self._managed.want_again(
+                worker_id, endpoint, spec=current.spec, release=current.release
+            )
+        ]
+        for worker_id in done:
+            log.info("endpoint %s: worker %s is wanted again by a request", endpoint, worker_id)
+        return bool(done)
 
     def _start(self, endpoint: str, current: Effective, count: int) -> None:
         for _ in range(count):

@@ -163,9 +163,8 @@ def _residents(
                 jobs=view.jobs(worker.id),
                 queued=view.queued,
                 oldest_wait_s=view.oldest_wait_s,
-                above_min=max(
-                    ready[worker.endpoint] - scaling_at(spec, view.now_ms).workers_min, 0
-                ),
+                above_min=max(ready[worker.endpoint] - scaling_at(spec, view.now_ms).workers_min, 0)
+                * view.known,
                 sharing=spec.template.sharing,
             )
         )

@@ -13,6 +13,7 @@ from celery import signals
 
 from ownpod.broker import names
 from ownpod.broker.process import become, current
+from ownpod.housekeeping.left_pins import LeftPins
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.scaler import Scaler
 from ownpod.housekeeping.sweep import Sweep
@@ -20,6 +21,7 @@ from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.node.signals import Prepared
 from ownpod.rules.endpoints import HOUSEKEEPING
 from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
 from ownpod.store.offers import Offers
 
@@ -64,7 +66,10 @@ def _sweep(prepared: Prepared) -> Sweep:
     config, store, registry = prepared.config, prepared.store, prepared.registry
     recovery = Recovery(store, lambda: registry.endpoints, lease_s=config.lease_s)
     offers = Offers(store.client, gone_s=config.worker_gone_s)
-    return Sweep(store, recovery, offers, lease_s=config.lease_s)
+    pins = LeftPins(
+        registry, store.queue, Managed(store.client), patience_s=max(config.lease_s / 2, 2.0)
+    )
+    return Sweep(store, recovery, offers, lease_s=config.lease_s, left_pins=pins)
 
 
 def _scaler(prepared: Prepared) -> Scaler:
@@ -74,6 +79,7 @@ def _scaler(prepared: Prepared) -> Scaler:
         Managed(client),
         Agents(client),
         Wakeups(client),
+        fronts=Fronts(client),
         hold_s=prepared.config.device_hold_s,
     )
 

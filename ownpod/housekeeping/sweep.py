@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ownpod import log
 from ownpod.errors import RedisUnavailable
 from ownpod.housekeeping.deletions import cancel_jobs
+from ownpod.housekeeping.left_pins import LeftPins
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
@@ -44,7 +45,7 @@ class Sweep(threading.Thread):
     """The thread of the sweep.
 
     Each second it handles jobs whose ttl has expired, due webhooks, jobs whose lease has expired, requeued
-    pinned jobs, and pulling workers that are gone. Every ``lease_s`` seconds it runs the recovery of messages
+    pinned jobs, jobs that wait for a worker that has left, and pulling workers that are gone. Every ``lease_s`` seconds it runs the recovery of messages
     that Celery has lost.
 
     Args:
@@ -52,14 +53,24 @@ class Sweep(threading.Thread):
         recovery: republishes lost messages, and names the endpoints.
         offers: workers that pull.
         lease_s: see ``OWNPOD_LEASE_S``.
+        left_pins: ends jobs whose worker has left; None: no job names its worker.
     """
 
-    def __init__(self, store: Store, recovery: Recovery, offers: Offers, *, lease_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        recovery: Recovery,
+        offers: Offers,
+        *,
+        lease_s: float,
+        left_pins: LeftPins | None = None,
+    ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
         self._redis = store.client
         self._recovery = recovery
         self._offers = offers
+        self._left_pins = left_pins
         self._lease_s = lease_s
         self._catalog = Catalog(store.client)
         self._recover_at = time.monotonic()
@@ -95,6 +106,8 @@ class Sweep(threading.Thread):
             self._expire,
             self._send_webhooks,
             self._publish_delayed,
+            self._release_preferring,
+            self._end_left_pins,
             self._requeue_expired,
             self._cancel_deleted,
         ):
@@ -142,6 +155,14 @@ class Sweep(threading.Thread):
     def _publish_delayed(self) -> None:
         if published := self._store.queue.publish_delayed(limit=AT_ONCE):
             logger.debug("%d pinned jobs have a message again", published)
+
+    def _release_preferring(self) -> None:
+        if released := self._store.queue.release_preferring(limit=AT_ONCE):
+            logger.debug("%d jobs wait for any worker now", released)
+
+    def _end_left_pins(self) -> None:
+        if self._left_pins is not None:
+            self._left_pins.once()
 
     def _cancel_deleted(self) -> None:
         cancel_jobs(self._catalog, self._store)

@@ -18,8 +18,8 @@ from ownpod.configuration import (
 )
 from ownpod.errors import BadRequest
 from ownpod.rules.applied import FILE_KEYS, Wanted, file_entry
-from ownpod.rules.catalog import LONGEST_NAME, RESERVED, EndpointRow
-from ownpod.rules.catalog_changes import TEMPLATE
+from ownpod.rules.catalog import LONGEST_NAME, RESERVED, EndpointRow, EndpointType
+from ownpod.rules.catalog_changes import NO_TIMEOUT_MS, TEMPLATE
 from ownpod.rules.endpoints import Endpoint
 from ownpod.validation import NAME, first_problem
 
@@ -28,7 +28,7 @@ PROJECT = re.compile(r"[!-~]{1,100}")
 
 _ROW_KEYS = frozenset(
     (
-        *("template", "gpu", "workersMin", "workersMax", "idleTimeout"),
+        *("type", "template", "gpu", "workersMin", "workersMax", "idleTimeout"),
         *("scalerType", "scalerValue", "executionTimeout", "expires"),
     )
 )
@@ -148,13 +148,21 @@ def wanted_of(endpoint_id: str, values: Any) -> Wanted:
         idle_s=spec.scaling.idle_timeout_s,
         scaler=spec.scaling.scaler,
         scaler_value=float(spec.scaling.scaler_value),
-        timeout_ms=endpoint.execution_timeout_ms,
+        timeout_ms=_timeout_ms(endpoint, values),
         expires_ms=spec.expires_ms,
         registry=spec.template.registry or None,
         volumes=_texts("networkVolumeIds", values),
         data_centers=_texts("dataCenterIds", values),
         own=_own(endpoint, endpoint_entry(plain, endpoint)),
+        type=EndpointType.LOAD_BALANCER if endpoint.is_balanced else EndpointType.QUEUE,
     )
+
+
+def _timeout_ms(endpoint: Endpoint, values: Mapping[str, Any]) -> int:
+    """The default is one of jobs, so an endpoint without jobs has none."""
+    if endpoint.is_balanced and "executionTimeout" not in values:
+        return NO_TIMEOUT_MS
+    return endpoint.execution_timeout_ms
 
 
 def _check_keys(values: Mapping[Any, Any]) -> None:

@@ -12,7 +12,7 @@ from ownpod.management.endpoints import Endpoints
 from ownpod.registry import Registry
 from ownpod.rules.applied import Action, Step, VariableUnknown, Wanted, left_over, step_of
 from ownpod.rules.catalog import EndpointRow, Kind, Row
-from ownpod.rules.catalog_changes import entry_of, released
+from ownpod.rules.catalog_changes import entry_of, released, type_problem
 from ownpod.store.catalog import Audit, Catalog, Change, Snapshot
 
 
@@ -87,6 +87,8 @@ class Applies:
             with _naming(one.id):
                 old = self._endpoints.existing(one.id, snapshot)
                 if step := step_of(old, one, applied):
+                    if old is not None and (problem := type_problem(old, step.row)):
+                        raise CatalogRefused(problem)
                     row = released(old, step.row, snapshot.now_ms)
                     steps.append(replace(step, row=row))
         left = left_over(snapshot.endpoints, wanted, applied)

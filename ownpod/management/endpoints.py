@@ -1,14 +1,16 @@
 """The managing calls of endpoints."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from marshmallow import ValidationError
 
-from ownpod.configuration import make_endpoint
+from ownpod.configuration import BALANCED_KEYS, make_endpoint
 from ownpod.errors import CatalogNotFound, CatalogReadOnly, CatalogRefused
 from ownpod.management.calls import Caller, Outcome, newest_first, write
 from ownpod.registry import Registry
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.catalog import (
     LONGEST_NAME,
     RESERVED,
@@ -21,11 +23,17 @@ from ownpod.rules.catalog import (
     TemplateRow,
     new_id,
 )
-from ownpod.rules.catalog_changes import entry_of, named, quota_problem, released
+from ownpod.rules.catalog_changes import (
+    entry_of,
+    named,
+    quota_problem,
+    released,
+    type_problem,
+)
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import AgentInfo
 from ownpod.rules.placement import why_no_host
-from ownpod.rules.templates import ManagedSpec
+from ownpod.rules.templates import ManagedSpec, ScalerType
 from ownpod.store.catalog import Catalog, Change, Snapshot
 from ownpod.validation import NAME, first_problem
 
@@ -121,7 +129,10 @@ class Endpoints:
 
         def compute(snapshot: Snapshot) -> tuple[Change, EndpointRow]:
             old = self._mine(endpoint_id, snapshot)
-            row = released(old, replace(change(snapshot, old), id=endpoint_id), snapshot.now_ms)
+            new = replace(change(snapshot, old), id=endpoint_id)
+            if problem := type_problem(old, new):
+                raise CatalogRefused(problem)
+            row = released(old, new, snapshot.now_ms)
             row = self.check(row, snapshot)
             return Change(put=(row,), entries={endpoint_id: entry_of(row)}), row
 
@@ -216,10 +227,6 @@ def _check_row(row: EndpointRow, snapshot: Snapshot) -> None:
         raise CatalogRefused(f"the id {row.id!r} cannot be used: ids have letters, digits, - and _")
     if not 0 < len(row.name) <= LONGEST_NAME:
         raise CatalogRefused(f"name must have 1 to {LONGEST_NAME} characters")
-    if row.type is EndpointType.LOAD_BALANCER:
-        raise CatalogRefused(
-            "this version of OwnPod serves no load-balanced endpoints: use the type QUEUE (QB in GraphQL)"
-        )
     for volume in row.volumes:
         if volume not in snapshot.volumes:
             raise CatalogRefused(f"network volume {volume!r} not found")
@@ -239,6 +246,14 @@ def row_of(endpoint: Endpoint) -> EndpointRow:
         timeout_ms=endpoint.execution_timeout_ms,
         from_file=True,
     )
+    if endpoint.balancing is not None:
+        row = replace(
+            row,
+            type=EndpointType.LOAD_BALANCER,
+            timeout_ms=0,
+            scaler=ScalerType.REQUEST_COUNT,
+            own=_own_of(endpoint.balancing),
+        )
     if spec is None:
         return row
     template, scaling = spec.template, spec.scaling
@@ -263,3 +278,13 @@ def row_of(endpoint: Endpoint) -> EndpointRow:
         scaler=scaling.scaler,
         scaler_value=scaling.scaler_value,
     )
+
+
+def _own_of(balancing: Balancing) -> dict[str, str]:
+    """The keys of a load-balanced endpoint that are not at their default, as rows have them."""
+    default = Balancing()
+    return {
+        key: json.dumps(getattr(balancing, name))
+        for name, key in BALANCED_KEYS.items()
+        if getattr(balancing, name) != getattr(default, name)
+    }

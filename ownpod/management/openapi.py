@@ -8,7 +8,7 @@ Schema = Mapping[str, Any]
 
 DRY_RUN: Schema = {
     "type": "object",
-    "required": ["dryRun", "diff", "restarts", "result"],
+    "required": ["dryRun", "diff", "restarts", "warnings", "result"],
     "properties": {
         "dryRun": {"const": True},
         "diff": {
@@ -20,6 +20,7 @@ DRY_RUN: Schema = {
             },
         },
         "restarts": {"type": "boolean"},
+        "warnings": {"type": "array", "items": {"type": "string"}},
         "result": {"type": ["object", "null"]},
     },
 }

@@ -1,12 +1,13 @@
 """The managing calls of secrets."""
 
+import json
 from dataclasses import dataclass, replace
 
 from ownpod.errors import CatalogNotFound, CatalogRefused
 from ownpod.management.calls import Caller, Outcome, write
 from ownpod.rules.catalog import REGISTRY_SECRET, Kind, SecretRow
 from ownpod.rules.secrets import check_name, check_value
-from ownpod.store.catalog import Catalog, Change, Snapshot
+from ownpod.store.catalog import Audit, Catalog, Change, Snapshot
 from ownpod.store.secrets import Secrets
 
 
@@ -70,18 +71,43 @@ class SecretCalls:
             row = replace(row, description=description)
         return self._save("update", row, value, caller)
 
+    def put(self, name: str, value: str, caller: Caller) -> Outcome[SecretRow]:
+        """Adds a secret, or gives one another value. Raises: as :meth:`create` and :meth:`update`."""
+        if any(row.id == name for row in self.list()):
+            return self.update(name, value, None, caller)
+        return self.create(name, value, "", caller)
+
     def delete(self, name: str, caller: Caller) -> Outcome[SecretRow]:
         """Deletes a secret; workers that need it cannot start afterwards. Raises: CatalogNotFound."""
-        row = self.get(name)
+        return self._delete(self.get(name), caller)
+
+    def remove(self, name: str, caller: Caller) -> bool:
+        """As :meth:`delete`, also of the password of registry credentials. False: there is none of this name."""
+        check_name(name)
+        if all(secret.name != name for secret in self.secrets.all()):
+            return False
+        self._delete(SecretRow(name), caller)
+        return True
+
+    def rotate(self, caller: Caller) -> int:
+        """Encrypts all secrets with a new key. Returns their number.
+
+        Raises:
+            BadRequest: a secret cannot be read; nothing was changed.
+            ConfigurationError: the file with the keys cannot be used.
+        """
+        count = self.secrets.rotate()
+        told = json.dumps({"encrypted again": ["", str(count)]})
+        self.catalog.note(Audit(caller.by, caller.door, "rotate secrets", "all", told))
+        return count
+
+    def _delete(self, row: SecretRow, caller: Caller) -> Outcome[SecretRow]:
+        change = Change(delete=((Kind.SECRET, row.id),))
         outcome = write(
-            self.catalog,
-            "delete",
-            Kind.SECRET,
-            caller,
-            lambda _snapshot: (Change(delete=((Kind.SECRET, name),)), row),
+            self.catalog, "delete", Kind.SECRET, caller, lambda _snapshot: (change, row)
         )
         if not caller.dry_run:
-            self.secrets.remove(name)
+            self.secrets.remove(row.id)
         return outcome
 
     def _save(

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from ownpod.rules.catalog_changes import time_text
 R = TypeVar("R", EndpointRow, TemplateRow, VolumeRow)
 
 __all__ = ["USER_ID", "as_sent", "keep_sent", "time_of", "time_text"]
+
+_ABSENT = object()
 
 USER_ID = "user_ownpod"
 """The one user that RunPod's APIs show as the owner of everything."""
@@ -25,7 +27,11 @@ def keep_sent(row: R, door: Door, values: Mapping[str, Any]) -> R:
 
 
 def as_sent(
-    row: R, door: Door, shown: dict[str, Any], apply: Callable[[R, Mapping[str, Any]], R]
+    row: R,
+    door: Door,
+    shown: dict[str, Any],
+    apply: Callable[[R, Mapping[str, Any]], R],
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
     """The fields of ``shown``, with those values that were sent through ``door`` and still mean the same.
 
@@ -36,10 +42,12 @@ def as_sent(
         door: the API that shows it.
         shown: the row in the API's shape.
         apply: changes a row by fields of the API; a value that changes nothing still means the same.
+        optional: fields that the API has, and ``shown`` only where they have a value.
     """
     sent = json.loads(row.sent.get(door, "{}"))
     for name, value in sent.items():
-        if name in shown and shown[name] != value and apply(row, {name: value}) == row:
+        is_field = name in shown or name in optional
+        if is_field and shown.get(name, _ABSENT) != value and apply(row, {name: value}) == row:
             shown[name] = value
     return shown
 

@@ -1,9 +1,11 @@
 """Why an endpoint's jobs wait, or its workers do not start, as a list that programs can read. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
+from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
 from ownpod.rules.managed_states import ManagedView, in_words
 from ownpod.rules.managed_states import failure_in_words as failures_in_words
@@ -24,6 +26,10 @@ class Code(StrEnum):
     """A worker's image is being got."""
     STARTING = "STARTING"
     """A worker's container runs, and has not asked for a job yet."""
+    NO_FRONT = "NO_FRONT"
+    """No front runs, so no request reaches a worker of a load-balanced endpoint."""
+    UNHEALTHY = "UNHEALTHY"
+    """A worker runs, and its health check fails."""
     DRAINING = "DRAINING"
     """A worker finishes its job and leaves."""
 
@@ -36,17 +42,51 @@ _BY_PHASE = {
     Phase.STOPPING: Code.DRAINING,
 }
 
+_BY_STATE = {
+    WorkerState.INITIALIZING: Code.STARTING,
+    WorkerState.UNHEALTHY: Code.UNHEALTHY,
+}
 
-def why(view: ManagedView, *, paused: str, queued: int, rollout: str) -> dict[str, Any]:
+
+def why(
+    view: ManagedView,
+    *,
+    paused: str,
+    queued: int,
+    rollout: str,
+    front: str = "",
+    statuses: Mapping[str, WorkerStatus] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The reasons, the most important first.
 
     Args:
         view: the endpoint's workers and failed starts.
         paused: why the endpoint is paused; "": it is not.
-        queued: number of waiting jobs.
+        queued: number of waiting jobs, or requests.
         rollout: where its releases are, in words; "": none is on its way.
+        front: of a load-balanced endpoint, why no request reaches a worker; "": a front runs.
+        statuses: of a load-balanced endpoint, the statuses of its workers, by id.
     """
-    return {"queued": queued, "reasons": [*_reasons(view, paused, rollout)]}
+    found = _reasons(view, paused, rollout)
+    if front:
+        return {"queued": queued, "reasons": [{"code": Code.NO_FRONT, "message": front}, *found]}
+    placed = {worker.id for worker in view.workers if worker.phase in _BY_PHASE}
+    others = {name: status for name, status in statuses.items() if name not in placed}
+    return {"queued": queued, "reasons": [*found, *_unready(others)]}
+
+
+def _unready(statuses: Mapping[str, WorkerStatus]) -> Iterator[dict[str, Any]]:
+    """Workers that get no requests, because of what the front has found."""
+    for worker_id, status in statuses.items():
+        code = _BY_STATE.get(status.state)
+        if code is not None:
+            because = f": {status.reason}" if status.reason else ""
+            yield {
+                "code": code,
+                "message": f"worker {worker_id} is {status.state}{because}",
+                "worker": worker_id,
+                "detail": status.reason,
+            }
 
 
 def _reasons(view: ManagedView, paused: str, rollout: str) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from ownpod.management.shown import time_text
@@ -56,6 +57,8 @@ def workers_of(
     records: Iterable[ManagedWorker],
     busy: Mapping[str, int],
     agents: Sequence[AgentInfo],
+    *,
+    unhealthy: Mapping[str, str] = MappingProxyType({}),
 ) -> list[WorkerShown]:
     """The endpoint's managed workers, the oldest first.
 
@@ -63,13 +66,20 @@ def workers_of(
         row: the endpoint.
         release: the release that its workers should have.
         records: its workers, also stopped ones if these are to be shown.
-        busy: the number of running jobs by worker id.
+        busy: the number of running jobs, or of open requests, by worker id.
         agents: the hosts, for the names of devices.
+        unhealthy: of a load-balanced endpoint, why a worker's health check fails, by worker id.
     """
     hosts = {agent.host: agent for agent in agents}
-    return [
+    found = [
         _shown(row, release, worker, busy.get(worker.id, 0), hosts.get(worker.host or ""))
         for worker in sorted(records, key=lambda w: (w.created_ms, w.id))
+    ]
+    return [
+        replace(worker, word=WorkerWord.UNHEALTHY, reason=unhealthy[worker.id])
+        if worker.id in unhealthy and worker.word in {WorkerWord.IDLE, WorkerWord.RUNNING}
+        else worker
+        for worker in found
     ]
 
 

@@ -4,6 +4,7 @@ Without the breaker, a dead worker would fail jobs faster than healthy workers r
 itself when the worker answers again.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,8 @@ from ownpod.errors import WorkerAwaited, WorkerSilent, WorkerUnavailable
 from ownpod.node.slots import Slots
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.workers.prober import FIRST_RETRY_S, LONGEST_RETRY_S, Prober
+
+log = logging.getLogger(__name__)
 
 
 class Breaker(Prober):
@@ -25,6 +28,7 @@ class Breaker(Prober):
         publish: as of :class:`Prober`.
         publish_every_s: as of :class:`Prober`.
         slots: the node's slots.
+        is_paused: whether the worker is paused, as each managed worker is before its agent stops it.
         on_change: called from any thread when the breaker closes or opens.
     """
 
@@ -35,11 +39,13 @@ class Breaker(Prober):
         *,
         publish_every_s: float,
         slots: Slots,
+        is_paused: Callable[[], bool] = lambda: False,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(probe, publish, publish_every_s=publish_every_s)
         self.name = "breaker"
         self._slots = slots
+        self._is_paused = is_paused
         self._on_change = on_change
 
     @property
@@ -59,6 +65,13 @@ class Breaker(Prober):
         """Opens the breaker; one that is open already keeps its reason and its pause."""
         if self.closed:
             self.open(reason)
+
+    def note_failure(self, reason: str) -> None:
+        if self._is_paused():
+            # It takes no jobs anyway, and its end is the usual one of a worker that was idle or is replaced.
+            log.info("the paused worker does not answer any more: %s", reason)
+        else:
+            super().note_failure(reason)
 
     def wake(self) -> None:
         """The slots have changed: publishes the status now, and probes a worker that was busy."""

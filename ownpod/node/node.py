@@ -140,6 +140,7 @@ class Node(WorkerNode):
             self._publish,
             publish_every_s=config.lease_s / 6,
             slots=self._slots,
+            is_paused=lambda: self._paused is not None,
             on_change=self._apply_soon,
         )
         self.runner = JobRunner(

@@ -1,6 +1,7 @@
-"""``ownpod up``: Redis, API, supervisor and Flower as one group of processes with one log.
+"""``ownpod up``: Redis, API, front, supervisor and Flower as one group of processes with one log.
 
-Redis starts first and ends last, because draining nodes write results and requeue jobs.
+Redis starts first and ends last, because draining nodes write results and requeue jobs. The front stops accepting first,
+and ends after the API, whose last responses it passes on.
 """
 
 import contextlib
@@ -14,9 +15,9 @@ from collections.abc import Callable, Mapping
 
 from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, StartError
-from ownpod.onehost import flower
+from ownpod.onehost import flower, front
 from ownpod.onehost.embedded import EmbeddedRedis
-from ownpod.processes import check_port
+from ownpod.processes import check_port, free_port
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.fleet import WorkerState, WorkerStatus
@@ -55,6 +56,9 @@ class Up:
         self._host = host
         self._port = port
         self._group = Group()
+        self._has_front = False
+        self._missing = self._said = ""
+        """Why there is no front, and what the log last said about that."""
         self._start_agent: Callable[[Child], None] | None = None
         """Starts the agent in front of the supervisor; None: it runs."""
 
@@ -65,7 +69,9 @@ class Up:
             OwnPodError: the start failed before any process was started.
         """
         endpoints = load_endpoints(self._config)
-        check_port(self._host, self._port)
+        haproxy = front.choose(self._config)
+        self._has_front, self._missing = haproxy.path is not None, haproxy.problem
+        self._check_ports()
         if self._flower_port is not None:
             flower.check(self._config, endpoints.values())
             check_port(self._host, self._flower_port)
@@ -78,9 +84,9 @@ class Up:
             reloads = 0
             while not self._group.stopping:
                 self._group.supervise()
-                if self._start_agent is not None:
-                    reloads = self._reload(registry, reloads)
-                    self._follow(registry, dispatch)
+                reloads = self._reload(registry, reloads)
+                self._follow(registry, dispatch)
+                self._tell_absence(registry)
         except OwnPodError as error:
             if not self._group.children:
                 raise
@@ -95,6 +101,21 @@ class Up:
                 embedded.ended()
         write("ownpod", "stopped")
         return code
+
+    def _check_ports(self) -> None:
+        if self._has_front:
+            front.check_ports(self._config, self._host, self._port)
+        else:
+            check_port(self._host, self._port)
+
+    def _tell_absence(self, registry: Registry) -> None:
+        """Says once what does not work without the front, and again when an endpoint is added that needs it."""
+        if self._has_front:
+            return
+        line = front.absence(self._config, self._missing, registry.endpoints.values())
+        if line is not None and line != self._said:
+            write("ownpod", line)
+            self._said = line
 
     def _start(
         self, endpoints: Mapping[str, Endpoint], embedded: EmbeddedRedis | None
@@ -133,12 +154,8 @@ class Up:
             serves=lambda: _has_nodes(registry),
             reloads=True,
         )
-        listen = ["--host", self._host, "--port", str(self._port)]
-        self._group.spawn(
-            *("api", [*command, "api", *listen], environ),
-            serves=lambda: self._answers(self._port, "/health"),
-            reloads=True,
-        )
+        self._tell_absence(registry)
+        self._spawn_api(command, environ)
         self._until_probed(registry)
         if self._flower_port is not None and not self._group.stopping:
             # Last, because Flower asks for nodes only once, when it starts.
@@ -170,6 +187,35 @@ class Up:
             write("ownpod", "an endpoint has a template now; starting the agent")
             self._start_agent(dispatch)
             self._start_agent = None
+
+    def _spawn_api(self, command: list[str], environ: dict[str, str]) -> None:
+        """Starts the API. With the front it gets a port on loopback, which it keeps over restarts, and the front gets the
+        public one.
+        """
+        listen = ["--host", self._host, "--port", str(self._port)]
+        if not self._has_front:
+            self._group.spawn(
+                *("api", [*command, "api", *listen], environ),
+                serves=lambda: self._answers(self._port, "/health"),
+                reloads=True,
+            )
+            return
+        port = free_port()
+        to_api = ["--api", f"http://127.0.0.1:{port}"]
+        # Before the API, so that it ends after it.
+        self._group.spawn(
+            *("front", [*command, "front", *listen, *to_api], environ),
+            # The front is asked once the API serves, because it would try to reach the API again a moment later only.
+            serves=lambda: api.served_since is not None and self._answers(self._port, "/health"),
+            reloads=True,
+            drains=True,
+        )
+        behind = ["--host", "127.0.0.1", "--port", str(port), "--behind-front", self._host]
+        api = self._group.spawn(
+            *("api", [*command, "api", *behind], environ),
+            serves=lambda: _answers("127.0.0.1", port, "/health"),
+            reloads=True,
+        )
 
     def _spawn_agent(
         self, command: list[str], environ: dict[str, str], agents: Agents, before: Child | None
@@ -207,7 +253,7 @@ class Up:
         until = time.monotonic() + START_S
         while not self._group.stopping and time.monotonic() < until:
             self._group.supervise()
-            if self._group.serving and all(map(_probed, _statuses(registry))):
+            if self._group.serving and all(map(_probed, _statuses(registry, with_nodes=True))):
                 return
 
     @property
@@ -216,14 +262,8 @@ class Up:
         return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
 
     def _answers(self, port: int, path: str) -> bool:
-        """Whether an HTTP server answers on this host with a status below 500."""
-        try:
-            with urllib.request.urlopen(f"http://{self._own_host}:{port}{path}", timeout=ANSWER_S):
-                return True
-        except urllib.error.HTTPError as error:
-            return error.code < 500
-        except (urllib.error.URLError, OSError):
-            return False
+        """Whether an HTTP server answers on the public address with a status below 500."""
+        return _answers(self._own_host, port, path)
 
     def _ready_line(self, registry: Registry) -> str:
         statuses = _statuses(registry)
@@ -238,13 +278,27 @@ class Up:
         return line
 
 
+def _answers(host: str, port: int, path: str) -> bool:
+    """Whether an HTTP server answers with a status below 500."""
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=ANSWER_S):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (urllib.error.URLError, OSError):
+        return False
+
+
 def _has_template(endpoints: Mapping[str, Endpoint]) -> bool:
     return any(endpoint.managed is not None for endpoint in endpoints.values())
 
 
-def _statuses(registry: Registry) -> list[WorkerStatus]:
-    """The status of each worker that OwnPod does not start itself. While Redis is away: one that counts as not probed."""
-    workers = (w for w in registry.workers() if not w.is_managed)
+def _statuses(registry: Registry, *, with_nodes: bool = False) -> list[WorkerStatus]:
+    """The status of each worker that OwnPod does not start itself. While Redis is away: one that counts as not probed.
+
+    ``with_nodes``: without those that the front probes, because they may take minutes to be ready.
+    """
+    workers = (w for w in registry.workers() if not w.is_managed and (w.has_node or not with_nodes))
     try:
         return list(registry.fleet.statuses(tuple(workers)).values())
     except RedisUnavailable:
@@ -259,6 +313,6 @@ def _probed(status: WorkerStatus) -> bool:
 
 
 def _has_nodes(registry: Registry) -> bool:
-    """Whether the supervisor has started nodes: at least one has published a status, or there are no workers."""
-    statuses = _statuses(registry)
+    """Whether the supervisor has started nodes: at least one has published a status, or there are no workers that have one."""
+    statuses = _statuses(registry, with_nodes=True)
     return not statuses or any(not status.has_no_node for status in statuses)

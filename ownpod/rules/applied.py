@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from ownpod.rules.catalog import Container, Difference, EndpointRow, Gpu
+from ownpod.rules.catalog import Container, Difference, EndpointRow, EndpointType, Gpu
 from ownpod.rules.catalog_changes import (
     IN_PLACE,
     differences,
     entry_of,
     gpu_names,
+    scaler_of,
     timeout_of,
 )
 from ownpod.rules.gpu_types import GPU_TYPES
@@ -57,6 +58,7 @@ class Wanted:
     volumes: tuple[str, ...] = ()
     data_centers: tuple[str, ...] = ()
     own: Mapping[str, str] = field(repr=False, default_factory=dict)
+    type: EndpointType = EndpointType.QUEUE
 
 
 class Action(StrEnum):
@@ -127,8 +129,8 @@ def as_row(old: EndpointRow | None, wanted: Wanted) -> EndpointRow:
     row = old or EndpointRow(wanted.id, wanted.name, Container())
     changes: dict[str, Any] = {
         "name": wanted.name,
+        "type": wanted.type,
         "idle_s": wanted.idle_s,
-        "scaler": wanted.scaler,
         "scaler_value": wanted.scaler_value,
         "expires_ms": wanted.expires_ms,
         "volumes": wanted.volumes,
@@ -142,6 +144,8 @@ def as_row(old: EndpointRow | None, wanted: Wanted) -> EndpointRow:
         wanted.workers_max,
     ):
         changes |= {"workers_min": wanted.workers_min, "workers_max": wanted.workers_max}
+    if old is None or scaler_of(row) is not wanted.scaler:
+        changes["scaler"] = wanted.scaler
     if timeout_of(row) != wanted.timeout_ms:
         changes["timeout_ms"] = wanted.timeout_ms
     if wanted.gpu is not None:

@@ -54,6 +54,19 @@ class EndpointType(StrEnum):
     QUEUE = "QUEUE"
     LOAD_BALANCER = "LOAD_BALANCER"
 
+    @property
+    def short(self) -> str:
+        """The type's word in GraphQL and in ``workers.yaml``."""
+        return {EndpointType.QUEUE: "QB", EndpointType.LOAD_BALANCER: "LB"}[self]
+
+    @classmethod
+    def of_short(cls, word: str) -> "EndpointType":
+        """The type of such a word. Raises: ValueError, with the words that there are."""
+        for found in cls:
+            if found.short == word:
+                return found
+        raise ValueError(f"type must be one of {', '.join(found.short for found in cls)}")
+
 
 class FlashBoot(StrEnum):
     """RunPod's values. OwnPod stores them; they change nothing here."""
@@ -113,6 +126,11 @@ class Cpu:
     id: str
     vcpu_count: int = 2
 
+    @property
+    def memory_gb(self) -> int:
+        """Memory of the flavor: 4 GB for each vCPU of a general one (``cpu3g``), 2 GB of one for computing (``cpu3c``)."""
+        return (4 if self.id.endswith("g") else 2) * self.vcpu_count
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -148,6 +166,7 @@ class EndpointRow:
         volumes: ids of network volumes.
         timeout_ms: RunPod's ``executionTimeoutMs``; 0: none.
         version: rises with each change that replaces workers.
+        scaler: as sent. A load-balanced endpoint scales by REQUEST_COUNT, whatever RunPod's GraphQL has accepted for it.
         sent: by door, the JSON of what its caller last sent.
         expires_ms: from then on the endpoint is paused; None: never.
         from_file: ``workers.yaml`` defines it, so it is changed there.
@@ -184,6 +203,11 @@ class EndpointRow:
     own: Mapping[str, str] = field(repr=False, default_factory=dict)
     applied: str = ""
     paused_max: int = 0
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the front sends requests to its workers; False: it has a queue of jobs."""
+        return self.type is EndpointType.LOAD_BALANCER
 
 
 @dataclass(frozen=True)

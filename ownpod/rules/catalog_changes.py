@@ -6,8 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ownpod.rules.catalog import Difference, EndpointRow, Gpu, ReleaseRow
-from ownpod.rules.templates import VOLUME_PATH
+from ownpod.rules.catalog import (
+    Container,
+    Difference,
+    EndpointRow,
+    EndpointType,
+    Gpu,
+    ReleaseRow,
+)
+from ownpod.rules.templates import VOLUME_PATH, ScalerType
 from ownpod.rules.volumes import NETWORK
 
 MOST_RELEASES = 20
@@ -43,6 +50,7 @@ STRUCTURAL: Mapping[str, str] = {
 
 IN_PLACE: Mapping[str, str] = {
     "name": "name",
+    "type": "type",
     "workers_min": "workersMin",
     "workers_max": "workersMax",
     "idle_s": "idleTimeout",
@@ -62,6 +70,9 @@ NO_RELEASE = frozenset(
 )
 """Own keys of the template that are no part of what workers are started from (:attr:`ownpod.rules.templates.ManagedSpec.release`)."""
 
+RELEASED = frozenset(("port", "healthPort", "healthPath"))
+"""Own keys of a load-balanced endpoint that its workers have in their environment."""
+
 
 def _value(row: EndpointRow, path: str) -> Any:
     value: Any = row
@@ -78,6 +89,8 @@ def _shown(path: str, value: Any) -> str:
         return ""
     if isinstance(value, tuple):
         return ", ".join(str(getattr(part, "id", part)) for part in value)
+    if isinstance(value, EndpointType):
+        return value.short
     if isinstance(value, Gpu):
         names = (*value.pools, *value.types, *(f"-{name}" for name in value.excluded))
         return f"{value.count} x {', '.join(names) or 'any'}"
@@ -109,7 +122,8 @@ def _own_differences(
         Difference(name, _own_shown(name, old.own), _own_shown(name, new.own))
         for name in sorted({*old.own, *new.own})
         if old.own.get(name) != new.own.get(name)
-        and structural is (name.startswith(TEMPLATE) and name not in NO_RELEASE)
+        and structural
+        is (name in RELEASED or (name.startswith(TEMPLATE) and name not in NO_RELEASE))
     )
 
 
@@ -161,26 +175,19 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
     Raises:
         ValueError: the quotes of its command do not match.
     """
-    container = row.container
-    template: dict[str, Any] = {"env": dict(container.env)}
-    if container.image:
-        template["image"] = container.image
-    if container.words:
-        template["command"] = list(container.words)
-    if container.entrypoint:
-        template["entrypoint"] = list(container.entrypoint)
-    if container.registry:
-        template["registry"] = container.registry
+    template = _template_of(row.container)
     entry: dict[str, Any] = {
+        **({"type": row.type.short} if row.is_balanced else {}),
         "template": template,
         "workersMin": min(row.workers_min, row.workers_max),
         "workersMax": row.workers_max,
         "idleTimeout": row.idle_s,
-        "scalerType": row.scaler.value,
+        "scalerType": scaler_of(row).value,
         # RunPod allows a queue delay of half a second.
         "scalerValue": max(row.scaler_value, SMALLEST_SCALER_VALUE),
-        "executionTimeout": timeout_of(row),
     }
+    if not row.is_balanced or timeout_of(row) != NO_TIMEOUT_MS:
+        entry["executionTimeout"] = timeout_of(row)
     if row.expires_ms is not None:
         entry["expires"] = time_text(row.expires_ms)
     if row.gpu is not None:
@@ -195,6 +202,33 @@ def entry_of(row: EndpointRow) -> dict[str, Any]:
         network = {"name": f"{NETWORK}{row.volumes[0]}", "path": VOLUME_PATH}
         template["volumes"] = [network, *template.get("volumes", ())]
     return entry
+
+
+def _template_of(container: Container) -> dict[str, Any]:
+    template: dict[str, Any] = {"env": dict(container.env)}
+    if container.image:
+        template["image"] = container.image
+    if container.words:
+        template["command"] = list(container.words)
+    if container.entrypoint:
+        template["entrypoint"] = list(container.entrypoint)
+    if container.registry:
+        template["registry"] = container.registry
+    return template
+
+
+def scaler_of(row: EndpointRow) -> ScalerType:
+    """What decides on the number of workers: RunPod's GraphQL accepts QUEUE_DELAY for endpoints without a queue, too."""
+    return ScalerType.REQUEST_COUNT if row.is_balanced else row.scaler
+
+
+def type_problem(old: EndpointRow, new: EndpointRow) -> str:
+    """Why an endpoint cannot become the new one, whose type is another; "": it has the same type, which is fixed at
+    creation, as in RunPod's.
+    """
+    if old.type is new.type:
+        return ""
+    return f"type: an endpoint's type is fixed at its creation, and this one has {old.type.short}: create another endpoint"
 
 
 def timeout_of(row: EndpointRow) -> int:

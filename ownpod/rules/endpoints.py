@@ -109,6 +109,11 @@ class Endpoint:
         return self.balancing is not None
 
     @property
+    def type(self) -> str:
+        """RunPod's word for the endpoint's type, as in its GraphQL API."""
+        return "LB" if self.is_balanced else "QB"
+
+    @property
     def has_hours(self) -> bool:
         """Whether the time decides if the endpoint takes jobs: it has hours, or expires."""
         spec = self.managed

@@ -48,7 +48,7 @@ class WorkerStatus:
     reason: str = ""
     lingering: int = 0
     has_no_node: bool = False
-    """The worker has no node."""
+    """Nothing is published of the worker: it has no node, or, if it gets no jobs, no front has checked it."""
 
 
 MOST_PORTS = 65_535

@@ -95,7 +95,8 @@ def server_of(worker: WorkerSpec, *, draining: bool = False) -> Server | None:
         capacity=worker.capacity,
         draining=draining,
         tls=tls,
-        verifies=worker.verify_tls,
+        # A bundle has precedence, as for the workers of queues.
+        verifies=worker.verify_tls or worker.ca_bundle is not None,
         ca_bundle=worker.ca_bundle,
         health_port=None if worker.health_port == port else worker.health_port,
     )
@@ -162,7 +163,8 @@ def _servers(
         return
     for worker in endpoint.workers:
         server = server_of(worker, draining=drains(worker, view.paused))
-        if server is None or not verdicts.get(worker.id, UNASKED).ready:
+        # A worker that is stopped has no request, and a strict one must not reach what does not listen any more.
+        if server is None or worker.stopping or not verdicts.get(worker.id, UNASKED).ready:
             continue
         open_elsewhere = view.elsewhere.get(worker.id, 0)
         if server.capacity and open_elsewhere:
@@ -177,8 +179,10 @@ def _passed_to(home: Front) -> Server | None:
 
 
 def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[str, RouteReading]:
-    """What this front reports to the others: with what it drains, and without the requests that it has passed on, because
-    the endpoint's home counts them.
+    """What this front reports to the others: with what it drains, and without other fronts, because the endpoint's home counts
+    the requests that are passed on.
+
+    After the home has moved, a worker is drained once no request waits here, because what waits there is still sent to it.
     """
     found = {}
     for name, reading in readings.items():
@@ -191,20 +195,20 @@ def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[st
             for i in reading.servers
             if i.startswith(FRONT) and (i not in wanted or wanted[i].is_front)
         }
-        passed_open = sum(reading.servers[i].open for i in passed)
+        passes = any(server.is_front for server in route.servers)
+        here = {i: r for i, r in reading.servers.items() if i not in passed}
+        drained = not passes or reading.open <= sum(r.open for r in here.values())
         servers = {
-            i: replace(r, draining=i not in wanted or wanted[i].draining)
-            for i, r in reading.servers.items()
-            if i not in passed
+            i: replace(r, draining=wanted[i].draining if i in wanted else drained)
+            for i, r in here.items()
         }
         for server in route.servers:
             if not server.is_front and server.id not in servers:
                 servers[server.id] = ServerReading(draining=server.draining)
         found[name] = replace(
             reading,
-            open=max(0, reading.open - passed_open),
             servers=servers,
-            passes=any(server.is_front for server in route.servers),
+            passes=passes,
         )
     return found
 

@@ -90,6 +90,8 @@ class NewJob:
     queue: str | None = None
     """The Celery queue in which a pinned job waits: a worker's own, which only that worker's node consumes.
     None: the endpoint's queue."""
+    affinity: str | None = None
+    """How much a pinned job needs its worker, see :class:`ownpod.rules.affinity.Affinity`."""
 
     def record(self) -> dict[str, str | int]:
         """The fields that the record starts with."""
@@ -106,6 +108,7 @@ class NewJob:
             "created_ms": self.created_ms,
             "request_id": self.request_id,
             "queue": self.queue,
+            "affinity": self.affinity,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,

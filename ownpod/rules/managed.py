@@ -225,6 +225,16 @@ def from_record(
         raise WorkerRecordBroken("its record is gone, or lacks fields") from None
 
 
+def shortened(text: str, longest: int) -> str:
+    """A text of ``longest`` characters at most, which ends after a word and with an ellipsis if it was cut."""
+    if len(text) <= longest:
+        return text
+    words, _, _ = text[: longest - 1].rpartition(" ")
+    # A path or a command may have no space for long.
+    whole = words if len(words) > longest // 2 else text[: longest - 2]
+    return f"{whole} \N{HORIZONTAL ELLIPSIS}"
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = json.loads(text)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

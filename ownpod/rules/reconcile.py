@@ -105,6 +105,7 @@ class Knowledge:
         ended: Redis has their record, as STOPPED; for example of a host that was silent for too long.
         unknown_s: seconds for which the agent has seen them without a record; a missing one: 0.
         init_timeout_s: seconds from a worker's start to its first request for a job; a missing one: RunPod's default.
+        probed: they ask for no jobs, because the front sends them requests, once their health check is well.
     """
 
     busy: Collection[str] = frozenset()
@@ -114,6 +115,36 @@ class Knowledge:
     ended: Collection[str] = frozenset()
     unknown_s: Mapping[str, float] = field(default_factory=dict)
     init_timeout_s: Mapping[str, float] = field(default_factory=dict)
+    probed: Collection[str] = frozenset()
+
+
+FRONT_SILENT_S = 30.0
+"""Seconds for which a draining worker that served requests stays although no front publishes its status: the front's HAProxy
+may still serve clients, until another process of the front controls it again."""
+
+
+def await_front(
+    before: Mapping[str, float],
+    silent: Collection[str],
+    draining: Collection[ManagedWorker],
+    probed: Collection[str],
+    now_s: float,
+) -> dict[str, float]:
+    """Since when no front has published the status of draining workers that may still have requests, from the previous answer,
+    on the agent's own clock.
+
+    Args:
+        before: the previous answer.
+        silent: ids of workers without a status.
+        draining: workers that drain.
+        probed: see :class:`Knowledge`.
+        now_s: the agent's clock.
+    """
+    return {
+        worker.id: before.get(worker.id, now_s)
+        for worker in draining
+        if worker.id in silent and worker.id in probed and worker.ready_ms is not None
+    }
 
 
 def plan(
@@ -172,6 +203,9 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
     if record.phase is not Phase.READY and found.age_s > limit:
         # Its record is not moved to STOPPING, so that its end counts as a failure after a crash of the agent, too.
         reason = f"it did not ask for a job within {limit:g} s of its start"
+        if record.id in known.probed:
+            why = f": {record.reason}" if record.phase is Phase.STARTING and record.reason else ""
+            reason = f"its health check did not answer 200 within {limit:g} s of its start{why}"
         return Stop(record.id, reason, failed=True)
     return Adopt(record.id) if record.phase is Phase.PREPARING else None
 

@@ -12,6 +12,7 @@ from ownpod.errors import BadRequest
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, ManagedWorker, Phase
 from ownpod.rules.placement import groups, why_waits
 from ownpod.rules.scaling import start_pause_s
+from ownpod.rules.secrets import secrets_in
 from ownpod.rules.templates import (
     DEFAULT_INIT_TIMEOUT_S,
     GpuNeed,
@@ -254,8 +255,8 @@ def prepared(
     """Whether a release may begin, so that workers of the one before it leave.
 
     A host must be able to run it, for example have its volumes: otherwise the earlier workers would leave in vain. One
-    host must have its image. Those with workers of the earlier release must have it too, or must have failed to get
-    it, because new workers come to the devices of these.
+    host must have its image and its secrets. Those with workers of the earlier release must have them too, or must have
+    failed to get the image, because new workers come to the devices of these.
 
     Args:
         spec: of the release.
@@ -267,9 +268,7 @@ def prepared(
     able = [agent for agent in agents if could_run(spec, agent)]
     if not able:
         return Prepared(done=False, reason=why_none_can_run(spec, agents))
-    if spec.template.image is None:
-        return Prepared(done=True)
-    found = {agent.host: _image(agent, images, waited_s) for agent in able}
+    found = {agent.host: _image(spec, agent, images, waited_s) for agent in able}
     if all(image.tries for image in found.values()):
         host, image = min(found.items())
         failed = all(image.tries >= FAILURES_ROLL_BACK for image in found.values())
@@ -283,9 +282,17 @@ def prepared(
     return Prepared(done=False, reason=f"host {waits[0]}: {words}")
 
 
-def _image(agent: AgentInfo, images: Mapping[str, HostImage], waited_s: float) -> HostImage:
-    if agent.engine == "process":
-        # That engine only notes the image.
+def is_published(spec: ManagedSpec, engine: str) -> bool:
+    """Whether hosts with an engine publish whether they have what a release needs: its image and its secrets."""
+    # The engine of processes only notes the image.
+    gets_image = spec.template.image is not None and engine != "process"
+    return gets_image or bool(secrets_in(spec.template.env))
+
+
+def _image(
+    spec: ManagedSpec, agent: AgentInfo, images: Mapping[str, HostImage], waited_s: float
+) -> HostImage:
+    if not is_published(spec, agent.engine):
         return HostImage(ready=True)
     if agent.host in images:
         return images[agent.host]

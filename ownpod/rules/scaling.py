@@ -26,6 +26,10 @@ PLACING_S = 5.0
 TAKING_S = 5.0
 """Seconds within which a ready worker without a job is expected to take a waiting one."""
 
+UNHEALTHY_S = 120.0
+"""Seconds without a healthy answer, and without a request, after which another worker replaces one of a load-balanced endpoint,
+as on RunPod."""
+
 LEAST_VALUE = 1e-9
 """Least ``scalerValue`` that is divided by; the configuration allows none below 1."""
 
@@ -44,6 +48,8 @@ class WorkerView:
         jobs: number of jobs that it has.
         created_ms: when it was wanted, in ms since the epoch, by Redis's clock.
         stuck: the ``executionTimeout`` of its job has passed, and its handler still runs.
+        unhealthy: its health check has not been well for so long that another one replaces it.
+        wished: a request waits for this very worker, so that no other one replaces it.
     """
 
     id: str
@@ -54,6 +60,8 @@ class WorkerView:
     created_ms: int = 0
     host: str | None = None
     stuck: bool = False
+    unhealthy: bool = False
+    wished: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class EndpointView:
         now_ms: the time, in ms since the epoch, by Redis's clock.
         pinned: none of its workers leaves for being idle.
         has_host: a host could run a worker of the release, if its devices were free.
+        known: the numbers of jobs are known. Those of a load-balanced endpoint are not while no front reports; no worker
+            leaves for having none then.
     """
 
     id: str
@@ -88,6 +98,7 @@ class EndpointView:
     pinned: bool = False
     came_up: bool = True
     has_host: bool = True
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,9 @@ class Discard:
 
 @dataclass(frozen=True)
 class Recycle:
-    """The worker is stopped although its handler runs, because the job of that handler has ended."""
+    """The worker is stopped although its handler runs, because the job of that handler has ended; or because its health check
+    is not well.
+    """
 
     worker: str
     reason: str
@@ -203,9 +216,11 @@ class _Plan:
                 self.leaving += 1
 
     def recycle(self) -> None:
-        reason = "its executionTimeout has passed, and its handler still runs"
         for worker in self.view.workers:
-            if worker.stuck and worker.phase in {Phase.READY, Phase.DRAINING}:
+            reason = "its executionTimeout has passed, and its handler still runs"
+            if worker.unhealthy:
+                reason = f"its health check has not answered 200 for {UNHEALTHY_S:.0f} s"
+            if (worker.stuck or worker.unhealthy) and worker.phase in {Phase.READY, Phase.DRAINING}:
                 self.actions.append(Recycle(worker.id, reason))
                 if worker in self.left:
                     self.left.remove(worker)
@@ -224,7 +239,8 @@ class _Plan:
         keep = max(0, self.min - ready)
         if not ready:
             # Until the new release has shown that it works, workers of the old one finish what is queued.
-            keep = max(keep, len(old) if self.view.failures_count else sum(w.jobs > 0 for w in old))
+            all_stay = self.view.failures_count or not self.view.known
+            keep = max(keep, len(old) if all_stay else sum(w.jobs > 0 for w in old))
             keep = max(keep, int(self.on_trial and self.max > 0))
         keep = max(keep - self._make_room(old), 0)
         old.sort(key=self.first_to_leave)
@@ -254,8 +270,8 @@ class _Plan:
 
     def not_needed(self) -> None:
         """Discards wanted workers that no waiting job needs any more, the newest first."""
-        wanted = self.in_phase(Phase.WANTED)
-        if not wanted:
+        wanted = [w for w in self.in_phase(Phase.WANTED) if not w.wished]
+        if not wanted or not self.view.known:
             return
         placed = self.in_phase(Phase.PREPARING, Phase.STARTING)
         # Those of another release leave once these are ready, so that they do not make these superfluous.
@@ -270,7 +286,11 @@ class _Plan:
     def idle(self) -> None:
         """Drains workers that have been idle for ``idleTimeout``; never one with a job, never below the least."""
         scaling, ready = self.view.scaling, self.in_phase(Phase.READY)
-        if self.view.pinned or (scaling.scaler is ScalerType.QUEUE_DELAY and self.view.queued):
+        if (
+            self.view.pinned
+            or not self.view.known
+            or (scaling.scaler is ScalerType.QUEUE_DELAY and self.view.queued)
+        ):
             return
         limit = scaling.idle_timeout_s
         idle = [w for w in ready if not w.jobs and w.idle_s >= limit]

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -47,6 +47,20 @@ class Heartbeat:
 
     owned: bool
     draining: bool
+
+
+class InHand(NamedTuple):
+    """What workers are at, by their ids.
+
+    Attributes:
+        busy: they have a job or a lingering slot; of a load-balanced endpoint, an open request.
+        paused: their node fetches no jobs now; or the front sends them no requests.
+        silent: neither a node nor a front publishes their status.
+    """
+
+    busy: set[str]
+    paused: set[str]
+    silent: set[str]
 
 
 class Agents:
@@ -153,14 +167,14 @@ class Agents:
 
     @broken_managed
     @redis_reads
-    def in_hand(self, workers: Collection[ManagedWorker]) -> tuple[set[str], set[str]]:
-        """Ids of those workers that have a job or a lingering slot, and of those whose node fetches no jobs now.
+    def in_hand(self, workers: Collection[ManagedWorker]) -> InHand:
+        """Which of these workers have work.
 
         A worker without a node counts as one that fetches none, because only a node fetches. So does one whose node
         finds it unhealthy: the API gives no job to a worker that drains, whatever its node does meanwhile.
         """
         if not workers:
-            return set(), set()
+            return InHand(set(), set(), set())
         endpoints = sorted({worker.endpoint for worker in workers})
         with self._redis.pipeline(transaction=False) as pipe:
             # The nodes first, because a job that a node fetched before it paused is in what is read after.
@@ -175,13 +189,29 @@ class Agents:
         # A key of a wrong type counts as empty, because neither a node nor a claim of a job can use it.
         found: list[Any] = [() if isinstance(r, Exception) else r for r in replies]
         found[: len(workers)] = [reply or (None, None) for reply in found[: len(workers)]]
-        busy, paused = {name for names in found[len(workers) :] for name in names}, set()
+        busy = {name for names in found[len(workers) :] for name in names}
+        paused, silent = set(), set()
         for worker, (state, held) in zip(workers, found, strict=False):
             if held and held != "0":
                 busy.add(worker.id)
             if state not in {WorkerState.READY, WorkerState.BUSY}:
                 paused.add(worker.id)
-        return busy & {worker.id for worker in workers}, paused
+            if state is None:
+                silent.add(worker.id)
+        return InHand(busy & {worker.id for worker in workers}, paused, silent)
+
+    @broken_managed
+    @redis_reads
+    def reasons(self, workers: Collection[str]) -> dict[str, str]:
+        """Why workers, by id, are not ready, as it was last published; those of which nothing was are left out."""
+        if not workers:
+            return {}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for worker_id in workers:
+                pipe.hget(keys.worker(worker_id), "reason")
+            replies = pipe.execute(raise_on_error=False)
+        found = zip(workers, replies, strict=True)
+        return {worker_id: text for worker_id, text in found if isinstance(text, str) and text}
 
     # Devices.
 

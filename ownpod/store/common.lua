@@ -13,6 +13,7 @@
 --                                  `queue`, the Celery queue in which the job waits: the endpoint's, or a
 --                                  worker's own for a pinned job. Records of version 0.1.0 have none, and
 --                                  wait in the endpoint's;
+--                                  `affinity`, how much a pinned job needs its worker (rules/affinity.py);
 --                                  `description`, what Flower shows as the task's arguments;
 --                                  `claim`, the token of the delivery that runs the job;
 --                                  `drained`, the "<attempt>-<index>" up to which /stream was read;
@@ -40,6 +41,9 @@
 -- WAITING<queue>            zset   ids of jobs that wait in a worker's own queue, by created_ms
 -- WAITING<queue>:low        zset   those of them with low priority
 -- DELAYED                   zset   ids of pinned jobs that were requeued, by the ms when they get a message
+-- PREFERRING                zset   ids of jobs that wait in the own queue of a worker that they only prefer, by the
+--                                  ms when they enter the endpoint's
+-- ENDPOINT<ep>:resumes      set    ids of stopped workers that strict-resume jobs wait for
 -- ENDPOINT<ep>:purging      zset   ids that a purge took out of `queued`, on their way to CANCELLED
 -- ENDPOINT<ep>:purged       string "<token> <jobs>" of the last purge
 -- ENDPOINT<ep>:left         zset   ids of CANCELLED jobs whose message is still in a list
@@ -193,6 +197,22 @@ local function remove_message(id, job)
     redis.call('LREM', list, from, message)
   elseif redis.call('ZSCORE', DELAYED, id) == false then
     redis.call('ZADD', of(job.endpoint, 'left'), now, id)
+  end
+end
+
+-- A job whose worker was only preferred: from now on any worker of the endpoint may run it.
+local function unpin(id, job)
+  local waits = job.status == S.IN_QUEUE
+  redis.call('ZREM', PREFERRING, id)
+  if waits then
+    redis.call('LREM', list_of(job), -1, job_message(id, job))
+    leave_queue(id, job)
+  end
+  job.queue, job.pinned = QUEUE_PREFIX .. job.endpoint, false
+  redis.call('HSET', JOB .. id, 'queue', job.queue)
+  if waits then
+    enter_queue(id, job)
+    push_message(id, job, 'RPUSH')
   end
 end
 

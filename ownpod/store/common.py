@@ -6,6 +6,7 @@ from typing import Any
 
 import redis
 
+from ownpod.rules.affinity import Affinity
 from ownpod.rules.jobs import MOVES, Job, JobStatus
 from ownpod.rules.runs import LONGEST_MS
 from ownpod.store import keys
@@ -55,9 +56,12 @@ PINNED_PAUSE_MS, PINNED_PAUSE_MOST_MS = 1000, 10_000
 """Ms until a requeued pinned job has a message again after its first attempt, and at most. The pause doubles with each
 attempt."""
 
+PREFER_MS = 1000
+"""Ms for which a job waits for the worker that it prefers; then it waits in the endpoint's queue."""
+
 RETRIED = (
     *("endpoint", "input", "s3_config", "webhook", "execution_timeout_ms", "ttl_ms"),
-    *("low_priority", "max_attempts", "request_id", "description", "queue"),
+    *("low_priority", "max_attempts", "request_id", "description", "queue", "affinity"),
 )
 """Fields that a retry copies into the new record."""
 
@@ -84,6 +88,9 @@ def common_constants(messages: Templates) -> str:
         WEBHOOKS=keys.WEBHOOKS,
         WAITING=keys.WAITING,
         DELAYED=keys.DELAYED,
+        PREFERRING=keys.PREFERRING,
+        PREFER_MS=PREFER_MS,
+        SOFT=Affinity.SOFT.value,
         MANAGED_IDLE=keys.MANAGED_IDLE,
         QUEUE_PREFIX=messages.queue_prefix,
         LOW_SUFFIX=messages.low_suffix,

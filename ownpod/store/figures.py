@@ -101,6 +101,16 @@ class Figures(Part):
             swaps=swaps,
         )
 
+    @redis_reads
+    def taken(self, endpoint: str, worker_id: str) -> int:
+        """How many jobs of an endpoint run on a worker, linger there, or wait in its own queue."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hvals(keys.running(endpoint))
+            pipe.hget(keys.worker(worker_id), "held")
+            pipe.zcard(keys.waiting(self._messages.own_queue(endpoint, worker_id)))
+            running, held, waiting = pipe.execute()
+        return int(running.count(worker_id) + int(held or 0) + waiting)
+
     def sample(self, endpoint: str) -> None:
         """Adds to :meth:`history` how many jobs wait and run now, once in each :data:`SAMPLE_MS`."""
         self._call("sample", "", endpoint, SAMPLE_MS, SAMPLES)

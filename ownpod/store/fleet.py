@@ -15,6 +15,10 @@ from ownpod.store.scripts import Scripts, constants
 
 log = logging.getLogger(__name__)
 
+NO_NODE = "no node runs for it: is the supervisor up?"
+NO_FRONT = "no front has checked it: is one running?"
+"""Why a worker without a published status is unhealthy: one that gets jobs, and one that gets requests."""
+
 
 @dataclass(frozen=True)
 class Heartbeat:
@@ -140,12 +144,15 @@ class Fleet:
 
     @redis_reads
     def statuses(self, workers: tuple[WorkerSpec, ...]) -> dict[str, WorkerStatus]:
-        """Each worker's status, by id. A worker without a node is unhealthy."""
+        """Each worker's status, by id. One without a node, or without a front, is unhealthy."""
         with self._redis.pipeline(transaction=False) as pipe:
             for worker in workers:
                 pipe.hmget(keys.worker(worker.id), "state", "reason", "held")
             found = pipe.execute()
-        return {worker.id: _status(*values) for worker, values in zip(workers, found, strict=True)}
+        return {
+            worker.id: _status(*values, missing=NO_NODE if worker.has_node else NO_FRONT)
+            for worker, values in zip(workers, found, strict=True)
+        }
 
     @redis_reads
     def node_of(self, worker_id: str) -> str | None:
@@ -197,12 +204,12 @@ def _fields(status: WorkerStatus, node: str) -> tuple[str | int, ...]:
     return (*described, "held", status.lingering, "node", node)
 
 
-def _status(state: str | None, reason: str | None, held: str | None) -> WorkerStatus:
+def _status(
+    state: str | None, reason: str | None, held: str | None, *, missing: str
+) -> WorkerStatus:
     """The status in a worker's key; unhealthy where it cannot be read."""
     if not state:
-        return WorkerStatus(
-            WorkerState.UNHEALTHY, "no node runs for it: is the supervisor up?", has_no_node=True
-        )
+        return WorkerStatus(WorkerState.UNHEALTHY, missing, has_no_node=True)
     try:
         return WorkerStatus(WorkerState(state), reason or "", int(held or 0))
     except ValueError:

@@ -28,6 +28,9 @@ function commands.create()
   redis.call('HSET', JOB .. id, 'created_ms', created_ms, 'queue', queue, 'description', ARGV[6],
     unpack(rest(14)))
   enter_queue(id, job)
+  if job.pinned and redis.call('HGET', JOB .. id, 'affinity') == SOFT then
+    redis.call('ZADD', PREFERRING, now + PREFER_MS, id)
+  end
   remember(id, endpoint, created_ms)
   push_message(id, job, 'LPUSH')
   count(endpoint, 'submitted')
@@ -134,6 +137,9 @@ function commands.claim()
     redis.call('ZREM', of(job.endpoint, 'left'), id)
     local entry = redis.call('HGET', runs, run_field(id, job.attempt))
     return entry and {entry}
+  end
+  if job.pinned and redis.call('ZSCORE', PREFERRING, id) then
+    unpin(id, job)
   end
   count(job.endpoint, 'begun')
   if number == 1 then

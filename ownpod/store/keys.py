@@ -19,6 +19,7 @@ RUNS = f"{PREFIX}runs:"
 WORKER = f"{PREFIX}worker:"
 WAITING = f"{PREFIX}waiting:"
 DELAYED = f"{PREFIX}delayed"
+PREFERRING = f"{PREFIX}preferring"
 ADDED = f"{PREFIX}workers:added"
 PAUSED = f"{PREFIX}workers:paused"
 PULLING = f"{PREFIX}workers:pulling"
@@ -97,6 +98,11 @@ def recent(endpoint: str) -> str:
 
 def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
+
+
+def resumes(endpoint: str) -> str:
+    """Ids of stopped workers that jobs wait for, so that they are to be started again."""
+    return of_endpoint(endpoint, "resumes")
 
 
 def waiting(queue: str) -> str:

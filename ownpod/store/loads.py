@@ -8,11 +8,15 @@ import secrets
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import redis
 
+from ownpod.rules.balancing import RouteReading
+from ownpod.rules.fleet import WorkerState
 from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.scaling import COMING
 from ownpod.store import keys
 from ownpod.store.client import broken_records, clock_ms, ms_of, redis_errors, redis_reads
 from ownpod.store.scripts import Scripts, constants
@@ -68,6 +72,10 @@ class JobsView:
         idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
         failures: failed starts of the release that is to run.
         load_s: seconds from start to ready of the worker that was ready last; 0: not known.
+        unhealthy: ids of managed workers that were last published as unhealthy.
+        known: the numbers above are known; those of a load-balanced endpoint are not while no front reports.
+        are_requests: the jobs are requests of a load-balanced endpoint.
+        wishes: ids of workers that are not there, and for which a request or a job waits.
     """
 
     now_ms: int
@@ -78,11 +86,20 @@ class JobsView:
     idle_s: Mapping[str, float] = field(default_factory=dict)
     failures: Failures = Failures()
     load_s: float = 0.0
+    unhealthy: frozenset[str] = frozenset()
+    known: bool = True
+    are_requests: bool = False
+    wishes: tuple[str, ...] = ()
 
     def jobs(self, worker_id: str) -> int:
         """Number of slots that jobs of a worker take, lingering ones included."""
         return self.running.get(worker_id, 0) + self.lingering.get(worker_id, 0)
 
+
+MOST_WISHES = 100
+"""Number of wishes of an endpoint that count at a time, because clients choose the ids."""
+
+NO_READINGS: Mapping[str, RouteReading | None] = MappingProxyType({})
 
 WITH_JOBS = (Phase.READY, Phase.DRAINING)
 """Phases of a worker that may have jobs."""
@@ -132,7 +149,11 @@ class Loads:
         return clock_ms(self._redis)
 
     def views(
-        self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]
+        self,
+        endpoints: Mapping[str, str],
+        workers: Collection[ManagedWorker],
+        readings: Mapping[str, RouteReading | None] = NO_READINGS,
+        used: Collection[str] = (),
     ) -> dict[str, JobsView]:
         """The jobs of each endpoint, of all endpoints in two round trips. One whose keys cannot be read is left out.
 
@@ -141,16 +162,22 @@ class Loads:
         Args:
             endpoints: the release that is to run, by the endpoint's id.
             workers: from :meth:`ownpod.store.managed.Managed.list`.
+            readings: of the load-balanced endpoints; None: not known.
+            used: ids of workers that have had a request since the last call.
         """
         mine: defaultdict[str, list[ManagedWorker]] = defaultdict(list)
         for worker in workers:
             if worker.phase in WITH_JOBS:
                 mine[worker.endpoint].append(worker)
         found = self._jobs({name: [w.id for w in mine[name]] for name in endpoints})
+        for endpoint in found.keys() & readings.keys():
+            failures, view = found[endpoint]
+            of_endpoint = [worker for worker in workers if worker.endpoint == endpoint]
+            found[endpoint] = failures, with_requests(view, readings[endpoint], of_endpoint)
         busy, idle = set[str](), list[str]()
         for endpoint, (_, view) in found.items():
             for worker in mine[endpoint]:
-                if view.jobs(worker.id):
+                if view.jobs(worker.id) or not view.known or worker.id in used:
                     busy.add(worker.id)
                 elif worker.phase is Phase.READY:
                     idle.append(worker.id)
@@ -185,19 +212,20 @@ class Loads:
                 pipe.hvals(keys.running(name))
                 pipe.hgetall(f"{keys.MANAGED_FAILURES}{name}")
                 pipe.hget(keys.of_endpoint(name, "starts"), "load_ms")
+                pipe.smembers(keys.resumes(name))
                 for worker_id in ids:
-                    pipe.hget(keys.worker(worker_id), "held")
+                    pipe.hmget(keys.worker(worker_id), "held", "state")
             time, *rest = pipe.execute(raise_on_error=False)
         now_ms, found = ms_of(time), {}
         replies: Iterator[Any] = iter(rest)
         for name, ids in endpoints.items():
-            mine = list(itertools.islice(replies, 6 + len(ids)))
+            mine = list(itertools.islice(replies, 7 + len(ids)))
             if errors := [reply for reply in mine if isinstance(reply, Exception)]:
                 if not isinstance(errors[0], redis.ResponseError):
                     raise errors[0]
                 log.error("endpoint %s is not scaled: %s", name, errors[0])
                 continue
-            waiting, pinned, oldest, running, failures, load_ms, *held = mine
+            waiting, pinned, oldest, running, failures, load_ms, resumes, *statuses = mine
             queued, oldest_ms = max(0, waiting - pinned), oldest[0][1] if oldest else now_ms
             view = JobsView(
                 now_ms=now_ms,
@@ -205,14 +233,52 @@ class Loads:
                 oldest_wait_s=max(0.0, now_ms - oldest_ms) / 1000 if queued else 0.0,
                 running=Counter(running),
                 lingering={
-                    worker_id: whole(text)
-                    for worker_id, text in zip(ids, held, strict=True)
-                    if whole(text)
+                    worker_id: whole(held)
+                    for worker_id, (held, _) in zip(ids, statuses, strict=True)
+                    if whole(held)
                 },
+                unhealthy=frozenset(
+                    worker_id
+                    for worker_id, (_, state) in zip(ids, statuses, strict=True)
+                    if state == WorkerState.UNHEALTHY
+                ),
                 load_s=whole(load_ms) / 1000,
+                wishes=tuple(sorted(resumes))[:MOST_WISHES],
             )
             found[name] = (_failures(failures, now_ms), view)
         return found
+
+
+def with_requests(
+    view: JobsView, reading: RouteReading | None, workers: Collection[ManagedWorker]
+) -> JobsView:
+    """The jobs of a load-balanced endpoint, which are its requests. Pure.
+
+    Args:
+        view: what Redis has of it.
+        reading: what the fronts have read; None: not known.
+        workers: its workers.
+    """
+    if reading is None:
+        return replace(
+            view, queued=0, oldest_wait_s=0.0, running={}, known=False, are_requests=True
+        )
+    # A request that waits for one worker keeps that one, and no other worker could take it.
+    at = {name: s.open + s.waiting for name, s in reading.servers.items() if s.open + s.waiting}
+    queued = max(0, reading.open - sum(at.values()) - len(reading.wishes))
+    # The front has no times. The first worker that is started for what waits is wanted at once.
+    wanted_ms = [worker.created_ms for worker in workers if worker.phase in COMING]
+    waited_ms = view.now_ms - min(wanted_ms) if queued and wanted_ms else 0
+    held = {name: slots for name, slots in view.lingering.items() if name not in at}
+    return replace(
+        view,
+        queued=queued,
+        oldest_wait_s=max(0, waited_ms) / 1000,
+        running=at,
+        lingering=held,
+        are_requests=True,
+        wishes=reading.wishes[:MOST_WISHES],
+    )
 
 
 def whole(text: str | None) -> int:

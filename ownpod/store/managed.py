@@ -16,6 +16,7 @@ from ownpod.rules.managed import (
     ORDER,
     STOPPED_KEPT_S,
     WORKER_ID,
+    shortened,
 )
 from ownpod.rules.releases import RolledOut
 from ownpod.rules.scaling import start_pause_s
@@ -291,5 +292,5 @@ def _wanted(endpoint: str, spec: ManagedSpec, release: str | None) -> tuple[str 
 
 def _reason(text: str) -> str:
     """One line. A terminal would obey control characters, and Redis cannot store half a surrogate pair."""
-    line = " ".join(text.split())[:LONGEST_REASON]
+    line = shortened(" ".join(text.split()), LONGEST_REASON)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -94,6 +94,22 @@ class Records(Loads):
 
     @broken_managed
     @redis_reads
+    def resumable(self, endpoint: str, release: str, ids: Iterable[str]) -> Sequence[str]:
+        """Those of these workers that :meth:`ownpod.store.managed.Managed.want_again` starts once more."""
+        known = [worker_id for worker_id in ids if WORKER_ID.fullmatch(worker_id)]
+        if not known:
+            return []
+        return [
+            worker.id
+            for worker, _ in self._read(known)
+            if worker.phase is Phase.STOPPED
+            and (worker.endpoint, worker.release) == (endpoint, release)
+            and worker.ready_ms is not None
+            and not worker.ended_badly
+        ]
+
+    @broken_managed
+    @redis_reads
     def of_host(self, host: str) -> dict[str, tuple[ManagedWorker, ManagedSpec]]:
         """Workers of a host that are not stopped, with what they are started from."""
         ids: Any = self._redis.smembers(f"{keys.MANAGED_HOST}{host}")

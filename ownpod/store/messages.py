@@ -46,6 +46,14 @@ class Templates:
         """The endpoint's queue, which all its workers consume."""
         return f"{self.queue_prefix}{endpoint}"
 
+    def own_queue(self, endpoint: str, worker_id: str) -> str:
+        """The queue that only this worker consumes."""
+        return f"{self.queue(endpoint)}.{worker_id}"
+
+    def worker_of(self, endpoint: str, queue: str) -> str:
+        """The id of the worker whose own queue this is."""
+        return queue[len(self.queue(endpoint)) + 1 :]
+
     def lists_of(self, queue: str) -> list[str]:
         """The Redis lists of a queue: for normal and for low priority."""
         return [queue, f"{queue}{self.low_suffix}"]

@@ -10,7 +10,7 @@
 -- PULL<worker>              hash   `take`, the token of the last request for jobs; deleted when the worker closes
 --                                  that request: without it the worker has left;
 --                                  `asked_ms`, when that request arrived or was last held;
---                                  `ping_ms`, when the worker last pinged;
+--                                  `ping_ms`, when the worker last pinged, also before its first request;
 --                                  `stopping`, the worker requested a restart of its container, and gets no
 --                                  job before another process asks;
 --                                  `key`, the digest of the key of the last request for jobs;

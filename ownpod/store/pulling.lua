@@ -13,6 +13,8 @@ local function registered_for()
   return endpoint_in(redis.call('HGET', PULLING, worker))
 end
 
+local ONLY_PINGS = 'it pings, and has not asked for a job'
+
 -- Stores why an endpoint's worker gets no jobs. `weak`: only if no reason was stored within NAMED_MS.
 local function refuse(endpoint, reason, weak)
   local key = ENDPOINT .. endpoint .. ':refused'
@@ -32,6 +34,14 @@ local function refuse(endpoint, reason, weak)
   end
   redis.call('HSET', key, worker, string.format('%.0f ', now) .. reason)
   redis.call('PEXPIRE', key, 2 * NAMED_MS)
+end
+
+-- The ms of a ping before the worker's first request. The SDK begins with a ping, and its next one may be 10 s later: without
+-- this time a worker that dies sooner counts as one that never pings, whose silence proves nothing.
+local function pinged_before(endpoint)
+  local known = redis.call('HGET', ENDPOINT .. endpoint .. ':refused', worker)
+  local at, reason = string.match(known or '', '^(%d+) (.*)$')
+  return reason and string.sub(reason, 1, #ONLY_PINGS) == ONLY_PINGS and at
 end
 
 local function renew()
@@ -148,6 +158,10 @@ function commands.take()
   if not last then
     redis.call('HSET', base, 'awaited', 1)
   end
+  local ping_ms = pinged_before(endpoint)
+  if ping_ms then
+    redis.call('HSET', base, 'ping_ms', ping_ms)
+  end
   redis.call('PEXPIRE', base, KEPT_MS)
   redis.call('HDEL', ENDPOINT .. endpoint .. ':refused', worker)
   local capacity = limit + redis.call('SCARD', out)
@@ -195,7 +209,7 @@ end
 function commands.ping()
   local before = registered_for()
   if before ~= ARGV[3] then
-    local reason = 'it pings, and has not asked for a job'
+    local reason = ONLY_PINGS
     if before then
       reason = reason .. " here: it is registered for the endpoint '" .. before .. "'"
     end

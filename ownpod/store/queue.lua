@@ -77,6 +77,37 @@ function commands.publish_delayed()
   return {published, broken}
 end
 
+-- limit -> how many jobs that waited for a worker that they only preferred wait in their endpoint's queue now; ids of
+-- records that cannot be read, which are tried again later
+function commands.release_preferring()
+  local released, broken = 0, {}
+  local ids = redis.call('ZRANGEBYSCORE', PREFERRING, '-inf', now, 'LIMIT', 0, ARGV[3])
+  for _, id in ipairs(ids) do
+    local readable, job = pcall(read, id)
+    if not readable then
+      broken[#broken + 1] = id
+      redis.call('ZADD', PREFERRING, now + BROKEN_MS, id)
+    else
+      redis.call('ZREM', PREFERRING, id)
+      if job.status == S.IN_QUEUE and job.pinned then
+        unpin(id, job)
+        released = released + 1
+      end
+    end
+  end
+  return {released, broken}
+end
+
+-- id, a worker's own queue, reason, ttl -> 1: the job waited there, and is FAILED now; 0: it does not
+function commands.abandon()
+  local id, job = ARGV[3], read(ARGV[3])
+  if job.status ~= S.IN_QUEUE or job.queue ~= ARGV[4] then
+    return 0
+  end
+  remove_message(id, job)
+  return finish(id, job, S.FAILED, ARGV[6], {'error', ARGV[5]}) and 1 or 0
+end
+
 -- endpoint -> how many jobs purge_some is to cancel; -1: an earlier purge must be finished first. Takes the
 -- same time for any queue.
 function commands.purge()

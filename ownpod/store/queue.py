@@ -2,12 +2,13 @@
 
 import re
 import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ownpod.rules.jobs import Job
 from ownpod.store import keys
-from ownpod.store.client import clock_ms, redis_reads
+from ownpod.store.client import clock_ms, redis_errors, redis_reads
 from ownpod.store.common import Part, log_broken
 from ownpod.store.retry import unrepeatable
 
@@ -29,6 +30,19 @@ class Expired:
     attempt: int
     worker_id: str
     lease_end_ms: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job waits.
+
+    Attributes:
+        position: in its queue, from 1.
+        worker_id: the worker in whose own queue it waits; None: it waits in its endpoint's.
+    """
+
+    position: int
+    worker_id: str | None
 
 
 class Queue(Part):
@@ -89,6 +103,67 @@ class Queue(Part):
         log_broken(broken)
         return int(published)
 
+    def own(self, endpoint: str, worker_id: str) -> str:
+        """The queue that only this worker consumes."""
+        return self._messages.own_queue(endpoint, worker_id)
+
+    def release_preferring(self, *, limit: int) -> int:
+        """Puts jobs that have waited for a worker that they only prefer into their endpoint's queue; returns how many."""
+        released, broken = self._call("release_preferring", "", limit)
+        log_broken(broken)
+        return int(released)
+
+    def abandon(self, job_id: str, queue: str, *, reason: str) -> bool:
+        """Ends a job that waits in a worker's own queue as FAILED. False: it does not wait there."""
+        return bool(self._call("abandon", "", job_id, queue, reason, self._result_ttl_s))
+
+    @redis_reads
+    def pinned(self, endpoints: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+        """Ids of the workers in whose own queues jobs of these endpoints wait, by endpoint, and those jobs' ids."""
+        found: dict[str, dict[str, list[str]]] = {}
+        with self._redis.pipeline(transaction=False) as pipe:
+            names = list(endpoints)
+            for name in names:
+                pipe.hkeys(keys.of_endpoint(name, "queues"))
+            queues = dict(zip(names, pipe.execute(), strict=True))
+            for name, own in queues.items():
+                for queue in own:
+                    found.setdefault(name, {})[self._messages.worker_of(name, queue)] = []
+                    pipe.zrange(keys.waiting(queue), 0, -1)
+            waiting = iter(pipe.execute())
+        return {
+            name: {worker: next(waiting) for worker in workers} for name, workers in found.items()
+        }
+
+    @redis_reads
+    def affinities(self, job_ids: Sequence[str]) -> list[str | None]:
+        """How much each of these jobs needs its worker."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(keys.job(job_id), "affinity")
+            return list(pipe.execute())
+
+    # Stopped workers that are to be started again.
+
+    @redis_errors
+    def resume(self, endpoint: str, worker_id: str) -> None:
+        """Records that jobs of the endpoint wait for a stopped worker."""
+        self._redis.sadd(keys.resumes(endpoint), worker_id)
+
+    @redis_errors
+    def unresume(self, endpoint: str, worker_ids: Iterable[str]) -> None:
+        """Ends :meth:`resume`."""
+        self._redis.srem(keys.resumes(endpoint), *worker_ids)
+
+    @redis_reads
+    def resumes(self, endpoints: Iterable[str]) -> dict[str, set[str]]:
+        """Stopped workers for which jobs wait, by endpoint; endpoints without any are left out."""
+        names = list(endpoints)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.smembers(keys.resumes(name))
+            return {name: ids for name, ids in zip(names, pipe.execute(), strict=True) if ids}
+
     @redis_reads
     def names(self, endpoint: str) -> list[str]:
         """The endpoint's queue, and those workers' own queues in which jobs of the endpoint wait."""
@@ -144,9 +219,14 @@ class Queue(Part):
                 start += PAGE
         return ids
 
-    @redis_reads
     def position(self, job: Job) -> int | None:
-        """The place of a waiting job in its queue, from 1; None: it waits no more. Cheap for any queue."""
+        """The place of a waiting job in its queue, from 1; None: it waits no more."""
+        place = self.place(job)
+        return None if place is None else place.position
+
+    @redis_reads
+    def place(self, job: Job) -> Place | None:
+        """Where a job waits; None: it waits no more. Cheap for any queue."""
         waiting, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
         # Of the endpoint's zset, those that wait in other queues.
         elsewhere = keys.of_endpoint(job.endpoint, "pinned")
@@ -156,7 +236,9 @@ class Queue(Part):
             pipe.zcount(elsewhere, "-inf", job.created_ms)
             pipe.zcard(elsewhere)
             queue, *ranks, pinned_before, all_pinned = pipe.execute()
+        worker_id = None
         if queue not in {None, self._messages.queue(job.endpoint)}:
+            worker_id = self._messages.worker_of(job.endpoint, queue)
             pinned_before = all_pinned = 0
             waiting = keys.waiting(queue)
             with self._redis.pipeline(transaction=False) as pipe:
@@ -169,7 +251,7 @@ class Queue(Part):
             before = rank - lower - pinned_before
         else:
             before = all_waiting - all_pinned - all_low + low_rank
-        return int(max(0, before)) + 1
+        return Place(int(max(0, before)) + 1, worker_id)
 
 
 def _ask_ranks(pipe: Any, job: Job, waiting: str, low: str) -> None:

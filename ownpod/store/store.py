@@ -40,7 +40,16 @@ REPEATABLE = frozenset(
             "subscribe",
         ),
         *("record_run", "clear_run", "hand_over", "adopt"),
-        *("expire", "expired", "publish_delayed", "purge", "purge_some", "sample"),
+        *(
+            "expire",
+            "expired",
+            "publish_delayed",
+            "release_preferring",
+            "abandon",
+            "purge",
+            "purge_some",
+            "sample",
+        ),
         *("chunks", "progress", "save_cursor"),
     }
 )

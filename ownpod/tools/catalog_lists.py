@@ -1,20 +1,23 @@
 """``ownpod templates``, ``network-volumes``, ``registries`` and ``audit``: the rest of the catalog."""
 
 import json
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 import yaml
 
-from ownpod import settings
 from ownpod.errors import BadRequest
+from ownpod.management import Management, Registries, Templates, Volumes
 from ownpod.management.shown import time_text
-from ownpod.management.v1.templates import show_template
-from ownpod.rules.catalog import TemplateRow, VolumeRow
+from ownpod.management.v1.templates import show_template, show_volume
+from ownpod.rules.catalog import EndpointRow, RegistryRow, TemplateRow, VolumeRow
 from ownpod.store.catalog import AuditEntry
 from ownpod.tools import catalog, hosts, tables
 from ownpod.tools.remote import print_json
-from ownpod.tools.secrets import read_value, show_made
+from ownpod.tools.secrets import read_value, telling_of_new_key
+
+R = TypeVar("R", TemplateRow, VolumeRow, RegistryRow)
 
 TEMPLATES = ("ID", "NAME", "AGE", "USED BY", "IMAGE")
 VOLUMES = ("ID", "NAME", "SIZE", "DATA CENTER", "AGE", "USED BY")
@@ -34,22 +37,15 @@ def templates() -> None:
 @hosts.json_option
 def list_templates(*, as_json: bool) -> None:
     """List the templates, the newest first, with the endpoints that are bound to each."""
-    with catalog.opened() as management:
-        rows = management.templates.list()
-        endpoints = management.catalog.read().endpoints.values()
-    if as_json:
-        print_json([_template(row) for row in rows])
-        return
-    tables.show(
+    _list(
+        lambda management: management.templates.list(),
+        lambda endpoint, row: endpoint.template_id == row.id,
         TEMPLATES,
-        (
-            (
-                *(row.id, tables.one_line(row.name), tables.ago(row.created_ms)),
-                " ".join(e.id for e in endpoints if e.template_id == row.id),
-                row.container.image,
-            )
-            for row in rows
+        lambda row, used: (
+            *(row.id, tables.one_line(row.name), tables.ago(row.created_ms)),
+            *(used, row.container.image),
         ),
+        _template if as_json else None,
     )
 
 
@@ -70,9 +66,7 @@ def show_one_template(template_id: str, *, as_json: bool) -> None:
 @click.argument("template_id", metavar="ID")
 def delete_template(template_id: str) -> None:
     """Delete a template that no endpoint is bound to."""
-    with catalog.opened() as management:
-        management.templates.delete(template_id, catalog.caller())
-    click.echo(f"deleted {template_id}")
+    _delete(lambda management: management.templates, template_id)
 
 
 @click.group()
@@ -87,23 +81,15 @@ def network_volumes() -> None:
 @hosts.json_option
 def list_volumes(*, as_json: bool) -> None:
     """List the network volumes, the newest first, with the endpoints that have each."""
-    with catalog.opened() as management:
-        rows = management.volumes.list()
-        endpoints = management.catalog.read().endpoints.values()
-    used = {row.id: [e.id for e in endpoints if row.id in e.volumes] for row in rows}
-    if as_json:
-        print_json([_volume(row) | {"usedBy": used[row.id]} for row in rows])
-        return
-    tables.show(
+    _list(
+        lambda management: management.volumes.list(),
+        lambda endpoint, row: row.id in endpoint.volumes,
         VOLUMES,
-        (
-            (
-                *(row.id, tables.one_line(row.name), f"{row.size_gb} GB"),
-                *(tables.one_line(row.data_center), tables.ago(row.created_ms)),
-                " ".join(used[row.id]),
-            )
-            for row in rows
+        lambda row, used: (
+            *(row.id, tables.one_line(row.name), f"{row.size_gb} GB"),
+            *(tables.one_line(row.data_center), tables.ago(row.created_ms), used),
         ),
+        show_volume if as_json else None,
     )
 
 
@@ -125,9 +111,7 @@ def create_volume(name: str, size: int, data_center_id: str) -> None:
 @click.argument("volume_id", metavar="ID")
 def delete_volume(volume_id: str) -> None:
     """Delete a network volume that no endpoint has."""
-    with catalog.opened() as management:
-        management.volumes.delete(volume_id, catalog.caller())
-    click.echo(f"deleted {volume_id}")
+    _delete(lambda management: management.volumes, volume_id)
 
 
 @click.group()
@@ -143,27 +127,15 @@ def registries() -> None:
 @hosts.json_option
 def list_registries(*, as_json: bool) -> None:
     """List the credentials, the newest first, with the endpoints that use each; never their passwords."""
-    with catalog.opened() as management:
-        rows = management.registries.list()
-        endpoints = management.catalog.read().endpoints.values()
-    used = {row.id: [e.id for e in endpoints if e.container.registry == row.id] for row in rows}
-    if as_json:
-        print_json(
-            [
-                {"id": r.id, "name": r.name, "username": r.username, "usedBy": used[r.id]}
-                for r in rows
-            ]
-        )
-        return
-    tables.show(
+    _list(
+        lambda management: management.registries.list(),
+        lambda endpoint, row: row.id == endpoint.container.registry,
         REGISTRIES,
-        (
-            (
-                *(row.id, tables.one_line(row.name), tables.one_line(row.username)),
-                *(tables.ago(row.created_ms), " ".join(used[row.id])),
-            )
-            for row in rows
+        lambda row, used: (
+            *(row.id, tables.one_line(row.name), tables.one_line(row.username)),
+            *(tables.ago(row.created_ms), used),
         ),
+        _registry if as_json else None,
     )
 
 
@@ -188,9 +160,7 @@ def update_registry(registry_id: str, username: str | None) -> None:
 
 
 def _save_registry(name: str, username: str | None, registry_id: str | None) -> None:
-    key_file = settings.current().secrets_key_path()
-    was_there = key_file.exists()
-    with catalog.opened() as management:
+    with catalog.opened() as management, telling_of_new_key():
         if registry_id is not None:
             row = management.registries.get(registry_id)
             name, username = row.name, username or row.username
@@ -199,18 +169,14 @@ def _save_registry(name: str, username: str | None, registry_id: str | None) -> 
         done = management.registries.save(
             name, username, read_value(), catalog.caller(), registry_id=registry_id
         )
-    click.echo(done.row.id)
-    if not was_there and key_file.exists():
-        show_made(key_file)
+        click.echo(done.row.id)
 
 
 @registries.command(name="delete")
 @click.argument("registry_id", metavar="ID")
 def delete_registry(registry_id: str) -> None:
     """Delete credentials that no endpoint uses; templates that have them lose them."""
-    with catalog.opened() as management:
-        management.registries.delete(registry_id, catalog.caller())
-    click.echo(f"deleted {registry_id}")
+    _delete(lambda management: management.registries, registry_id)
 
 
 @click.command()
@@ -233,13 +199,41 @@ def _template(row: TemplateRow) -> dict[str, Any]:
     return {**show_template(row), "env": catalog.hidden(row.container.env)}
 
 
-def _volume(row: VolumeRow) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "name": row.name,
-        "size": row.size_gb,
-        "dataCenterId": row.data_center,
-    }
+def _registry(row: RegistryRow) -> dict[str, Any]:
+    return {"id": row.id, "name": row.name, "username": row.username}
+
+
+def _list(
+    listed: Callable[[Management], Sequence[R]],
+    uses: Callable[[EndpointRow, R], bool],
+    columns: Sequence[str],
+    cells: Callable[[R, str], tuple[object, ...]],
+    shown: Callable[[R], Mapping[str, Any]] | None,
+) -> None:
+    """Prints rows with the endpoints that use each.
+
+    Args:
+        listed: the rows.
+        uses: whether an endpoint uses a row.
+        columns: of the table.
+        cells: of a row, whose endpoints are in one text.
+        shown: a row as JSON; None: a table is wanted.
+    """
+    with catalog.opened() as management:
+        rows = listed(management)
+        endpoints = management.catalog.read().endpoints.values()
+    used = {row.id: [e.id for e in endpoints if uses(e, row)] for row in rows}
+    if shown is not None:
+        print_json([{**shown(row), "usedBy": used[row.id]} for row in rows])
+    else:
+        tables.show(columns, (cells(row, " ".join(used[row.id])) for row in rows))
+
+
+def _delete(calls: Callable[[Management], Templates | Volumes | Registries], row_id: str) -> None:
+    """Deletes a row by the managing calls of its kind."""
+    with catalog.opened() as management:
+        calls(management).delete(row_id, catalog.caller())
+    click.echo(f"deleted {row_id}")
 
 
 def _changes(entry: AuditEntry) -> dict[str, list[str]]:

@@ -175,19 +175,31 @@ def workers(ctx: click.Context) -> None:
 
 def show_workers(registry: "Registry", store: "Store") -> None:
     """Prints a table of all workers of all endpoints."""
+    from ownpod.rules.balanced_states import BalancedView, busy_text
+    from ownpod.rules.balancing import RouteReading
+    from ownpod.rules.fronts import summed
     from ownpod.rules.managed_states import ManagedView, shown
+    from ownpod.store.fronts import Fronts
     from ownpod.store.managed import Managed
     from ownpod.tools import tables
 
     view = ManagedView(Managed(store.client).list())
     records = view.by_id()
     rows: list[tuple[object, ...]] = []
+    fronts, published = Fronts(store.client).living()
+    readings = summed(published.values())
     for endpoint in registry.endpoints.values():
         running = list(store.figures.counts(endpoint.id)[1].values())
         statuses = registry.fleet.statuses(endpoint.workers)
+        reading = readings.get(endpoint.id, RouteReading())
+        found = BalancedView(len(fronts), reading, statuses, view)
         for worker in endpoint.workers:
-            status = shown(statuses[worker.id], records.get(worker.id), view)
-            busy = f"{running.count(worker.id) + status.lingering}/{worker.capacity}"
+            if endpoint.is_balanced:
+                status, taken = found.status(worker), found.server(worker.id).open
+            else:
+                status = shown(statuses[worker.id], records.get(worker.id), view)
+                taken = running.count(worker.id) + status.lingering
+            busy = busy_text(taken, worker.capacity)
             rows.append((worker.id, endpoint.id, worker.url, status.state, busy, status.reason))
     for entry in registry.left_out():
         rows.append((entry.id, entry.endpoint or "", "", "left out", "", entry.reason))  # noqa: PERF401

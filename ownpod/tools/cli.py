@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ownpod import log, settings
-from ownpod.errors import OwnPodError, StartError
+from ownpod.errors import OwnPodError
 from ownpod.processes import check_port
-from ownpod.settings import Settings
+from ownpod.tools.connection import check_redis
 
 if TYPE_CHECKING:
     from ownpod.registry import Registry
@@ -39,6 +39,7 @@ LATER = {
     "logs": "ownpod.tools.logs",
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
+    "front": "ownpod.tools.front",
     "gpus": "ownpod.tools.gpus",
     "endpoints": "ownpod.tools.endpoints",
     "apply": "ownpod.tools.apply",
@@ -52,6 +53,8 @@ LATER = {
     "releases": "ownpod.tools.releases",
     "rollback": "ownpod.tools.releases",
     "worker-env": "ownpod.tools.worker_env",
+    "env": "ownpod.tools.moving",
+    "rewrite": "ownpod.tools.moving",
     "keys": "ownpod.tools.new_keys",
     "settings": "ownpod.tools.show_settings",
 }
@@ -84,8 +87,8 @@ class _Group(click.Group):
 def main() -> None:
     """The RunPod v2 API for the RunPod worker containers you run yourself.
 
-    `ownpod up` starts everything. `ownpod api`, `ownpod dispatch` and `ownpod flower` are its parts,
-    for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
+    `ownpod up` starts everything. `ownpod api`, `ownpod dispatch`, `ownpod front` and `ownpod flower` are its
+    parts, for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
 
     submit, status, history, health and top call a running API, on this host or at OWNPOD_URL.
 
@@ -129,14 +132,24 @@ def up(
 @main.command()
 @host_option
 @port_option
-def api(host: str, port: int) -> None:
-    """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2."""
+@click.option(
+    "--behind-front",
+    metavar="HOST",
+    help="All requests come through `ownpod front`, which listens on HOST and sends the callers' addresses.",
+)
+def api(host: str, port: int, behind_front: str | None) -> None:
+    """Serve the API (gunicorn). WEB_CONCURRENCY sets its processes, default 2.
+
+    With --behind-front only the front may reach this port, because others could pretend to be any caller.
+    """
     from ownpod.configuration import load_endpoints
 
     config = settings.current()
     load_endpoints(config)
     check_port(host, port)
-    _check_redis(config)
+    check_redis(config)
+    if behind_front is not None:
+        os.environ["OWNPOD_BEHIND_FRONT"] = behind_front
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     server = "ownpod.api.server"
     command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", address]
@@ -159,7 +172,7 @@ def dispatch() -> None:
     config = settings.current()
     # Kept for nodes, which are forked later, perhaps while the file is being edited.
     endpoints = keep_endpoints(config)
-    _check_redis(config)
+    check_redis(config)
     log.configure(config.log_level, "supervisor", config.log_format)
     from ownpod.supervisor import Supervisor
 
@@ -186,7 +199,7 @@ def flower(host: str, port: int) -> None:
     config = settings.current()
     endpoints = load_endpoints(config)
     check_port(host, port)
-    _check_redis(config)
+    check_redis(config)
     serve(config, endpoints.values(), host=host, port=port)
 
 
@@ -220,9 +233,8 @@ def list_workers() -> None:
 @click.option(
     "--capacity",
     type=click.IntRange(1, 1000),
-    default=1,
-    show_default=True,
-    help="Jobs that it runs at the same time.",
+    help="Jobs that it runs at the same time, 1 by default; of a load-balanced endpoint, requests, by default as many as the "
+    "endpoint states.",
 )
 @click.option(
     "--header",
@@ -241,7 +253,7 @@ def add(  # noqa: PLR0917 - click
     url: str,
     endpoint: str,
     worker_id: str | None,
-    capacity: int,
+    capacity: int | None,
     headers: tuple[str, ...],
     no_verify_tls: bool,  # noqa: FBT001 - click
     ca_bundle: str | None,
@@ -249,7 +261,9 @@ def add(  # noqa: PLR0917 - click
     """Add a worker, or change an added one. The worker stays until it is removed."""
     from ownpod.configuration import parse_headers
 
-    values: dict[str, object] = {"url": url, "capacity": capacity}
+    values: dict[str, object] = {"url": url}
+    if capacity is not None:
+        values["capacity"] = capacity
     if worker_id is not None:
         values["id"] = worker_id
     if headers:
@@ -304,15 +318,3 @@ def _parts() -> "tuple[Registry, Store]":
     from ownpod.tools.celery_commands import open_parts
 
     return open_parts("ownpod-cli")
-
-
-def _check_redis(config: Settings) -> None:
-    import redis
-
-    url = config.broker_url()
-    try:
-        with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
-            client.ping()
-    except (redis.RedisError, ValueError) as error:
-        where = "REDIS_URL" if config.redis_url else "the embedded Redis"
-        raise StartError(f"{where}: cannot be used: {error}") from None

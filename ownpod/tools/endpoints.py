@@ -12,13 +12,13 @@ from ownpod.errors import BadRequest, CatalogRefused
 from ownpod.management.applied_file import wanted_of, write
 from ownpod.management.shown import time_text
 from ownpod.rules.applied import Wanted, file_entry
-from ownpod.rules.catalog import EndpointRow, Kind, new_id
+from ownpod.rules.catalog import EndpointRow, EndpointType, Kind, new_id
 from ownpod.rules.catalog_changes import gpu_names
 from ownpod.store.catalog import Snapshot
 from ownpod.tools import catalog, hosts, tables
 from ownpod.tools.remote import print_json
 
-COLUMNS = ("ID", "NAME", "WORKERS", "GPUS", "VERSION", "SOURCE", "IMAGE")
+COLUMNS = ("ID", "NAME", "TYPE", "WORKERS", "GPUS", "VERSION", "SOURCE", "IMAGE")
 
 Command = Callable[..., Any]
 
@@ -45,6 +45,17 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--max-queue-depth", "maxQueueDepth", int, "Jobs that may wait; 0: any number."),
     ("--network-volume-ids", "networkVolumeIds", str, "Ids of network volumes, with commas."),
     ("--data-center-ids", "dataCenterIds", str, "Ids of data centers, with commas."),
+    ("--capacity", "capacity", int, "LB: requests that a worker gets at a time."),
+    ("--port", "port", int, "LB: the port on which a worker serves, PORT."),
+    ("--health-port", "healthPort", int, "LB: the port of its health check, PORT_HEALTH."),
+    ("--health-path", "healthPath", str, "LB: its path, HEALTH_CHECK_PATH; by default /ping."),
+    ("--hold-timeout", "holdTimeout", int, "LB: seconds that a request waits for a worker."),
+    ("--request-timeout", "requestTimeout", int, "LB: seconds that one may run; 0: any."),
+    ("--max-body", "maxBody", int, "LB: MiB of the largest body of a request."),
+    (
+        *("--pass-authorization", "passAuthorization", bool),
+        "LB: whether workers get the header Authorization.",
+    ),
     ("--expires", "expires", str, "From then on it is paused, like 2026-12-31T00:00:00Z."),
 )
 """Options of ``create`` and ``update``: the option, the key of the file, its type, its help."""
@@ -105,14 +116,29 @@ def show(endpoint_id: str, *, as_json: bool) -> None:
 
 @endpoints.command()
 @click.argument("endpoint_id", metavar="[ID]", required=False)
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice([found.short for found in EndpointType]),
+    help="QB: jobs wait in a queue, the default. LB: requests go straight to a worker.",
+)
 @_described
-def create(endpoint_id: str | None, *, env: tuple[str, ...], planned: bool, **options: Any) -> None:
+def create(
+    endpoint_id: str | None,
+    *,
+    kind: str | None,
+    env: tuple[str, ...],
+    planned: bool,
+    **options: Any,
+) -> None:
     """Create an endpoint; without ID it gets one in RunPod's shape.
 
     \b
       ownpod endpoints create chat --image you/chat:1 --gpu-pools ADA_24,24GB --env HF_TOKEN
+      ownpod endpoints create web --type LB --image you/web:1 --port 8000 --capacity 4
     """  # noqa: D301 - click's mark for lines that it must not wrap
-    values = _overlaid({"template": {}}, env, (), options)
+    first = {"type": kind} if kind else {}
+    values = _overlaid({**first, "template": {}}, env, (), options)
     with catalog.opened() as management:
         made_id = endpoint_id or new_id(Kind.ENDPOINT, management.catalog.read().endpoints)
 
@@ -255,6 +281,7 @@ def _as_json(row: EndpointRow) -> dict[str, Any]:
         "id": row.id,
         "version": row.version,
         "source": _source(row),
+        "type": row.type.short,
         "createdMs": row.created_ms,
         **file_entry(row, with_values=False),
     }
@@ -264,6 +291,7 @@ def _cells(row: EndpointRow) -> tuple[object, ...]:
     workers = f"{min(row.workers_min, row.workers_max)}-{row.workers_max}"
     gpus = f"{row.gpu.count} x {','.join(gpu_names(row.gpu)) or 'any'}" if row.gpu else ""
     return (
-        *(row.id, tables.one_line(row.name), workers if row.workers_max else "paused", gpus),
+        *(row.id, tables.one_line(row.name), row.type.short),
+        *(workers if row.workers_max else "paused", gpus),
         *(row.version, tables.one_line(_source(row)), row.container.image),
     )

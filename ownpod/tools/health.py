@@ -7,12 +7,16 @@ from typing import Any
 
 import click
 
+from ownpod.rules.balanced_states import busy_text
 from ownpod.rules.managed_states import failure_in_words
 from ownpod.tools import tables
 from ownpod.tools.client import Client
 from ownpod.tools.remote import print_json, remote
 
 WORKER_COLUMNS = ("WORKER", "STATE", "BUSY", "JOB", "REASON")
+HEALTHY = ("ready", "busy")
+"""States of workers that take jobs or requests, or run one."""
+
 MANAGED_COLUMNS = ("WORKER", "PHASE", "FOR", "DEVICES", "REASON")
 
 
@@ -24,8 +28,9 @@ def health(client: Client, *, as_json: bool) -> None:
     if as_json:
         print_json(record)
     else:
-        jobs = ", ".join(f"{name} {count}" for name, count in record["jobs"].items())
-        click.echo(f"{client.endpoint}: {jobs}")
+        click.echo(f"{client.endpoint}: {counts_text(record)}")
+        if problem := front_problem(record):
+            click.echo(problem)
         if paused := record["ownpod"].get("paused"):
             click.echo(paused)
         tables.show(WORKER_COLUMNS, worker_rows(record))
@@ -38,16 +43,29 @@ def health(client: Client, *, as_json: bool) -> None:
         sys.exit(1)
 
 
+def counts_text(health: dict[str, Any]) -> str:
+    """The numbers of jobs, or of a load-balanced endpoint's requests, in an answer of ``/health``."""
+    front = health["ownpod"].get("front")
+    if front is not None:
+        return ", ".join(f"{name} {front[name]}" for name in ("waiting", "open", "total"))
+    return ", ".join(f"{name} {count}" for name, count in health["jobs"].items())
+
+
+def front_problem(health: dict[str, Any]) -> str:
+    """Why no request reaches a load-balanced endpoint, from an answer of ``/health``; "": nothing is known."""
+    front = health["ownpod"].get("front") or {}
+    return str(front.get("problem") or "")
+
+
 def healthy_workers(health: dict[str, Any]) -> int:
-    """The number of workers that take jobs, in an answer of ``/health``."""
-    workers = health["workers"]
-    return int(workers["ready"] + workers["running"])
+    """The number of workers that take jobs or requests, or run one, in an answer of ``/health``."""
+    return sum(worker["state"] in HEALTHY for worker in health["ownpod"]["workers"])
 
 
 def worker_rows(health: dict[str, Any]) -> Iterator[tuple[object, ...]]:
     """Rows for :data:`WORKER_COLUMNS`, from an answer of ``/health``."""
     for worker in health["ownpod"]["workers"]:
-        busy = f"{worker['running'] + worker['held']}/{worker['capacity']}"
+        busy = busy_text(worker["running"] + worker["held"], worker["capacity"])
         jobs = ", ".join(worker["jobs"])
         yield worker["id"], worker["state"], busy, jobs, worker["reason"]
 

@@ -1,4 +1,4 @@
-"""``ownpod doctor`` without a URL: checks this host's Python, Redis and settings."""
+"""``ownpod doctor`` without a URL: checks this host's Python, Redis, HAProxy and settings."""
 
 import platform
 import sys
@@ -11,7 +11,7 @@ from ownpod.errors import ConfigurationError, StartError
 from ownpod.onehost import embedded
 from ownpod.rules import redis_url, redis_versions
 from ownpod.settings import Settings
-from ownpod.tools import agent_check
+from ownpod.tools import agent_check, front_check
 from ownpod.tools.findings import Finding
 
 PYTHONS = (3, 11), (3, 14)
@@ -29,6 +29,7 @@ def examine(config: Settings) -> Iterator[Finding]:
         kind = "ok" if count or started else "note"
         yield Finding(kind, "workers", f"{endpoint.id}: {count} configured{started}")
     yield from agent_check.examine(config, endpoints)
+    yield from front_check.examine(config, endpoints.values())
     if config.api_keys:
         yield Finding("ok", "keys", f"{len(config.api_keys)} in OWNPOD_API_KEYS")
     elif any(endpoint.api_keys for endpoint in endpoints.values()):

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import click
+import redis
 
 from ownpod import settings
 from ownpod.errors import BadRequest
@@ -15,9 +16,16 @@ from ownpod.store.managed import Managed
 
 
 @contextlib.contextmanager
+def connected() -> Iterator[redis.Redis]:
+    """The Redis that the settings name. Raises: ConfigurationError."""
+    with connect(settings.current().broker_url(), client_name="ownpod-cli") as client:
+        yield client
+
+
+@contextlib.contextmanager
 def opened() -> Iterator[tuple[Agents, Managed]]:
     """Hosts and managed workers, in the Redis that the settings name. Raises: ConfigurationError."""
-    with connect(settings.current().broker_url(), client_name="ownpod-cli") as client:
+    with connected() as client:
         yield Agents(client), Managed(client)
 
 

@@ -52,5 +52,5 @@ def _cells(worker: ManagedWorker) -> tuple[object, ...]:
     reason = with_exit_code(worker.reason, worker.exit_code)
     return (
         *(worker.id, worker.endpoint, worker.phase, tables.ago(since_ms)),
-        *(devices, reason[:120]),
+        *(devices, reason),
     )

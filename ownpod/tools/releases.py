@@ -9,10 +9,13 @@ from typing import Any
 import click
 
 from ownpod.errors import BadRequest
-from ownpod.rules.releases import Release, Rollout, changed, state, target_of
+from ownpod.management.rollbacks import roll_back
+from ownpod.rules.releases import Release, Rollout, changed, state
+from ownpod.store.catalog import Catalog
 from ownpod.store.managed import Managed
 from ownpod.store.releases import Releases
 from ownpod.tools import hosts, tables
+from ownpod.tools.catalog import caller
 from ownpod.tools.remote import print_json
 
 COLUMNS = ("NUMBER", "RELEASE", "MADE", "IMAGE", "DIGEST", "WORKERS", "STATE", "CHANGED")
@@ -60,18 +63,9 @@ def rollback(endpoint: str, number: int | None) -> None:
 
     It is valid until the configuration of the endpoint changes.
     """
-    with hosts.opened() as (_, managed):
-        stored = managed.releases
-        latest, found = stored.rollout(endpoint).latest, stored.releases(endpoint)
-        if latest is None:
-            raise BadRequest(f"endpoint {endpoint!r} has no releases")
-        target = target_of(found, latest, number)
-        made = stored.roll_back(
-            endpoint, latest.number, target.number, f"rolled back to release {target.number}"
-        )
-        if not made:
-            raise BadRequest("another release was made meanwhile; see `ownpod releases`")
-    click.echo(f"release {made} is release {target.number} again, instead of {latest.number}")
+    with hosts.connected() as client:
+        done = roll_back(Catalog(client), Releases(client), endpoint, number, caller())
+    click.echo(f"release {done.made} is release {done.of} again, instead of {done.instead_of}")
 
 
 def _look(stored: Releases, endpoint: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,12 +10,13 @@ import click
 from ownpod import settings
 from ownpod.configuration import load_endpoints
 from ownpod.errors import BadRequest, ConfigurationError
+from ownpod.management.secrets import SecretCalls
 from ownpod.registry import Registry
 from ownpod.rules.secrets import LONGEST_SECRET, check_name, used_by
-from ownpod.store.client import connect
+from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.secrets import Secrets
-from ownpod.tools import hosts, tables
+from ownpod.tools import catalog, hosts, tables
 from ownpod.tools.remote import print_json
 
 COLUMNS = ("NAME", "SET", "USED BY", "PROBLEM")
@@ -47,19 +47,17 @@ def set_secret(name: str, more: tuple[str, ...]) -> None:
             f"`ownpod secrets set {name} < file`"
         )
     value = read_value()
-    with _opened() as (stored, users):
-        made = stored.put(name, value)
-    click.echo(f"set {name}{_for(users.get(name, []))}")
-    if made:
-        show_made(stored.file.path)
+    with _opened() as (calls, users), telling_of_new_key():
+        calls.put(name, value, catalog.caller())
+        click.echo(f"set {name}{_for(users.get(name, []))}")
 
 
 @secrets.command(name="list")
 @hosts.json_option
 def list_secrets(*, as_json: bool) -> None:
     """List the names of all secrets, when each was set, and the endpoints that use it; never their values."""
-    with _opened() as (stored, users):
-        found = stored.all()
+    with _opened() as (calls, users):
+        found = calls.secrets.all()
     rows: list[dict[str, Any]] = [
         {
             "name": secret.name,
@@ -81,9 +79,9 @@ def list_secrets(*, as_json: bool) -> None:
 @click.argument("name")
 def rm(name: str) -> None:
     """Remove a secret. Workers that run keep its value; no new ones start that need it."""
-    with _opened() as (stored, users):
-        if not stored.remove(name):
-            known = ", ".join(secret.name for secret in stored.all())
+    with _opened() as (calls, users):
+        if not calls.remove(name, catalog.caller()):
+            known = ", ".join(secret.name for secret in calls.secrets.all())
             raise BadRequest(f"secret {name!r} not found; known secrets: {known or 'none'}")
     click.echo(f"removed {name}{_for(users.get(name, []))}")
 
@@ -91,20 +89,20 @@ def rm(name: str) -> None:
 @secrets.command()
 def rotate() -> None:
     """Encrypt all secrets with a new key, and remove the old one. May be interrupted, and then repeated, at any time."""
-    with _opened() as (stored, _):
-        count = stored.rotate()
-    click.echo(f"encrypted {count} secrets with a new key")
+    with _opened() as (calls, _):
+        count = calls.rotate(catalog.caller())
+    click.echo(f"encrypted {count} secret{'' if count == 1 else 's'} with a new key")
     click.echo(
-        f"copy {stored.file.path} to each other host with an agent now: until then these start no workers that need a secret",
+        f"copy {calls.secrets.file.path} to each other host with an agent now: until then these start no workers that need a secret",
         err=True,
     )
 
 
 @contextlib.contextmanager
-def _opened() -> Iterator[tuple[Secrets, dict[str, list[str]]]]:
-    """The secrets, and the endpoints that use each one by its name. Raises: ConfigurationError."""
+def _opened() -> Iterator[tuple[SecretCalls, dict[str, list[str]]]]:
+    """The managing calls of secrets, and the endpoints that use each one by its name. Raises: ConfigurationError."""
     config = settings.current()
-    with connect(config.broker_url(), client_name="ownpod-cli") as client:
+    with hosts.connected() as client:
         users = dict[str, list[str]]()
         try:
             endpoints = Registry(load_endpoints(config), Fleet(client), config).endpoints
@@ -112,7 +110,7 @@ def _opened() -> Iterator[tuple[Secrets, dict[str, list[str]]]]:
         except ConfigurationError as error:
             # A secret must be removable while the file of the endpoints is being edited.
             click.echo(f"ownpod: the endpoints that use secrets are not known: {error}", err=True)
-        yield Secrets(client, config.secrets_key_path()), users
+        yield SecretCalls(Catalog(client), Secrets(client, config.secrets_key_path())), users
 
 
 def read_value() -> str:
@@ -127,13 +125,18 @@ def read_value() -> str:
         raise BadRequest("a secret's value must be UTF-8") from None
 
 
-def show_made(path: Path) -> None:
-    """Prints what to do about a new key file."""
-    click.echo(
-        f"made the key file {path}: keep a backup, because no secret can be read without it, and copy "
-        "it with mode 600 to each other host with an agent",
-        err=True,
-    )
+@contextlib.contextmanager
+def telling_of_new_key() -> Iterator[None]:
+    """Prints, after a command that has made the key file, what to do about it."""
+    path = settings.current().secrets_key_path()
+    was_there = path.exists()
+    yield
+    if not was_there and path.exists():
+        click.echo(
+            f"made the key file {path}: keep a backup, because no secret can be read without it, and copy "
+            "it with mode 600 to each other host with an agent",
+            err=True,
+        )
 
 
 def _for(users: list[str]) -> str:

@@ -15,13 +15,23 @@ from ownpod.tools.health import (
     MANAGED_COLUMNS,
     WORKER_COLUMNS,
     failure_lines,
+    front_problem,
     healthy_workers,
     managed_rows,
     worker_rows,
 )
 from ownpod.tools.remote import print_json, remote
 
-ENDPOINT_COLUMNS = ("ENDPOINT", "WAITING", "RUNNING", "PER S", "COMPLETED", "FAILED", "WORKERS")
+ENDPOINT_COLUMNS = (
+    "ENDPOINT",
+    "TYPE",
+    "WAITING",
+    "RUNNING",
+    "PER S",
+    "COMPLETED",
+    "FAILED",
+    "WORKERS",
+)
 
 LOG_LINES = 5
 """Number of last lines of a worker that did not start; `ownpod health` has more."""
@@ -41,7 +51,8 @@ LOG_LINES = 5
 def top(client: Client, *, every_s: float, count: int | None, as_json: bool) -> None:
     """Show all endpoints, workers, hosts and devices, live.
 
-    For each endpoint: running jobs, waiting jobs, and ended jobs per second. The JSON has the
+    For each endpoint: running jobs, waiting jobs, and ended jobs per second; for a load-balanced
+    one (type LB) requests that are open, that wait, and requests per second. The JSON has the
     endpoints; `ownpod gpus list --json` has the devices.
     """
     poller = Poller(client)
@@ -61,12 +72,12 @@ def top(client: Client, *, every_s: float, count: int | None, as_json: bool) -> 
 
 
 class Poller:
-    """Polls ``/health`` of all endpoints, and computes the rate of ended jobs between two polls."""
+    """Polls ``/health`` of all endpoints, and computes the rate of ended jobs, or of requests, between two polls."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._before: dict[str, tuple[float, int]] = {}
-        """Of each endpoint's last poll: monotonic seconds, and the number of ended jobs."""
+        """Of each endpoint's last poll: monotonic seconds, and the number of ended jobs or of requests."""
 
     def poll(self) -> dict[str, Any]:
         """The answer of ``/health`` for each endpoint id, with ``perSecond`` added."""
@@ -75,12 +86,28 @@ class Poller:
             self._client.endpoint = name
             health = self._client.call("GET", "/health")
             now = time.monotonic()
-            ended = health["jobs"]["completed"] + health["jobs"]["failed"]
+            ended = _ended(health)
             then, earlier = self._before.get(name, (now, ended))
             self._before[name] = now, ended
-            health["perSecond"] = (ended - earlier) / (now - then) if now > then else 0.0
+            # The total of requests is less than before when a front has ended.
+            grown = max(0, ended - earlier)
+            health["perSecond"] = grown / (now - then) if now > then else 0.0
             endpoints[name] = health
         return endpoints
+
+
+def _totals(health: dict[str, Any]) -> tuple[object, object]:
+    """Completed and failed jobs. Requests leave no record of their end."""
+    if "front" in health["ownpod"]:
+        return "", ""
+    return health["jobs"]["completed"], health["jobs"]["failed"]
+
+
+def _ended(health: dict[str, Any]) -> int:
+    front = health.get("ownpod", {}).get("front")
+    if front is not None:
+        return int(front["total"])
+    return int(health["jobs"]["completed"] + health["jobs"]["failed"])
 
 
 def screen(endpoints: dict[str, Any], hosts: list[dict[str, Any]]) -> RenderableType:
@@ -88,11 +115,11 @@ def screen(endpoints: dict[str, Any], hosts: list[dict[str, Any]]) -> Renderable
     rows = [
         (
             name,
+            health["ownpod"].get("type", "QB"),
             health["jobs"]["inQueue"],
             health["jobs"]["inProgress"],
             f"{health['perSecond']:.1f}",
-            health["jobs"]["completed"],
-            health["jobs"]["failed"],
+            *_totals(health),
             f"{healthy_workers(health)}/{len(health['ownpod']['workers'])}",
         )
         for name, health in endpoints.items()
@@ -115,6 +142,8 @@ def screen(endpoints: dict[str, Any], hosts: list[dict[str, Any]]) -> Renderable
     for name, health in endpoints.items():
         if paused := health["ownpod"].get("paused"):
             parts += [Text(), Text(f"{name}: {paused}")]
+        if problem := front_problem(health):
+            parts += [Text(), Text(f"{name}: {problem}")]
         lines = list(failure_lines(health))
         if lines:
             parts += [Text(), Text(f"{name}: " + "\n".join(lines[:1] + lines[1:][-LOG_LINES:]))]

@@ -61,7 +61,11 @@ class Prober(threading.Thread):
             self._probe_at = time.monotonic() + pause_s
             changed = self._set(WorkerState.UNHEALTHY, reason)
         if changed:
-            log.warning("worker unhealthy, its jobs go to others: %s", reason)
+            self.note_failure(reason)
+
+    def note_failure(self, reason: str) -> None:
+        """Logs that the worker is unhealthy since now."""
+        log.warning("worker unhealthy, its jobs go to others: %s", reason)
 
     def succeed(self) -> None:
         """The worker took a job: pauses between probes begin again at the shortest."""

@@ -13,6 +13,13 @@ import requests
 from helpers import Process, wait_until
 from websockets.sync.client import connect
 
+from ownpod.rules.balancing import RouteReading, ServerReading
+from ownpod.rules.fleet import WorkerState, WorkerStatus
+from ownpod.rules.homes import Front
+from ownpod.store.client import connect as redis_connect
+from ownpod.store.fleet import Fleet
+from ownpod.store.fronts import Fronts
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
@@ -244,6 +251,57 @@ def test_without_hosts_and_templates_nothing_of_them_is_shown(browser, shared):
     wait_until(lambda: "as of" in browser.text("#message"), 15)
     assert browser.run("document.querySelector('#managed').hidden")
     assert browser.run("document.querySelector('#hosts').hidden")
+
+
+BALANCED = """
+endpoints:
+  web: {type: LB, workers: [{url: "http://127.0.0.1:1", id: a}, {url: "http://127.0.0.1:2", id: b, capacity: 4}]}
+  local-ep: {}
+"""
+
+
+def test_a_load_balanced_endpoint_shows_its_requests_and_no_jobs(browser, start_ownpod, tmp_path):
+    file = tmp_path / "workers.yaml"
+    file.write_text(BALANCED)
+    # What a front publishes is written by hand.
+    ownpod = start_ownpod(OWNPOD_WORKERS_FILE=file, OWNPOD_WORKERS="", OWNPOD_FRONT="off")
+    browser.open(url_of(ownpod))
+    browser.run("at('endpoint').value = 'web'; endpoint = 'web'; refresh()")
+    wait_until(lambda: "no front runs" in browser.text("#paused"), 15, "the missing front")
+    wait_until(lambda: browser.text("#workers").count("✕ unhealthy") == 2, 10)
+    with redis_connect(ownpod.redis_url) as client:
+        fleet, fronts = Fleet(client), Fronts(client)
+        servers = {"a": ServerReading(open=2, total=9), "b": ServerReading(waiting=1)}
+
+        def publish():
+            fronts.beat(Front("f"), {"web": RouteReading(5, servers, total=12)})
+            for name, state, why in (
+                ("a", WorkerState.READY, ""),
+                ("b", WorkerState.UNHEALTHY, "404 on /ping: <b>is it the right path?</b>"),
+            ):
+                fleet.publish_status(name, WorkerStatus(state, why), node="f@h", ttl_s=9)
+
+        def row(name):
+            publish()
+            found = browser.text("#workers").splitlines()
+            return next((line for line in found if line.split()[0] == name), "")
+
+        wait_until(lambda: "● ready" in row("a") and "2/any" in row("a"), 15, "the ready worker")
+        wait_until(lambda: "404 on /ping: <b>is it" in row("b") and "0/4" in row("b"), 15)
+        assert "1 waiting for it" in row("b")
+        wait_until(
+            lambda: (
+                (publish(), browser.text("#counts").split())[1]
+                == ["3", "waiting", "2", "open", "12", "so", "far"]
+            ),
+            15,
+        )
+    assert browser.run("document.querySelector('#paused').hidden")
+    hidden = "[...document.querySelectorAll('.queue')].map((part) => part.hidden)"
+    assert browser.run(hidden) == [True] * 3
+    assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+    browser.run("at('endpoint').value = 'local-ep'; endpoint = 'local-ep'; refresh()")
+    wait_until(lambda: browser.run(hidden) == [False] * 3, 15, "the parts of a queue")
 
 
 def test_a_phone_can_show_it(browser, shared):

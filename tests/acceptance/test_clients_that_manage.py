@@ -137,6 +137,53 @@ def test_flashs_client_of_an_existing_endpoint_runs_jobs(ownpod, tmp_path):
     requests.delete(f"{root}/v1/endpoints/{made['id']}", headers=headers, timeout=9)
 
 
+FLASH_DEPLOY = """
+import asyncio, json
+from runpod_flash import GpuGroup
+from runpod_flash.core.resources.load_balancer_sls_resource import LoadBalancerSlsResource
+
+async def main():
+    resource = LoadBalancerSlsResource(
+        name="flash-lb", imageName="org/web:1", gpus=[GpuGroup.AMPERE_24], env={"PORT": "8000"},
+        workersMax=1, scalerValue=2,
+    )
+    made = await resource.deploy()
+    print(json.dumps({"id": made.id, "url": made.endpoint_url, "type": made.type.value}))
+
+asyncio.run(main())
+"""
+
+
+def test_flash_makes_a_load_balanced_endpoint(ownpod, tmp_path):
+    root = root_of(ownpod)
+    done = run_command(
+        *(sys.executable, "-W", "ignore", "-c", FLASH_DEPLOY),
+        cwd=tmp_path,
+        timeout=60,
+        HOME=tmp_path,
+        RUNPOD_API_KEY=ADMIN,
+        RUNPOD_API_BASE_URL=root,
+        RUNPOD_ENDPOINT_BASE_URL=f"{root}/v2",
+        RUNPOD_REST_API_URL=f"{root}/v1",
+        RUNPOD_HAPI_URL=f"{root}/hapi",
+        RUNPOD_CONSOLE_URL=root,
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    assert (made["type"], made["url"]) == (
+        "LB",
+        f"https://{made['id']}.127.0.0.1:{ownpod.port}",
+    )
+    url, headers = f"{root}/v2/serverless/{made['id']}", {"Authorization": f"Bearer {ADMIN}"}
+    found = requests.get(url, headers=headers, timeout=9).json()
+    assert (found["type"], found["scaling"]) == (
+        "LOAD_BALANCER",
+        {"type": "REQUEST_COUNT", "requestCount": 2},
+    )
+    assert found["env"]["PORT"] == "8000"
+    requests.delete(url, headers=headers, timeout=9)
+
+
 def deploy(ownpod, **more):
     root = root_of(ownpod)
     return run_command(

@@ -281,7 +281,7 @@ def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
         {"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Host": "localhost"},
     ):
         assert call("GET", "/v2/other/requests", headers) == 401, headers
-    assert requests.get(f"{url}/v2/", headers=MINE, timeout=9).json() == {"endpoints": ["mine"]}
+    assert requests.get(f"{url}/v2/", headers=MINE, timeout=9).json()["endpoints"] == ["mine"]
     assert picture_of(locked, "the-admin-key") == before
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import requests
 import yaml
-from helpers import begun, overlaps, wait_until
+from helpers import Process, begun, overlaps, wait_until
 
 from ownpod.rules.managed import Phase
 from ownpod.store.agents import Agents
@@ -156,6 +156,52 @@ def test_a_worker_that_is_killed_during_a_job_is_replaced_and_the_job_runs_again
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)
     assert done["workerId"] != first
     assert overlaps(runs) == []
+
+
+@pytest.mark.slow
+def test_a_worker_whose_handler_goes_on_after_its_jobs_time_is_replaced(managed):
+    ownpod = managed(workersMax=1, executionTimeout=5_000)
+    stuck = ownpod.submit(text="a", seconds=3600)
+    wait_until(lambda: processes(ownpod), 60, "a worker")
+    (before,) = processes(ownpod)
+    assert ownpod.ended(stuck, 60)["status"] == "TIMED_OUT"
+    job = ownpod.submit(text="b")
+    done = ownpod.ended(job, 90)
+    assert (done["status"], done["output"]["echo"]) == ("COMPLETED", "b")
+    assert done["workerId"] != before
+    assert before not in processes(ownpod)
+
+
+@pytest.mark.slow
+def test_an_agents_options_choose_its_name_engine_devices_and_labels(managed, tmp_path):
+    ownpod = managed()
+    options = (
+        "--name",
+        "second",
+        "--engine",
+        "process",
+        "--devices",
+        "cpu:3",
+        "--labels",
+        "pool=low",
+    )
+    agent = Process(
+        *(sys.executable, "-m", "ownpod", "agent", *options),
+        log=tmp_path / "agent.log",
+        REDIS_URL=ownpod.redis_url,
+        OWNPOD_DATA_DIR=tmp_path / "second",
+    )
+    try:
+
+        def found():
+            hosts = requests.get(f"http://127.0.0.1:{ownpod.port}/agents", timeout=30).json()
+            return next((host for host in hosts["agents"] if host["host"] == "second"), None)
+
+        host = wait_until(found, 30, "the second host")
+        assert (host["engine"], len(host["devices"])) == ("process", 3)
+        assert all("low" in device["pools"] for device in host["devices"])
+    finally:
+        agent.stop()
 
 
 def test_a_worker_that_does_not_start_is_explained_and_its_jobs_wait(managed, tmp_path):

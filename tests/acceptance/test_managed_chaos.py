@@ -1,7 +1,8 @@
 """Managed workers while everything is killed: in every phase of a worker, by chance with a fixed seed.
 
 Two endpoints share two devices, and scale to zero and back again and again while their jobs go through. The phases that are
-short are made longer: a worker ends a second after its SIGTERM, and the agent is stopped while it prepares one.
+short are made longer: a worker ends a second after its SIGTERM. With the engine of processes a worker is prepared within
+some ms, so the agent runs for a ms at a time from when a worker is wanted, and is stopped while it prepares that worker.
 """
 
 import contextlib
@@ -36,11 +37,14 @@ from ownpod.store.managed import Managed
 HANDLERS = Path(__file__).with_name("handlers.py")
 KILLS_S = max(60.0, SECONDS)
 """Seconds in which processes are killed."""
+ALL_PHASES_S = 120
+"""Seconds of a run in which something is certainly killed in each phase."""
 JOBS = max(200, int(2 * KILLS_S))
 ENDED_S = 90.0 + KILLS_S / 2
 """Seconds in which all jobs end after the last kill."""
 GONE_S = 75.0
 """Seconds in which the last worker is gone: those of an orphan, and some more."""
+DEVICES = 2
 KILL_PAUSE_S = (0.1, 0.8)
 FROZEN_S = (0.1, 0.6)
 """How long the agent is stopped after a kill while it prepares a worker."""
@@ -48,6 +52,8 @@ SLOW_TO_END = """trap 'sleep 1; exit 0' TERM; "$@" & wait $!"""
 """In a worker's shell, which is its first process."""
 AIM_SHORT_S, AIM_S = 0.8, 2.0
 """Seconds to wait for a worker in a phase that is short, and in any other, in which a process is to be killed."""
+STEP_S, STEPS_S = 0.001, 1.0
+"""For how long the agent runs between two looks whether it prepares a worker, and for how long it is watched so."""
 
 PARTS: Parts = {
     "agent": lambda line, depth: "ownpod agent" in line and depth == 1,
@@ -189,14 +195,18 @@ class Watcher(threading.Thread):
 
 
 class Killer:
-    """Kills processes by chance, each kind while a worker is in each phase."""
+    """Kills processes by chance, each kind while a worker is in each phase.
+
+    Attributes:
+        killed: the number of kills by kind and by the phase in which a worker was seen just before; "none": in no certain one.
+    """
 
     def __init__(self, ownpod, processes: Processes, chance: random.Random) -> None:
-        self.killed: Counter[str] = Counter()
-        self.in_phase: Counter[str] = Counter()
+        self.killed: Counter[tuple[str, str]] = Counter()
         self._ownpod = ownpod
         self._processes = processes
         self._chance = chance
+        self._agents: list[psutil.Process] = []
 
     def run(self, until_s: float) -> None:
         """Kills until then. Each kind has its turn in each phase, as far as there are workers in it."""
@@ -208,45 +218,84 @@ class Killer:
                     deck = [(kind, phase) for kind in KINDS for phase in AIMS]
                     self._chance.shuffle(deck)
                 time.sleep(self._chance.uniform(*KILL_PAUSE_S))
-                (kind, phase), worker = self._aim(managed, deck)
-                deck.remove((kind, phase))
-                with self._frozen(managed, worker if phase is Phase.PREPARING else None) as aimed:
+                with contextlib.suppress(psutil.Error):
+                    self._find_agents()
+                with self._aimed(managed, deck) as ((kind, phase), worker):
+                    deck.remove((kind, phase))
+                    if not worker:
+                        # Without a worker in its phase it is due again before the deck is dealt anew.
+                        deck.append((kind, phase))
                     if self._kill(kind, worker):
-                        self.killed[kind] += 1
-                        self.in_phase[phase if worker and aimed else "none"] += 1
+                        self.killed[kind, phase if worker else "none"] += 1
+
+    def table(self) -> str:
+        """The kills by phase, a line for each, with a column for each kind."""
+        widths = [max(len(kind), 4) for kind in KINDS]
+        head = "  ".join(kind.rjust(width) for kind, width in zip(KINDS, widths, strict=True))
+        lines = [f"{'killed while a worker was':26}{head}"]
+        for phase in (*AIMS, "none"):
+            cells = (str(self.killed[kind, phase]) for kind in KINDS)
+            row = "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
+            lines.append(f"{'(in no certain phase)' if phase == 'none' else phase:26}{row}")
+        return "\n".join(lines)
+
+    def _find_agents(self) -> None:
+        """Before they are needed, because that takes longer than a worker is prepared."""
+        if not any(agent.is_running() for agent in self._agents):
+            self._agents = processes_of(self._ownpod, "agent", PARTS)
 
     @contextlib.contextmanager
-    def _frozen(self, managed: Managed, worker: str | None) -> Iterator[bool]:
-        """Stops the agent until a while after the block, so that it prepares the worker that long. Yields whether the worker
-        is still in this phase; without a worker, True.
-        """
-        if worker is None:
-            yield True
-            return
-        agents = processes_of(self._ownpod, "agent", PARTS)
-        send(agents, signal.SIGSTOP)
-        try:
-            record = None
-            with contextlib.suppress(RedisUnavailable):
-                record = managed.get(worker)
-            yield record is not None and record.phase is Phase.PREPARING
-            time.sleep(self._chance.uniform(*FROZEN_S))
-        finally:
-            send(agents, signal.SIGCONT)
-
-    def _aim(
+    def _aimed(
         self, managed: Managed, deck: list[tuple[str, Phase]]
-    ) -> tuple[tuple[str, Phase], str | None]:
-        """What to kill, and a worker that is in the phase for it as soon as there is one; None after a while."""
+    ) -> Iterator[tuple[tuple[str, Phase], str | None]]:
+        """What to kill, and a worker that is in the phase for it as soon as there is one; None after a while.
+
+        While a worker is prepared, the agent is stopped until a while after the block.
+        """
         began = time.monotonic()
+        preparing = [card for card in deck if card[1] is Phase.PREPARING]
         while (passed_s := time.monotonic() - began) < AIM_S:
-            with contextlib.suppress(RedisUnavailable):
-                now = {worker.phase: worker.id for worker in managed.list()}
-                phases = SHORT if passed_s < AIM_SHORT_S else AIMS
-                if aimed := [card for card in deck if card[1] in now and card[1] in phases]:
-                    return aimed[0], now[aimed[0][1]]
+            now = self._look(managed)
+            placed = sum(len(workers) for phase, workers in now.items() if phase in LIVE)
+            if preparing and Phase.WANTED in now and placed < DEVICES and self._agents:
+                with self._stepped(managed) as worker:
+                    if worker:
+                        yield preparing[0], worker
+                        time.sleep(self._chance.uniform(*FROZEN_S))
+                        return
+            phases = SHORT if passed_s < AIM_SHORT_S else AIMS
+            if aimed := [card for card in deck if card[1] in now and card[1] in phases]:
+                yield aimed[0], now[aimed[0][1]][0]
+                return
             time.sleep(0.002)
-        return deck[0], None
+        yield deck[0], None
+
+    def _look(self, managed: Managed) -> dict[Phase, list[str]]:
+        """The workers in each phase that there is now."""
+        found = defaultdict(list)
+        with contextlib.suppress(RedisUnavailable):
+            for worker in managed.list():
+                found[worker.phase].append(worker.id)
+        return found
+
+    @contextlib.contextmanager
+    def _stepped(self, managed: Managed) -> Iterator[str | None]:
+        """Lets the agent run for a ms at a time until it prepares a worker, and yields that one; None after a while.
+
+        The agent is stopped in the block.
+        """
+        until_s = time.monotonic() + STEPS_S
+        try:
+            while True:
+                send(self._agents, signal.SIGSTOP)
+                now = self._look(managed)
+                if Phase.PREPARING in now or Phase.WANTED not in now or time.monotonic() > until_s:
+                    yield next(iter(now.get(Phase.PREPARING, ())), None)
+                    return
+                send(self._agents, signal.SIGCONT)
+                time.sleep(STEP_S)
+        finally:
+            send(self._agents, signal.SIGCONT)
 
     def _kill(self, kind: str, worker: str | None) -> bool:
         if kind == "worker":
@@ -304,7 +353,7 @@ def test_every_job_is_completed_and_every_device_is_free_whatever_is_killed(
         OWNPOD_WORKERS_FILE=file,
         OWNPOD_WORKERS="",
         OWNPOD_ENGINE="process",
-        OWNPOD_DEVICES="cpu:2",
+        OWNPOD_DEVICES=f"cpu:{DEVICES}",
         OWNPOD_APPENDFSYNC="always",
         OWNPOD_LEASE_S=4,
         OWNPOD_SHUTDOWN_GRACE_S=2,
@@ -333,13 +382,10 @@ def test_every_job_is_completed_and_every_device_is_free_whatever_is_killed(
         finally:
             told = (
                 f"\nmanaged, seed {SEED}: {sum(map(len, ended.values()))} jobs, "
-                f"{killer.killed.total()} kills in {KILLS_S:g} s: "
-                + ", ".join(f"{kind} {killer.killed[kind]}" for kind in KINDS)
-                + "; while a worker was "
-                + ", ".join(f"{phase} {n}" for phase, n in sorted(killer.in_phase.items()))
-                + "; the looks saw "
+                f"{killer.killed.total()} kills in {KILLS_S:g} s, all done {all_done_s:.1f} s after the last; "
+                f"{watcher.looks} looks, which saw "
                 + ", ".join(f"{phase} {n}" for phase, n in watcher.phases.most_common())
-                + f"; all done {all_done_s:.1f} s after the last kill; {watcher.looks} looks"
+                + f"\n{killer.table()}"
             )
             with capsys.disabled():
                 print(told)
@@ -354,7 +400,10 @@ def test_every_job_is_completed_and_every_device_is_free_whatever_is_killed(
             answer = requests.post(url, json={"input": {"text": "next"}}, timeout=70).json()
             assert answer.get("output", {}).get("echo") == "next", answer
     assert watcher.wrong == []
-    assert set(killer.killed) == set(KINDS)
+    assert {kind for kind, _ in killer.killed} == set(KINDS)
+    # In a shorter run a busy host may miss a phase that takes some ms.
+    if SECONDS >= ALL_PHASES_S:
+        assert {phase for _, phase in killer.killed} >= set(AIMS)
     assert gone_s <= GONE_S
 
 

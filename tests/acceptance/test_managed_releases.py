@@ -72,11 +72,12 @@ class Lab:
     def shown(self):
         return self.ownpod.get("/workers")["managed"]
 
-    def run(self, *command):
+    def run(self, *command, stdin="", **environ):
         done = subprocess.run(
             [sys.executable, "-m", "ownpod", *command],
-            env={**os.environ, "REDIS_URL": self.ownpod.redis_url},
+            env={**os.environ, "REDIS_URL": self.ownpod.redis_url, **environ},
             cwd=self._file.parent,
+            input=stdin,
             capture_output=True,
             text=True,
             check=False,
@@ -165,6 +166,21 @@ def test_a_release_that_cannot_be_imported_leaves_the_old_one_until_it_is_rolled
     assert [row["state"] for row in rows] == [
         *("current", "given up: rolled back to release 1", "earlier"),
     ]
+
+
+def test_with_one_worker_at_most_a_release_without_its_secret_leaves_the_old_worker_serving(
+    lab, tmp_path
+):
+    lab = lab(workersMax=1)
+    (old,) = lab.ready()
+    needs = template("two")
+    needs["env"]["TOKEN"] = "{{ SECRET_hub }}"
+    lab.configure(template=needs, workersMax=1)
+    wait_until(lambda: "secret 'hub' is not there" in lab.shown()["releases"]["state"], 60)
+    assert lab.ownpod.ended(lab.ownpod.submit(text="a"), 30)["status"] == "COMPLETED"
+    assert list(lab.ready()) == [old]
+    lab.run("secrets", "set", "hub", stdin="a-value", OWNPOD_DATA_DIR=str(tmp_path / "var"))
+    wait_until(lambda: lab.models() == ["two"], 90, "the worker of the new release")
 
 
 def test_with_auto_rollback_an_idle_endpoint_goes_back_by_itself(lab):

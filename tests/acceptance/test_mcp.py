@@ -155,6 +155,26 @@ def test_the_tools_of_version_4_manage_through_rest_v2(packages, ownpod):
         assert template["id"] not in ids_in(server.call("list-templates"))
 
 
+def test_the_tools_of_version_4_make_a_load_balanced_endpoint(packages, ownpod):
+    with mcp_server(packages / "mcp-server", ownpod) as server:
+        body = {
+            "name": "mcp-lb",
+            "type": "LOAD_BALANCER",
+            "scaling": {"type": "REQUEST_COUNT", "requestCount": 2},
+            "gpu": {"pools": [POOL]},
+            "workers": {"max": 1, "idleTimeout": 60},
+            "image": "org/web:1",
+            "env": {**ENV, "PORT": "8000", "PORT_HEALTH": "8000"},
+            "ports": ["8000/http"],
+        }
+        made = server.call("create-endpoint", body=body)
+        read = server.call("get-endpoint", id=made["id"])
+        assert (read["type"], read["scaling"]) == (body["type"], body["scaling"])
+        assert read["requestUrls"]["health"] == read["requestUrls"]["base"] + "/ping"
+        server.call("update-endpoint", id=made["id"], body={"workers": {"max": 0}})
+        server.call("delete-endpoint", id=made["id"])
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_the_tools_of_version_3_manage_through_either_rest(packages, ownpod, version):
     folder = packages / "mcp-server-of-v1"

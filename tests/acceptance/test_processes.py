@@ -62,6 +62,7 @@ def test_the_ready_line_is_the_last_and_names_come_first(start_worker, start_own
     assert {line.split(" | ")[0].strip() for line in lines} == {
         "redis",
         "dispatch",
+        "front",
         "api",
         "ownpod",
     }
@@ -71,8 +72,8 @@ def test_the_ready_line_is_the_last_and_names_come_first(start_worker, start_own
 def test_a_signal_ends_everything(start_ownpod, signum):
     ownpod = start_ownpod("http://127.0.0.1:1")
     started = children(ownpod.process.pid)
-    # redis, gunicorn and its two workers, the supervisor and its two nodes
-    assert len(started) == 7
+    # redis, the front and its HAProxy, gunicorn and its two workers, the supervisor and its two nodes
+    assert len(started) == 9
     ownpod.process.send(signum)
     assert ownpod.process.wait() == 0
     wait_until(all_gone(started))

@@ -9,19 +9,23 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 from helpers import Process, load_settings, wait_until
 
 from ownpod.agent.agent import Agent
+from ownpod.agent.container_options import name_of
 from ownpod.agent.containers import ContainerEngine
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import EngineError, Launch
 from ownpod.agent.steps import Host
 from ownpod.housekeeping.scaler import Scaler
 from ownpod.registry import Registry
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.endings import why_ended
 from ownpod.rules.endpoints import Endpoint
@@ -482,6 +486,46 @@ def test_a_worker_that_is_pushed_to_and_ends_at_once_is_an_error_with_its_reason
         return None
 
     assert "ended at once, the image has no command nosuch" in wait_until(tried, 60)
+
+
+SERVES = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{self.path} at {self.server.server_port} as {os.getuid()}".encode())
+
+health = HTTPServer(("0.0.0.0", int(os.environ["PORT_HEALTH"])), Handler)
+Thread(target=health.serve_forever).start()
+HTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_a_load_balanced_worker_serves_on_the_engines_network_and_nothing_is_published(images, lab):
+    template = {"image": "ownpod/worker-echo", "entrypoint": ("python",), "protocol": Protocol.HTTP}
+    env = {"PORT": "80", "PORT_HEALTH": "81", "HEALTH_CHECK_PATH": "/ping"}
+    launch = lab.launch(("-c", SERVES), env=env, **template)
+    launch = replace(launch, balancing=Balancing(80, 81))
+    started = lab.engine.start(launch)
+    assert started.health_port == 81
+
+    def answer(url):
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(url, timeout=5).text
+
+    text = wait_until(lambda: answer(f"{started.url}/x"), 60, "an answer")
+    assert text.startswith("/x at 80 as ")
+    host = urlsplit(started.url).hostname
+    assert answer(f"http://{host}:81/ping").startswith("/ping at 81 ")
+    found = inspect(name_of(launch.worker_id))
+    assert not found["HostConfig"]["PortBindings"]
+    assert not any(found["NetworkSettings"]["Ports"].values())
+    with contextlib.closing(ContainerEngine(lab.instance)) as later:
+        assert later.address(launch.worker_id) == later.start(launch) == started
 
 
 @pytest.fixture

@@ -308,6 +308,15 @@ def test_the_answers_of_rest_v2_fit(call, app):
     cpu["cpu"] = [{"id": "cpu3c", "vcpuCount": 2}]
     call("post", "/v2/serverless", {**cpu, "type": "QUEUE"})
     start_workers(app, full)
+    lb = call("post", "/v2/serverless", {**cpu, "type": "LOAD_BALANCER", "ports": ["80/http"]})[
+        "id"
+    ]
+    changed = {"workers": {"idleTimeout": 60}, "env": {"PORT": "8000"}}
+    assert call("patch", "/v2/serverless/{id}", changed, id=lb)["type"] == "LOAD_BALANCER"
+    call("get", "/v2/serverless/{id}", id=lb)
+    call("get", "/v2/serverless/{id}/workers", id=lb)
+    call("get", "/v2/serverless/{id}/releases", id=lb)
+    call("get", "/v1/endpoints/{id}", id=lb)
     call("get", "/v2/serverless")
     call("get", "/v2/serverless/{id}", id=full)
     call("patch", "/v2/serverless/{id}", {"image": "org/worker:2"}, id=full)

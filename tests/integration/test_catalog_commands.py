@@ -4,11 +4,10 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from commands import command_environment, running_commands
 from helpers import load_settings, run_command
 
 from ownpod import settings
@@ -16,11 +15,20 @@ from ownpod.configuration import load_endpoints
 from ownpod.management import Caller, Management
 from ownpod.management.applied_file import wanted_of
 from ownpod.registry import Registry
-from ownpod.rules.catalog import Container, Door, EndpointRow, Gpu, TemplateRow, registry_secret
+from ownpod.rules.balancing import DEFAULT_LIMIT_S, Balancing
+from ownpod.rules.catalog import (
+    Container,
+    Door,
+    EndpointRow,
+    EndpointType,
+    Gpu,
+    TemplateRow,
+    registry_secret,
+)
 from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.secrets import Secrets
-from ownpod.tools.cli import main
+from ownpod.tools.endpoints import COLUMNS
 
 CALLER = Caller("digest", Door.V1)
 
@@ -49,29 +57,20 @@ endpoints:
 
 @pytest.fixture
 def environ(redis_server, client, tmp_path):
-    (tmp_path / "workers.yaml").write_text(WORKERS)
-    return {
-        "REDIS_URL": redis_server.url,
-        "OWNPOD_WORKERS_FILE": str(tmp_path / "workers.yaml"),
-        "OWNPOD_DATA_DIR": str(tmp_path / "var"),
-    }
+    return command_environment(tmp_path, redis_server.url, WORKERS)
 
 
 @pytest.fixture
 def run(environ, monkeypatch):
-    """Runs a command in this process; its exit code, output and errors. No output ever has the secret."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    settings.current.cache_clear()
+    """Runs a command in this process. No output ever has the secret."""
+    with running_commands(monkeypatch, **environ) as command:
 
-    def run(*arguments, stdin="", shows=False):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod", input=stdin)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        assert shows or SECRET not in done.output
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
+        def run(*arguments, stdin="", shows=False):
+            done = command(*arguments, stdin=stdin)
+            assert shows or SECRET not in done.output + done.errors
+            return done
 
-    yield run
-    settings.current.cache_clear()
+        yield run
 
 
 @pytest.fixture
@@ -278,13 +277,65 @@ def test_endpoints_are_created_changed_paused_and_deleted(run, management, monke
     run("endpoints", "pause", "chat")
     run("endpoints", "pause", "chat")
     assert rows(management)["chat"].workers_max == 0
-    assert run("endpoints", "list").output.splitlines()[1].split()[2] == "paused"
+    assert run("endpoints", "list").output.splitlines()[1].split()[3] == "paused"
     assert run("endpoints", "resume", "chat").output == "resumed chat with at most 4 workers\n"
     assert "is not paused" in run("endpoints", "resume", "chat").errors
     assert run("endpoints", "delete", "chat").output == "deleted chat\n"
     assert rows(management) == {}
     assert "not found" in run("endpoints", "delete", "chat").errors
     assert "not found" in run("endpoints", "update", "chat", "--ttl", "60000").errors
+
+
+def test_load_balanced_endpoints_are_created_changed_listed_and_exported(run, management, registry):
+    made = run(
+        *("endpoints", "create", "web", "--type", "LB", "--image", "you/web:1", "--port", "8000"),
+        *("--capacity", "4", "--health-path", "/healthz", "--hold-timeout", "60"),
+        *("--request-timeout", "0", "--max-body", "100", "--pass-authorization", "true"),
+    )
+    assert (made.code, made.errors) == (0, "")
+    assert "    type: LB\n" in made.output
+    row = rows(management)["web"]
+    assert (row.type, row.timeout_ms) == (EndpointType.LOAD_BALANCER, 0)
+    registry.refresh()
+    endpoint = registry.endpoint("web")
+    assert endpoint.balancing == Balancing(
+        8000, None, "/healthz", 4, 60, 0, 100, passes_authorization=True
+    )
+    changed = run("endpoints", "update", "web", "--capacity", "1", "--request-timeout", "330")
+    assert "    capacity: 4 -> 1\n" in changed.output
+    registry.refresh()
+    assert (registry.endpoint("web").balancing.capacity, row.version) == (1, 1)
+    assert registry.endpoint("web").balancing.limit_s == DEFAULT_LIMIT_S
+    # Workers have the port in their environment.
+    moved = run("endpoints", "update", "web", "--port", "9000", "--health-port", "9001")
+    assert "change web (its workers are replaced)\n" in moved.output
+    again = rows(management)["web"]
+    assert (again.version, again.releases[-1].release) != (1, row.releases[-1].release)
+    exported = run("export", "web").output
+    entry = yaml.safe_load(exported)["endpoints"]["web"]
+    assert (entry["type"], entry["capacity"], entry["scalerType"]) == ("LB", 1, "REQUEST_COUNT")
+    assert "executionTimeout" not in entry
+    assert run("apply", "-f", "-", stdin=exported).output == "no changes\n"
+    refused = run("apply", "-f", "-", stdin="endpoints: {web: {template: {image: 'you/web:1'}}}")
+    assert "endpoints.web: type: an endpoint's type is fixed at its creation" in refused.errors
+    assert run("endpoints", "list").output.splitlines()[1].split()[:3] == ["web", "web", "LB"]
+    assert json.loads(run("endpoints", "show", "web", "--json").output)["type"] == "LB"
+
+
+def test_keys_of_load_balanced_endpoints_need_the_type(run):
+    refused = run("endpoints", "create", "x", "--image", "a:1", "--capacity", "4")
+    assert "capacity: has no effect without `type: LB`" in refused.errors
+    by_delay = ("--type", "LB", "--image", "a:1", "--scaler-type", "QUEUE_DELAY")
+    assert "scalerType: must be REQUEST_COUNT" in run("endpoints", "create", "x", *by_delay).errors
+
+
+def test_load_balanced_endpoints_of_the_file_are_listed_with_their_keys(run, tmp_path):
+    (tmp_path / "workers.yaml").write_text(
+        "endpoints: {web: {type: LB, capacity: 2, workers: [{url: 'http://127.0.0.1:1'}]}}"
+    )
+    shown = json.loads(run("endpoints", "show", "web", "--json").output)
+    assert (shown["type"], shown["capacity"], shown["workersMax"]) == ("LB", 2, 1)
+    assert shown["source"] == "configuration"
 
 
 def test_an_endpoint_without_an_id_gets_one_in_runpods_shape(run, management):
@@ -316,7 +367,7 @@ def test_wrong_use_is_one_line(run, arguments, problem):
 def test_lists_show_where_endpoints_come_from_and_no_values(run, file):
     run("apply", "-f", str(file))
     lines = run("endpoints", "list").output.splitlines()
-    assert lines[0].split() == ["ID", "NAME", "WORKERS", "GPUS", "VERSION", "SOURCE", "IMAGE"]
+    assert lines[0].split() == list(COLUMNS)
     assert {line.split()[0] for line in lines[1:]} == {"chat", "embed", "in-file"}
     shown = {row["id"]: row for row in json.loads(run("endpoints", "list", "--json").output)}
     assert shown["in-file"]["source"] == "configuration"

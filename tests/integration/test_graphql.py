@@ -130,6 +130,8 @@ def test_an_inline_template_belongs_to_its_endpoint(ask):
             "containerDiskInGb": 10,
             "volumeInGb": 0,
             "env": [],
+            # runpod-flash sends an object here, others a text.
+            "config": {},
         },
     }
     query = "mutation($input: EndpointInput!) { saveEndpoint(input: $input) { id templateId template { name } } }"
@@ -159,8 +161,8 @@ def test_an_inline_template_belongs_to_its_endpoint(ask):
         ("query { flashApps { id } }", 'Cannot query field "flashApps" on type "Query".'),
         ("subscription { jobs }", 'on type "Subscription"'),
         (
-            'mutation { saveEndpoint(input: {name: "abc", gpuIds: "ADA_24", type: "LB", template: {imageName: "i"}}) { id } }',
-            "no load-balanced endpoints",
+            'mutation { saveEndpoint(input: {name: "abc", gpuIds: "ADA_24", type: "X", template: {imageName: "i"}}) { id } }',
+            "type must be one of QB, LB",
         ),
         ("query { myself { id ", "Syntax Error"),
         ("query { " + "myself { endpoints { " * 30 + "id" + " } }" * 30 + " }", "levels"),
@@ -259,3 +261,41 @@ def test_workers_are_read_for_a_request_that_selects_them_only(ask, app, monkeyp
     data = ask("query { myself { endpoints { id pods { id } } } }")["data"]["myself"]
     assert [endpoint["pods"] for endpoint in data["endpoints"]] == [[], []]
     assert len(read) == 2
+
+
+def test_variables_may_be_scalars_as_pulumis_provider_sends_them(ask):
+    template = ask(
+        """mutation SaveTemplate($name: String!, $image: String!, $disk: Int!, $volume: Int!, $args: String!) {
+          saveTemplate(input: {name: $name, imageName: $image, containerDiskInGb: $disk, volumeInGb: $volume,
+            dockerArgs: $args, env: [], isServerless: true}) { id dockerArgs } }""",
+        name="scalars",
+        image="org/worker:1",
+        disk=5,
+        volume=0,
+        args="python x.py",
+    )["data"]["saveTemplate"]
+    assert template["dockerArgs"] == "python x.py"
+    made = ask(
+        """mutation SaveEndpoint($name: String!, $templateId: String!, $gpuIds: String!, $idle: Int!, $max: Int!,
+          $scaler: String!, $value: Int!) { saveEndpoint(input: {name: $name, templateId: $templateId, gpuIds: $gpuIds,
+            idleTimeout: $idle, workersMin: 0, workersMax: $max, scalerType: $scaler, scalerValue: $value})
+            { id gpuIds idleTimeout workersMax scalerType scalerValue } }""",
+        name="scalars",
+        templateId=template["id"],
+        gpuIds="ADA_24",
+        idle=9,
+        max=2,
+        scaler="REQUEST_COUNT",
+        value=3,
+    )["data"]["saveEndpoint"]
+    assert (made["gpuIds"], made["idleTimeout"], made["workersMax"]) == ("ADA_24", 9, 2)
+    assert (made["scalerType"], made["scalerValue"]) == ("REQUEST_COUNT", 3)
+
+
+@pytest.mark.parametrize("instance", ["cpu3g-2-8", "cpu3c-4-8", "cpu5c-8-16"])
+def test_a_cpu_instance_reads_back_as_it_was_sent(ask, instance):
+    query = "mutation($input: EndpointInput!) { saveEndpoint(input: $input) { instanceIds computeType } }"
+    template = {"name": "t", "imageName": "org/worker:1", "containerDiskInGb": 5, "volumeInGb": 0}
+    values = {"name": "cpus", "instanceIds": [instance], "template": template}
+    made = ask(query, input=values)["data"]["saveEndpoint"]
+    assert made == {"instanceIds": [instance], "computeType": "CPU"}

@@ -1,10 +1,9 @@
 """`ownpod agents`, `ownpod gpus` and the managed workers of `ownpod workers list`, on a real Redis."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+from commands import command_environment, running_commands
 
 from ownpod import settings
 from ownpod.configuration import load_endpoints
@@ -13,7 +12,6 @@ from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.managed import Managed
-from ownpod.tools.cli import main
 
 WORKER = "w0rker00000001"
 
@@ -49,18 +47,9 @@ def two_hosts(hosts):
 @pytest.fixture
 def run(redis_server, monkeypatch, tmp_path):
     """Runs a command in this process; its exit code, output and errors."""
-    file = tmp_path / "workers.yaml"
-    file.write_text("endpoints: {ep: {}}")
-    monkeypatch.setenv("REDIS_URL", redis_server.url)
-    monkeypatch.setenv("OWNPOD_WORKERS_FILE", str(file))
-    settings.current.cache_clear()
-
-    def run(*arguments):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod")
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
-
-    yield run
-    settings.current.cache_clear()
+    environ = command_environment(tmp_path, redis_server.url, "endpoints: {ep: {}}")
+    with running_commands(monkeypatch, **environ) as run:
+        yield run
 
 
 def place(managed, tokens, host="alpha", device="GPU-11aa"):
@@ -245,6 +234,20 @@ def test_a_failed_worker_is_listed_with_its_exit_code(run, managed, two_hosts):
     )
     output = run("workers", "list").output
     assert "it ended by itself, exit code 3" in output
+
+
+def test_a_long_reason_is_listed_whole_and_one_that_is_too_long_ends_after_a_word(
+    run, managed, two_hosts
+):
+    place(managed, two_hosts)
+    long = "word " * 50 + "end"
+    managed.progress(WORKER, "alpha", long)
+    assert run("workers", "list").output.rstrip().endswith(long)
+    managed.progress(WORKER, "alpha", "word " * 100)
+    reason = managed.get(WORKER).reason
+    assert (reason[-10:], len(reason) <= 300) == ("ord word …", True)
+    managed.progress(WORKER, "alpha", "x" * 400)
+    assert managed.get(WORKER).reason == "x" * 298 + " …"
 
 
 def test_a_worker_that_no_job_was_requested_by_is_initializing_and_not_unhealthy(

@@ -186,12 +186,12 @@ def test_the_api_serves_an_endpoint_within_a_second_and_404s_a_removed_one(api, 
     registry.put_endpoint("new", {})
     wait_until(lambda: status(api, "new/health") == 200, SEEN_S)
     job = api.post("/v2/new/run", json={"input": {}}).json["id"]
-    assert api.get("/v2/").json == {"endpoints": ["ep", "new"]}
+    assert api.get("/v2/").json["endpoints"] == ["ep", "new"]
     assert 'endpoint="new"' in api.get("/metrics").get_data(as_text=True)
     registry.remove_endpoint("new")
     wait_until(lambda: status(api, "new/health") == 404, SEEN_S)
     assert status(api, f"new/status/{job}") == 404
-    assert api.get("/v2/").json == {"endpoints": ["ep"]}
+    assert api.get("/v2/").json == {"endpoints": ["ep"], "types": {"ep": "QB"}}
     # The job waits for its ttl, or for an endpoint of this id.
     registry.put_endpoint("new", {})
     wait_until(lambda: status(api, f"new/status/{job}") == 200, SEEN_S)

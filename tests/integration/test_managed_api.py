@@ -39,6 +39,7 @@ endpoints:
     hours: [{from: "00:00", to: "24:00", workersMax: 0}]
     template: {command: python handler.py}
   other: {}
+  balanced: {type: LB, template: {command: python app.py}}
 """
 NOW_MS = 60_000
 KEYED = {
@@ -736,3 +737,17 @@ def test_starts_that_fail_are_shown_with_the_last_lines(redis_server, client, tm
     assert body["workers"]["unhealthy"] == 1
     failures = body["ownpod"]["managed"]["failures"]
     assert (failures["exitCode"], failures["log"]) == (3, ["one", "last words"])
+
+
+# Load-balanced endpoints.
+
+
+def test_no_worker_gets_jobs_of_a_load_balanced_endpoint(api, records):
+    for path in (f"job-take/{C}", f"job-take-batch/{C}", f"job-stop/{C}"):
+        refused = api.get(f"/v2/balanced/{path}?gpu=x", headers=headers("any"))
+        assert refused.status_code == 429
+        assert (
+            refused.json["error"] == "endpoint 'balanced' is load-balanced: its workers get no jobs"
+        )
+    assert api.get(f"/v2/balanced/ping/{C}").status_code == 409
+    assert records.reported == []

@@ -1,12 +1,16 @@
 """Network volumes on hosts: made where the first worker starts, on one host only, kept for a day after their deletion."""
 
+import threading
+import time
 from dataclasses import replace
 
 import pytest
+from helpers import wait_until
 
 from ownpod.agent.network_volumes import TRASH, TRASH_S, NetworkVolumeDirectories
 from ownpod.agent.volumes import Volumes
-from ownpod.rules.managed import AgentInfo, ManagedWorker, Phase
+from ownpod.errors import RedisUnavailable
+from ownpod.rules.managed import AgentInfo, HostVolume, ManagedWorker, Phase
 from ownpod.rules.placement import ABOUT_TO_START, why_waits
 from ownpod.rules.templates import Template, VolumeMount
 from ownpod.rules.volumes import ANY_NETWORK, VolumeSource, has_all, reachable, variables
@@ -39,16 +43,21 @@ def directories(stored, tmp_path, clock):
     return NetworkVolumeDirectories(tmp_path / "volumes", "a", stored, clock=clock)
 
 
+def read(directories):
+    """What is published, also on a machine that is slow today."""
+    return directories.read(time.monotonic() + 30)
+
+
 def agent(host, directories):
-    return AgentInfo(host, "process", volumes=tuple(directories.read()))
+    return AgentInfo(host, "process", volumes=tuple(read(directories)))
 
 
 def test_a_host_offers_to_make_volumes_and_lists_its_own(directories, stored):
-    (offer,) = directories.read()
+    (offer,) = read(directories)
     assert (offer.name, offer.problem) == (ANY_NETWORK, "")
     assert offer.total_mb > 0
     assert directories.settle([NAME, "models"])
-    assert [volume.name for volume in directories.read()] == [ANY_NETWORK, NAME]
+    assert [volume.name for volume in read(directories)] == [ANY_NETWORK, NAME]
     assert stored.homes() == {NAME: "a"}
 
 
@@ -126,3 +135,47 @@ def test_a_redis_without_data_deletes_nothing(directories, client, tmp_path, clo
     clock.now += 120
     directories.tidy()
     assert (tmp_path / "volumes" / "abcdefghij").is_dir()
+
+
+def test_a_directory_that_does_not_answer_takes_no_workers_until_it_does(stored, tmp_path):
+    go, begun = threading.Event(), []
+
+    def blocks():
+        begun.append(1)
+        go.wait(30)
+        return HostVolume(ANY_NETWORK, "directory", "", 1000, 500)
+
+    directories = NetworkVolumeDirectories(tmp_path, "a", stored, every_s=0, measure=blocks)
+    assert directories.settle([NAME])
+    for _ in range(3):
+        found = Volumes(network=directories).read("process")
+        assert [volume.problem for volume in found] == [f"{tmp_path} does not answer"] * 2
+        assert not has_all(AgentInfo("a", "process", volumes=found), [NAME])
+    assert len(begun) == 1
+    go.set()
+    offer, mine = read(directories)
+    assert (offer.problem, offer.free_mb, mine.free_mb) == ("", 500, 500)
+    assert mine.source == str(tmp_path / "abcdefghij")
+
+
+def test_the_removal_of_much_data_does_not_keep_the_agent_from_its_turn(stored, tmp_path):
+    go, begun = threading.Event(), []
+
+    class Slow(NetworkVolumeDirectories):
+        def tidy(self):
+            begun.append(1)
+            go.wait(30)
+            raise RedisUnavailable
+
+    volumes = Volumes(network=Slow(tmp_path, "a", stored))
+    for _ in range(3):
+        volumes.tidy()
+    wait_until(lambda: begun)
+    assert begun == [1]
+    go.set()
+
+    def begins_again():
+        volumes.tidy()
+        return len(begun) > 1
+
+    wait_until(begins_again)

@@ -1,11 +1,15 @@
 """POSTs to URLs that clients chose: deadline, address, environment; receivers on loopback."""
 
 import contextlib
+import gc
+import select
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
+import warnings
 
 import psutil
 import pytest
@@ -246,6 +250,32 @@ def test_https_is_verified_and_named_by_the_urls_host_not_by_the_address():
             with pytest.raises(Unanswered, match="CERTIFICATE_VERIFY_FAILED"):
                 untrusted()
     assert names == ["hook.example", "other.example", "hook.example"]
+
+
+class LateTLS(ssl.SSLContext):
+    """Begins TLS only when the receiver has reset the connection, as a host under load may do."""
+
+    def wrap_socket(self, sock, **options):
+        with select.epoll() as poll:
+            poll.register(sock, select.EPOLLHUP)
+            assert poll.poll(30)
+        return super().wrap_socket(sock, **options)
+
+
+@pytest.mark.parametrize("sends", [b"", b"x"])
+def test_a_receiver_that_resets_before_tls_begins_leaves_no_socket_behind(sends):
+    def serve(connected):
+        connected.sendall(sends)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with listening(serve) as port, warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always")
+        sender = outbound(context=LateTLS(ssl.PROTOCOL_TLS_CLIENT))
+        with pytest.raises(Unanswered, match="before TLS began") as failed:
+            sender.post(f"https://127.0.0.1:{port}/", b"{}", {})
+        gc.collect()
+    assert failed.value.reason == "unreachable"
+    assert [str(warning.message) for warning in left] == []
 
 
 def test_proxies_and_netrc_of_the_environment_are_not_used(receiver, tmp_path):

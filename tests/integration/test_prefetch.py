@@ -180,3 +180,26 @@ def test_a_release_waits_for_its_secrets_before_its_image(rig):
     rig.restart()
     rig.turn_until(lambda: rig.image().ready)
     assert rig.engine.prepared
+
+
+def test_with_the_engine_of_processes_a_release_waits_for_its_secrets_too(rig):
+    rig.engine.name = "process"
+    needs = ManagedSpec(Template(command=("handler",), env={"TOKEN": "{{ SECRET_hub }}"}))
+    rig.releases.note("ep", needs)
+    rig.turn_until(rig.image)
+    assert rig.image().words.startswith("secret 'hub' is not there")
+    assert (rig.image().ready, rig.image().tries) == (False, 0)
+    rig.environ["OWNPOD_SECRET_hub"] = "value"
+    rig.restart()
+    rig.turn_until(lambda: rig.image().ready)
+
+
+def test_the_engine_of_processes_checks_no_tags_and_publishes_no_images(rig):
+    rig.engine.name = "process"
+    rig.releases.note("ep", SPEC)
+    asked = rig.releases.look("ep")
+    for _ in range(3):
+        rig.agent.turn()
+    rig.agent.leave()
+    assert rig.image() is None
+    assert rig.releases.look_result("ep", asked) == ("", True)

@@ -106,6 +106,25 @@ def test_a_breaker_is_open_until_a_probe_succeeds(breaker_of):
     assert len(turns) == 2
 
 
+def test_the_end_of_a_paused_worker_is_no_warning(slots, caplog):
+    """A managed worker that was idle is paused before its agent stops it."""
+    caplog.set_level("INFO")
+    paused = []
+    breaker = Breaker(
+        lambda: None, print, publish_every_s=1, slots=slots, is_paused=lambda: bool(paused)
+    )
+    breaker.ready()
+    paused.append("its endpoint is idle")
+    breaker.fail("the worker closed its request for a job")
+    assert breaker.status.state is WorkerState.UNHEALTHY
+    assert [r.levelname for r in caplog.records] == ["INFO", "INFO"]
+    assert "the paused worker does not answer any more" in caplog.text
+    breaker.ready()
+    paused.clear()
+    breaker.fail("does not answer")
+    assert [r.levelname for r in caplog.records[2:]] == ["INFO", "WARNING"]
+
+
 def test_a_breaker_that_is_open_keeps_its_reason_when_the_worker_leaves(breaker_of):
     breaker = breaker_of(lambda: None)
     breaker.open("it refused a job")

@@ -145,6 +145,31 @@ def test_a_worker_that_vanished_loses_its_run(running, pulls, client):
         running.result(5)
 
 
+def test_a_worker_that_pinged_only_before_its_first_request_loses_its_run_when_it_vanishes(
+    running, pulls, client
+):
+    """The SDK begins with a ping; the worker dies while the job is delivered, before the next ping."""
+    pulls.ping("w", "ep", [])
+    assert client.hget(keys.pull("w"), "ping_ms") is None
+    before_ms = time.time() * 1000
+    assert taken(pulls) == ["job-1"]
+    assert int(client.hget(keys.pull("w"), "ping_ms")) <= before_ms
+    assert not running.done()
+    client.zadd(keys.HEARD, {"w": 1})
+    client.hset(keys.pull("w"), "ping_ms", 1)
+    # The request that took the job is the last one: it has not begun.
+    with pytest.raises(WorkerUnavailable, match="did not begin it"):
+        running.result(10)
+
+
+def test_a_worker_that_was_refused_for_another_reason_counts_as_one_that_does_not_ping(
+    running, pulls, client
+):
+    pulls.refuse("w", "ep", "a worker needs one of the keys")
+    assert taken(pulls) == ["job-1"]
+    assert client.hget(keys.pull("w"), "ping_ms") is None
+
+
 def test_a_worker_that_does_not_ping_keeps_its_run_for_its_whole_time(running, pulls, client):
     assert taken(pulls) == ["job-1"]
     client.zadd(keys.HEARD, {"w": 1})

@@ -3,17 +3,14 @@
 import json
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+from commands import running_commands
 from helpers import wait_until
 
-from ownpod import settings
 from ownpod.rules.releases import HostImage
 from ownpod.rules.templates import ManagedSpec, Template
 from ownpod.store.managed import Managed
-from ownpod.tools.cli import main
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 SPEC = ManagedSpec(Template(image="team/w:1", env={"TOKEN": "s3cret"}))
@@ -32,15 +29,8 @@ def releases(managed):
 
 @pytest.fixture
 def run(redis_server, monkeypatch):
-    monkeypatch.setenv("REDIS_URL", redis_server.url)
-    settings.current.cache_clear()
-
-    def run(*arguments):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod")
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
-
-    yield run
-    settings.current.cache_clear()
+    with running_commands(monkeypatch, REDIS_URL=redis_server.url) as run:
+        yield run
 
 
 @pytest.fixture
@@ -95,6 +85,9 @@ def test_a_rollback_makes_a_release_of_the_earlier_one(run, releases, number):
     listed = run("releases", "ep").output
     assert "given up: rolled back to release 1" in listed
     assert "rollback to 1: image, env.MODEL, env.TOKEN" in listed
+    (noted,) = json.loads(run("audit", "--json").output)
+    assert (noted["door"], noted["action"], noted["target"]) == ("cli", "rollback endpoint", "ep")
+    assert noted["diff"] == {"release": ["2", "3, which is 1 again"]}
     # Back once more would be the same workers.
     done = run("rollback", "ep", "1")
     assert (done.code, "has the same workers" in done.errors) == (2, True)

@@ -1,6 +1,7 @@
 """RunPod's REST v1 on a real Redis: shapes, status codes, the three forms of errors, the flow of a deployment."""
 
 import json
+import re
 
 import pytest
 from helpers import load_settings
@@ -205,6 +206,32 @@ def test_a_dry_run_tells_the_difference_and_writes_nothing(http, template):
     assert http.get("/v1/endpoints").get_json() == before
 
 
+def test_a_dry_run_warns_of_what_would_have_no_effect(http, template, app):
+    header = {"X-OwnPod-Dry-Run": "1"}
+    body = {"templateId": template["id"], "flashboot": True, "foo": 1, "dataCenterIds": ["X-1"]}
+    device = Device("GPU-1", 0, "NVIDIA L4", 23_000, pools_of("NVIDIA L4", 23_000))
+    services_of(app).agents.heartbeat(AgentInfo("h", "docker", (device,)), "token")
+    response = http.post("/v1/endpoints", json=body, headers=header)
+    would = response.get_json()
+    assert (would["dryRun"], would["restarts"]) == (True, False)
+    assert would["warnings"] == [
+        "no host has the data center X-1 (they have LOCAL-1): workers start on any host",
+        "flashboot is stored, and changes nothing",
+        "foo is no field that OwnPod knows",
+    ]
+    assert response.headers["X-OwnPod-Ignored"] == "foo"
+    made = create(http, template)
+    url = f"/v1/endpoints/{made['id']}"
+    assert http.patch(url, json={"idleTimeout": 9}, headers=header).get_json()["warnings"] == []
+    assert http.delete(url, headers=header).get_json()["warnings"] == []
+    volume = {"name": "v", "size": 10, "dataCenterId": "X-1"}
+    asked = http.post("/v1/networkvolumes", json=volume, headers=header).get_json()
+    assert asked["warnings"] == would["warnings"][:1]
+    made = http.post("/v1/networkvolumes", json=volume).get_json()
+    asked = http.patch(f"/v1/networkvolumes/{made['id']}", json={"size": 20}, headers=header)
+    assert asked.get_json()["warnings"] == would["warnings"][:1]
+
+
 def test_a_dry_run_of_a_templates_edit_has_what_it_changes_of_endpoints(http, template):
     url, header = f"/v1/templates/{template['id']}", {"X-OwnPod-Dry-Run": "1"}
     edit = {"imageName": "org/worker:2"}
@@ -298,3 +325,52 @@ def test_what_has_no_effect_is_a_warning(http, template, app):
     assert "flashboot" in made.headers["X-OwnPod-Warning"]
     changed = http.patch(f"/v1/endpoints/{made.get_json()['id']}", json={"minCudaVersion": "12.4"})
     assert "CUDA" in changed.headers["X-OwnPod-Warning"]
+
+
+@pytest.mark.parametrize("seconds", [5, 600, 86_400])
+def test_a_timeout_is_in_seconds_or_in_ms_and_is_that_of_the_jobs(http, template, app, seconds):
+    ms = seconds * 1000
+    old = create(http, template, executionTimeout=seconds)
+    new = create(http, template, name="ms", executionTimeoutMs=ms)
+    v2 = http.post(
+        "/v2/serverless",
+        json={
+            "name": "v2",
+            "type": "QUEUE",
+            "image": "org/worker:1",
+            "timeout": ms,
+            "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
+            "gpu": {"pools": ["ADA_24"]},
+        },
+    ).get_json()
+    query = 'mutation { saveEndpoint(input: {name: "gql", templateId: "%s", gpuIds: "ADA_24", executionTimeoutMs: %d}) { id } }'
+    answer = http.post("/graphql", json={"query": query % (template["id"], ms)}).get_json()
+    for made in (old, new, v2, answer["data"]["saveEndpoint"]):
+        endpoint = services_of(app).registry.endpoint(made["id"])
+        assert endpoint.execution_timeout_ms == ms
+        job = {"input": {}, "policy": {"executionTimeout": ms}}
+        assert http.post(f"/v2/{made['id']}/run", json=job).status_code == 200
+
+
+def test_an_endpoint_that_has_expired_takes_no_jobs(http, template):
+    made = create(http, template, expires="2020-01-01T00:00:00Z")
+    assert made["expires"] == "2020-01-01T00:00:00Z"
+    refused = http.post(f"/v2/{made['id']}/run", json={"input": {}})
+    assert (refused.status_code, refused.get_json()["code"]) == (409, "ENDPOINT_PAUSED")
+    reasons = http.get(f"/v2/serverless/{made['id']}/why").get_json()["reasons"]
+    assert reasons[0]["code"] == "PAUSED"
+    http.patch(f"/v1/endpoints/{made['id']}", json={"expires": "2999-01-01T00:00:00Z"})
+    assert http.post(f"/v2/{made['id']}/run", json={"input": {}}).status_code == 200
+
+
+def test_ids_have_runpods_shapes(http, template):
+    volume = {"name": "v", "size": 10, "dataCenterId": "EU-RO-1"}
+    registry = {"name": "r", "username": "u", "password": "p"}
+    for found in (
+        template,
+        http.post("/v1/networkvolumes", json=volume).get_json(),
+    ):
+        assert re.fullmatch("[a-z0-9]{10}", found["id"])
+    assert re.fullmatch("[a-z0-9]{13,14}", create(http, template)["id"])
+    made = http.post("/v1/containerregistryauth", json=registry).get_json()
+    assert re.fullmatch("[a-z0-9]+", made["id"])

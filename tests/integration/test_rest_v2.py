@@ -146,9 +146,13 @@ def test_workers_of_a_configuration_that_is_back_are_not_stale(http, app):
         ),
         ({"type": "LOAD_BALANCER"}, 422, "REQUEST_COUNT"),
         (
-            {"type": "LOAD_BALANCER", "scaling": {"type": "REQUEST_COUNT", "requestCount": 2}},
+            {
+                "type": "LOAD_BALANCER",
+                "scaling": {"type": "REQUEST_COUNT", "requestCount": 2},
+                "env": {"PORT": "http"},
+            },
             400,
-            "no load-balanced endpoints",
+            "template.env.PORT: must be a port from 1 to 65535",
         ),
         ({"cpu": [{"id": "cpu3c", "vcpuCount": 2}]}, 400, "exactly one of gpu and cpu"),
         ({"gpu": {"pools": ["ADA_24"], "excludedTypes": ["NVIDIA L4"]}}, 400, "none of the pools"),
@@ -244,7 +248,17 @@ def test_a_dry_run_writes_nothing(http):
     body = http.patch(url, json={"image": "org/worker:9"}, headers=header).get_json()
     assert body["restarts"]
     assert body["result"]["image"] == "org/worker:9"
+    assert body["warnings"] == []
     assert http.get(url).get_json()["image"] == "org/worker:1"
+    asked = http.patch(url, json={"flashboot": "FLASHBOOT"}, headers=header).get_json()
+    assert asked["warnings"] == ["flashboot is stored, and changes nothing"]
+    wanted = {"name": "v", "size": 10, "dataCenter": "X-1", "foo": 1}
+    asked = http.post("/v2/network-volumes", json=wanted, headers=header)
+    assert asked.get_json()["warnings"] == ["foo is no field that OwnPod knows"]
+    secret = {"name": "hub", "value": "s3cret"}
+    asked = http.post("/v2/account/secrets", json=secret, headers=header)
+    assert asked.get_json()["warnings"] == []
+    assert "s3cret" not in asked.text
 
 
 def test_endpoints_of_the_other_apis_are_shown_here_and_the_other_way(http):

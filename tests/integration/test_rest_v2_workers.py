@@ -160,10 +160,19 @@ def test_the_way_back_makes_a_release(http, endpoint, spec, client):
     assert http.post(url, json={"number": 7}).status_code == 400
     assert http.post(url, json={"number": "1"}).status_code == 400
     would = http.post(url, headers={"X-OwnPod-Dry-Run": "1"}).get_json()
-    assert would == {"dryRun": True, "of": 1, "insteadOf": 2, "restarts": True}
+    assert would == {
+        "dryRun": True,
+        "restarts": True,
+        "warnings": [],
+        "result": None,
+        "diff": [{"field": "release", "old": "2", "new": "1 again"}],
+        "of": 1,
+        "insteadOf": 2,
+    }
     assert http.post(url).get_json() == {"release": 3, "of": 1, "insteadOf": 2}
     newest = services_of(app).management.catalog.audits()[0].audit
     assert (newest.action, newest.target) == ("rollback endpoint", endpoint["id"])
+    assert newest.difference == '{"release": ["2", "3, which is 1 again"]}'
 
 
 def test_a_dry_run_stops_no_worker(http, endpoint, spec, managed):
@@ -174,3 +183,34 @@ def test_a_dry_run_stops_no_worker(http, endpoint, spec, managed):
     assert [worker.id for worker in managed.list()] == [W]
     http.post("/graphql", json=query)
     assert not managed.list()
+    newest = services_of(http.application).management.catalog.audits()[0].audit
+    assert (newest.door, newest.action, newest.target) == ("graphql", "stop worker", W)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/stop", 200),
+        ("POST", "/reset", 200),
+        ("POST", "/restart", 200),
+        ("DELETE", "", 204),
+    ],
+)
+def test_a_worker_is_recycled_as_a_pod_of_rest_v1(
+    http, app, endpoint, spec, managed, method, path, status
+):
+    managed.want(W, endpoint["id"], spec=spec)
+    url = f"/v1/pods/{W}{path}"
+    would = http.open(url, method=method, headers={"X-OwnPod-Dry-Run": "1"}).get_json()
+    assert (would["dryRun"], would["restarts"]) == (True, True)
+    assert [worker.id for worker in managed.list()] == [W]
+    done = http.open(url, method=method)
+    assert done.status_code == status
+    if status == 200:
+        assert done.get_json()["desiredStatus"] == "EXITED"
+    assert managed.list() == []
+    # Another pod is none of OwnPod's.
+    assert http.open(url, method=method).status_code == 501
+    newest, before = services_of(app).management.catalog.audits()
+    assert (newest.audit.action, newest.audit.target) == ("stop worker", W)
+    assert (newest.audit.door, before.audit.action) == ("v1", "create endpoint")

@@ -32,7 +32,8 @@ MANAGING = {
     "/v1/networkvolumes/<id:row_id>/update": "POST",
     "/v1/pods": "GET POST",
     "/v1/pods/<id:pod_id>": "DELETE GET PATCH",
-    "/v1/pods/<id:pod_id>/<any(update, start, stop, reset, restart):kind>": "POST",
+    "/v1/pods/<id:pod_id>/<any(stop, reset, restart):kind>": "POST",
+    "/v1/pods/<id:pod_id>/<any(update, start):kind>": "POST",
     "/v1/templates": "GET POST",
     "/v1/templates/<id:row_id>": "DELETE GET PATCH",
     "/v1/templates/<id:row_id>/update": "POST",
@@ -144,12 +145,12 @@ def make_api(client, tmp_path, redis_server):
     apps = []
     file = tmp_path / "workers.yaml"
 
-    def make(workers=WORKERS, **environ):
+    def make(workers=WORKERS, *, behind_front=False, **environ):
         file.write_text(workers)
         config = load_settings(
             OWNPOD_WORKERS_FILE=file, REDIS_URL=redis_server.url, OWNPOD_WORKER_GONE_S=10, **environ
         )
-        apps.append(create_app(config))
+        apps.append(create_app(config, behind_front=behind_front))
         # Requests that wait are answered at once.
         services_of(apps[-1]).notices.stop()
         return apps[-1].test_client()
@@ -383,3 +384,16 @@ def test_forwarded_addresses_count_behind_as_many_proxies_as_are_configured(make
     # The proxy wrote only the last entry.
     codes = [health(api, X_Forwarded_For=f"10.0.2.{n}, 10.0.3.1") for n in range(3)]
     assert codes == [200, 429, 429]
+
+
+def test_behind_the_front_the_last_address_counts_and_those_of_the_proxies_before_it(make_api):
+    api = make_api("endpoints: {mine: {}}", behind_front=True, **LIMIT)
+    assert [health(api, X_Forwarded_For=f"10.0.4.{n}") for n in (1, 2, 2)] == [200, 200, 429]
+    # The front wrote only the last entry.
+    codes = [health(api, X_Forwarded_For=f"10.0.5.{n}, 10.0.6.1") for n in range(3)]
+    assert codes == [200, 429, 429]
+    api = make_api("endpoints: {mine: {}}", behind_front=True, OWNPOD_TRUSTED_PROXIES=1, **LIMIT)
+    codes = [health(api, X_Forwarded_For=f"10.0.7.{n}, 10.0.8.1") for n in (1, 2, 2)]
+    assert codes == [200, 200, 429]
+    # These two callers came past the proxy.
+    assert [health(api, X_Forwarded_For=f"10.0.9.{n}") for n in (1, 2, 2)] == [200, 200, 429]

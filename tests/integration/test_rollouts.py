@@ -113,6 +113,24 @@ def test_a_new_release_begins_when_its_image_is_on_the_host(up):
     assert up.managed.get(new).release == of_image(2).release
 
 
+def test_with_processes_and_one_worker_at_most_a_missing_secret_leaves_the_earlier_worker_serving(
+    rig,
+):
+    rig.agents.heartbeat(AgentInfo("h", "process"), "h:1")
+    plain = ManagedSpec(Template(command=("handler",)), Scaling(1, 1))
+    rig.configure(plain)
+    old = rig.bring_up()
+    env = {"TOKEN": "{{ SECRET_hub }}"}
+    rig.configure(replace(plain, template=replace(plain.template, env=env)))
+    for _ in range(3):
+        rig.image(2, words="secret 'hub' is not there")
+    assert rig.managed.get(old).phase is Phase.READY
+    assert (rig.rollout.current.number, rig.rollout.next.number) == (1, 2)
+    rig.image(2, ready=True)
+    assert rig.rollout.current.number == 2
+    assert rig.managed.get(old).phase is Phase.DRAINING
+
+
 def test_while_the_image_comes_the_earlier_release_is_scaled_as_before(up):
     up.configure(of_image(2, scaling=Scaling(2, 3)))
     assert {w.release for w in up.workers()} == {SPEC.release}

@@ -4,13 +4,13 @@ import contextlib
 import json
 import os
 import pty
+import pwd
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import psutil
 import pytest
-from click.testing import CliRunner
+from commands import command_environment, running_commands
 from helpers import environment, run_command, wait_until
 
 from ownpod import settings
@@ -20,7 +20,6 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.managed import Managed
 from ownpod.store.secrets import Secrets
-from ownpod.tools.cli import main
 
 VALUE = "hunter2-and-more"
 FILE = """
@@ -33,27 +32,14 @@ endpoints:
 
 @pytest.fixture
 def environ(redis_server, client, tmp_path):
-    (tmp_path / "workers.yaml").write_text(FILE)
-    return {
-        "REDIS_URL": redis_server.url,
-        "OWNPOD_WORKERS_FILE": str(tmp_path / "workers.yaml"),
-        "OWNPOD_DATA_DIR": str(tmp_path / "var"),
-    }
+    return command_environment(tmp_path, redis_server.url, FILE)
 
 
 @pytest.fixture
 def run(environ, monkeypatch):
     """Runs a command in this process; its exit code, output and errors."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    settings.current.cache_clear()
-
-    def run(*arguments, stdin=""):
-        done = CliRunner().invoke(main, arguments, prog_name="ownpod", input=stdin)
-        return SimpleNamespace(code=done.exit_code, output=done.stdout, errors=done.stderr)
-
-    yield run
-    settings.current.cache_clear()
+    with running_commands(monkeypatch, **environ) as run:
+        yield run
 
 
 @pytest.fixture
@@ -128,10 +114,36 @@ def test_a_rotation_makes_another_key(run, secrets):
     secrets.put("hub", VALUE)
     before = secrets.file.path.read_text()
     done = run("secrets", "rotate")
-    assert (done.code, done.output) == (0, "encrypted 1 secrets with a new key\n")
+    assert (done.code, done.output) == (0, "encrypted 1 secret with a new key\n")
     assert f"copy {secrets.file.path} to each other host" in done.errors
     assert secrets.file.path.read_text() != before
     assert secrets.values(["hub"])[0] == {"hub": VALUE}
+
+
+def test_the_audit_log_names_each_change_of_secrets_and_no_value(run, secrets):
+    user = pwd.getpwuid(os.getuid()).pw_name
+    run("secrets", "set", "hub", stdin=VALUE)
+    run("secrets", "set", "hub", stdin=f"{VALUE}2")
+    run("secrets", "rotate")
+    secrets.put("OWNPOD_REGISTRY_a", VALUE)
+    assert run("secrets", "rm", "OWNPOD_REGISTRY_a").code == 0
+    assert run("secrets", "rm", "hub").code == 0
+    assert run("secrets", "rm", "hub").code == 2
+    assert run("secrets", "set", "OWNPOD_REGISTRY_a", stdin=VALUE).code == 2
+    shown = run("audit", "--json").output
+    assert VALUE not in shown
+    assert [(e["by"], e["action"], e["target"], e["diff"]) for e in json.loads(shown)] == [
+        (f"ownpod secrets rm ({user})", "delete secret", "hub", {}),
+        (f"ownpod secrets rm ({user})", "delete secret", "OWNPOD_REGISTRY_a", {}),
+        (
+            f"ownpod secrets rotate ({user})",
+            "rotate secrets",
+            "all",
+            {"encrypted again": ["", "1"]},
+        ),
+        (f"ownpod secrets set ({user})", "update secret", "hub", {}),
+        (f"ownpod secrets set ({user})", "create secret", "hub", {}),
+    ]
 
 
 def test_a_key_file_of_another_place_is_used(run, monkeypatch, client, tmp_path):

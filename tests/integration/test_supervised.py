@@ -99,3 +99,51 @@ def test_a_part_that_is_started_late_is_restarted_and_ends_after_the_one_before_
         "early      | bye",
         "late       | bye",
     ]
+
+
+DRAINS = """
+import os, signal, sys, time
+def drain(*_):
+    print('no more', flush=True)
+    while not os.path.exists('{path}/gone'): time.sleep(0.01)
+    sys.exit(print('drained'))
+signal.signal(signal.SIGTERM, drain)
+print('up', flush=True)
+time.sleep(60)
+"""
+ENDS = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (os.mkdir('{path}/gone'), sys.exit(print('bye'))))
+print('up', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_part_that_drains_hears_of_the_end_first_and_ends_after_the_one_behind_it(
+    tmp_path, capfd
+):
+    group = Group()
+    log = ""
+
+    def logged(text):
+        nonlocal log
+        log += capfd.readouterr().out
+        return text in log
+
+    def start(name, code, **options):
+        command = [sys.executable, "-c", code.format(path=tmp_path)]
+        group.spawn(name, command, dict(os.environ), serves=lambda: True, **options)
+        attend_until(group, lambda: logged(f"{name:<10} | up"))
+
+    try:
+        start("front", DRAINS, drains=True)
+        start("api", ENDS)
+    finally:
+        group.end(20)
+    logged("")
+    assert sorted(line for line in log.splitlines() if "up" not in line) == [
+        "api        | bye",
+        "front      | drained",
+        "front      | no more",
+    ]

@@ -21,7 +21,8 @@ from ownpod.rules.applied import (
     left_over,
     step_of,
 )
-from ownpod.rules.catalog import Container, Cpu, EndpointRow, FlashBoot, Gpu
+from ownpod.rules.balancing import Balancing
+from ownpod.rules.catalog import Container, Cpu, EndpointRow, EndpointType, FlashBoot, Gpu
 from ownpod.rules.catalog_changes import entry_of, released
 from ownpod.rules.gpu_types import GPU_TYPES, POOLS
 from ownpod.rules.templates import ScalerType
@@ -64,6 +65,25 @@ def test_a_file_has_endpoints_with_the_defaults_of_workers_yaml():
     # `protocol` and `maxAttempts` are at their defaults.
     assert chat.own == {"ttl": "60000", "template.limits": '{"memory": "16g"}'}
     assert embed.own == {}
+
+
+def test_a_load_balanced_endpoint_has_its_keys_and_the_processing_limit_of_its_type():
+    one = wanted(type="LB", capacity=1, holdTimeout=120)
+    # `holdTimeout` is at its default.
+    assert (one.type, one.own) == (EndpointType.LOAD_BALANCER, {"capacity": "1"})
+    row = as_row(None, one)
+    assert (row.timeout_ms, row.scaler) == (0, ScalerType.REQUEST_COUNT)
+    assert make_endpoint("e", entry_of(row)).balancing == Balancing(capacity=1)
+    # RunPod's GraphQL accepts a delay for an endpoint without a queue.
+    by_delay = replace(row, scaler=ScalerType.QUEUE_DELAY)
+    assert entry_of(by_delay)["scalerType"] == "REQUEST_COUNT"
+    assert step_of(by_delay, one) is None
+
+
+def test_the_example_has_a_load_balanced_endpoint():
+    text = (Path(__file__).parents[2] / "examples" / "deploy" / "endpoints.yaml").read_text()
+    (one,) = read(text, "f").endpoints
+    assert one.type is EndpointType.LOAD_BALANCER
 
 
 def test_a_new_endpoint_runs_with_all_its_keys_and_has_the_mark_of_its_file():
@@ -229,6 +249,22 @@ rows = st.builds(
     expires_ms=st.none() | st.integers(1_000, 4_000_000_000_000),
     own=owned,
     applied=st.sampled_from(["", "shop"]),
+)
+
+
+balanced = st.fixed_dictionaries(
+    {},
+    optional={
+        "capacity": st.just("4"),
+        "port": st.just("8000"),
+        "healthPath": st.just('"/healthz"'),
+        "requestTimeout": st.just("0"),
+        "passAuthorization": st.just("true"),
+        "template.initTimeout": st.just("60"),
+    },
+)
+rows |= st.builds(
+    lambda row, own: replace(row, type=EndpointType.LOAD_BALANCER, own=own), rows, balanced
 )
 
 

@@ -82,7 +82,7 @@ def test_the_compose_file_passes_every_variable_on_and_no_other():
     # Of the embedded Redis, whose place the service redis takes.
     variables -= {"OWNPOD_DATA_DIR", "OWNPOD_APPENDFSYNC"}
     assert "OWNPOD_APPENDFSYNC" in services["redis"]["command"]
-    for name in ("api", "dispatcher", "flower"):
+    for name in ("api", "front", "dispatcher", "flower"):
         passed = services[name]["environment"]
         # gunicorn reads it by itself.
         assert passed.keys() == variables | {"GUNICORN_CMD_ARGS"}, name
@@ -95,8 +95,8 @@ def test_the_compose_file_passes_every_variable_on_and_no_other():
 def test_the_compose_file_mounts_every_file_that_a_variable_names():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     files = {variable.name for variable in VARIABLES if variable.file}
-    files |= {"OWNPOD_WORKERS_FILE", "OWNPOD_WORKER_CA_BUNDLE"}
-    for name in ("api", "dispatcher", "flower"):
+    files |= {"OWNPOD_WORKERS_FILE", "OWNPOD_WORKER_CA_BUNDLE", "OWNPOD_TLS_CERTIFICATE"}
+    for name in ("api", "front", "dispatcher", "flower"):
         mounted = {re.match(r"\$\{(\w+)", volume)[1] for volume in services[name]["volumes"]}
         assert mounted == files, name
 
@@ -124,7 +124,7 @@ def test_no_command_and_no_service_publishes_a_port_to_the_whole_network():
         (name, port) for name in ports for port in ports[name] if not port.startswith("127.0.0.1:")
     ]
     assert found == []
-    assert [name for name in ports if ports[name]] == ["api", "flower"]
+    assert [name for name in ports if ports[name]] == ["api", "front", "flower"]
 
 
 def test_the_readme_names_both_forms_of_compose():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ownpod.configuration import hours, load_endpoints, templates
+from ownpod.configuration import balancing, hours, load_endpoints, templates
 from ownpod.rules.managed import Phase
 from ownpod.rules.placement import POOLS_BY_NAME
 from ownpod.settings import load
@@ -20,18 +20,22 @@ def endpoints(tmp_path, text):
 
 
 def files():
-    for name in ("templates.md", "tutorial-managed.md", "howto/docker-workers.md"):
+    for name in (
+        *("templates.md", "tutorial-managed.md"),
+        *("howto/docker-workers.md", "howto/load-balanced.md"),
+    ):
         text = (ROOT / "docs" / name).read_text()
         found = re.findall(r"^```yaml\n(endpoints:.*?)^```$", text, re.MULTILINE | re.DOTALL)
         assert found, name
         yield from found
-    for name in ("managed", "sharing"):
+    for name in ("managed", "sharing", "balanced"):
         yield (ROOT / "examples" / name / "workers.yaml").read_text()
 
 
 @pytest.mark.parametrize("text", list(files()))
 def test_the_endpoints_of_the_pages_and_examples_are_accepted(tmp_path, text):
-    assert all(endpoint.managed for endpoint in endpoints(tmp_path, text).values())
+    found = endpoints(tmp_path, text).values()
+    assert all(endpoint.managed or endpoint.is_balanced for endpoint in found)
 
 
 def test_the_endpoints_in_the_comments_of_workers_yaml_are_accepted(tmp_path):
@@ -51,7 +55,7 @@ def test_the_reference_has_each_key_phase_and_pool():
         templates.TemplateSchema,
         templates.LimitsSchema,
         templates.GpuSchema,
-        templates.ManagedSchema,
+        balancing.BalancingSchema,
         hours.HoursSchema,
     )
     keys = {field.data_key or name for schema in schemas for name, field in schema().fields.items()}

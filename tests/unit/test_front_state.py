@@ -89,12 +89,15 @@ def test_a_paused_endpoint_has_the_words_of_a_paused_queue():
     assert state_of(view(*endpoints, paused_endpoints=found), ME, {}).routes["ep"].paused
 
 
-@pytest.mark.parametrize(
-    ("changes", "paused"), [({"draining": True}, {}), ({"stopping": True}, {}), ({}, {"w": "why"})]
-)
+@pytest.mark.parametrize(("changes", "paused"), [({"draining": True}, {}), ({}, {"w": "why"})])
 def test_a_worker_that_leaves_or_is_paused_drains(changes, paused):
     seen = view(endpoint(worker(**changes)), paused=paused)
     assert servers(state_of(seen, ME, {"w": HEALTHY}))["w"].draining
+
+
+def test_a_worker_that_is_stopped_gets_no_request_at_all():
+    seen = view(endpoint(worker(draining=True, stopping=True)))
+    assert servers(state_of(seen, ME, {"w": HEALTHY})) == {}
 
 
 def test_a_drain_does_not_begin_the_health_check_again():
@@ -153,9 +156,14 @@ def test_requests_that_are_passed_on_are_counted_by_the_home_only():
     passing = replace(
         state, routes={"ep": Route("ep", servers=(Server("front-other", "h", 1, is_front=True),))}
     )
-    reading = RouteReading(open=5, servers={"front-other": ServerReading(open=3)})
+    reading = RouteReading(open=2, servers={"front-other": ServerReading(open=3)})
     found = reported({"ep": reading}, passing)["ep"]
     assert (found.open, found.waiting, found.servers, found.passes) == (2, 2, {}, True)
+    # What waited before the home has moved is still sent to the worker from here.
+    for waiting in (0, 1):
+        left = {"front-other": ServerReading(open=3), "w": ServerReading(open=1)}
+        reading = RouteReading(open=1 + waiting, servers=left)
+        assert reported({"ep": reading}, passing)["ep"].servers["w"].draining is (not waiting)
 
 
 def test_a_server_that_was_removed_and_still_has_requests_is_reported_as_draining():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ownpod.rules.balancing import Balancing
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import Device
 from ownpod.rules.templates import GIB, Limits, Protocol, Template
@@ -109,3 +110,32 @@ def test_the_other_variables_do_not_have_the_key():
 def test_all_values_are_text_that_an_environment_can_hold():
     found = made(devices=[CARD], cpus=8, memory_bytes=32 * GIB)
     assert all(isinstance(value, str) and "\0" not in value for value in found.values())
+
+
+# Load-balanced endpoints.
+
+
+def test_a_worker_of_a_load_balanced_endpoint_knows_where_to_listen_and_has_no_jobs_to_ask_for():
+    found = made(Template(protocol=Protocol.HTTP), balancing=Balancing(8000))
+    assert (found["PORT"], found["PORT_HEALTH"], found["HEALTH_CHECK_PATH"]) == (
+        *("8000", "8000"),
+        "/ping",
+    )
+    assert not [name for name in found if name.startswith("RUNPOD_WEBHOOK_")]
+    assert found["RUNPOD_ENDPOINT_ID"] == "ep"
+
+
+def test_the_endpoints_ports_win_over_the_templates_variables():
+    template = Template(protocol=Protocol.HTTP, env={"PORT": "1", "PORT_HEALTH": "2"})
+    found = made(template, balancing=Balancing(80, 8081, "/healthz"))
+    assert (found["PORT"], found["PORT_HEALTH"], found["HEALTH_CHECK_PATH"]) == (
+        *("80", "8081"),
+        "/healthz",
+    )
+
+
+@pytest.mark.parametrize("protocol", [Protocol.PULL, Protocol.PUSH])
+def test_other_workers_get_no_port(protocol):
+    assert (
+        not {"PORT", "PORT_HEALTH", "HEALTH_CHECK_PATH"} & made(Template(protocol=protocol)).keys()
+    )

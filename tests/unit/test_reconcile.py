@@ -13,6 +13,7 @@ from ownpod.rules.reconcile import (
     Launch,
     Remove,
     Stop,
+    await_front,
     end_reason,
     first_unknown,
     plan,
@@ -218,3 +219,26 @@ def test_what_frees_devices_comes_before_what_needs_them():
 )
 def test_the_end_of_a_worker_in_words(found, reason):
     assert end_reason(found) == reason
+
+
+# Load-balanced endpoints
+
+
+def test_a_worker_whose_health_check_is_not_well_within_its_time_has_failed_with_the_front_s_reason():
+    values = {"init_timeout_s": {"w": 480}, "probed": {"w"}}
+    assert steps("starting", runs(age_s=480), **values) == []
+    (step,) = steps("starting", runs(age_s=481), **values)
+    assert step.reason == "its health check did not answer 200 within 480 s of its start: why"
+    assert step.failed
+    (step,) = steps("preparing", runs(age_s=481), **values)
+    assert step.reason == "its health check did not answer 200 within 480 s of its start"
+
+
+def test_a_draining_worker_waits_for_the_front_only_if_it_had_requests():
+    served, new = record("draining", "a", ready_ms=1), record("draining", "b")
+    queue = record("draining", "c", ready_ms=1)
+    silent, draining = {"a", "b", "c"}, [served, new, queue]
+    first = await_front({}, silent, draining, {"a", "b"}, 10.0)
+    assert first == {"a": 10.0}
+    assert await_front(first, silent, draining, {"a", "b"}, 20.0) == {"a": 10.0}
+    assert await_front(first, set(), draining, {"a", "b"}, 20.0) == {}

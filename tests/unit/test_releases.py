@@ -126,6 +126,19 @@ def test_a_release_waits_until_a_host_has_its_image():
     assert ask(host(), images={"h": HostImage(ready=True)}).done
 
 
+@pytest.mark.parametrize("engine", ["process", "docker"])
+def test_a_release_waits_for_its_secrets_whatever_the_engine_and_without_an_image(engine):
+    needs = replace(SPEC, template=Template(command=("h",), env={"A": "{{ SECRET_hub }}"}))
+    agent = replace(host(), engine=engine)
+    assert not ask(agent, spec=needs).done
+    waits = ask(agent, spec=needs, images={"h": HostImage(words="secret 'hub' is not there")})
+    assert (waits.done, waits.failed) == (False, False)
+    assert waits.reason == "host h: secret 'hub' is not there"
+    assert ask(agent, spec=needs, images={"h": HostImage(ready=True)}).done
+    without = replace(SPEC, template=Template(command=("h",), env={"A": "b"}))
+    assert ask(agent, spec=without).done
+
+
 def test_a_host_with_old_workers_must_have_the_image_too_and_another_need_not():
     both = (host("a"), host("b"))
     ready = {"a": HostImage(ready=True)}

@@ -362,3 +362,68 @@ def test_the_states_are_runpods():
 def test_a_paused_endpoint_without_jobs_counts_no_workers():
     found = counts(view(worker("a", "draining"), worker("b", "stopping"), high=0))
     assert found.idle + found.ready + found.running + found.initializing == 0
+
+
+# Load-balanced endpoints: their jobs are requests.
+
+
+def balanced(*workers, value=4, **values):
+    return view(*workers, scaler="REQUEST_COUNT", value=value, **values)
+
+
+@pytest.mark.parametrize(
+    ("queued", "running", "wanted"), [(1, 0, 1), (4, 0, 1), (5, 0, 2), (1, 8, 3), (90, 0, 9)]
+)
+def test_there_is_a_worker_for_each_so_many_requests_that_wait_or_are_open(queued, running, wanted):
+    assert started(decide(balanced(high=9, queued=queued, running=running))) == wanted
+
+
+def test_a_worker_with_an_open_websocket_is_not_drained_while_others_are():
+    socket, idle = worker("a", jobs=1), worker("b", idle_s=IDLE_S)
+    found = decide(balanced(socket, idle, running=1))
+    assert kinds(found, Drain) == ["b"]
+    assert decide(balanced(socket, running=1)) == ()
+
+
+def test_the_last_worker_leaves_once_it_was_idle_for_its_time():
+    assert decide(balanced(worker("a", idle_s=IDLE_S - 0.1))) == ()
+    assert kinds(decide(balanced(worker("a", idle_s=IDLE_S))), Drain) == ["a"]
+
+
+def test_a_worker_that_is_wanted_for_requests_that_were_given_up_is_discarded():
+    assert kinds(decide(balanced(worker("a", "wanted"))), Discard) == ["a"]
+
+
+def test_while_no_front_reports_no_worker_leaves_for_having_no_request():
+    workers = worker("a", idle_s=900), worker("b", "wanted"), worker("c", idle_s=900)
+    assert decide(balanced(*workers, known=False)) == ()
+    assert started(decide(balanced(worker("b", "wanted"), low=2, known=False))) == 1
+
+
+def test_while_no_front_reports_workers_of_an_earlier_release_stay_until_the_new_ones_are_ready():
+    old = [worker("a", release="old"), worker("b", release="old")]
+    assert decide(balanced(*old, known=False)) == ()
+    assert kinds(decide(balanced(*old, worker("c"), known=False)), Drain) == ["a", "b"]
+    assert kinds(decide(balanced(*old)), Drain) == ["a", "b"]
+
+
+def test_an_old_worker_with_open_requests_stays_until_a_new_one_is_ready():
+    old = worker("a", release="old", jobs=2)
+    assert kinds(decide(balanced(old, running=2)), Drain) == []
+    found = decide(balanced(old, worker("b"), running=2))
+    assert kinds(found, Drain) == ["a"]
+
+
+def test_a_worker_that_a_request_wants_back_is_not_discarded_for_another():
+    ready, wished = worker("a", jobs=1), worker("b", "wanted", wished=True)
+    assert decide(balanced(ready, wished, running=1)) == ()
+    assert kinds(decide(balanced(ready, worker("b", "wanted"), running=1)), Discard) == ["b"]
+    paused = balanced(ready, wished, running=1, high=0)
+    assert kinds(decide(paused), Discard) == ["b"]
+
+
+def test_a_worker_that_does_not_become_healthy_again_is_recycled_and_replaced():
+    found = decide(balanced(worker("a", unhealthy=True), queued=1))
+    reason = "its health check has not answered 200 for 120 s"
+    assert found == (Recycle("a", reason), Start(1))
+    assert kinds(decide(balanced(worker("a", "stopping", unhealthy=True))), Recycle) == []

@@ -1,4 +1,4 @@
-"""The simulator of endpoints that share devices, its recorded mixes, and the table in the docs. It is no package."""
+"""The simulator of endpoints that share devices, its mixes, and the table in the docs. It is no package."""
 
 import importlib
 import math
@@ -174,10 +174,23 @@ def test_an_endpoint_with_a_long_load_gets_a_device_between_two_with_short_ones(
     assert waited_s <= policies.longest_need_s(jobs_of, "c")
 
 
-@pytest.mark.parametrize("name", mixes.RECORDED)
-def test_a_recorded_mix_is_what_its_generator_wrote(name):
+@pytest.mark.parametrize("name", mixes.GENERATED)
+def test_a_generated_mix_is_what_its_generator_wrote(name):
     assert mixes.path(name).read_text() == mixes.text(name)
     assert mixes.read(mixes.path(name)).name == name
+
+
+def test_a_recorded_mix_has_how_long_each_job_waited_and_is_in_its_own_file(tmp_path):
+    head = {"name": "mine", "about": "", "devices": 1, "load_s": {"a": 2.5}, "swaps": 3}
+    file = tmp_path / "mine.csv"
+    file.write_text(mixes.file_text(head, [(Job(0.0, "a", 1.5), 4.0), (Job(2.0, "a", 1.0), 0.2)]))
+    found = mixes.read(file)
+    assert found.jobs == (Job(0.0, "a", 1.5), Job(2.0, "a", 1.0))
+    assert (found.waits_s, found.swaps, found.load_s) == ((4.0, 0.2), 3, {"a": 2.5})
+    for mix in mixes.all_mixes():
+        assert mixes.path(mix.name).exists()
+        assert (mix.swaps is None) == (mix.name in mixes.GENERATED)
+    assert len([mix for mix in mixes.all_mixes() if mix.swaps is not None]) >= 3
 
 
 def test_the_page_has_a_row_for_each_mix_and_policy():
@@ -186,13 +199,20 @@ def test_the_page_has_a_row_for_each_mix_and_policy():
     rows = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("|")]
     cells = [tuple(cell.strip() for cell in row) for row in rows]
     assert cells[0] == sim.COLUMNS
-    expected = [(mix, policy.name) for mix in mixes.RECORDED for policy in policies.POLICIES]
+    expected = [
+        (mix.name, policy)
+        for mix in mixes.all_mixes()
+        for policy in (
+            *(policy.name for policy in policies.POLICIES),
+            *([] if mix.swaps is None else [sim.MEASURED]),
+        )
+    ]
     assert [row[:2] for row in cells[2:]] == expected
     for row in cells[2:]:
         assert row[2].isdigit()
         assert all(re.fullmatch(r"[\d.]+ s", cell) for cell in row[3:6])
     assert [line for line in part.splitlines() if line.startswith("- ")] == [
-        sim.described(mix) for mix in mixes.recorded()
+        sim.described(mix) for mix in mixes.all_mixes()
     ]
 
 

@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from ownpod.tools.health import counts_text, healthy_workers
 from ownpod.tools.top import Poller, screen
 
 JOBS = {"completed": 3, "failed": 1, "inProgress": 1, "inQueue": 2}
@@ -130,3 +131,68 @@ def test_an_older_api_has_no_managed_workers():
     old = health()
     del old["ownpod"]["managed"]
     assert any("w1" in line for line in lines({"ep": old}))
+
+
+SERVER = WORKER | {"capacity": None, "jobs": [], "reason": "", "open": 1, "waiting": 0, "total": 9}
+FRONT = {"alive": 1, "problem": None, "open": 4, "waiting": 3, "total": 90}
+
+
+def balanced(*workers, **front):
+    return {
+        "jobs": {"completed": 0, "failed": 0, "inProgress": 4, "inQueue": 3},
+        "workers": COUNTS,
+        "perSecond": 12.5,
+        "ownpod": {
+            "type": "LB",
+            "front": FRONT | front,
+            "workers": list(workers),
+            "managed": {"workers": [], "failures": None},
+        },
+    }
+
+
+def test_a_load_balanced_endpoint_shows_requests_and_any_capacity():
+    refused = SERVER | {"id": "w2", "state": "unhealthy", "reason": "nothing listens", "running": 0}
+    found = lines({"web": balanced(SERVER, refused), "ep": health()})
+    rows = [line.split() for line in found]
+    assert ["web", "LB", "3", "4", "12.5", "1/2"] in rows
+    assert ["ep", "QB", "2", "1", "0.5", "3", "1", "1/1"] in rows
+    assert ["web", "w1", "ready", "1/any"] in rows
+    assert ["web", "w2", "unhealthy", "0/any", "nothing", "listens"] in rows
+
+
+def test_an_endpoint_without_a_front_states_that():
+    found = lines({"web": balanced(SERVER, alive=0, problem="no front runs: see ownpod doctor")})
+    assert found[-1] == "web: no front runs: see ownpod doctor"
+
+
+class Requests:
+    """A client of a load-balanced endpoint."""
+
+    def __init__(self):
+        self.endpoint, self.total = "", 5
+
+    def endpoints(self):
+        return ["web"]
+
+    def call(self, method, path):
+        assert (method, path) == ("GET", "/health")
+        return balanced(total=self.total)
+
+
+def test_the_rate_of_a_load_balanced_endpoint_counts_requests_and_is_never_negative():
+    client = Requests()
+    poller = Poller(client)
+    poller.poll()
+    client.total += 3
+    assert poller.poll()["web"]["perSecond"] > 0
+    # A front has ended.
+    client.total = 1
+    assert poller.poll()["web"]["perSecond"] == 0
+
+
+def test_health_counts_a_busy_worker_once():
+    assert healthy_workers(health()) == 1
+    assert healthy_workers(balanced(SERVER | {"state": "initializing"})) == 0
+    assert counts_text(balanced()) == "waiting 3, open 4, total 90"
+    assert counts_text(health()) == "completed 3, failed 1, inProgress 1, inQueue 2"

@@ -122,9 +122,38 @@ function showManaged({ workers, failures, releases, ended }, hosts) {
   ]));
 }
 
+function showCounts(counts) {
+  at("counts").replaceChildren(...Object.entries(counts).map(([name, value]) => {
+    const box = element("div", name);
+    box.prepend(element("b", value));
+    return box;
+  }));
+}
+
+function showJobs(health, { requests: jobs }, { samples }) {
+  showCounts({
+    waiting: health.jobs.inQueue, running: health.jobs.inProgress, completed: health.jobs.completed,
+    failed: health.jobs.failed,
+    "delay p50 / p95": `${percentile(jobs.map((j) => j.delayTime), .5)} / ${percentile(jobs.map((j) => j.delayTime), .95)}`,
+    "execution p50 / p95":
+      `${percentile(jobs.map((j) => j.executionTime), .5)} / ${percentile(jobs.map((j) => j.executionTime), .95)}`,
+  });
+  fill(at("jobs"), jobs.map((job) => ({
+    cells: [job.id, SIGNS[job.status], ago(job.createdAt), seconds(job.delayTime), seconds(job.executionTime), job.workerId],
+    open: () => open(job.id),
+  })));
+  plot(samples);
+}
+
+// What a worker of each type of endpoint has: ids of jobs with their ages, or numbers of requests.
+function workOf(w, ms, balanced) {
+  if (balanced) return [w.waiting && `${w.waiting} waiting for it`, `${w.total} so far`].filter(Boolean).join(", ");
+  return w.jobs.map((id) => ms[id] ? `${id} for ${ago(ms[id].createdAt + (ms[id].delayTime || 0))}` : id).join(", ");
+}
+
 async function refresh() {
   try {
-    const names = (await call("GET", "")).endpoints;
+    const { endpoints: names, types } = await call("GET", "");
     if (at("endpoint").options.length !== names.length) {
       at("endpoint").replaceChildren(...names.map((name) => element("option", name, { value: name })));
       endpoint = names.includes(endpoint) ? endpoint : names[0];
@@ -132,37 +161,29 @@ async function refresh() {
     }
     at("login").hidden = true;
     at("main").hidden = false;
+    // A load-balanced endpoint has requests in place of jobs, and no list of them.
+    const balanced = types[endpoint] === "LB";
     const [health, recent, history, { managed }, { agents }] = await Promise.all([
-      call("GET", `${endpoint}/health`), call("GET", `${endpoint}/requests?limit=50`), call("GET", `${endpoint}/history`),
+      call("GET", `${endpoint}/health`),
+      balanced ? { requests: [] } : call("GET", `${endpoint}/requests?limit=50`),
+      balanced ? { samples: [] } : call("GET", `${endpoint}/history`),
       call("GET", `${endpoint}/workers`),
       // The key of one endpoint does not open the hosts.
       call("GET", "agents", undefined, "/").catch(() => ({ agents: [] })),
     ]);
-    const jobs = recent.requests, ms = Object.fromEntries(jobs.map((job) => [job.id, job]));
-    const counts = {
-      waiting: health.jobs.inQueue, running: health.jobs.inProgress, completed: health.jobs.completed,
-      failed: health.jobs.failed,
-      "delay p50 / p95": `${percentile(jobs.map((j) => j.delayTime), .5)} / ${percentile(jobs.map((j) => j.delayTime), .95)}`,
-      "execution p50 / p95":
-        `${percentile(jobs.map((j) => j.executionTime), .5)} / ${percentile(jobs.map((j) => j.executionTime), .95)}`,
-    };
-    at("paused").hidden = !health.ownpod.paused;
-    at("paused").textContent = health.ownpod.paused || "";
-    at("counts").replaceChildren(...Object.entries(counts).map(([name, value]) => {
-      const box = element("div", name);
-      box.prepend(element("b", value));
-      return box;
-    }));
+    const front = health.ownpod.front;
+    const notes = [health.ownpod.paused, front && front.problem].filter(Boolean);
+    at("paused").hidden = !notes.length;
+    at("paused").textContent = notes.join(" · ");
+    for (const section of document.querySelectorAll(".queue")) section.hidden = balanced;
+    at("of-jobs").textContent = balanced ? "Requests" : "Job";
+    if (balanced) showCounts({ waiting: front.waiting, open: front.open, "so far": front.total });
+    else showJobs(health, recent, history);
+    const ms = Object.fromEntries(recent.requests.map((job) => [job.id, job]));
     fill(at("workers"), health.ownpod.workers.map((w) => ({ cells: [
-      w.id, SIGNS[w.state] || w.state, `${w.running + w.held}/${w.capacity}`,
-      w.jobs.map((id) => ms[id] ? `${id} for ${ago(ms[id].createdAt + (ms[id].delayTime || 0))}` : id).join(", "), w.reason,
+      w.id, SIGNS[w.state] || w.state, `${w.running + w.held}/${w.capacity ?? "any"}`, workOf(w, ms, balanced), w.reason,
     ] })));
-    fill(at("jobs"), jobs.map((job) => ({
-      cells: [job.id, SIGNS[job.status], ago(job.createdAt), seconds(job.delayTime), seconds(job.executionTime), job.workerId],
-      open: () => open(job.id),
-    })));
     showManaged(managed, agents);
-    plot(history.samples);
     if (shown) await show(shown);
     if (watched) await showLines(watched);
     at("message").textContent = `as of ${new Date().toLocaleTimeString()}`;

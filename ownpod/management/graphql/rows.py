@@ -124,15 +124,27 @@ def check_new_endpoint(values: Mapping[str, Any]) -> None:
 
 def new_endpoint(endpoint_id: str, values: Mapping[str, Any], row: TemplateRow) -> EndpointRow:
     """An endpoint from ``EndpointInput``, bound to its template. Raises: CatalogRefused."""
+    kind = _type(values) or EndpointType.QUEUE
+    balanced = kind is EndpointType.LOAD_BALANCER
     empty = EndpointRow(
         endpoint_id,
         str(values["name"]),
         row.container,
-        type=EndpointType.LOAD_BALANCER if values.get("type") == "LB" else EndpointType.QUEUE,
+        type=kind,
         template_id=row.id,
         idle_s=DEFAULT_IDLE_S,
+        scaler=ScalerType.REQUEST_COUNT if balanced else ScalerType.QUEUE_DELAY,
     )
     return apply_endpoint(empty, values)
+
+
+def _type(values: Mapping[str, Any]) -> EndpointType | None:
+    """The type that a request names; None: it names none. Raises: CatalogRefused."""
+    word = values.get("type")
+    try:
+        return EndpointType.of_short(word) if word else None
+    except ValueError as error:
+        raise CatalogRefused(str(error)) from None
 
 
 def apply_endpoint(row: EndpointRow, values: Mapping[str, Any]) -> EndpointRow:
@@ -144,6 +156,7 @@ def apply_endpoint(row: EndpointRow, values: Mapping[str, Any]) -> EndpointRow:
     """
     given = {name: value for name, value in values.items() if value is not None}
     changes: dict[str, Any] = {own: given[name] for name, own in _PLAIN.items() if name in given}
+    changes["type"] = _type(given) or row.type
     if "scalerType" in given:
         if given["scalerType"] not in list(ScalerType):
             raise CatalogRefused(f"scalerType must be one of {', '.join(ScalerType)}")
@@ -210,9 +223,9 @@ def endpoint(
         "template": template(own),
         "gpuIds": gpu_ids(row.gpu or Gpu()),
         "gpuCount": row.gpu.count if row.gpu else 0,
-        "instanceIds": [f"{cpu.id}-{cpu.vcpu_count}-{2 * cpu.vcpu_count}" for cpu in row.cpus],
+        "instanceIds": [f"{cpu.id}-{cpu.vcpu_count}-{cpu.memory_gb}" for cpu in row.cpus],
         "computeType": "CPU" if row.cpus else "GPU",
-        "type": "LB" if row.type is EndpointType.LOAD_BALANCER else "QB",
+        "type": row.type.short,
         "userId": USER_ID,
         "version": row.version,
         "createdAt": time_text(row.created_ms),

@@ -35,6 +35,9 @@ _LISTS = {
     "allowedCudaVersions": "cuda_allowed",
 }
 
+_OPTIONAL = ("minCudaVersion", "cpuFlavorIds", "vcpuCount", EXPIRES)
+"""Fields that an answer has only where they have a value, or were sent."""
+
 
 def new_endpoint(endpoint_id: str, values: Mapping[str, Any], template: TemplateRow) -> EndpointRow:
     """An endpoint from the fields of a request, bound to its template."""
@@ -69,7 +72,8 @@ def apply_endpoint(row: EndpointRow, values: Mapping[str, Any]) -> EndpointRow:
     changes |= {own: tuple(values[n]) for n, own in _LISTS.items() if n in values}
     if EXECUTION_TIMEOUT_S in values and "executionTimeoutMs" not in values:
         changes["timeout_ms"] = int(values[EXECUTION_TIMEOUT_S]) * 1000
-    if values.get("networkVolumeId") is not None and "networkVolumeIds" not in values:
+    # A client that has one volume may send an empty list, too.
+    if values.get("networkVolumeId") is not None and not values.get("networkVolumeIds"):
         changes["volumes"] = tuple(filter(None, [values["networkVolumeId"]]))
     if "minCudaVersion" in values:
         changes["cuda_min"] = values["minCudaVersion"] or None
@@ -146,7 +150,7 @@ def show_endpoint(
         shown["vcpuCount"] = row.cpus[0].vcpu_count
     if row.expires_ms is not None:
         shown[EXPIRES] = time_text(row.expires_ms)
-    shown = as_sent(row, Door.V1, shown, apply_endpoint)
+    shown = as_sent(row, Door.V1, shown, apply_endpoint, _OPTIONAL)
     if with_template:
         shown["template"] = show_template(template or own_template(row))
     if workers is not None:

@@ -9,6 +9,7 @@ from ownpod.errors import CatalogNotFound, CatalogRefused
 from ownpod.management.shown import as_sent, keep_sent, time_of, time_text
 from ownpod.management.v2.schemas import Unprocessable
 from ownpod.management.workers import WorkerShown, WorkerWord
+from ownpod.rules import lb_addresses
 from ownpod.rules.catalog import (
     Container,
     Cpu,
@@ -20,18 +21,20 @@ from ownpod.rules.catalog import (
     Kind,
     TemplateRow,
 )
+from ownpod.rules.catalog_changes import scaler_of
 from ownpod.rules.gpu_types import POOLS, normal, pools_of_need
+from ownpod.rules.lb_addresses import LOCAL
 from ownpod.rules.templates import ScalerType
 
 DEFAULT_IDLE_S, DEFAULT_MAX = 10, 3
 """RunPod's defaults of v2; v1 has others."""
 
-CPU_GB = 2
-"""Memory in GB for each vCPU that v2 shows of a CPU flavor."""
-
 _PLAIN = {"name": "name", "timeout": "timeout_ms"}
 _LISTS = {"dataCenterIds": "data_centers", "networkVolumes": "volumes"}
 _WORKERS = {"min": "workers_min", "max": "workers_max", "idleTimeout": "idle_s"}
+
+OPTIONAL = ("cmd", "entrypoint", "expires")
+"""Fields that an answer has only where they have a value, or were sent."""
 
 OPERATIONS = {
     "run": "run",
@@ -85,14 +88,17 @@ def changed_endpoint(
 
     Raises:
         CatalogRefused: a GPU endpoint would become one for CPUs, or the other way; values that do not go together.
+        Unprocessable: the same, where RunPod answers 422; another type, which is fixed at creation.
     """
+    if values.get("type", row.type) != row.type:
+        raise Unprocessable(["$: additional properties 'type' not allowed"])
     if ("cpu" in values and row.gpu is not None) or ("gpu" in values and row.gpu is None):
         raise CatalogRefused("an endpoint with GPUs cannot become one with CPUs, nor the other way")
     if template is not None:
         row = replace(row, container=template.container)
     row = apply_endpoint(row, values)
     check(row, values)
-    return keep_sent(row, Door.V2, _without(values, "templateId"))
+    return keep_sent(row, Door.V2, _without(values, "templateId", "type"))
 
 
 def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -111,7 +117,8 @@ def check(row: EndpointRow, values: Mapping[str, Any]) -> None:
             raise CatalogRefused(f"gpu.excludedTypes: {wrong[0]!r} belongs to none of the pools")
     if given.get("allowedCudaVersions") and given.get("minCudaVersion"):
         raise CatalogRefused("gpu: only one of allowedCudaVersions and minCudaVersion may be given")
-    if row.type is EndpointType.LOAD_BALANCER and row.scaler is not ScalerType.REQUEST_COUNT:
+    scaler = values.get("scaling", {}).get("type", ScalerType.REQUEST_COUNT)
+    if row.is_balanced and scaler != ScalerType.REQUEST_COUNT:
         raise Unprocessable(["$.scaling.type: LOAD_BALANCER endpoints need REQUEST_COUNT"])
     queue_by_count = row.type is EndpointType.QUEUE and row.scaler is ScalerType.REQUEST_COUNT
     if queue_by_count and "idleTimeout" in values.get("workers", {}):
@@ -193,30 +200,29 @@ def args_of(container: Container) -> str:
     return container.args if container.args is not None else shlex.join(container.command)
 
 
-def show_endpoint(row: EndpointRow, base_url: str) -> dict[str, Any]:
+def show_endpoint(row: EndpointRow, base_url: str, domain: str = LOCAL) -> dict[str, Any]:
     """The endpoint as v2 answers it. It has no ``templateId`` and no ``version``: Terraform would see a difference.
 
     Args:
         row: the endpoint.
         base_url: OwnPod's URL as the client reaches it.
+        domain: of the names of load-balanced endpoints.
     """
     container = row.container
-    by_count = row.scaler is ScalerType.REQUEST_COUNT
-    scaling: dict[str, Any] = {"type": row.scaler.value}
+    by_count = scaler_of(row) is ScalerType.REQUEST_COUNT
+    scaling: dict[str, Any] = {"type": scaler_of(row).value}
     if by_count:
-        scaling["requestCount"] = int(row.scaler_value)
+        scaling["requestCount"] = max(int(row.scaler_value), 1)
     else:
         scaling["queueDelay"] = row.scaler_value
     workers = {"min": row.workers_min, "max": row.workers_max}
-    if not (by_count and row.type is EndpointType.QUEUE):
+    if row.is_balanced or not by_count:
         workers["idleTimeout"] = row.idle_s
     shown: dict[str, Any] = {
         "id": row.id,
         "name": row.name,
         "type": row.type.value,
-        "requestUrls": {
-            name: f"{base_url}/v2/{row.id}/{path}" for name, path in OPERATIONS.items()
-        },
+        "requestUrls": _request_urls(row, base_url, domain),
         "image": container.image,
         "args": args_of(container),
         "disk": container.disk_gb or 20,
@@ -240,15 +246,18 @@ def show_endpoint(row: EndpointRow, base_url: str) -> dict[str, Any]:
         shown["expires"] = time_text(row.expires_ms)
     if row.cpus:
         shown["cpu"] = [
-            {"id": c.id, "vcpuCount": c.vcpu_count, "memory": CPU_GB * c.vcpu_count}
-            for c in row.cpus
+            {"id": c.id, "vcpuCount": c.vcpu_count, "memory": c.memory_gb} for c in row.cpus
         ]
-    if row.type is EndpointType.LOAD_BALANCER:
-        base = f"{base_url}/lb/{row.id}"
-        shown["requestUrls"] = {"base": base, "health": f"{base_url}/v2/{row.id}/health"}
     # These two have parts that v2 adds to what was sent.
     nested = {name: shown[name] for name in ("gpu", "cpu", "workers") if name in shown}
-    return as_sent(row, Door.V2, shown, apply_endpoint) | nested
+    return as_sent(row, Door.V2, shown, apply_endpoint, OPTIONAL) | nested
+
+
+def _request_urls(row: EndpointRow, base_url: str, domain: str) -> dict[str, str]:
+    if row.is_balanced:
+        base = lb_addresses.base_url(row.id, base_url, domain)
+        return {"base": base, "health": f"{base}{lb_addresses.health_path(row)}"}
+    return {name: f"{base_url}/v2/{row.id}/{path}" for name, path in OPERATIONS.items()}
 
 
 def _shown_gpu(row: EndpointRow) -> dict[str, Any] | None:

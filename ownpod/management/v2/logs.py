@@ -68,11 +68,13 @@ def event(line_id: str, at_ms: int, source: str, text: str) -> str:
 
 def system_lines(worker: ManagedWorker) -> list[tuple[int, str]]:
     """What happened to the worker, as lines with their times in ms since the epoch."""
+    # Only a worker that polls has no URL.
+    ready = "it has asked for a job" if worker.url is None else "it answers its health check"
     steps = (
         (worker.created_ms, "wanted"),
         (worker.placed_ms, f"placed on host {worker.host}"),
         (worker.started_ms, "container started"),
-        (worker.ready_ms, "ready: it has asked for a job"),
+        (worker.ready_ms, f"ready: {ready}"),
         (worker.stopped_ms, f"stopped: {worker.reason}"),
     )
     return [(at_ms, text) for at_ms, text in steps if at_ms is not None]

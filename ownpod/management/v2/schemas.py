@@ -6,6 +6,7 @@ from typing import Any, cast
 import jsonschema
 
 from ownpod.errors import OwnPodError
+from ownpod.management.v2.older import has_older_type, translated
 
 Schema = Mapping[str, Any]
 
@@ -72,6 +73,8 @@ CPU: Schema = {
         "properties": {
             "id": {"type": "string", "minLength": 1},
             "vcpuCount": {"type": "integer", "minimum": 2, "maximum": 1024},
+            # It has no effect. Answers have it, and clients send back what they have read.
+            "memory": {"type": "integer"},
         },
     },
 }
@@ -110,6 +113,12 @@ UPDATE_ENDPOINT: Schema = {
     "additionalProperties": False,
     "properties": _ENDPOINT,
 }
+
+TOLERANT_UPDATE: Schema = {
+    **UPDATE_ENDPOINT,
+    "properties": {**_ENDPOINT, "type": {"type": "string"}},
+}
+"""Of a server that ignores unknown fields: clients send back what they have read, and another ``type`` is no such field."""
 
 _TEMPLATE: Schema = {
     **CONTAINER,
@@ -218,8 +227,9 @@ def check(body: Any, schema: Schema, *, strict: bool) -> tuple[dict[str, Any], t
     ignored: tuple[str, ...] = ()
     if isinstance(body, dict) and not strict:
         known = schema["properties"]
-        ignored = tuple(name for name in body if name not in known)
-        body = {name: value for name, value in body.items() if name in known}
+        body = translated(body, known)
+        ignored = tuple(n for n in body if n not in known or has_older_type(n, body[n]))
+        body = {name: value for name, value in body.items() if name not in ignored}
     problems = [
         problem
         for error in jsonschema.Draft202012Validator(schema).iter_errors(body)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ownpod.management.shown import as_sent, keep_sent
-from ownpod.management.v2.endpoints import apply_container, args_of
+from ownpod.management.v2.endpoints import OPTIONAL, apply_container, args_of
 from ownpod.rules.catalog import Container, Door, TemplateRow, VolumeRow
 
 _FIELDS = {
@@ -64,7 +64,7 @@ def show_template(row: TemplateRow) -> dict[str, Any]:
         shown["cmd"] = list(container.command)
     if container.entrypoint:
         shown["entrypoint"] = list(container.entrypoint)
-    return as_sent(row, Door.V2, shown, apply_template)
+    return as_sent(row, Door.V2, shown, apply_template, OPTIONAL)
 
 
 def new_volume(volume_id: str, values: Mapping[str, Any]) -> VolumeRow:

@@ -56,8 +56,8 @@ def test_a_worker_that_ends_costs_no_job(
     ownpod = start_ownpod(OWNPOD_WORKER_GONE_S=10)
     worker = start_worker(ownpod, "async", python=python)
     with connect(ownpod.redis_url) as client:
-        # A worker that has never pinged since its first request may have no pings at all, so its silence proves nothing: a
-        # job that is delivered to it while it dies would wait for its executionTimeout.
+        # A worker that has never pinged may have no pings at all, so its silence proves nothing: a job that is delivered to it
+        # while it dies would wait for its executionTimeout. The SDK's first ping comes just before its first request or after.
         wait_until(lambda: client.hget(keys.pull("gpu-1"), "ping_ms"), 30, "a ping")
     runs = tmp_path / "runs"
     jobs = []

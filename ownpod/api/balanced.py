@@ -1,0 +1,60 @@
+"""Load-balanced endpoints: their requests go to the front, so here are only their states and the refusals."""
+
+import contextlib
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import NotFound
+
+from ownpod.api import rest_v2
+from ownpod.api.auth import opened_endpoints
+from ownpod.api.services import answer, services
+from ownpod.errors import NotForLoadBalancer, OwnPodError
+
+QUEUE_BLUEPRINTS = ("jobs", "stream")
+"""Blueprints whose routes need a queue."""
+
+LB = "/lb/"
+"""Beginning of the paths that the front serves."""
+
+NO_FRONT_HERE = (
+    "requests to /lb/ are served by the front, and this is the API without one: "
+    "use the address of a front, or see `ownpod doctor` why none runs"
+)
+
+
+def refuse_queue_routes(app: Flask) -> None:
+    """Answers routes that need a queue 400, if their endpoint is load-balanced. Install this after the check of keys."""
+    app.before_request(_refuse)
+
+
+def _refuse() -> Response | None:
+    endpoint_id = _endpoint_id()
+    if endpoint_id is None:
+        return None
+    endpoint = services().registry.endpoints.get(endpoint_id)
+    if endpoint is None or not endpoint.is_balanced:
+        return None
+    error = NotForLoadBalancer()
+    return answer(error.body, error.http_status)
+
+
+def _endpoint_id() -> str | None:
+    """The endpoint of a request that needs a queue, or of a path below an endpoint that has no route."""
+    if request.blueprint in QUEUE_BLUEPRINTS:
+        return (request.view_args or {}).get("endpoint_id")
+    parts = request.path.split("/")
+    if not isinstance(request.routing_exception, NotFound) or rest_v2.is_managing(request.path):
+        return None
+    if len(parts) < 4 or parts[1] != "v2" or not parts[3]:
+        return None
+    with contextlib.suppress(OwnPodError):
+        # Any key opens a path without a route, but not what is known of its endpoint.
+        return parts[2] if parts[2] in opened_endpoints() else None
+    return None
+
+
+def no_front(path: str) -> Response | None:
+    """The response to a path of the front; None: the path is another one."""
+    if not path.startswith(LB):
+        return None
+    return answer({"status": 404, "title": "Not Found", "detail": NO_FRONT_HERE}, 404)
