@@ -115,8 +115,9 @@ class Program:
 
     def drain(self, limit_s: float) -> bool:
         """Ends the process when its requests have ended: it stops listening at once. Returns whether it ended in time."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGUSR1)
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGUSR1)
         return self._await_end(limit_s)
 
     def end(self) -> None:

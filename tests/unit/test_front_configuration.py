@@ -7,11 +7,11 @@ import pytest
 
 from ownpod.front import plan
 from ownpod.front.authorities import loading
-from ownpod.front.balancer import readings
 from ownpod.front.binary import find_haproxy, parse_version
 from ownpod.front.configuration import render
 from ownpod.front.layout import UNLIMITED_MS, Layout, Maps, backends
 from ownpod.front.program import digest_of, script, write_files
+from ownpod.front.readings import readings
 from ownpod.front.runtime import map_changes, parse_map, parse_rows, parse_table, word
 from ownpod.rules import credentials
 from ownpod.rules.balancing import Balancing, FrontState, Route, Server
@@ -121,11 +121,11 @@ def test_the_maps_of_a_state():
     maps = plan.maps_of(state, {"Ep": "p000", "far": "p001"}, {"p002": "old"}, "lb.example")
     assert maps[Maps.ROUTES] == {"Ep": "p000", "far": "p001"}
     assert maps[Maps.NAMES] == {"ep.lb.example": "Ep", "far.lb.example": "far", "q.lb.example": "q"}
-    assert maps[Maps.OWNERS] == {"p000": "Ep", "p001": "far", "p002": "old"}
+    assert maps[Maps.OWNERS] == {"p000": "Ep", "p001": "far@", "p002": "old"}
     assert maps[Maps.LIMITS] == {"Ep": str(UNLIMITED_MS), "far": "7000"}
     assert maps[Maps.BODIES]["Ep"] == str(2 * 1024 * 1024)
     assert maps[Maps.HEALTH]["p000"] == "/up"
-    assert (maps[Maps.PASSING], maps[Maps.REMOTE]) == ({"Ep": "1"}, {"far": "1"})
+    assert (maps[Maps.PASSING], maps[Maps.REMOTE]) == ({"Ep": "1"}, {"p001": "1"})
     assert maps[Maps.PAUSED] == {"far": r"\"no\""}
     secret = f"<front>|{credentials.digest_of('s').upper()}"
     assert set(maps[Maps.KEYS]) == {f"*|{key.upper()}", f"Ep|{key.upper()}", secret}
@@ -215,7 +215,11 @@ def test_readings_survive_bad_rows():
     )
     wishes = "0x1: key=ep|w9 use=1 conn_cur=1\n0x1: key=ep|w1 use=1 conn_cur=1\n0x1: key=ep|w8 use=0 conn_cur=0\n"
     found = readings(
-        {"ep": "p0", "new": "p5"}, parse_rows(stats, ","), parse_table(counts), parse_table(wishes)
+        {"ep": "p0", "new": "p5"},
+        {},
+        parse_rows(stats, ","),
+        parse_table(counts),
+        parse_table(wishes),
     )
     ep = found["ep"]
     assert (ep.open, ep.total, ep.wishes, ep.running, ep.waiting) == (4, 9, ("w9",), 2, 2)
