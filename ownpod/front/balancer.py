@@ -72,9 +72,9 @@ class Balancer:
         self._applied: tuple[FrontState, int] | None = None
         self._unfinished = False
         self._chosen: dict[str, str] = {}
-        self._emptying: dict[str, str] = {}
+        self._left: dict[str, str] = {}
         """The endpoint by backend, of those that it has left and that are not yet empty."""
-        self._left: set[str] = set()
+        self._leavers: set[str] = set()
         self._ports = {port for _, port in layout.binds} | {layout.tls_port or 0}
         self._backoff = Backoff()
         self._started = 0.0
@@ -119,7 +119,7 @@ class Balancer:
         return True
 
     def apply(self, state: FrontState) -> None:
-        """Has HAProxy match a state: only the differences are sent. Repeating it costs nothing.
+        """Sends HAProxy the differences between a state and its own. Repeating it costs nothing.
 
         While HAProxy does not run, the state is kept for its start.
         """
@@ -153,7 +153,7 @@ class Balancer:
             return {}
         found = readings(
             self._chosen,
-            self._emptying,
+            self._left,
             parse_rows(stats, ","),
             parse_table(counts),
             parse_table(wishes),
@@ -168,12 +168,16 @@ class Balancer:
             reading.waiting > sum(s.waiting for s in reading.servers.values()) for reading in found
         ):
             left = closed_by_clients(self._ports)
-        commands = [f"add map {Maps.GONE} {word(client)} 1" for client in sorted(left - self._left)]
+        commands = [
+            f"add map {Maps.GONE} {word(client)} 1" for client in sorted(left - self._leavers)
+        ]
         # Another connection may come from the same port soon.
-        commands += [f"del map {Maps.GONE} {word(client)}" for client in sorted(self._left - left)]
+        commands += [
+            f"del map {Maps.GONE} {word(client)}" for client in sorted(self._leavers - left)
+        ]
         if commands:
             self._runtime.run(commands, *FINE)
-        self._left = left
+        self._leavers = left
 
     def ensure(self) -> bool:
         """Starts HAProxy again if it has ended, with the last state. Returns whether it did.
@@ -222,14 +226,14 @@ class Balancer:
             for endpoint, backend in self._chosen.items()
             if endpoint in state.routes
         }
-        self._emptying = {}
+        self._left = {}
         self._chosen, _ = plan.assign(state.routes, owners, self._holds)
         maps = plan.maps_of(state, self._chosen, {}, self._layout.domain)
         # A pattern that HAProxy cannot compile would prevent its start; over the socket it is only refused.
         maps[Maps.PATTERNS] = {}
         self._program.start(self._text, maps)
         self._started = time.monotonic()
-        self._left = set()
+        self._leavers = set()
         self._applied = None
         if self._state is not None:
             self.apply(self._state)
@@ -256,7 +260,7 @@ class Balancer:
         free, emptying = plan.unused(owners, routed, occupied, actual.counts)
         kept = {backend: owner for backend, owner in owners.items() if backend not in free}
         self._chosen, left_out = plan.assign(state.routes, kept, self._holds)
-        self._emptying = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
+        self._left = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
         full = f"the front has room for {self._layout.pool} load-balanced endpoints"
         problems = dict.fromkeys(left_out, full)
         maps = plan.maps_of(state, self._chosen, emptying, self._layout.domain)
@@ -305,7 +309,7 @@ class Balancer:
                 leaving.append(known)
         # An endpoint has left a backend because its home has moved: what waits there is finished there.
         moved = {
-            known.backend for known in leaving if self._emptying.get(known.backend) in self._chosen
+            known.backend for known in leaving if self._left.get(known.backend) in self._chosen
         }
         busy = moved & self._queued() if moved else set()
         staying = [known for known in leaving if known.backend in busy]

@@ -87,8 +87,8 @@ local function announce()
   end
 end
 
--- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the client has left, or if
--- the endpoint was removed: its backend may belong to another endpoint soon.
+-- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the client has left, or
+-- if the endpoint was removed: its backend may belong to another endpoint soon.
 local function follow(txn, ep, be)
   local address = tostring(txn.f:src()):gsub("^::ffff:", "") .. ":" .. tostring(txn.f:src_port())
   if gone:lookup(address) then

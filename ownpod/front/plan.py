@@ -96,8 +96,8 @@ def assign(
     An endpoint keeps its backend. A new one gets a free backend whose time limit of the queue is its own, otherwise the
     next longer one, otherwise the longest that is left.
 
-    ``holds`` has the seconds of the queue's time limit by backend; ``owners`` what :func:`owner_of` returned by backend, of
-    all backends that are in use or not yet empty.
+    ``holds`` has the seconds of the queue's time limit by backend, ``owners`` what :func:`owner_of` returned by backend, of all
+    backends that are in use or not yet empty.
     """
     wanted = {owner_of(route): endpoint for endpoint, route in routes.items()}
     chosen = {wanted[owner]: backend for backend, owner in owners.items() if owner in wanted}

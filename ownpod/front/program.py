@@ -142,7 +142,7 @@ class Program:
         return not self.alive()
 
     def forget(self) -> None:
-        """No longer monitors the process, which the next edge may adopt."""
+        """Gives up the process, which the next edge adopts if it is alive."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._pid, self._child = -1, 0, None

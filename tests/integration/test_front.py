@@ -77,6 +77,7 @@ class Front:
         (directory / "workers.yaml").touch()
         (directory / "workers.yaml").write_text("endpoints: {}\n")
         self._api = api
+        self.starts = 0
         self.start()
 
     def start(self):
@@ -85,6 +86,10 @@ class Front:
             log=self.directory / "front.log",
             **self._environ,
         )
+        ready = f"front ready on 127.0.0.1 port {self.port}"
+        before = self.starts
+        wait_until(lambda: self.process.output.count(ready) > before, 60)
+        self.starts += 1
 
     def url(self, path="/work", endpoint="lb"):
         return f"http://127.0.0.1:{self.port}/lb/{endpoint}{path}"
