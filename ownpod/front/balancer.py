@@ -77,8 +77,7 @@ class Balancer:
         self._leavers: set[str] = set()
         self._ports = {port for _, port in layout.binds} | {layout.tls_port or 0}
         self._backoff = Backoff()
-        self._started = 0.0
-        self._next_start = 0.0
+        self._started = self._next_start = 0.0
         self.problems: dict[str, str] = {}
         """Why an endpoint, or ``<endpoint>/<worker>``, cannot be in HAProxy, in words."""
 
