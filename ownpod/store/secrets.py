@@ -80,7 +80,11 @@ class Secrets:
             "secret was set, or set the secret again"
         )
 
-    # What the commands do.
+    # What the commands and the managing calls do.
+
+    def names(self) -> frozenset[str]:
+        """The names of all secrets, also of those that cannot be read here. Needs no file."""
+        return frozenset(self._tokens())
 
     def all(self) -> list[Secret]:
         """All secrets, by name."""
