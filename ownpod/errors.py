@@ -298,6 +298,10 @@ class CatalogRefused(OwnPodError):
     http_status = 400
 
 
+class CatalogImpossible(CatalogRefused):
+    """No host can start the workers: RunPod has no such rule, so REST v1 answers 400 too, and not RunPod's 500."""
+
+
 class CatalogInUse(CatalogRefused):
     """The object is in use."""
 

@@ -159,6 +159,8 @@ class Agent:
             self._host.labels,
             problem=self._devices.problem,
             volumes=self._volumes.read(self._engine.name),
+            images=self._host.images,
+            secrets=self._values.own_names,
         )
         self.steps.memory.observe(info.devices)
         beat = self._agents.heartbeat(info, self._token)

@@ -18,6 +18,7 @@ from ownpod.agent.steps import Host
 from ownpod.agent.volumes import Volumes
 from ownpod.errors import ExtraMissing, StartError
 from ownpod.processes import return_memory
+from ownpod.rules.images import ALL_IMAGES
 from ownpod.rules.placement import pools_of
 from ownpod.settings import Settings
 from ownpod.store import keys
@@ -67,7 +68,9 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     logins = StoredLogins(Catalog(client), secrets)
     engine = make_engine(config, directory, _instance(managed, directory), volumes, logins)
     devices = Devices(config.devices, config.labels, pools_of=pools_of, own_pids=engine.pids)
-    host = Host(config.agent_host, api_url, config.labels)
+    limited = engine.name == "docker" and ALL_IMAGES not in config.images
+    images = config.images if limited else None
+    host = Host(config.agent_host, api_url, config.labels, images)
     agent = Agent(
         host,
         engine,

@@ -32,6 +32,8 @@ class SecretValues:
         engine: Engine | None = None,
     ) -> None:
         self._own = of_environment(environ)
+        self.own_names = tuple(sorted(self._own))
+        """Names of the secrets in the agent's own variables."""
         self._stored = stored
         self._engine = engine
         self._given: dict[str, tuple[str, ...]] = {}

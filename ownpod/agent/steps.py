@@ -38,11 +38,13 @@ class Host:
         name: the name under which its workers and devices are listed.
         api_url: the API's base URL as the workers reach it.
         labels: the operator's labels, for example its data center.
+        images: patterns of the images that it may start; None: all, or its engine starts none.
     """
 
     name: str
     api_url: str
     labels: Mapping[str, str]
+    images: tuple[str, ...] | None = None
 
 
 class Steps:

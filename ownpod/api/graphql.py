@@ -16,12 +16,12 @@ blueprint = Blueprint("graphql", __name__)
 def graphql() -> Response:
     """Runs the operations of a request. Errors are in the answer, whose status is 200, as all of RunPod's clients expect."""
     svc = services()
-    caller, catalog = this_caller(Door.GRAPHQL), svc.management.catalog
+    caller = this_caller(Door.GRAPHQL)
     context = Context(
         management=svc.management,
         caller=caller,
         agents=svc.agents.agents,
         workers=endpoint_workers,
-        stop_worker=lambda i: stop_worker(catalog, svc.managed, i, caller) is not None,
+        stop_worker=lambda i: stop_worker(svc.managed, i, caller) is not None,
     )
     return as_json(run(json_body(), context))

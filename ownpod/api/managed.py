@@ -14,6 +14,7 @@ from ownpod.rules.managed import LOG_LINES, ManagedWorker, Phase
 from ownpod.rules.managed_reports import post_mortem
 from ownpod.rules.managed_states import ManagedView, StartFailures, in_words, usual_start_s
 from ownpod.rules.releases import NO_RELEASES, RolledOut, state
+from ownpod.store.catalog import Audit
 
 MOST_SEEN = 100_000
 """Number of workers whose first request a process remembers; afterwards it reports their next ones again."""
@@ -37,10 +38,10 @@ class ManagedWorkers(Protocol):
     def ready(self, worker_id: str) -> bool:
         """Records the worker's first request for jobs. False: the record did not wait for it."""
 
-    def discard(self, worker_id: str, reason: str) -> bool:
+    def discard(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:
         """The worker that no agent has taken is not wanted any more. False: an agent has taken it."""
 
-    def drain(self, worker_id: str, reason: str) -> bool:
+    def drain(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:
         """The worker gets no more jobs, and is stopped when it has none. False: it drains already."""
 
     def list(self, endpoint: str | None = None) -> Sequence[ManagedWorker]:
@@ -73,10 +74,10 @@ class NoManagedWorkers:
     def ready(self, worker_id: str) -> bool:  # noqa: ARG002 - the protocol has it
         return False
 
-    def discard(self, worker_id: str, reason: str) -> bool:  # noqa: ARG002
+    def discard(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:  # noqa: ARG002
         return False
 
-    def drain(self, worker_id: str, reason: str) -> bool:  # noqa: ARG002
+    def drain(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:  # noqa: ARG002
         return False
 
     def list(self, endpoint: str | None = None) -> Sequence[ManagedWorker]:  # noqa: ARG002

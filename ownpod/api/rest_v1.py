@@ -19,7 +19,7 @@ from ownpod.api.managing import (
     this_caller,
 )
 from ownpod.api.services import services
-from ownpod.errors import CatalogRefused, OwnPodError
+from ownpod.errors import CatalogImpossible, CatalogRefused, OwnPodError
 from ownpod.management import Management, warnings
 from ownpod.management.v1 import endpoints as v1
 from ownpod.management.v1 import fields
@@ -67,6 +67,7 @@ def refused(error: CatalogRefused) -> Response:
     return as_json({"error": text, "status": 500}, 500)
 
 
+@blueprint.errorhandler(CatalogImpossible)
 @blueprint.errorhandler(OwnPodError)
 def own_error(error: OwnPodError) -> Response:
     """The other errors are an object; runpodctl reads ``error`` or ``message``."""

@@ -32,7 +32,7 @@ def list_pods() -> Response:
 def recycle(pod_id: str, kind: str = "") -> Response:
     """Stops a worker after its jobs; the scaler starts another one if it is needed."""
     svc, caller = services(), this_caller(Door.V1)
-    worker = stop_worker(svc.management.catalog, svc.managed, pod_id, caller)
+    worker = stop_worker(svc.managed, pod_id, caller)
     if worker is None:
         return pods()
     if caller.dry_run:

@@ -151,7 +151,7 @@ def rollback(row_id: str) -> Response:
     svc = services()
     svc.management.endpoints.get(row_id)
     caller = this_caller(Door.V2)
-    done = roll_back(svc.management.catalog, svc.releases, row_id, number, caller)
+    done = roll_back(svc.releases, row_id, number, caller)
     if done.made is None:
         return dry_run_answer(
             [done.difference], restarts=True, result=None, of=done.of, insteadOf=done.instead_of

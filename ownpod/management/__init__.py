@@ -57,7 +57,7 @@ class Management:
         living: Living = no_fronts,
     ) -> "Management":
         """The managing calls over one catalog; see :class:`Endpoints` for the arguments."""
-        endpoints = Endpoints(catalog, registry, quota, agents, living=living)
+        endpoints = Endpoints(catalog, registry, quota, agents, living=living, stored=secrets.names)
         return cls(
             catalog,
             endpoints,

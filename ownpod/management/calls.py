@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from ownpod.errors import CatalogNotFound
 from ownpod.rules.catalog import Difference, Door, EndpointRow, Kind, Row
 from ownpod.rules.catalog_changes import IN_PLACE, differences
-from ownpod.store.catalog import Audit, Catalog, Change, Snapshot
+from ownpod.store.catalog import Audit, Beside, Catalog, Change, Snapshot
 
 R = TypeVar("R", bound=Row)
 
@@ -54,6 +54,8 @@ def write(
     kind: Kind,
     caller: Caller,
     compute: Callable[[Snapshot], tuple[Change, R]],
+    *,
+    beside: Beside | None = None,
 ) -> Outcome[R]:
     """Computes a change and writes it with its entry in the audit log, in one step.
 
@@ -63,6 +65,7 @@ def write(
         kind: of the changed row.
         caller: for the audit log, and whether it is a dry run.
         compute: the change, and the row that it is about. May be called again, and raises for what is not allowed.
+        beside: what else is written in this step; None for a dry run.
     """
     made: list[Outcome[R]] = []
 
@@ -77,7 +80,7 @@ def write(
         return replace(change, audit=audit)
 
     with contextlib.suppress(_DryRun):
-        catalog.change(with_audit)
+        catalog.change(with_audit, beside)
     return made[0]
 
 

@@ -1,13 +1,13 @@
 """The managing calls of endpoints."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from marshmallow import ValidationError
 
 from ownpod.configuration import BALANCED_KEYS, make_endpoint
-from ownpod.errors import CatalogNotFound, CatalogReadOnly, CatalogRefused
+from ownpod.errors import CatalogImpossible, CatalogNotFound, CatalogReadOnly, CatalogRefused
 from ownpod.management.calls import Caller, Outcome, newest_first, write
 from ownpod.management.fronts import Living, await_fronts, no_fronts
 from ownpod.registry import Registry
@@ -33,8 +33,9 @@ from ownpod.rules.catalog_changes import (
 )
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import AgentInfo
-from ownpod.rules.placement import why_no_host
-from ownpod.rules.templates import ManagedSpec, ScalerType
+from ownpod.rules.placement import secrets_nowhere, why_not_startable
+from ownpod.rules.secrets import secrets_in, why_missing
+from ownpod.rules.templates import GpuNeed, ScalerType
 from ownpod.store.catalog import Catalog, Change, Snapshot
 from ownpod.validation import NAME, first_problem
 
@@ -46,7 +47,8 @@ class Endpoints:
         catalog: the rows in Redis.
         registry: the endpoints, with those of the configuration.
         quota: the most workers of all endpoints together; 0: any.
-        agents: the hosts, to refuse an endpoint whose GPUs no host has.
+        agents: the hosts, to refuse an endpoint that none can run: by its GPUs, its image, its secrets.
+        stored: names of the secrets in Redis.
         living: the fronts, which must have a new load-balanced endpoint before its caller may use it.
     """
 
@@ -58,8 +60,10 @@ class Endpoints:
         agents: Callable[[], Sequence[AgentInfo]] = tuple,
         *,
         living: Living = no_fronts,
+        stored: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._agents = agents
+        self._stored = stored
         self._living = living
         self._catalog = catalog
         self._registry = registry
@@ -221,16 +225,22 @@ class Endpoints:
             raise CatalogRefused(f"{place}: {problem}") from None
         except ValueError as error:
             raise CatalogRefused(f"the command cannot be split into words: {error}") from None
-        if problem := self._no_device(row, spec):
-            raise CatalogRefused(problem)
+        if spec is not None and row.workers_max:
+            self.check_startable(row.container, spec.gpu)
         return row if spec is None else named(row, spec.release)
 
-    def _no_device(self, row: EndpointRow, spec: ManagedSpec | None) -> str:
-        """Why no host can ever run a worker of the endpoint, by its GPUs; "": one can, or no host is known yet."""
+    def check_startable(self, container: Container, gpu: GpuNeed | None = None) -> None:
+        """Checks that a host can start a worker, by its GPUs, image and secrets, where a host is known.
+
+        Raises:
+            CatalogImpossible: none can; the message has what to change.
+        """
         agents = self._agents()
-        if not agents or spec is None or spec.gpu is None or not row.workers_max:
-            return ""
-        return why_no_host(spec.gpu, agents)
+        if problem := why_not_startable(container.image, gpu, agents):
+            raise CatalogImpossible(problem)
+        names = secrets_in(container.env)
+        if names and (missing := secrets_nowhere(names, self._stored(), agents)):
+            raise CatalogImpossible(why_missing(missing))
 
 
 def _check_row(row: EndpointRow, snapshot: Snapshot) -> None:

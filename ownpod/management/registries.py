@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ownpod.errors import CatalogInUse, CatalogRefused, OwnPodError
+from ownpod.errors import CatalogInUse, CatalogRefused
 from ownpod.management.calls import Caller, Outcome, found, listed, newest_first, write
 from ownpod.rules.catalog import Kind, RegistryRow, new_id, registry_secret
 from ownpod.store.catalog import Catalog, Change, Snapshot
@@ -67,15 +67,8 @@ class Registries:
         action = "create" if registry_id is None else "update"
         if caller.dry_run:
             return write(self._catalog, action, Kind.REGISTRY, caller, compute)
-        # The password first: a row without one would be an object that is there by half.
-        before = self._secrets.values([registry_secret(made_id)])[0]
-        self._secrets.put(registry_secret(made_id), password)
-        try:
-            return write(self._catalog, action, Kind.REGISTRY, caller, compute)
-        except OwnPodError:
-            if not before:
-                self._secrets.remove(registry_secret(made_id))
-            raise
+        with self._secrets.putting(registry_secret(made_id), password) as edit:
+            return write(self._catalog, action, Kind.REGISTRY, caller, compute, beside=edit)
 
     def delete(self, registry_id: str, caller: Caller) -> Outcome[RegistryRow]:
         """Deletes registry credentials; templates with them lose them, as in RunPod's. Raises: CatalogNotFound."""
@@ -96,7 +89,5 @@ class Registries:
             )
             return Change(put=put, delete=((Kind.REGISTRY, registry_id),)), row
 
-        outcome = write(self._catalog, "delete", Kind.REGISTRY, caller, compute)
-        if not caller.dry_run:
-            self._secrets.remove(registry_secret(registry_id))
-        return outcome
+        edit = None if caller.dry_run else self._secrets.removing(registry_secret(registry_id))
+        return write(self._catalog, "delete", Kind.REGISTRY, caller, compute, beside=edit)

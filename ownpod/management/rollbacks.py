@@ -7,7 +7,7 @@ from ownpod.errors import CatalogRefused
 from ownpod.management.calls import Caller
 from ownpod.rules.catalog import Difference, Kind
 from ownpod.rules.releases import target_of
-from ownpod.store.catalog import Audit, Catalog
+from ownpod.store.catalog import Audit
 from ownpod.store.releases import Releases
 
 
@@ -31,13 +31,10 @@ class Rollback:
         return Difference("release", str(self.instead_of), f"{self.of} again")
 
 
-def roll_back(
-    catalog: Catalog, releases: Releases, endpoint_id: str, number: int | None, caller: Caller
-) -> Rollback:
+def roll_back(releases: Releases, endpoint_id: str, number: int | None, caller: Caller) -> Rollback:
     """Makes a release of an earlier one, with an entry in the audit log.
 
     Args:
-        catalog: has the audit log.
         releases: of all endpoints.
         endpoint_id: of the catalog or of the configuration.
         number: of the wanted release; None: the last one before whose workers were ready.
@@ -55,12 +52,16 @@ def roll_back(
     would = Rollback(target.number, latest.number)
     if caller.dry_run:
         return would
+    change = would.difference
+    # The step makes the release after the last one, or none.
+    told = json.dumps({change.field: [change.old, f"{latest.number + 1}, which is {change.new}"]})
     made = releases.roll_back(
-        endpoint_id, latest.number, target.number, f"rolled back to release {target.number}"
+        endpoint_id,
+        latest.number,
+        target.number,
+        f"rolled back to release {target.number}",
+        Audit(caller.by, caller.door, f"rollback {Kind.ENDPOINT}", endpoint_id, told),
     )
     if not made:
         raise CatalogRefused("another release was made meanwhile; see `ownpod releases`")
-    change = would.difference
-    told = json.dumps({change.field: [change.old, f"{made}, which is {change.new}"]})
-    catalog.note(Audit(caller.by, caller.door, f"rollback {Kind.ENDPOINT}", endpoint_id, told))
     return Rollback(target.number, latest.number, made)

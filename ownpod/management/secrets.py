@@ -96,28 +96,35 @@ class SecretCalls:
             BadRequest: a secret cannot be read; nothing was changed.
             ConfigurationError: the file with the keys cannot be used.
         """
-        count = self.secrets.rotate()
-        told = json.dumps({"encrypted again": ["", str(count)]})
-        self.catalog.note(Audit(caller.by, caller.door, "rotate secrets", "all", told))
-        return count
+        with self.secrets.rotating() as edit:
+
+            def compute(_snapshot: Snapshot) -> Change:
+                told = json.dumps({"encrypted again": ["", str(len(edit.new))]})
+                return Change(audit=Audit(caller.by, caller.door, "rotate secrets", "all", told))
+
+            self.catalog.change(compute, edit)
+        return len(edit.new)
 
     def _delete(self, row: SecretRow, caller: Caller) -> Outcome[SecretRow]:
         change = Change(delete=((Kind.SECRET, row.id),))
-        outcome = write(
-            self.catalog, "delete", Kind.SECRET, caller, lambda _snapshot: (change, row)
+        edit = None if caller.dry_run else self.secrets.removing(row.id)
+        return write(
+            self.catalog,
+            "delete",
+            Kind.SECRET,
+            caller,
+            lambda _snapshot: (change, row),
+            beside=edit,
         )
-        if not caller.dry_run:
-            self.secrets.remove(row.id)
-        return outcome
 
     def _save(
         self, action: str, row: SecretRow, value: str | None, caller: Caller
     ) -> Outcome[SecretRow]:
-        if value is not None and not caller.dry_run:
-            self.secrets.put(row.id, value)
-
         def compute(snapshot: Snapshot) -> tuple[Change, SecretRow]:
             made = replace(row, created_ms=row.created_ms or snapshot.now_ms)
             return Change(put=(made,)), made
 
-        return write(self.catalog, action, Kind.SECRET, caller, compute)
+        if value is None or caller.dry_run:
+            return write(self.catalog, action, Kind.SECRET, caller, compute)
+        with self.secrets.putting(row.id, value) as edit:
+            return write(self.catalog, action, Kind.SECRET, caller, compute, beside=edit)

@@ -34,12 +34,12 @@ class Templates:
     def create(
         self, make: Callable[[Snapshot, str], TemplateRow], caller: Caller
     ) -> Outcome[TemplateRow]:
-        """Adds a template. Raises: CatalogRefused: another one has its name."""
+        """Adds a template. Raises: CatalogRefused: another one has its name, or no host can start its workers."""
         made_id = new_id(Kind.TEMPLATE, self._catalog.read().templates)
 
         def compute(snapshot: Snapshot) -> tuple[Change, TemplateRow]:
             row = replace(make(snapshot, made_id), id=made_id, created_ms=snapshot.now_ms)
-            _check(row, snapshot)
+            self._check(row, snapshot)
             return Change(put=(row,)), row
 
         return write(self._catalog, "create", Kind.TEMPLATE, caller, compute)
@@ -68,7 +68,7 @@ class Templates:
         def compute(snapshot: Snapshot) -> tuple[Change, TemplateRow]:
             old = found(snapshot.templates, Kind.TEMPLATE, template_id)
             row = replace(change(snapshot, old), id=template_id, created_ms=old.created_ms)
-            _check(row, snapshot)
+            self._check(row, snapshot)
             put: list[Row] = [row]
             entries = {}
             if reaches_endpoints and row.container != old.container:
@@ -95,6 +95,12 @@ class Templates:
             return Change(delete=((Kind.TEMPLATE, template_id),)), row
 
         return write(self._catalog, "delete", Kind.TEMPLATE, caller, compute)
+
+    def _check(self, row: TemplateRow, snapshot: Snapshot) -> None:
+        _check(row, snapshot)
+        if row.serverless:
+            # Others are for pods, which never start.
+            self._endpoints.check_startable(row.container)
 
 
 def _check(row: TemplateRow, snapshot: Snapshot) -> None:

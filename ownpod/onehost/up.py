@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, StartError
 from ownpod.front.lock import end_orphan, front_directory
-from ownpod.onehost import flower, front
+from ownpod.onehost import flower, front, templates
 from ownpod.onehost.embedded import EmbeddedRedis
 from ownpod.processes import check_port, free_port
 from ownpod.registry import Registry
@@ -27,6 +27,7 @@ from ownpod.store import schema
 from ownpod.store.agents import Agents
 from ownpod.store.client import connect, schema_version
 from ownpod.store.fleet import Fleet
+from ownpod.store.secrets import Secrets
 from ownpod.supervised import START_S, Child, Group, write
 
 KILL_AFTER_S = 15.0
@@ -70,6 +71,7 @@ class Up:
             OwnPodError: the start failed before any process was started.
         """
         endpoints = load_endpoints(self._config)
+        templates.check_images(self._config, endpoints)
         haproxy = front.choose(self._config)
         self._has_front, self._missing = haproxy.path is not None, haproxy.problem
         self._check_ports()
@@ -144,6 +146,9 @@ class Up:
         client = connect(url, client_name="ownpod-up")
         registry = Registry(endpoints, Fleet(client), self._config)
         self._check(registry, lambda: schema_version(client))
+        stored = Secrets(client, self._config.secrets_key_path())
+        if line := templates.secrets_warning(registry.endpoints, stored, os.environ):
+            write("ownpod", line)
         environ = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "ownpod"]
         agent = functools.partial(self._spawn_agent, command, environ, Agents(client))

@@ -6,12 +6,15 @@ without a tag its tag is ``latest``.
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 HUB = "docker.io"
 """The registry of references that name none."""
+
+ALL_IMAGES = "**"
+"""The pattern that allows all images."""
 
 LONGEST = 512
 """Maximum length of a reference in characters."""
@@ -92,6 +95,49 @@ def allowed(reference: Reference, patterns: Iterable[str]) -> bool:
     and digest allows all of them; one with a tag allows no digest, because an engine ignores the tag beside it.
     """
     return any(_matches(reference, pattern) for pattern in patterns)
+
+
+def not_allowed(by_endpoint: Mapping[str, str | None], patterns: Sequence[str]) -> str:
+    """Which endpoint has an image that no pattern allows, and what to change; "": none.
+
+    Args:
+        by_endpoint: the templates' images; None, and a text that is no reference, are not examined.
+        patterns: ``OWNPOD_IMAGES`` of the host.
+    """
+    for endpoint, image in by_endpoint.items():
+        reference = _reference(image)
+        if reference is not None and not allowed(reference, patterns):
+            return (
+                f"endpoint {endpoint!r}: image {reference} is not allowed: OWNPOD_IMAGES allows "
+                f"{', '.join(patterns)}; add the image to OWNPOD_IMAGES, or change template.image"
+            )
+    return ""
+
+
+def why_no_host_may(image: str | None, lists: Mapping[str, Sequence[str] | None]) -> str:
+    """Why no host may start an image, and what to change; "": one may.
+
+    Args:
+        image: of a template; None, and a text that is no reference, are not examined.
+        lists: the patterns of ``OWNPOD_IMAGES`` by host; None: the host starts any image, or its engine starts none.
+    """
+    reference = _reference(image)
+    if reference is None or not lists:
+        return ""
+    if any(patterns is None or allowed(reference, patterns) for patterns in lists.values()):
+        return ""
+    host, patterns = next(iter(lists.items()))
+    return (
+        f"no host may start the image {reference}: OWNPOD_IMAGES of host {host} allows "
+        f"{', '.join(patterns or ())}; add the image to OWNPOD_IMAGES where an agent runs, or use another image"
+    )
+
+
+def _reference(image: str | None) -> Reference | None:
+    try:
+        return normalise(image) if image else None
+    except ValueError:
+        return None
 
 
 def _matches(reference: Reference, pattern: str) -> bool:

@@ -156,6 +156,10 @@ class AgentInfo:
     problem: str = ""
     """Why GPUs of the host, or its engine, cannot be used; "" if all can."""
     volumes: tuple[HostVolume, ...] = ()
+    images: tuple[str, ...] | None = None
+    """Patterns of the images that the host may start; None: all, or its engine starts none."""
+    secrets: tuple[str, ...] | None = None
+    """Names of the secrets that the agent has in its own variables; None: its version does not publish them."""
 
 
 @dataclass(frozen=True)

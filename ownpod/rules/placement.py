@@ -3,9 +3,10 @@
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ownpod.rules.images import why_no_host_may
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold, ManagedWorker
 from ownpod.rules.templates import GpuNeed
 from ownpod.rules.volumes import has_all, reachable, why_no_volume
@@ -302,6 +303,37 @@ def why_no_host(need: GpuNeed, agents: Sequence[AgentInfo]) -> str:
     if not any(found):
         return f"no host has a device{where}; the hosts have {listed}"
     return f"no host has {need.count} devices{where}; the hosts have {listed}"
+
+
+def with_devices(need: GpuNeed | None, agents: Sequence[AgentInfo]) -> list[AgentInfo]:
+    """The hosts that have the devices of a worker, whatever is busy now."""
+    if need is None:
+        return [*agents]
+    return [
+        a for a in agents if any(len(g) >= need.count for _, g in groups(a.devices, need.pools))
+    ]
+
+
+def why_not_startable(image: str | None, need: GpuNeed | None, agents: Sequence[AgentInfo]) -> str:
+    """Why no host can ever start a worker, by its GPUs and its image; "": one can, or no host is known.
+
+    A silent host still counts for its GPUs, because it may come back; for images, only hosts that live count.
+    """
+    if need is not None and agents and (why := why_no_host(need, agents)):
+        return why
+    able = [agent for agent in with_devices(need, agents) if agent.silent_s < HOST_SILENT_S]
+    return why_no_host_may(image, {agent.host: agent.images for agent in able})
+
+
+def secrets_nowhere(
+    names: Sequence[str], stored: Collection[str], agents: Sequence[AgentInfo]
+) -> tuple[str, ...]:
+    """Those of the named secrets that are neither stored nor of a host that lives; none where no such host is known."""
+    alive = [agent for agent in agents if agent.silent_s < HOST_SILENT_S]
+    if not alive or any(agent.secrets is None for agent in alive):
+        return ()
+    there = {*stored, *(name for agent in alive for name in agent.secrets or ())}
+    return tuple(name for name in names if name not in there)
 
 
 def _all_taken(states: Sequence[str], *, count: int, free: int, noun: str, where: str) -> str:

@@ -10,8 +10,8 @@ ENDPOINTS                 hash    see fleet.lua: the catalog's endpoints as entr
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import redis
 
@@ -31,6 +31,7 @@ from ownpod.rules.records import from_text, to_text
 from ownpod.rules.volumes import NETWORK
 from ownpod.store import keys, schema
 from ownpod.store.client import clock_ms, ms_of, redis_errors, redis_reads
+from ownpod.store.scripts import constants
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,15 @@ class Audit:
     difference: str = ""
 
 
+AUDIT_CONSTANTS = constants(AUDIT=keys.CATALOG_AUDIT, MOST_AUDITS=MOST_AUDITS)
+"""For commands that write an entry in the same step as what they do."""
+
+
+def audit_arguments(audit: Audit | None) -> list[str]:
+    """Fields and values of an entry, as the last arguments of such a command; none without an entry."""
+    return [] if audit is None else [part for pair in asdict(audit).items() for part in pair]
+
+
 @dataclass(frozen=True)
 class Change:
     """What one managing call writes.
@@ -97,6 +107,16 @@ class AuditEntry:
     audit: Audit
 
 
+class Beside(Protocol):
+    """What else a change writes in its transaction, outside the catalog."""
+
+    def read(self, pipe: Any) -> None:
+        """Watches and reads its keys, before the change is computed. May be called again, and may raise OwnPodError."""
+
+    def write(self, pipe: Any) -> None:
+        """Adds its writes to the transaction."""
+
+
 class Catalog:
     """The reads and changes of the catalog. Any call may raise RedisUnavailable.
 
@@ -115,11 +135,12 @@ class Catalog:
             return _snapshot(pipe.execute())
 
     @redis_errors
-    def change(self, compute: Callable[[Snapshot], Change]) -> Change:
+    def change(self, compute: Callable[[Snapshot], Change], beside: Beside | None = None) -> Change:
         """Computes a change from the catalog and writes it, in one step.
 
         Args:
             compute: may be called more than once, and raises for a change that is not allowed.
+            beside: what else is written in this step.
 
         Raises:
             SchemaMismatch: another version of OwnPod wrote the records.
@@ -130,6 +151,8 @@ class Catalog:
                 schema.check(pipe.get(keys.SCHEMA))  # type: ignore[arg-type]
                 snapshot = self.read()
                 try:
+                    if beside is not None:
+                        beside.read(pipe)
                     change = compute(snapshot)
                 except OwnPodError:
                     # The reason may be what another process has changed since the read.
@@ -140,17 +163,14 @@ class Catalog:
                     return change
                 pipe.multi()
                 _queue_writes(pipe, change, snapshot.now_ms)
+                if beside is not None:
+                    beside.write(pipe)
                 try:
                     pipe.execute()
                 except redis.WatchError:
                     continue
                 return change
         raise RedisUnavailable("the catalog changes too often now; send the request again")
-
-    @redis_errors
-    def note(self, audit: Audit) -> None:
-        """Adds an entry to the audit log of a change that is not one of the catalog's rows."""
-        _write_audit(self._redis, audit)
 
     @redis_reads
     def audits(self, most: int = 100) -> list[AuditEntry]:
@@ -243,5 +263,4 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
 
 
 def _write_audit(client: Any, audit: Audit) -> None:
-    values = {name: getattr(audit, name) for name in Audit.__dataclass_fields__}
-    client.xadd(keys.CATALOG_AUDIT, values, maxlen=MOST_AUDITS, approximate=True)
+    client.xadd(keys.CATALOG_AUDIT, asdict(audit), maxlen=MOST_AUDITS, approximate=True)

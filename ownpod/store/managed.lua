@@ -38,6 +38,12 @@ local function known()
   return phase or '', host, endpoint or ''
 end
 
+local function note_audit()
+  if ARGV[4] then
+    redis.call('XADD', AUDIT, 'MAXLEN', '~', MOST_AUDITS, '*', unpack(ARGV, 4))
+  end
+end
+
 local function may_move(old, new)
   return RANK[old] and RANK[old] < RANK[new]
 end
@@ -187,12 +193,13 @@ function commands.want_again()
   return want()
 end
 
--- worker, reason -> 1: no agent had taken the worker, and none will
+-- worker, reason, fields of an entry of AUDIT ... -> 1: no agent had taken the worker, and none will
 function commands.discard()
   if known() ~= 'wanted' then
     return 0
   end
   retire(nil, ARGV[3])
+  note_audit()
   return 1
 end
 
@@ -315,7 +322,7 @@ function commands.ready()
   return 1
 end
 
--- worker, reason -> 1: it gets no more jobs from now on
+-- worker, reason, fields of an entry of AUDIT ... -> 1: it gets no more jobs from now on
 function commands.drain()
   local phase, host = known()
   if not host or not may_move(phase, 'draining') then
@@ -324,6 +331,7 @@ function commands.drain()
   redis.call('HSET', record, 'phase', 'draining', 'reason', ARGV[3])
   close(ARGV[3])
   notify('draining')
+  note_audit()
   return 1
 end
 

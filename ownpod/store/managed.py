@@ -23,6 +23,7 @@ from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.sharing import Evict
 from ownpod.rules.templates import ManagedSpec, spec_text
 from ownpod.store import keys
+from ownpod.store.catalog import AUDIT_CONSTANTS, Audit, audit_arguments
 from ownpod.store.client import redis_errors
 from ownpod.store.common import BUCKETS_MS
 from ownpod.store.loads import broken_managed
@@ -77,7 +78,7 @@ class Managed(Records):
         self._script = Scripts(
             client,
             *("offers.lua", "pulling.lua", "slots.lua", "managed.lua", "sharing.lua"),
-            constants=OFFER_CONSTANTS + own,
+            constants=OFFER_CONSTANTS + AUDIT_CONSTANTS + own,
             repeatable=(
                 *(
                     "want",
@@ -134,13 +135,16 @@ class Managed(Records):
         """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist."""
         return self._move("waits", worker_id, _reason(reason))
 
-    def discard(self, worker_id: str, reason: str) -> bool:
-        """Ends a wanted worker. False: an agent has taken it, or it does not exist."""
-        return self._move("discard", worker_id, _reason(reason))
+    def discard(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:
+        """Ends a wanted worker, with an entry in the audit log. False: an agent has taken it, or it does not exist."""
+        return self._move("discard", worker_id, _reason(reason), *audit_arguments(audit))
 
-    def drain(self, worker_id: str, reason: str) -> bool:
-        """The worker gets no more jobs, and its agent stops it when it has none. False: no host has it, or it drains already."""
-        return self._move("drain", worker_id, _reason(reason))
+    def drain(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:
+        """The worker gets no more jobs, and its agent stops it when it has none; with an entry in the audit log.
+
+        False: no host has it, or it drains already.
+        """
+        return self._move("drain", worker_id, _reason(reason), *audit_arguments(audit))
 
     def lost(self, worker_id: str, reason: str) -> bool:
         """The worker's host is silent: the worker is stopped, and its jobs are requeued. Its devices stay held until

@@ -116,8 +116,8 @@ function commands.came_up()
   return 1
 end
 
--- endpoint, number of the last release, number of the one to go back to, why -> number of the release that goes back;
--- 0: there is another last release, or no such release
+-- endpoint, number of the last release, number of the one to go back to, why, fields of an entry of AUDIT ... -> number of
+-- the release that goes back; 0: there is another last release, or no such release
 function commands.roll_back()
   local number = latest()
   local id, base, spec = unpack(redis.call('HMGET', of(ARGV[4]), 'id', 'base', 'spec'))
@@ -127,6 +127,9 @@ function commands.roll_back()
   redis.call('HSET', of(number), 'ended', ARGV[5])
   -- It is not given up any more.
   redis.call('HDEL', of(ARGV[4]), 'ended')
+  if ARGV[6] then
+    redis.call('XADD', AUDIT, 'MAXLEN', '~', MOST_AUDITS, '*', unpack(ARGV, 6))
+  end
   return make(id, base, spec, 'rollback to ' .. ARGV[4], '')
 end
 

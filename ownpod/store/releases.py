@@ -25,6 +25,7 @@ from ownpod.rules.releases import (
 from ownpod.rules.templates import ManagedSpec, spec_in, spec_text
 from ownpod.store import keys
 from ownpod.store.agents import Agents
+from ownpod.store.catalog import AUDIT_CONSTANTS, Audit, audit_arguments
 from ownpod.store.client import broken_records, redis_errors, redis_reads
 from ownpod.store.scripts import Scripts, constants
 from ownpod.validation import NAME
@@ -61,7 +62,8 @@ class Releases:
         self._script = Scripts(
             client,
             "releases.lua",
-            constants=constants(
+            constants=AUDIT_CONSTANTS
+            + constants(
                 ENDPOINT=keys.ENDPOINT,
                 NEXT=keys.RELEASES_NEXT,
                 LOOKS=keys.RELEASES_LOOKS,
@@ -109,7 +111,9 @@ class Releases:
         """Records that a worker of the release is ready. The first call counts."""
         self._call("came_up", endpoint, number)
 
-    def roll_back(self, endpoint: str, latest: int, number: int, why: str) -> int:
+    def roll_back(
+        self, endpoint: str, latest: int, number: int, why: str, audit: Audit | None = None
+    ) -> int:
         """Makes a release with the spec, the workers and the image of an earlier one.
 
         Args:
@@ -117,11 +121,13 @@ class Releases:
             latest: number of the last release, which is given up.
             number: of the release to go back to.
             why: why the last one is given up.
+            audit: the entry that is written with it.
 
         Returns:
             The new release's number; 0: there is another last release, or no such release.
         """
-        return int(self._call("roll_back", endpoint, latest, number, _line(why)))
+        entry = audit_arguments(audit)
+        return int(self._call("roll_back", endpoint, latest, number, _line(why), *entry))
 
     # The agent's part.
 

@@ -4,8 +4,9 @@ A change compares all secrets and writes them in one step of Redis, so a change 
 the same time as a rotation, is refused or repeated, and never mixed.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ class Secrets:
             "secret was set, or set the secret again"
         )
 
-    # What the commands do.
+    # What the commands and the managing calls do.
+
+    def names(self) -> frozenset[str]:
+        """The names of all secrets, also of those that cannot be read here. Needs no file."""
+        return frozenset(self._tokens())
 
     def all(self) -> list[Secret]:
         """All secrets, by name."""
@@ -112,6 +117,13 @@ class Secrets:
             BadRequest: the name or the value is not allowed, or Redis has secrets that the keys of this host cannot read.
             KeyFileProblem: the file cannot be used or made.
         """
+        with self.putting(name, value) as edit:
+            self._change(edit)
+        return edit.made_file
+
+    @contextlib.contextmanager
+    def putting(self, name: str, value: str) -> Iterator["Edit"]:
+        """Around the transaction that stores a secret, perhaps with more: the edit of the secrets. Raises: as :meth:`put`."""
         check_name(name)
         check_value(value)
         made = False
@@ -135,8 +147,7 @@ class Secrets:
                     raise BadRequest(self._other_key(min(others), problem))
                 return others | {name: held.encrypted(name, value)}
 
-            self._change(changed)
-        return made
+            yield Edit(changed, made_file=made)
 
     def _other_key(self, name: str, problem: str) -> str:
         return (
@@ -146,16 +157,18 @@ class Secrets:
 
     def remove(self, name: str) -> bool:
         """Removes a secret. False: there is none of this name."""
+        edit = self.removing(name)
+        self._change(edit)
+        return name in edit.old
+
+    def removing(self, name: str) -> "Edit":
+        """The removal of a secret, for a transaction that does more. Raises: BadRequest."""
         check_name(name)
-        removed = False
 
         def changed(tokens: Mapping[str, str]) -> dict[str, str]:
-            nonlocal removed
-            removed = name in tokens
             return {other: token for other, token in tokens.items() if other != name}
 
-        self._change(changed)
-        return removed
+        return Edit(changed)
 
     def rotate(self) -> int:
         """Encrypts all secrets with a new key, and forgets the old ones. Returns the number of secrets.
@@ -167,6 +180,13 @@ class Secrets:
             KeyFileProblem: the file cannot be used.
             BadRequest: a secret cannot be read; nothing was changed.
         """
+        with self.rotating() as edit:
+            self._change(edit)
+        return len(edit.new)
+
+    @contextlib.contextmanager
+    def rotating(self) -> Iterator["Edit"]:
+        """Around the transaction of a rotation, perhaps with more: the edit of the secrets. Raises: as :meth:`rotate`."""
         with self.file.locked():
             held = self.file.read()
             for name, token in sorted(self._tokens().items()):
@@ -182,9 +202,8 @@ class Secrets:
                     found[name] = new.again(token)
                 return found
 
-            count = len(self._change(changed))
+            yield Edit(changed)
             self.file.keep_newest(new)
-        return count
 
     def _unreadable(self, name: str) -> str:
         return f"secret {name!r} cannot be read: {self._wrong_key()}, or remove it"
@@ -202,32 +221,58 @@ class Secrets:
     def _tokens_of(self, names: list[str]) -> Any:
         return self._redis.hmget(keys.SECRETS, names)
 
-    @_broken
     @redis_errors
-    def _change(self, changed: Callable[[Mapping[str, str]], dict[str, str]]) -> dict[str, str]:
-        """Replaces all secrets by what ``changed`` makes of them, in one step. Returns them."""
+    def _change(self, edit: "Edit") -> None:
+        """Makes an edit in a transaction of its own."""
         for _ in range(TRIES):
             with self._redis.pipeline() as pipe:
-                pipe.watch(keys.SECRETS, keys.SCHEMA)
+                pipe.watch(keys.SCHEMA)
                 version: Any = pipe.get(keys.SCHEMA)
                 schema.check(version)
-                tokens: Any = pipe.hgetall(keys.SECRETS)
-                new = changed(tokens)
+                edit.read(pipe)
                 pipe.multi()
-                for name in tokens.keys() - new.keys():
-                    pipe.hdel(keys.SECRETS, name)
-                different: dict[Any, Any] = {
-                    n: token for n, token in new.items() if tokens.get(n) != token
-                }
-                if different:
-                    pipe.hset(keys.SECRETS, mapping=different)
+                edit.write(pipe)
                 try:
                     pipe.execute()
                 except redis.WatchError:
                     time.sleep(0.01)
                 else:
-                    return new
+                    return
         raise RedisUnavailable("other processes change the secrets at the same time; try again")
+
+
+class Edit:
+    """A change of secrets, as a part of a transaction: all secrets are replaced by what ``changed`` makes of them.
+
+    Args:
+        changed: makes the new tokens of the old ones, by name. May be called again, and may raise.
+        made_file: whether the key file was made for it.
+
+    Attributes:
+        old, new: the tokens before and after, of the last :meth:`read`.
+    """
+
+    def __init__(
+        self, changed: Callable[[Mapping[str, str]], dict[str, str]], *, made_file: bool = False
+    ) -> None:
+        self._changed = changed
+        self.made_file = made_file
+        self.old: Mapping[str, str] = {}
+        self.new: Mapping[str, str] = {}
+
+    @_broken
+    def read(self, pipe: Any) -> None:
+        """Watches the secrets and computes the new ones. Raises: what ``changed`` raises; WorkerRecordBroken."""
+        pipe.watch(keys.SECRETS)
+        self.old = pipe.hgetall(keys.SECRETS)
+        self.new = self._changed(self.old)
+
+    def write(self, pipe: Any) -> None:
+        """Adds the writes to the transaction."""
+        for name in self.old.keys() - self.new.keys():
+            pipe.hdel(keys.SECRETS, name)
+        if different := {n: t for n, t in self.new.items() if self.old.get(n) != t}:
+            pipe.hset(keys.SECRETS, mapping=different)
 
 
 def _reads(held: Keys, name: str, token: str) -> bool:

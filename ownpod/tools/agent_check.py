@@ -15,8 +15,6 @@ from ownpod.rules.placement import pools_of
 from ownpod.settings import Settings
 from ownpod.tools.findings import Finding
 
-ALL_IMAGES = "**"
-
 LINKS = Path("/dev/char")
 """Where links to a GPU's device files keep systemd from taking the GPU away from containers."""
 
@@ -138,7 +136,7 @@ def _are_linked(links: Path) -> bool:
 
 def _images(config: Settings, by_endpoint: Mapping[str, str | None]) -> Iterator[Finding]:
     patterns = ", ".join(config.images)
-    if ALL_IMAGES in config.images:
+    if images.ALL_IMAGES in config.images:
         why = "OWNPOD_IMAGES allows all images, and is the only protection against a hostile one"
         yield Finding("note", "images", why)
     else:

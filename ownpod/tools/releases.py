@@ -11,7 +11,6 @@ import click
 from ownpod.errors import BadRequest
 from ownpod.management.rollbacks import roll_back
 from ownpod.rules.releases import Release, Rollout, changed, state
-from ownpod.store.catalog import Catalog
 from ownpod.store.managed import Managed
 from ownpod.store.releases import Releases
 from ownpod.tools import hosts, tables
@@ -64,7 +63,7 @@ def rollback(endpoint: str, number: int | None) -> None:
     It is valid until the configuration of the endpoint changes.
     """
     with hosts.connected() as client:
-        done = roll_back(Catalog(client), Releases(client), endpoint, number, caller())
+        done = roll_back(Releases(client), endpoint, number, caller())
     click.echo(f"release {done.made} is release {done.of} again, instead of {done.instead_of}")
 
 

@@ -13,7 +13,7 @@ import requests
 from helpers import ROOT, Process, wait_until
 
 from ownpod.processes import free_port
-from ownpod.rules.catalog import EndpointRow, Kind
+from ownpod.rules.catalog import EndpointRow, Kind, registry_secret
 from ownpod.rules.catalog_changes import entry_of
 from ownpod.rules.records import from_text
 from ownpod.store import keys
@@ -41,6 +41,7 @@ class Api:
             cwd=self._directory,
             REDIS_URL=self._redis_url,
             OWNPOD_WORKERS_FILE=self._directory / "workers.yaml",
+            OWNPOD_SECRETS_KEY_FILE=self._directory / "secrets.key",
             PYTHONPATH=ROOT,
         )
         wait_until(self.answers, 60, "the API")
@@ -107,6 +108,17 @@ class Caller(threading.Thread):
             if self._chance.random() < 0.5:
                 path = f"/v2/serverless/{endpoint['id']}"
                 self._change(endpoint["id"], "DELETE", path, None, None)
+            self._store_secrets(body["name"])
+
+    def _store_secrets(self, name):
+        """A secret and registry credentials, which are deleted again by chance."""
+        secret = {"name": name.replace("-", "_"), "value": "a-value"}
+        login = {"name": name, "username": "me", "password": "a-password"}
+        paths = {"/v2/account/secrets": secret, "/v1/containerregistryauth": login}
+        for path, body in paths.items():
+            made = self._call("POST", path, body)
+            if made is not None and self._chance.random() < 0.5:
+                self._call("DELETE", f"{path}/{made.get('id') or made['name']}", None)
 
     def stop(self):
         self._stop_now.set()
@@ -160,6 +172,12 @@ def test_a_call_that_is_killed_has_happened_wholly_or_not_at_all(api, client):
         assert [release.version for release in row.releases] == list(range(1, row.version + 1))
         assert row.template_id in templates
     assert deleted & rows.keys() == set()
+    # No secret without its row, and no row without its secret.
+    secrets = set(client.hkeys(f"{keys.CATALOG}{Kind.SECRET}"))
+    logins = client.hkeys(f"{keys.CATALOG}{Kind.REGISTRY}")
+    assert set(client.hkeys(keys.SECRETS)) == secrets | {registry_secret(name) for name in logins}
+    assert secrets
+    assert logins
     for caller in callers:
         for name, image in caller.sure.items():
             assert (rows[name].container.image if name in rows else None) == image

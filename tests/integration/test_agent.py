@@ -35,14 +35,14 @@ ON_GPU = replace(SPEC, gpu=GpuNeed((), 1))
 class Rig:
     """An agent that a test turns by hand, with what it works on."""
 
-    def __init__(self, client, engine=None, *, environ=None):
+    def __init__(self, client, engine=None, *, environ=None, images=None):
         self.client = client
         self.managed = Managed(client)
         self.agents = Agents(client)
         self.engine = engine or FakeEngine(self.managed.instance().id)
         self.now_s = time.monotonic()
         self.agent = Agent(
-            Host("h", "http://127.0.0.1:8000", {}),
+            Host("h", "http://127.0.0.1:8000", {}, images),
             self.engine,
             Devices(DeviceChoice(stand_ins=2), {}, pools_of=pools_of),
             managed=self.managed,
@@ -361,6 +361,16 @@ def test_an_agent_whose_hosts_name_another_one_owns_stands_by(rig):
     assert (rig.phase(), rig.engine.launched, rig.engine.stopped) == (Phase.WANTED, [], [])
     rig.agents.leave("h", "another:1")
     rig.turn_until(lambda: rig.phase() is Phase.STARTING)
+
+
+def test_a_host_publishes_its_images_and_the_names_of_its_own_secrets_and_no_value(
+    make_rig, client
+):
+    rig = make_rig(environ={"OWNPOD_SECRET_hub": "hunter2", "HUB": "x"}, images=("ghcr.io/team/*",))
+    rig.agent.turn()
+    (info,) = rig.agents.agents()
+    assert (info.images, info.secrets) == (("ghcr.io/team/*",), ("hub",))
+    assert "hunter2" not in client.hget(keys.AGENTS, "h")
 
 
 def test_workers_go_on_while_redis_is_away(tmp_path):

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import redis
 from helpers import job_store, load_settings, new_job
 
 from ownpod.configuration import load_endpoints
@@ -177,6 +178,52 @@ def test_volumes_only_grow_and_stay_while_they_are_used(management):
     )
     with pytest.raises(CatalogInUse):
         management.volumes.delete(volume.id, CALLER)
+
+
+class Killed(BaseException):
+    """The process has ended, after a transaction."""
+
+
+STEPS = {
+    "set": lambda m, _: m.secrets.create("new", "a-value", "", CALLER),
+    "delete": lambda m, _: m.secrets.delete("old", CALLER),
+    "save": lambda m, _: m.registries.save("hub", "me", "a-password", CALLER),
+    "forget": lambda m, registry_id: m.registries.delete(registry_id, CALLER),
+    "rotate": lambda m, _: m.secrets.rotate(CALLER),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_value_row_and_audit_are_of_one_transaction(management, client, monkeypatch, step):
+    management.secrets.create("old", "a-value", "", CALLER)
+    registry_id = management.registries.save("old", "me", "a-password", CALLER).row.id
+    before, count = client.hgetall(keys.SECRETS), client.xlen(keys.CATALOG_AUDIT)
+    execute = redis.client.Pipeline.execute
+
+    def killed_after(pipe, *args, **kwargs):
+        execute(pipe, *args, **kwargs)
+        raise Killed
+
+    def executed(pipe, *args, **kwargs):
+        return (killed_after if pipe.explicit_transaction else execute)(pipe, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(redis.client.Pipeline, "execute", executed)
+        with pytest.raises(Killed):
+            STEPS[step](management, registry_id)
+    assert client.hgetall(keys.SECRETS) != before
+    assert client.xlen(keys.CATALOG_AUDIT) == count + 1
+    snapshot = Catalog(client).read()
+    passwords = {registry_secret(name) for name in snapshot.registries}
+    assert client.hgetall(keys.SECRETS).keys() == {*snapshot.secrets, *passwords}
+
+
+def test_a_password_is_not_kept_where_the_rows_rule_forbids_it(management, client):
+    management.registries.save("hub", "me", "a-password", CALLER)
+    before = client.hgetall(keys.SECRETS)
+    with pytest.raises(CatalogRefused):
+        management.registries.save("hub", "me", "another", CALLER)
+    assert client.hgetall(keys.SECRETS) == before
 
 
 def test_registry_passwords_are_encrypted_secrets_and_go_with_them(management, client):

@@ -8,6 +8,7 @@ from ownpod.errors import BadRequest, WorkerRecordBroken
 from ownpod.rules.releases import KEPT, HostImage, recorded
 from ownpod.rules.templates import ManagedSpec, Scaling, Template
 from ownpod.store import keys
+from ownpod.store.catalog import Audit, Catalog
 from ownpod.store.releases import Releases
 
 SPEC = ManagedSpec(Template(image="team/w:1", env={"TOKEN": "s3cret"}), Scaling(1, 2))
@@ -186,3 +187,12 @@ def test_the_values_of_the_environment_are_not_in_errors(releases, client):
     assert "s3cret" not in repr(releases.rollout("ep"))
     with pytest.raises(BadRequest):
         releases.note("e p", SPEC)
+
+
+def test_a_rollback_has_its_audit_entry_and_a_refused_one_has_none(releases, client):
+    audit = Audit("me", "cli", "rollback endpoint", "ep", "{}")
+    made(releases, 1, 2)
+    assert releases.roll_back("ep", 1, 1, "not the last", audit) == 0
+    assert Catalog(client).audits() == []
+    assert releases.roll_back("ep", 2, 1, "why", audit) == 3
+    assert [entry.audit for entry in Catalog(client).audits()] == [audit]
