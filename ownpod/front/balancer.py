@@ -10,12 +10,13 @@ from pathlib import Path
 import certifi
 
 from ownpod.errors import StartError
-from ownpod.front import plan
+from ownpod.front import authorities, plan
 from ownpod.front.clients import closed_by_clients
 from ownpod.front.configuration import render
 from ownpod.front.layout import Layout, Maps, backends
 from ownpod.front.names import Names
 from ownpod.front.program import Program, connections_limit, script
+from ownpod.front.readings import readings
 from ownpod.front.runtime import (
     RuntimeUnavailable,
     map_changes,
@@ -26,7 +27,7 @@ from ownpod.front.runtime import (
     word,
 )
 from ownpod.processes import Backoff
-from ownpod.rules.balancing import FrontState, RouteReading, Server, ServerReading
+from ownpod.rules.balancing import FrontState, RouteReading, Server
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,7 @@ class Balancer:
         self._leavers: set[str] = set()
         self._ports = {port for _, port in layout.binds} | {layout.tls_port or 0}
         self._backoff = Backoff()
-        self._started = 0.0
-        self._next_start = 0.0
+        self._started = self._next_start = 0.0
         self.problems: dict[str, str] = {}
         """Why an endpoint, or ``<endpoint>/<worker>``, cannot be in HAProxy, in words."""
 
@@ -273,9 +273,26 @@ class Balancer:
                     problems[f"{endpoint}/{server.id}"] = f"{server.host} has no address"
                 else:
                     wanted[backend, server.id] = server
+        problems |= self._load_authorities(wanted)
         unfinished = self._match_servers(wanted, addresses, actual)
         self._unfinished = unfinished or bool(emptying)
         self.problems = problems
+
+    def _load_authorities(self, wanted: dict[tuple[str, str], Server]) -> dict[str, str]:
+        """Leaves out the servers that cannot be verified. Returns the reasons, by ``<endpoint>/<worker>``."""
+        files = {
+            key: server.ca_bundle or certifi.where()
+            for key, server in wanted.items()
+            if server.tls and server.verifies
+        }
+        failed = authorities.load(self._runtime, files.values())
+        owners = {backend: endpoint for endpoint, backend in self._chosen.items()}
+        problems = {}
+        for key, path in files.items():
+            if path in failed:
+                del wanted[key]
+                problems[f"{owners[key[0]]}/{key[1]}"] = failed[path]
+        return problems
 
     def _match_servers(
         self,
@@ -336,66 +353,3 @@ class Balancer:
         ]
         self._runtime.run([f"del map {Maps.SERVERS} {server.path}" for server in gone], *FINE)
         return gone
-
-
-def readings(
-    chosen: Mapping[str, str],
-    left: Mapping[str, str],
-    stats: list[dict[str, str]],
-    counts: Mapping[str, Mapping[str, int]],
-    wishes: Mapping[str, Mapping[str, int]],
-) -> dict[str, RouteReading]:
-    """What HAProxy's statistics and tables report of the endpoints. Pure.
-
-    Args:
-        chosen: backend by endpoint.
-        left: endpoint by backend, of those that it has left and that are not yet empty.
-        stats: rows of ``show stat``, of servers.
-        counts: entries of the table of open requests, by endpoint.
-        wishes: entries of the table of requests with ``strict-resume``, by ``<endpoint>|<worker>``.
-    """
-    servers: dict[str, dict[str, ServerReading]] = {}
-    for row in stats:
-        if row.get("pxname") and row.get("svname"):
-            servers.setdefault(row["pxname"], {})[row["svname"]] = _server_reading(row)
-    found = {}
-    for endpoint, backend in chosen.items():
-        own = dict(servers.get(backend, {}))
-        for other in (b for b, left_by in left.items() if left_by == endpoint):
-            own = servers.get(other, {}) | own
-        wished = tuple(
-            key.rpartition("|")[2]
-            for key, entry in wishes.items()
-            if key.rpartition("|")[0] == endpoint and entry.get("conn_cur", 0)
-        )
-        count = counts.get(endpoint, {})
-        found[endpoint] = RouteReading(
-            open=count.get("conn_cur", 0),
-            servers=own,
-            wishes=tuple(sorted(set(wished) - set(own))),
-            total=count.get("http_req_cnt", 0),
-        )
-    return found
-
-
-def _server_reading(row: Mapping[str, str]) -> ServerReading:
-    status = row.get("status", "")
-    up = status.startswith(("UP", "no check", "DRAIN"))
-    problem = ""
-    if not up and not status.startswith("MAINT"):
-        problem = " ".join(
-            part
-            for part in (
-                row.get("check_desc", ""),
-                row.get("check_code", ""),
-                row.get("last_chk", ""),
-            )
-            if part
-        )
-    return ServerReading(
-        open=number(row, "scur"),
-        waiting=number(row, "qcur"),
-        total=number(row, "stot"),
-        up=up,
-        problem=problem or ("" if up else status),
-    )

@@ -179,7 +179,11 @@ core.register_fetches("problem", function(txn)
   local be = txn:get_var("txn.be") or ""
   local id = txn.f:srv_name()
   local status, detail, reason = TIMEOUT_STATUS, "timed out waiting for worker", nil
-  if id and id ~= "" then
+  local hold_s = tonumber(holds:lookup(txn:get_var("txn.ep") or "")) or 120
+  if not id and now() - (tonumber(txn:get_var("txn.since")) or 0) < hold_s - 1 then
+    -- The last worker has ended, or drains, while the request waited for a place at it.
+    status, detail = 503, "no worker is ready"
+  elseif id and id ~= "" then
     local state, free = server(be, id)
     if txn:get_var("txn.strict") and not free and state ~= "down" then
       reason = "worker_timeout"

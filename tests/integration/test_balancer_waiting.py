@@ -198,9 +198,14 @@ def test_held_requests_of_a_removed_endpoint_are_answered_and_reach_no_other(tmp
 
 
 def test_queued_requests_of_a_removed_endpoint_reach_no_other(tmp_path, worker):
-    with front(tmp_path / "front", pool=1, holds=(1,)) as lb, WebWorker("w2").serving() as other:
-        lb.apply(worker.server(capacity=1), hold_s=1)
-        busy, queued = lb.background("/hold"), lb.background("/mine")
+    with (
+        front(tmp_path / "front", pool=1, holds=(5,)) as lb,
+        WebWorker("w2").serving() as other,
+    ):
+        lb.apply(worker.server(capacity=1), hold_s=5)
+        busy = lb.background("/hold")
+        wait_until(lambda: worker.running == 1)
+        queued = lb.background("/mine")
         wait_until(lambda: lb.reading().waiting == 1)
         state = FrontState({"next": Route("next", Balancing(), (other.server(),))}, keys={})
         lb.balancer.apply(state)
@@ -283,3 +288,17 @@ def test_changes_of_membership_under_load_break_nothing(lb):
         for each in workers:
             each.let_go()
         assert all(b"data: last" in each.answer().content for each in streams)
+
+
+def test_requests_that_wait_for_a_place_at_a_worker_that_ends_may_be_repeated(lb, worker):
+    lb.apply(worker.server(capacity=1))
+    busy = lb.background("/hold")
+    wait_until(lambda: worker.running == 1)
+    queued = lb.background("/echo")
+    wait_until(lambda: lb.reading().waiting == 1)
+    lb.apply()
+    answer = queued.answer()
+    assert (answer.status_code, answer.json()["detail"]) == (503, "no worker is ready")
+    assert answer.headers["Retry-After"]
+    worker.let_go()
+    assert busy.answer().ok

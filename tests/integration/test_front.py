@@ -184,7 +184,7 @@ def test_a_revoked_key_opens_nothing_more(rig):
 def test_a_request_is_held_until_the_first_200_and_wakes_the_scaler(rig):
     front = rig.front()
     rig.endpoint()
-    wait_until(lambda: front.status("/", "other") == 404)
+    wait_until(lambda: "lb" in rig.fronts.loads())
     with connect(rig.url) as other, ThreadPoolExecutor() as pool:
         wakeups = Wakeups(other)
         wakeups.wait(0.1)
@@ -360,10 +360,11 @@ def test_two_fronts_keep_a_capacity_of_1_and_one_takes_the_place_of_a_dead_home(
 
     def home_of():
         readings = rig.fronts.living()[1]
-        [one] = [name for name, found in readings.items() if not found["lb"].passes]
-        return next(f for f in fronts.values() if (f.files / "id").read_text().strip() == one)
+        homes = [n for n, r in readings.items() if "lb" in r and not r["lb"].passes]
+        ids = {(front.files / "id").read_text().strip(): front for front in fronts.values()}
+        return ids[homes[0]] if len(homes) == 1 and len(readings) == len(fronts) else None
 
-    dead = home_of()
+    dead = wait_until(home_of)
     [other] = [front for front in fronts.values() if front is not dead]
     assert other.get().headers["X-Runpod-Worker-Id"] == "w"
     pid = dead.haproxy
@@ -371,11 +372,20 @@ def test_two_fronts_keep_a_capacity_of_1_and_one_takes_the_place_of_a_dead_home(
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: other.status(timeout=2) == 200)
     assert load([other], 10) == [200] * 10
-    # It comes back, while requests run.
+    # It comes back, while requests run and wait.
+    statuses, is_back = [], threading.Event()
+
+    def requests_go_on():
+        while not is_back.is_set():
+            statuses.extend(load([other], 20))
+
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(load, [other], 30)
+        running = pool.submit(requests_go_on)
         dead.start()
-        assert running.result(40) == [200] * 30
+        wait_until(lambda: home_of() is dead, 30)
+        is_back.set()
+        running.result(30)
+    assert set(statuses) == {200}
     wait_until(lambda: dead.status() == 200)
     assert load(list(fronts.values()), 20) == [200] * 20
     assert worker.most == 1
