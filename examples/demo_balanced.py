@@ -32,8 +32,8 @@ class Demo(ManagedDemo):
         for worker_id, worker in workers.items():
             if self._phases.get(worker_id) != worker["phase"]:
                 self._phases[worker_id] = worker["phase"]
-                reason = f", {worker['reason']}" if worker["reason"] else ""
-                self.say(f"worker {worker_id}: {worker['phase']}{reason}")
+                # The reason begins with the phase: "drains: it was idle for 3 s".
+                self.say(f"worker {worker_id}: {worker['reason'] or worker['phase']}")
         for worker_id in self._phases.keys() - workers.keys():
             self.say(f"worker {worker_id}: stopped")
             del self._phases[worker_id]

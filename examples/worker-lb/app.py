@@ -1,6 +1,7 @@
 """A worker of a load-balanced endpoint: any HTTP server that listens on ``PORT`` and answers ``/ping``."""
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import AsyncIterator
@@ -11,9 +12,18 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 WORKER = os.environ.get("RUNPOD_POD_ID", "by-hand")
-app = FastAPI()
 loaded = asyncio.Event()
 busy = {"now": 0, "most": 0}
+
+
+@contextlib.asynccontextmanager
+async def load(_: FastAPI) -> AsyncIterator[None]:
+    """Loads the model. Until it is there, ``/ping`` answers 204: starting, and no requests yet."""
+    asyncio.get_running_loop().call_later(float(os.environ.get("LOAD_S", "0")), loaded.set)
+    yield
+
+
+app = FastAPI(lifespan=load)
 
 
 class Prompt(BaseModel):
@@ -21,12 +31,6 @@ class Prompt(BaseModel):
 
     text: str
     seconds: float = 0.0
-
-
-@app.on_event("startup")
-async def load() -> None:
-    """Loads the model. Until it is there, ``/ping`` answers 204: starting, and no requests yet."""
-    asyncio.get_running_loop().call_later(float(os.environ.get("LOAD_S", "0")), loaded.set)
 
 
 @app.get("/ping")

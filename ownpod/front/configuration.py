@@ -21,12 +21,12 @@ from ownpod.front.layout import (
     Layout,
     Maps,
     backends,
-    bind,
     digest,
     error,
     is_address,
     problem,
 )
+from ownpod.rules.homes import joined
 
 __all__ = ["LIMIT_RESPONSE", "Layout", "Maps", "digest", "render"]
 
@@ -169,7 +169,7 @@ def _metrics(layout: Layout) -> Iterator[str]:
     if layout.metrics is None:
         return
     yield "frontend metrics from base"
-    yield f"  bind {bind(layout.metrics)}"
+    yield f"  bind {joined(*layout.metrics)}"
     yield "  http-request use-service prometheus-exporter if { path /metrics }"
     yield "  http-request return status 404"
 
@@ -181,7 +181,7 @@ def _api(layout: Layout) -> Iterator[str]:
         host = "127.0.0.1"
     # A container that was started again has another address.
     names = "" if is_address(host) else " resolvers host init-addr last,libc,none"
-    yield f"  server api {bind((host, port))}{names}"
+    yield f"  server api {joined(host, port)}{names}"
     if names:
         yield from ("resolvers host", "  parse-resolv-conf", "  hold valid 5s")
         # A name of /etc/hosts only, or a name server that fails, must not remove the last address.

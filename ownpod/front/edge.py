@@ -20,8 +20,8 @@ from ownpod.front.notes import Notes
 from ownpod.front.prober import Prober
 from ownpod.rules.balancing import FrontState, RouteReading
 from ownpod.rules.fronts import Totals, View, reported, state_of, targets
-from ownpod.rules.homes import Front
-from ownpod.rules.probing import Verdict, place
+from ownpod.rules.homes import Front, joined
+from ownpod.rules.probing import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,10 @@ MAINTENANCE = "MAINT"
 SOCKET = "edge.sock"
 """The name of a unix socket in the front's directory. A connection means that HAProxy began to hold a request."""
 
-
 _IS_LINUX = sys.platform == "linux"
 
 
-class Balancing(Protocol):
+class Balances(Protocol):
     """What the edge needs of :class:`ownpod.front.balancer.Balancer`."""
 
     @property
@@ -79,7 +78,7 @@ class Edge:
 
     def __init__(
         self,
-        balancer: Balancing,
+        balancer: Balances,
         exchange: Callable[[Callable[[], None]], Exchange],
         *,
         me: Front,
@@ -242,7 +241,7 @@ class Edge:
                 if reading is None or reading.up or server.draining:
                     continue
                 if server.is_front:
-                    silent[place(server.host, server.port)] = reading.problem
+                    silent[joined(server.host, server.port)] = reading.problem
                     continue
                 if reading.problem.startswith(MAINTENANCE):
                     # Between two states that the edge itself gives it.

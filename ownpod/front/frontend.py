@@ -11,20 +11,20 @@ from ownpod.front.layout import (
     UNLIMITED_MS,
     Layout,
     Maps,
-    bind,
     problem,
     quoted,
     refusal,
 )
+from ownpod.rules.homes import joined
 
 
 def public(layout: Layout) -> Iterator[str]:
     yield "frontend public from base"
     for address in layout.binds:
-        yield f"  bind {bind(address)}"
+        yield f"  bind {joined(*address)}"
     if layout.certificate is not None and layout.tls_port is not None:
         for host in dict.fromkeys(host for host, _ in layout.binds):
-            where = bind((host, layout.tls_port))
+            where = joined(host, layout.tls_port)
             yield f"  bind {where} ssl crt {quoted(layout.certificate)} alpn h2,http/1.1"
     yield f"  monitor-uri {ALIVE_PATH}"
     yield from _which_endpoint(layout)

@@ -158,11 +158,6 @@ def error(status: int, body: str, retry_s: int | None = None, form: str = "strin
     return f"  http-error status {status} content-type {PROBLEM} {form} '{body}' hdr Cache-Control no-store{retry}"
 
 
-def bind(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def quoted(text: str) -> str:
     """A path as one word of the configuration."""
     return "'" + text.replace("'", "'\\''") + "'"

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ownpod.errors import StartError
+from ownpod.front.layout import FILE
 from ownpod.settings import Settings
 
 PID_FILE = "haproxy.pid"
-FILE = "haproxy.cfg"
+"""The file with HAProxy's process, in the front's directory."""
 
 END_S = 3.0
 """Seconds between SIGTERM and SIGKILL of an HAProxy that was left behind."""
 
 CHECK_S = 0.02
+"""Seconds between two looks at the lock, or at the process."""
 
 
 def front_directory(config: Settings, port: int) -> Path:

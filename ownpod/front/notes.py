@@ -56,5 +56,9 @@ class Notes:
             log.info("worker %s of %s is ready", worker, endpoint)
         elif verdict.lost and not (before and before.lost):
             log.warning("worker %s of %s is unhealthy: %s", worker, endpoint, verdict.reason)
+        elif verdict.starting and verdict.refused:
+            # So it is at each normal start.
+            log.debug("worker %s of %s starts: %s", worker, endpoint, verdict.reason)
         elif before is not None and verdict.reason != before.reason:
-            log.info("worker %s of %s is not ready: %s", worker, endpoint, verdict.reason)
+            how = "not ready yet" if verdict.starting else "not ready"
+            log.info("worker %s of %s is %s: %s", worker, endpoint, how, verdict.reason)

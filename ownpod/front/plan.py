@@ -16,6 +16,7 @@ from ownpod.front.layout import (
 from ownpod.front.runtime import number, word
 from ownpod.rules.balancing import FrontState, Route, Server
 from ownpod.rules.credentials import digest_of
+from ownpod.rules.homes import joined
 
 MIB = 1024 * 1024
 
@@ -194,7 +195,7 @@ def adding(backend: str, server: Server, address: str, authorities: str) -> list
     ``address`` is the IP address of its host, ``authorities`` a file with the CA certificates of this host.
     """
     path = f"{backend}/{word(server.id)}"
-    words = [f"add server {path} {socket_address(address, server.port)}", CHECK, POOL]
+    words = [f"add server {path} {joined(address, server.port)}", CHECK, POOL]
     if server.health_port is not None:
         words.append(f"port {server.health_port}")
     if server.capacity:
@@ -231,11 +232,6 @@ def changing(actual: ActualServer, server: Server, address: str) -> list[str]:
         state = "drain" if server.draining else "ready"
         commands.append(f"set server {actual.path} state {state}")
     return commands
-
-
-def socket_address(address: str, port: int) -> str:
-    """An address and a port in a command."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def servers_of(

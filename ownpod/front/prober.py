@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from ownpod.rules import probing
 from ownpod.rules.backoff import backoff_s
 from ownpod.rules.balancing import DEFAULT_INIT_TIMEOUT_S
+from ownpod.rules.homes import joined
 from ownpod.rules.probing import HEALTHY, UNASKED, Target, Verdict
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,8 @@ class Prober:
                 log.exception("the health check of worker %s", name)
                 verdict = Verdict(reason="its health check failed, see the front's log")
             lost = probe.verdict.lost and not verdict.ready
+            if not lost:
+                verdict = probing.soon(verdict, probe.target, self._loop.time() - began)
             probe.verdict = replace(verdict, lost=lost)
             if verdict.ready:
                 probe.ready_at = self._loop.time()
@@ -247,7 +250,7 @@ async def _open(target: Target, port: int) -> tuple[asyncio.StreamReader, asynci
 
 
 def _request(target: Target) -> bytes:
-    where = probing.place(target.server.host, target.port)
+    where = joined(target.server.host, target.port)
     lines = (
         f"GET {target.path} HTTP/1.1",
         f"Host: {where}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from ownpod.errors import StartError
 from ownpod.front.configuration import LIMIT_RESPONSE
 from ownpod.front.layout import FILE, LUA, Maps, digest
+from ownpod.front.lock import PID_FILE
 from ownpod.front.runtime import Runtime, RuntimeUnavailable
 from ownpod.processes import describe_exit
 
@@ -24,8 +25,6 @@ START_S = 10.0
 
 END_S = 3.0
 """Seconds between SIGTERM and SIGKILL."""
-
-PID_FILE = "haproxy.pid"
 
 RESERVED, LARGEST = 400, 100_000
 """File descriptors for listeners, health checks and the runtime socket; and the largest number of connections."""

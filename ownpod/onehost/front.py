@@ -13,11 +13,11 @@ from ownpod.settings import Settings
 WITHOUT = "without it load-balanced endpoints get no requests, and callers are refused while the API restarts"
 """What does not work without the front."""
 
-
 ENDING_S = 3.0
 """Seconds in which the front of a killed ``ownpod up`` stops listening."""
 
 CHECK_S = 0.05
+"""Seconds between two checks whether the port is free."""
 
 
 def choose(config: Settings) -> Haproxy:

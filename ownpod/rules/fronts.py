@@ -205,11 +205,7 @@ def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[st
         for server in route.servers:
             if not server.is_front and server.id not in servers:
                 servers[server.id] = ServerReading(draining=server.draining)
-        found[name] = replace(
-            reading,
-            servers=servers,
-            passes=passes,
-        )
+        found[name] = replace(reading, servers=servers, passes=passes)
     return found
 
 
@@ -278,6 +274,10 @@ def status_of(
     return WorkerStatus(state, verdict.reason, used)
 
 
+KEPT_TOTALS = 10_000
+"""Most totals of workers that are not there that :class:`Totals` keeps."""
+
+
 class Totals:
     """Totals that go on when HAProxy restarts, whose own begin with 0 again."""
 
@@ -298,11 +298,18 @@ class Totals:
             )
             for name, reading in readings.items()
         }
-        # Workers come and go, and each has an id of its own.
         for key in [key for key in self._last if key[0] not in found]:
-            del self._last[key]
-            self._base.pop(key, None)
+            self._drop(key)
+        # A worker that is not ready for a while comes back with its total. But each new worker has an id of its own, so
+        # those of years would add up.
+        away = [key for key in self._last if key[1] and key[1] not in found[key[0]].servers]
+        for key in away[: max(0, len(away) - KEPT_TOTALS)]:
+            self._drop(key)
         return found
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        del self._last[key]
+        self._base.pop(key, None)
 
     def _one(self, key: tuple[str, str], total: int) -> int:
         last = self._last.get(key, 0)

@@ -30,6 +30,11 @@ class Front:
         return match[1].strip("[]"), int(match[2])
 
 
+def joined(host: str, port: int) -> str:
+    """A host and a port as one text; an IPv6 address in brackets."""
+    return f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def home(endpoint: str, fronts: Collection[str]) -> str | None:
     """The home of an endpoint by its id: a rendezvous hash, so that of n fronts one that comes or goes moves only its own
     1/n of the endpoints. None: there is no front.

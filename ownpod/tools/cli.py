@@ -143,6 +143,7 @@ def api(host: str, port: int, behind_front: str | None) -> None:
     With --behind-front only the front may reach this port, because others could pretend to be any caller.
     """
     from ownpod.configuration import load_endpoints
+    from ownpod.rules.homes import joined
 
     config = settings.current()
     load_endpoints(config)
@@ -150,9 +151,8 @@ def api(host: str, port: int, behind_front: str | None) -> None:
     check_redis(config)
     if behind_front is not None:
         os.environ["OWNPOD_BEHIND_FRONT"] = behind_front
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     server = "ownpod.api.server"
-    command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", address]
+    command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", joined(host, port)]
     os.execv(sys.executable, [*command, f"{server}:application()"])  # noqa: S606
 
 

@@ -25,9 +25,11 @@ def examine(config: Settings) -> Iterator[Finding]:
     endpoints = load_endpoints(config)
     for endpoint in endpoints.values():
         count = len(endpoint.workers)
-        started = ", and OwnPod starts more" if endpoint.managed else ""
-        kind = "ok" if count or started else "note"
-        yield Finding(kind, "workers", f"{endpoint.id}: {count} configured{started}")
+        kind = "ok" if count or endpoint.managed else "note"
+        words = f"{count} configured"
+        if endpoint.managed:
+            words = f"{words}, and OwnPod starts more" if count else "OwnPod starts them"
+        yield Finding(kind, "workers", f"{endpoint.id}: {words}")
     yield from agent_check.examine(config, endpoints)
     yield from front_check.examine(config, endpoints.values())
     if config.api_keys:

@@ -69,6 +69,7 @@ def test_the_names_of_the_domain_are_resolved(check):
     assert (kind, "no program of this host can resolve x.gpu.example" in says) == ("note", True)
     says = check(BALANCED, resolves=False)[1][2]
     assert "browsers and curl, but no other program of this host, can resolve x.localhost" in says
+    assert says.endswith("use /lb/<endpoint>/, or add a line for each endpoint to /etc/hosts")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from dataclasses import replace
 
 import pytest
 import trustme
@@ -13,6 +14,7 @@ from helpers import Answer, FakeWorker, wait_until
 from ownpod.front import prober as module
 from ownpod.front.prober import Prober, ask
 from ownpod.processes import free_port
+from ownpod.rules import probing
 from ownpod.rules.balancing import Server
 from ownpod.rules.probing import Target
 
@@ -142,6 +144,21 @@ def test_workers_are_asked_until_their_first_200_and_then_no_more(prober):
         prober.watch({"w": target(worker.port)})
         assert set(prober.verdicts) == {"w"}
         assert len(worker.seen) == asked
+
+
+def test_a_managed_worker_that_just_started_starts_until_it_has_been_silent_for_long(
+    prober, monkeypatch
+):
+    just_started = replace(target(free_port()), managed=True)
+    prober.watch({"w": just_started})
+    wait_until(lambda: prober.verdicts["w"].refused)
+    assert (prober.verdicts["w"].starting, "does it" in prober.verdicts["w"].reason) == (
+        True,
+        False,
+    )
+    monkeypatch.setattr(probing, "PATIENCE_S", 0.0)
+    wait_until(lambda: "does it listen on PORT" in prober.verdicts["w"].reason)
+    assert not prober.verdicts["w"].starting
 
 
 def test_a_worker_that_was_lost_is_asked_again(prober):

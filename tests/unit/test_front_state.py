@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers import worker_spec
 
+from ownpod.rules import fronts
 from ownpod.rules.balancing import Balancing, Route, RouteReading, Server, ServerReading
 from ownpod.rules.credentials import Credential, digest_of
 from ownpod.rules.endpoints import Endpoint, WorkerKind, WorkerSource
@@ -246,3 +247,18 @@ def test_totals_go_on_when_haproxy_restarts():
     assert total(1, 0) == (6, 3)
     assert total(2, 1) == (7, 4)
     assert total(0, 0) == (7, 4)
+
+
+def test_the_total_of_a_worker_that_was_away_goes_on_and_those_of_many_are_not_kept(monkeypatch):
+    monkeypatch.setattr(fronts, "KEPT_TOTALS", 2)
+    totals = Totals()
+
+    def total(name, part):
+        found = totals.grow({"ep": RouteReading(0, {name: ServerReading(total=part)})})
+        return found["ep"].servers[name].total
+
+    assert total("w", 3) == 3
+    assert total("x", 1) == 1
+    assert total("w", 1) == 4
+    assert [total(name, 1) for name in ("a", "b", "c")] == [1, 1, 1]
+    assert total("w", 1) == 1

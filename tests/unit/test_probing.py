@@ -3,7 +3,16 @@
 import pytest
 
 from ownpod.rules.balancing import Server
-from ownpod.rules.probing import HEALTHY, Target, place, refused, tls_failed, verdict_of
+from ownpod.rules.homes import joined
+from ownpod.rules.probing import (
+    HEALTHY,
+    PATIENCE_S,
+    Target,
+    refused,
+    soon,
+    tls_failed,
+    verdict_of,
+)
 
 TARGET = Target(Server("w", "10.0.0.5", 8000, health_port=8001), "/ping")
 
@@ -42,10 +51,23 @@ def test_a_refused_connection_names_the_port_and_what_to_check():
     assert "PORT" not in refused(TARGET, 8000).reason
 
 
+def test_a_worker_that_was_just_started_need_not_listen_yet():
+    managed = Target(TARGET.server, "/ping", managed=True)
+    found = refused(managed, 8000)
+    early = soon(found, managed, PATIENCE_S - 1)
+    assert (early.starting, early.ready) == (True, False)
+    assert early.reason == "nothing listens on its port yet"
+    assert soon(found, managed, PATIENCE_S) == found
+    # Another one was there before: it is unhealthy at once.
+    others = refused(TARGET, 8000)
+    assert soon(others, TARGET, 0) == others
+    assert soon(verdict_of(500, managed), managed, 0) == verdict_of(500, managed)
+
+
 def test_failed_tls_names_the_setting():
     assert "caBundle" in tls_failed(TARGET, "self-signed", certificate=True).reason
     assert "http://" in tls_failed(TARGET, "wrong version", certificate=False).reason
 
 
 def test_an_ipv6_address_has_brackets():
-    assert place("fd00::1", 80) == "[fd00::1]:80"
+    assert joined("fd00::1", 80) == "[fd00::1]:80"

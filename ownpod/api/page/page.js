@@ -147,7 +147,7 @@ function showJobs(health, { requests: jobs }, { samples }) {
 
 // What a worker of each type of endpoint has: ids of jobs with their ages, or numbers of requests.
 function workOf(w, ms, balanced) {
-  if (balanced) return [w.waiting && `${w.waiting} waiting for it`, `${w.total} so far`].filter(Boolean).join(", ");
+  if (balanced) return [w.waiting && `${w.waiting} waiting for it`, `${w.total} in all`].filter(Boolean).join(", ");
   return w.jobs.map((id) => ms[id] ? `${id} for ${ago(ms[id].createdAt + (ms[id].delayTime || 0))}` : id).join(", ");
 }
 
@@ -176,8 +176,10 @@ async function refresh() {
     at("paused").hidden = !notes.length;
     at("paused").textContent = notes.join(" · ");
     for (const section of document.querySelectorAll(".queue")) section.hidden = balanced;
+    at("address").hidden = !balanced;
+    at("address").textContent = `Send requests to ${location.origin}/lb/${endpoint}/<any path>`;
     at("of-jobs").textContent = balanced ? "Requests" : "Job";
-    if (balanced) showCounts({ waiting: front.waiting, open: front.open, "so far": front.total });
+    if (balanced) showCounts({ waiting: front.waiting, open: front.open, "requests in all": front.total });
     else showJobs(health, recent, history);
     const ms = Object.fromEntries(recent.requests.map((job) => [job.id, job]));
     fill(at("workers"), health.ownpod.workers.map((w) => ({ cells: [
