@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 SERVERS = "show stat -1 4 -1"
 """Statistics of servers only; HAProxy has no others than those of the pool and the API."""
 
+WISHES = "show table wishes data.conn_cur gt 0"
+"""The wishes of now: an entry stays for an hour, and a client that sends other ids all the time fills the table."""
+
 FINE = (
     *("New server registered", "Server deleted", "changed from", "no need to change", "not found"),
     *("nothing changed", "updated"),
@@ -134,9 +137,7 @@ class Balancer:
         if not self._program.alive():
             return {}
         try:
-            stats, counts, wishes = self._runtime.ask(
-                SERVERS, "show table counts", "show table wishes"
-            )
+            stats, counts, wishes = self._runtime.ask(SERVERS, "show table counts", WISHES)
         except RuntimeUnavailable as error:
             log.warning("HAProxy does not answer: %s", error)
             return {}
@@ -327,21 +328,21 @@ def readings(
     for row in stats:
         if row.get("pxname") and row.get("svname"):
             servers.setdefault(row["pxname"], {})[row["svname"]] = _server_reading(row)
+    wished: dict[str, set[str]] = {}
+    for key, entry in wishes.items():
+        if entry.get("conn_cur", 0):
+            name, _, worker = key.rpartition("|")
+            wished.setdefault(name, set()).add(worker)
     found = {}
     for endpoint, backend in chosen.items():
         own = dict(servers.get(backend, {}))
         for other in (b for b, left_by in left.items() if left_by == endpoint):
             own = servers.get(other, {}) | own
-        wished = tuple(
-            key.rpartition("|")[2]
-            for key, entry in wishes.items()
-            if key.rpartition("|")[0] == endpoint and entry.get("conn_cur", 0)
-        )
         count = counts.get(endpoint, {})
         found[endpoint] = RouteReading(
             open=count.get("conn_cur", 0),
             servers=own,
-            wishes=tuple(sorted(set(wished) - set(own))),
+            wishes=tuple(sorted(wished.get(endpoint, set()) - own.keys())),
             total=count.get("http_req_cnt", 0),
         )
     return found
