@@ -232,6 +232,9 @@ class Balancer:
         self._left = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
         full = f"the front has room for {self._layout.pool} load-balanced endpoints"
         problems = dict.fromkeys(left_out, full)
+        for endpoint in problems.keys() - self.problems.keys():
+            # Its requests are answered 404, as those of an endpoint that does not exist.
+            log.warning("endpoint %s is not served: %s", endpoint, full)
         maps = plan.maps_of(state, self._chosen, emptying, self._layout.domain)
         self._runtime.run(map_changes(maps, actual.maps), *FINE)
         wanted: dict[tuple[str, str], Server] = {}

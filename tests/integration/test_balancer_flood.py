@@ -12,6 +12,7 @@ from helpers import wait_until
 
 from ownpod.front import balancer
 from ownpod.front.runtime import parse_table
+from ownpod.rules.balancing import FrontState, Route
 
 pytestmark = pytest.mark.slow
 
@@ -84,3 +85,14 @@ def test_wishes_of_the_past_are_not_read(lb):
         )
         assert "ep|w1" in everything
         assert "ep|w1" not in now
+
+
+def test_an_endpoint_for_which_no_backend_is_left_is_logged_once(tmp_path, caplog):
+    with front(tmp_path / "front", pool=2) as lb:
+        state = FrontState({name: Route(name) for name in ("a", "b", "c")})
+        for _ in range(2):
+            lb.balancer.apply(state)
+        lb.balancer.apply(FrontState({**state.routes, "d": Route("d")}))
+    logged = [record.getMessage() for record in caplog.records if "not served" in record.message]
+    room = "the front has room for 2 load-balanced endpoints"
+    assert logged == [f"endpoint {name} is not served: {room}" for name in ("c", "d")]
