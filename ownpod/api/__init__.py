@@ -69,7 +69,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     offers = Offers(store.client, gone_s=settings.worker_gone_s)
     notices = Notices(store.client, keys.PULL_EVENTS)
     managed = Managed(store.client)
-    hosts = Agents(store.client)
+    hosts, fronts = Agents(store.client), Fronts(store.client)
     services = Services(
         settings=settings,
         registry=registry,
@@ -93,11 +93,12 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
             Secrets(store.client, settings.secrets_key_path()),
             settings.worker_quota,
             agents=hosts.agents,
+            living=fronts.living,
         ),
         outputs=Outputs(store.client),
         releases=managed.releases,
         managed=managed,
-        fronts=Fronts(store.client),
+        fronts=fronts,
     )
     provide(app, services)
     ids.check_ids(app)

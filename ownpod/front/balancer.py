@@ -3,18 +3,20 @@
 import logging
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import certifi
 
 from ownpod.errors import StartError
-from ownpod.front import plan
+from ownpod.front import authorities, plan
+from ownpod.front.clients import closed_by_clients
 from ownpod.front.configuration import render
-from ownpod.front.layout import Layout, Maps
+from ownpod.front.layout import Layout, Maps, backends
 from ownpod.front.names import Names
 from ownpod.front.program import Program, connections_limit, script
+from ownpod.front.readings import readings
 from ownpod.front.runtime import (
     RuntimeUnavailable,
     map_changes,
@@ -22,9 +24,10 @@ from ownpod.front.runtime import (
     parse_map,
     parse_rows,
     parse_table,
+    word,
 )
 from ownpod.processes import Backoff
-from ownpod.rules.balancing import FrontState, RouteReading, Server, ServerReading
+from ownpod.rules.balancing import FrontState, RouteReading, Server
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class Balancer:
         if layout.max_connections == 0:
             layout = replace(layout, max_connections=connections_limit())
         self._layout = layout
+        self._holds = backends(layout.pool, layout.holds)
         self._text = render(layout, script())
         self._program = Program(directory, binary)
         self._runtime = self._program.runtime
@@ -73,9 +77,10 @@ class Balancer:
         self._chosen: dict[str, str] = {}
         self._left: dict[str, str] = {}
         """The endpoint by backend, of those that it has left and that are not yet empty."""
+        self._leavers: set[str] = set()
+        self._ports = {port for _, port in layout.binds} | {layout.tls_port or 0}
         self._backoff = Backoff()
-        self._started = 0.0
-        self._next_start = 0.0
+        self._started = self._next_start = 0.0
         self.problems: dict[str, str] = {}
         """Why an endpoint, or ``<endpoint>/<worker>``, cannot be in HAProxy, in words."""
 
@@ -83,6 +88,11 @@ class Balancer:
     def pid(self) -> int:
         """HAProxy's process; 0: none."""
         return self._program.pid
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """The name of HAProxy's backend, by the endpoint's id."""
+        return dict(self._chosen)
 
     @property
     def fd(self) -> int:
@@ -102,7 +112,7 @@ class Balancer:
             return False
         self._started = time.monotonic()
         try:
-            (routes,) = self._runtime.ask(f"show map {Maps.ROUTES}")
+            routes, _ = self._runtime.ask(f"show map {Maps.ROUTES}", f"clear map {Maps.GONE}")
             self._chosen = parse_map(routes)
         except RuntimeUnavailable as error:
             log.warning("HAProxy does not answer: %s", error)
@@ -111,7 +121,7 @@ class Balancer:
         return True
 
     def apply(self, state: FrontState) -> None:
-        """Has HAProxy match a state: the differences to what it has are sent. Repeating it costs nothing.
+        """Sends HAProxy the differences between a state and its own. Repeating it costs nothing.
 
         While HAProxy does not run, the state is kept for its start.
         """
@@ -141,13 +151,33 @@ class Balancer:
         except RuntimeUnavailable as error:
             log.warning("HAProxy does not answer: %s", error)
             return {}
-        return readings(
+        found = readings(
             self._chosen,
             self._left,
             parse_rows(stats, ","),
             parse_table(counts),
             parse_table(wishes),
         )
+        self._notice_leavers(found.values())
+        return found
+
+    def _notice_leavers(self, found: Iterable[RouteReading]) -> None:
+        """Has Lua end the held requests whose clients have closed their connections."""
+        left: set[str] = set()
+        if any(
+            reading.waiting > sum(s.waiting for s in reading.servers.values()) for reading in found
+        ):
+            left = closed_by_clients(self._ports)
+        commands = [
+            f"add map {Maps.GONE} {word(client)} 1" for client in sorted(left - self._leavers)
+        ]
+        # Another connection may come from the same port soon.
+        commands += [
+            f"del map {Maps.GONE} {word(client)}" for client in sorted(self._leavers - left)
+        ]
+        if commands:
+            self._runtime.run(commands, *FINE)
+        self._leavers = left
 
     def ensure(self) -> bool:
         """Starts HAProxy again if it has ended, with the last state. Returns whether it did.
@@ -197,12 +227,13 @@ class Balancer:
             if endpoint in state.routes
         }
         self._left = {}
-        self._chosen, _ = plan.assign(state.routes, owners, self._layout.pool)
+        self._chosen, _ = plan.assign(state.routes, owners, self._holds)
         maps = plan.maps_of(state, self._chosen, {}, self._layout.domain)
         # A pattern that HAProxy cannot compile would prevent its start; over the socket it is only refused.
         maps[Maps.PATTERNS] = {}
         self._program.start(self._text, maps)
         self._started = time.monotonic()
+        self._leavers = set()
         self._applied = None
         if self._state is not None:
             self.apply(self._state)
@@ -228,7 +259,7 @@ class Balancer:
         routed = {plan.owner_of(route) for route in state.routes.values()}
         free, emptying = plan.unused(owners, routed, occupied, actual.counts)
         kept = {backend: owner for backend, owner in owners.items() if backend not in free}
-        self._chosen, left_out = plan.assign(state.routes, kept, self._layout.pool)
+        self._chosen, left_out = plan.assign(state.routes, kept, self._holds)
         self._left = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
         full = f"the front has room for {self._layout.pool} load-balanced endpoints"
         problems = dict.fromkeys(left_out, full)
@@ -246,9 +277,26 @@ class Balancer:
                     problems[f"{endpoint}/{server.id}"] = f"{server.host} has no address"
                 else:
                     wanted[backend, server.id] = server
+        problems |= self._load_authorities(wanted)
         unfinished = self._match_servers(wanted, addresses, actual)
         self._unfinished = unfinished or bool(emptying)
         self.problems = problems
+
+    def _load_authorities(self, wanted: dict[tuple[str, str], Server]) -> dict[str, str]:
+        """Leaves out the servers that cannot be verified. Returns the reasons, by ``<endpoint>/<worker>``."""
+        files = {
+            key: server.ca_bundle or certifi.where()
+            for key, server in wanted.items()
+            if server.tls and server.verifies
+        }
+        failed = authorities.load(self._runtime, files.values())
+        owners = {backend: endpoint for endpoint, backend in self._chosen.items()}
+        problems = {}
+        for key, path in files.items():
+            if path in failed:
+                del wanted[key]
+                problems[f"{owners[key[0]]}/{key[1]}"] = failed[path]
+        return problems
 
     def _match_servers(
         self,
@@ -309,66 +357,3 @@ class Balancer:
         ]
         self._runtime.run([f"del map {Maps.SERVERS} {server.path}" for server in gone], *FINE)
         return gone
-
-
-def readings(
-    chosen: Mapping[str, str],
-    left: Mapping[str, str],
-    stats: list[dict[str, str]],
-    counts: Mapping[str, Mapping[str, int]],
-    wishes: Mapping[str, Mapping[str, int]],
-) -> dict[str, RouteReading]:
-    """What HAProxy's statistics and tables report of the endpoints. Pure.
-
-    Args:
-        chosen: backend by endpoint.
-        left: endpoint by backend, of those that it has left and that are not yet empty.
-        stats: rows of ``show stat``, of servers.
-        counts: entries of the table of open requests, by endpoint.
-        wishes: entries of the table of requests with ``strict-resume``, by ``<endpoint>|<worker>``.
-    """
-    servers: dict[str, dict[str, ServerReading]] = {}
-    for row in stats:
-        if row.get("pxname") and row.get("svname"):
-            servers.setdefault(row["pxname"], {})[row["svname"]] = _server_reading(row)
-    wished: dict[str, set[str]] = {}
-    for key, entry in wishes.items():
-        if entry.get("conn_cur", 0):
-            name, _, worker = key.rpartition("|")
-            wished.setdefault(name, set()).add(worker)
-    found = {}
-    for endpoint, backend in chosen.items():
-        own = dict(servers.get(backend, {}))
-        for other in (b for b, left_by in left.items() if left_by == endpoint):
-            own = servers.get(other, {}) | own
-        count = counts.get(endpoint, {})
-        found[endpoint] = RouteReading(
-            open=count.get("conn_cur", 0),
-            servers=own,
-            wishes=tuple(sorted(wished.get(endpoint, set()) - own.keys())),
-            total=count.get("http_req_cnt", 0),
-        )
-    return found
-
-
-def _server_reading(row: Mapping[str, str]) -> ServerReading:
-    status = row.get("status", "")
-    up = status.startswith(("UP", "no check", "DRAIN"))
-    problem = ""
-    if not up and not status.startswith("MAINT"):
-        problem = " ".join(
-            part
-            for part in (
-                row.get("check_desc", ""),
-                row.get("check_code", ""),
-                row.get("last_chk", ""),
-            )
-            if part
-        )
-    return ServerReading(
-        open=number(row, "scur"),
-        waiting=number(row, "qcur"),
-        total=number(row, "stot"),
-        up=up,
-        problem=problem or ("" if up else status),
-    )

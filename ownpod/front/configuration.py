@@ -34,7 +34,7 @@ __all__ = ["LIMIT_RESPONSE", "Layout", "Maps", "digest", "render"]
 def render(layout: Layout, script: str = "") -> str:
     """The text of ``haproxy.cfg``. Its digest depends on the Lua ``script``, too."""
     lines = [*_global(layout), *_defaults(), *public(layout), *_metrics(layout), *_api(layout)]
-    for name, hold_s in backends(layout.pool).items():
+    for name, hold_s in backends(layout.pool, layout.holds).items():
         lines += [f"backend {name} from pool", f"  timeout queue {hold_s}s", *_PINS]
     text = "\n".join(lines) + "\n"
     return text.replace(_DIGEST, digest(text + script))
@@ -142,6 +142,7 @@ _RULES = (
     '  http-after-response set-status 400 reason "Bad Request" if { var(txn.problem) -m int 400 }',
     '  http-after-response set-status 502 reason "Bad Gateway" if { var(txn.problem) -m int 502 }',
     "  http-after-response set-status 413 if { var(txn.problem) -m int 413 }",
+    "  http-after-response set-status 503 if { var(txn.problem) -m int 503 }",
     # Another front has set it already.
     f"  http-after-response del-header X-Runpod-Worker-Id if !{{ be_name,map_str({Maps.REMOTE}) -m found }}",
     f"  http-after-response set-header X-Runpod-Worker-Id %[srv_name] if {{ srv_name -m found }} !{{ be_name,map_str({Maps.REMOTE}) -m found }}",

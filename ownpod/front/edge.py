@@ -21,7 +21,7 @@ from ownpod.front.prober import Prober
 from ownpod.rules.balancing import FrontState, RouteReading
 from ownpod.rules.fronts import Totals, View, reported, state_of, targets
 from ownpod.rules.homes import Front
-from ownpod.rules.probing import Verdict
+from ownpod.rules.probing import Verdict, place
 
 log = logging.getLogger(__name__)
 
@@ -234,12 +234,15 @@ class Edge:
         self._read_state = self._state
         if not _is_busy(readings):
             self._read_at = self._was_read_at + REST_S
-        down, lost = {}, {}
+        down, lost, silent = {}, {}, {}
         for name, route in routes.items():
             servers = readings.get(name, RouteReading()).servers
             for server in route.servers:
                 reading = servers.get(server.id)
-                if reading is None or reading.up or server.draining or server.is_front:
+                if reading is None or reading.up or server.draining:
+                    continue
+                if server.is_front:
+                    silent[place(server.host, server.port)] = reading.problem
                     continue
                 if reading.problem.startswith(MAINTENANCE):
                     # Between two states that the edge itself gives it.
@@ -250,6 +253,7 @@ class Edge:
                 if server.id in self._down and not reading.open:
                     lost[server.id] = down[server.id]
         self._down = down
+        self._notes.fronts(silent)
         if lost:
             self.prober.lost(lost)
 

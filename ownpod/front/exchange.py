@@ -231,6 +231,9 @@ class Exchange:
                 fronts=tuple(known[i] for i in sorted(known)),
                 readings={**self._beat.readings, **beat.readings},
             )
+        if self._beat is not None and beat.paused.keys() != self._beat.paused.keys():
+            # A worker that has been stopped is paused no more, and its entry may have been read before it began to drain.
+            self._registry.newer()
         self._beat, self._beat_at = beat, now
         self._update(self._read(beat))
 

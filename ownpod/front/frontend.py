@@ -32,6 +32,7 @@ def public(layout: Layout) -> Iterator[str]:
     yield from _refusals()
     yield from _headers(layout)
     yield from (
+        "  http-request set-var(txn.since) date if { var(txn.be) -m found }",
         # Entries of this table count what is held, queued and open.
         "  http-request track-sc0 var(txn.ep) table counts if { var(txn.be) -m found } !{ var(txn.remote) -m found }",
         "  http-request track-sc1 var(txn.wish) table wishes if { var(txn.wish) -m found }",

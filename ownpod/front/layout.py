@@ -30,7 +30,7 @@ UNLIMITED_MS = 1_728_000_000
 API_WAIT_S = 60
 """Seconds for which a request waits for an API that is not reachable."""
 
-HOLD_CLASSES_S = (10, 30, 60, 120, 300, 600, 1800, 3600)
+HOLD_CLASSES_S = (120, 10, 30, 60, 300, 600, 1800, 3600)
 """HAProxy 2.8 has one time limit of the queue for each backend, so the backends of the pool differ in it."""
 
 
@@ -67,6 +67,8 @@ class Maps(StrEnum):
     """Host names of this installation, in lower case."""
     ORIGINS = "maps/origins.map"
     """Origins whose pages may call while no key is needed, in lower case."""
+    GONE = "maps/gone.map"
+    """Clients (``<address>:<port>``) that have closed their connection, see ``front/clients.py``."""
     PAUSED = "maps/paused.map"
     """Why an endpoint takes no requests now, as the inside of a JSON string."""
     PATTERNS = "maps/patterns.map"
@@ -90,6 +92,7 @@ class Layout:
         metrics: address and port of HAProxy's own metrics for Prometheus (``/metrics``); None: none. They need no
             key, so the address should be loopback.
         version: HAProxy's, major and minor.
+        holds: seconds of the time limits of queues; half of the pool has the first.
     """
 
     binds: tuple[tuple[str, int], ...]
@@ -103,12 +106,13 @@ class Layout:
     max_connections: int = 8_000
     metrics: tuple[str, int] | None = None
     version: tuple[int, int] = (2, 8)
+    holds: tuple[int, ...] = HOLD_CLASSES_S
 
 
-def backends(pool: int) -> dict[str, int]:
-    """The seconds of the queue's time limit by the name of the backend. Half of the pool has RunPod's 120 s."""
-    classes = [120] * (pool - pool // 2)
-    classes += [HOLD_CLASSES_S[number % len(HOLD_CLASSES_S)] for number in range(pool // 2)]
+def backends(pool: int, holds: tuple[int, ...] = HOLD_CLASSES_S) -> dict[str, int]:
+    """The seconds of the queue's time limit by the name of the backend. Half of the pool has the first time limit."""
+    classes = [holds[0]] * (pool - pool // 2)
+    classes += [holds[number % len(holds)] for number in range(pool // 2)]
     return {f"p{number:03}": seconds for number, seconds in enumerate(classes)}
 
 

@@ -15,6 +15,17 @@ class Notes:
     def __init__(self) -> None:
         self._view: View | None = None
         self._verdicts: Mapping[str, Verdict] = {}
+        self._silent: frozenset[str] = frozenset()
+
+    def fronts(self, silent: Mapping[str, str]) -> None:
+        """Logs fronts, by address, that HAProxy does not reach although they report to Redis."""
+        for address in silent.keys() - self._silent:
+            log.warning(
+                "the front at %s is not reachable, so requests that it should get wait: %s; is its OWNPOD_FRONT_ADDRESS right?",
+                address,
+                silent[address],
+            )
+        self._silent = frozenset(silent)
 
     def turn(self, view: View, verdicts: Mapping[str, Verdict]) -> None:
         """Logs endpoints that came or went, and workers that became ready or are not ready for another reason."""

@@ -14,6 +14,7 @@ local FIRST_MS, LONGEST_MS, MOST_CHECKS = 5, 1000, 4
 local routes = Map.new("maps/routes.map", Map._str)
 local remotes = Map.new("maps/remote.map", Map._str)
 local holds = Map.new("maps/holds.map", Map._str)
+local gone = Map.new("maps/gone.map", Map._str)
 
 local function now()
   local time = core.now()
@@ -90,9 +91,14 @@ local function announce()
   end
 end
 
--- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the endpoint was removed:
--- its backend may belong to another endpoint soon.
+-- The endpoint's backend now, which is another one after its home has moved. Nil, and answered, if the client has left, or
+-- if the endpoint was removed: its backend may belong to another endpoint soon.
 local function follow(txn, ep, be)
+  local address = tostring(txn.f:src()):gsub("^::ffff:", "") .. ":" .. tostring(txn.f:src_port())
+  if gone:lookup(address) then
+    answer(txn, TIMEOUT_STATUS, "the client has left")
+    return nil
+  end
   local current = routes:lookup(ep)
   if current == be then
     return be
@@ -177,7 +183,11 @@ core.register_fetches("problem", function(txn)
   local be = txn:get_var("txn.be") or ""
   local id = txn.f:srv_name()
   local status, detail, reason = TIMEOUT_STATUS, "timed out waiting for worker", nil
-  if id and id ~= "" then
+  local hold_s = tonumber(holds:lookup(txn:get_var("txn.ep") or "")) or 120
+  if not id and now() - (tonumber(txn:get_var("txn.since")) or 0) < hold_s - 1 then
+    -- The last worker has ended, or drains, while the request waited for a place at it.
+    status, detail = 503, "no worker is ready"
+  elseif id and id ~= "" then
     local state, free = server(be, id)
     if txn:get_var("txn.strict") and not free and state ~= "down" then
       reason = "worker_timeout"

@@ -11,7 +11,6 @@ from ownpod.front.layout import (
     FRONT_KEY,
     UNLIMITED_MS,
     Maps,
-    backends,
     is_address,
 )
 from ownpod.front.runtime import number, word
@@ -90,16 +89,16 @@ def endpoint_of(owner: str) -> str:
 
 
 def assign(
-    routes: Mapping[str, Route], owners: Mapping[str, str], pool: int
+    routes: Mapping[str, Route], owners: Mapping[str, str], holds: Mapping[str, int]
 ) -> tuple[dict[str, str], list[str]]:
     """The backend of each endpoint, and the endpoints for which none is left.
 
     An endpoint keeps its backend. A new one gets a free backend whose time limit of the queue is its own, otherwise the
     next longer one, otherwise the longest that is left.
 
-    ``owners`` has what :func:`owner_of` returned by backend, of all backends that are in use or not yet empty.
+    ``holds`` has the seconds of the queue's time limit by backend, ``owners`` what :func:`owner_of` returned by backend, of all
+    backends that are in use or not yet empty.
     """
-    holds = backends(pool)
     wanted = {owner_of(route): endpoint for endpoint, route in routes.items()}
     chosen = {wanted[owner]: backend for backend, owner in owners.items() if owner in wanted}
     free = [backend for backend in holds if backend not in owners]
@@ -122,11 +121,13 @@ def assign(
 def maps_of(
     state: FrontState, chosen: Mapping[str, str], emptying: Mapping[str, str], domain: str
 ) -> dict[Maps, dict[str, str]]:
-    """The entries of all maps but that of servers.
+    """The entries of all maps but those of servers and of clients.
 
     ``chosen`` has the backend by endpoint; ``emptying`` the owner by backend, of backends that are not yet empty.
     """
-    maps: dict[Maps, dict[str, str]] = {name: {} for name in Maps if name is not Maps.SERVERS}
+    maps: dict[Maps, dict[str, str]] = {
+        name: {} for name in Maps if name not in {Maps.SERVERS, Maps.GONE}
+    }
     # The backend that an endpoint has left passes on what it still has as before.
     maps[Maps.REMOTE] = {b: "1" for b, owner in emptying.items() if owner.endswith(PASSED)}
     for endpoint in sorted(state.queues):

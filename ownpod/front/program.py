@@ -100,7 +100,7 @@ class Program:
         )
         assert self._child.stderr is not None  # noqa: S101 - for the type checker
         self._watch(self._child.pid)
-        (directory / PID_FILE).write_text(f"{self._child.pid}\n")
+        write_file(directory / PID_FILE, f"{self._child.pid}\n")
         # The pipe is closed after the start: HAProxy writes a line at each change of a worker, which the edge reports already.
         with self._child.stderr as problems:
             os.set_blocking(problems.fileno(), False)
@@ -115,8 +115,9 @@ class Program:
 
     def drain(self, limit_s: float) -> bool:
         """Ends the process when its requests have ended: it stops listening at once. Returns whether it ended in time."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGUSR1)
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGUSR1)
         return self._await_end(limit_s)
 
     def end(self) -> None:
@@ -141,7 +142,7 @@ class Program:
         return not self.alive()
 
     def forget(self) -> None:
-        """Leaves the process to the next edge, or a dead one to nobody's."""
+        """Gives up the process, which the next edge adopts if it is alive."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._pid, self._child = -1, 0, None
@@ -207,11 +208,15 @@ def write_files(directory: Path, text: str, maps: Mapping[Maps, Mapping[str, str
         entries = maps.get(name, {})
         files[str(name)] = "".join(f"{key} {value}\n" for key, value in entries.items())
     for file_name, content in files.items():
-        path = directory / file_name
-        path.unlink(missing_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w", newline="") as file:
-            file.write(content)
+        write_file(directory / file_name, content)
+
+
+def write_file(path: Path, content: str) -> None:
+    """Writes a file that only this user can read."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w", newline="") as file:
+        file.write(content)
 
 
 def _exists(pid: int) -> bool:

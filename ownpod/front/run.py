@@ -109,6 +109,7 @@ def layout_of(config: Settings, haproxy: Haproxy, host: str, port: int, api_addr
         tls_port=config.tls_port if config.tls_certificate else None,
         trusted_proxies=config.trusted_proxies,
         max_connections=0,
+        metrics=Front("", config.front_metrics).place,
         version=haproxy.version,
     )
 

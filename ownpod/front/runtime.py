@@ -78,7 +78,7 @@ class Runtime:
 
     def _batch(self, commands: Sequence[str]) -> list[str]:
         with self._connect() as connection:
-            # With a prompt after each response, responses can be told apart, empty ones included.
+            # With a prompt after each response, empty responses can be distinguished, too.
             text = "\n".join(["prompt", *commands, "quit", ""])
             received = bytearray()
             try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ownpod.management.applies import Applied, Applies
 from ownpod.management.calls import Caller, Outcome
 from ownpod.management.endpoints import Endpoints
+from ownpod.management.fronts import Living, no_fronts
 from ownpod.management.registries import Registries
 from ownpod.management.secrets import SecretCalls
 from ownpod.management.templates import Templates
@@ -52,9 +53,11 @@ class Management:
         secrets: Secrets,
         quota: int = 0,
         agents: Callable[[], Sequence[AgentInfo]] = tuple,
+        *,
+        living: Living = no_fronts,
     ) -> "Management":
         """The managing calls over one catalog; see :class:`Endpoints` for the arguments."""
-        endpoints = Endpoints(catalog, registry, quota, agents)
+        endpoints = Endpoints(catalog, registry, quota, agents, living=living)
         return cls(
             catalog,
             endpoints,

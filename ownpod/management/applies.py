@@ -77,6 +77,8 @@ class Applies:
         else:
             self._catalog.change(compute)
             self._registry.refresh()
+            new = [step.row for step in made[0].steps if step.action is Action.CREATE]
+            self._endpoints.await_fronts(new)
         return made[0]
 
     def _change(

@@ -1,7 +1,7 @@
 """The managing calls of endpoints."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from marshmallow import ValidationError
@@ -9,6 +9,7 @@ from marshmallow import ValidationError
 from ownpod.configuration import BALANCED_KEYS, make_endpoint
 from ownpod.errors import CatalogNotFound, CatalogReadOnly, CatalogRefused
 from ownpod.management.calls import Caller, Outcome, newest_first, write
+from ownpod.management.fronts import Living, await_fronts, no_fronts
 from ownpod.registry import Registry
 from ownpod.rules.balancing import Balancing
 from ownpod.rules.catalog import (
@@ -46,6 +47,7 @@ class Endpoints:
         registry: the endpoints, with those of the configuration.
         quota: the most workers of all endpoints together; 0: any.
         agents: the hosts, to refuse an endpoint whose GPUs no host has.
+        living: the fronts, which must have a new load-balanced endpoint before its caller may use it.
     """
 
     def __init__(
@@ -54,8 +56,11 @@ class Endpoints:
         registry: Registry,
         quota: int = 0,
         agents: Callable[[], Sequence[AgentInfo]] = tuple,
+        *,
+        living: Living = no_fronts,
     ) -> None:
         self._agents = agents
+        self._living = living
         self._catalog = catalog
         self._registry = registry
         self._quota = quota
@@ -111,7 +116,10 @@ class Endpoints:
                 put = (*put, replace(template, created_ms=snapshot.now_ms))
             return Change(put=put, entries={made_id: entry_of(row)}), row
 
-        return self._write("create", caller, compute)
+        outcome = self._write("create", caller, compute)
+        if not caller.dry_run:
+            self.await_fronts([outcome.row])
+        return outcome
 
     def update(
         self,
@@ -164,6 +172,10 @@ class Endpoints:
         outcome = write(self._catalog, action, Kind.ENDPOINT, caller, compute)
         self._registry.refresh()
         return outcome
+
+    def await_fronts(self, made: Iterable[EndpointRow]) -> None:
+        """Waits until the fronts have those of these new endpoints that are load-balanced, for a few seconds at most."""
+        await_fronts(self._living, [row.id for row in made if row.is_balanced])
 
     def _mine(self, endpoint_id: str, snapshot: Snapshot) -> EndpointRow:
         row = self.existing(endpoint_id, snapshot)

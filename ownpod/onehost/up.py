@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, StartError
+from ownpod.front.lock import end_orphan, front_directory
 from ownpod.onehost import flower, front
 from ownpod.onehost.embedded import EmbeddedRedis
 from ownpod.processes import check_port, free_port
@@ -97,6 +98,9 @@ class Up:
             code = 0
         finally:
             self._group.end(self._config.shutdown_grace_s + KILL_AFTER_S)
+            if self._has_front:
+                # A front that failed has left its HAProxy to the next one.
+                end_orphan(front_directory(self._config, self._port))
             if embedded is not None:
                 embedded.ended()
         write("ownpod", "stopped")

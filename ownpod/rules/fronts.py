@@ -95,7 +95,8 @@ def server_of(worker: WorkerSpec, *, draining: bool = False) -> Server | None:
         capacity=worker.capacity,
         draining=draining,
         tls=tls,
-        verifies=worker.verify_tls,
+        # A bundle has precedence, as for the workers of queues.
+        verifies=worker.verify_tls or worker.ca_bundle is not None,
         ca_bundle=worker.ca_bundle,
         health_port=None if worker.health_port == port else worker.health_port,
     )
@@ -162,7 +163,8 @@ def _servers(
         return
     for worker in endpoint.workers:
         server = server_of(worker, draining=drains(worker, view.paused))
-        if server is None or not verdicts.get(worker.id, UNASKED).ready:
+        # A worker that is stopped has no request, and a strict one must not reach what does not listen any more.
+        if server is None or worker.stopping or not verdicts.get(worker.id, UNASKED).ready:
             continue
         open_elsewhere = view.elsewhere.get(worker.id, 0)
         if server.capacity and open_elsewhere:

@@ -33,8 +33,16 @@ class Front:
     )
     front_address: str | None = variable(
         "OWNPOD_FRONT_ADDRESS",
+        check=kinds.check_address,
         unset="unset: no other front reaches this one",
         purpose="`<host>:<port>` at which the fronts of other hosts reach this one",
+    )
+    front_metrics: str | None = variable(
+        "OWNPOD_FRONT_METRICS",
+        check=kinds.check_address,
+        unset="unset: none",
+        purpose="`<host>:<port>` on which HAProxy serves its own metrics for Prometheus, at `/metrics`. They need no key, so choose an "
+        "address that callers do not reach, like `127.0.0.1:9101`",
     )
     tls_certificate: str | None = variable(
         "OWNPOD_TLS_CERTIFICATE",

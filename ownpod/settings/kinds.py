@@ -12,6 +12,7 @@ from marshmallow import ValidationError, fields
 from ownpod.rules import credentials, devices, images, redis_url, volumes
 from ownpod.rules.credentials import Credential
 from ownpod.rules.devices import DeviceChoice
+from ownpod.rules.homes import Front
 from ownpod.rules.origins import host_name
 from ownpod.rules.volumes import VolumeSource
 from ownpod.validation import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, check_http_url
@@ -212,6 +213,12 @@ def _checked(text: str, parse: Callable[[str], Read]) -> Read:
 def check_host(value: str) -> None:
     """Raises: ValidationError."""
     _checked(value, devices.check_host)
+
+
+def check_address(value: str) -> None:
+    """Raises: ValidationError, if the value is not ``<host>:<port>``."""
+    if Front("", value).place is None:
+        raise ValidationError("must be <host>:<port>, with a port from 1 to 65535")
 
 
 def check_redis_url(value: str) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -18,8 +18,9 @@ from ownpod.store.scripts import Scripts, constants
 
 log = logging.getLogger(__name__)
 
-TTL_S = 2.0
-"""Seconds without a heartbeat after which a front counts as dead."""
+TTL_S = 1.5
+"""Seconds without a heartbeat after which a front counts as dead. A heartbeat comes each 0.5 s, so that another front takes
+its place within 2 s."""
 
 LARGEST = 10**12
 """Largest count in a reading."""
@@ -44,7 +45,7 @@ class Beat:
     """
 
     now_ms: int
-    secret: str
+    secret: str = field(repr=False)
     reported: bool
     paused: Mapping[str, str]
     fronts: tuple[Front, ...]

@@ -18,6 +18,7 @@ from ownpod.store.agents import Agents
 from ownpod.store.catalog import Catalog
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
+from ownpod.store.fronts import Fronts
 from ownpod.store.secrets import Secrets
 from ownpod.tools import tables
 from ownpod.tools.remote import print_json
@@ -39,6 +40,7 @@ def opened() -> Iterator[Management]:
             Secrets(client, config.secrets_key_path()),
             config.worker_quota,
             agents=Agents(client).agents,
+            living=Fronts(client).living,
         )
 
 

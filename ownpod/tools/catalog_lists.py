@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -71,7 +72,7 @@ def delete_template(template_id: str) -> None:
 
 @click.group()
 def network_volumes() -> None:
-    """List, create and delete network volumes, which endpoints name by id. Uses the Redis of this host's settings.
+    """List, create, change and delete network volumes, which endpoints name by id. Uses the Redis of this host's settings.
 
     `ownpod volumes` lists the volumes that hosts offer.
     """
@@ -105,6 +106,23 @@ def create_volume(name: str, size: int, data_center_id: str) -> None:
             catalog.caller(),
         )
     click.echo(made.row.id)
+
+
+@network_volumes.command(name="update")
+@click.argument("volume_id", metavar="ID")
+@click.option("--name", help="Another name.")
+@click.option("--size", type=click.IntRange(1, LARGEST_GB), help="A larger size in GB.")
+def update_volume(volume_id: str, name: str | None, size: int | None) -> None:
+    """Give a network volume another name, or a larger size."""
+    if not name and size is None:
+        raise BadRequest("--name or --size is needed")
+    with catalog.opened() as management:
+        management.volumes.update(
+            volume_id,
+            lambda row: replace(row, name=name or row.name, size_gb=size or row.size_gb),
+            catalog.caller(),
+        )
+    click.echo(f"changed {volume_id}")
 
 
 @network_volumes.command(name="delete")

@@ -154,6 +154,17 @@ def test_an_haproxy_that_was_left_behind_keeps_no_port_from_the_next_start(start
     assert len(haproxies(directory)) == 1
 
 
+def test_an_end_without_the_edge_ends_haproxy(start_ownpod):
+    ownpod = start_ownpod(NOWHERE)
+    directory = ownpod.environ["OWNPOD_DATA_DIR"]
+    ownpod.process.send(signal.SIGSTOP)
+    edge(ownpod).kill()
+    ownpod.process.send(signal.SIGTERM)
+    ownpod.process.send(signal.SIGCONT)
+    assert ownpod.process.wait() == 0
+    assert haproxies(directory) == []
+
+
 def test_a_held_request_is_answered_at_the_end_and_a_new_one_is_refused(start_ownpod):
     ownpod = start_ownpod(NOWHERE)
     url = f"{ownpod.endpoint}/runsync?wait=60000"

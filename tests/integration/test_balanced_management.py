@@ -1,7 +1,9 @@
 """Load-balanced endpoints in RunPod's three management APIs, on a real Redis."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from helpers import load_settings
+from helpers import load_settings, wait_until
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
@@ -9,6 +11,7 @@ from ownpod.rules.balancing import Balancing, RouteReading
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.homes import Front
 from ownpod.rules.templates import Protocol, ScalerType
+from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Fronts
 
 NEW = {
@@ -74,6 +77,24 @@ def test_an_endpoint_of_rest_v2_reads_back_and_runs(http, app):
     scaling = endpoint.managed.scaling
     assert (scaling.scaler, scaling.scaler_value) == (ScalerType.REQUEST_COUNT, 2)
     assert (scaling.workers_max, scaling.idle_timeout_s) == (2, 60)
+
+
+def test_a_new_endpoint_is_answered_once_the_front_has_it(http, client):
+    fronts, me, events = Fronts(client), Front("f", None), []
+    fronts.beat(me, {})
+
+    def serve():
+        """A front that reads the endpoints, and later has them."""
+        found = wait_until(lambda: fronts.beat(me, {}) and list(Fleet(client).entries().endpoints))
+        events.append(f"the front has {found[0]}")
+        fronts.beat(me, {name: RouteReading() for name in found})
+
+    with ThreadPoolExecutor(1) as pool:
+        front = pool.submit(serve)
+        made = create(http)["id"]
+        events.append(f"made {made}")
+        front.result()
+    assert events == [f"the front has {made}", f"made {made}"]
 
 
 def test_defaults_are_runpods(http, app):

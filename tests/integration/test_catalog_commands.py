@@ -418,6 +418,13 @@ def test_network_volumes_are_created_listed_and_kept_while_they_are_used(run, ma
         "usedBy": ["chat"],
     }
     assert "models" in run("network-volumes", "list").output
+    changed = run("network-volumes", "update", volume, "--size", "30", "--name", "weights")
+    assert (changed.code, changed.output) == (0, f"changed {volume}\n")
+    row = management.volumes.get(volume)
+    assert (row.name, row.size_gb, row.data_center) == ("weights", 30, "EU-1")
+    for wrong in ((), ("--size", "10")):
+        refused = run("network-volumes", "update", volume, *wrong)
+        assert (refused.code, refused.errors.count("\n")) == (2, 1)
     assert "in use by" in run("network-volumes", "delete", volume).errors
     run("endpoints", "delete", "chat")
     assert run("network-volumes", "delete", volume).output == f"deleted {volume}\n"

@@ -16,6 +16,8 @@ from helpers import Answer, FakeWorker, Process, RedisServer, load_settings, wai
 from ownpod.processes import free_port
 from ownpod.registry import Registry
 from ownpod.rules.fleet import WorkerState
+from ownpod.rules.homes import Front as Home
+from ownpod.rules.homes import home
 from ownpod.store import keys
 from ownpod.store.agents import Wakeups
 from ownpod.store.client import connect
@@ -75,6 +77,7 @@ class Front:
         (directory / "workers.yaml").touch()
         (directory / "workers.yaml").write_text("endpoints: {}\n")
         self._api = api
+        self.starts = 0
         self.start()
 
     def start(self):
@@ -83,6 +86,10 @@ class Front:
             log=self.directory / "front.log",
             **self._environ,
         )
+        ready = f"front ready on 127.0.0.1 port {self.port}"
+        before = self.starts
+        wait_until(lambda: self.process.output.count(ready) > before, 60)
+        self.starts += 1
 
     def url(self, path="/work", endpoint="lb"):
         return f"http://127.0.0.1:{self.port}/lb/{endpoint}{path}"
@@ -177,7 +184,7 @@ def test_a_revoked_key_opens_nothing_more(rig):
 def test_a_request_is_held_until_the_first_200_and_wakes_the_scaler(rig):
     front = rig.front()
     rig.endpoint()
-    wait_until(lambda: front.status("/", "other") == 404)
+    wait_until(lambda: "lb" in rig.fronts.loads())
     with connect(rig.url) as other, ThreadPoolExecutor() as pool:
         wakeups = Wakeups(other)
         wakeups.wait(0.1)
@@ -318,6 +325,20 @@ def test_sighup_reads_the_configuration_again(rig, tmp_path):
         assert front.status() == 200
 
 
+def test_a_front_that_cannot_be_reached_is_named_in_the_log(rig):
+    front = rig.front()
+    me = wait_until(lambda: next((f.id for f in rig.fronts.living()[0]), None))
+    name = next(f"lb-{n}" for n in range(99) if home(f"lb-{n}", [me, "another"]) == "another")
+    rig.endpoint(name, capacity=1)
+    port = free_port()
+
+    def named():
+        rig.fronts.beat(Home("another", f"127.0.0.1:{port}"))
+        return f"the front at 127.0.0.1:{port} is not reachable" in front.process.output
+
+    wait_until(named, 20)
+
+
 def load(fronts, number, seconds=20):
     """Statuses of so many requests at once, spread over fronts."""
 
@@ -337,12 +358,13 @@ def test_two_fronts_keep_a_capacity_of_1_and_one_takes_the_place_of_a_dead_home(
     assert load(list(fronts.values()), 20) == [200] * 20
     assert worker.most == 1
 
-    def home():
+    def home_of():
         readings = rig.fronts.living()[1]
-        [one] = [name for name, found in readings.items() if not found["lb"].passes]
-        return next(f for f in fronts.values() if (f.files / "id").read_text().strip() == one)
+        homes = [n for n, r in readings.items() if "lb" in r and not r["lb"].passes]
+        ids = {(front.files / "id").read_text().strip(): front for front in fronts.values()}
+        return ids[homes[0]] if len(homes) == 1 and len(readings) == len(fronts) else None
 
-    dead = home()
+    dead = wait_until(home_of)
     [other] = [front for front in fronts.values() if front is not dead]
     assert other.get().headers["X-Runpod-Worker-Id"] == "w"
     pid = dead.haproxy
@@ -350,11 +372,20 @@ def test_two_fronts_keep_a_capacity_of_1_and_one_takes_the_place_of_a_dead_home(
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: other.status(timeout=2) == 200)
     assert load([other], 10) == [200] * 10
-    # It comes back, while requests run.
+    # It comes back, while requests run and wait.
+    statuses, is_back = [], threading.Event()
+
+    def requests_go_on():
+        while not is_back.is_set():
+            statuses.extend(load([other], 20))
+
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(load, [other], 30)
+        running = pool.submit(requests_go_on)
         dead.start()
-        assert running.result(40) == [200] * 30
+        wait_until(lambda: home_of() is dead, 30)
+        is_back.set()
+        running.result(30)
+    assert set(statuses) == {200}
     wait_until(lambda: dead.status() == 200)
     assert load(list(fronts.values()), 20) == [200] * 20
     assert worker.most == 1

@@ -7,9 +7,10 @@ from ownpod.front.exchange import CLAIM_S, LATE_S, Exchange
 from ownpod.registry import Registry
 from ownpod.rules.balancing import RouteReading, ServerReading
 from ownpod.rules.homes import Front, home
+from ownpod.rules.managed import AgentInfo
 from ownpod.rules.probing import HEALTHY
 from ownpod.store import keys
-from ownpod.store.agents import Wakeups
+from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import TTL_S, Fronts
@@ -147,3 +148,21 @@ def test_readings_are_written_again_when_redis_has_lost_them(rig, client):
     client.delete(f"{keys.FRONTS}:readings")
     rig.turn()
     assert rig.fronts.loads() == readings
+
+
+def test_a_worker_that_was_stopped_is_not_brought_back_by_what_was_read_before(rig, client):
+    values = {"type": "LB", "template": {"command": ["w"]}}
+    rig.registry.put_endpoint("ep", values)
+    managed, worker_id = Managed(client), "a" * 14
+    Agents(client).heartbeat(AgentInfo("h", "process"), "t")
+    managed.want(worker_id, "ep", spec=rig.registry.endpoint("ep").managed)
+    managed.place(worker_id, "h", "t")
+    managed.started(worker_id, "h", url="http://127.0.0.1:1")
+    managed.ready(worker_id)
+    (worker,) = rig.turn().endpoints["ep"].workers
+    assert worker.id == worker_id
+    managed.drain(worker_id, "it was idle")
+    assert worker_id in rig.turn(0.05).paused
+    managed.stopped(worker_id, "h", exit_code=0, reason="it was idle", failed=False)
+    seen = rig.turn(0.05)
+    assert (seen.endpoints["ep"].workers, seen.paused) == ((), {})

@@ -1,7 +1,7 @@
 """Which backend of HAProxy an endpoint has while its home moves between fronts."""
 
 from ownpod.front import plan
-from ownpod.front.layout import Maps
+from ownpod.front.layout import Maps, backends
 from ownpod.rules.balancing import FrontState, Route, Server
 
 OWN = Route("ep", servers=(Server("w", "10.0.0.5", 8000),))
@@ -9,22 +9,22 @@ PASSED = Route("ep", servers=(Server("front-b", "10.0.0.9", 8000, is_front=True)
 
 
 def test_an_endpoint_that_is_passed_on_has_another_backend_and_finds_its_own_again():
-    own, _ = plan.assign({"ep": OWN}, {}, 4)
+    own, _ = plan.assign({"ep": OWN}, {}, backends(4))
     owners = {own["ep"]: plan.owner_of(OWN)}
-    passed, _ = plan.assign({"ep": PASSED}, owners, 4)
+    passed, _ = plan.assign({"ep": PASSED}, owners, backends(4))
     assert passed["ep"] != own["ep"]
     owners[passed["ep"]] = plan.owner_of(PASSED)
-    assert plan.assign({"ep": OWN}, owners, 4)[0] == own
-    assert plan.assign({"ep": PASSED}, owners, 4)[0] == passed
+    assert plan.assign({"ep": OWN}, owners, backends(4))[0] == own
+    assert plan.assign({"ep": PASSED}, owners, backends(4))[0] == passed
 
 
 def test_only_the_backend_of_the_front_gets_the_headers_for_fronts():
-    chosen, _ = plan.assign({"ep": PASSED}, {}, 4)
+    chosen, _ = plan.assign({"ep": PASSED}, {}, backends(4))
     maps = plan.maps_of(FrontState(routes={"ep": PASSED}), chosen, {"p003": "ep"}, "localhost")
     assert maps[Maps.REMOTE] == {chosen["ep"]: "1"}
     assert maps[Maps.OWNERS] == {"p003": "ep", chosen["ep"]: "ep@"}
     # One that is left goes on passing what it still has.
-    own, _ = plan.assign({"ep": OWN}, {}, 4)
+    own, _ = plan.assign({"ep": OWN}, {}, backends(4))
     maps = plan.maps_of(FrontState(routes={"ep": OWN}), own, {"p003": "ep@"}, "localhost")
     assert maps[Maps.REMOTE] == {"p003": "1"}
 

@@ -89,12 +89,15 @@ def test_a_paused_endpoint_has_the_words_of_a_paused_queue():
     assert state_of(view(*endpoints, paused_endpoints=found), ME, {}).routes["ep"].paused
 
 
-@pytest.mark.parametrize(
-    ("changes", "paused"), [({"draining": True}, {}), ({"stopping": True}, {}), ({}, {"w": "why"})]
-)
+@pytest.mark.parametrize(("changes", "paused"), [({"draining": True}, {}), ({}, {"w": "why"})])
 def test_a_worker_that_leaves_or_is_paused_drains(changes, paused):
     seen = view(endpoint(worker(**changes)), paused=paused)
     assert servers(state_of(seen, ME, {"w": HEALTHY}))["w"].draining
+
+
+def test_a_worker_that_is_stopped_gets_no_request_at_all():
+    seen = view(endpoint(worker(draining=True, stopping=True)))
+    assert servers(state_of(seen, ME, {"w": HEALTHY})) == {}
 
 
 def test_a_drain_does_not_begin_the_health_check_again():

@@ -68,6 +68,8 @@ def test_workers_are_a_list_of_urls():
         ("OWNPOD_LABELS", "pool=low,pool=high", "pool=low+fast"),
         ("OWNPOD_LABELS", "slots=many", "whole number from 1 to 1000"),
         ("OWNPOD_AGENT_NAME", "a/b", "letters, digits, dots"),
+        ("OWNPOD_FRONT_ADDRESS", "gpu-1", "must be <host>:<port>"),
+        ("OWNPOD_FRONT_METRICS", "127.0.0.1:99999", "a port from 1 to 65535"),
         ("OWNPOD_WORKERS_ON_STOP", "kill", "stop, keep"),
         ("OWNPOD_WORKER_API_URL", "localhost:8000", "http:// or https://"),
         ("WEB_CONCURRENCY", "0", "whole number from 1 to 1000"),

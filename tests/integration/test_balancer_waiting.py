@@ -1,0 +1,304 @@
+"""Requests that wait in the real HAProxy: for the first worker, for a place, for one worker; and clients that leave."""
+
+import contextlib
+import random
+import socket
+import threading
+
+import pytest
+import requests
+from balanced import KEY, WebWorker, front
+from helpers import wait_until
+from websockets.sync.client import connect
+
+from ownpod.front.edge import SOCKET
+from ownpod.rules.balancing import Balancing, FrontState, Route
+from ownpod.rules.credentials import digest_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def lb(tmp_path):
+    with front(tmp_path / "front") as made:
+        yield made
+
+
+@pytest.fixture
+def worker():
+    with WebWorker("w1").serving() as made:
+        yield made
+
+
+def leaving(lb, path, *, method="GET", body=b"", headers=""):
+    """A client that has sent a request, and is closed by the test."""
+    connection = socket.create_connection(("127.0.0.1", lb.port), 5)
+    head = f"{method} /lb/ep{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\n{headers}"
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def test_requests_are_held_until_the_first_worker_and_counted(lb, worker):
+    lb.apply()
+    held = [lb.background("/echo", method="POST", data=b"x" * 200_000) for _ in range(20)]
+    wait_until(lambda: lb.reading().open == 20)
+    assert lb.reading().waiting == 20
+    assert not worker.seen
+    lb.apply(worker.server())
+    assert {each.answer().status_code for each in held} == {200}
+    wait_until(lambda: lb.reading().open == 0)
+    assert lb.reading().total == 20
+
+
+def test_no_worker_in_time_is_runpods_400(tmp_path):
+    with front(tmp_path / "front") as lb:
+        lb.apply(hold_s=1)
+        answer = lb.get()
+        assert answer.status_code == 400
+        assert answer.json() == {
+            "status": 400,
+            "title": "Bad Request",
+            "detail": "timed out waiting for worker",
+        }
+        assert answer.headers["Retry-After"]
+
+
+def test_the_status_of_the_timeout_is_configured(tmp_path):
+    with front(tmp_path / "front", timeout_status=503) as lb:
+        lb.apply(hold_s=1)
+        answer = lb.get()
+        assert (answer.status_code, answer.json()["status"]) == (503, 503)
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_no_place_in_time_is_the_same_answer(tmp_path, status):
+    with (
+        front(tmp_path / "front", timeout_status=status, holds=(1,)) as lb,
+        WebWorker("w1").serving() as worker,
+    ):
+        lb.apply(worker.server(capacity=1), hold_s=1)
+        busy = lb.background("/hold")
+        wait_until(lambda: worker.running == 1)
+        answer = lb.get()
+        assert (answer.status_code, answer.json()["detail"]) == (
+            status,
+            "timed out waiting for worker",
+        )
+        assert answer.headers["Retry-After"]
+        worker.let_go()
+        assert busy.answer().ok
+
+
+def test_a_worker_of_capacity_one_never_gets_two(lb):
+    with WebWorker("w1").serving() as one, WebWorker("w2").serving() as two:
+        lb.apply(one.server(capacity=1), two.server(capacity=1))
+        for each in (one, two):
+            assert lb.get(headers={"X-Runpod-Worker-Id": f"strict {each.name}"}).ok
+            each.let_go()
+        many = [
+            lb.background(random.Random(number).choice(["/hold", "/echo"])) for number in range(60)
+        ]
+        assert {each.answer(60).status_code for each in many} == {200}
+        assert one.most == two.most == 1
+        assert one.seen
+        assert two.seen
+
+
+def test_a_place_goes_to_a_request_that_waits(lb, worker):
+    lb.apply(worker.server(capacity=1))
+    first, second = lb.background("/hold"), lb.background("/hold")
+    wait_until(lambda: lb.reading().waiting == 1)
+    reading = lb.reading()
+    assert (reading.open, reading.running, reading.servers["w1"].open) == (2, 1, 1)
+    with WebWorker("w2").serving() as other:
+        lb.apply(worker.server(capacity=1), other.server(capacity=1))
+        wait_until(
+            lambda: other.running == 1, what="the new worker gets the request from the queue"
+        )
+        other.let_go()
+        worker.let_go()
+        assert {first.answer().text, second.answer().text} == {"w1", "w2"}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_client_that_leaves_frees_its_place_everywhere(lb, worker, method):
+    lb.apply()
+    body = b"x" * 1000
+    held = leaving(lb, "/hold", method=method, body=body)
+    wait_until(lambda: lb.reading().open == 1)
+    held.close()
+    wait_until(lambda: lb.reading().open == 0, what="a held request ends with its client")
+
+    lb.apply(worker.server(capacity=1))
+    running = leaving(lb, "/hold", method=method, body=body)
+    wait_until(lambda: worker.running == 1)
+    queued = [leaving(lb, "/hold", method=method, body=body) for _ in range(5)]
+    strict = leaving(lb, "/hold", headers="X-Runpod-Worker-Id: strict w1\r\n")
+    wait_until(lambda: lb.reading().open == 7)
+    for each in (*queued, strict):
+        each.close()
+    wait_until(lambda: lb.reading().open == 1, what="queued requests end with their clients")
+    running.close()
+    wait_until(lambda: worker.aborted == 1, what="the worker is notified")
+    wait_until(lambda: lb.reading().open == 0)
+    assert len(worker.seen) == 1
+    assert lb.get().ok
+
+
+def test_strict_resume_waits_for_the_worker_and_is_a_wish(lb, worker):
+    lb.apply()
+    strict = lb.get(headers={"X-Runpod-Worker-Id": "strict w1"})
+    assert strict.json()["reason"] == "affinity_worker_gone"
+    with WebWorker("w2").serving() as other:
+        lb.apply(other.server())
+        waiting = lb.background("/echo", headers={"X-Runpod-Worker-Id": "strict-resume w1"})
+        wait_until(lambda: lb.reading().wishes == ("w1",))
+        assert not waiting.done
+        lb.apply(other.server(), worker.server())
+        assert waiting.answer().json()["worker"] == "w1"
+        wait_until(lambda: lb.reading().wishes == ())
+
+
+def test_a_strict_request_waits_for_its_own_worker_while_others_compete(lb):
+    with WebWorker("w1").serving() as one, WebWorker("w2").serving() as two:
+        lb.apply(one.server(capacity=1), two.server(capacity=1))
+        busy = [lb.background("/hold") for _ in range(2)]
+        wait_until(lambda: one.running == two.running == 1)
+        others = [lb.background("/echo") for _ in range(3)]
+        wait_until(lambda: lb.reading().waiting == 3)
+        strict = lb.background("/echo", headers={"X-Runpod-Worker-Id": "strict w1"})
+        wait_until(lambda: lb.reading().servers["w1"].waiting == 1)
+        two.let_go()
+        for each in others:
+            assert each.answer().json()["worker"] == "w2"
+        assert not strict.done
+        one.let_go()
+        assert strict.answer().json()["worker"] == "w1"
+        assert all(each.answer().ok for each in busy)
+
+
+def test_held_requests_of_a_removed_endpoint_are_answered_and_reach_no_other(tmp_path, worker):
+    with front(tmp_path / "front", pool=1) as lb:
+        lb.apply()
+        held = lb.background("/echo")
+        wait_until(lambda: lb.reading().open == 1)
+        route = Route("next", Balancing(), (worker.server(),))
+        state = FrontState({"next": route}, keys={"*": {digest_of(KEY)}})
+        lb.balancer.apply(state)
+        assert held.answer().status_code == 404
+
+        def there():
+            lb.balancer.apply(state)
+            return not lb.balancer.problems
+
+        wait_until(there, what="the backend is given to the next endpoint once it is empty")
+        head = {"Authorization": KEY}
+        assert requests.get(lb.url("/echo", "next"), headers=head, timeout=5).ok
+        assert worker.seen == ["GET /echo"]
+
+
+def test_queued_requests_of_a_removed_endpoint_reach_no_other(tmp_path, worker):
+    with (
+        front(tmp_path / "front", pool=1, holds=(5,)) as lb,
+        WebWorker("w2").serving() as other,
+    ):
+        lb.apply(worker.server(capacity=1), hold_s=5)
+        busy = lb.background("/hold")
+        wait_until(lambda: worker.running == 1)
+        queued = lb.background("/mine")
+        wait_until(lambda: lb.reading().waiting == 1)
+        state = FrontState({"next": Route("next", Balancing(), (other.server(),))}, keys={})
+        lb.balancer.apply(state)
+        assert lb.balancer.problems
+        worker.let_go()
+        for each in (busy, queued):
+            assert each.answer().status_code in {200, 400, 502, 503}
+
+        def there():
+            lb.balancer.apply(state)
+            return not lb.balancer.problems
+
+        wait_until(there)
+        assert not other.seen
+
+
+def test_a_held_request_notifies_the_edge(lb):
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(lb.directory / SOCKET))
+        listener.listen()
+        listener.settimeout(10)
+        lb.apply()
+        stack.callback(leaving(lb, "/x").close)
+        listener.accept()[0].close()
+        other = leaving(lb, "/x", headers="X-Runpod-Worker-Id: strict-resume w1\r\n")
+        stack.callback(other.close)
+        listener.accept()[0].close()
+
+
+def test_changes_of_membership_under_load_break_nothing(lb):
+    """200 requests, 20 streams and 10 WebSockets while workers come, drain and go."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(WebWorker(f"w{number}").serving()) for number in range(4)]
+        lb.apply(*(each.server() for each in workers[:2]))
+        head = {"Authorization": KEY}
+        sockets = [
+            stack.enter_context(
+                connect(f"ws://127.0.0.1:{lb.port}/lb/ep/ws", additional_headers=head)
+            )
+            for _ in range(10)
+        ]
+        streams = [lb.background("/events") for _ in range(20)]
+        wait_until(lambda: sum(each.running for each in workers) == 30)
+        problems = []
+
+        def client(seed):
+            chosen = random.Random(seed)
+            for _ in range(25):
+                try:
+                    answer = lb.get(
+                        chosen.choice(["/echo", "/status/200"]),
+                        method=chosen.choice(["GET", "POST"]),
+                    )
+                    if answer.status_code != 200:
+                        problems.append((answer.status_code, answer.text))
+                except requests.RequestException as error:
+                    problems.append(error)
+
+        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for turn in range(10):
+            there = [
+                each.server(draining=(number + turn) % 4 == 1)
+                for number, each in enumerate(workers)
+            ]
+            lb.apply(*(server for number, server in enumerate(there) if (number + turn) % 4 != 2))
+            count = lb.reading().total
+            wait_until(
+                lambda count=count: (
+                    lb.reading().total > count + 5 or not any(t.is_alive() for t in threads)
+                )
+            )
+        for thread in threads:
+            thread.join(60)
+        assert problems == []
+        for number, each in enumerate(sockets):
+            each.send(str(number))
+            assert each.recv().endswith(f": {number}")
+        for each in workers:
+            each.let_go()
+        assert all(b"data: last" in each.answer().content for each in streams)
+
+
+def test_requests_that_wait_for_a_place_at_a_worker_that_ends_may_be_repeated(lb, worker):
+    lb.apply(worker.server(capacity=1))
+    busy = lb.background("/hold")
+    wait_until(lambda: worker.running == 1)
+    queued = lb.background("/echo")
+    wait_until(lambda: lb.reading().waiting == 1)
+    lb.apply()
+    answer = queued.answer()
+    assert (answer.status_code, answer.json()["detail"]) == (503, "no worker is ready")
+    assert answer.headers["Retry-After"]
+    worker.let_go()
+    assert busy.answer().ok
