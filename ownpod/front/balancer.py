@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 SERVERS = "show stat -1 4 -1"
 """Statistics of servers only; HAProxy has no others than those of the pool and the API."""
 
+WISHES = "show table wishes data.conn_cur gt 0"
+"""The wishes of now: an entry stays for an hour, and a client that sends other ids all the time fills the table."""
+
 FINE = (
     *("New server registered", "Server deleted", "changed from", "no need to change", "not found"),
     *("nothing changed", "updated"),
@@ -144,9 +147,7 @@ class Balancer:
         if not self._program.alive():
             return {}
         try:
-            stats, counts, wishes = self._runtime.ask(
-                SERVERS, "show table counts", "show table wishes"
-            )
+            stats, counts, wishes = self._runtime.ask(SERVERS, "show table counts", WISHES)
         except RuntimeUnavailable as error:
             log.warning("HAProxy does not answer: %s", error)
             return {}
@@ -262,6 +263,9 @@ class Balancer:
         self._left = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
         full = f"the front has room for {self._layout.pool} load-balanced endpoints"
         problems = dict.fromkeys(left_out, full)
+        for endpoint in problems.keys() - self.problems.keys():
+            # Its requests are answered 404, as those of an endpoint that does not exist.
+            log.warning("endpoint %s is not served: %s", endpoint, full)
         maps = plan.maps_of(state, self._chosen, emptying, self._layout.domain)
         self._runtime.run(map_changes(maps, actual.maps), *FINE)
         wanted: dict[tuple[str, str], Server] = {}

@@ -7,8 +7,9 @@ local TITLES = { [400] = "Bad Request", [404] = "Not Found", [413] = "Payload To
 -- Longest wait in seconds of a request that names its worker (RunPod: about 5 minutes).
 local STRICT_S = 300
 
--- Milliseconds between two checks of one held request: more while many wait, so that a thread's cost is bounded.
-local FIRST_MS, LONGEST_MS = 5, 100
+-- Milliseconds between two checks of one held request: more while many wait, so that a thread's cost is bounded, at
+-- MOST_CHECKS each millisecond. Thousands that are held would otherwise leave no time for all other requests.
+local FIRST_MS, LONGEST_MS, MOST_CHECKS = 5, 1000, 4
 
 local routes = Map.new("maps/routes.map", Map._str)
 local remotes = Map.new("maps/remote.map", Map._str)
@@ -62,13 +63,16 @@ local function server(be, id)
 end
 
 -- Waits until the next check. The number of held requests is estimated from the checks of the last tenth of a second:
--- a counter would never return to zero, because the coroutine of a client that leaves does not run again.
-local interval_ms, checks, window = FIRST_MS, 0, 0
+-- a counter would never return to zero, because the coroutine of a client that leaves does not run again. The time that has
+-- really passed counts, because requests that were held together are checked together.
+local interval_ms, checks, since = FIRST_MS, 0, 0
 local function pause()
-  local tenth = now() * 10 // 1
-  if tenth ~= window then
-    interval_ms = math.max(FIRST_MS, math.min(LONGEST_MS, checks * interval_ms // 400))
-    checks, window = 0, tenth
+  local time = now()
+  local passed_ms = (time - since) * 1000
+  if passed_ms >= 100 or passed_ms < 0 then
+    local held = checks * interval_ms / math.max(100, passed_ms)
+    interval_ms = math.floor(math.max(FIRST_MS, math.min(LONGEST_MS, held / MOST_CHECKS)))
+    checks, since = 0, time
   end
   checks = checks + 1
   core.msleep(interval_ms)

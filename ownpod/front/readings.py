@@ -26,21 +26,21 @@ def readings(
     for row in stats:
         if row.get("pxname") and row.get("svname"):
             servers.setdefault(row["pxname"], {})[row["svname"]] = _server_reading(row)
+    wished: dict[str, set[str]] = {}
+    for key, entry in wishes.items():
+        if entry.get("conn_cur", 0):
+            name, _, worker = key.rpartition("|")
+            wished.setdefault(name, set()).add(worker)
     found = {}
     for endpoint, backend in chosen.items():
         own = dict(servers.get(backend, {}))
         for other in (b for b, left_by in left.items() if left_by == endpoint):
             own = servers.get(other, {}) | own
-        wished = tuple(
-            key.rpartition("|")[2]
-            for key, entry in wishes.items()
-            if key.rpartition("|")[0] == endpoint and entry.get("conn_cur", 0)
-        )
         count = counts.get(endpoint, {})
         found[endpoint] = RouteReading(
             open=count.get("conn_cur", 0),
             servers=own,
-            wishes=tuple(sorted(set(wished) - set(own))),
+            wishes=tuple(sorted(wished.get(endpoint, set()) - own.keys())),
             total=count.get("http_req_cnt", 0),
         )
     return found
