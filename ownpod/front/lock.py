@@ -19,7 +19,7 @@ END_S = 3.0
 """Seconds between SIGTERM and SIGKILL of an HAProxy that was left behind."""
 
 CHECK_S = 0.02
-"""Seconds between two looks at the lock, or at the process."""
+"""Seconds between two checks of the lock, or of the process."""
 
 
 def front_directory(config: Settings, port: int) -> Path:
