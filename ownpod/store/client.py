@@ -105,7 +105,7 @@ def redis_reads(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def broken_records(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes a decorator that turns an error of Redis about a key of the wrong type into WorkerRecordBroken.
+    """Makes a decorator that turns an error about a key of the wrong type, or one that is not UTF-8, into WorkerRecordBroken.
 
     Args:
         what: names the keys in the message.
@@ -116,7 +116,7 @@ def broken_records(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def translated(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 return method(*args, **kwargs)
-            except redis.ResponseError as error:
+            except (redis.ResponseError, UnicodeDecodeError) as error:
                 raise WorkerRecordBroken(f"{what} cannot be used: {error}") from error
 
         return translated

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ownpod.errors import RedisUnavailable
+from ownpod.errors import RedisUnavailable, WorkerRecordBroken
 from ownpod.rules.balancing import RouteReading, ServerReading
 from ownpod.rules.homes import Front
 from ownpod.store import keys
@@ -84,6 +84,13 @@ def test_broken_data_of_a_front_counts_as_none(client, fronts):
     client.hset(f"{keys.FRONTS}:readings", "a", "{")
     assert fronts.beat(A).fronts == (A,)
     assert fronts.loads() == {}
+
+
+def test_a_reading_that_is_not_utf_8_is_an_error_of_ownpods_own(client, fronts):
+    fronts.beat(A)
+    client.hset(f"{keys.FRONTS}:readings", A.id, b"\xff")
+    with pytest.raises(WorkerRecordBroken):
+        fronts.living()
 
 
 def test_without_redis_an_error_of_ownpods_own_is_raised():
