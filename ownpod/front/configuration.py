@@ -6,6 +6,7 @@ over the runtime socket. All paths are relative to HAProxy's working directory, 
 
 from collections.abc import Iterator
 
+from ownpod.front.counted import second_pass
 from ownpod.front.frontend import public
 from ownpod.front.layout import (
     API_WAIT_S,
@@ -34,6 +35,7 @@ __all__ = ["LIMIT_RESPONSE", "Layout", "Maps", "digest", "render"]
 def render(layout: Layout, script: str = "") -> str:
     """The text of ``haproxy.cfg``. Its digest depends on the Lua ``script``, too."""
     lines = [*_global(layout), *_defaults(), *public(layout), *_metrics(layout), *_api(layout)]
+    lines += second_pass()
     for name, hold_s in backends(layout.pool, layout.holds).items():
         lines += [f"backend {name} from pool", f"  timeout queue {hold_s}s", *_PINS]
     text = "\n".join(lines) + "\n"
@@ -125,7 +127,6 @@ _POOL_DEFAULTS = (
     f"  http-check send meth GET uri-lf %[be_name,map_str({Maps.HEALTH},/ping)] ver HTTP/1.1 hdr Host localhost hdr Connection close",
     # 204 is "starting", so that worker gets no requests either.
     "  http-check expect status 200",
-    error(400, "%[lua.broken]", form="lf-string"),
     error(503, "%[lua.problem]", 5, "lf-string"),
     # 504 is the processing limit. RunPod's status for it is Cloudflare's 524.
     "  errorfile 504 limit.http",
@@ -141,7 +142,6 @@ _RULES = (
     f"  http-request set-header X-Runpod-Worker-Id %[var(txn.want)] if {{ be_name,map_str({Maps.REMOTE}) -m found }} {{ var(txn.want) -m found }}",
     '  http-after-response set-status 400 reason "Bad Request" if { var(txn.problem) -m int 400 }',
     '  http-after-response set-status 502 reason "Bad Gateway" if { var(txn.problem) -m int 502 }',
-    "  http-after-response set-status 413 if { var(txn.problem) -m int 413 }",
     "  http-after-response set-status 503 if { var(txn.problem) -m int 503 }",
     # Another front has set it already.
     f"  http-after-response del-header X-Runpod-Worker-Id if !{{ be_name,map_str({Maps.REMOTE}) -m found }}",
@@ -149,7 +149,6 @@ _RULES = (
 )
 
 _PINS = (
-    "  filter lua.limit",
     "  use-server %[var(txn.pin)] if { var(txn.pin) -m found }",
     # A request that names its worker strictly is never sent to another one, also when its worker fails meanwhile.
     "  force-persist if { var(txn.strict) -m found }",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ownpod.front.counted import first_pass
 from ownpod.front.layout import (
     ALIVE_PATH,
     ENDPOINT_HEADER,
@@ -39,6 +40,7 @@ def public(layout: Layout) -> Iterator[str]:
         # Lua runs only for what it decides: most requests have a worker, and name none.
         "  http-request lua.place if { var(txn.be) -m found } { var(txn.be),nbsrv eq 0 }",
         "  http-request lua.place if { var(txn.be) -m found } !{ var(txn.remote) -m found } !{ var(txn.pin) -m found } { var(txn.want) -m len gt 0 }",
+        *first_pass(),
         "  use_backend %[var(txn.be)] if { var(txn.be) -m found }",
         "  default_backend api",
         "backend counts from base",

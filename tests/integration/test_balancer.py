@@ -274,6 +274,24 @@ def test_a_chunked_body_above_the_limit_is_cut(lb, worker):
     assert lb.get().ok
 
 
+def test_a_chunked_request_is_like_any_other_beside_its_limit(lb):
+    with WebWorker("w1").serving() as one, WebWorker("w2").serving() as two:
+        lb.apply(one.server(), two.server())
+        for name in ("w1", "w2", "w1"):
+            given = {
+                "X-Runpod-Worker-Id": f"strict {name}",
+                "X-Ownpod-Counted-Be": "p001",
+                "X-Ownpod-Counted-Pin": "w9",
+            }
+            answer = lb.get("/x?a=1", method="POST", data=iter([b"hel", b"lo"]), headers=given)
+            assert answer.headers["X-Runpod-Worker-Id"] == name
+            shown = answer.json()
+            assert "ownpod" not in json.dumps(shown).lower()
+            assert header(shown, "x-forwarded-prefix") == ["/lb/ep"]
+        gone = {"X-Runpod-Worker-Id": "strict w9"}
+        assert lb.get(method="POST", data=iter([b"x"]), headers=gone).status_code == 404
+
+
 def test_thirty_megabytes_pass_in_both_directions(lb, worker):
     lb.apply(worker.server())
     size = 30 * 1024 * 1024
