@@ -1,6 +1,7 @@
 """Managed workers as containers: `ownpod up` with the engine `docker`, and RunPod's SDK in the image."""
 
 import contextlib
+import ipaddress
 import subprocess
 import sys
 
@@ -25,9 +26,10 @@ def docker(*command):
 @pytest.fixture
 def bridge(images):
     """The address of this host on Docker's bridge, which containers reach as host.docker.internal."""
-    form = "{{(index .IPAM.Config 0).Gateway}}"
-    (address,) = docker("network", "inspect", "bridge", "--format", form)
-    return address
+    # Not the gateway, which older engines name only for a bridge that was there before them.
+    form = "{{(index .IPAM.Config 0).Subnet}}"
+    (subnet,) = docker("network", "inspect", "bridge", "--format", form)
+    return str(next(ipaddress.ip_network(subnet).hosts()))
 
 
 class Managed(OwnPod):
