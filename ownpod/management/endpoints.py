@@ -72,7 +72,8 @@ class Endpoints:
     def list(self) -> list[EndpointRow]:
         """All endpoints: the catalog's, the newest first, and those of the configuration."""
         rows = self._catalog.read().endpoints
-        others = (e for e in self._registry.endpoints.values() if e.id not in rows)
+        # Read now: another process may have deleted one, which would look like an endpoint of the configuration.
+        others = (e for e in self._registry.newer().values() if e.id not in rows)
         return [
             *newest_first(rows),
             *(row_of(endpoint) for endpoint in sorted(others, key=lambda e: e.id)),
@@ -84,7 +85,7 @@ class Endpoints:
         return row if row is not None else self._others(endpoint_id)
 
     def _others(self, endpoint_id: str) -> EndpointRow:
-        endpoint = self._registry.endpoints.get(endpoint_id)
+        endpoint = self._registry.newer().get(endpoint_id)
         if endpoint is None:
             raise CatalogNotFound(Kind.ENDPOINT, endpoint_id)
         return row_of(endpoint)

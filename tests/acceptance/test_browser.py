@@ -292,7 +292,7 @@ def test_a_load_balanced_endpoint_shows_its_requests_and_no_jobs(browser, start_
         wait_until(
             lambda: (
                 (publish(), browser.text("#counts").split())[1]
-                == ["3", "waiting", "2", "open", "12", "so", "far"]
+                == ["3", "waiting", "2", "open", "12", "requests", "in", "all"]
             ),
             15,
         )

@@ -355,6 +355,21 @@ def test_an_endpoint_that_another_process_deleted_can_be_made_again(management, 
         later.endpoints.update("e", lambda _s, row: row, CALLER)
 
 
+def test_an_endpoint_that_another_process_deleted_is_listed_nowhere_at_once(management, client):
+    config = load_settings(OWNPOD_WORKERS="http://localhost:1")
+    registry = Registry(load_endpoints(config), Fleet(client), config)
+    later = Management.of(Catalog(client), registry, management.secrets.secrets)
+    management.endpoints.create(endpoint(), CALLER, endpoint_id="e")
+    assert "e" in registry.endpoints
+    management.endpoints.delete("e", CALLER)
+    assert [row.id for row in later.endpoints.list()] == ["local-ep"]
+    management.endpoints.create(endpoint(), CALLER, endpoint_id="e")
+    registry.refresh()
+    management.endpoints.delete("e", CALLER)
+    with pytest.raises(CatalogNotFound):
+        later.endpoints.get("e")
+
+
 def test_jobs_of_a_deleted_endpoint_are_cancelled_also_late_ones(management, client):
     store = job_store(client)
     made = management.endpoints.create(endpoint(), CALLER).row
