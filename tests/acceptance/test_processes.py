@@ -485,3 +485,13 @@ def test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle():
     assert "images-ep gave its device to text-ep: 1" in said
     assert "text-ep gave its device to images-ep: 1" in said
     assert "device 0 is being freed (images-ep, idle" in said
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket():
+    code, said = run("make", "demo", "ONCE=1", "LB=1", PATH=os.environ["PATH"], timeout=200)
+    assert code == 0, said
+    assert "answered: HELLO by worker" in said
+    assert "answered by 2 workers, each with 1 request at a time at most" in said
+    assert 'data: {"number": 4} after' in said
+    assert "without a word:" in said

@@ -18,6 +18,7 @@ ELSEWHERE = {
     "make demo": "test_the_demo_runs_once",
     "make demo PULL=1": "test_the_demo_runs_once",
     "make demo MANAGED=1": "test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back",
+    "make demo LB=1": "test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket",
     "make demo SHARE=1": "test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle",
     "make test": "this run",
     "make install": "this run's .venv",
@@ -166,6 +167,7 @@ class Tutorial:
                 process.stop()
 
 
+@pytest.mark.timeout(240)
 def test_the_tutorial_works_as_it_is_written(tmp_path):
     text = (ROOT / "docs" / "tutorial.md").read_text()
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
