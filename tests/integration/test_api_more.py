@@ -449,7 +449,7 @@ def test_a_key_of_one_endpoint_opens_no_other(locked):
 @pytest.mark.parametrize(("key", "endpoints"), [("one", ["ep", "mine"]), ("only-mine", ["mine"])])
 def test_a_key_lists_the_endpoints_it_is_for(locked, key, endpoints):
     answer = locked.get("/v2/", headers={"Authorization": key})
-    assert answer.json == {"endpoints": endpoints}
+    assert answer.json == {"endpoints": endpoints, "types": dict.fromkeys(endpoints, "QB")}
     assert locked.get("/v2/").status_code == 401
     metrics = locked.get("/metrics", headers={"Authorization": key})
     assert metrics.status_code == (200 if key == "one" else 403)
