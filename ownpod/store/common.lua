@@ -353,4 +353,23 @@ local function requeue(id, job, lost, reason, ttl_s)
   return S.IN_QUEUE
 end
 
+-- Settles the waiting jobs of a zset whose time has come, ARGV[3] at most: `settle` returns whether it did something. How many
+-- it settled; ids of records that cannot be read, which are tried again later.
+local function settle_due(key, settle)
+  local settled, broken = 0, {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, ARGV[3])) do
+    local readable, job = pcall(read, id)
+    if not readable then
+      broken[#broken + 1] = id
+      redis.call('ZADD', key, now + BROKEN_MS, id)
+    else
+      redis.call('ZREM', key, id)
+      if job.status == S.IN_QUEUE and settle(id, job) then
+        settled = settled + 1
+      end
+    end
+  end
+  return {settled, broken}
+end
+
 local commands = {}

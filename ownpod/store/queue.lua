@@ -59,43 +59,22 @@ end
 -- limit -> how many requeued pinned jobs have a message now, because their pause is over; ids of records
 -- that cannot be read, which are tried again later
 function commands.publish_delayed()
-  local published, broken = 0, {}
-  local ids = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, ARGV[3])
-  for _, id in ipairs(ids) do
-    local readable, job = pcall(read, id)
-    if not readable then
-      broken[#broken + 1] = id
-      redis.call('ZADD', DELAYED, now + BROKEN_MS, id)
-    else
-      redis.call('ZREM', DELAYED, id)
-      if job.status == S.IN_QUEUE then
-        push_message(id, job, 'RPUSH')
-        published = published + 1
-      end
-    end
-  end
-  return {published, broken}
+  return settle_due(DELAYED, function(id, job)
+    push_message(id, job, 'RPUSH')
+    return true
+  end)
 end
 
 -- limit -> how many jobs that waited for a worker that they only preferred wait in their endpoint's queue now; ids of
 -- records that cannot be read, which are tried again later
 function commands.release_preferring()
-  local released, broken = 0, {}
-  local ids = redis.call('ZRANGEBYSCORE', PREFERRING, '-inf', now, 'LIMIT', 0, ARGV[3])
-  for _, id in ipairs(ids) do
-    local readable, job = pcall(read, id)
-    if not readable then
-      broken[#broken + 1] = id
-      redis.call('ZADD', PREFERRING, now + BROKEN_MS, id)
-    else
-      redis.call('ZREM', PREFERRING, id)
-      if job.status == S.IN_QUEUE and job.pinned then
-        unpin(id, job)
-        released = released + 1
-      end
+  return settle_due(PREFERRING, function(id, job)
+    if not job.pinned then
+      return false
     end
-  end
-  return {released, broken}
+    unpin(id, job)
+    return true
+  end)
 end
 
 -- id, a worker's own queue, reason, ttl -> 1: the job waited there, and is FAILED now; 0: it does not
