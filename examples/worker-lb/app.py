@@ -41,7 +41,7 @@ async def ping() -> Response:
 
 @app.post("/generate")
 async def generate(prompt: Prompt) -> dict[str, object]:
-    """Takes as long as it is told, and answers which worker it was and how many requests it had at once at most."""
+    """Answers after ``seconds``, with the worker's id and the largest number of requests that it had at a time."""
     busy["now"] += 1
     busy["most"] = max(busy.values())
     try:

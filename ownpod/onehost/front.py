@@ -57,13 +57,13 @@ def check_ports(config: Settings, host: str, port: int) -> None:
     """
     deadline = time.monotonic() + ENDING_S
     while True:
-        nobody = end_orphan(front_directory(config, port))
+        is_free = end_orphan(front_directory(config, port))
         try:
             check_port(host, port)
             if config.tls_certificate is not None:
                 check_port(host, config.tls_port)
         except StartError:
-            if nobody or time.monotonic() > deadline:
+            if is_free or time.monotonic() > deadline:
                 raise
             time.sleep(CHECK_S)
         else:

@@ -60,12 +60,12 @@ def _names(domain: str) -> Finding:
     try:
         address = socket.getaddrinfo(name, None)[0][4][0]
     except (OSError, UnicodeError):
-        who, dns = "no program of this host", f"add *.{domain} to your DNS, or "
+        programs, dns = "no program of this host", f"add *.{domain} to your DNS, or "
         if name.endswith(".localhost"):
-            who, dns = "browsers and curl, but no other program of this host,", "add "
+            programs, dns = "browsers and curl, but no other program of this host,", "add "
         return Finding(
             "note",
             "names",
-            f"{who} can resolve {name}: use /lb/<endpoint>/, or {dns}a line for each endpoint to /etc/hosts",
+            f"{programs} can resolve {name}: use /lb/<endpoint>/, or {dns}a line for each endpoint to /etc/hosts",
         )
     return Finding("ok", "names", f"{name} resolves to {address}")

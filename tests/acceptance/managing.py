@@ -38,6 +38,18 @@ def managing(directory: Path) -> Iterator[OwnPod]:
         print(ownpod.output)
 
 
+def flash_environment(root: str) -> dict[str, str]:
+    """The variables with which runpod-flash manages the OwnPod at a URL."""
+    return {
+        "RUNPOD_API_KEY": ADMIN,
+        "RUNPOD_API_BASE_URL": root,
+        "RUNPOD_ENDPOINT_BASE_URL": f"{root}/v2",
+        "RUNPOD_REST_API_URL": f"{root}/v1",
+        "RUNPOD_HAPI_URL": f"{root}/hapi",
+        "RUNPOD_CONSOLE_URL": root,
+    }
+
+
 def root_of(ownpod: OwnPod) -> str:
     """OwnPod's URL without a path."""
     return ownpod.base.removesuffix("/v2")

@@ -7,7 +7,7 @@ import sys
 import pytest
 import requests
 from helpers import ROOT, run_command
-from managing import ADMIN, ENV, POOL, START, managing, root_of
+from managing import ADMIN, ENV, POOL, START, flash_environment, managing, root_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -118,12 +118,7 @@ def test_flashs_client_of_an_existing_endpoint_runs_jobs(ownpod, tmp_path):
         cwd=tmp_path,
         timeout=150,
         HOME=tmp_path,
-        RUNPOD_API_KEY=ADMIN,
-        RUNPOD_API_BASE_URL=root,
-        RUNPOD_ENDPOINT_BASE_URL=f"{root}/v2",
-        RUNPOD_REST_API_URL=f"{root}/v1",
-        RUNPOD_HAPI_URL=f"{root}/hapi",
-        RUNPOD_CONSOLE_URL=root,
+        **flash_environment(root),
     )
     assert done.returncode == 0, done.stderr
     first, output, ended, sync, stopped = json.loads(done.stdout.splitlines()[-1])
@@ -161,12 +156,7 @@ def test_flash_makes_a_load_balanced_endpoint(ownpod, tmp_path):
         cwd=tmp_path,
         timeout=60,
         HOME=tmp_path,
-        RUNPOD_API_KEY=ADMIN,
-        RUNPOD_API_BASE_URL=root,
-        RUNPOD_ENDPOINT_BASE_URL=f"{root}/v2",
-        RUNPOD_REST_API_URL=f"{root}/v1",
-        RUNPOD_HAPI_URL=f"{root}/hapi",
-        RUNPOD_CONSOLE_URL=root,
+        **flash_environment(root),
     )
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout.splitlines()[-1])

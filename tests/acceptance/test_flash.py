@@ -7,7 +7,7 @@ import sys
 import pytest
 import requests
 from helpers import run_command
-from managing import ADMIN, ENV, START, managing, root_of
+from managing import ADMIN, ENV, START, flash_environment, managing, root_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -105,12 +105,7 @@ def flash(ownpod, tmp_path):
             cwd=tmp_path,
             timeout=150,
             HOME=tmp_path,
-            RUNPOD_API_KEY=ADMIN,
-            RUNPOD_API_BASE_URL=root,
-            RUNPOD_ENDPOINT_BASE_URL=f"{root}/v2",
-            RUNPOD_REST_API_URL=f"{root}/v1",
-            RUNPOD_HAPI_URL=f"{root}/hapi",
-            RUNPOD_CONSOLE_URL=root,
+            **flash_environment(root),
             **environ,
         )
         assert done.returncode == 0, done.stderr + done.stdout

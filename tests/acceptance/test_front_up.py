@@ -39,7 +39,7 @@ def edge(ownpod):
 
 
 def haproxies(directory):
-    """The HAProxy processes that run in a data directory, whoever their parent is."""
+    """The HAProxy processes that run in a data directory, with any parent."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, FileNotFoundError):

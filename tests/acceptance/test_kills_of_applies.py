@@ -73,7 +73,7 @@ def test_an_apply_that_is_killed_has_changed_all_endpoints_or_none(redis_server,
         assert generation_of(client) == before
         assert client.xlen(keys.CATALOG_AUDIT) == audits
         if generation % 3 == 0:
-            # The same file again, with nobody who kills.
+            # The same file again, and no process is killed.
             done = run_command(*command, **environ, REDIS_URL=redis_server.url)
             assert (done.returncode, generation_of(client)) == (0, generation), done.stderr
             # All endpoints changed or created, and one deleted.
