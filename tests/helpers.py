@@ -110,10 +110,10 @@ class Process:
         if self.running:
             self._popen.send_signal(signum)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 60) -> int:
         return self._popen.wait(seconds)
 
-    def stop(self, seconds: float = 30) -> int:
+    def stop(self, seconds: float = 60) -> int:
         self.send(signal.SIGTERM)
         try:
             return self.wait(seconds)

@@ -77,7 +77,8 @@ def test_a_paused_endpoint_keeps_its_jobs_and_runs_them_when_it_is_open_again(
     assert refused()
     change(workersMax=5)
     assert ownpod.ended(waits, 60)["status"] == "COMPLETED"
-    assert not ownpod.get("/health")["ownpod"]["paused"]
+    # The API's two processes read the file one after the other.
+    wait_until(lambda: not ownpod.get("/health")["ownpod"]["paused"], 20, "the end of the pause")
 
 
 def test_a_file_above_the_quota_stops_the_start_with_one_line(start_ownpod, write):
