@@ -7,6 +7,7 @@ from enum import StrEnum
 from ownpod.rules.balancing import Balancing
 from ownpod.rules.credentials import Credential
 from ownpod.rules.hours import Pause, pause_at
+from ownpod.rules.presets import Preset
 from ownpod.rules.templates import ManagedSpec
 
 HOUSEKEEPING = "housekeeping"
@@ -23,6 +24,8 @@ class WorkerKind(StrEnum):
     """The node sends requests to the worker's URL."""
     PULL = "pull"
     """The worker polls OwnPod for jobs, as on RunPod."""
+    CONTAINER = "container"
+    """The worker's agent starts a fresh container for each job."""
     HTTP = "http"
     """The front sends clients' requests straight to the worker's URL: it gets no jobs, and has no node."""
 
@@ -51,6 +54,7 @@ class WorkerSpec:
         draining: of a managed worker, that its node fetches no more jobs for it.
         stopping: of a managed worker, that it has no job and is stopped now.
         health_port: of a load-balanced endpoint's worker, the port of its health check; None: that of ``url``.
+        private: the worker gets jobs from its own queue only: it is a session's, or a task's.
     """
 
     id: str
@@ -66,6 +70,7 @@ class WorkerSpec:
     draining: bool = False
     stopping: bool = False
     health_port: int | None = None
+    private: bool = False
 
     @property
     def pulls(self) -> bool:
@@ -102,6 +107,8 @@ class Endpoint:
     """How OwnPod starts workers of this endpoint; None: it starts none."""
     balancing: Balancing | None = None
     """The endpoint is load-balanced: it has no jobs, and the front sends requests to its workers. None: it has a queue."""
+    preset: Preset | None = None
+    """The endpoint is a preset of a model, for sessions and one-off tasks. None: it is not."""
 
     @property
     def is_balanced(self) -> bool:

@@ -34,6 +34,18 @@ class Phase(StrEnum):
 
 ORDER = list(Phase)
 
+
+class Role(StrEnum):
+    """Whose jobs a managed worker runs."""
+
+    SHARED = "shared"
+    """Those of its endpoint; the scaler starts and stops it."""
+    SESSION = "session"
+    """Those of one client, from its own queue only, until the session ends."""
+    TASK = "task"
+    """One job, for which its container is started."""
+
+
 LIVE = (Phase.PREPARING, Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.STOPPING)
 """Phases in which a worker belongs to a host, and holds its devices."""
 
@@ -93,6 +105,34 @@ class ManagedWorker:
     """The base URL of a worker that is pushed to, or of a load-balanced endpoint, once it runs."""
     health_port: int | None = None
     """The port of its health check; None: that of ``url``."""
+    role: Role = Role.SHARED
+    owner: str = ""
+    """The digest of the key that created the session or task; "": no key was needed."""
+    queue_max: int = 0
+    """How many jobs may wait for the session; 0: any number."""
+    idle_s: int = 0
+    """Seconds without work after which the session ends; 0: never."""
+    life_s: int = 0
+    """Seconds from ready after which the session ends; 0: never."""
+    hard_life: bool = False
+    """A job that runs at the end of the session's lifetime is ended, too."""
+    active_ms: int | None = None
+    """When the session last had work, or was kept alive."""
+    keep_ms: int | None = None
+    """Until when a keepalive holds an idle session, beyond its idle time."""
+    about: str = ""
+    """JSON object about a session or task, for people: ``model_id``, ``preset``, ``difficulty``, ``labels``."""
+    job: str = ""
+    """The id of a task's job."""
+    run: str = ""
+    """Of a task: "<job id>:<attempt>" once its node has claimed the job, so its container may start."""
+    tasks_done: int = 0
+    """Jobs of the session that have ended."""
+
+    @property
+    def is_private(self) -> bool:
+        """It gets jobs from its own queue only."""
+        return self.role is not Role.SHARED
 
     @property
     def ended_badly(self) -> bool:
@@ -258,11 +298,13 @@ _VALUES: dict[str, Any] = {
     "pools": _names,
     "volumes": _names,
     "refused_by": _names,
-    **dict.fromkeys(("failed", "out_of_memory"), lambda text: bool(int(text))),
+    "role": Role,
+    **dict.fromkeys(("failed", "out_of_memory", "hard_life"), lambda text: bool(int(text))),
     **dict.fromkeys(
         (
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
+            *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done"),
         ),
         _whole,
     ),

@@ -18,8 +18,14 @@ LARGEST = 2**63
 
 
 def to_text(value: Any, *, without: tuple[str, ...] = ()) -> str:
-    """A dataclass as JSON, but without the named fields."""
-    values = {name: part for name, part in asdict(value).items() if name not in without}
+    """A dataclass as JSON, but without the named fields; ``a.b`` is field ``b`` of field ``a``."""
+    values = asdict(value)
+    for name in without:
+        *path, last = name.split(".")
+        holder = values
+        for part in path:
+            holder = holder[part]
+        del holder[last]
     return json.dumps(values, sort_keys=True, default=dict)
 
 

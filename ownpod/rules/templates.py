@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from ownpod.errors import WorkerRecordBroken
 from ownpod.rules.balancing import Balancing
+from ownpod.rules.models import ModelSource
 from ownpod.rules.records import from_text, to_text
 
 GIB = 1024**3
@@ -39,6 +40,8 @@ class Protocol(StrEnum):
     """It polls OwnPod, as on RunPod."""
     PUSH = "push"
     """It serves RunPod's local API (``--rp_serve_api``), and its node sends requests to it."""
+    CONTAINER = "container"
+    """Its agent starts a fresh container for the job of a one-off task, and reads the result from its output."""
     HTTP = "http"
     """It serves any HTTP on ``PORT``, and the front sends requests to it: the workers of load-balanced endpoints."""
 
@@ -121,6 +124,8 @@ class Template:
     sharing: Sharing = Sharing()
     registry: str = ""
     """The id of the credentials with which the image is pulled; "": those of the agent's user."""
+    model: ModelSource | None = None
+    """The model that each worker gets, read-only. None: none."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,8 @@ class ManagedSpec:
             del template["volumes"]
         if not self.template.registry:
             del template["registry"]
+        if self.template.model is None:
+            del template["model"]
         parts = {"template": template, "gpu": self.gpu and asdict(self.gpu)}
         if self.balancing is not None:
             parts["serves"] = asdict(serving_of(self.balancing))
@@ -198,8 +205,9 @@ def serving_of(balancing: Balancing) -> Balancing:
 
 def spec_text(spec: ManagedSpec) -> str:
     """A spec as the JSON text that its workers' records have, environment included."""
-    # Agents of versions without load-balanced endpoints refuse a text with a field that they do not know.
-    return to_text(spec, without=("balancing",) if spec.balancing is None else ())
+    # Agents of earlier versions refuse a text with a field that they do not know.
+    unused = {"balancing": spec.balancing, "template.model": spec.template.model}
+    return to_text(spec, without=tuple(name for name, value in unused.items() if value is None))
 
 
 @functools.lru_cache(maxsize=128)

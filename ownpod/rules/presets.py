@@ -1,0 +1,68 @@
+"""Presets: how a model is run for a purpose, for sessions and one-off tasks. Pure.
+
+Source: the GPU service's ``model_presets.yaml``. A preset is an endpoint, named ``<model id>-<preset>``.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ownpod.rules.templates import ManagedSpec
+
+
+class OutputMode(StrEnum):
+    """What the plain lines are that a one-off task writes to its standard output."""
+
+    AUTO = "auto"
+    """Its text, until its first structured line; log lines afterwards."""
+    TEXT = "text"
+    EVENTS = "events"
+    """Log lines; only structured lines are its text and output."""
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """When a session ends, and how many tasks may wait for it.
+
+    Attributes:
+        idle_timeout_s: seconds without work, 0: never.
+        max_lifetime_s: seconds from ready, 0: never.
+        queue: tasks that may wait, besides those that run.
+        hard_lifetime: a task that runs at the end of the lifetime is ended, too.
+        from_created: the lifetime begins when the session is created, as the GPU service had it.
+        evictable: an idle session may give its device to another endpoint.
+    """
+
+    idle_timeout_s: int = 300
+    max_lifetime_s: int = 3600
+    queue: int = 5
+    hard_lifetime: bool = False
+    from_created: bool = False
+    evictable: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an endpoint is for sessions and tasks.
+
+    Attributes:
+        difficulty: the pool of a task that names none.
+        one_off: how one-off tasks are run; None: the preset has sessions only.
+        output: of one-off tasks.
+        session: the limits of its sessions; None: the preset has one-off tasks only.
+    """
+
+    model_id: str
+    name: str
+    difficulty: str = "low"
+    one_off: ManagedSpec | None = field(repr=False, default=None)
+    output: OutputMode = OutputMode.AUTO
+    session: SessionLimits | None = SessionLimits()
+    spill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Pools that a task of a difficulty may also use, in order; empty: its own only."""
+
+
+def endpoint_id(model_id: str, preset: str) -> str:
+    """The id of the endpoint of a preset: characters that an endpoint's id cannot have become ``-``."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", f"{model_id}-{preset}")
