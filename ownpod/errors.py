@@ -12,6 +12,8 @@ class OwnPodError(Exception):
 
     http_status: ClassVar[int] = 500
     """Status of the API's response."""
+    code: ClassVar[str] = ""
+    """A word for programs, in answers about tasks and sessions; "": one for the status."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -281,6 +283,66 @@ class JobRejected(WorkerError):
 
 class AttemptLost(WorkerError):
     """The worker may have started the job, and its result is lost. The attempt counts."""
+
+
+class SessionNotFound(OwnPodError):
+    """There is no such session."""
+
+    http_status = 404
+    code = "session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id!r} not found")
+
+
+class SessionEnded(OwnPodError):
+    """The session has ended, or ends now.
+
+    Args:
+        session_id: the session.
+        reason: why, one of the closed list of reasons.
+    """
+
+    http_status = 404
+    code = "session_ended"
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(f"session {session_id} ended: {reason}")
+
+
+class SessionQueueFull(OwnPodError):
+    """The session's queue is full; try again later.
+
+    Args:
+        session_id: the session.
+        size: number of tasks that wait for it.
+        most: number of tasks that may wait.
+    """
+
+    http_status = 503
+    code = "queue_full"
+
+    def __init__(self, session_id: str, size: int, most: int) -> None:
+        super().__init__(f"session {session_id} queue is full: {size} of {most} tasks wait")
+        self.size, self.most = size, most
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return super().body | {"queue_size": self.size, "queue_max": self.most}
+
+
+class NoDeviceFree(OwnPodError):
+    """No device is free for this task now; try again later, or let it wait with wait_seconds."""
+
+    http_status = 503
+    code = "full"
+
+
+class CustomTasksOff(OwnPodError):
+    """Custom tasks are off: OWNPOD_CUSTOM_TASKS=true allows them, with an admin key or one of OWNPOD_CUSTOM_TASK_KEYS."""
+
+    http_status = 403
+    code = "custom_tasks_off"
 
 
 class CatalogNotFound(OwnPodError):

@@ -80,8 +80,12 @@ def access_of(view: str | None) -> Access:
 
 
 def presented_key() -> str:
-    """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key."""
+    """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key, the GPU service's the key
+    as ``X-API-Key``.
+    """
     header = request.headers.get("Authorization", "").strip()
+    if not header:
+        header = request.headers.get("X-API-Key", "").strip()
     if not header and request.endpoint == "graphql.graphql":
         # Older clients of RunPod's GraphQL API send their key in the URL only.
         return request.args.get("api_key", "")

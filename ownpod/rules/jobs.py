@@ -92,6 +92,8 @@ class NewJob:
     None: the endpoint's queue."""
     affinity: str | None = None
     """How much a pinned job needs its worker, see :class:`ownpod.rules.affinity.Affinity`."""
+    task: str | None = None
+    """JSON text of :class:`ownpod.rules.task_views.TaskFacts`, of a job that is a task."""
 
     def record(self) -> dict[str, str | int]:
         """The fields that the record starts with."""
@@ -109,6 +111,7 @@ class NewJob:
             "request_id": self.request_id,
             "queue": self.queue,
             "affinity": self.affinity,
+            "task": self.task,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,

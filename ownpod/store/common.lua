@@ -14,6 +14,7 @@
 --                                  worker's own for a pinned job. Records of version 0.1.0 have none, and
 --                                  wait in the endpoint's;
 --                                  `affinity`, how much a pinned job needs its worker (rules/affinity.py);
+--                                  `task`, what the request of a task was, JSON (rules/task_views.py);
 --                                  `description`, what Flower shows as the task's arguments;
 --                                  `claim`, the token of the delivery that runs the job;
 --                                  `drained`, the "<attempt>-<index>" up to which /stream was read;

@@ -61,7 +61,7 @@ PREFER_MS = 1000
 
 RETRIED = (
     *("endpoint", "input", "s3_config", "webhook", "execution_timeout_ms", "ttl_ms"),
-    *("low_priority", "max_attempts", "request_id", "description", "queue", "affinity"),
+    *("low_priority", "max_attempts", "request_id", "description", "queue", "affinity", "task"),
 )
 """Fields that a retry copies into the new record."""
 

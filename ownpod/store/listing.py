@@ -99,7 +99,7 @@ class Listing:
             raise JobNotFound(job_id)
         for name in INTERNAL:
             record.pop(name, None)
-        for name in ("input", "output", "progress", "s3_config", *LOGS):
+        for name in ("input", "output", "progress", "s3_config", "task", *LOGS):
             if name in record:
                 record[name] = readable(record[name])
         if "s3_config" in record:

@@ -397,3 +397,15 @@ def test_behind_the_front_the_last_address_counts_and_those_of_the_proxies_befor
     assert codes == [200, 200, 429]
     # These two callers came past the proxy.
     assert [health(api, X_Forwarded_For=f"10.0.9.{n}") for n in (1, 2, 2)] == [200, 200, 429]
+
+
+def test_a_key_may_come_as_x_api_key_and_authorization_comes_first(make_api):
+    api = make_api(**ALL_KEYS)
+    for headers, status in (
+        ({"X-API-Key": "only-mine"}, 200),
+        ({"x-api-key": " only-mine "}, 200),
+        ({"X-API-Key": "no-such-key"}, 401),
+        ({"X-API-Key": "only-mine", "Authorization": "Bearer no-such-key"}, 401),
+        ({"X-API-Key": "no-such-key", "Authorization": "Bearer only-mine"}, 200),
+    ):
+        assert api.get("/v2/mine/health", headers=headers).status_code == status, headers
