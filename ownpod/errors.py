@@ -127,6 +127,64 @@ class AffinityWorkerGone(OwnPodError):
         }
 
 
+class SessionError(OwnPodError):
+    """The session cannot be used."""
+
+    code = "session_error"
+
+    def __init__(self, message: str, **more: Any) -> None:
+        super().__init__(message)
+        self._more = more
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The GPU service's clients read ``detail``, OwnPod's read ``error``."""
+        return {"detail": self.message, "error": self.message, "code": self.code, **self._more}
+
+
+class SessionNotFound(SessionError):
+    """There is no such session, or it is another key's."""
+
+    http_status = 404
+    code = "session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id} not found")
+
+
+class SessionEnded(SessionError):
+    """The session takes no more tasks. ``reason``: a value of :class:`ownpod.rules.sessions.Reason`, or ""."""
+
+    http_status = 404
+    code = "session_ended"
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(f"Session {session_id} has ended: {reason or 'manual'}")
+        self.reason = reason
+
+
+class SessionQueueFull(SessionError):
+    """The session's queue is full."""
+
+    http_status = 503
+    code = "queue_full"
+
+    def __init__(self, session_id: str, size: int, most: int) -> None:
+        super().__init__(f"Session {session_id} queue is full", queue_size=size, queue_max=most)
+
+
+class NoDeviceFree(SessionError):
+    """No device is free, and the request does not wait for one."""
+
+    http_status = 503
+    code = "full"
+
+    def __init__(self, difficulty: str) -> None:
+        super().__init__(
+            f"no device of the difficulty {difficulty!r} is free; try again later, or let the task wait with wait_seconds"
+        )
+
+
 class JobNotFound(OwnPodError):
     """There is no such job."""
 
@@ -283,59 +341,6 @@ class JobRejected(WorkerError):
 
 class AttemptLost(WorkerError):
     """The worker may have started the job, and its result is lost. The attempt counts."""
-
-
-class SessionNotFound(OwnPodError):
-    """There is no such session."""
-
-    http_status = 404
-    code = "session_not_found"
-
-    def __init__(self, session_id: str) -> None:
-        super().__init__(f"session {session_id!r} not found")
-
-
-class SessionEnded(OwnPodError):
-    """The session has ended, or ends now.
-
-    Args:
-        session_id: the session.
-        reason: why, one of the closed list of reasons.
-    """
-
-    http_status = 404
-    code = "session_ended"
-
-    def __init__(self, session_id: str, reason: str) -> None:
-        super().__init__(f"session {session_id} ended: {reason}")
-
-
-class SessionQueueFull(OwnPodError):
-    """The session's queue is full; try again later.
-
-    Args:
-        session_id: the session.
-        size: number of tasks that wait for it.
-        most: number of tasks that may wait.
-    """
-
-    http_status = 503
-    code = "queue_full"
-
-    def __init__(self, session_id: str, size: int, most: int) -> None:
-        super().__init__(f"session {session_id} queue is full: {size} of {most} tasks wait")
-        self.size, self.most = size, most
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return super().body | {"queue_size": self.size, "queue_max": self.most}
-
-
-class NoDeviceFree(OwnPodError):
-    """No device is free for this task now; try again later, or let it wait with wait_seconds."""
-
-    http_status = 503
-    code = "full"
 
 
 class CustomTasksOff(OwnPodError):

@@ -128,6 +128,12 @@ class ManagedWorker:
     """Of a task: "<job id>:<attempt>" once its node has claimed the job, so its container may start."""
     tasks_done: int = 0
     """Jobs of the session that have ended."""
+    from_created: bool = False
+    """The session's lifetime counts from its creation, not from ready."""
+    wait_s: int = 0
+    """Seconds for which the session waits for a device, until it ends; 0: any time."""
+    ending: str = ""
+    """Why the session ends or has ended, a value of :class:`ownpod.rules.sessions.Reason`; "": not ended by OwnPod's rules."""
 
     @property
     def is_private(self) -> bool:
@@ -299,12 +305,14 @@ _VALUES: dict[str, Any] = {
     "volumes": _names,
     "refused_by": _names,
     "role": Role,
-    **dict.fromkeys(("failed", "out_of_memory", "hard_life"), lambda text: bool(int(text))),
+    **dict.fromkeys(
+        ("failed", "out_of_memory", "hard_life", "from_created"), lambda text: bool(int(text))
+    ),
     **dict.fromkeys(
         (
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
-            *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done"),
+            *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done", "wait_s"),
         ),
         _whole,
     ),

@@ -46,7 +46,6 @@ class TaskFacts:
 
     Attributes:
         type: a word of :class:`TaskType`; "": the job is no task.
-        session: the id of its session; "": it is a one-off task.
         timeout_seconds: for which it may run.
         on_disconnect: a word of :class:`OnDisconnect`.
     """
@@ -55,7 +54,6 @@ class TaskFacts:
     model_id: str = ""
     preset: str = ""
     difficulty: str = ""
-    session: str = ""
     timeout_seconds: int = 0
     on_disconnect: str = OnDisconnect.CONTINUE.value
 
@@ -198,6 +196,7 @@ def describe_task(
     facts: TaskFacts,
     now_ms: int,
     *,
+    session: str | None = None,
     container: str | None = None,
     logs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
@@ -207,6 +206,7 @@ def describe_task(
         job: its job.
         facts: what its request was.
         now_ms: the clock of the records, ms since the epoch.
+        session: the id of its session; None: it is of none.
         container: what the engine names the container that runs it, or ran it.
         logs: its last log lines, as their events have them.
     """
@@ -219,7 +219,7 @@ def describe_task(
         "task_difficulty": facts.difficulty or None,
         "model_id": facts.model_id or None,
         "task_preset": facts.preset or None,
-        "session_id": facts.session or None,
+        "session_id": session,
         "container_id": container,
         "created_at": iso(job.created_ms),
         "started_at": iso(began),

@@ -24,7 +24,7 @@ from ownpod.store.runs import Runs
 from ownpod.store.schema import Guard
 from ownpod.store.scripts import Scripts
 
-FILES = ("common.lua", "jobs.lua", "runs.lua", "queue.lua", "chunks.lua")
+FILES = ("common.lua", "jobs.lua", "runs.lua", "queue.lua", "chunks.lua", "private.lua")
 
 REPEATABLE = frozenset(
     {
@@ -51,6 +51,7 @@ REPEATABLE = frozenset(
             "sample",
         ),
         *("chunks", "progress", "save_cursor"),
+        *("end_job", "move_private"),
     }
 )
 """Commands of :data:`FILES` that change nothing when they are executed a second time."""
