@@ -48,12 +48,15 @@ BLUEPRINTS = {
     "graphql": Access.MANAGE,
     "hapi": Access.MANAGE,
     "logs": Access.MANAGE,
+    "tasks": Access.LIST,
+    "sessions": Access.LIST,
     "worker_protocol": Access.WORKER,
 }
 """The kind of key by the blueprint of a view."""
 
 VIEWS = {
     "health.liveness": Access.OPEN,
+    "gpu_health.resources": Access.OPEN,
     "workers.listed": Access.JOBS,
     "endpoints.all_endpoints": Access.LIST,
     "metrics.metrics": Access.ALL,
@@ -97,6 +100,28 @@ def caller() -> str:
     """The digest of the request's key, configured or not; "" without a key."""
     key = presented_key()
     return credentials.digest_of(key) if key else ""
+
+
+def session_owner() -> str:
+    """The owner of a session or task that this request makes: the digest of its key; "": no key is needed."""
+    return caller() if services().keys_needed or known_caller() else ""
+
+
+def seen_owner() -> str | None:
+    """The owner whose sessions this request may see, use and end; None: those of all, because its key is a global one, or no
+    key is needed.
+    """
+    svc, key = services(), presented_key()
+    config = svc.settings
+    if not svc.keys_needed or credentials.matches(key, (*config.admin_keys, *config.api_keys)):
+        return None
+    return caller()
+
+
+def check_opens(endpoint_id: str) -> None:
+    """Checks that this request's key opens an endpoint that is not in the URL. Raises: Forbidden."""
+    if endpoint_id not in opened_endpoints():
+        raise Forbidden
 
 
 def known_caller() -> str:

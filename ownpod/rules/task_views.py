@@ -3,15 +3,16 @@
 Source: the GPU service's schemas, ``SessionResponse`` and the states of a task. Times are ISO 8601 with ``Z``.
 """
 
-import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from ownpod.rules.events import iso
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.managed import Device, ManagedWorker, Phase
+from ownpod.rules.sessions import about_of
 
 
 class TaskType(StrEnum):
@@ -74,15 +75,14 @@ def task_facts(text: str | None) -> TaskFacts:
     return TaskFacts(**{n: v for n, v in found.items() if n in kinds and isinstance(v, kinds[n])})
 
 
-def iso(ms: int | None) -> str | None:
+def _iso(ms: int | None) -> str | None:
     """An instant in ms since the epoch as ``2026-11-24T10:00:00.123Z``; None, and what no calendar has, is None."""
     if ms is None:
         return None
     try:
-        at = dt.datetime.fromtimestamp(ms / 1000, tz=dt.UTC)
+        return iso(ms)
     except (OverflowError, OSError, ValueError):
         return None
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class SessionView:
         container: what the engine names it; None: nothing runs.
         idle_expires_ms: when it ends if it gets no more work; None: not by being idle, or it has work.
         expires_ms: when its lifetime ends; None: never, or not yet known.
+        reason: the word for why it ends or has ended; "": it serves.
+        load_s: seconds that its model took to load; None: it has not loaded yet.
     """
 
     worker: ManagedWorker
@@ -120,32 +122,22 @@ class SessionView:
     container: str | None = None
     idle_expires_ms: int | None = None
     expires_ms: int | None = None
-
-
-def about_of(worker: ManagedWorker) -> dict[str, Any]:
-    """The JSON object about a session; empty where it cannot be read."""
-    try:
-        found = json.loads(worker.about or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    reason: str = ""
+    load_s: float | None = None
 
 
 def describe_session(view: SessionView) -> dict[str, Any]:
     """A session as JSON has it, first the GPU service's keys, then OwnPod's own."""
     worker, about = view.worker, about_of(view.worker)
     ends = worker.phase in {Phase.DRAINING, Phase.STOPPING, Phase.STOPPED}
-    load_ms = None
-    if worker.ready_ms is not None:
-        load_ms = max(0, worker.ready_ms - (worker.started_ms or worker.ready_ms))
     body = {
         "session_id": worker.id,
         "status": view.status,
         "gpu_device_id": None if view.placed is None else view.placed.device.index,
         "container_id": view.container,
         "model_id": about.get("model_id"),
-        "created_at": iso(worker.created_ms),
-        "last_activity": iso(worker.active_ms or worker.created_ms),
+        "created_at": _iso(worker.created_ms),
+        "last_activity": _iso(worker.active_ms or worker.created_ms),
         "queue_size": len(view.queued),
         "current_task_id": view.running[0] if view.running else None,
         "endpoint": worker.endpoint,
@@ -153,22 +145,23 @@ def describe_session(view: SessionView) -> dict[str, Any]:
         "task_difficulty": about.get("difficulty"),
         "labels": about.get("labels") or {},
         "phase": worker.phase.value,
-        "reason": worker.reason,
+        "reason": view.reason or None,
+        "message": worker.reason,
         "gpu": describe_gpu(view.placed, about.get("difficulty")),
         "queue_max": worker.queue_max,
         "queued_task_ids": list(view.queued),
         "tasks_done": worker.tasks_done,
         "idle_timeout_seconds": worker.idle_s,
         "max_lifetime_seconds": worker.life_s,
-        "idle_expires_at": iso(view.idle_expires_ms),
-        "expires_at": iso(view.expires_ms),
-        "ready_at": iso(worker.ready_ms),
-        "load_seconds": None if load_ms is None else load_ms / 1000,
+        "idle_expires_at": _iso(view.idle_expires_ms),
+        "expires_at": _iso(view.expires_ms),
+        "ready_at": _iso(worker.ready_ms),
+        "load_seconds": view.load_s,
         "image": view.image,
         "image_id": view.digest or None,
     }
     if ends and worker.phase is not Phase.STOPPED:
-        body["ending"] = worker.reason
+        body["ending"] = view.reason
     if worker.phase is Phase.STOPPED:
         body["ended_at"] = iso(worker.stopped_ms)
         body["exit_code"] = worker.exit_code
@@ -221,9 +214,9 @@ def describe_task(
         "task_preset": facts.preset or None,
         "session_id": session,
         "container_id": container,
-        "created_at": iso(job.created_ms),
-        "started_at": iso(began),
-        "completed_at": iso(ended),
+        "created_at": _iso(job.created_ms),
+        "started_at": _iso(began),
+        "completed_at": _iso(ended),
         "elapsed_seconds": elapsed_ms // 1000,
         "timeout_seconds": facts.timeout_seconds or None,
         "error_message": job.error,

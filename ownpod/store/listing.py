@@ -13,6 +13,7 @@ import redis
 from ownpod.errors import JobNotFound
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.payload import readable
+from ownpod.rules.task_views import TaskFacts, task_facts
 from ownpod.store import keys
 from ownpod.store.client import redis_reads
 from ownpod.store.common import fields
@@ -81,6 +82,17 @@ class Listing:
         if job is None or endpoint not in {None, job.endpoint}:
             raise JobNotFound(job_id)
         return job
+
+    @redis_reads
+    def task(self, job_id: str) -> tuple[Job, TaskFacts, str | None]:
+        """The outline of a job of any endpoint, what its request was, and the private worker that alone runs it; None: any
+        worker does. Raises: JobNotFound.
+        """
+        values: Any = self._redis.hmget(keys.job(job_id), *OUTLINE, "task", "private")
+        *outline, task, private = values
+        if outline[0] is None:
+            raise JobNotFound(job_id)
+        return _outline(outline), task_facts(task), private
 
     @redis_reads
     def workers(self, job_id: str) -> list[str]:
