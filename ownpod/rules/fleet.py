@@ -269,7 +269,7 @@ def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> Worke
         private=values.get("private") is True,
     )
     if values["kind"] == WorkerKind.CONTAINER:
-        return replace(spec, kind=WorkerKind.CONTAINER, url=f"task:{worker_id}")
+        return replace(spec, kind=WorkerKind.CONTAINER, url=f"container:{worker_id}")
     if values["kind"] == WorkerKind.PULL:
         with contextlib.suppress(_Unusable):
             asked = _values(polls or "")

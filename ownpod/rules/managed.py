@@ -2,6 +2,8 @@
 
 import json
 import re
+import secrets
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -11,6 +13,13 @@ from ownpod.errors import WorkerRecordBroken
 
 WORKER_ID = re.compile(r"[a-z0-9]{14}")
 """Pattern of a managed worker's id, which is RunPod's."""
+
+ALPHABET = string.ascii_lowercase + string.digits
+
+
+def new_worker_id() -> str:
+    """A random id as RunPod's workers have it: 14 lower-case letters and digits."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(14))
 
 
 class Phase(StrEnum):

@@ -161,6 +161,12 @@ def wish_for(
     )
 
 
+def has_evictable_sessions(endpoint: Endpoint) -> bool:
+    """Whether an idle session of the endpoint gives its devices to another endpoint's worker that waits."""
+    preset = endpoint.preset
+    return preset is not None and preset.session is not None and preset.session.evictable
+
+
 def again(worker: ManagedWorker, endpoint: Endpoint) -> SessionWish:
     """A session like one that has ended, for its tasks. Raises: BadRequest."""
     known = about_of(worker)

@@ -241,6 +241,8 @@ local function touch(job, ended)
     redis.call('HSET', key, 'active_ms', now)
     if ended then
       redis.call('HINCRBY', key, 'tasks_done', 1)
+    end
+    if ended and role == 'task' then
       redis.call('PUBLISH', NOTICES, 'ended ' .. job.private)
     end
   end
@@ -340,50 +342,6 @@ local function remember(id, endpoint, created_ms)
   local recent = of(endpoint, 'recent')
   redis.call('ZADD', recent, created_ms, id)
   redis.call('ZREMRANGEBYRANK', recent, 0, -RECENT - 1)
-end
-
--- Writes the end of an attempt without a result into the job's log.
-local function log_attempt(id, job, lost, reason)
-  local log = redis.call('HGET', JOB .. id, 'attempts')
-  local entries = log and cjson.decode(log) or {}
-  entries[#entries + 1] = {
-    attempt = tonumber(job.attempt), workerId = job.worker_id, startedMs = tonumber(job.started_ms),
-    endedMs = now, lost = lost, reason = reason
-  }
-  while #entries > ATTEMPTS_LOGGED do
-    table.remove(entries, 1)
-  end
-  redis.call('HSET', JOB .. id, 'attempts', cjson.encode(entries))
-end
-
--- Ends an attempt without a result. The job returns to the front of its queue, or is FAILED when the
--- last allowed attempt was lost. -> the state the job has now
-local function requeue(id, job, lost, reason, ttl_s)
-  if returned(id, job, ttl_s) then
-    return S.COMPLETED
-  end
-  log_attempt(id, job, lost, reason)
-  if lost then
-    local times = redis.call('HINCRBY', JOB .. id, 'lost', 1)
-    local limit = redis.call('HGET', JOB .. id, 'max_attempts')
-    count(job.endpoint, 'lost')
-    if times >= tonumber(limit) then
-      finish(id, job, S.FAILED, ttl_s, {'error', reason})
-      return S.FAILED
-    end
-    redis.call('HINCRBY', JOB .. id, 'retries', 1)
-    count(job.endpoint, 'retried')
-  end
-  move(id, job, S.IN_QUEUE, {})
-  if job.pinned then
-    -- A node consumes its own queue also while the worker takes no jobs: without a pause the job would come
-    -- back at once, again and again.
-    local pause_ms = math.min(PINNED_PAUSE_MS * 2 ^ (job.attempt - 1), PINNED_PAUSE_MOST_MS)
-    redis.call('ZADD', DELAYED, now + pause_ms, id)
-  else
-    push_message(id, job, 'RPUSH')
-  end
-  return S.IN_QUEUE
 end
 
 local commands = {}

@@ -67,7 +67,7 @@ class Sessions:
         self._redis = store.client
         self._store = store
         self.jobs = PrivateJobs(store, result_ttl_s=result_ttl_s)
-        self._managed = Managed(store.client)
+        self.managed = Managed(store.client)
         self._agents = Agents(store.client)
         self._script = Scripts(
             store.client,
@@ -141,7 +141,7 @@ class Sessions:
         if need is None or need.count < 1:
             return True, seen
         agents, holds = self._agents.agents(), self._agents.all_holds()
-        for worker in self._managed.wanted() if wanted else []:
+        for worker in self.managed.wanted() if wanted else []:
             known = worker[0]
             if known.gpu_count > 0:
                 other = Waiting(
@@ -203,7 +203,7 @@ class Sessions:
         Raises:
             WorkerRecordBroken: its record cannot be read.
         """
-        worker = self._managed.get(session_id)
+        worker = self.managed.get(session_id)
         if worker is None or worker.role is not Role.SESSION:
             return None
         if owner is not None and worker.owner != owner:
@@ -221,10 +221,10 @@ class Sessions:
             endpoint: only those of this endpoint; None: all.
             ended: also those that have ended within :data:`ownpod.rules.sessions.KEPT_S`.
         """
-        workers = self._managed.list(endpoint)
+        workers = self.managed.list(endpoint)
         if ended:
             known = {worker.id for worker in workers}
-            workers += [w for w in self._managed.recent(endpoint) if w.id not in known]
+            workers += [w for w in self.managed.recent(endpoint) if w.id not in known]
         mine = [
             worker
             for worker in sorted(workers, key=lambda w: (w.created_ms, w.id))
