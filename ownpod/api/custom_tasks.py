@@ -1,0 +1,105 @@
+"""Custom tasks: one-off tasks whose image, command and variables come from the client. Mounts, network and devices never do."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ownpod.api.auth import presented_key
+from ownpod.api.services import Services, services
+from ownpod.configuration.custom import CUSTOM
+from ownpod.errors import BadRequest, CustomTasksOff
+from ownpod.rules import credentials, secrets
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.images import allowed, normalise
+from ownpod.rules.models import ModelSource
+from ownpod.rules.templates import ManagedSpec
+
+RESERVED = re.compile(r"(?:RUNPOD_|OWNPOD_|NVIDIA_|CUDA_|LD_).*|PATH|TASK_ID|MODEL_PATH|METADATA_.*")
+"""Names of variables that OwnPod, the engine or the driver of a GPU give a meaning."""
+
+
+def check_allowed() -> None:
+    """Checks that custom tasks are on and that this request may submit one. Raises: CustomTasksOff."""
+    svc = services()
+    config = svc.settings
+    if not config.custom_tasks:
+        raise CustomTasksOff
+    keys = (*config.admin_keys, *config.custom_task_keys)
+    if credentials.matches(presented_key(), keys):
+        return
+    # Without any key everything is open, as managing is.
+    if keys or svc.keys_needed:
+        raise CustomTasksOff(
+            "custom tasks need an admin key, or one of OWNPOD_CUSTOM_TASK_KEYS"
+        )
+
+
+def endpoint_and_spec(body: dict[str, Any]) -> tuple[Endpoint, ManagedSpec]:
+    """The endpoint of custom tasks, and what the container of this one is started from.
+
+    Raises:
+        BadRequest: the image is not allowed, or a variable or the model cannot be used.
+    """
+    svc = services()
+    endpoint = svc.registry.endpoint(CUSTOM)
+    preset = endpoint.preset
+    if preset is None or preset.one_off is None:
+        raise CustomTasksOff
+    image, env = body["docker_image"], body["env_vars"] or {}
+    _check_image(svc, image)
+    _check_variables(env)
+    template = replace(
+        preset.one_off.template,
+        image=image,
+        command=tuple(body["command"] or ()),
+        env=dict(env),
+        model=_model(svc, body["model_id"]),
+    )
+    return endpoint, replace(preset.one_off, template=template)
+
+
+def _check_image(svc: Services, image: str) -> None:
+    try:
+        reference = normalise(image)
+    except ValueError as error:
+        raise BadRequest(f"docker_image: {error}") from None
+    config = svc.settings
+    if config.images_given:
+        patterns: Iterable[str] = config.images
+    else:
+        # Any image would be too many for clients, so without a list it is those that presets have.
+        patterns = _images_of_presets(svc.registry.presets())
+    if not allowed(reference, patterns):
+        raise BadRequest(
+            f"docker_image: {image!r} is not allowed: OWNPOD_IMAGES must have a pattern for it"
+        )
+
+
+def _images_of_presets(presets: Iterable[Endpoint]) -> list[str]:
+    specs = [
+        spec
+        for endpoint in presets
+        for spec in (endpoint.managed, endpoint.preset and endpoint.preset.one_off)
+        if spec is not None
+    ]
+    return sorted({spec.template.image for spec in specs if spec.template.image})
+
+
+def _check_variables(env: dict[str, str]) -> None:
+    for name, value in env.items():
+        if RESERVED.fullmatch(name.upper()):
+            raise BadRequest(f"env_vars: {name!r} is a name that OwnPod or the engine gives itself")
+        if secrets.secrets_in({name: value}) or secrets.has_wrong_reference(value):
+            # Otherwise a client could read the secrets of the operator's templates.
+            raise BadRequest(f"env_vars: {name} must not refer to a secret")
+
+
+def _model(svc: Services, model_id: str | None) -> ModelSource | None:
+    if model_id is None:
+        return None
+    for endpoint in svc.registry.presets():
+        if endpoint.preset is not None and endpoint.preset.model_id == model_id:
+            spec = endpoint.managed
+            return None if spec is None else spec.template.model
+    raise BadRequest(f"model_id: {model_id!r} is no model of a preset")
