@@ -279,6 +279,7 @@ local function finish(id, job, to, ttl_s, fields)
   end
   redis.call('EXPIRE', JOB .. id, ttl_s)
   redis.call('EXPIRE', CHUNKS .. id, ttl_s)
+  redis.call('EXPIRE', JOURNAL .. id, ttl_s)
   count(job.endpoint, to)
   if job.webhook then
     redis.call('EXPIRE', JOB .. id, math.max(ttl_s, WEBHOOK_KEPT_S))
