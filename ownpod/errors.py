@@ -29,7 +29,7 @@ class OwnPodError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The API's response, a JSON object."""
-        return {"error": self.message}
+        return {"error": self.message} | ({"code": self.code} if self.code else {})
 
 
 class ConfigurationError(OwnPodError):

@@ -15,7 +15,9 @@ from ownpod.rules.images import allowed, normalise
 from ownpod.rules.models import ModelSource
 from ownpod.rules.templates import ManagedSpec
 
-RESERVED = re.compile(r"(?:RUNPOD_|OWNPOD_|NVIDIA_|CUDA_|LD_).*|PATH|TASK_ID|MODEL_PATH|METADATA_.*")
+RESERVED = re.compile(
+    r"(?:RUNPOD_|OWNPOD_|NVIDIA_|CUDA_|LD_).*|PATH|TASK_ID|MODEL_PATH|METADATA_.*"
+)
 """Names of variables that OwnPod, the engine or the driver of a GPU give a meaning."""
 
 
@@ -30,9 +32,7 @@ def check_allowed() -> None:
         return
     # Without any key everything is open, as managing is.
     if keys or svc.keys_needed:
-        raise CustomTasksOff(
-            "custom tasks need an admin key, or one of OWNPOD_CUSTOM_TASK_KEYS"
-        )
+        raise CustomTasksOff("custom tasks need an admin key, or one of OWNPOD_CUSTOM_TASK_KEYS")
 
 
 def endpoint_and_spec(body: dict[str, Any]) -> tuple[Endpoint, ManagedSpec]:
@@ -77,13 +77,12 @@ def _check_image(svc: Services, image: str) -> None:
 
 
 def _images_of_presets(presets: Iterable[Endpoint]) -> list[str]:
-    specs = [
-        spec
-        for endpoint in presets
-        for spec in (endpoint.managed, endpoint.preset and endpoint.preset.one_off)
-        if spec is not None
-    ]
-    return sorted({spec.template.image for spec in specs if spec.template.image})
+    images = set()
+    for endpoint in presets:
+        for spec in (endpoint.managed, endpoint.preset.one_off if endpoint.preset else None):
+            if spec is not None and spec.template.image:
+                images.add(spec.template.image)
+    return sorted(images)
 
 
 def _check_variables(env: dict[str, str]) -> None:

@@ -7,13 +7,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from flask import Response, request
-
 from ownpod.api.held import HeldConnections
-from ownpod.api.services import services
 from ownpod.errors import RedisUnavailable
-from ownpod.rules.jobs import Job
-from ownpod.rules.task_views import OnDisconnect, TaskFacts
 from ownpod.store.attended import RENEW_S, Attended
 
 log = logging.getLogger(__name__)
@@ -62,26 +57,7 @@ class Readers:
                 log.warning("readers of tasks are not renewed: %s", error)
 
 
-def attended(response: Response, job: Job, facts: TaskFacts) -> Response:
-    """The stream of a task. One that is to be cancelled without a reader has one until the stream ends, or its client goes.
-
-    Raises:
-        RedisUnavailable: Redis does not answer.
-    """
-    wanted = facts.on_disconnect == OnDisconnect.CANCEL
-    if not wanted or job.status.terminal or response.status_code != 200:
-        return response
-    svc = services()
-    svc.readers.enter(job.id)
-    reading = _Reading(svc.readers, job.id)
-    peer = request.environ.get("gunicorn.socket")
-    response.response = _read(response.iter_encoded(), reading, svc.held, peer)
-    # Also for a response that is closed before its first byte.
-    response.call_on_close(reading.end)
-    return response
-
-
-class _Reading:
+class Reading:
     """One reader, which leaves once."""
 
     def __init__(self, readers: Readers, job_id: str) -> None:
@@ -97,9 +73,11 @@ class _Reading:
         self._readers.leave(self._job_id)
 
 
-def _read(
-    parts: Iterable[bytes], reading: _Reading, held: HeldConnections, peer: socket.socket | None
+def read_by(
+    parts: Iterable[bytes], reading: Reading, held: HeldConnections, peer: socket.socket | None
 ) -> Iterator[bytes]:
+    """The parts of a response. The reading ends with them, or when the client of ``peer`` closes its connection."""
+
     def gone() -> None:
         # Redis may take seconds, and the thread that calls this monitors all connections.
         threading.Thread(target=reading.end, name="reader-gone", daemon=True).start()

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Response, request, stream_with_context
+from marshmallow import Schema
 
 from ownpod.api import schemas, task_schemas
 from ownpod.api.auth import check_opens, opened_endpoints, seen_owner, session_owner
 from ownpod.api.places import view_sessions
 from ownpod.api.services import answer, services
 from ownpod.errors import BadRequest, RedisUnavailable, SessionNotFound
-from ownpod.rules.events import iso, log_data
+from ownpod.rules.event_data import iso, log_data
 from ownpod.rules.managed import Phase, new_worker_id
 from ownpod.rules.presets import Preset
 from ownpod.rules.sessions import Reason, Session, Status, wish_for
@@ -79,9 +80,7 @@ def prewarm() -> Response:
         wait_s=svc.settings.gpu_wait_s if given is None else given,
         labels=body["metadata"],
     )
-    opened = svc.sessions.open(
-        wish, owner=session_owner(), worker_id=new_worker_id(), reuse=False
-    )
+    opened = svc.sessions.open(wish, owner=session_owner(), worker_id=new_worker_id(), reuse=False)
     return _answer(_find(opened.id))
 
 
@@ -96,9 +95,7 @@ def ended(session_id: str) -> Response:
     """Ends a session now; with ``?drain=true`` when its running task has ended. Ending it again changes nothing."""
     drain = _flag("drain")
     _find(session_id)
-    session = services().sessions.end(
-        session_id, Reason.MANUAL, drain=drain, owner=seen_owner()
-    )
+    session = services().sessions.end(session_id, Reason.MANUAL, drain=drain, owner=seen_owner())
     over = session.worker.phase is Phase.STOPPED or not drain
     return answer(
         {
@@ -123,7 +120,9 @@ def kept_alive(session_id: str) -> Response:
             "success": True,
             "session_id": session_id,
             "message": "Session keepalive updated",
-            **{name: described[name] for name in ("last_activity", "idle_expires_at", "expires_at")},
+            **{
+                name: described[name] for name in ("last_activity", "idle_expires_at", "expires_at")
+            },
         }
     )
 
@@ -187,7 +186,7 @@ def _answer(session: Session) -> Response:
     return answer(described)
 
 
-def _body(schema: schemas.Schema) -> dict[str, Any]:
+def _body(schema: Schema) -> dict[str, Any]:
     request.max_content_length = BODY_LIMIT
     return schemas.parse(schema, request.get_data(cache=False) or b"{}")
 
@@ -212,6 +211,4 @@ def _wanted_status() -> Status | None:
     try:
         return Status(text)
     except ValueError:
-        raise BadRequest(
-            f"status: must be one of {', '.join(Status)}, not {text[:40]!r}"
-        ) from None
+        raise BadRequest(f"status: must be one of {', '.join(Status)}, not {text[:40]!r}") from None

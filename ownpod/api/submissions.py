@@ -259,7 +259,6 @@ class Submissions:
 
 
 def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str | None) -> NewJob:
-    pin = submission.pin
     body = submission.body
     policy, s3_config = body["policy"] or {}, body["s3_config"]
     return NewJob(

@@ -6,6 +6,7 @@ Everything that can be refused is refused before the stream begins. From then on
 from typing import Any
 
 from flask import Blueprint, Response, request
+from marshmallow import Schema
 
 from ownpod import log
 from ownpod.api import custom_tasks, schemas, task_schemas, typed_events
@@ -17,13 +18,13 @@ from ownpod.api.auth import (
     session_owner,
 )
 from ownpod.api.jobs import IDEMPOTENCY_KEY, RUN_LIMIT, notify_job_node
-from ownpod.api.readers import attended
+from ownpod.api.places import Places
+from ownpod.api.readers import Reading, read_by
 from ownpod.api.services import answer, request_id, services
 from ownpod.api.task_submission import Client, TaskSubmitted, TaskWish
-from ownpod.errors import BadRequest, Forbidden, JobNotFound
+from ownpod.errors import BadRequest, JobNotFound
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import Job, JobStatus
-from ownpod.rules.presets import Preset
 from ownpod.rules.task_views import (
     SUBMITTED_STATUS,
     TASK_STATUS,
@@ -78,7 +79,7 @@ def task(task_id: str) -> Response:
     container = None
     worker = svc.managed.get(private or job.worker_id or "") if private or job.worker_id else None
     if worker is not None:
-        container = svc.containers.name(worker)
+        container = Places(svc.agents.agents()).container(worker)
     logs = svc.store.journal.last_logs(task_id, MOST_LOGS)
     return answer(
         describe_task(
@@ -92,7 +93,7 @@ def events(task_id: str) -> Response:
     """A task's events: all, or those after ``Last-Event-ID`` or ``?after=``."""
     job, facts, _ = _known(task_id)
     response = typed_events.respond(task_id, job.endpoint, typed_events.requested_cursor())
-    return attended(response, job, facts)
+    return _attended(response, job, facts)
 
 
 @blueprint.delete("/<id:task_id>")
@@ -116,7 +117,7 @@ def cancel(task_id: str) -> Response:
     )
 
 
-def _body(schema: schemas.Schema) -> dict[str, Any]:
+def _body(schema: Schema) -> dict[str, Any]:
     request.max_content_length = RUN_LIMIT
     return schemas.parse(schema, request.get_data(cache=False), text="metadata")
 
@@ -133,7 +134,7 @@ def _known(task_id: str) -> tuple[Job, TaskFacts, str | None]:
 def _named(name: str, model_id: str | None) -> Endpoint:
     """The preset of a name. Raises: BadRequest, which lists the presets of this key."""
     opened = set(opened_endpoints())
-    known: list[tuple[Preset, Endpoint]] = [
+    known = [
         (endpoint.preset, endpoint)
         for endpoint in services().registry.presets()
         if endpoint.preset is not None and endpoint.id in opened
@@ -197,8 +198,8 @@ def _wish(
 
 
 def timeout_s(given: int | None, endpoint: Endpoint) -> int:
-    """Seconds for which a task may run. Raises: BadRequest, above ``OWNPOD_TASK_TIMEOUT_MAX_S``."""
-    longest = services().settings.task_timeout_max_s
+    """Seconds for which a task may run. Raises: BadRequest, above ``OWNPOD_MAX_TASK_TIMEOUT_S``."""
+    longest = services().settings.max_task_timeout_s
     if given is None:
         return min(endpoint.execution_timeout_ms // 1000, longest)
     if given > longest:
@@ -240,7 +241,7 @@ def _submitted(wish: TaskWish) -> Response:
     if made.session_id is not None:
         response.headers["X-Session-Id"] = made.session_id
     job, facts, _ = svc.store.listing.task(made.job_id)
-    return attended(response, job, facts)
+    return _attended(response, job, facts)
 
 
 def wants_json() -> bool:
@@ -273,4 +274,23 @@ def _ids(made: TaskSubmitted) -> Response:
     response.headers["X-Task-Id"] = made.job_id
     if made.session_id is not None:
         response.headers["X-Session-Id"] = made.session_id
+    return response
+
+
+def _attended(response: Response, job: Job, facts: TaskFacts) -> Response:
+    """The stream of a task. One that is to be cancelled without a reader has one until the stream ends, or its client goes.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+    """
+    wanted = facts.on_disconnect == OnDisconnect.CANCEL
+    if not wanted or job.status.terminal or response.status_code != 200:
+        return response
+    svc = services()
+    svc.readers.enter(job.id)
+    reading = Reading(svc.readers, job.id)
+    peer = request.environ.get("gunicorn.socket")
+    response.response = read_by(response.iter_encoded(), reading, svc.held, peer)
+    # Also for a response that is closed before its first byte.
+    response.call_on_close(reading.end)
     return response

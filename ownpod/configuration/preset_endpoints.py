@@ -181,8 +181,8 @@ def check_presets(endpoints: Iterable[Endpoint], settings: Settings) -> None:
                 f"OWNPOD_DIFFICULTIES: the difficulty {name!r} is unknown: must be one of "
                 f"{', '.join(sorted(allowed))}, or be defined under `difficulties:`"
             )
-    if settings.task_timeout_s > settings.task_timeout_max_s:
+    if settings.task_timeout_s > settings.max_task_timeout_s:
         raise ConfigurationError(
-            f"OWNPOD_TASK_TIMEOUT_S={settings.task_timeout_s}: must be at most OWNPOD_TASK_TIMEOUT_MAX_S, which is "
-            f"{settings.task_timeout_max_s}"
+            f"OWNPOD_TASK_TIMEOUT_S={settings.task_timeout_s}: must be at most OWNPOD_MAX_TASK_TIMEOUT_S, which is "
+            f"{settings.max_task_timeout_s}"
         )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from ownpod.rules.events import iso
+from ownpod.rules.event_data import iso
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.managed import Device, ManagedWorker, Phase
 from ownpod.rules.sessions import about_of
@@ -163,7 +163,7 @@ def describe_session(view: SessionView) -> dict[str, Any]:
     if ends and worker.phase is not Phase.STOPPED:
         body["ending"] = view.reason
     if worker.phase is Phase.STOPPED:
-        body["ended_at"] = iso(worker.stopped_ms)
+        body["ended_at"] = _iso(worker.stopped_ms)
         body["exit_code"] = worker.exit_code
         body["oom"] = worker.out_of_memory
     return body
