@@ -71,7 +71,7 @@ function commands.open()
   if device == 'ask' and (least ~= '' or ARGV[23] == '0') or device == 'free' and changed then
     return {'ask'}
   end
-  if device ~= 'free' and least ~= '' then
+  if (device == 'taken' or device == 'ask') and least ~= '' then
     return pick(least)
   end
   if device == 'taken' and ARGV[23] == '0' then

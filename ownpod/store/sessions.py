@@ -43,7 +43,7 @@ PICKED_MS = 2000
 """Ms for which a session that was given to one task is not given to another as an idle one: the first one's job comes
 with the next command."""
 
-MOST_TRIES = 5
+MOST_TRIES = 10
 """Number of times that :meth:`Sessions.open` reads the devices again because others took some meanwhile."""
 
 
@@ -106,7 +106,7 @@ class Sessions:
                     break
             free, seen = self._has_room(wish.spec)
             # At the end the choice counts as it was made, because others may go on taking devices.
-            device = ("free" if left else "any") if free else "taken"
+            device = ("free" if left > 1 else "any") if free else "taken"
         raise NoDeviceFree(wish.difficulty)
 
     @broken_managed
