@@ -129,6 +129,62 @@ class AffinityWorkerGone(OwnPodError):
         }
 
 
+class SessionError(OwnPodError):
+    """The session cannot be used."""
+
+    code = "session_error"
+
+    def __init__(self, message: str, **more: Any) -> None:
+        super().__init__(message)
+        self._more = more
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The GPU service's clients read ``detail``, OwnPod's read ``error``."""
+        return {"detail": self.message, "error": self.message, "code": self.code, **self._more}
+
+
+class SessionNotFound(SessionError):
+    """There is no such session, or it is another key's."""
+
+    http_status = 404
+    code = "session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id} not found")
+
+
+class SessionEnded(SessionError):
+    """The session takes no more tasks. ``reason``: a value of :class:`ownpod.rules.sessions.Reason`, or ""."""
+
+    http_status = 404
+    code = "session_ended"
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(f"Session {session_id} has ended: {reason or 'manual'}")
+        self.reason = reason
+
+
+class SessionQueueFull(SessionError):
+    """The session's queue is full."""
+
+    http_status = 503
+    code = "queue_full"
+
+    def __init__(self, session_id: str, size: int, most: int) -> None:
+        super().__init__(f"Session {session_id} queue is full", queue_size=size, queue_max=most)
+
+
+class NoDeviceFree(SessionError):
+    """No device is free, and the request does not wait for one."""
+
+    http_status = 503
+    code = "full"
+
+    def __init__(self, difficulty: str) -> None:
+        super().__init__(f"all GPUs of class {difficulty} are busy")
+
+
 class JobNotFound(OwnPodError):
     """There is no such job."""
 

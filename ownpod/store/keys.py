@@ -1,5 +1,6 @@
-"""Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and meanings.
+"""Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``, ``managed.lua``,
+``sessions.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and
+meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -15,6 +16,7 @@ WEBHOOKS = f"{PREFIX}webhooks"
 EVENTS = f"{PREFIX}events:"
 PULL_EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
+JOURNAL = f"{PREFIX}journal:"
 RUNS = f"{PREFIX}runs:"
 WORKER = f"{PREFIX}worker:"
 WAITING = f"{PREFIX}waiting:"
@@ -62,6 +64,10 @@ def chunks(job_id: str) -> str:
     return f"{CHUNKS}{job_id}"
 
 
+def journal(job_id: str) -> str:
+    return f"{JOURNAL}{job_id}"
+
+
 def runs(worker_id: str) -> str:
     return f"{RUNS}{worker_id}"
 
@@ -98,6 +104,16 @@ def recent(endpoint: str) -> str:
 
 def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
+
+
+def private(endpoint: str) -> str:
+    """Ids of jobs that wait for sessions and one-off tasks' workers."""
+    return of_endpoint(endpoint, "private")
+
+
+def sessions(endpoint: str) -> str:
+    """Ids of the endpoint's sessions that are not stopped."""
+    return of_endpoint(endpoint, "sessions")
 
 
 def resumes(endpoint: str) -> str:
