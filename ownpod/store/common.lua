@@ -310,6 +310,7 @@ local function finish(id, job, to, ttl_s, fields)
   end
   redis.call('EXPIRE', JOB .. id, ttl_s)
   redis.call('EXPIRE', CHUNKS .. id, ttl_s)
+  redis.call('EXPIRE', JOURNAL .. id, ttl_s)
   count(job.endpoint, to)
   if job.private then
     touch(job, true)

@@ -84,6 +84,7 @@ def common_constants(messages: Templates) -> str:
         JOB=keys.JOB,
         ENDPOINT=keys.ENDPOINT,
         CHUNKS=keys.CHUNKS,
+        JOURNAL=keys.JOURNAL,
         RUNS=keys.RUNS,
         LEASES=keys.LEASES,
         EXPIRIES=keys.EXPIRIES,

@@ -151,9 +151,10 @@ function commands.retry()
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
     'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as', 'chunk_bytes', 'chunk_calls',
-    'code', 'moves'
+    'code', 'exit_code', 'moves'
   )
   redis.call('DEL', CHUNKS .. new_id)
+  forget_journal(new_id)
   redis.call('ZREM', WEBHOOKS, new_id)
   redis.call('HSET', again, 'status', S.IN_QUEUE, 'lost', 0, 'created_ms', now, 'queue', job.queue,
     'retry_call', token)

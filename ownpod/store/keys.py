@@ -1,4 +1,4 @@
-"""Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
+"""Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``,
 ``managed.lua``, ``sessions.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
@@ -15,6 +15,7 @@ WEBHOOKS = f"{PREFIX}webhooks"
 EVENTS = f"{PREFIX}events:"
 PULL_EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
+JOURNAL = f"{PREFIX}journal:"
 RUNS = f"{PREFIX}runs:"
 WORKER = f"{PREFIX}worker:"
 WAITING = f"{PREFIX}waiting:"
@@ -60,6 +61,10 @@ def job(job_id: str) -> str:
 
 def chunks(job_id: str) -> str:
     return f"{CHUNKS}{job_id}"
+
+
+def journal(job_id: str) -> str:
+    return f"{JOURNAL}{job_id}"
 
 
 def runs(worker_id: str) -> str:

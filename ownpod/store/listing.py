@@ -28,6 +28,7 @@ LOGS = ("deliveries", "attempts")
 INTERNAL = (
     *("claim", "callback", "watched", "followed", "webhook_try"),
     *("chunk_calls", "chunk_bytes", "retry_call"),
+    *("journal_first", "journal_base", "journal_bytes", "journal_calls"),
 )
 """Fields of a record that :meth:`Listing.details` omits, because they are tokens, channels and internal counters."""
 
