@@ -1,5 +1,6 @@
-"""Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua``, ``sessions.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and meanings.
+"""Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``, ``managed.lua``,
+``sessions.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and
+meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
