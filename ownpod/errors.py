@@ -77,11 +77,7 @@ class EndpointConflict(OwnPodError):
 
 
 class EndpointPaused(OwnPodError):
-    """Endpoint is paused (max_workers=0). Set max_workers > 0 to accept work.
-
-    Args:
-        detail: sentences in place of the second one, for an endpoint that is paused by its hours or has expired.
-    """
+    """Endpoint is paused (max_workers=0). ``detail``: why, in place of what to change."""
 
     http_status = 409
 
@@ -107,11 +103,7 @@ class NotForLoadBalancer(OwnPodError):
 
 
 class AffinityWorkerGone(OwnPodError):
-    """The worker that ``X-Runpod-Worker-Id`` names is not there.
-
-    Args:
-        worker_id: the id in the header.
-    """
+    """The worker that ``X-Runpod-Worker-Id`` names is not there."""
 
     http_status = 404
     reason = "affinity_worker_gone"
@@ -133,8 +125,6 @@ class AffinityWorkerGone(OwnPodError):
 
 class SessionError(OwnPodError):
     """The session cannot be used."""
-
-    code = "session_error"
 
     def __init__(self, message: str, **more: Any) -> None:
         super().__init__(message)
@@ -184,9 +174,7 @@ class NoDeviceFree(SessionError):
     code = "full"
 
     def __init__(self, difficulty: str) -> None:
-        super().__init__(
-            f"no device of the difficulty {difficulty!r} is free; try again later, or let the task wait with wait_seconds"
-        )
+        super().__init__(f"no device of the difficulty {difficulty!r} is free; try again later")
 
 
 class JobNotFound(OwnPodError):
@@ -253,12 +241,7 @@ class UnsupportedMediaType(OwnPodError):
 
 
 class UnknownModel(BadRequest):
-    """No preset has this model.
-
-    Args:
-        model_id: as the client wrote it.
-        known: the models that have presets.
-    """
+    """No preset has this model; ``known`` ones are listed."""
 
     code = "unknown_model"
 
@@ -267,13 +250,7 @@ class UnknownModel(BadRequest):
 
 
 class UnknownPreset(BadRequest):
-    """The model has no such preset.
-
-    Args:
-        model_id: a model with presets.
-        preset: as the client wrote it.
-        known: the presets of the model.
-    """
+    """The model has no such preset; ``known`` ones are listed."""
 
     code = "unknown_preset"
 
@@ -295,7 +272,7 @@ class UnknownDifficulty(BadRequest):
 
 
 def _known(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
+    more = " and more" if len(names) > LONGEST_LIST else ""
     return f"known {what}: {', '.join(names[:LONGEST_LIST]) or 'none'}{more}"
 
 
@@ -392,13 +369,6 @@ class JobRejected(WorkerError):
 
 class AttemptLost(WorkerError):
     """The worker may have started the job, and its result is lost. The attempt counts."""
-
-
-class CustomTasksOff(OwnPodError):
-    """Custom tasks are off: OWNPOD_CUSTOM_TASKS=true allows them, with an admin key or one of OWNPOD_CUSTOM_TASK_KEYS."""
-
-    http_status = 403
-    code = "custom_tasks_off"
 
 
 class CatalogNotFound(OwnPodError):

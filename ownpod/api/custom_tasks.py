@@ -1,14 +1,14 @@
 """Custom tasks: one-off tasks whose image, command and variables come from the client. Mounts, network and devices never do."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from ownpod.api.auth import presented_key
 from ownpod.api.services import Services, services
 from ownpod.configuration.custom import CUSTOM
-from ownpod.errors import BadRequest, CustomTasksOff
+from ownpod.configuration.preset_endpoints import custom_images
+from ownpod.errors import BadRequest, OwnPodError
 from ownpod.rules import credentials, secrets
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.images import allowed, normalise
@@ -19,6 +19,13 @@ RESERVED = re.compile(
     r"(?:RUNPOD_|OWNPOD_|NVIDIA_|CUDA_|LD_).*|PATH|TASK_ID|MODEL_PATH|METADATA_.*"
 )
 """Names of variables that OwnPod, the engine or the driver of a GPU give a meaning."""
+
+
+class CustomTasksOff(OwnPodError):
+    """Custom tasks are off: OWNPOD_CUSTOM_TASKS=true allows them, with an admin key or one of OWNPOD_CUSTOM_TASK_KEYS."""
+
+    http_status = 403
+    code = "custom_tasks_off"
 
 
 def check_allowed() -> None:
@@ -64,25 +71,11 @@ def _check_image(svc: Services, image: str) -> None:
         reference = normalise(image)
     except ValueError as error:
         raise BadRequest(f"docker_image: {error}") from None
-    config = svc.settings
-    if config.images_given:
-        patterns: Iterable[str] = config.images
-    else:
-        # Any image would be too many for clients, so without a list it is those that presets have.
-        patterns = _images_of_presets(svc.registry.presets())
+    patterns = custom_images(svc.settings, svc.registry.presets())
     if not allowed(reference, patterns):
         raise BadRequest(
             f"docker_image: {image!r} is not allowed: OWNPOD_IMAGES must have a pattern for it"
         )
-
-
-def _images_of_presets(presets: Iterable[Endpoint]) -> list[str]:
-    images = set()
-    for endpoint in presets:
-        for spec in (endpoint.managed, endpoint.preset.one_off if endpoint.preset else None):
-            if spec is not None and spec.template.image:
-                images.add(spec.template.image)
-    return sorted(images)
 
 
 def _check_variables(env: dict[str, str]) -> None:
