@@ -22,6 +22,7 @@ from ownpod.api.places import Places
 from ownpod.api.readers import Reading, read_by
 from ownpod.api.services import answer, request_id, services
 from ownpod.api.task_submission import Client, TaskSubmitted, TaskWish
+from ownpod.configuration.custom import CUSTOM
 from ownpod.errors import BadRequest, JobNotFound
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import Job, JobStatus
@@ -171,6 +172,8 @@ def _wish(
         BadRequest: a value does not fit the others, or the settings.
     """
     check_opens(endpoint.id)
+    if endpoint.id == CUSTOM and spec is None:
+        raise BadRequest("model_id: custom tasks are submitted to /api/tasks/custom")
     preset, session_id = endpoint.preset, body.get("session_id")
     if kind is TaskType.ONE_OFF and session_id is not None:
         raise BadRequest("session_id: must be null for a one-off task, which no session runs")

@@ -1,4 +1,4 @@
-"""Cancels tasks whose clients have gone, where their request says so (``on_disconnect: cancel``)."""
+"""Cancels tasks whose clients have gone, where their requests have ``on_disconnect: cancel``."""
 
 import logging
 import time

@@ -126,6 +126,6 @@ class Presets:
         kind=kinds.Keys,
         secret=True,
         unset="unset: admin keys only",
-        purpose="comma-separated keys, plain or `sha256:<hex>`, that may submit custom tasks. Each is also an API key or a key of "
-        "an endpoint",
+        purpose="comma-separated keys, plain or `sha256:<hex>`, that may submit custom tasks and read "
+        "their events",
     )

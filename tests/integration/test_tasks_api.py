@@ -319,13 +319,16 @@ def test_custom_tasks_need_an_admin_key_or_a_key_for_them(make_api, client):
     api = make_api(
         OWNPOD_CUSTOM_TASKS="true",
         OWNPOD_CUSTOM_TASK_KEYS="custom-key",
-        OWNPOD_API_KEYS="global-key,custom-key",
+        OWNPOD_API_KEYS="global-key",
         OWNPOD_ADMIN_KEYS="admin-key",
     )
-    refused(custom(api, {"X-API-Key": "global-key"}), 403, "custom_tasks_off")
+    refused(custom(api, {"X-API-Key": "global-key"}), 403, "forbidden")
+    refused(submit(api, headers=JSON | {"X-API-Key": "custom-key"}), 403, "forbidden")
     for key in ("admin-key", "custom-key"):
         answer = custom(api, {"X-API-Key": key}, task_difficulty="high")
         assert answer.status_code == 200, answer.text
+        path = f"/api/tasks/{answer.json['task_id']}"
+        assert api.get(path, headers={"X-API-Key": key}).json["task_preset"] == "custom"
     worker = Managed(client).list()[0]
     (_, spec) = next(found for found in Managed(client).wanted() if found[0].id == worker.id)
     assert (spec.template.image, spec.template.command) == ("llm-runner:latest", ("ls",))
@@ -336,6 +339,8 @@ def test_custom_tasks_need_an_admin_key_or_a_key_for_them(make_api, client):
 def test_custom_tasks_are_bound_to_the_images_that_are_allowed(make_api):
     api = make_api(OWNPOD_CUSTOM_TASKS="true")
     assert custom(api).status_code == 200
+    named = submit(api, task_type="oneoff", model_id="custom", task_preset="custom")
+    assert "/api/tasks/custom" in refused(named, 400, "bad_request")
     assert "not allowed" in refused(custom(api, docker_image="evil:latest"), 400, "bad_request")
     assert "docker_image" in refused(custom(api, docker_image="UPPER//x"), 400, "bad_request")
     api = make_api(OWNPOD_CUSTOM_TASKS="true", ALLOWED_DOCKER_IMAGES="pytorch/pytorch:*")
