@@ -11,7 +11,8 @@ from ownpod.configuration import (
     kept_endpoints,
     load_endpoints,
 )
-from ownpod.errors import ConfigurationError, UnknownDifficulty, UnknownModel, UnknownPreset
+from ownpod.errors import ConfigurationError
+from ownpod.preset_errors import UnknownDifficulty, UnknownModel, UnknownPreset
 from ownpod.registry import Registry
 from ownpod.rules.fleet import Entries
 from ownpod.rules.models import ModelSource
