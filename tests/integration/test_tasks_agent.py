@@ -114,7 +114,7 @@ class Rig:
         engine.check()
         client = self.client
         self.engine = engine
-        # Otherwise Python reports the shells of earlier ones as children that nobody waits for.
+        # Their shells are this process's children, which Python wants to be waited for.
         self.engines.append(engine)
         agent = Agent(
             Host("h", "http://127.0.0.1:8000", {}),
@@ -183,6 +183,8 @@ class Rig:
             self.turning.end()
         for worker_id in self.engine.list():
             self.engine.stop(worker_id, 0)
+        for engine in self.engines:
+            engine.list()
 
 
 @pytest.fixture
