@@ -8,6 +8,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
 
 from ownpod.api import agents_responses, responses, schemas
+from ownpod.api.openapi_tasks import add_tasks
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
@@ -274,6 +275,7 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
             **({"security": [{"key": []}]} if keys else {}),
         }
         spec.path(path, operations={"get": operation})
+    add_tasks(spec, keys=keys)
     document: dict[str, Any] = spec.to_dict()
     # marshmallow's plugin documents the values of a mapping, but not its keys.
     added = document["components"]["schemas"]["NewWorker"]["properties"]
