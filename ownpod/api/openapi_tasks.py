@@ -1,12 +1,17 @@
 """The part of ``/openapi.json`` about tasks and sessions."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from apispec import APISpec
 
 from ownpod.api import task_schemas
 from ownpod.api.task_responses import COMPONENTS
+from ownpod.configuration.custom import CUSTOM
+from ownpod.rules.presets import Preset
 from ownpod.rules.sessions import Status
+from ownpod.rules.task_views import TaskType
 
 _ERRORS = {
     400: "a value is wrong, or no preset, model or difficulty has this name",
@@ -156,6 +161,19 @@ def _operations() -> list[tuple[str, str, str, str, dict[str, Any]]]:
     ]
 
 
+@dataclass(frozen=True)
+class TaskChoices:
+    """What requests may name.
+
+    Attributes:
+        presets: the presets that exist.
+        longest_s: the largest ``timeout_seconds``.
+    """
+
+    presets: Sequence[Preset] = ()
+    longest_s: int = task_schemas.TIMEOUT_S[1]
+
+
 def add_tasks(spec: APISpec, *, keys: bool) -> None:
     """Adds the paths and components. ``keys``: whether requests need a key."""
     for name, schema in COMPONENTS.items():
@@ -199,3 +217,41 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
             "content": {"application/json": {"schema": "TaskError"}},
         }
     return found
+
+
+_SESSION_OR_NONE = {
+    "anyOf": [
+        {"properties": {"task_type": {"enum": [TaskType.SESSION.value, None]}}},
+        {"properties": {"session_id": {"type": "null"}}},
+    ]
+}
+"""A one-off task names no session."""
+
+
+def narrow(document: dict[str, Any], choices: TaskChoices) -> None:
+    """Puts the names that exist into the schemas of requests, so that a valid request finds its preset."""
+    schemas = document["components"]["schemas"]
+    presets = [preset for preset in choices.presets if preset.model_id != CUSTOM]
+    models = sorted({preset.model_id for preset in presets})
+    names = sorted({preset.name for preset in presets})
+    difficulties = sorted({name for preset in presets for name in preset.difficulties})
+    for name in ("Submit", "Predefined", "Prewarm"):
+        fields = schemas[name]["properties"]
+        if presets:
+            _choose(fields, "model_id", models)
+            _choose(fields, "task_preset", names)
+            _choose(fields, "task_name", sorted(preset.title for preset in presets))
+            _choose(fields, "task_difficulty", difficulties)
+    for name in ("Submit", "Predefined", "Custom"):
+        schemas[name]["properties"]["timeout_seconds"]["maximum"] = choices.longest_s
+    for name in ("Submit", "Predefined"):
+        schemas[name] |= _SESSION_OR_NONE
+
+
+def _choose(fields: dict[str, Any], name: str, values: list[str]) -> None:
+    if name in fields:
+        field = fields[name]
+        may_be_null = "null" in field["type"]
+        for key in ("minLength", "maxLength", "pattern"):
+            field.pop(key, None)
+        field["enum"] = [*values, *([None] if may_be_null else [])]
