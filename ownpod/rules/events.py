@@ -185,8 +185,10 @@ class _Walk:
             yield from self._entries_of(0)
         if self._at.attempt != job.attempt and job.status is not JobStatus.IN_QUEUE:
             yield from self._begin()
-        elif self._at.mark == _RESTARTED:
+        elif self._at.attempt and self._at.mark == _RESTARTED:
             yield from self._connect_and_work()
+        elif self._at.attempt and self._at.mark.startswith(_CONNECTED):
+            yield self._working()
         if self._at.attempt == job.attempt and job.attempt:
             yield from self._content()
         if job.status.terminal:
