@@ -48,6 +48,11 @@ class Cursor:
     mark: str = ""
     ended: bool = False
 
+    @property
+    def position(self) -> int:
+        """The job's position in its queue that the client has; 0: none."""
+        return int(self.mark[1:] or 0) if self.mark.startswith(_QUEUED) else 0
+
     def __str__(self) -> str:
         if self.ended:
             return f"{self.attempt}-end"
