@@ -4,7 +4,11 @@ The API answers an error as ``{"error": message}``, the shape of RunPod's errors
 that is wrong and what to change, and must not contain secrets or inputs.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
+
+LONGEST_LIST = 50
+"""Number of known names that an error lists."""
 
 
 class OwnPodError(Exception):
@@ -125,6 +129,62 @@ class AffinityWorkerGone(OwnPodError):
         }
 
 
+class SessionError(OwnPodError):
+    """The session cannot be used."""
+
+    code = "session_error"
+
+    def __init__(self, message: str, **more: Any) -> None:
+        super().__init__(message)
+        self._more = more
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The GPU service's clients read ``detail``, OwnPod's read ``error``."""
+        return {"detail": self.message, "error": self.message, "code": self.code, **self._more}
+
+
+class SessionNotFound(SessionError):
+    """There is no such session, or it is another key's."""
+
+    http_status = 404
+    code = "session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id} not found")
+
+
+class SessionEnded(SessionError):
+    """The session takes no more tasks. ``reason``: a value of :class:`ownpod.rules.sessions.Reason`, or ""."""
+
+    http_status = 404
+    code = "session_ended"
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(f"Session {session_id} has ended: {reason or 'manual'}")
+        self.reason = reason
+
+
+class SessionQueueFull(SessionError):
+    """The session's queue is full."""
+
+    http_status = 503
+    code = "queue_full"
+
+    def __init__(self, session_id: str, size: int, most: int) -> None:
+        super().__init__(f"Session {session_id} queue is full", queue_size=size, queue_max=most)
+
+
+class NoDeviceFree(SessionError):
+    """No device is free, and the request does not wait for one."""
+
+    http_status = 503
+    code = "full"
+
+    def __init__(self, difficulty: str) -> None:
+        super().__init__(f"all GPUs of class {difficulty} are busy")
+
+
 class JobNotFound(OwnPodError):
     """There is no such job."""
 
@@ -186,6 +246,47 @@ class UnsupportedMediaType(OwnPodError):
     """The body must have the content type application/json."""
 
     http_status = 415
+
+
+class UnknownModel(BadRequest):
+    """No preset has this model.
+
+    Args:
+        model_id: as the client wrote it.
+        known: the models that have presets.
+    """
+
+    def __init__(self, model_id: str, known: Sequence[str]) -> None:
+        super().__init__(f"model {model_id[:200]!r} has no presets; {_known('models', known)}")
+
+
+class UnknownPreset(BadRequest):
+    """The model has no such preset.
+
+    Args:
+        model_id: a model with presets.
+        preset: as the client wrote it.
+        known: the presets of the model.
+    """
+
+    def __init__(self, model_id: str, preset: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"model {model_id!r} has no preset {preset[:200]!r}; {_known('presets', known)}"
+        )
+
+
+class UnknownDifficulty(BadRequest):
+    """No preset may run with this difficulty."""
+
+    def __init__(self, difficulty: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"difficulty {difficulty[:200]!r} is unknown; {_known('difficulties', known)}"
+        )
+
+
+def _known(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
+    return f"known {what}: {', '.join(names[:LONGEST_LIST]) or 'none'}{more}"
 
 
 class QueueFull(OwnPodError):

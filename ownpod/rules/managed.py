@@ -2,6 +2,8 @@
 
 import json
 import re
+import secrets
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -11,6 +13,13 @@ from ownpod.errors import WorkerRecordBroken
 
 WORKER_ID = re.compile(r"[a-z0-9]{14}")
 """Pattern of a managed worker's id, which is RunPod's."""
+
+ALPHABET = string.ascii_lowercase + string.digits
+
+
+def new_worker_id() -> str:
+    """A random id as RunPod's workers have it: 14 lower-case letters and digits."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(14))
 
 
 class Phase(StrEnum):
@@ -128,6 +137,12 @@ class ManagedWorker:
     """Of a task: "<job id>:<attempt>" once its node has claimed the job, so its container may start."""
     tasks_done: int = 0
     """Jobs of the session that have ended."""
+    from_created: bool = False
+    """The session's lifetime counts from its creation, not from ready."""
+    wait_s: int = 0
+    """Seconds for which the session waits for a device, until it ends; 0: any time."""
+    ending: str = ""
+    """Why the session ends or has ended, a value of :class:`ownpod.rules.sessions.Reason`; "": not ended by OwnPod's rules."""
 
     @property
     def is_private(self) -> bool:
@@ -299,12 +314,14 @@ _VALUES: dict[str, Any] = {
     "volumes": _names,
     "refused_by": _names,
     "role": Role,
-    **dict.fromkeys(("failed", "out_of_memory", "hard_life"), lambda text: bool(int(text))),
+    **dict.fromkeys(
+        ("failed", "out_of_memory", "hard_life", "from_created"), lambda text: bool(int(text))
+    ),
     **dict.fromkeys(
         (
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
-            *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done"),
+            *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done", "wait_s"),
         ),
         _whole,
     ),

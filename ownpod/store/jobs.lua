@@ -1,8 +1,9 @@
 -- A job's way from its submission to its end. See common.lua for the keys and the helpers.
 
 -- id, endpoint, queue ('': the endpoint's), description, most queued (0: any), idempotency key ('': none),
--- its seconds, the body's digest, created_ms ('': now), ttl_ms, low priority (0|1), name, value, ...
--- -> "created", or "full", or the id and digest of the job that was created under the same key, while
+-- its seconds, the body's digest, created_ms ('': now), ttl_ms, low priority (0|1), private worker or '', name, value, ...
+-- -> "created", or "full", or "ended" and the reason of the private worker's end, or "busy" and the numbers of jobs that wait for
+-- it and that may, or the id and digest of the job that was created under the same key, while
 -- there is a record of it
 function commands.create()
   local id, endpoint = ARGV[3], ARGV[4]
@@ -23,10 +24,21 @@ function commands.create()
   end
   local job = {
     endpoint = endpoint, queue = queue, pinned = queue ~= shared, created_ms = created_ms,
-    ttl_ms = tonumber(ARGV[12]), low = ARGV[13] == '1', description = ARGV[6]
+    ttl_ms = tonumber(ARGV[12]), low = ARGV[13] == '1', description = ARGV[6],
+    private = ARGV[14] ~= '' and ARGV[14] or nil
   }
+  if job.private then
+    local reason, waiting = refuses(job), redis.call('ZCARD', WAITING .. queue)
+    local most = tonumber(redis.call('HGET', MANAGED .. ':' .. job.private, 'queue_max') or 0)
+    if reason then
+      return {'ended', reason}
+    elseif most > 0 and waiting >= most then
+      return {'busy', waiting, most}
+    end
+    touch(job)
+  end
   redis.call('HSET', JOB .. id, 'created_ms', created_ms, 'queue', queue, 'description', ARGV[6],
-    unpack(rest(14)))
+    unpack(rest(15)))
   enter_queue(id, job)
   if job.pinned and redis.call('HGET', JOB .. id, 'affinity') == SOFT then
     redis.call('ZADD', PREFERRING, now + PREFER_MS, id)
@@ -57,6 +69,9 @@ function commands.retry()
   if status ~= S.FAILED and status ~= S.TIMED_OUT then
     return status
   end
+  if job.private and refuses(job) then
+    return 'ENDED'
+  end
   if new_id == id then
     redis.call('PERSIST', key)
     redis.call('HINCRBY', key, 'retries', 1)
@@ -77,7 +92,7 @@ function commands.retry()
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
     'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as', 'chunk_bytes', 'chunk_calls',
-    'code', 'exit_code'
+    'code', 'exit_code', 'moves'
   )
   redis.call('DEL', CHUNKS .. new_id)
   forget_journal(new_id)
@@ -131,6 +146,10 @@ function commands.claim()
   if job.status == S.IN_QUEUE and job.pinned and job.queue ~= queue_of(job.endpoint, worker_id) then
     return false
   end
+  if job.status == S.IN_QUEUE and job.private and refuses(job) then
+    -- Housekeeping ends the job, or moves it to another session.
+    return false
+  end
   local number = job.attempt + 1
   local fields = {
     'attempt', number, 'worker_id', worker_id, 'claim', claim, 'callback', claim, 'started_ms', now
@@ -142,6 +161,9 @@ function commands.claim()
   end
   if job.pinned and redis.call('ZSCORE', PREFERRING, id) then
     unpin(id, job)
+  end
+  if job.private then
+    touch(job)
   end
   count(job.endpoint, 'begun')
   if number == 1 then

@@ -1,5 +1,6 @@
-"""Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and meanings.
+"""Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``, ``managed.lua``,
+``sessions.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and
+meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -103,6 +104,16 @@ def recent(endpoint: str) -> str:
 
 def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
+
+
+def private(endpoint: str) -> str:
+    """Ids of jobs that wait for sessions and one-off tasks' workers."""
+    return of_endpoint(endpoint, "private")
+
+
+def sessions(endpoint: str) -> str:
+    """Ids of the endpoint's sessions that are not stopped."""
+    return of_endpoint(endpoint, "sessions")
 
 
 def resumes(endpoint: str) -> str:

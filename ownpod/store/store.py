@@ -25,7 +25,10 @@ from ownpod.store.runs import Runs
 from ownpod.store.schema import Guard
 from ownpod.store.scripts import Scripts
 
-FILES = ("common.lua", "journal.lua", "jobs.lua", "runs.lua", "queue.lua", "chunks.lua")
+FILES = (
+    *("common.lua", "journal.lua", "jobs.lua", "runs.lua", "queue.lua", "chunks.lua"),
+    "private.lua",
+)
 
 REPEATABLE = frozenset(
     {
@@ -52,6 +55,7 @@ REPEATABLE = frozenset(
             "sample",
         ),
         *("chunks", "progress", "save_cursor", "tell", "tell_waiting"),
+        *("end_job", "move_private"),
     }
 )
 """Commands of :data:`FILES` that change nothing when they are executed a second time."""
