@@ -16,7 +16,8 @@ local function job_of(run)
   if redis.call('EXISTS', JOB .. run) == 0 then
     id, attempt = string.match(run, '^(.+)%-([1-9]%d?%d?)$')
   end
-  if id and redis.call('HGET', JOB .. id, 'worker_id') == worker then
+  local readable, runs_on = pcall(redis.call, 'HGET', JOB .. (id or ''), 'worker_id')
+  if readable and runs_on == worker then
     return id, attempt
   end
 end
@@ -44,7 +45,7 @@ function commands.append()
       redis.call('XADD', stream, '*', 't', now, 'm', ARGV[i], 'j', ARGV[i + 1])
       local id, attempt = job_of(ARGV[i + 1])
       if id then
-        tell(id, 'logs', ARGV[i + 2], attempt)
+        try_tell(id, 'logs', ARGV[i + 2], attempt)
       end
     end
     bytes = bytes + #ARGV[i]

@@ -262,6 +262,17 @@ def test_a_workers_lines_about_its_own_jobs_are_in_their_journals(store, client)
     assert logs(store, job_id="mine") == ["second"]
 
 
+@pytest.mark.parametrize("key", [keys.job("mine"), keys.journal("mine")])
+@pytest.mark.usefixtures("managed")
+def test_a_broken_job_costs_a_worker_no_line(store, client, key):
+    store.jobs.create(new_job("mine"))
+    claim(store, "mine", W)
+    client.set(key, "broken")
+    outputs = Outputs(client)
+    assert outputs.append(W, [Line("a", "mine"), Line("b")], "", Place("b1")) is Kept.YES
+    assert [line.text for line in outputs.last(W)] == ["a", "b"]
+
+
 # --- over HTTP
 
 
