@@ -256,6 +256,8 @@ class UnknownModel(BadRequest):
         known: the models that have presets.
     """
 
+    code = "unknown_model"
+
     def __init__(self, model_id: str, known: Sequence[str]) -> None:
         super().__init__(f"model {model_id[:200]!r} has no presets; {_known('models', known)}")
 
@@ -269,6 +271,8 @@ class UnknownPreset(BadRequest):
         known: the presets of the model.
     """
 
+    code = "unknown_preset"
+
     def __init__(self, model_id: str, preset: str, known: Sequence[str]) -> None:
         super().__init__(
             f"model {model_id!r} has no preset {preset[:200]!r}; {_known('presets', known)}"
@@ -277,6 +281,8 @@ class UnknownPreset(BadRequest):
 
 class UnknownDifficulty(BadRequest):
     """No preset may run with this difficulty."""
+
+    code = "unknown_difficulty"
 
     def __init__(self, difficulty: str, known: Sequence[str]) -> None:
         super().__init__(

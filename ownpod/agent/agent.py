@@ -159,7 +159,7 @@ class Agent:
             self._host.labels,
             problem=self._devices.problem,
             volumes=self._volumes.read(self._engine.name),
-            images=self._host.images,
+            images=None if self._host.images is None else tuple(self._host.images),
             secrets=self._values.own_names,
         )
         self.steps.memory.observe(info.devices)

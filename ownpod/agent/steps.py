@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -38,13 +38,13 @@ class Host:
         name: the name under which its workers and devices are listed.
         api_url: the API's base URL as the workers reach it.
         labels: the operator's labels, for example its data center.
-        images: patterns of the images that it may start; None: all, or its engine starts none.
+        images: patterns of the images that it may start, read again each time; None: all, or its engine starts none.
     """
 
     name: str
     api_url: str
     labels: Mapping[str, str]
-    images: tuple[str, ...] | None = None
+    images: Iterable[str] | None = None
 
 
 class Steps:

@@ -5,7 +5,7 @@ Source of the words and of the four states: the GPU service's ``SessionResponse`
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from ownpod.errors import BadRequest
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
-from ownpod.rules.templates import GpuNeed, ManagedSpec
+from ownpod.rules.templates import ManagedSpec
 
 KEPT_S = 600
 """Seconds for which clients see an ended session."""
@@ -139,18 +139,18 @@ def wish_for(
         labels: the client's own words about it.
 
     Raises:
-        BadRequest: the endpoint has no sessions.
+        BadRequest: the endpoint has no sessions, or none of this difficulty.
     """
     preset, spec = endpoint.preset, endpoint.managed
     if preset is None or preset.session is None or spec is None:
         raise BadRequest(f"endpoint {endpoint.id!r} has no sessions")
-    limits, chosen = preset.session, difficulty or preset.difficulty
+    limits = preset.session
     return SessionWish(
         endpoint=endpoint.id,
-        spec=in_pools(spec, chosen, preset.spill),
+        spec=preset.for_difficulty(spec, difficulty),
         model_id=preset.model_id,
         preset=preset.name,
-        difficulty=chosen,
+        difficulty=preset.difficulty if difficulty is None else difficulty,
         idle_s=limits.idle_timeout_s if idle_s is None else idle_s,
         life_s=limits.max_lifetime_s if life_s is None else life_s,
         queue_max=limits.queue,
@@ -180,16 +180,6 @@ def again(worker: ManagedWorker, endpoint: Endpoint) -> SessionWish:
         wait_s=worker.wait_s or None,
         labels=labels if isinstance(labels, dict) else {},
     )
-
-
-def in_pools(
-    spec: ManagedSpec, difficulty: str, spill: Mapping[str, Sequence[str]] | None = None
-) -> ManagedSpec:
-    """The spec with devices of a difficulty, then of those that it may spill to. One without devices keeps none."""
-    if spec.gpu is None:
-        return spec
-    pools = (difficulty, *(spill or {}).get(difficulty, ()))
-    return replace(spec, gpu=GpuNeed(pools, spec.gpu.count))
 
 
 def about_of(worker: ManagedWorker) -> dict[str, Any]:

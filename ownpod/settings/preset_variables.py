@@ -60,8 +60,8 @@ class Presets:
         alias=Alias(name="DEFAULT_TASK_TIMEOUT"),
         purpose="seconds that a task may run when neither it nor its preset has a time-out",
     )
-    task_timeout_max_s: int = variable(
-        "OWNPOD_TASK_TIMEOUT_MAX_S",
+    max_task_timeout_s: int = variable(
+        "OWNPOD_MAX_TASK_TIMEOUT_S",
         1800,
         limits=(5, 7 * DAY_S),
         alias=Alias(name="MAX_TASK_TIMEOUT"),

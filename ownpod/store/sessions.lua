@@ -1,5 +1,5 @@
 -- Private workers: sessions, and the workers of one-off tasks. Each command is one atomic step. The locals of managed.lua, with
--- its constants, are in front, so ARGV[2] is the worker's id. sessions.py adds WAITING (keys.py) and PICKED_MS.
+-- its constants, are in front, so ARGV[2] is the worker's id. sessions.py adds PICKED_MS.
 --
 -- MANAGED:<worker>          hash    of a private worker also: `role`, session or task, and the other fields that ManagedWorker has
 --                                   for them; `picked_ms`, when a request without a session's id got this one

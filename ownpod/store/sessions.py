@@ -73,7 +73,7 @@ class Sessions:
             store.client,
             *MANAGED_FILES,
             "sessions.lua",
-            constants=MANAGED_CONSTANTS + constants(WAITING=keys.WAITING, PICKED_MS=PICKED_MS),
+            constants=MANAGED_CONSTANTS + constants(PICKED_MS=PICKED_MS),
             # The id of the worker is the fence: a second execution finds the worker of the first.
             repeatable=("open", "open_task", "keepalive", "end_private"),
         )
