@@ -246,6 +246,15 @@ def narrow(document: dict[str, Any], choices: TaskChoices) -> None:
         schemas[name]["properties"]["timeout_seconds"]["maximum"] = choices.longest_s
     for name in ("Submit", "Predefined"):
         schemas[name] |= _SESSION_OR_NONE
+    # marshmallow's plugin documents the values of a mapping, but not its keys.
+    schemas["Prewarm"]["properties"]["metadata"] |= {
+        "maxProperties": task_schemas.MOST_LABELS,
+        "propertyNames": {"minLength": 1, "maxLength": task_schemas.LONGEST},
+    }
+    schemas["Custom"]["properties"]["env_vars"] |= {
+        "maxProperties": task_schemas.MOST_VARIABLES,
+        "propertyNames": {"pattern": f"^{task_schemas.VARIABLE}$"},
+    }
 
 
 def _choose(fields: dict[str, Any], name: str, values: list[str]) -> None:

@@ -202,11 +202,7 @@ class CustomSchema(_TaskSchema):
         allow_none=True,
         validate=_check_variables,
         error_messages={"invalid": "must be an object of strings"},
-        metadata={
-            "description": "variables of its environment",
-            "maxProperties": MOST_VARIABLES,
-            "propertyNames": {"pattern": f"^{VARIABLE}$"},
-        },
+        metadata={"description": "variables of its environment"},
     )
     task_difficulty = _difficulty()
     model_id = _text("a model that is mounted read-only at /models")
@@ -245,11 +241,7 @@ class PrewarmSchema(Schema):
         allow_none=True,
         validate=_check_labels,
         error_messages={"invalid": "must be an object of strings"},
-        metadata={
-            "description": "labels of the session, for people",
-            "maxProperties": MOST_LABELS,
-            "propertyNames": {"minLength": 1, "maxLength": LONGEST},
-        },
+        metadata={"description": "labels of the session, for people"},
     )
 
 
