@@ -1,5 +1,6 @@
 """Fixtures for all tests. A test gets the marker of its level from the folder that it is in."""
 
+import copy
 import functools
 import gc
 import os
@@ -12,6 +13,7 @@ import pytest
 import redis
 import redis.utils
 import werkzeug.routing
+import yaml
 from helpers import RedisServer
 from no_skips import (  # noqa: F401 - pytest's hooks
     pytest_addoption,
@@ -34,6 +36,10 @@ hypothesis.settings.load_profile("ownpod")
 
 # redis-py reads the metadata of its package for each connection that it makes.
 redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
+
+# Many tests load the same few lines again and again.
+_load_yaml = functools.lru_cache(1000)(yaml.safe_load)
+yaml.safe_load = lambda text: copy.deepcopy(_load_yaml(text))
 
 _compile = werkzeug.routing.Rule.compile
 _compiled: dict[object, dict[str, Any]] = {}

@@ -52,6 +52,7 @@ def test_a_part_that_ends_before_it_serves_ends_the_start_with_its_reason(group,
     assert "a          | no such thing" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_log_that_is_never_quiet_does_not_hold_up_the_ready_line(group):
     spawn(group, "a", CHATTER, lambda: True)
     attend_until(group, lambda: group.serving)
