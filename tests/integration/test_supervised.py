@@ -33,6 +33,7 @@ def attend_until(group, condition, seconds=10):
     return wait_until(attended, seconds)
 
 
+@pytest.mark.slow
 def test_a_part_that_serves_is_restarted_while_others_do_not_serve_yet(group, capfd):
     serving = spawn(group, "a", CHATTER, lambda: True)
     waiting = spawn(group, "b", SLEEP, lambda: False)
@@ -72,6 +73,7 @@ def test_a_supervised_process_is_due_when_its_pause_is_over():
     assert part.is_due(now + 100)
 
 
+@pytest.mark.slow
 def test_a_part_that_is_started_late_is_restarted_and_ends_after_the_one_before_which_it_is(
     tmp_path, capfd
 ):
