@@ -39,6 +39,9 @@ class _FileSchema(Schema):
     )
 
 
+_ENDPOINT, _FILE = _EndpointSchema(), _FileSchema()
+
+
 def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
     """The endpoints of the configuration by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
 
@@ -47,11 +50,11 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
     """
     given = _read(settings)
     if settings.workers is not None:
-        local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
+        local = given.setdefault(DEFAULT_ENDPOINT, _ENDPOINT.load({}))
         local["workers"] = [{"url": u, "headers": {}} for u in settings.workers]
     if not given:
         default = [{"url": url} for url in DEFAULT_WORKERS]
-        given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
+        given[DEFAULT_ENDPOINT] = _ENDPOINT.load({"workers": default})
     endpoints = {
         endpoint_id: endpoint_of(
             endpoint_id,
@@ -103,7 +106,7 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
     path = settings.workers_file
     try:
         content = yaml.safe_load(path.read_text())
-        return _FileSchema().load(content)["endpoints"]  # type: ignore[no-any-return]
+        return _FILE.load(content)["endpoints"]  # type: ignore[no-any-return]
     except FileNotFoundError:
         if not settings.workers_file_required:
             return {}
