@@ -139,14 +139,16 @@ _RULES = (
     "  http-request set-timeout server var(txn.limit)",
     # One look-up for all rules below. It is not ``txn.remote``: Lua may have given the request another backend since then.
     f"  http-request set-var(txn.far) be_name,map_str({Maps.REMOTE})",
-    f"  http-request set-header {FRONT_HEADER} %[str(secret),map_str({Maps.SWITCHES})] if {{ var(txn.far) -m found }}",
-    f"  http-request set-header {ENDPOINT_HEADER} %[var(txn.ep)] if {{ var(txn.far) -m found }}",
-    "  http-request set-header X-Runpod-Worker-Id %[var(txn.want)] if { var(txn.far) -m found } { var(txn.want) -m found }",
+    "  http-request allow if !{ var(txn.far) -m found }",
+    f"  http-request set-header {FRONT_HEADER} %[str(secret),map_str({Maps.SWITCHES})]",
+    f"  http-request set-header {ENDPOINT_HEADER} %[var(txn.ep)]",
+    "  http-request set-header X-Runpod-Worker-Id %[var(txn.want)] if { var(txn.want) -m found }",
+    # It replaces what a worker has sent. Another front has set it already.
+    "  http-after-response set-header X-Runpod-Worker-Id %[srv_name] if { srv_name -m found } !{ var(txn.far) -m found }",
+    "  http-after-response allow if !{ var(txn.problem) -m found }",
     '  http-after-response set-status 400 reason "Bad Request" if { var(txn.problem) -m int 400 }',
     '  http-after-response set-status 502 reason "Bad Gateway" if { var(txn.problem) -m int 502 }',
     "  http-after-response set-status 503 if { var(txn.problem) -m int 503 }",
-    # It replaces what a worker has sent. Another front has set it already.
-    "  http-after-response set-header X-Runpod-Worker-Id %[srv_name] if { srv_name -m found } !{ var(txn.far) -m found }",
 )
 
 _PINS = (

@@ -111,7 +111,7 @@ def _forwarded(layout: Layout) -> Iterator[str]:
         "  acl has_scheme req.hdr(x-forwarded-proto) -m found",
         "  http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)] if plain or !has_scheme",
         "  acl has_host req.hdr(x-forwarded-host) -m found",
-        "  acl names_host req.hdr(host) -m found",
+        "  acl names_host var(txn.host) -m found",
         "  http-request set-header X-Forwarded-Host %[req.hdr(host)] if plain names_host or !has_host names_host",
     )
 
