@@ -14,6 +14,7 @@ from ownpod.front.layout import (
     ENDPOINT_HEADER,
     FRONT_HEADER,
     HEADERS,
+    HOT_BYTES,
     LUA,
     PROBLEM,
     REWRITE_BYTES,
@@ -63,6 +64,7 @@ def _global(layout: Layout) -> Iterator[str]:
         f"  tune.bufsize {BUFFER_BYTES}",
         f"  tune.maxrewrite {REWRITE_BYTES}",
         f"  tune.http.maxhdr {HEADERS}",
+        f"  tune.memory.hot-size {HOT_BYTES}",
         # The time that a request is held in Lua is its own limit; the default of 4 s counts run time only.
         "  tune.lua.session-timeout 0",
         f"  lua-load-per-thread {LUA} {layout.timeout_status}",
