@@ -24,6 +24,10 @@ FRONT_KEY, ANY_KEY = "<front>", "*"
 BUFFER_BYTES, REWRITE_BYTES, HEADERS = 81_920, 8_192, 256
 """The largest header that passes is the difference, above the 64 KiB that the API accepts; and the number of its lines."""
 
+HOT_BYTES = 4 * 1024 * 1024
+"""Bytes of free memory that each of HAProxy's threads keeps for itself: some 50 buffers. Its default has room for six, so that
+threads exchange buffers for each request, which costs a sixth of HAProxy's CPU."""
+
 UNLIMITED_MS = 1_728_000_000
 """20 days, for requests without a processing limit. HAProxy's largest time is 24 days."""
 
