@@ -187,7 +187,14 @@ class Front:
     def apply(self, *servers: Server, keys: bool = True, **values: Any) -> FrontState:
         """Has the endpoint "ep" with these servers and limits."""
         state = FrontState(
-            routes={"ep": Route("ep", Balancing(**values), tuple(servers))},
+            routes={
+                "ep": Route(
+                    "ep",
+                    Balancing(**values),
+                    tuple(servers),
+                    is_limited=bool(values.get("capacity")),
+                )
+            },
             queues={"queue"},
             keys={"*": {digest_of(KEY)}, "other": {digest_of("key-of-other")}} if keys else None,
         )

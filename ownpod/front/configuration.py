@@ -120,8 +120,11 @@ def _defaults() -> Iterator[str]:
 _POOL_DEFAULTS = (
     "  balance leastconn",
     "  option redispatch",
-    "  retries 2",
+    # A request that a dead worker did not accept is repeated once more after the third failure, which marks the worker down.
+    "  retries 3",
     "  retry-on conn-failure",
+    # Without it `plan.KEEPER` would get requests although it is full.
+    "  option allbackups",
     "  option httpchk",
     # HTTP/1.1 with a Host, because some servers refuse other requests.
     f"  http-check send meth GET uri-lf %[be_name,map_str({Maps.HEALTH},/ping)] ver HTTP/1.1 hdr Host localhost hdr Connection close",

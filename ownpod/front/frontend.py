@@ -39,6 +39,7 @@ def public(layout: Layout) -> Iterator[str]:
         "  http-request track-sc1 var(txn.wish) table wishes if { var(txn.wish) -m found }",
         # Lua runs only for what it decides: most requests have a worker, and name none.
         "  http-request lua.place if { var(txn.be) -m found } { var(txn.be),nbsrv eq 0 }",
+        f"  http-request lua.place if {{ var(txn.be) -m found }} {{ var(txn.be),nbsrv eq 1 }} {{ var(txn.be),map_str({Maps.QUEUEING}) -m found }}",
         "  http-request lua.place if { var(txn.be) -m found } !{ var(txn.remote) -m found } !{ var(txn.pin) -m found } { var(txn.want) -m len gt 0 }",
         *first_pass(),
         "  use_backend %[var(txn.be)] if { var(txn.be) -m found }",

@@ -69,6 +69,8 @@ class Maps(StrEnum):
     """Origins whose pages may call while no key is needed, in lower case."""
     GONE = "maps/gone.map"
     """Clients (``<address>:<port>``) that have closed their connection, see ``front/clients.py``."""
+    QUEUEING = "maps/queueing.map"
+    """The backends that have the server ``plan.KEEPER``."""
     PAUSED = "maps/paused.map"
     """Why an endpoint takes no requests now, as the inside of a JSON string."""
     PATTERNS = "maps/patterns.map"

@@ -92,6 +92,8 @@ class Route:
     servers: tuple[Server, ...] = ()
     paused: str = ""
     """Why it takes no requests now, in words: each is answered at once. "": it takes them."""
+    is_limited: bool = False
+    """Whether a worker of it gets a limited number of requests at a time, so that further ones wait for a place."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ownpod.rules.balancing import (
 from ownpod.rules.credentials import Credential
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
-from ownpod.rules.homes import Front, home_of
+from ownpod.rules.homes import Front, home_of, is_limited
 from ownpod.rules.probing import UNASKED, Target, Verdict, target_of
 
 FRONT = "front-"
@@ -136,7 +136,9 @@ def state_of(view: View, me: Front, verdicts: Mapping[str, Verdict]) -> FrontSta
         if endpoint.balancing is not None:
             servers = tuple(_servers(endpoint, view, me, verdicts))
             paused = view.paused_endpoints.get(endpoint.id, "")
-            routes[endpoint.id] = Route(endpoint.id, endpoint.balancing, servers, paused)
+            routes[endpoint.id] = Route(
+                endpoint.id, endpoint.balancing, servers, paused, is_limited(endpoint)
+            )
     return FrontState(
         routes=routes,
         queues=view.queues,
