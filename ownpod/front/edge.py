@@ -302,4 +302,4 @@ class Edge:
 
 def _is_busy(readings: Mapping[str, RouteReading]) -> bool:
     """Whether requests are open or held. The first one that is held is announced at :data:`SOCKET`."""
-    return any(reading.open or reading.wishes for reading in readings.values())
+    return any(reading.requests or reading.wishes for reading in readings.values())

@@ -39,7 +39,7 @@ def readings(
             own = servers.get(other, {}) | own
         count = counts.get(endpoint, {})
         found[endpoint] = RouteReading(
-            open=count.get("conn_cur", 0),
+            requests=count.get("conn_cur", 0),
             servers=own,
             wishes=tuple(sorted(wished.get(endpoint, set()) - own.keys())),
             total=count.get("http_req_cnt", 0),

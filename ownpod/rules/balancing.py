@@ -143,14 +143,14 @@ class RouteReading:
     """A load-balanced endpoint as the front last had it.
 
     Attributes:
-        open: requests, streams and WebSockets that wait or are open; those that are held for a worker included.
+        requests: requests, streams and WebSockets that wait or are open; those that are held for a worker included.
         servers: its workers, by id.
         wishes: ids of workers that are not there, for which a request with ``strict-resume`` waits.
         total: requests since the front's start.
         passes: the front passes the requests on to another one, which is the endpoint's home.
     """
 
-    open: int = 0
+    requests: int = 0
     servers: Mapping[str, ServerReading] = field(default_factory=dict)
     wishes: tuple[str, ...] = ()
     total: int = 0
@@ -164,4 +164,4 @@ class RouteReading:
     @property
     def waiting(self) -> int:
         """Requests that wait for a worker, or for a place at one."""
-        return max(0, self.open - self.running)
+        return max(0, self.requests - self.running)

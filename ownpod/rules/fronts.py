@@ -199,7 +199,7 @@ def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[st
         }
         passes = any(server.is_front for server in route.servers)
         here = {i: r for i, r in reading.servers.items() if i not in passed}
-        drained = not passes or reading.open <= sum(r.open for r in here.values())
+        drained = not passes or reading.requests <= sum(r.open for r in here.values())
         servers = {
             i: replace(r, draining=wanted[i].draining if i in wanted else drained)
             for i, r in here.items()
@@ -226,7 +226,7 @@ def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
         known = servers.get(name)
         servers[name] = more if known is None else _sum_of_server(known, more)
     return RouteReading(
-        open=a.open + b.open,
+        requests=a.requests + b.requests,
         servers=servers,
         wishes=tuple(sorted({*a.wishes, *b.wishes})),
         total=a.total + b.total,

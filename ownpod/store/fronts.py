@@ -113,11 +113,11 @@ def _living(found: Any) -> tuple[tuple[Front, ...], dict[str, Readings]]:
 
 
 def dumped(readings: Readings) -> str:
-    """Readings as JSON: ``{endpoint: [open, total, passes, wishes, {worker: [open, waiting, total, up, draining, problem]}]}``."""
+    """Readings as JSON: ``{endpoint: [requests, total, passes, wishes, {worker: [open, waiting, total, up, draining, problem]}]}``."""
     return json.dumps(
         {
             name: [
-                reading.open,
+                reading.requests,
                 reading.total,
                 int(reading.passes),
                 reading.wishes,
@@ -142,10 +142,10 @@ def loaded(text: str) -> Readings:
 
 
 def _reading(
-    open_: Any, total: Any, passes: Any, wishes: Any, servers: dict[str, Any]
+    requests: Any, total: Any, passes: Any, wishes: Any, servers: dict[str, Any]
 ) -> RouteReading:
     return RouteReading(
-        open=_count(open_),
+        requests=_count(requests),
         total=_count(total),
         passes=bool(passes),
         wishes=tuple(map(str, wishes)),

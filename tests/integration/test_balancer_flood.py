@@ -61,7 +61,7 @@ def test_the_cost_of_requests_that_are_held_is_bounded(lb):
 
     with contextlib.ExitStack() as stack:
         sent(lb, stack, COUNT)
-        wait_until(lambda: lb.balancer.read()["ep"].open == COUNT, 30, "all that are held")
+        wait_until(lambda: lb.balancer.read()["ep"].requests == COUNT, 30, "all that are held")
         (info,) = runtime.ask("show info")
         threads = int(re.search(r"Nbthread: (\d+)", info)[1])
         if threads * 400 >= COUNT:

@@ -72,12 +72,12 @@ def leaving(lb, path, *, method="GET", body=b"", headers=""):
 def test_requests_are_held_until_the_first_worker_and_counted(lb, worker):
     lb.apply()
     held = [lb.background("/echo", method="POST", data=b"x" * 200_000) for _ in range(20)]
-    wait_until(lambda: lb.reading().open == 20)
+    wait_until(lambda: lb.reading().requests == 20)
     assert lb.reading().waiting == 20
     assert not worker.seen
     lb.apply(worker.server())
     assert {each.answer().status_code for each in held} == {200}
-    wait_until(lambda: lb.reading().open == 0)
+    wait_until(lambda: lb.reading().requests == 0)
     assert lb.reading().total == 20
 
 
@@ -140,7 +140,7 @@ def test_a_place_goes_to_a_request_that_waits(lb, worker):
     first, second = lb.background("/hold"), lb.background("/hold")
     wait_until(lambda: lb.reading().waiting == 1)
     reading = lb.reading()
-    assert (reading.open, reading.running, reading.servers["w1"].open) == (2, 1, 1)
+    assert (reading.requests, reading.running, reading.servers["w1"].open) == (2, 1, 1)
     with WebWorker("w2").serving() as other:
         lb.apply(worker.server(capacity=1), other.server(capacity=1))
         wait_until(
@@ -156,22 +156,22 @@ def test_a_client_that_leaves_frees_its_place_everywhere(lb, worker, method):
     lb.apply()
     body = b"x" * 1000
     held = leaving(lb, "/hold", method=method, body=body)
-    wait_until(lambda: lb.reading().open == 1)
+    wait_until(lambda: lb.reading().requests == 1)
     held.close()
-    wait_until(lambda: lb.reading().open == 0, what="a held request ends with its client")
+    wait_until(lambda: lb.reading().requests == 0, what="a held request ends with its client")
 
     lb.apply(worker.server(capacity=1))
     running = leaving(lb, "/hold", method=method, body=body)
     wait_until(lambda: worker.running == 1)
     queued = [leaving(lb, "/hold", method=method, body=body) for _ in range(5)]
     strict = leaving(lb, "/hold", headers="X-Runpod-Worker-Id: strict w1\r\n")
-    wait_until(lambda: lb.reading().open == 7)
+    wait_until(lambda: lb.reading().requests == 7)
     for each in (*queued, strict):
         each.close()
-    wait_until(lambda: lb.reading().open == 1, what="queued requests end with their clients")
+    wait_until(lambda: lb.reading().requests == 1, what="queued requests end with their clients")
     running.close()
     wait_until(lambda: worker.aborted == 1, what="the worker is notified")
-    wait_until(lambda: lb.reading().open == 0)
+    wait_until(lambda: lb.reading().requests == 0)
     assert len(worker.seen) == 1
     assert lb.get().ok
 
@@ -212,7 +212,7 @@ def test_held_requests_of_a_removed_endpoint_are_answered_and_reach_no_other(tmp
     with front(tmp_path / "front", pool=1) as lb:
         lb.apply()
         held = lb.background("/echo")
-        wait_until(lambda: lb.reading().open == 1)
+        wait_until(lambda: lb.reading().requests == 1)
         route = Route("next", Balancing(), (worker.server(),))
         state = FrontState({"next": route}, keys={"*": {digest_of(KEY)}})
         lb.balancer.apply(state)
@@ -339,7 +339,7 @@ def test_requests_that_wait_for_a_place_at_a_worker_that_is_removed_wait_for_the
     worker.let_go()
     assert busy.answer().ok
     assert len(worker.seen) == 1
-    wait_until(lambda: lb.reading().open == 0)
+    wait_until(lambda: lb.reading().requests == 0)
     assert ":keeper" not in lb.reading().servers
 
 

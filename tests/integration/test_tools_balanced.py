@@ -33,7 +33,7 @@ def file(tmp_path):
 @pytest.fixture
 def front(client):
     """A front that publishes, and what it has read."""
-    reading = RouteReading(open=5, total=9, servers={"a": ServerReading(2, 1, 9)})
+    reading = RouteReading(requests=5, total=9, servers={"a": ServerReading(2, 1, 9)})
     ended = threading.Event()
 
     def beat():

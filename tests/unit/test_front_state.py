@@ -157,19 +157,19 @@ def test_requests_that_are_passed_on_are_counted_by_the_home_only():
     passing = replace(
         state, routes={"ep": Route("ep", servers=(Server("front-other", "h", 1, is_front=True),))}
     )
-    reading = RouteReading(open=2, servers={"front-other": ServerReading(open=3)})
+    reading = RouteReading(requests=2, servers={"front-other": ServerReading(open=3)})
     found = reported({"ep": reading}, passing)["ep"]
-    assert (found.open, found.waiting, found.servers, found.passes) == (2, 2, {}, True)
+    assert (found.requests, found.waiting, found.servers, found.passes) == (2, 2, {}, True)
     # What waited before the home has moved is still sent to the worker from here.
     for waiting in (0, 1):
         left = {"front-other": ServerReading(open=3), "w": ServerReading(open=1)}
-        reading = RouteReading(open=1 + waiting, servers=left)
+        reading = RouteReading(requests=1 + waiting, servers=left)
         assert reported({"ep": reading}, passing)["ep"].servers["w"].draining is (not waiting)
 
 
 def test_a_server_that_was_removed_and_still_has_requests_is_reported_as_draining():
     state = state_of(view(endpoint(worker("b"))), ME, {"b": HEALTHY})
-    reading = RouteReading(open=1, servers={"a": ServerReading(open=1)})
+    reading = RouteReading(requests=1, servers={"a": ServerReading(open=1)})
     found = reported({"ep": reading, "gone": reading}, state)
     assert list(found) == ["ep"]
     assert found["ep"].servers["a"].draining
@@ -180,7 +180,7 @@ def test_readings_of_fronts_are_summed():
     a = {"ep": RouteReading(3, {"w": ServerReading(1, total=5, up=False, problem="x")}, ("u",), 7)}
     b = {"ep": RouteReading(1, {"w": ServerReading(1, total=2), "v": ServerReading()}, ("t",), 1)}
     found = summed([a, b])["ep"]
-    assert (found.open, found.total, found.wishes, found.waiting) == (4, 8, ("t", "u"), 2)
+    assert (found.requests, found.total, found.wishes, found.waiting) == (4, 8, ("t", "u"), 2)
     assert found.servers["w"] == ServerReading(2, total=7, up=True, problem="x")
 
 
