@@ -13,7 +13,7 @@ from ownpod.errors import StartError
 from ownpod.front import authorities, plan
 from ownpod.front.clients import closed_by_clients
 from ownpod.front.configuration import render
-from ownpod.front.layout import Layout, Maps, backends
+from ownpod.front.layout import Layout, Maps, backends, full
 from ownpod.front.names import Names
 from ownpod.front.program import Program, connections_limit, script
 from ownpod.front.readings import readings
@@ -261,11 +261,10 @@ class Balancer:
         kept = {backend: owner for backend, owner in owners.items() if backend not in free}
         self._chosen, left_out = plan.assign(state.routes, kept, self._holds)
         self._left = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
-        full = f"the front has room for {self._layout.pool} load-balanced endpoints"
-        problems = dict.fromkeys(left_out, full)
+        why = full(self._layout.pool)
+        problems = dict.fromkeys(left_out, why)
         for endpoint in problems.keys() - self.problems.keys():
-            # Its requests are answered 404, as those of an endpoint that does not exist.
-            log.warning("endpoint %s is not served: %s", endpoint, full)
+            log.warning("endpoint %s is not served: %s", endpoint, why)
         maps = plan.maps_of(state, self._chosen, emptying, self._layout.domain)
         self._runtime.run(map_changes(maps, actual.maps), *FINE)
         wanted = {

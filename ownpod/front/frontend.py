@@ -12,6 +12,7 @@ from ownpod.front.layout import (
     UNLIMITED_MS,
     Layout,
     Maps,
+    full,
     problem,
     quoted,
     refusal,
@@ -30,7 +31,7 @@ def public(layout: Layout) -> Iterator[str]:
     yield f"  monitor-uri {ALIVE_PATH}"
     yield from _which_endpoint(layout)
     yield from _access()
-    yield from _refusals()
+    yield from _refusals(layout)
     yield from _headers(layout)
     yield from (
         "  http-request set-var(txn.since) date if { var(txn.be) -m found }",
@@ -140,12 +141,17 @@ def _guard() -> Iterator[str]:
     )
 
 
-def _refusals() -> Iterator[str]:
+def _refusals(layout: Layout) -> Iterator[str]:
     yield refusal(
         400,
         '{"error":"not allowed for QB API"}',
         f"balanced {{ var(txn.ep),map_str({Maps.QUEUES}) -m found }}",
         kind=JSON,
+    )
+    yield refusal(
+        503,
+        problem(503, "Service Unavailable", full(layout.pool)),
+        f"balanced !{{ var(txn.be) -m found }} {{ var(txn.ep),map_str({Maps.LEFT_OUT}) -m found }}",
     )
     yield refusal(
         404,

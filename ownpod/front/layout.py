@@ -69,6 +69,8 @@ class Maps(StrEnum):
     """Origins whose pages may call while no key is needed, in lower case."""
     GONE = "maps/gone.map"
     """Clients (``<address>:<port>``) that have closed their connection, see ``front/clients.py``."""
+    LEFT_OUT = "maps/left-out.map"
+    """The load-balanced endpoints for which no backend is left."""
     QUEUEING = "maps/queueing.map"
     """The backends that have the server ``plan.KEEPER``."""
     PAUSED = "maps/paused.map"
@@ -116,6 +118,11 @@ def backends(pool: int, holds: tuple[int, ...] = HOLD_CLASSES_S) -> dict[str, in
     classes = [holds[0]] * (pool - pool // 2)
     classes += [holds[number % len(holds)] for number in range(pool // 2)]
     return {f"p{number:03}": seconds for number, seconds in enumerate(classes)}
+
+
+def full(pool: int) -> str:
+    """Why an endpoint is not served where all ``pool`` backends belong to others."""
+    return f"the front has room for {pool} load-balanced endpoints"
 
 
 def digest(text: str) -> str:

@@ -143,6 +143,9 @@ def maps_of(
     for endpoint in sorted(state.queues):
         maps[Maps.QUEUES][endpoint] = "1"
         maps[Maps.NAMES].setdefault(f"{endpoint}.{domain}".lower(), endpoint)
+    for endpoint in sorted(state.routes.keys() - chosen.keys()):
+        maps[Maps.LEFT_OUT][endpoint] = "1"
+        maps[Maps.NAMES].setdefault(f"{endpoint}.{domain}".lower(), endpoint)
     maps[Maps.OWNERS] = dict(emptying)
     for endpoint, backend in sorted(chosen.items()):
         route = state.routes[endpoint]

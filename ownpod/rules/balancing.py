@@ -148,6 +148,7 @@ class RouteReading:
         wishes: ids of workers that are not there, for which a request with ``strict-resume`` waits.
         total: requests since the front's start.
         passes: the front passes the requests on to another one, which is the endpoint's home.
+        problem: why the front serves none of its requests; "": it does.
     """
 
     requests: int = 0
@@ -155,6 +156,7 @@ class RouteReading:
     wishes: tuple[str, ...] = ()
     total: int = 0
     passes: bool = False
+    problem: str = ""
 
     @property
     def running(self) -> int:

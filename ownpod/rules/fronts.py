@@ -231,6 +231,7 @@ def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
         wishes=tuple(sorted({*a.wishes, *b.wishes})),
         total=a.total + b.total,
         passes=a.passes and b.passes,
+        problem=a.problem or b.problem,
     )
 
 

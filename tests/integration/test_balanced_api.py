@@ -95,6 +95,11 @@ def test_health_counts_requests_as_jobs_and_workers_in_runpods_words(api, client
     assert (b["open"], b["capacity"], b["state"], b["reason"]) == (3, 7, "ready", "")
 
 
+def test_health_states_why_a_front_serves_an_endpoint_not_at_all(api, fronts):
+    fronts.read = {"web": RouteReading(problem="the front has room for 128")}
+    assert health(api)["ownpod"]["front"]["problem"] == "the front has room for 128"
+
+
 def test_a_ready_worker_is_idle_as_soon_as_no_request_is_open(api, client):
     # `held` is 1 after a request that has ended, for the scaler.
     publish(client, "a", WorkerState.READY, held=1)

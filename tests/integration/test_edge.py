@@ -198,6 +198,14 @@ def test_one_that_is_down_with_open_requests_stays_until_these_end(rig, worker):
     assert "w" in rig.balancer.servers()
 
 
+def test_why_an_endpoint_is_not_served_is_reported(rig, worker):
+    rig.add(worker)
+    rig.balancer.problems = {"lb": "no room", "other/w": "its id"}
+    wait_until(lambda: rig.fronts.loads().get("lb", RouteReading()).problem == "no room")
+    rig.balancer.problems = {}
+    wait_until(lambda: rig.fronts.loads().get("lb", RouteReading(problem="gone")).problem == "")
+
+
 def test_open_requests_are_reported_and_count_as_work(rig, worker):
     rig.add(worker)
     wait_until(lambda: "w" in rig.balancer.servers())

@@ -11,7 +11,7 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import TTL_S, Fronts
 
 A, B = Front("a", "h:1"), Front("b")
-ONE = {"ep": RouteReading(2, {"w": ServerReading(1, total=4)}, ("x",), 5)}
+ONE = {"ep": RouteReading(2, {"w": ServerReading(1, total=4)}, ("x",), 5, problem="no room")}
 
 
 @pytest.fixture
