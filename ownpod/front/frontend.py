@@ -49,9 +49,10 @@ def public(layout: Layout) -> Iterator[str]:
         "  stick-table type string len 256 size 10k expire 20d store conn_cur,http_req_cnt",
         "backend wishes from base",
         "  stick-table type string len 520 size 10k expire 1h store conn_cur",
-        # The edge's notes: HAProxy knows only maps that a rule names. No request reaches this backend.
+        # Notes for the edge and for Lua: HAProxy knows only maps that a rule names. No request reaches this backend.
         f"  http-request set-var(txn.note) be_name,map_str({Maps.OWNERS})",
         f"  http-request set-var(txn.note) be_name,map_str({Maps.SERVERS})",
+        f"  http-request set-var(txn.note) be_name,map_str({Maps.LOST})",
     )
 
 

@@ -71,6 +71,8 @@ class Maps(StrEnum):
     """Clients (``<address>:<port>``) that have closed their connection, see ``front/clients.py``."""
     LEFT_OUT = "maps/left-out.map"
     """The load-balanced endpoints for which no backend is left."""
+    LOST = "maps/lost.map"
+    """``<endpoint>|<worker>``: the worker cannot come back, see ``FrontState.lost``."""
     QUEUEING = "maps/queueing.map"
     """The backends that have the server ``plan.KEEPER``."""
     PAUSED = "maps/paused.map"

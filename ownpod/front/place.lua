@@ -17,6 +17,7 @@ local FIRST_MS, LONGEST_MS, MOST_CHECKS = 5, 1000, 4
 local routes = Map.new("maps/routes.map", Map._str)
 local remotes = Map.new("maps/remote.map", Map._str)
 local holds = Map.new("maps/holds.map", Map._str)
+local lost = Map.new("maps/lost.map", Map._str)
 local gone = Map.new("maps/gone.map", Map._str)
 
 local function now()
@@ -148,7 +149,7 @@ local function strict(txn, ep, be, id, resumes, hold_s)
         txn:set_var("txn.strict", id)
         return
       end
-    elseif state == nil and not resumes then
+    elseif state == nil and (not resumes or lost:lookup(ep .. "|" .. id)) then
       return answer(txn, 404, "affinity_worker_gone", "affinity_worker_gone")
     end
     if now() >= deadline then

@@ -165,6 +165,9 @@ def maps_of(
             maps[Maps.REMOTE][backend] = "1"
         if keeps(route):
             maps[Maps.QUEUEING][backend] = "1"
+    for endpoint, workers in state.lost.items():
+        # What a client sends is no command: only the characters of names are wished, see the rule of `txn.wish`.
+        maps[Maps.LOST] |= {f"{endpoint}|{worker}": "1" for worker in workers if is_name(worker)}
     _access(state, maps)
     return maps
 

@@ -107,6 +107,7 @@ class FrontState:
         hosts: host names under which the front answers while no key is needed, besides those of this machine.
         origins: origins whose pages may call it then.
         secret: what fronts send to each other instead of a key; None: there is no other front.
+        lost: ids of workers that requests with ``strict-resume`` wait for and that cannot come back, by the endpoint's id.
     """
 
     routes: Mapping[str, Route] = field(default_factory=dict)
@@ -115,6 +116,7 @@ class FrontState:
     hosts: Collection[str] = frozenset()
     origins: Collection[str] = frozenset()
     secret: str | None = field(repr=False, default=None)
+    lost: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

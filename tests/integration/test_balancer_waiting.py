@@ -176,6 +176,21 @@ def test_a_client_that_leaves_frees_its_place_everywhere(lb, worker, method):
     assert lb.get().ok
 
 
+def test_strict_resume_of_a_worker_that_cannot_come_back_is_answered_at_once(lb, worker):
+    lb.apply()
+    gone, comes = (
+        lb.background("/echo", headers={"X-Runpod-Worker-Id": f"strict-resume {name}"})
+        for name in ("w0", "w1")
+    )
+    wait_until(lambda: lb.reading().wishes == ("w0", "w1"))
+    lb.apply(lost=["w0"])
+    answer = gone.answer()
+    assert (answer.status_code, answer.json()["reason"]) == (404, "affinity_worker_gone")
+    wait_until(lambda: lb.reading().wishes == ("w1",))
+    lb.apply(worker.server())
+    assert comes.answer().ok
+
+
 def test_strict_resume_waits_for_the_worker_and_is_a_wish(lb, worker):
     lb.apply()
     strict = lb.get(headers={"X-Runpod-Worker-Id": "strict w1"})

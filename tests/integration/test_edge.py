@@ -244,6 +244,18 @@ def test_a_wish_for_a_worker_is_reported(rig):
     wait_until(lambda: rig.fronts.wishes() == {"lb": ("abc",)})
 
 
+def test_a_wish_for_a_worker_that_cannot_come_back_is_known(rig):
+    rig.registry.put_endpoint("lb", {"type": "LB"})
+    wait_until(lambda: "lb" in rig.balancer.state.routes)
+    spec = ManagedSpec(Template(image="i:1", command=("x",), protocol=Protocol.HTTP), Scaling())
+    there, gone = "abcdefghijklmn", "abcdefghijklmo"
+    rig.managed.want(there, "lb", spec=spec)
+    rig.balancer.readings["lb"] = RouteReading(requests=3, wishes=(there, gone, "never"))
+    wait_until(lambda: rig.balancer.state.lost == {"lb": {gone, "never"}})
+    rig.balancer.readings["lb"] = RouteReading(requests=1, wishes=(there,))
+    wait_until(lambda: rig.balancer.state.lost == {})
+
+
 def test_a_paused_worker_drains_and_its_requests_are_seen_to_the_end(rig, worker):
     rig.add(worker)
     wait_until(lambda: "w" in rig.balancer.servers())

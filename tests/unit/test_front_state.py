@@ -15,6 +15,7 @@ from ownpod.rules.fronts import (
     Totals,
     View,
     keys_of,
+    lost_of,
     pauses_of,
     reported,
     server_of,
@@ -24,6 +25,7 @@ from ownpod.rules.fronts import (
     targets,
 )
 from ownpod.rules.homes import Front
+from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.probing import HEALTHY, UNASKED, Verdict
 from ownpod.rules.templates import ManagedSpec, Scaling, Template
 from ownpod.store.fronts import dumped, loaded
@@ -262,3 +264,28 @@ def test_the_total_of_a_worker_that_was_away_goes_on_and_those_of_many_are_not_k
     assert total("w", 1) == 4
     assert [total(name, 1) for name in ("a", "b", "c")] == [1, 1, 1]
     assert total("w", 1) == 1
+
+
+STOPPED = ManagedWorker("m", "ep", "r1", Phase.STOPPED, 1, ready_ms=5, stopped_ms=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "release", "lost"),
+    [
+        ({}, "r1", False),
+        ({}, None, False),
+        ({}, "r2", True),
+        ({"endpoint": "other"}, "r1", True),
+        ({"ready_ms": None}, "r1", True),
+        ({"failed": True}, "r1", True),
+        ({"ended_in": "ready"}, None, True),
+        # One that runs, or will, is waited for, whatever its release is.
+        ({"phase": Phase.WANTED, "ready_ms": None}, "r2", False),
+        ({"phase": Phase.DRAINING}, "r2", False),
+        ({"phase": Phase.READY, "endpoint": "other"}, "r1", True),
+    ],
+)
+def test_which_wished_workers_cannot_come_back(changes, release, lost):
+    records = {"m": replace(STOPPED, **changes)}
+    found = lost_of(endpoint(worker("listed")), ("m", "listed", "never"), records, release)
+    assert found == {"never", *(["m"] if lost else [])}
