@@ -4,6 +4,7 @@ import contextlib
 import random
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 import requests
@@ -334,6 +335,21 @@ def test_changes_of_membership_under_load_break_nothing(lb):
         for each in workers:
             each.let_go()
         assert all(b"data: last" in each.answer().content for each in streams)
+
+
+def test_what_is_open_outlives_its_key(lb, worker):
+    """As at RunPod, which checks a key at the upgrade only; see docs/howto/load-balanced.md."""
+    state = lb.apply(worker.server())
+    head = {"Authorization": KEY}
+    with connect(f"ws://127.0.0.1:{lb.port}/lb/ep/ws", additional_headers=head) as client:
+        stream = lb.background("/events")
+        wait_until(lambda: worker.running == 2)
+        lb.balancer.apply(replace(state, keys={"*": {digest_of("another")}}))
+        assert lb.get().status_code == 401
+        client.send("on")
+        assert client.recv() == "w1: on"
+        worker.let_go()
+        assert b"data: last" in stream.answer().content
 
 
 def test_requests_that_wait_for_a_place_at_a_worker_that_is_removed_wait_for_the_next(lb, worker):
