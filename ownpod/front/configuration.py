@@ -98,6 +98,8 @@ def _defaults() -> Iterator[str]:
         "  timeout http-request 10s",
         "  timeout http-keep-alive 75s",
         "  timeout queue 120s",
+        # It has no effect on a request that HAProxy cannot parse: 2.8 to 3.1 then send a page of HTML that is compiled in,
+        # whatever the configuration is. From 3.2 it takes the page from an `errorfile` (HAProxy's issue 3032).
         error(400, _own(400, "Bad Request", "HTTP syntax error, or the header is too large")),
         error(408, _own(408, "Request Timeout", "the header did not arrive in time")),
         error(413, _own(413, "Payload Too Large", "the body is too large")),
@@ -122,8 +124,11 @@ def _defaults() -> Iterator[str]:
 _POOL_DEFAULTS = (
     "  balance leastconn",
     "  option redispatch",
-    "  retries 2",
+    # A request that a dead worker did not accept is repeated once more after the third failure, which marks the worker down.
+    "  retries 3",
     "  retry-on conn-failure",
+    # Without it `plan.KEEPER` would get requests although it is full.
+    "  option allbackups",
     "  option httpchk",
     # HTTP/1.1 with a Host, because some servers refuse other requests.
     f"  http-check send meth GET uri-lf %[be_name,map_str({Maps.HEALTH},/ping)] ver HTTP/1.1 hdr Host localhost hdr Connection close",

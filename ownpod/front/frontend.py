@@ -16,6 +16,7 @@ from ownpod.front.layout import (
     UNLIMITED_MS,
     Layout,
     Maps,
+    full,
     problem,
     quoted,
     refusal,
@@ -62,7 +63,7 @@ def public(layout: Layout) -> Iterator[str]:
     yield from _common()
     yield from _key_refusals()
     yield from _guard()
-    yield from _refusals()
+    yield from _refusals(layout)
     yield from _affinity()
     yield from _place()
     yield from (
@@ -72,9 +73,10 @@ def public(layout: Layout) -> Iterator[str]:
         "  stick-table type string len 256 size 10k expire 20d store conn_cur,http_req_cnt",
         "backend wishes from base",
         "  stick-table type string len 520 size 10k expire 1h store conn_cur",
-        # The edge's notes: HAProxy knows only maps that a rule names. No request reaches this backend.
+        # Notes for the edge and for Lua: HAProxy knows only maps that a rule names. No request reaches this backend.
         f"  http-request set-var(txn.note) be_name,map_str({Maps.OWNERS})",
         f"  http-request set-var(txn.note) be_name,map_str({Maps.SERVERS})",
+        f"  http-request set-var(txn.note) be_name,map_str({Maps.LOST})",
     )
 
 
@@ -180,8 +182,11 @@ def _common() -> Iterator[str]:
 
     It is plain, has a worker, a valid key or an own host name where none is needed, and no large or chunked body.
     """
-    served = "plain { var(txn.be) -m found } !remote !{ var(txn.paused) -m found } { var(txn.be),nbsrv gt 0 } !chunked !too_large"
+    served = "plain { var(txn.be) -m found } !remote !{ var(txn.paused) -m found } { var(txn.be),nbsrv gt 0 } !only_keeper !chunked !too_large"
     yield from (
+        # The server of a backend with a queue that keeps its requests is no worker, see ``plan.py``.
+        f"  http-request set-var(txn.keeps) int(1) if {{ var(txn.be),nbsrv eq 1 }} {{ var(txn.be),map_str({Maps.QUEUEING}) -m found }}",
+        "  acl only_keeper var(txn.keeps) -m found",
         "  acl chunked var(txn.chunked) -m found",
         "  acl too_large var(txn.above) -m int gt 0",
         f"  http-request set-var(txn.paused) var(txn.ep),map_str({Maps.PAUSED})",
@@ -246,7 +251,7 @@ def _guard() -> Iterator[str]:
     )
 
 
-def _refusals() -> Iterator[str]:
+def _refusals(layout: Layout) -> Iterator[str]:
     """Requests that no worker gets."""
     # No endpoint is both: an endpoint with a route has no queue.
     lost = "!{ var(txn.be) -m found }"
@@ -255,6 +260,11 @@ def _refusals() -> Iterator[str]:
         '{"error":"not allowed for QB API"}',
         f"{lost} {{ var(txn.ep),map_str({Maps.QUEUES}) -m found }}",
         kind=JSON,
+    )
+    yield refusal(
+        503,
+        problem(503, "Service Unavailable", full(layout.pool)),
+        f"{lost} {{ var(txn.ep),map_str({Maps.LEFT_OUT}) -m found }}",
     )
     yield refusal(404, problem(404, "Not Found", "endpoint not found"), lost)
     yield refusal(
@@ -297,6 +307,7 @@ def _place() -> Iterator[str]:
         "  http-request track-sc1 var(txn.wish) table wishes if wants { var(txn.wish) -m found }",
         # Lua runs only for what it decides: a request that finds no worker, or names one.
         "  http-request lua.place if { var(txn.be),nbsrv eq 0 }",
+        "  http-request lua.place if only_keeper",
         "  http-request lua.place if wants !remote !{ var(txn.pin) -m found }",
         *first_pass(),
     )

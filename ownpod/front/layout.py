@@ -73,6 +73,12 @@ class Maps(StrEnum):
     """Origins whose pages may call while no key is needed, in lower case."""
     GONE = "maps/gone.map"
     """Clients (``<address>:<port>``) that have closed their connection, see ``front/clients.py``."""
+    LEFT_OUT = "maps/left-out.map"
+    """The load-balanced endpoints for which no backend is left."""
+    LOST = "maps/lost.map"
+    """``<endpoint>|<worker>``: the worker cannot come back, see ``FrontState.lost``."""
+    QUEUEING = "maps/queueing.map"
+    """The backends that have the server ``plan.KEEPER``."""
     PAUSED = "maps/paused.map"
     """Why an endpoint takes no requests now, as the inside of a JSON string."""
     PATTERNS = "maps/patterns.map"
@@ -118,6 +124,11 @@ def backends(pool: int, holds: tuple[int, ...] = HOLD_CLASSES_S) -> dict[str, in
     classes = [holds[0]] * (pool - pool // 2)
     classes += [holds[number % len(holds)] for number in range(pool // 2)]
     return {f"p{number:03}": seconds for number, seconds in enumerate(classes)}
+
+
+def full(pool: int) -> str:
+    """Why an endpoint is not served where all ``pool`` backends belong to others."""
+    return f"the front has room for {pool} load-balanced endpoints"
 
 
 def digest(text: str) -> str:

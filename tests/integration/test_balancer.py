@@ -401,7 +401,7 @@ def test_the_first_event_of_a_stream_passes_at_once(lb, worker):
         lines = events.iter_lines()
         assert next(lines) == b"data: first"
         assert worker.running == 1
-        assert lb.reading().open == lb.reading().running == 1
+        assert lb.reading().requests == lb.reading().running == 1
 
 
 def test_502_only_when_nothing_answered_and_no_second_worker_gets_the_request(lb):
