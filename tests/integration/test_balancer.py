@@ -441,7 +441,7 @@ def test_a_host_without_an_address_and_a_full_pool_are_reported(tmp_path, worker
         assert set(lb.balancer.problems) == {"a/w", "c"}
         head = {"Authorization": KEY}
         assert requests.get(lb.url("/echo", "b"), headers=head, timeout=5).ok
-        assert requests.get(lb.url("/echo", "c"), headers=head, timeout=5).status_code == 404
+        assert requests.get(lb.url("/echo", "c"), headers=head, timeout=5).status_code == 503
         left = FrontState({name: routes[name] for name in ("a", "c")}, keys=state.keys)
 
         def moved():
