@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from ownpod.rules.event_data import Ending, final_output, finish_data, iso
 from ownpod.rules.jobs import Job, JobStatus
 
-_CURSOR = re.compile(
+CURSOR = re.compile(
     r"([0-9]{1,9})-(?:(end)|([0-9]{1,9})\.([0-9]{1,9})([a-z][0-9]{0,9}|))", re.ASCII
 )
+"""An event's id."""
 
 _QUEUED, _CONNECTED, _RESTARTED, _OUTPUT, _IDLE = "q", "c", "r", "t", "i"
 """Marks of cursors: the last event was about the queue (with the position), the connection, the restart, the final output,
@@ -64,7 +65,7 @@ START, NOT_ENDED = Cursor(), Ending()
 
 def parse(text: str) -> Cursor | None:
     """The cursor in an event's id; None for any other text."""
-    match = _CURSOR.fullmatch(text)
+    match = CURSOR.fullmatch(text)
     if match is None:
         return None
     if match[2]:
@@ -97,6 +98,8 @@ class Section:
     """How often the job was moved to another session."""
     waits_for: str | None = None
     """The worker in whose own queue the job waits, or waited; None: in its endpoint's."""
+    session_id: str | None = None
+    """The session of a task, after its record; None: it has none, or is no task."""
 
     @property
     def connected(self) -> str:
