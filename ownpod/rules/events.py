@@ -327,7 +327,9 @@ class _Walk:
         if final is not None and mark not in {_OUTPUT, _IDLE}:
             yield self._event(*final, mark=_OUTPUT)
         session = self._connection.session_id
-        went_on = self._section.ending.code != "session_ended"
+        ending = self._section.ending
+        # A task that its session or worker has ended has a code.
+        went_on = ending.code is None and not ending.all_lost
         if session is not None and job.attempt and went_on and mark != _IDLE:
             data = {"status": "waiting", "worker_id": session}
             yield self._event("worker", data, mark=_IDLE)
@@ -335,5 +337,5 @@ class _Walk:
         yield Event(
             str(self._at),
             "task_finish",
-            json.dumps(finish_data(job, self._section.ending, session)),
+            json.dumps(finish_data(job, ending, session)),
         )
