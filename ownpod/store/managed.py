@@ -32,6 +32,7 @@ from ownpod.store.managed_records import Records
 from ownpod.store.offers import OFFER_CONSTANTS
 from ownpod.store.releases import Releases
 from ownpod.store.scripts import Scripts, constants
+from ownpod.store.tasks import TaskRuns
 from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class Managed(Records):
         super().__init__(client)
         self.releases = Releases(client)
         """What the endpoints' workers are started from."""
+        self.tasks = TaskRuns(client)
+        """The runs of one-off tasks."""
         self._script = Scripts(
             client,
             *MANAGED_FILES,
