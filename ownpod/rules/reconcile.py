@@ -9,7 +9,7 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase
+from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 
 EMPTY_REDIS_S = 600.0
@@ -195,6 +195,11 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
         return None
     if found is None and record.phase is Phase.PREPARING:
         return Launch(record.id)
+    of_role = _of_task if record.role is Role.TASK else _of_server
+    return of_role(record, found, known)
+
+
+def _of_server(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
     if found is None or not found.running:
         return _ended(record, found)
     if record.phase in {Phase.DRAINING, Phase.STOPPING} or record.id in known.stuck:
@@ -208,6 +213,19 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
             reason = f"its health check did not answer 200 within {limit:g} s of its start{why}"
         return Stop(record.id, reason, failed=True)
     return Adopt(record.id) if record.phase is Phase.PREPARING else None
+
+
+def _of_task(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
+    """The worker of a one-off task gets its container by its job, and keeps it until the job has ended.
+
+    Unlike with other workers, its node need not be paused: no job is claimed for a private worker that drains.
+    """
+    leaves = record.phase is Phase.DRAINING and record.id not in known.busy
+    if not leaves and record.phase is not Phase.STOPPING:
+        return None
+    if found is not None and found.running:
+        return Stop(record.id, record.reason, announce=record.phase is Phase.DRAINING)
+    return Ended(record.id, record.reason, found.exit_code if found else None)
 
 
 def _ended(record: ManagedWorker, found: Found | None) -> Ended:

@@ -5,7 +5,7 @@ Source of the words and of the four states: the GPU service's ``SessionResponse`
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from ownpod.errors import BadRequest
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
-from ownpod.rules.templates import GpuNeed, ManagedSpec
+from ownpod.rules.templates import ManagedSpec
 
 KEPT_S = 600
 """Seconds for which clients see an ended session."""
@@ -108,13 +108,16 @@ class SessionWish:
         return about(self.model_id, self.preset, self.difficulty, self.labels)
 
 
-def about(model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any]) -> str:
-    """What is known of a session or task, for people, as JSON."""
+def about(
+    model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any], *, output: str = ""
+) -> str:
+    """What is known of a session or task, as JSON. ``output``: of a one-off task, what its plain lines are."""
     values = {
         "model_id": model_id,
         "preset": preset,
         "difficulty": difficulty,
         "labels": dict(labels),
+        **({"output": output} if output else {}),
     }
     return json.dumps(values, sort_keys=True)
 
@@ -139,18 +142,18 @@ def wish_for(
         labels: the client's own words about it.
 
     Raises:
-        BadRequest: the endpoint has no sessions.
+        BadRequest: the endpoint has no sessions, or none of this difficulty.
     """
     preset, spec = endpoint.preset, endpoint.managed
     if preset is None or preset.session is None or spec is None:
         raise BadRequest(f"endpoint {endpoint.id!r} has no sessions")
-    limits, chosen = preset.session, difficulty or preset.difficulty
+    limits = preset.session
     return SessionWish(
         endpoint=endpoint.id,
-        spec=in_pools(spec, chosen, preset.spill),
+        spec=preset.for_difficulty(spec, difficulty),
         model_id=preset.model_id,
         preset=preset.name,
-        difficulty=chosen,
+        difficulty=preset.difficulty if difficulty is None else difficulty,
         idle_s=limits.idle_timeout_s if idle_s is None else idle_s,
         life_s=limits.max_lifetime_s if life_s is None else life_s,
         queue_max=limits.queue,
@@ -180,16 +183,6 @@ def again(worker: ManagedWorker, endpoint: Endpoint) -> SessionWish:
         wait_s=worker.wait_s or None,
         labels=labels if isinstance(labels, dict) else {},
     )
-
-
-def in_pools(
-    spec: ManagedSpec, difficulty: str, spill: Mapping[str, Sequence[str]] | None = None
-) -> ManagedSpec:
-    """The spec with devices of a difficulty, then of those that it may spill to. One without devices keeps none."""
-    if spec.gpu is None:
-        return spec
-    pools = (difficulty, *(spill or {}).get(difficulty, ()))
-    return replace(spec, gpu=GpuNeed(pools, spec.gpu.count))
 
 
 def about_of(worker: ManagedWorker) -> dict[str, Any]:
@@ -300,17 +293,24 @@ def decide(session: Session, *, job_over: bool | None = None) -> End | None:
     if worker.role is Role.TASK:
         missing = job_over is None and now_ms - worker.created_ms > MISSING_JOB_S * 1000
         words = "its job has ended" if job_over else "it has no job"
-        return End(Reason.MANUAL, words=words) if job_over or missing else None
+        if job_over or missing:
+            return End(Reason.MANUAL, words=words)
+        return _end(Reason.NO_DEVICE) if _waited_too_long(worker, now_ms) else None
     expires_ms, idle_ms = session.expires_ms, session.idle_expires_ms
     end = None
     if expires_ms is not None and now_ms >= expires_ms:
         end = _end(Reason.MAX_LIFETIME, at_once=worker.hard_life)
     elif idle_ms is not None and now_ms >= idle_ms:
         end = _end(Reason.IDLE_TIMEOUT)
-    elif worker.phase is Phase.WANTED and worker.wait_s:
-        waited_ms = now_ms - worker.created_ms
-        end = _end(Reason.NO_DEVICE) if waited_ms >= worker.wait_s * 1000 else None
+    elif _waited_too_long(worker, now_ms):
+        end = _end(Reason.NO_DEVICE)
     return end
+
+
+def _waited_too_long(worker: ManagedWorker, now_ms: int) -> bool:
+    if worker.phase is not Phase.WANTED or not worker.wait_s:
+        return False
+    return now_ms - worker.created_ms >= worker.wait_s * 1000
 
 
 def _end(reason: Reason, *, at_once: bool = False) -> End:

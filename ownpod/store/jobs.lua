@@ -1,5 +1,64 @@
 -- A job's way from its submission to its end. See common.lua for the keys and the helpers.
 
+-- Writes the end of an attempt without a result into the job's log.
+local function log_attempt(id, job, lost, reason)
+  local log = redis.call('HGET', JOB .. id, 'attempts')
+  local entries = log and cjson.decode(log) or {}
+  entries[#entries + 1] = {
+    attempt = tonumber(job.attempt), workerId = job.worker_id, startedMs = tonumber(job.started_ms),
+    endedMs = now, lost = lost, reason = reason
+  }
+  while #entries > ATTEMPTS_LOGGED do
+    table.remove(entries, 1)
+  end
+  redis.call('HSET', JOB .. id, 'attempts', cjson.encode(entries))
+end
+
+-- The error of a job whose last allowed attempt was lost, and for a private worker's a word for it.
+local function why_lost(job, reason)
+  if not job.private then
+    return {'error', reason}
+  end
+  local phase, role, ending, memory, words = unpack(redis.call('HMGET', MANAGED .. ':' .. job.private,
+    'phase', 'role', 'ending', 'out_of_memory', 'reason'))
+  if phase ~= 'stopping' and phase ~= 'stopped' then
+    return {'error', reason, 'code', 'lost'}
+  end
+  local code = memory == '1' and 'oom' or ending and 'session_ended' or 'crashed'
+  return {'error', role .. ' ' .. job.private .. ' ended: ' .. (ending or code) .. ' (' .. (words or reason) .. ')',
+    'code', code}
+end
+
+-- Ends an attempt without a result. The job returns to the front of its queue, or is FAILED when the
+-- last allowed attempt was lost. -> the state the job has now
+local function requeue(id, job, lost, reason, ttl_s)
+  if returned(id, job, ttl_s) then
+    return S.COMPLETED
+  end
+  log_attempt(id, job, lost, reason)
+  if lost then
+    local times = redis.call('HINCRBY', JOB .. id, 'lost', 1)
+    local limit = redis.call('HGET', JOB .. id, 'max_attempts')
+    count(job.endpoint, 'lost')
+    if times >= tonumber(limit) then
+      finish(id, job, S.FAILED, ttl_s, why_lost(job, reason))
+      return S.FAILED
+    end
+    redis.call('HINCRBY', JOB .. id, 'retries', 1)
+    count(job.endpoint, 'retried')
+  end
+  move(id, job, S.IN_QUEUE, {})
+  if job.pinned then
+    -- A node consumes its own queue also while the worker takes no jobs: without a pause the job would come
+    -- back at once, again and again.
+    local pause_ms = math.min(PINNED_PAUSE_MS * 2 ^ (job.attempt - 1), PINNED_PAUSE_MOST_MS)
+    redis.call('ZADD', DELAYED, now + pause_ms, id)
+  else
+    push_message(id, job, 'RPUSH')
+  end
+  return S.IN_QUEUE
+end
+
 -- id, endpoint, queue ('': the endpoint's), description, most queued (0: any), idempotency key ('': none),
 -- its seconds, the body's digest, created_ms ('': now), ttl_ms, low priority (0|1), private worker or '', name, value, ...
 -- -> "created", or "full", or "ended" and the reason of the private worker's end, or "busy" and the numbers of jobs that wait for

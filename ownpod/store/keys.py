@@ -1,5 +1,5 @@
 """Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``, ``managed.lua``,
-``sessions.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and
+``sessions.lua``, ``tasks.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and
 meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
@@ -44,6 +44,7 @@ AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
 RELEASES_NEXT = f"{PREFIX}releases:next"
 RELEASES_LOOKS = f"{PREFIX}releases:looks"
+TASK = f"{PREFIX}task:"
 INSTANCE = f"{PREFIX}instance"
 CATALOG = f"{PREFIX}catalog:"
 CATALOG_VERSION = f"{CATALOG}version"
@@ -53,6 +54,7 @@ SECRETS = f"{PREFIX}secrets"
 VOLUME_HOMES = f"{PREFIX}volumes:homes"
 VOLUMES_DELETED = f"{PREFIX}volumes:deleted"
 FRONTS = f"{PREFIX}fronts"
+ATTENDED = f"{PREFIX}attended"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 
@@ -78,6 +80,11 @@ def pull(worker_id: str) -> str:
 
 def managed(worker_id: str) -> str:
     return f"{MANAGED}:{worker_id}"
+
+
+def task(worker_id: str) -> str:
+    """The run of a one-off task's worker."""
+    return f"{TASK}{worker_id}"
 
 
 def output(worker_id: str) -> str:

@@ -227,8 +227,11 @@ end
 
 -- worker, host, reason: what its start waits for
 function commands.progress()
-  local phase, at = known()
+  local phase, at, endpoint = known()
   if at == ARGV[3] and (phase == 'preparing' or phase == 'starting') then
+    if ARGV[4] ~= '' and redis.call('HGET', record, 'reason') ~= ARGV[4] then
+      tell_jobs(endpoint, phase == 'preparing' and 'pulling' or 'initializing', {message = ARGV[4]})
+    end
     redis.call('HSET', record, 'reason', ARGV[4])
     return 1
   end
@@ -237,7 +240,7 @@ end
 
 -- worker, host, URL or '', port of its health check or '' -> 1: its container runs
 function commands.started()
-  local phase, at = known()
+  local phase, at, endpoint = known()
   if at ~= ARGV[3] or not (phase == 'preparing' or phase == 'starting' or phase == 'ready') then
     return 0
   end
@@ -250,6 +253,8 @@ function commands.started()
   end
   if phase == 'preparing' then
     redis.call('HSET', record, 'phase', 'starting', 'reason', '')
+    -- The container of a one-off task is created later, when its node has claimed the job.
+    tell_jobs(endpoint, redis.call('HGET', record, 'role') == 'task' and 'initializing' or 'created')
   end
   write_entry()
   return 1
@@ -264,6 +269,10 @@ function commands.ready()
   redis.call('HSET', record, 'phase', 'ready', 'ready_ms', now, 'reason', '')
   if redis.call('HEXISTS', record, 'role') == 1 then
     redis.call('HSET', record, 'active_ms', now)
+  end
+  local loaded = tonumber(redis.call('HGET', record, 'started_ms') or now)
+  if redis.call('HGET', record, 'role') == 'session' then
+    tell_jobs(endpoint, 'ready', {load_seconds = math.max(0, now - loaded) / 1000})
   end
   local wanted, placed, prepared, started =
     unpack(redis.call('HMGET', record, 'created_ms', 'placed_ms', 'prepared_ms', 'started_ms'))
@@ -324,6 +333,10 @@ function commands.stopped()
     count_failure(endpoint, reason, exit_code, log)
     redis.call('HINCRBY', ENDPOINT .. endpoint .. ':starts', 'failed', 1)
   end
+  tell_jobs(endpoint, failed == '1' and 'error' or 'stopped', {
+    exit_code = tonumber(exit_code), oom = ARGV[8] == '1' or nil, error = failed == '1' and reason or nil,
+    message = failed ~= '1' and reason or nil
+  })
   free(at)
   retire(at, reason)
   return 1
@@ -336,6 +349,7 @@ function commands.lost()
     return 0
   end
   redis.call('HSET', record, 'ended_in', phase)
+  tell_jobs(redis.call('HGET', record, 'endpoint'), 'error', {error = ARGV[3]})
   retire(host, ARGV[3])
   return 1
 end

@@ -26,11 +26,13 @@ from ownpod.store import keys
 from ownpod.store.catalog import AUDIT_CONSTANTS, Audit, audit_arguments
 from ownpod.store.client import redis_errors
 from ownpod.store.common import BUCKETS_MS
+from ownpod.store.journal import JOURNAL_CONSTANTS, OTHER_CONSTANTS
 from ownpod.store.loads import broken_managed
 from ownpod.store.managed_records import Records
 from ownpod.store.offers import OFFER_CONSTANTS
 from ownpod.store.releases import Releases
 from ownpod.store.scripts import Scripts, constants
+from ownpod.store.tasks import TaskRuns
 from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,17 @@ OWN_CONSTANTS = constants(
 )
 """Lua in front of ``managed.lua``."""
 
-MANAGED_FILES = ("offers.lua", "pulling.lua", "slots.lua", "starts.lua", "managed.lua")
-MANAGED_CONSTANTS = OFFER_CONSTANTS + AUDIT_CONSTANTS + OWN_CONSTANTS
+MANAGED_FILES = (
+    "offers.lua",
+    "pulling.lua",
+    "slots.lua",
+    "journal.lua",
+    "starts.lua",
+    "managed.lua",
+)
+MANAGED_CONSTANTS = (
+    OFFER_CONSTANTS + AUDIT_CONSTANTS + OTHER_CONSTANTS + JOURNAL_CONSTANTS + OWN_CONSTANTS
+)
 
 
 class Managed(Records):
@@ -80,6 +91,8 @@ class Managed(Records):
         super().__init__(client)
         self.releases = Releases(client)
         """What the endpoints' workers are started from."""
+        self.tasks = TaskRuns(client)
+        """The runs of one-off tasks."""
         self._script = Scripts(
             client,
             *MANAGED_FILES,

@@ -1,5 +1,5 @@
 -- Private workers: sessions, and the workers of one-off tasks. Each command is one atomic step. The locals of managed.lua, with
--- its constants, are in front, so ARGV[2] is the worker's id. sessions.py adds WAITING (keys.py) and PICKED_MS.
+-- its constants, are in front, so ARGV[2] is the worker's id. sessions.py adds PICKED_MS.
 --
 -- MANAGED:<worker>          hash    of a private worker also: `role`, session or task, and the other fields that ManagedWorker has
 --                                   for them; `picked_ms`, when a request without a session's id got this one
@@ -87,12 +87,13 @@ function commands.open()
   return {'created', worker}
 end
 
--- worker, and the others of want, owner, about, id of its job -> 1: the worker of a one-off task is wanted
+-- worker, and the others of want, owner, about, id of its job, wait s -> 1: the worker of a one-off task is wanted
 function commands.open_task()
   if want() == 0 then
     return 0
   end
-  redis.call('HSET', record, 'role', 'task', 'owner', ARGV[10], 'about', ARGV[11], 'job', ARGV[12])
+  redis.call('HSET', record, 'role', 'task', 'owner', ARGV[10], 'about', ARGV[11], 'job', ARGV[12],
+    'wait_s', ARGV[13])
   return 1
 end
 

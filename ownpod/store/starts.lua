@@ -1,4 +1,4 @@
--- The figures of managed workers' starts, for the commands of managed.lua, whose constants and keys are in front.
+-- The figures of managed workers' starts, for the commands of managed.lua, whose constants and keys are in front; so is journal.lua.
 
 local record = MANAGED .. ':' .. worker
 
@@ -43,6 +43,15 @@ local function refusing(endpoint, release)
     end
   end
   return #hosts > 0 and cjson.encode(hosts) or '[]'
+end
+
+-- Adds what has happened to a private worker to the journals of the jobs that wait for it. `more`: further data.
+local function tell_jobs(endpoint, status, more)
+  if redis.call('HEXISTS', record, 'role') == 1 then
+    local data = more or {}
+    data.status, data.worker_id = status, worker
+    tell_waiting(endpoint, worker, 'worker', cjson.encode(data))
+  end
 end
 
 local commands = {}

@@ -488,3 +488,43 @@ def test_no_task_is_between_two_sessions_while_many_are_opened_and_ended(rig):
     assert len(taken) + len(refused) == 200
     waiting = rig.sessions.jobs.waiting([ENDPOINT.id]).get(ENDPOINT.id, [])
     assert sorted(job.id for job in waiting) == sorted(taken)
+
+
+# What its tasks' clients are told.
+
+
+def told(rig, job_id="job-1"):
+    entries = rig.client.lrange(keys.journal(job_id), 0, -1)
+    return [json.loads(entry)[3:] for entry in entries]
+
+
+def test_the_tasks_of_a_session_are_told_how_it_starts_and_ends(rig):
+    session = rig.open()
+    rig.submit(session)
+    rig.place(session)
+    for words in ("pulls the image: 40 %", "pulls the image: 40 %", "pulls the image: 60 %"):
+        rig.managed.progress(session, "h", words)
+    for _ in range(2):
+        rig.managed.started(session, "h")
+        rig.managed.ready(session)
+    rig.managed.stopped(
+        session, "h", exit_code=137, reason="exit code 137", failed=True, out_of_memory=True
+    )
+    found = told(rig)
+    assert [event for event, _ in found] == ["worker"] * 5
+    data = [values for _, values in found]
+    assert [values["status"] for values in data] == [
+        *("pulling", "pulling", "created", "ready", "error")
+    ]
+    assert {values["worker_id"] for values in data} == {session}
+    assert data[1]["message"] == "pulls the image: 60 %"
+    assert 0 <= data[3]["load_seconds"] < 5
+    assert (data[4]["exit_code"], data[4]["oom"]) == (137, True)
+    assert data[4]["error"] == "exit code 137"
+
+
+def test_other_jobs_are_told_nothing_of_a_session(rig, client):
+    rig.store.jobs.create(new_job("shared", ENDPOINT.id))
+    rig.submit(rig.open(owner="you"), "theirs")
+    rig.ready()
+    assert told(rig, "shared") == told(rig, "theirs") == []
