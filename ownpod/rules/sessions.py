@@ -108,13 +108,16 @@ class SessionWish:
         return about(self.model_id, self.preset, self.difficulty, self.labels)
 
 
-def about(model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any]) -> str:
-    """What is known of a session or task, for people, as JSON."""
+def about(
+    model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any], **more: str
+) -> str:
+    """What is known of a session or task, for people, as JSON; ``more``: for the agent of a task."""
     values = {
         "model_id": model_id,
         "preset": preset,
         "difficulty": difficulty,
         "labels": dict(labels),
+        **more,
     }
     return json.dumps(values, sort_keys=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ownpod.errors import NoDeviceFree, SessionEnded, SessionNotFound
 from ownpod.rules.managed import WORKER_ID, ManagedWorker, Phase, Role
+from ownpod.rules.presets import OutputMode
 from ownpod.rules.residents import Waiting
 from ownpod.rules.sessions import (
     KEEPALIVE_FACTOR,
@@ -168,6 +169,7 @@ class Sessions:
         preset: str = "",
         difficulty: str = "",
         labels: Mapping[str, Any] | None = None,
+        output: OutputMode = OutputMode.AUTO,
     ) -> bool:
         """Wants the worker of a one-off task, which runs this job only. Its job is created afterwards, with the worker's id
         as ``private``; housekeeping ends a worker whose job never came.
@@ -182,12 +184,13 @@ class Sessions:
             preset: its name.
             difficulty: its pool.
             labels: the client's own words about it.
+            output: what plain lines of its standard output are, :attr:`ownpod.rules.presets.Preset.output`.
 
         Returns:
             False: another worker has this id.
         """
         _check_id(worker_id)
-        words = about(model_id, preset, difficulty, labels or {})
+        words = about(model_id, preset, difficulty, labels or {}, output=output.value)
         arguments = (*wanted_arguments(endpoint, spec, None), owner, words, job_id)
         return bool(self._script("open_task", worker_id, *arguments))
 
