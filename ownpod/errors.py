@@ -1,14 +1,10 @@
-"""All errors of OwnPod, in one tree. Each class has its HTTP status, and its docstring is the default message.
+"""The errors of OwnPod, in one tree; those of presets are in :mod:`ownpod.preset_errors`. Each class has its HTTP status, and its docstring is the default message.
 
 The API answers an error as ``{"error": message}``, the shape of RunPod's errors, unless its ``body`` is another. So a message must name the value
 that is wrong and what to change, and must not contain secrets or inputs.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
-
-LONGEST_LIST = 50
-"""Number of known names that an error lists."""
 
 
 class OwnPodError(Exception):
@@ -16,6 +12,8 @@ class OwnPodError(Exception):
 
     http_status: ClassVar[int] = 500
     """Status of the API's response."""
+    code: ClassVar[str] = ""
+    """A word for programs, in answers about tasks and sessions; "": one for the status."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -27,7 +25,7 @@ class OwnPodError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The API's response, a JSON object."""
-        return {"error": self.message}
+        return {"error": self.message} | ({"code": self.code} if self.code else {})
 
 
 class ConfigurationError(OwnPodError):
@@ -75,11 +73,7 @@ class EndpointConflict(OwnPodError):
 
 
 class EndpointPaused(OwnPodError):
-    """Endpoint is paused (max_workers=0). Set max_workers > 0 to accept work.
-
-    Args:
-        detail: sentences in place of the second one, for an endpoint that is paused by its hours or has expired.
-    """
+    """Endpoint is paused (max_workers=0). ``detail``: why, in place of what to change."""
 
     http_status = 409
 
@@ -105,11 +99,7 @@ class NotForLoadBalancer(OwnPodError):
 
 
 class AffinityWorkerGone(OwnPodError):
-    """The worker that ``X-Runpod-Worker-Id`` names is not there.
-
-    Args:
-        worker_id: the id in the header.
-    """
+    """The worker that ``X-Runpod-Worker-Id`` names is not there."""
 
     http_status = 404
     reason = "affinity_worker_gone"
@@ -131,8 +121,6 @@ class AffinityWorkerGone(OwnPodError):
 
 class SessionError(OwnPodError):
     """The session cannot be used."""
-
-    code = "session_error"
 
     def __init__(self, message: str, **more: Any) -> None:
         super().__init__(message)
@@ -182,7 +170,7 @@ class NoDeviceFree(SessionError):
     code = "full"
 
     def __init__(self, difficulty: str) -> None:
-        super().__init__(f"all GPUs of class {difficulty} are busy")
+        super().__init__(f"no device of the difficulty {difficulty!r} is free; try again later")
 
 
 class JobNotFound(OwnPodError):
@@ -246,53 +234,6 @@ class UnsupportedMediaType(OwnPodError):
     """The body must have the content type application/json."""
 
     http_status = 415
-
-
-class UnknownModel(BadRequest):
-    """No preset has this model.
-
-    Args:
-        model_id: as the client wrote it.
-        known: the models that have presets.
-    """
-
-    code = "unknown_model"
-
-    def __init__(self, model_id: str, known: Sequence[str]) -> None:
-        super().__init__(f"model {model_id[:200]!r} has no presets; {_known('models', known)}")
-
-
-class UnknownPreset(BadRequest):
-    """The model has no such preset.
-
-    Args:
-        model_id: a model with presets.
-        preset: as the client wrote it.
-        known: the presets of the model.
-    """
-
-    code = "unknown_preset"
-
-    def __init__(self, model_id: str, preset: str, known: Sequence[str]) -> None:
-        super().__init__(
-            f"model {model_id!r} has no preset {preset[:200]!r}; {_known('presets', known)}"
-        )
-
-
-class UnknownDifficulty(BadRequest):
-    """No preset may run with this difficulty."""
-
-    code = "unknown_difficulty"
-
-    def __init__(self, difficulty: str, known: Sequence[str]) -> None:
-        super().__init__(
-            f"difficulty {difficulty[:200]!r} is unknown; {_known('difficulties', known)}"
-        )
-
-
-def _known(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
-    return f"known {what}: {', '.join(names[:LONGEST_LIST]) or 'none'}{more}"
 
 
 class QueueFull(OwnPodError):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flask import Response, request, stream_with_context
+from flask import Response, request
 
 from ownpod.api.services import Services, services
 from ownpod.errors import BadRequest, EndpointNotFound, JobNotFound, RedisUnavailable
@@ -79,7 +79,7 @@ def respond(
         return Response(status=204)
     svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
     texts = _texts(svc, job_id, endpoint_id, cursor, first or {})
-    response = Response(stream_with_context(texts), mimetype="text/event-stream")
+    response = Response(texts, mimetype="text/event-stream")
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"
     response.headers["X-Task-Id"] = job_id
@@ -146,7 +146,8 @@ def connection_of(svc: Services, section: Section) -> Connection:
     session_id = worker.id if worker is not None and worker.role is Role.SESSION else None
     place = svc.store.queue.place(job) if job.status is JobStatus.IN_QUEUE else None
     if place is None:
-        return Connection(session_id, data=data)
+        # It has left the queue since it was read, so its position is no news.
+        return Connection(session_id, section.start.position, data=data)
     placed = (
         worker is not None
         and place.position == 1

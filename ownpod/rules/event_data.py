@@ -55,14 +55,15 @@ _SDK_LINE = re.compile(rf"({'|'.join(_LEVELS)}) *\| ")
 _PREFIX = re.compile(rf"({'|'.join(_LEVELS)}):")
 
 
-def log_data(text: str, stream: str = "stdout") -> dict[str, Any]:
+def log_data(text: str, stream: str | None = None) -> dict[str, Any]:
     """Data of a ``logs`` event. A line as RunPod's SDK writes it has a level, any other one if it begins with, for example,
-    ``ERROR:``.
+    ``ERROR:``. ``stream``: stdout or stderr; None: not known.
     """
     if match := _SDK_LINE.match(text):
         return {"log": text[match.end() :], "level": _LEVELS[match[1]], "stream": "sdk"}
     match = _PREFIX.match(text)
-    return {"log": text, "level": _LEVELS[match[1]] if match else "info", "stream": stream}
+    data = {"log": text, "level": _LEVELS[match[1]] if match else "info"}
+    return data if stream is None else data | {"stream": stream}
 
 
 def status_url(job: Job) -> str:

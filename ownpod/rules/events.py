@@ -48,6 +48,11 @@ class Cursor:
     mark: str = ""
     ended: bool = False
 
+    @property
+    def position(self) -> int:
+        """The job's position in its queue that the client has; 0: none."""
+        return int(self.mark[1:] or 0) if self.mark.startswith(_QUEUED) else 0
+
     def __str__(self) -> str:
         if self.ended:
             return f"{self.attempt}-end"
@@ -185,8 +190,10 @@ class _Walk:
             yield from self._entries_of(0)
         if self._at.attempt != job.attempt and job.status is not JobStatus.IN_QUEUE:
             yield from self._begin()
-        elif self._at.mark == _RESTARTED:
+        elif self._at.attempt and self._at.mark == _RESTARTED:
             yield from self._connect_and_work()
+        elif self._at.attempt and self._at.mark.startswith(_CONNECTED):
+            yield self._working()
         if self._at.attempt == job.attempt and job.attempt:
             yield from self._content()
         if job.status.terminal:

@@ -15,7 +15,8 @@ local function tell(id, event, data, attempt)
   local key, list = JOB .. id, JOURNAL .. id
   local status, current, followed, first, bytes =
     unpack(redis.call('HMGET', key, 'status', 'attempt', 'followed', 'journal_first', 'journal_bytes'))
-  if status ~= IN_QUEUE and status ~= IN_PROGRESS or attempt and tonumber(attempt) ~= tonumber(current) then
+  current = tonumber(current)
+  if not current or status ~= IN_QUEUE and status ~= IN_PROGRESS or attempt and tonumber(attempt) ~= current then
     return false
   end
   local chunks = redis.call('LLEN', CHUNKS .. id)
@@ -59,10 +60,15 @@ local function for_jobs_of(endpoint, worker_id, what)
   end
 end
 
--- Adds an entry to the journals of these jobs.
+-- The same for a step that has something else to do, which a key of a wrong type must not prevent.
+local function try_tell(id, event, data, attempt)
+  pcall(tell, id, event, data, attempt)
+end
+
+-- Adds an entry to the journals of the jobs that wait in a worker's own queue or run on it.
 local function tell_waiting(endpoint, worker_id, event, data)
-  for_jobs_of(endpoint, worker_id, function(id, attempt)
-    tell(id, event, data, attempt)
+  pcall(for_jobs_of, endpoint, worker_id, function(id, attempt)
+    try_tell(id, event, data, attempt)
   end)
 end
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "ownpod"
 
 # From the bottom up; a module imports only from floors below its own, or from its own.
 FLOORS = [
-    ("base", ["", "errors", "validation"]),
+    ("base", ["", "errors", "preset_errors", "validation"]),
     ("rules", ["rules"]),
     ("process", ["log", "settings", "processes", "supervised"]),
     ("configuration", ["configuration"]),
