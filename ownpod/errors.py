@@ -12,6 +12,8 @@ class OwnPodError(Exception):
 
     http_status: ClassVar[int] = 500
     """Status of the API's response."""
+    code: ClassVar[str] = ""
+    """A word for programs, in answers about tasks and sessions; "": one for the status."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -23,7 +25,7 @@ class OwnPodError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The API's response, a JSON object."""
-        return {"error": self.message}
+        return {"error": self.message} | ({"code": self.code} if self.code else {})
 
 
 class ConfigurationError(OwnPodError):
@@ -71,11 +73,7 @@ class EndpointConflict(OwnPodError):
 
 
 class EndpointPaused(OwnPodError):
-    """Endpoint is paused (max_workers=0). Set max_workers > 0 to accept work.
-
-    Args:
-        detail: sentences in place of the second one, for an endpoint that is paused by its hours or has expired.
-    """
+    """Endpoint is paused (max_workers=0). ``detail``: why, in place of what to change."""
 
     http_status = 409
 
@@ -101,11 +99,7 @@ class NotForLoadBalancer(OwnPodError):
 
 
 class AffinityWorkerGone(OwnPodError):
-    """The worker that ``X-Runpod-Worker-Id`` names is not there.
-
-    Args:
-        worker_id: the id in the header.
-    """
+    """The worker that ``X-Runpod-Worker-Id`` names is not there."""
 
     http_status = 404
     reason = "affinity_worker_gone"
@@ -127,8 +121,6 @@ class AffinityWorkerGone(OwnPodError):
 
 class SessionError(OwnPodError):
     """The session cannot be used."""
-
-    code = "session_error"
 
     def __init__(self, message: str, **more: Any) -> None:
         super().__init__(message)
@@ -178,7 +170,7 @@ class NoDeviceFree(SessionError):
     code = "full"
 
     def __init__(self, difficulty: str) -> None:
-        super().__init__(f"all GPUs of class {difficulty} are busy")
+        super().__init__(f"no device of the difficulty {difficulty!r} is free; try again later")
 
 
 class JobNotFound(OwnPodError):

@@ -9,6 +9,7 @@ import yaml
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
 from ownpod.configuration.balancing import balancing_of
+from ownpod.configuration.custom import CUSTOM, custom_endpoint
 from ownpod.configuration.endpoints import AddedEndpointSchema, endpoint_of
 from ownpod.configuration.preset_endpoints import check_presets, preset_endpoint
 from ownpod.configuration.presets import Difficulties, GivenPreset, parse_difficulties, parse_models
@@ -99,6 +100,12 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         for endpoint_id, values in given.items()
     }
     endpoints |= _presets(files, endpoints, settings)
+    if settings.custom_tasks:
+        if CUSTOM in endpoints:
+            raise ConfigurationError(
+                f"{settings.workers_file}: the endpoint {CUSTOM!r} is that of custom tasks: rename it, or unset OWNPOD_CUSTOM_TASKS"
+            )
+        endpoints[CUSTOM] = custom_endpoint(settings)
     check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
     if over := first_over_quota(endpoints, settings.worker_quota):
         endpoint_id, problem = over

@@ -108,13 +108,16 @@ class SessionWish:
         return about(self.model_id, self.preset, self.difficulty, self.labels)
 
 
-def about(model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any]) -> str:
-    """What is known of a session or task, for people, as JSON."""
+def about(
+    model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any], *, output: str = ""
+) -> str:
+    """What is known of a session or task, as JSON. ``output``: of a one-off task, what its plain lines are."""
     values = {
         "model_id": model_id,
         "preset": preset,
         "difficulty": difficulty,
         "labels": dict(labels),
+        **({"output": output} if output else {}),
     }
     return json.dumps(values, sort_keys=True)
 
@@ -290,17 +293,24 @@ def decide(session: Session, *, job_over: bool | None = None) -> End | None:
     if worker.role is Role.TASK:
         missing = job_over is None and now_ms - worker.created_ms > MISSING_JOB_S * 1000
         words = "its job has ended" if job_over else "it has no job"
-        return End(Reason.MANUAL, words=words) if job_over or missing else None
+        if job_over or missing:
+            return End(Reason.MANUAL, words=words)
+        return _end(Reason.NO_DEVICE) if _waited_too_long(worker, now_ms) else None
     expires_ms, idle_ms = session.expires_ms, session.idle_expires_ms
     end = None
     if expires_ms is not None and now_ms >= expires_ms:
         end = _end(Reason.MAX_LIFETIME, at_once=worker.hard_life)
     elif idle_ms is not None and now_ms >= idle_ms:
         end = _end(Reason.IDLE_TIMEOUT)
-    elif worker.phase is Phase.WANTED and worker.wait_s:
-        waited_ms = now_ms - worker.created_ms
-        end = _end(Reason.NO_DEVICE) if waited_ms >= worker.wait_s * 1000 else None
+    elif _waited_too_long(worker, now_ms):
+        end = _end(Reason.NO_DEVICE)
     return end
+
+
+def _waited_too_long(worker: ManagedWorker, now_ms: int) -> bool:
+    if worker.phase is not Phase.WANTED or not worker.wait_s:
+        return False
+    return now_ms - worker.created_ms >= worker.wait_s * 1000
 
 
 def _end(reason: Reason, *, at_once: bool = False) -> End:

@@ -14,6 +14,7 @@
 --                                  worker's own for a pinned job. Records of version 0.1.0 have none, and
 --                                  wait in the endpoint's;
 --                                  `affinity`, how much a pinned job needs its worker (rules/affinity.py);
+--                                  `task`, what the request of a task was, JSON (rules/task_views.py);
 --                                  `private`, the session or one-off task's worker that alone runs it; `movable`, it moves to
 --                                  another session if that one ends; `moves`, how often it has; `code`, a word for its error;
 --                                  `description`, what Flower shows as the task's arguments;

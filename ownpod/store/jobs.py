@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ownpod.errors import (
     IdempotencyConflict,
@@ -102,6 +103,22 @@ class Jobs(Part):
             case [earlier, body] if body == once.body:
                 return str(earlier)
         raise IdempotencyConflict
+
+    @redis_reads
+    def earlier(self, idempotency: Idempotency) -> str | None:
+        """The job that was created under a key, if its record still exists; None: :meth:`create` would create one.
+
+        Raises:
+            IdempotencyConflict: the key was used for another body.
+        """
+        key = keys.idempotency(idempotency.key)
+        found: Any = self._redis.hmget(key, "job", "digest")
+        job_id, body = found
+        if job_id is None or not self._redis.exists(keys.job(job_id)):
+            return None
+        if body != idempotency.body:
+            raise IdempotencyConflict
+        return str(job_id)
 
     def subscribe(self, job_id: str, channel: str, *, end_only: bool) -> None:
         """Notifies a channel of Redis from now on: of the job's end, as "<job id> <state> <answer>" with

@@ -6,7 +6,7 @@ from typing import Any
 
 from ownpod.errors import JobNotFound
 from ownpod.rules.event_data import Ending
-from ownpod.rules.events import START, Cursor, Section, resumes_at
+from ownpod.rules.events import START, Cursor, Section, parse_entry, resumes_at
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.store import keys
 from ownpod.store.chunks import call_token
@@ -16,6 +16,9 @@ from ownpod.store.scripts import constants
 
 JOURNAL_ENTRIES, JOURNAL_BYTES = 5000, 1024 * 1024
 """Number of entries, and their bytes, that are kept of a job. Older ones are dropped."""
+
+LAST_ENTRIES = 200
+"""Number of last entries among which :meth:`Journal.last_logs` finds log lines."""
 
 MOST_CHUNKS = 256
 """Number of chunks that one read brings."""
@@ -139,6 +142,13 @@ class Journal(Part):
                 )
             # The cursor is of an earlier attempt or submission, or entries have been dropped.
             start, first, attempt = at, int(now_first or 0), job.attempt
+
+    @redis_reads
+    def last_logs(self, job_id: str, count: int) -> list[dict[str, Any]]:
+        """Data of the last log lines of a job, of those among its last :data:`LAST_ENTRIES` entries, the oldest first."""
+        texts: Any = self._redis.lrange(keys.journal(job_id), -LAST_ENTRIES, -1)
+        found = [entry for entry in map(parse_entry, texts) if entry is not None]
+        return [json.loads(entry.data) for entry in found if entry.event == "logs"][-count:]
 
     def _waits_for(self, job: Job, queue: str | None) -> str | None:
         if queue in {None, self._messages.queue(job.endpoint)}:

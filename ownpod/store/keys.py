@@ -54,6 +54,7 @@ SECRETS = f"{PREFIX}secrets"
 VOLUME_HOMES = f"{PREFIX}volumes:homes"
 VOLUMES_DELETED = f"{PREFIX}volumes:deleted"
 FRONTS = f"{PREFIX}fronts"
+ATTENDED = f"{PREFIX}attended"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

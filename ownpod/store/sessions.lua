@@ -87,12 +87,13 @@ function commands.open()
   return {'created', worker}
 end
 
--- worker, and the others of want, owner, about, id of its job -> 1: the worker of a one-off task is wanted
+-- worker, and the others of want, owner, about, id of its job, wait s -> 1: the worker of a one-off task is wanted
 function commands.open_task()
   if want() == 0 then
     return 0
   end
-  redis.call('HSET', record, 'role', 'task', 'owner', ARGV[10], 'about', ARGV[11], 'job', ARGV[12])
+  redis.call('HSET', record, 'role', 'task', 'owner', ARGV[10], 'about', ARGV[11], 'job', ARGV[12],
+    'wait_s', ARGV[13])
   return 1
 end
 

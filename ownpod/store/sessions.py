@@ -127,6 +127,10 @@ class Sessions:
         )
         return found
 
+    def has_room(self, spec: ManagedSpec) -> bool:
+        """Whether devices for one more worker are free now, besides those of the workers that wait already."""
+        return self._has_room(spec)[0]
+
     @redis_reads
     def _has_room(self, spec: ManagedSpec) -> tuple[bool, tuple[int, int]]:
         """Whether devices for one more worker are free, besides those of the workers that wait already; the numbers of
@@ -168,6 +172,8 @@ class Sessions:
         preset: str = "",
         difficulty: str = "",
         labels: Mapping[str, Any] | None = None,
+        output: str = "",
+        wait_s: int = 0,
     ) -> bool:
         """Wants the worker of a one-off task, which runs this job only. Its job is created afterwards, with the worker's id
         as ``private``; housekeeping ends a worker whose job never came.
@@ -182,13 +188,15 @@ class Sessions:
             preset: its name.
             difficulty: its pool.
             labels: the client's own words about it.
+            output: what its plain lines are, a word of :class:`ownpod.rules.presets.OutputMode`; "": the default.
+            wait_s: seconds for which it may wait for a device; 0: any time.
 
         Returns:
             False: another worker has this id.
         """
         _check_id(worker_id)
-        words = about(model_id, preset, difficulty, labels or {})
-        arguments = (*wanted_arguments(endpoint, spec, None), owner, words, job_id)
+        words = about(model_id, preset, difficulty, labels or {}, output=output)
+        arguments = (*wanted_arguments(endpoint, spec, None), owner, words, job_id, wait_s)
         return bool(self._script("open_task", worker_id, *arguments))
 
     # Reads.
