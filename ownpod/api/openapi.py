@@ -15,6 +15,7 @@ from ownpod.errors import ExtraMissing
 from ownpod.management.v1 import openapi as v1
 from ownpod.management.v2 import openapi as v2
 from ownpod.rules.affinity import HEADER, PATTERN
+from ownpod.rules.events import CURSOR
 from ownpod.rules.jobs import JobStatus
 from ownpod.validation import HEADER_NAME
 
@@ -64,6 +65,18 @@ _WAIT = _number(
 )
 _TTL = _number("ttl", "ms until a finished job's record expires; ignored if it expires earlier")
 _FROM = _number("from", "return all chunks from this index on, and do not move the cursor")
+_EVENTS = {
+    "name": "events",
+    "in": "query",
+    "schema": {"type": "string", "enum": ["typed"]},
+    "description": "typed: server-sent events of the job's connection, worker, text, output, logs and end",
+}
+_AFTER = {
+    "name": "after",
+    "in": "query",
+    "schema": {"type": "string", "pattern": f"^{CURSOR.pattern}$"},
+    "description": "with typed events: those after the event with this id, as with Last-Event-ID",
+}
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -169,7 +182,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
             ["get", "post"],
             "The chunks that a generator handler has yielded since the last call",
             "Stream",
-            {"parameters": [_WAIT, _FROM], "events": True},
+            {"parameters": [_WAIT, _FROM, _EVENTS, _AFTER], "events": True},
         ),
         ("cancel/{job_id}", ["post"], "Cancel a job", "Submitted", {}),
         (
