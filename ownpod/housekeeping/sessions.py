@@ -27,7 +27,12 @@ log = logging.getLogger(__name__)
 
 GONE = "session {} ended: its record is gone"
 
-_HOW = {Reason.IDLE_TIMEOUT: "idle", Reason.MAX_LIFETIME: "life", Reason.NO_DEVICE: "wait"}
+_HOW = {
+    Reason.IDLE_TIMEOUT: "idle",
+    Reason.MAX_LIFETIME: "life",
+    Reason.NO_DEVICE: "wait",
+    Reason.MODEL_FAILED: "wait",
+}
 """How the Lua step checks a reason again."""
 
 
