@@ -8,6 +8,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
 
 from ownpod.api import agents_responses, responses, schemas
+from ownpod.api.openapi_tasks import TaskChoices, add_tasks, narrow
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
@@ -225,12 +226,15 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     ]
 
 
-def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
+def make_spec(
+    endpoint_ids: list[str], *, keys: bool, tasks: TaskChoices | None = None
+) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
         endpoint_ids: the endpoints that exist; paths take only these.
         keys: whether requests need a key.
+        tasks: what tasks may name; None: anything.
     """
     spec = APISpec(
         title="OwnPod",
@@ -287,7 +291,9 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
             **({"security": [{"key": []}]} if keys else {}),
         }
         spec.path(path, operations={"get": operation})
+    add_tasks(spec, keys=keys)
     document: dict[str, Any] = spec.to_dict()
+    narrow(document, tasks or TaskChoices())
     # marshmallow's plugin documents the values of a mapping, but not its keys.
     added = document["components"]["schemas"]["NewWorker"]["properties"]
     added["headers"]["propertyNames"] = {"pattern": f"^{HEADER_NAME}$"}
@@ -325,7 +331,9 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
 def document() -> Response:
     """The OpenAPI document of this API, with its endpoints."""
     svc = services()
-    return answer(make_spec(sorted(svc.registry.endpoints), keys=svc.keys_needed))
+    presets = [e.preset for e in svc.registry.presets() if e.preset is not None]
+    tasks = TaskChoices(presets, svc.settings.max_task_timeout_s)
+    return answer(make_spec(sorted(svc.registry.endpoints), keys=svc.keys_needed, tasks=tasks))
 
 
 @blueprint.get("/v1/openapi.json")
