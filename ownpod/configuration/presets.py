@@ -255,8 +255,8 @@ class GivenPreset:
 
     model_id: str
     name: str
-    model: Mapping[str, Any]
-    values: Mapping[str, Any]
+    model: Mapping[str, Any] = field(repr=False)
+    values: Mapping[str, Any] = field(repr=False)
     place: str
 
     @property

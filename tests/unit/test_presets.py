@@ -301,6 +301,8 @@ def test_the_registry_finds_presets_and_lists_those_that_there_are(load):
     assert registry.preset("llama-7b", "training").id == "llama-7b-training"
     assert all(e.preset for e in registry.presets())
     assert len(registry.presets()) == 3
+    with pytest.raises(UnknownModel):
+        registry.preset("stable-diffusion-v2-1", "inference")
     with pytest.raises(UnknownModel) as no_model:
         registry.preset("llama", "7b-training")
     assert str(no_model.value) == (
