@@ -73,7 +73,11 @@ class EndpointConflict(OwnPodError):
 
 
 class EndpointPaused(OwnPodError):
-    """Endpoint is paused (max_workers=0). ``detail``: why, in place of what to change."""
+    """Endpoint is paused (max_workers=0). Set max_workers > 0 to accept work.
+
+    Args:
+        detail: sentences in place of the second one, for an endpoint that is paused by its hours or has expired.
+    """
 
     http_status = 409
 
@@ -99,7 +103,11 @@ class NotForLoadBalancer(OwnPodError):
 
 
 class AffinityWorkerGone(OwnPodError):
-    """The worker that ``X-Runpod-Worker-Id`` names is not there."""
+    """The worker that ``X-Runpod-Worker-Id`` names is not there.
+
+    Args:
+        worker_id: the id in the header.
+    """
 
     http_status = 404
     reason = "affinity_worker_gone"

@@ -155,6 +155,16 @@ class ManagedWorker:
         return self.failed or bool(self.ended_in)
 
 
+def is_resumable(worker: ManagedWorker, endpoint: str, release: str) -> bool:
+    """Whether a worker that was stopped may be started once more, by the same id: it was ready, and did not fail."""
+    return (
+        worker.phase is Phase.STOPPED
+        and (worker.endpoint, worker.release) == (endpoint, release)
+        and worker.ready_ms is not None
+        and not worker.ended_badly
+    )
+
+
 @dataclass(frozen=True)
 class Device:
     """A GPU of a host, or a stand-in for one.

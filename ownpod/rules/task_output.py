@@ -289,14 +289,15 @@ def _joined(items: list[Item]) -> list[Item]:
         text: Any = (
             json.loads(item.text) if isinstance(item, Chunk) and item.text[:1] == '"' else None
         )
-        if text is None or size + len(text) > PIECE_BYTES:
+        length = 0 if text is None else len(text.encode())
+        if text is None or size + length > PIECE_BYTES:
             close()
             size = 0
         if text is None:
             found.append(item)
         else:
             texts.append(text)
-            size += len(text)
+            size += length
     close()
     return found
 

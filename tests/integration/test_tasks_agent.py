@@ -22,6 +22,7 @@ from ownpod.rules.endpoints import WorkerKind, pull_worker
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase
 from ownpod.rules.placement import pools_of
+from ownpod.rules.presets import OutputMode
 from ownpod.rules.sessions import Reason
 from ownpod.rules.templates import ManagedSpec, Protocol, Template, spec_text
 from ownpod.store import keys
@@ -128,14 +129,9 @@ class Rig:
         )
         self.turning = Turning(agent)
 
-    def submit(self, code, *, data=None, mode=None, most=1, timeout_ms=60_000, **env):
-        labels = {} if mode is None else {"mode": mode}
-        assert self.sessions.open_task(
-            W, "ep", spec=spec_of(code, **env), job_id=JOB, owner="", labels=labels
-        )
-        if mode is not None:
-            about = json.loads(self.client.hget(keys.managed(W), "about"))
-            self.client.hset(keys.managed(W), "about", json.dumps({**about, "output": mode}))
+    def submit(self, code, *, data=None, mode=OutputMode.AUTO, most=1, timeout_ms=60_000, **env):
+        spec = spec_of(code, **env)
+        assert self.sessions.open_task(W, "ep", spec=spec, job_id=JOB, owner="", output=mode)
         self.store.jobs.create(
             new_job(
                 JOB,
@@ -239,6 +235,27 @@ def test_the_exit_code_and_the_end_of_standard_error_are_the_reason_of_a_failure
     assert (job.status, job.error) == (JobStatus.FAILED, "exit code 3\nboom")
     assert rig.client.hmget(keys.job(JOB), "exit_code", "code") == ["3", "handler"]
     assert rig.logs() == ["boom"]
+
+
+def test_a_preset_may_have_plain_lines_as_log_lines_only(rig):
+    job = rig.run("print('noise')", mode=OutputMode.EVENTS)
+    assert (rig.chunks(), rig.logs()) == ([], ["noise"])
+    assert json.loads(job.output) == {"exitCode": 0}
+
+
+def test_a_second_attempt_gets_a_fresh_container(rig, tmp_path):
+    code = f"""if True:
+        import os, signal
+        print("try", flush=True)
+        if not os.path.exists({str(tmp_path / "once")!r}):
+            open({str(tmp_path / "once")!r}, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    rig.submit(code, most=2)
+    rig.finish(rig.node.start())
+    wait_until(lambda: rig.job().status is JobStatus.IN_QUEUE, 10)
+    job = rig.finish(rig.node.start())
+    assert (job.status, job.attempt, rig.text()) == (JobStatus.COMPLETED, 2, "try\n")
 
 
 def test_a_failure_that_a_task_reports_counts_whatever_its_exit_code_is(rig):

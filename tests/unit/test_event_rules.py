@@ -249,9 +249,10 @@ def test_a_session_that_has_ended_does_not_wait_for_tasks():
     world = run("claim")
     world.finish(JobStatus.FAILED, None)
     section = world.read(Cursor(1))
-    ended = replace(section, ending=Ending("session_ended"))
     assert [e.event for e in events_of(section, SESSION)] == ["worker", "task_finish"]
-    assert [e.event for e in events_of(ended, SESSION)] == ["task_finish"]
+    for ending in (Ending("session_ended"), Ending("oom", 137), Ending(all_lost=True)):
+        ended = replace(section, ending=ending)
+        assert [e.event for e in events_of(ended, SESSION)] == ["task_finish"]
 
 
 @pytest.mark.parametrize(
