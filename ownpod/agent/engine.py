@@ -12,6 +12,7 @@ from ownpod.rules.templates import Template
 
 __all__ = [
     "LOG_LINES",
+    "QUICK_GRACE_S",
     "STOP_GRACE_S",
     "Engine",
     "EngineError",
@@ -24,6 +25,9 @@ __all__ = [
 
 STOP_GRACE_S = 35.0
 """Seconds between SIGTERM and SIGKILL. The SDK ends after its held request, which may last 20 s, and its job."""
+
+QUICK_GRACE_S = 10.0
+"""The same for a session that was ended, whose job is FAILED already."""
 
 
 class EngineError(OwnPodError):

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
-from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch, Started
+from ownpod.agent.engine import QUICK_GRACE_S, STOP_GRACE_S, Engine, EngineError, Launch, Started
 from ownpod.agent.memory import Memory
 from ownpod.agent.output import Followers
 from ownpod.agent.prefetch import get_image
@@ -169,6 +169,9 @@ class Steps:
             labels=self._host.labels,
             balancing=spec.balancing,
         )
+        if worker.role is Role.SESSION:
+            # The GPU service's variable.
+            env["SESSION_ID"] = worker.id
         return Launch(
             worker.id,
             worker.endpoint,
@@ -239,7 +242,7 @@ class Steps:
         if step.failed:
             self._failures[step.worker] = step.reason
         log.info("worker %s is stopped: %s", step.worker, step.reason)
-        self._engine.stop(step.worker, STOP_GRACE_S)
+        self._engine.stop(step.worker, QUICK_GRACE_S if step.quick else STOP_GRACE_S)
 
     def _report(self, step: Ended, worker: ManagedWorker) -> None:
         reason = self._failures.get(step.worker)

@@ -7,8 +7,8 @@ from typing import Any
 
 from flask import Flask, Response, request
 
-PREFIX = "/api/"
-"""Beginning of the paths of tasks, sessions and models."""
+PREFIXES = ("/api/", "/health/")
+"""Beginnings of the paths of tasks, sessions and models, and of the resources."""
 
 CODES = {
     400: "bad_request",
@@ -30,12 +30,12 @@ RETRY_AFTER_S = {"full": "10", "queue_full": "5"}
 
 
 def shape_errors(app: Flask) -> None:
-    """Gives every error below :data:`PREFIX` its shape, wherever it was refused: by a view, the check of keys, or the routing."""
+    """Gives every error below :data:`PREFIXES` its shape, wherever it was refused: by a view, the check of keys, or the routing."""
     app.after_request(_shape)
 
 
 def _shape(response: Response) -> Response:
-    if response.status_code < 400 or not request.path.startswith(PREFIX):
+    if response.status_code < 400 or not request.path.startswith(PREFIXES):
         return response
     body = _body(response)
     text = body.get("detail") or body.get("error") or response.status

@@ -209,9 +209,7 @@ class CustomSchema(_TaskSchema):
 
 
 def _check_labels(labels: dict[str, str]) -> None:
-    if len(labels) > MOST_LABELS or any(
-        not 1 <= len(name) <= LONGEST or len(value) > LONGEST for name, value in labels.items()
-    ):
+    if len(labels) > MOST_LABELS or not all(1 <= len(name) <= LONGEST for name in labels):
         raise ValidationError(
             f"must be at most {MOST_LABELS} strings of {LONGEST} characters at most, by name"
         )
@@ -235,7 +233,10 @@ class PrewarmSchema(Schema):
     wait_seconds = _seconds("seconds for which the session may wait for a device", WAIT_S)
     metadata = fields.Dict(
         keys=fields.String(),
-        values=fields.String(error_messages={"invalid": "must be a string"}),
+        values=fields.String(
+            validate=validate.Length(max=LONGEST, error="must have at most {max} characters"),
+            error_messages={"invalid": "must be a string"},
+        ),
         load_default=dict,
         allow_none=True,
         validate=_check_labels,

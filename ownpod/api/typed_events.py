@@ -24,6 +24,8 @@ from ownpod.rules.events import (
 )
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Device, ManagedWorker, Phase, Role
+from ownpod.rules.managed_states import ManagedView, in_words
+from ownpod.rules.sessions import about_of
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +85,8 @@ def respond(
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"
     response.headers["X-Task-Id"] = job_id
-    worker = _worker(svc, section)
-    if worker is not None and worker.role is Role.SESSION:
-        response.headers["X-Session-Id"] = worker.id
+    if (session_id := _session_id(section, _worker(svc, section))) is not None:
+        response.headers["X-Session-Id"] = session_id
     return response
 
 
@@ -117,7 +118,7 @@ def _texts(
             elif time.monotonic() - silent_since >= KEEP_ALIVE_S:
                 yield ": keep-alive\n\n"
                 silent_since = time.monotonic()
-            if section.whole:
+            if not section.more:
                 left_s = max(0.0, silent_since + KEEP_ALIVE_S - time.monotonic())
                 if section.job.status is JobStatus.IN_QUEUE:
                     left_s = min(left_s, QUEUED_S[min(looks, len(QUEUED_S) - 1)])
@@ -143,7 +144,7 @@ def connection_of(svc: Services, section: Section) -> Connection:
         return Connection()
     job, worker = section.job, _worker(svc, section)
     data: dict[str, Any] = {} if worker is None else _devices(svc, worker)
-    session_id = worker.id if worker is not None and worker.role is Role.SESSION else None
+    session_id = _session_id(section, worker)
     place = svc.store.queue.place(job) if job.status is JobStatus.IN_QUEUE else None
     if place is None:
         # It has left the queue since it was read, so its position is no news.
@@ -162,9 +163,18 @@ def connection_of(svc: Services, section: Section) -> Connection:
     return Connection(session_id, place.position, placed, data)
 
 
+def _session_id(section: Section, worker: ManagedWorker | None) -> str | None:
+    """The session of a job; its worker's record may be gone, or the job may be no task."""
+    if worker is None:
+        return section.session_id
+    return worker.id if worker.role is Role.SESSION else None
+
+
 def _reason(svc: Services, section: Section, worker: ManagedWorker | None) -> str:
     if worker is not None and worker.is_private:
-        return worker.reason or f"it waits for {worker.role} {worker.id}"
+        what = f"{worker.role} {worker.id}"
+        phase = in_words(worker, ManagedView())
+        return f"{what} {phase}" if phase else f"it waits for {what}, which has other work"
     try:
         return svc.waiting.reason(section.job.endpoint)
     except EndpointNotFound:
@@ -180,8 +190,8 @@ def _worker(svc: Services, section: Section) -> ManagedWorker | None:
 def _devices(svc: Services, worker: ManagedWorker) -> dict[str, Any]:
     """The first device of a worker, and its host."""
     data: dict[str, Any] = {"gpu_id": None}
-    if worker.pools:
-        data["gpu_class"] = worker.pools[0]
+    if found := about_of(worker).get("difficulty") or next(iter(worker.pools), None):
+        data["gpu_class"] = found
     if worker.host is None:
         return data
     data["host"] = worker.host

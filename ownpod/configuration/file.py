@@ -72,22 +72,25 @@ class _File:
     presets: tuple[GivenPreset, ...] = ()
 
 
+_ENDPOINT, _FILE, _PRESETS = _EndpointSchema(), _FileSchema(), _PresetsFileSchema()
+
+
 def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
     """The endpoints of the configuration by id, from ``workers.yaml``, ``OWNPOD_PRESETS_FILE`` and ``OWNPOD_WORKERS``.
 
     Raises:
         ConfigurationError: one line that names the file, the field and what is allowed.
     """
-    files = [_read(settings.workers_file, _FileSchema(), required=settings.workers_file_required)]
+    files = [_read(settings.workers_file, _FILE, required=settings.workers_file_required)]
     if settings.presets_file is not None:
-        files.append(_read(settings.presets_file, _PresetsFileSchema(), required=True))
+        files.append(_read(settings.presets_file, _PRESETS, required=True))
     given = files[0].endpoints
     if settings.workers is not None:
-        local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
+        local = given.setdefault(DEFAULT_ENDPOINT, _ENDPOINT.load({}))
         local["workers"] = [{"url": u, "headers": {}} for u in settings.workers]
     if not given and not any(file.presets for file in files):
         default = [{"url": url} for url in DEFAULT_WORKERS]
-        given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
+        given[DEFAULT_ENDPOINT] = _ENDPOINT.load({"workers": default})
     endpoints = {
         endpoint_id: endpoint_of(
             endpoint_id,
@@ -187,7 +190,7 @@ def _read(path: Path, schema: Schema, *, required: bool) -> _File:
     except FileNotFoundError:
         if not required:
             return _File(path)
-        name = "WORKERS" if isinstance(schema, _FileSchema) else "PRESETS"
+        name = "WORKERS" if schema is _FILE else "PRESETS"
         raise ConfigurationError(f"OWNPOD_{name}_FILE={path}: there is no such file") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
@@ -195,6 +198,8 @@ def _read(path: Path, schema: Schema, *, required: bool) -> _File:
         raise ConfigurationError(f"{path}: not YAML: {yaml_problem(error)}") from None
     except ValidationError as error:
         place, problem = first_problem(error.normalized_messages())
+        # Keys may be of any length, and have several lines.
+        place = " ".join(place.split())[:LONGEST_PROBLEM]
         raise ConfigurationError(f"{path}: {place}: {problem}") from None
     except (ValueError, RecursionError) as error:
         # Not UTF-8, a date that does not exist, too many digits, too deep.

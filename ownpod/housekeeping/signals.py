@@ -18,10 +18,12 @@ from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.scaler import Scaler
 from ownpod.housekeeping.sessions import PrivateWorkers
 from ownpod.housekeeping.sweep import Sweep
+from ownpod.housekeeping.unattended import Unattended
 from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.node.signals import Prepared
 from ownpod.rules.endpoints import HOUSEKEEPING
 from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.attended import Attended
 from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
 from ownpod.store.offers import Offers
@@ -71,7 +73,14 @@ def _sweep(prepared: Prepared) -> Sweep:
     pins = LeftPins(
         registry, store.queue, Managed(store.client), patience_s=max(config.lease_s / 2, 2.0)
     )
-    return Sweep(store, recovery, offers, lease_s=config.lease_s, left_pins=pins)
+    return Sweep(
+        store,
+        recovery,
+        offers,
+        lease_s=config.lease_s,
+        left_pins=pins,
+        unattended=Unattended(store, Attended(store.client)),
+    )
 
 
 def _scaler(prepared: Prepared) -> Scaler:

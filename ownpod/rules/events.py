@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from ownpod.rules.event_data import Ending, final_output, finish_data, iso
 from ownpod.rules.jobs import Job, JobStatus
 
-_CURSOR = re.compile(
+CURSOR = re.compile(
     r"([0-9]{1,9})-(?:(end)|([0-9]{1,9})\.([0-9]{1,9})([a-z][0-9]{0,9}|))", re.ASCII
 )
+"""An event's id."""
 
 _QUEUED, _CONNECTED, _RESTARTED, _OUTPUT, _IDLE = "q", "c", "r", "t", "i"
 """Marks of cursors: the last event was about the queue (with the position), the connection, the restart, the final output,
@@ -64,7 +65,7 @@ START, NOT_ENDED = Cursor(), Ending()
 
 def parse(text: str) -> Cursor | None:
     """The cursor in an event's id; None for any other text."""
-    match = _CURSOR.fullmatch(text)
+    match = CURSOR.fullmatch(text)
     if match is None:
         return None
     if match[2]:
@@ -97,6 +98,14 @@ class Section:
     """How often the job was moved to another session."""
     waits_for: str | None = None
     """The worker in whose own queue the job waits, or waited; None: in its endpoint's."""
+    session_id: str | None = None
+    """The session of a task, after its record; None: it has none, or is no task."""
+
+    @property
+    def more(self) -> bool:
+        """There are more chunks to show. Those of a lost attempt are not shown to a client that has none of it."""
+        lost = self.job.status is JobStatus.IN_QUEUE and self.start.attempt != self.job.attempt
+        return not self.whole and not lost
 
     @property
     def connected(self) -> str:
@@ -324,7 +333,9 @@ class _Walk:
         if final is not None and mark not in {_OUTPUT, _IDLE}:
             yield self._event(*final, mark=_OUTPUT)
         session = self._connection.session_id
-        went_on = self._section.ending.code != "session_ended"
+        ending = self._section.ending
+        # A task that its session or worker has ended has a code.
+        went_on = ending.code is None and not ending.all_lost
         if session is not None and job.attempt and went_on and mark != _IDLE:
             data = {"status": "waiting", "worker_id": session}
             yield self._event("worker", data, mark=_IDLE)
@@ -332,5 +343,5 @@ class _Walk:
         yield Event(
             str(self._at),
             "task_finish",
-            json.dumps(finish_data(job, self._section.ending, session)),
+            json.dumps(finish_data(job, ending, session)),
         )

@@ -56,12 +56,14 @@ class Stop:
     Attributes:
         announce: its record is moved to STOPPING first (``Managed.stopping``). The step is dropped if that is refused.
         failed: its end is reported as a failure.
+        quick: it has no job any more that counts, and gets less time to end, because its device is wanted.
     """
 
     worker: str
     reason: str
     announce: bool = False
     failed: bool = False
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def _ended(record: ManagedWorker, found: Found | None) -> Ended:
 
 def _leaving(record: ManagedWorker, known: Knowledge) -> Stop | None:
     if record.phase is Phase.STOPPING:
-        return Stop(record.id, record.reason)
+        return Stop(record.id, record.reason, quick=record.role is Role.SESSION)
     if record.id in known.stuck:
         reason = "its executionTimeout has passed, and its handler still runs"
         return Stop(record.id, reason, announce=True)

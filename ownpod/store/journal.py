@@ -48,16 +48,8 @@ OTHER_CONSTANTS = constants(
 
 _FIELDS = (
     *Job.FIELDS,
-    *(
-        "journal_first",
-        "journal_base",
-        "code",
-        "exit_code",
-        "lost",
-        "max_attempts",
-        "queue",
-        "moves",
-    ),
+    *("journal_first", "journal_base", "code", "exit_code", "lost", "max_attempts"),
+    *("queue", "moves", "private", "task"),
 )
 
 
@@ -121,7 +113,8 @@ class Journal(Part):
             job = Job.from_record(values[: len(Job.FIELDS)])
             if job.endpoint != endpoint:
                 raise JobNotFound(job_id)
-            now_first, base, code, exit_code, lost, most, queue, moves = values[len(Job.FIELDS) :]
+            now_first, base, code, exit_code, lost, most, *rest = values[len(Job.FIELDS) :]
+            queue, moves, private, task = rest
             at = _begin(cursor, job, int(base or 0))
             same = at == start and first == int(now_first or 0)
             if same and index == (at.chunks if at.attempt == job.attempt else 0):
@@ -138,6 +131,7 @@ class Journal(Part):
                         all_lost=int(lost or 0) >= int(most or 1),
                     ),
                     moves=int(moves or 0),
+                    session_id=private if _is_of_session(task) else None,
                     waits_for=self._waits_for(job, queue),
                 )
             # The cursor is of an earlier attempt or submission, or entries have been dropped.
@@ -154,6 +148,17 @@ class Journal(Part):
         if queue in {None, self._messages.queue(job.endpoint)}:
             return None
         return self._messages.worker_of(job.endpoint, queue or "")
+
+
+def _is_of_session(task: str | None) -> bool:
+    """Whether a job's record has the request for a task of a session."""
+    if not task:
+        return False
+    try:
+        facts = json.loads(task)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and facts.get("type") == "session"
 
 
 def _begin(cursor: Cursor | None, job: Job, base: int) -> Cursor:

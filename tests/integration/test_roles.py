@@ -287,6 +287,7 @@ def test_keys_of_endpoints_alone_do_not_manage_over_http(make_api):
     assert (status, "set OWNPOD_ADMIN_KEYS" in text) == (403, True)
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_host_manage_without_a_key(make_api, redis_server, tmp_path):
     make_api(OWNPOD_API_KEYS="the-api-key")
     environ = {

@@ -64,7 +64,7 @@ class World:
             new = list(events_of(section, connection))
             found += new
             cursor = parse(new[-1].id) if new else cursor
-            if section.whole or cursor.ended:
+            if not section.more or cursor.ended:
                 return found
             assert new, "a part without an event is read again for ever"
 
@@ -249,9 +249,10 @@ def test_a_session_that_has_ended_does_not_wait_for_tasks():
     world = run("claim")
     world.finish(JobStatus.FAILED, None)
     section = world.read(Cursor(1))
-    ended = replace(section, ending=Ending("session_ended"))
     assert [e.event for e in events_of(section, SESSION)] == ["worker", "task_finish"]
-    assert [e.event for e in events_of(ended, SESSION)] == ["task_finish"]
+    for ending in (Ending("session_ended"), Ending("oom", 137), Ending(all_lost=True)):
+        ended = replace(section, ending=ending)
+        assert [e.event for e in events_of(ended, SESSION)] == ["task_finish"]
 
 
 @pytest.mark.parametrize(
@@ -349,6 +350,7 @@ STORIES = st.lists(st.sampled_from(STEPS), max_size=40)
 
 
 @example(["claim", "chunk", "tell", "requeue", "tell", "claim", "tell", "chunk", "finish"], 1)
+@example(["claim", "chunk", "chunk", "requeue"], 1)
 @given(STORIES, st.integers(1, 3))
 def test_a_stream_that_is_cut_at_any_event_goes_on_with_exactly_the_rest(steps, chunks):
     world = World(most=5)
