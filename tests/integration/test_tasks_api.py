@@ -637,3 +637,34 @@ def test_no_answer_has_a_value_of_a_presets_environment(api, client):
         f"/api/tasks/{task['task_id']}",
     ):
         assert "hidden-value" not in api.get(path).text
+
+
+# --- a client that goes
+
+
+@pytest.mark.parametrize(("wish", "ids"), [("cancel", 1), ("continue", 0), (None, 0)])
+def test_only_a_task_that_ends_with_its_client_has_readers(api, client, wish, ids):
+    more = {} if wish is None else {"on_disconnect": wish}
+    answer = submit(api, headers={}, **more)
+    assert client.zcard("ownpod:attended") == ids
+    answer.close()
+    again = api.get(f"/api/tasks/{answer.headers['X-Task-Id']}/events")
+    assert client.zcard("ownpod:attended") == ids
+    again.close()
+    assert len(services_of(api.application).readers._attended.overdue()) == ids
+
+
+def test_the_pages_of_allowed_origins_may_call_the_routes(make_api):
+    api = make_api(OWNPOD_CORS_ORIGINS="https://a.example", **KEYS)
+    answer = api.get(
+        "/api/sessions", headers={"Origin": "https://a.example", "X-API-Key": "global-key"}
+    )
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert "X-Task-Id" in answer.headers["Access-Control-Expose-Headers"]
+
+
+def test_submissions_count_towards_the_rate_of_runs(make_api):
+    api = make_api(OWNPOD_RATE_LIMITS='{"run": "2/minute"}')
+    codes = [submit(api).status_code for _ in range(3)]
+    assert codes == [200, 200, 429]
+    refused(submit(api), 429, "rate_limited")
