@@ -12,7 +12,7 @@ HEAD = "| variable | default | purpose |\n| --- | --- | --- |\n"
 def updated(page: str) -> str:
     """The page with its table as the declarations have it."""
     lines = "".join(
-        f"| `{v.name}` | {v.unset if v.default_text is None else f'`{v.default_text}`'} | {v.purpose} |\n"
+        f"| `{v.name}` | {v.unset if v.default_text is None else f'`{v.default_text}`'} | {v.about} |\n"
         for v in VARIABLES
     )
     before, head, after = page.partition(HEAD)

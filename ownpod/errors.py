@@ -4,7 +4,11 @@ The API answers an error as ``{"error": message}``, the shape of RunPod's errors
 that is wrong and what to change, and must not contain secrets or inputs.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
+
+LONGEST_LIST = 50
+"""Number of known names that an error lists."""
 
 
 class OwnPodError(Exception):
@@ -186,6 +190,47 @@ class UnsupportedMediaType(OwnPodError):
     """The body must have the content type application/json."""
 
     http_status = 415
+
+
+class UnknownModel(BadRequest):
+    """No preset has this model.
+
+    Args:
+        model_id: as the client wrote it.
+        known: the models that have presets.
+    """
+
+    def __init__(self, model_id: str, known: Sequence[str]) -> None:
+        super().__init__(f"model {model_id[:200]!r} has no presets; {_known('models', known)}")
+
+
+class UnknownPreset(BadRequest):
+    """The model has no such preset.
+
+    Args:
+        model_id: a model with presets.
+        preset: as the client wrote it.
+        known: the presets of the model.
+    """
+
+    def __init__(self, model_id: str, preset: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"model {model_id!r} has no preset {preset[:200]!r}; {_known('presets', known)}"
+        )
+
+
+class UnknownDifficulty(BadRequest):
+    """No preset may run with this difficulty."""
+
+    def __init__(self, difficulty: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"difficulty {difficulty[:200]!r} is unknown; {_known('difficulties', known)}"
+        )
+
+
+def _known(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
+    return f"known {what}: {', '.join(names[:LONGEST_LIST]) or 'none'}{more}"
 
 
 class QueueFull(OwnPodError):

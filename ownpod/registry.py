@@ -24,6 +24,8 @@ from ownpod.errors import (
     EndpointConflict,
     EndpointNotFound,
     RedisUnavailable,
+    UnknownModel,
+    UnknownPreset,
     WorkerConflict,
     WorkerNotFound,
 )
@@ -161,6 +163,24 @@ class Registry:
             return endpoints[endpoint_id]
         except KeyError:
             raise EndpointNotFound(endpoint_id, sorted(endpoints)) from None
+
+    def presets(self) -> list[Endpoint]:
+        """The endpoints that are presets of a model, in the order of the configuration."""
+        return [endpoint for endpoint in self.endpoints.values() if endpoint.preset is not None]
+
+    def preset(self, model_id: str, name: str) -> Endpoint:
+        """The endpoint of a model's preset.
+
+        Raises:
+            UnknownModel: no preset has this model; the message lists those that there are.
+            UnknownPreset: the model has no such preset; the message lists those that it has.
+        """
+        found = {(e.preset.model_id, e.preset.name): e for e in self.presets() if e.preset}
+        if endpoint := found.get((model_id, name)):
+            return endpoint
+        if known := sorted(preset for model, preset in found if model == model_id):
+            raise UnknownPreset(model_id, name, known)
+        raise UnknownModel(model_id, sorted({model for model, _ in found}))
 
     def newer(self) -> Mapping[str, Endpoint]:
         """All endpoints, read now; while Redis is away, as they were last read."""

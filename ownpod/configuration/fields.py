@@ -5,7 +5,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from marshmallow import ValidationError, fields
+from marshmallow import RAISE, Schema, ValidationError, fields
 
 
 class Parsed(fields.Field[Any]):
@@ -59,5 +59,37 @@ def flag(**options: Any) -> Parsed:
     return Parsed(parse, "true or false", **options)
 
 
-def choice(kind: type[StrEnum], **options: Any) -> Parsed:
-    return Parsed(kind, f"one of {', '.join(kind)}", **options)
+def choice(kind: type[StrEnum], *, without: StrEnum | None = None, **options: Any) -> Parsed:
+    """One of the values of ``kind``; ``without``: the one that is not allowed here."""
+    allowed = {value.value: value for value in kind if value is not without}
+
+    def parse(value: Any) -> StrEnum:
+        if not isinstance(value, str):
+            raise TypeError
+        if value not in allowed:
+            raise ValueError
+        return allowed[value]
+
+    return Parsed(parse, f"one of {', '.join(allowed)}", **options)
+
+
+class Keys(Schema):
+    """An object whose errors list its keys. The class that inherits sets ``error_messages`` with :func:`listing`."""
+
+    class Meta:
+        unknown = RAISE
+
+
+def listing(*names: str) -> dict[str, str]:
+    """The errors of an object with these keys."""
+    keys = ", ".join(names)
+    return {
+        "unknown": f"is not a key here; the keys are {keys}",
+        "type": f"must be an object with the keys {keys}",
+    }
+
+
+def nested(schema: type[Keys], **options: Any) -> fields.Nested:
+    """An object within an object."""
+    problem = schema.error_messages["type"]
+    return fields.Nested(schema, error_messages={"null": problem}, **options)

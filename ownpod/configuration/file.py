@@ -1,18 +1,25 @@
-"""``workers.yaml`` and ``OWNPOD_WORKERS``: where the configured endpoints are read from, and kept."""
+"""``workers.yaml``, ``OWNPOD_PRESETS_FILE`` and ``OWNPOD_WORKERS``: where the configured endpoints are read from, and kept."""
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
+from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
 from ownpod.configuration.balancing import balancing_of
 from ownpod.configuration.endpoints import AddedEndpointSchema, endpoint_of
+from ownpod.configuration.preset_endpoints import check_presets, preset_endpoint
+from ownpod.configuration.presets import Difficulties, GivenPreset, parse_difficulties, parse_models
 from ownpod.configuration.workers import WorkerSchema, check_unique, make_worker
 from ownpod.errors import ConfigurationError
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.quota import first_over_quota
 from ownpod.settings import DEFAULT_ENDPOINT, Settings
 from ownpod.validation import NAME, first_problem
+
+Parsed = TypeVar("Parsed")
 
 DEFAULT_WORKERS = ("http://localhost:18000",)
 
@@ -35,21 +42,49 @@ class _FileSchema(Schema):
             )
         ),
         values=fields.Nested(_EndpointSchema),
-        required=True,
     )
+    difficulties = fields.Raw(allow_none=True)
+    models = fields.Raw(allow_none=True)
+
+    @pre_load
+    def _has_something(self, content: Any, **_: Any) -> Any:
+        if isinstance(content, dict) and not {"endpoints", "models"} & content.keys():
+            raise ValidationError({"endpoints": ["Missing data for required field."]})
+        return content
+
+
+class _PresetsFileSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    difficulties = fields.Raw(allow_none=True)
+    models = fields.Raw(required=True)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the configuration, with loaded values."""
+
+    path: Path
+    endpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    difficulties: Difficulties | None = None
+    presets: tuple[GivenPreset, ...] = ()
 
 
 def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
-    """The endpoints of the configuration by id, from ``workers.yaml`` and ``OWNPOD_WORKERS``.
+    """The endpoints of the configuration by id, from ``workers.yaml``, ``OWNPOD_PRESETS_FILE`` and ``OWNPOD_WORKERS``.
 
     Raises:
         ConfigurationError: one line that names the file, the field and what is allowed.
     """
-    given = _read(settings)
+    files = [_read(settings.workers_file, _FileSchema(), required=settings.workers_file_required)]
+    if settings.presets_file is not None:
+        files.append(_read(settings.presets_file, _PresetsFileSchema(), required=True))
+    given = files[0].endpoints
     if settings.workers is not None:
         local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
         local["workers"] = [{"url": u, "headers": {}} for u in settings.workers]
-    if not given:
+    if not given and not any(file.presets for file in files):
         default = [{"url": url} for url in DEFAULT_WORKERS]
         given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
     endpoints = {
@@ -63,13 +98,45 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         )
         for endpoint_id, values in given.items()
     }
+    endpoints |= _presets(files, endpoints, settings)
     check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
     if over := first_over_quota(endpoints, settings.worker_quota):
         endpoint_id, problem = over
-        raise ConfigurationError(
-            f"{settings.workers_file}: endpoints.{endpoint_id}.workersMax: {problem}"
-        )
+        preset = endpoints[endpoint_id].preset
+        place = f"endpoints.{endpoint_id}.workersMax" if preset is None else preset.title
+        raise ConfigurationError(f"{settings.workers_file}: {place}: {problem}")
     return endpoints
+
+
+def _presets(
+    files: Sequence[_File], others: Mapping[str, Endpoint], settings: Settings
+) -> dict[str, Endpoint]:
+    """The endpoints of the presets of all files. Raises: ConfigurationError."""
+    defined = [file for file in files if file.difficulties is not None]
+    if len(defined) > 1:
+        raise ConfigurationError(
+            f"{defined[1].path}: difficulties: are defined in {defined[0].path}, too: leave them out in one file"
+        )
+    difficulties = (defined[0].difficulties if defined else None) or Difficulties()
+    found: dict[str, Endpoint] = {}
+    places: dict[str, str] = {}
+    for file in files:
+        for given in file.presets:
+            endpoint_id, place = given.endpoint_id, f"{file.path}: models.{given.place}"
+            if endpoint_id in others:
+                raise ConfigurationError(
+                    f"{place}: its endpoint {endpoint_id!r} is defined under `endpoints`, too: rename one of them"
+                )
+            if endpoint_id in found:
+                raise ConfigurationError(
+                    f"{place}: its endpoint {endpoint_id!r} is also that of {places[endpoint_id]}: rename one of them"
+                )
+            places[endpoint_id] = place
+            found[endpoint_id] = preset_endpoint(
+                given, difficulties, settings, f"{file.path}: models"
+            )
+    check_presets(found.values(), settings)
+    return found
 
 
 _kept: dict[tuple[object, ...], dict[str, Endpoint]] = {}
@@ -78,7 +145,8 @@ _kept: dict[tuple[object, ...], dict[str, Endpoint]] = {}
 
 def _source(settings: Settings) -> tuple[object, ...]:
     """Where settings have their endpoints from."""
-    return settings.workers_file.absolute(), settings.workers
+    presets = settings.presets_file and settings.presets_file.absolute()
+    return settings.workers_file.absolute(), presets, settings.workers
 
 
 def keep_endpoints(settings: Settings) -> dict[str, Endpoint]:
@@ -99,15 +167,21 @@ def kept_endpoints(settings: Settings) -> dict[str, Endpoint]:
     return load_endpoints(settings) if kept is None else kept
 
 
-def _read(settings: Settings) -> dict[str, dict[str, Any]]:
-    path = settings.workers_file
+def _read(path: Path, schema: Schema, *, required: bool) -> _File:
+    """A file with its values. Raises: ConfigurationError."""
     try:
-        content = yaml.safe_load(path.read_text())
-        return _FileSchema().load(content)["endpoints"]  # type: ignore[no-any-return]
+        values = schema.load(yaml.safe_load(path.read_text()))
+        return _File(
+            path,
+            values.get("endpoints", {}),
+            _within("difficulties", values, parse_difficulties),
+            tuple(_within("models", values, lambda models: tuple(parse_models(models))) or ()),
+        )
     except FileNotFoundError:
-        if not settings.workers_file_required:
-            return {}
-        raise ConfigurationError(f"OWNPOD_WORKERS_FILE={path}: there is no such file") from None
+        if not required:
+            return _File(path)
+        name = "WORKERS" if isinstance(schema, _FileSchema) else "PRESETS"
+        raise ConfigurationError(f"OWNPOD_{name}_FILE={path}: there is no such file") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -119,6 +193,16 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
         # Not UTF-8, a date that does not exist, too many digits, too deep.
         problem = " ".join(str(error).split())[:LONGEST_PROBLEM]
         raise ConfigurationError(f"{path}: cannot be read: {problem}") from None
+
+
+def _within(key: str, values: Mapping[str, Any], parse: Callable[[Any], Parsed]) -> Parsed | None:
+    """What a key of a file means; None: it is not there. Raises: ValidationError, with the key."""
+    if key not in values:
+        return None
+    try:
+        return parse(values[key])
+    except ValidationError as error:
+        raise ValidationError({key: error.normalized_messages()}) from None
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:

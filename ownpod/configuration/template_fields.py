@@ -1,14 +1,17 @@
 """Fields of a template that its schema is built from: the environment, and the volumes of its workers."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import ValidationError, fields
 
+from ownpod.configuration.fields import Parsed
 from ownpod.rules.secrets import has_wrong_reference
 from ownpod.rules.templates import VolumeMount
 from ownpod.rules.volumes import parse_mounts
+from ownpod.validation import NAME
 
 MOST_BYTES = 1_000_000
 """Maximum length in bytes of all variables together, and of a command: Linux starts no program with more than twice as
@@ -93,3 +96,55 @@ class VolumesField(fields.Field[Any]):
             return parse_mounts(value)
         except ValueError as error:
             raise ValidationError(str(error)) from None
+
+
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?=.{{1,512}}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{{1,5}})?/)?{_PART}(?:/{_PART})*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+"""An image's reference, from the grammar of the OCI distribution specification: it cannot begin with a dash, so no
+program reads it as an option."""
+
+MOST_WORDS = 1000
+"""Maximum number of words of a command."""
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """A command's words. A single text is split as a shell would split it."""
+    if isinstance(value, str):
+        value = shlex.split(value)
+    if not isinstance(value, list) or len(value) > MOST_WORDS:
+        raise ValueError
+    words = tuple(as_text(word) for word in value)
+    if not all(map(can_be_passed, words)) or sum(map(len, words)) > MOST_BYTES:
+        raise ValueError
+    return words
+
+
+def _image(value: Any) -> str:
+    if not isinstance(value, str) or not _IMAGE.fullmatch(value):
+        raise ValueError
+    return value
+
+
+def _registry(value: Any) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError
+    return value
+
+
+def image(**options: Any) -> Parsed:
+    """An image's reference."""
+    return Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0", **options)
+
+
+def command(**options: Any) -> Parsed:
+    """The words of a command."""
+    problem = "a list of texts, or one text that a shell would split into words"
+    return Parsed(_words, problem, **options)
+
+
+def registry(**options: Any) -> Parsed:
+    """The id of registry credentials."""
+    return Parsed(_registry, "the id of registry credentials, see `ownpod registries`", **options)

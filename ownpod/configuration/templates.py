@@ -4,21 +4,16 @@ Names, limits and defaults are those of RunPod's REST API where RunPod has them.
 """
 
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
+from marshmallow import Schema, ValidationError, post_load, validates_schema
 
-from ownpod.configuration.fields import Parsed, choice, flag, number, whole
+from ownpod.configuration import template_fields
+from ownpod.configuration.fields import Keys, Parsed, choice, flag, listing, nested, number, whole
 from ownpod.configuration.hours import HoursField, MomentField, TimeZoneField, check_hours
-from ownpod.configuration.template_fields import (
-    MOST_BYTES,
-    EnvironmentField,
-    VolumesField,
-    as_text,
-    can_be_passed,
-)
+from ownpod.configuration.template_fields import EnvironmentField, VolumesField
+from ownpod.rules import sizes
 from ownpod.rules.templates import (
     DEFAULT_IDLE_TIMEOUT_S,
     DEFAULT_INIT_TIMEOUT_S,
@@ -32,77 +27,21 @@ from ownpod.rules.templates import (
     Sharing,
     Template,
 )
-from ownpod.validation import NAME
-
-MIB = 1024**2
-LARGEST_SIZE = 1024**5
-"""Bytes of the largest size that is accepted, 1 PiB."""
-
-MOST_WORDS = 1000
-"""Maximum number of words of a command."""
 
 INIT_TIMEOUT = "RUNPOD_INIT_TIMEOUT"
 """RunPod's variable for ``initTimeout``, which a template may have in its ``env`` instead."""
 
-_SIZE = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,6})?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _POOL = re.compile(r"[!-+\--~](?:[ -+\--~]{0,126}[!-+\--~])?")
 """Visible ASCII without a comma, with spaces within, because names of GPUs have them."""
-
-_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_IMAGE = re.compile(
-    rf"(?=.{{1,512}}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{{1,5}})?/)?{_PART}(?:/{_PART})*"
-    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
-)
-"""An image's reference, from the grammar of the OCI distribution specification: it cannot begin with a dash, so no
-program reads it as an option."""
 
 
 def _size(low: int, **options: Any) -> Parsed:
     """A size in bytes, from ``low`` MiB on."""
-
-    def parse(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise TypeError
-        if isinstance(value, str):
-            match = _SIZE.fullmatch(value.strip())
-            if match is None:
-                raise ValueError
-            power = " kmgt".index(match[2].lower() or " ")
-            value = float(match[1]) * 1024**power
-        if not low * MIB <= value <= LARGEST_SIZE:
-            raise ValueError
-        return int(value)
-
-    return Parsed(
-        parse, f"a size such as 512m or 16g, or a number of bytes, at least {low}m", **options
-    )
+    return Parsed(lambda value: sizes.parse(value, low), sizes.allowed(low), **options)
 
 
-def _words(value: Any) -> tuple[str, ...]:
-    """A command's words. A single text is split as a shell would split it."""
-    if isinstance(value, str):
-        value = shlex.split(value)
-    if not isinstance(value, list) or len(value) > MOST_WORDS:
-        raise ValueError
-    words = tuple(as_text(word) for word in value)
-    if not all(map(can_be_passed, words)) or sum(map(len, words)) > MOST_BYTES:
-        raise ValueError
-    return words
-
-
-def _image(value: Any) -> str:
-    if not isinstance(value, str) or not _IMAGE.fullmatch(value):
-        raise ValueError
-    return value
-
-
-def _registry(value: Any) -> str:
-    if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise ValueError
-    return value
-
-
-def _pools(value: Any) -> tuple[str, ...]:
+def parse_pools(value: Any) -> tuple[str, ...]:
+    """The pools of a list, or of one text with commas. Raises: ValueError."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     if not isinstance(value, list) or not 1 <= len(value) <= 100:
@@ -112,49 +51,38 @@ def _pools(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
-class _Keys(Schema):
-    """An object whose errors list its keys. The class that inherits sets ``error_messages`` with :func:`_listing`."""
-
-    class Meta:
-        unknown = RAISE
-
-
-def _listing(*names: str) -> dict[str, str]:
-    keys = ", ".join(names)
-    return {
-        "unknown": f"is not a key here; the keys are {keys}",
-        "type": f"must be an object with the keys {keys}",
-    }
-
-
-def _nested(schema: type[_Keys], **options: Any) -> fields.Nested:
-    problem = schema.error_messages["type"]
-    return fields.Nested(schema, error_messages={"null": problem}, **options)
-
-
-class LimitsSchema(_Keys):
-    error_messages = _listing("memory", "cpus", "shm", "pids")
+class LimitFields(Keys):
+    """The limits of one worker."""
 
     memory = _size(6)
     cpus = number(0.01, 1024)
     shm = _size(1)
     pids = whole(1, 4_194_304)
 
+
+class LimitsSchema(LimitFields):
+    error_messages = listing("memory", "cpus", "shm", "pids")
+
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Limits:
-        return Limits(
-            memory_bytes=values.get("memory"),
-            cpus=values.get("cpus"),
-            shm_bytes=values.get("shm"),
-            pids=values.get("pids"),
-        )
+        return limits_of(values)
 
 
-class GpuSchema(_Keys):
-    error_messages = _listing("pools", "count")
+def limits_of(values: Mapping[str, Any]) -> Limits:
+    """The limits from values that :class:`LimitFields` has loaded."""
+    return Limits(
+        memory_bytes=values.get("memory"),
+        cpus=values.get("cpus"),
+        shm_bytes=values.get("shm"),
+        pids=values.get("pids"),
+    )
+
+
+class GpuSchema(Keys):
+    error_messages = listing("pools", "count")
 
     pools = Parsed(
-        _pools,
+        parse_pools,
         "a list of pools, GPU names or GPU ids in order of preference, or one text with commas",
         load_default=(),
     )
@@ -166,31 +94,28 @@ class GpuSchema(_Keys):
 
 
 _INIT_S = (1, 86_400)
-_COMMAND = "a list of texts, or one text that a shell would split into words"
 
 
-class TemplateSchema(_Keys):
-    error_messages = _listing(
+class TemplateSchema(Keys):
+    error_messages = listing(
         *("image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"),
         *("evictable", "pinned", "weight", "residency"),
         *("volumes", "registry"),
     )
 
-    image = Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0")
-    command = Parsed(_words, _COMMAND, load_default=())
-    entrypoint = Parsed(_words, _COMMAND, load_default=())
+    image = template_fields.image()
+    command = template_fields.command(load_default=())
+    entrypoint = template_fields.command(load_default=())
     env = EnvironmentField(load_default=dict)
-    limits = _nested(LimitsSchema, load_default=Limits())
-    protocol = choice(Protocol)
+    limits = nested(LimitsSchema, load_default=Limits())
+    protocol = choice(Protocol, without=Protocol.CONTAINER)
     init_timeout_s = whole(*_INIT_S, " of seconds", data_key="initTimeout")
     evictable = flag(load_default=Sharing.evictable)
     pinned = flag(load_default=Sharing.pinned)
     weight = number(0.01, 1000, load_default=Sharing.weight)
     residency_s = number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
     volumes = VolumesField(load_default=())
-    registry = Parsed(
-        _registry, "the id of registry credentials, see `ownpod registries`", load_default=""
-    )
+    registry = template_fields.registry(load_default="")
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Template:
@@ -233,8 +158,8 @@ def _init_timeout_of(env: Mapping[str, str]) -> int:
 class ManagedSchema(Schema):
     """The keys of an endpoint with a template, all of them optional."""
 
-    template = _nested(TemplateSchema)
-    gpu = _nested(GpuSchema)
+    template = nested(TemplateSchema)
+    gpu = nested(GpuSchema)
     workers_min = whole(0, 10_000, data_key="workersMin")
     workers_max = whole(0, 10_000, data_key="workersMax")
     idle_timeout_s = whole(1, 3600, " of seconds", data_key="idleTimeout")

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold
+from ownpod.rules.presets import LOW
 
 LARGEST_COUNT = 1000
 """Largest number of stand-ins of a host, and of workers that share a device."""
@@ -29,10 +30,12 @@ class DeviceChoice:
 
     ``stand_ins``: number of stand-ins that are offered instead of GPUs; None: none, GPUs are.
     ``gpus``: indexes, UUIDs or beginnings of UUIDs of the only GPUs that are offered.
+    ``instead``: indexes of the stand-ins of a host with presets that has no NVML.
     """
 
     stand_ins: int | None = None
     gpus: tuple[str, ...] = ()
+    instead: tuple[int, ...] = ()
 
     def takes(self, index: int, *ids: str) -> bool:
         """Whether a GPU is offered. ``ids``: its UUIDs; those of a MIG device and its GPU."""
@@ -94,6 +97,62 @@ def parse_labels(text: str) -> dict[str, str]:
             raise ValueError(f"{part!r} must be a whole number from 1 to {LARGEST_COUNT}")
         labels[key] = value
     return labels
+
+
+def parse_device_ids(text: str) -> DeviceChoice:
+    """The devices of the GPU service's ``GPU_DEVICE_IDS``, like ``0,1``; on a host without NVML as many stand-ins.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,3}", part) for part in parts):
+        raise ValueError("must be a comma-separated list of GPU indexes, like 0,1")
+    numbers = tuple(dict.fromkeys(map(int, parts)))
+    return DeviceChoice(gpus=tuple(map(str, numbers)), instead=numbers)
+
+
+def parse_difficulties(text: str) -> dict[str, str]:
+    """The difficulty of each device, by its index or UUID, from ``0:low,1:high``. A name alone is that of all others, under "".
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        device, given, name = (piece.strip() for piece in part.rpartition(":"))
+        if (given and not _GPU.fullmatch(device)) or not _POOL.fullmatch(name):
+            raise ValueError(
+                f"{part!r} must be <index or UUID of a GPU>:<difficulty>, like 1:high, or a difficulty for all others"
+            )
+        if device in found:
+            raise ValueError(f"{part!r}: the device must be there once")
+        found[device] = name
+    return found
+
+
+@dataclass(frozen=True)
+class Difficulties:
+    """What presets mean for the devices of a host.
+
+    Attributes:
+        by_device: the difficulty of a device, by its index or UUID; under "" that of all others.
+        has_presets: presets are configured here, so each device has a difficulty, and a host without NVML has stand-ins.
+    """
+
+    by_device: Mapping[str, str] = field(default_factory=dict)
+    has_presets: bool = False
+
+    def pools(self, index: int, *ids: str) -> tuple[str, ...]:
+        """The pools that the difficulties add to a device that no label gives a pool."""
+        own = [
+            name for given, name in self.by_device.items() if given and _names(given, index, ids)
+        ]
+        if own:
+            return tuple(dict.fromkeys(own))
+        if "" in self.by_device:
+            return (self.by_device[""],)
+        return (LOW,) if self.has_presets or self.by_device else ()
 
 
 def check_host(name: str) -> None:

@@ -46,7 +46,7 @@ class ModelSource:
         source: the URL it is fetched from: ``hf://``, ``s3://``, ``https://``, ``file://`` or ``file-service:``.
         revision: of ``hf://``, the commit, tag or branch; "": the default branch.
         flat: the worker gets real files at ``/models`` instead of Hugging Face's cache with its links.
-        offline: the worker's environment says that the hub must not be asked.
+        offline: the worker's environment forbids requests to the hub.
     """
 
     id: str

@@ -5,10 +5,17 @@ Source: the GPU service's ``model_presets.yaml``. A preset is an endpoint, named
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from ownpod.errors import UnknownDifficulty
 from ownpod.rules.templates import ManagedSpec
+
+LOW, HIGH = "low", "high"
+"""The GPU service's two difficulties."""
+
+DIFFICULTIES: Mapping[str, tuple[str, ...]] = {LOW: (LOW,), HIGH: (HIGH,)}
+"""The pools of each difficulty, where the configuration says nothing."""
 
 
 class OutputMode(StrEnum):
@@ -55,12 +62,36 @@ class Preset:
 
     model_id: str
     name: str
-    difficulty: str = "low"
+    difficulty: str = LOW
     one_off: ManagedSpec | None = field(repr=False, default=None)
     output: OutputMode = OutputMode.AUTO
     session: SessionLimits | None = SessionLimits()
     spill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Pools that a task of a difficulty may also use, in order; empty: its own only."""
+    """Difficulties whose devices a task of a difficulty may also use, in order; empty: its own only."""
+    difficulties: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DIFFICULTIES))
+    """The pools of each difficulty that a task may name."""
+
+    @property
+    def title(self) -> str:
+        """Model and preset, for people."""
+        return f"{self.model_id}/{self.name}"
+
+    def pools(self, difficulty: str | None = None) -> tuple[str, ...]:
+        """The pools of a task, in order of preference; None: of one that names no difficulty.
+
+        Raises:
+            UnknownDifficulty: with those that there are.
+        """
+        wanted = self.difficulty if difficulty is None else difficulty
+        if wanted not in self.difficulties:
+            raise UnknownDifficulty(wanted, sorted(self.difficulties))
+        names = (wanted, *self.spill.get(wanted, ()))
+        return tuple(dict.fromkeys(pool for name in names for pool in self.difficulties[name]))
+
+    def for_difficulty(self, spec: ManagedSpec, difficulty: str | None = None) -> ManagedSpec:
+        """A spec of this preset with the devices of a difficulty. Raises: UnknownDifficulty."""
+        pools = self.pools(difficulty)
+        return spec if spec.gpu is None else replace(spec, gpu=replace(spec.gpu, pools=pools))
 
 
 def endpoint_id(model_id: str, preset: str) -> str:

@@ -46,8 +46,16 @@ def load(environ: Mapping[str, str]) -> Settings:
     values, wrong = _READER.read(environ)
     if wrong:
         raise ConfigurationError(wrong[0])
-    required = bool(environ.get("OWNPOD_WORKERS_FILE"))
-    return Settings(**values, workers_file_required=required)
+    return Settings(
+        **values,
+        workers_file_required=bool(environ.get("OWNPOD_WORKERS_FILE")),
+        images_given=_is_given("images", environ),
+    )
+
+
+def _is_given(field: str, environ: Mapping[str, str]) -> bool:
+    """Whether the variable of a field is set, under its own name or as its alias."""
+    return any(environ.get(name) for name in _READER.names(field))
 
 
 def problems(environ: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.volumes import VolumeSource
 from ownpod.settings import kinds
-from ownpod.settings.declare import variable
+from ownpod.settings.declare import Alias, variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Agent:
         "OWNPOD_DEVICES",
         "auto",
         kind=kinds.Devices,
+        alias=Alias(name="GPU_DEVICE_IDS", kind=kinds.DeviceIds),
         purpose="devices that this host offers to managed workers: `auto`, all its NVIDIA GPUs; comma-separated indexes or "
         "UUIDs of GPUs; or `cpu:N`, N stand-ins for GPUs, for tests on a host without one",
     )

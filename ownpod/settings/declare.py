@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ _KEY = "variable"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alias:
+    """Another name of a variable, from an earlier program. The variable's own name wins where both are set.
+
+    ``kind``: reads the value of this name; None: as the variable's.
+    """
+
+    name: str
+    kind: Kind | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variable:
     """A declared variable.
 
@@ -34,6 +45,7 @@ class Variable:
     ``secret``: no error, log line or command shows the value.
     ``masked``: shows a value that is secret in part, like a URL with a password; None: ``secret`` decides alone.
     ``file``: the variable names a file with further values of the variable before it.
+    ``alias``: another name, under which the GPU service had the variable.
     """
 
     name: str
@@ -47,6 +59,12 @@ class Variable:
     limits: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     check: Callable[[str], None] | None = None
+    alias: Alias | None = None
+
+    @property
+    def about(self) -> str:
+        """The purpose with the alias, for README."""
+        return self.purpose if self.alias is None else f"{self.purpose}. Also `{self.alias.name}`"
 
     @property
     def default_text(self) -> str | None:
@@ -105,10 +123,21 @@ class Reader:
             if _KEY in field.metadata
         }
         built = {v.name: _field(v, hint) for hint, vs in self._fields.values() for v in vs}
+        self._aliases = {v.alias.name: v for v in self._variables.values() if v.alias is not None}
+        for hint, declared in self._fields.values():
+            for v in declared:
+                if v.alias is not None:
+                    own = v if v.alias.kind is None else replace(v, kind=v.alias.kind, check=None)
+                    built[v.alias.name] = _field(own, hint)
         self._schema = Schema.from_dict(built)(unknown=EXCLUDE)
         self._defaults = {
             v.name: v.default for v in self._variables.values() if v.default is not None
         }
+
+    def names(self, field: str) -> list[str]:
+        """All names of the variables of a field, aliases included."""
+        _, declared = self._fields[field]
+        return [name for v in declared for name in (v.name, *([v.alias.name] if v.alias else []))]
 
     def read(self, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
         """The values by the dataclass's fields, and the problems: a line for each wrong variable.
@@ -116,13 +145,19 @@ class Reader:
         An empty variable counts as unset. Where there is a problem there are no values.
         """
         given = {name: value for name, value in environ.items() if value != ""}
+        for alias, v in self._aliases.items():
+            if v.name in given:
+                given.pop(alias, None)
         try:
             loaded = self._schema.load(self._defaults | given)
         except ValidationError as error:
             return {}, list(self._lines(error.normalized_messages(), environ))
         values = {}
         for name, (hint, declared) in self._fields.items():
-            given_values = [loaded[v.name] for v in declared if v.name in loaded]
+            names = [
+                v.alias.name if v.alias and v.alias.name in loaded else v.name for v in declared
+            ]
+            given_values = [loaded[name] for name in names if name in loaded]
             values[name] = given_values[0] if given_values else _empty(hint)
             for more in given_values[1:]:
                 values[name] += more
@@ -130,7 +165,8 @@ class Reader:
 
     def _lines(self, errors: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[str]:
         for name, problems in errors.items():
-            shown = "..." if self._variables[name].secret else repr(environ.get(name))
+            secret = (self._variables.get(name) or self._aliases[name]).secret
+            shown = "..." if secret else repr(environ.get(name))
             yield f"{name}={shown}: {problems[0]}"
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from marshmallow import ValidationError, fields
 
-from ownpod.rules import credentials, devices, images, redis_url, volumes
+from ownpod.rules import credentials, devices, images, redis_url, sizes, volumes
 from ownpod.rules.credentials import Credential
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.homes import Front
@@ -187,6 +187,47 @@ class Devices(fields.Field[DeviceChoice]):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> DeviceChoice:
         return _checked(str(value).strip(), devices.parse_choice)
+
+
+class DeviceIds(fields.Field[DeviceChoice]):
+    """The GPU service's indexes of devices."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> DeviceChoice:
+        return _checked(str(value), devices.parse_device_ids)
+
+
+class DeviceDifficulties(fields.Field[dict[str, str]]):
+    """Comma-separated difficulties of devices, ``<index or UUID>:<difficulty>``."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> dict[str, str]:
+        return _checked(str(value), devices.parse_difficulties)
+
+
+class Size(fields.Field[int]):
+    """A size in bytes, like ``16g``. ``least``: its smallest value in MiB."""
+
+    def __init__(self, *, least: int = 1, **kwargs: Any) -> None:
+        self._least = least
+        super().__init__(**kwargs)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        text = str(value).strip()
+        try:
+            return sizes.parse(text, self._least)
+        except ValueError:
+            raise ValidationError(f"must be {sizes.allowed(self._least)}") from None
+
+
+class CpuQuota(fields.Field[float]):
+    """Microseconds of CPU time in each 100 ms, as Docker's ``--cpu-quota``; read as a number of CPUs."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> float:
+        text = str(value).strip()
+        if not re.fullmatch("[0-9]{4,9}", text) or not 1000 <= int(text) <= 102_400_000:
+            raise ValidationError(
+                "must be a whole number of microseconds from 1000 to 102400000, 100000 for one CPU"
+            )
+        return int(text) / 100_000
 
 
 class Labels(fields.Field[dict[str, str]]):

@@ -12,8 +12,9 @@ from ownpod.errors import ConfigurationError
 from ownpod.rules.credentials import Credential
 from ownpod.settings import kinds
 from ownpod.settings.agent_variables import Agent
-from ownpod.settings.declare import variable
+from ownpod.settings.declare import Alias, variable
 from ownpod.settings.front_variables import Front
+from ownpod.settings.preset_variables import Presets
 from ownpod.validation import check_file
 
 DAY_S = 86_400
@@ -170,6 +171,7 @@ class Workers:
         "OWNPOD_IMAGES",
         "**",
         kind=kinds.Images,
+        alias=Alias(name="ALLOWED_DOCKER_IMAGES"),
         purpose="comma-separated images that the engine `docker` may start. `*` is any text without a slash, `**` any text, so "
         "`**` allows all images. This list is the boundary of trust, because a container's limits do not confine a hostile "
         "image with a GPU",
@@ -254,6 +256,7 @@ class Access:
         kind=kinds.Keys,
         file_kind=kinds.KeyFile,
         secret=True,
+        alias=Alias(name="INTERNAL_API_KEY"),
         unset="unset: any caller",
         purpose="comma-separated keys, plain or `sha256:<hex>`. When there is one, every `/v2` request needs a key. Keys of "
         "single endpoints are in `workers.yaml`",
@@ -353,10 +356,12 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Shown, Managing, Front, Access, Webhooks, Jobs, Agent, Workers, Redis):
+class Settings(Shown, Managing, Front, Access, Webhooks, Jobs, Presets, Agent, Workers, Redis):
     """The values of all variables. The first group is the last base, because dataclasses collect fields in that order.
 
     ``workers_file_required``: whether ``OWNPOD_WORKERS_FILE`` is set, so that the file must exist.
+    ``images_given``: whether ``OWNPOD_IMAGES`` or its alias is set.
     """
 
     workers_file_required: bool
+    images_given: bool

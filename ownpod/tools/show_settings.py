@@ -21,7 +21,7 @@ class Row:
     """A variable and its value in an environment.
 
     ``value``: as it is written in the environment, without secrets; None: there is none.
-    ``source``: ``default``, ``environment``, or the name of the variable whose file has the value.
+    ``source``: ``default``, ``environment``, the variable's alias, or the name of the variable whose file has the value.
     """
 
     variable: Variable
@@ -56,8 +56,12 @@ def rows(environ: Mapping[str, str]) -> list[Row]:
     found: list[Row] = []
     for variable in VARIABLES:
         given = environ.get(variable.name)
+        alias = "" if variable.alias is None else variable.alias.name
+        other = environ.get(alias)
         if given:
             found.append(Row(variable, variable.shown(given), "environment"))
+        elif other:
+            found.append(Row(variable, variable.shown(other), alias))
         else:
             found.append(Row(variable, variable.default_text, "default"))
         if variable.file and given:

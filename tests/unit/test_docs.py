@@ -79,6 +79,7 @@ def test_the_index_has_every_page_once():
 def test_the_compose_file_passes_every_variable_on_and_no_other():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     variables = {variable.name for variable in VARIABLES}
+    variables |= {variable.alias.name for variable in VARIABLES if variable.alias}
     # Of the embedded Redis, whose place the service redis takes.
     variables -= {"OWNPOD_DATA_DIR", "OWNPOD_APPENDFSYNC"}
     assert "OWNPOD_APPENDFSYNC" in services["redis"]["command"]
@@ -95,6 +96,7 @@ def test_the_compose_file_passes_every_variable_on_and_no_other():
 def test_the_compose_file_mounts_every_file_that_a_variable_names():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     files = {variable.name for variable in VARIABLES if variable.file}
+    files |= {"OWNPOD_PRESETS_FILE"}
     files |= {"OWNPOD_WORKERS_FILE", "OWNPOD_WORKER_CA_BUNDLE", "OWNPOD_TLS_CERTIFICATE"}
     for name in ("api", "front", "dispatcher", "flower"):
         mounted = {re.match(r"\$\{(\w+)", volume)[1] for volume in services[name]["volumes"]}
