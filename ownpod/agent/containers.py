@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
-from ownpod.agent.container_options import NETWORK, OURS, address_of, name_of, options
+from ownpod.agent.container_options import NETWORK, OURS, address_of, model_mounts, name_of, options
 from ownpod.agent.container_output import ContainerSource
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
@@ -198,7 +198,7 @@ class ContainerEngine:
             image,
             network=self._network(),
             podman=self._api.podman(),
-            volumes=self._volumes.of(launch.template),
+            volumes=[*self._volumes.of(launch.template), *model_mounts(launch)],
         )
 
         def create(client: Any) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
 from ownpod.agent.memory import Memory
+from ownpod.agent.models import HostModels
 from ownpod.agent.output import Followers
 from ownpod.agent.prefetch import get_image
 from ownpod.agent.secret_values import SecretValues
@@ -19,9 +20,10 @@ from ownpod.errors import RedisUnavailable
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import ManagedWorker
+from ownpod.rules.model_mounts import ModelMount
 from ownpod.rules.reconcile import Ended, Stop
 from ownpod.rules.secrets import SecretMissing
-from ownpod.rules.templates import ManagedSpec
+from ownpod.rules.templates import ManagedSpec, Template
 from ownpod.store.managed import Managed
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Steps:
         followers: keep the workers' output.
         values: the templates' secrets.
         done: called at the end of each step, in its thread.
+        models: of this host; None: its workers get none.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class Steps:
         followers: Followers,
         values: SecretValues,
         done: Callable[[], None],
+        models: HostModels | None = None,
     ) -> None:
+        self._models = models
         self._host = host
         self._engine = engine
         self._devices = devices
@@ -145,6 +150,7 @@ class Steps:
                 lambda words: self._progress(worker.id, words),
             )
             key = secrets.token_urlsafe(32)
+            mount = self._mount(worker.id, spec.template)
             env = environment(
                 spec.template,
                 worker_id=worker.id,
@@ -154,6 +160,7 @@ class Steps:
                 devices=devices,
                 labels=self._host.labels,
                 balancing=spec.balancing,
+                suggested=mount.env,
             )
             launch = Launch(
                 worker.id,
@@ -163,6 +170,7 @@ class Steps:
                 self._values.resolve(worker.id, spec, env),
                 devices,
                 balancing=spec.balancing,
+                mounts=mount.mounts,
             )
             # The key counts from before the start, because the worker may ask for a job at once.
             if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
@@ -186,6 +194,9 @@ class Steps:
         where = f" on {', '.join(device_ids)}" if device_ids else ""
         took_s = time.monotonic() - began
         log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
+
+    def _mount(self, worker_id: str, template: Template) -> ModelMount:
+        return self._models.mount(worker_id, template) if self._models else ModelMount()
 
     def _progress(self, worker_id: str, words: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What hosts tell of models, in words and as the API shows it. Pure."""
+"""What hosts know of models, in words and as the API shows it. Pure."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class News:
-    """What a host tells of a model.
+    """What a host knows of a model.
 
     Attributes:
         done: bytes that are here, while it is fetched; all of them once it is ready.

@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 from ownpod.rules.images import size_words
 
-HF, HTTP, FILE, SERVICE, REMOTE = "hf", "http", "file", "file-service", "remote"
-"""Kinds of sources: Hugging Face's hub; a URL; a path of this host; the file service; what fsspec reads."""
+HF, HTTP, FILE, SERVICE, REMOTE, PLACED = "hf", "http", "file", "file-service", "remote", ""
+"""Kinds of sources: Hugging Face's hub; a URL; a path of this host; the file service; what fsspec reads; none, because the
+operator has put the model into the directory of models.
+"""
 
 SERVICE_PREFIX = "file-service:"
 
@@ -57,7 +59,9 @@ class ModelSource:
 
     @property
     def kind(self) -> str:
-        """One of :data:`SCHEMES`, or :data:`SERVICE`. Raises: ValueError."""
+        """One of :data:`SCHEMES`, :data:`SERVICE` or :data:`PLACED`. Raises: ValueError."""
+        if not self.source:
+            return PLACED
         if self.source.startswith(SERVICE_PREFIX):
             return SERVICE
         kind = SCHEMES.get(self.source.partition("://")[0]) if "://" in self.source else None
@@ -79,6 +83,14 @@ class ModelSource:
     def name(self) -> str:
         """What ``MODEL_NAME`` says: RunPod's images look for a repository of the hub by it."""
         return self.repository if self.source.startswith("hf://") else self.id
+
+    @property
+    def own_place(self) -> str:
+        """Where the GPU service has a model, relative to the directory of models; "": nowhere, its id is no path."""
+        try:
+            return check_file(self.id)
+        except ValueError:
+            return ""
 
     @property
     def shown(self) -> str:
@@ -173,7 +185,7 @@ class Manifest:
         source: where it came from.
         place: its directory: relative to the directory of all models, or absolute for a path of the host.
         inside: the path of the model within ``place``; "": all of it.
-        files: relative to ``inside``.
+        files: relative to ``place``.
         completed_ms: since the epoch, by the host's clock.
         revision: the commit that a branch or tag meant; "": the source has none.
     """

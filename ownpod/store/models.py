@@ -1,4 +1,4 @@
-"""Models in Redis: what each host tells of its own, what it is asked to do, and which models stay.
+"""Models in Redis: the news of each host, what it is asked to do, and which models stay.
 
 MODELS_NEWS<host>         hash    key of a model -> its news as JSON; expires when the host's agent is silent
 MODELS_ORDERS<host>       hash    key of a model -> what the host is to do with it, as JSON, until that is done
@@ -22,7 +22,7 @@ NEWS_S = 60
 """Seconds for which the news of a host count."""
 
 FOR_S = 30
-"""Seconds for which a host alone may fetch the model of a worker, from the last time it said so."""
+"""Seconds for which a host alone may fetch the model of a worker, from its last call."""
 
 FETCH, REMOVE = "fetch", "remove"
 """What a host may be asked to do."""
@@ -49,7 +49,7 @@ class Models:
 
     @redis_errors
     def publish(self, host: str, news: Iterable[News]) -> None:
-        """Replaces what a host tells of its models. May be repeated."""
+        """Replaces the news of a host. May be repeated."""
         key = f"{keys.MODELS_NEWS}{host}"
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(key)
