@@ -117,6 +117,8 @@ class Hub:
     def _plain(self, error: Exception) -> FetchError:
         """An error of the library in one line, without the addresses and tokens in its text."""
         errors = self._library.errors
+        if isinstance(error, errors.DryRunError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
         name = self._source.repository
         if isinstance(error, errors.GatedRepoError):
             return FetchError(

@@ -34,6 +34,7 @@ from ownpod.rules.models import (
     manifest_in,
     manifest_text,
 )
+from ownpod.rules.volumes import path_problem
 
 log = logging.getLogger(__name__)
 
@@ -354,6 +355,9 @@ def listed(directory: Path) -> tuple[ModelFile, ...]:
 
 def _of_path(source: ModelSource, path: Path) -> Manifest:
     """A model that is used where it is. Raises: ValueError, it is not there."""
+    real = os.path.realpath(path)
+    if problem := path_problem(real, forbidden=("/proc", "/sys", "/dev", "/etc"), whole=("/",)):
+        raise ValueError(f"the path {path} {problem}")
     if not path.exists():
         raise ValueError(f"{path} does not exist on this host")
     return Manifest(source, str(path))
