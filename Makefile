@@ -10,7 +10,8 @@ BIN := .venv/bin
 help:
 	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
 	@echo "              PULL=1: the workers pull jobs; MANAGED=1: OwnPod starts and stops workers by itself;"
-	@echo "              SHARE=1: two endpoints share one device; LB=1: a load-balanced endpoint)"
+	@echo "              SHARE=1: two endpoints share one device; LB=1: a load-balanced endpoint;"
+	@echo "              SESSION=1: a model stays loaded for its client, until it is idle)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
 	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
@@ -39,7 +40,7 @@ lock: install
 	@.ci/lock $(ARGS)
 
 demo: install
-	@$(BIN)/python examples/$(if $(LB),demo_balanced.py,$(if $(SHARE),demo_share.py,$(if $(MANAGED),demo_managed.py,demo.py))) $(if $(ONCE),--once) $(if $(PULL),--pull)
+	@$(BIN)/python examples/$(if $(SESSION),demo_sessions.py,$(if $(LB),demo_balanced.py,$(if $(SHARE),demo_share.py,$(if $(MANAGED),demo_managed.py,demo.py)))) $(if $(ONCE),--once) $(if $(PULL),--pull)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)

@@ -1,14 +1,10 @@
-"""All errors of OwnPod, in one tree. Each class has its HTTP status, and its docstring is the default message.
+"""The errors of OwnPod, in one tree; those of presets are in :mod:`ownpod.preset_errors`. Each class has its HTTP status, and its docstring is the default message.
 
 The API answers an error as ``{"error": message}``, the shape of RunPod's errors, unless its ``body`` is another. So a message must name the value
 that is wrong and what to change, and must not contain secrets or inputs.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
-
-LONGEST_LIST = 50
-"""Number of known names that an error lists."""
 
 
 class OwnPodError(Exception):
@@ -16,6 +12,8 @@ class OwnPodError(Exception):
 
     http_status: ClassVar[int] = 500
     """Status of the API's response."""
+    code: ClassVar[str] = ""
+    """A word for programs, in answers about tasks and sessions; "": one for the status."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -27,7 +25,7 @@ class OwnPodError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The API's response, a JSON object."""
-        return {"error": self.message}
+        return {"error": self.message} | ({"code": self.code} if self.code else {})
 
 
 class ConfigurationError(OwnPodError):
@@ -129,6 +127,60 @@ class AffinityWorkerGone(OwnPodError):
         }
 
 
+class SessionError(OwnPodError):
+    """The session cannot be used."""
+
+    def __init__(self, message: str, **more: Any) -> None:
+        super().__init__(message)
+        self._more = more
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The GPU service's clients read ``detail``, OwnPod's read ``error``."""
+        return {"detail": self.message, "error": self.message, "code": self.code, **self._more}
+
+
+class SessionNotFound(SessionError):
+    """There is no such session, or it is another key's."""
+
+    http_status = 404
+    code = "session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id} not found")
+
+
+class SessionEnded(SessionError):
+    """The session takes no more tasks. ``reason``: a value of :class:`ownpod.rules.sessions.Reason`, or ""."""
+
+    http_status = 404
+    code = "session_ended"
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(f"Session {session_id} has ended: {reason or 'manual'}")
+        self.reason = reason
+
+
+class SessionQueueFull(SessionError):
+    """The session's queue is full."""
+
+    http_status = 503
+    code = "queue_full"
+
+    def __init__(self, session_id: str, size: int, most: int) -> None:
+        super().__init__(f"Session {session_id} queue is full", queue_size=size, queue_max=most)
+
+
+class NoDeviceFree(SessionError):
+    """No device is free, and the request does not wait for one."""
+
+    http_status = 503
+    code = "full"
+
+    def __init__(self, difficulty: str) -> None:
+        super().__init__(f"no device of the difficulty {difficulty!r} is free; try again later")
+
+
 class JobNotFound(OwnPodError):
     """There is no such job."""
 
@@ -190,47 +242,6 @@ class UnsupportedMediaType(OwnPodError):
     """The body must have the content type application/json."""
 
     http_status = 415
-
-
-class UnknownModel(BadRequest):
-    """No preset has this model.
-
-    Args:
-        model_id: as the client wrote it.
-        known: the models that have presets.
-    """
-
-    def __init__(self, model_id: str, known: Sequence[str]) -> None:
-        super().__init__(f"model {model_id[:200]!r} has no presets; {_known('models', known)}")
-
-
-class UnknownPreset(BadRequest):
-    """The model has no such preset.
-
-    Args:
-        model_id: a model with presets.
-        preset: as the client wrote it.
-        known: the presets of the model.
-    """
-
-    def __init__(self, model_id: str, preset: str, known: Sequence[str]) -> None:
-        super().__init__(
-            f"model {model_id!r} has no preset {preset[:200]!r}; {_known('presets', known)}"
-        )
-
-
-class UnknownDifficulty(BadRequest):
-    """No preset may run with this difficulty."""
-
-    def __init__(self, difficulty: str, known: Sequence[str]) -> None:
-        super().__init__(
-            f"difficulty {difficulty[:200]!r} is unknown; {_known('difficulties', known)}"
-        )
-
-
-def _known(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
-    return f"known {what}: {', '.join(names[:LONGEST_LIST]) or 'none'}{more}"
 
 
 class QueueFull(OwnPodError):

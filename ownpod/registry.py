@@ -24,11 +24,10 @@ from ownpod.errors import (
     EndpointConflict,
     EndpointNotFound,
     RedisUnavailable,
-    UnknownModel,
-    UnknownPreset,
     WorkerConflict,
     WorkerNotFound,
 )
+from ownpod.preset_errors import UnknownModel, UnknownPreset
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import Entries, LeftOut, LeftOutEndpoint, Merged, endpoint_in, merge
 from ownpod.rules.hours import most_workers

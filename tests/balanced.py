@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,12 +184,22 @@ class Front:
     def url(self, path: str, endpoint: str = "ep") -> str:
         return f"http://127.0.0.1:{self.port}/lb/{endpoint}{path}"
 
-    def apply(self, *servers: Server, keys: bool = True, **values: Any) -> FrontState:
+    def apply(
+        self, *servers: Server, keys: bool = True, lost: Collection[str] = (), **values: Any
+    ) -> FrontState:
         """Has the endpoint "ep" with these servers and limits."""
         state = FrontState(
-            routes={"ep": Route("ep", Balancing(**values), tuple(servers))},
+            routes={
+                "ep": Route(
+                    "ep",
+                    Balancing(**values),
+                    tuple(servers),
+                    is_limited=bool(values.get("capacity")),
+                )
+            },
             queues={"queue"},
             keys={"*": {digest_of(KEY)}, "other": {digest_of("key-of-other")}} if keys else None,
+            lost={"ep": lost},
         )
         self.balancer.apply(state)
         return state

@@ -1,14 +1,19 @@
 """Fixtures for all tests. A test gets the marker of its level from the folder that it is in."""
 
+import copy
+import functools
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import redis
+import redis.utils
 import werkzeug.routing
+import yaml
 from helpers import RedisServer
 from no_skips import (  # noqa: F401 - pytest's hooks
     pytest_addoption,
@@ -29,22 +34,34 @@ os.environ["REDIS_URL"] = "redis://127.0.0.1:1/0"
 hypothesis.settings.register_profile("ownpod", deadline=None)
 hypothesis.settings.load_profile("ownpod")
 
-_make_builder = werkzeug.routing.Rule._compile_builder
-_builders: dict[object, Callable[..., tuple[str, str]]] = {}
+# redis-py reads the metadata of its package for each connection that it makes.
+redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
+
+# Many tests load the same few lines again and again.
+_load_yaml = functools.lru_cache(1000)(yaml.safe_load)
+yaml.safe_load = lambda text: copy.deepcopy(_load_yaml(text))
+
+_compile = werkzeug.routing.Rule.compile
+_compiled: dict[object, dict[str, Any]] = {}
 
 
-def _builder(rule: werkzeug.routing.Rule, append_unknown: bool = True) -> Callable[..., object]:
-    """Werkzeug's function for the URLs of a rule, made once for all apps of this process.
+def _compile_once(rule: werkzeug.routing.Rule) -> None:
+    """Werkzeug's expressions and functions for the URLs of a rule, made once for all apps of this process.
 
-    It is compiled from what is its key here. Made for each app, it costs more than the rest of an app.
+    They depend on what is their key here. Made for each app, they cost more than the rest of an app.
     """
-    key = (rule.rule, append_unknown, *rule._trace)
-    if rule.defaults or key not in _builders:
-        _builders[key] = _make_builder(rule, append_unknown)
-    return _builders[key]
+    key = (rule.rule, rule.merge_slashes, rule.strict_slashes, rule.is_leaf)
+    if rule.defaults or rule.subdomain or rule.host:
+        _compile(rule)
+        return
+    if key not in _compiled:
+        _compile(rule)
+        made = ("arguments", "_parts", "_trace", "_converters", "_build", "_build_unknown")
+        _compiled[key] = {name: getattr(rule, name) for name in made}
+    vars(rule).update(_compiled[key])
 
 
-werkzeug.routing.Rule._compile_builder = _builder  # type: ignore[method-assign]
+werkzeug.routing.Rule.compile = _compile_once  # type: ignore[method-assign]
 
 
 LONGEST = "pull"

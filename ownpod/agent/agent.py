@@ -21,11 +21,12 @@ from ownpod.agent.prefetch import Prefetch
 from ownpod.agent.secret_values import SecretValues
 from ownpod.agent.steps import Host, Steps
 from ownpod.agent.taking import Filter, take
+from ownpod.agent.tasks import Tasks
 from ownpod.agent.volumes import Volumes
 from ownpod.errors import OwnPodError, RedisUnavailable, WorkerRecordBroken
 from ownpod.processes import this_process
 from ownpod.rules import reconcile
-from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase
+from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.placement import Placement
 from ownpod.rules.reconcile import FRONT_SILENT_S, Ended, Free, Knowledge, Remove, Step, Stop
 from ownpod.rules.templates import ManagedSpec, Protocol
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 REST_S = 5.0
 """Seconds between two turns of an agent whose workers all serve; notices and ends of workers wake it earlier."""
+
+LEAVE_S = 5.0
+"""Seconds for which the end of an agent waits until what its tasks have written is kept."""
 
 BUSY_S = 1.0
 """Seconds between two turns while a worker starts, drains or stops, or waits for a device."""
@@ -109,6 +113,7 @@ class Agent:
         )
         if models is not None:
             models.done = self._wake.set
+        self._tasks = Tasks(host.name, engine, managed.tasks, self.steps)
         self._prefetch = Prefetch(
             host.name,
             engine,
@@ -166,7 +171,7 @@ class Agent:
             self._host.labels,
             problem=self._devices.problem,
             volumes=self._volumes.read(self._engine.name),
-            images=self._host.images,
+            images=None if self._host.images is None else tuple(self._host.images),
             secrets=self._values.own_names,
         )
         self.steps.memory.observe(info.devices)
@@ -184,7 +189,10 @@ class Agent:
         plan = self._plan(mine, holds, under_way)
         # Before the steps, because a worker that has ended since needs its mask, too.
         running = [i for i in mine if i in self._found and self._found[i].running]
-        self._followers.keep(self._masks(mine), running)
+        masks = self._masks(mine)
+        tasks = {i for i, (worker, _) in mine.items() if worker.role is Role.TASK}
+        self._followers.keep(masks, [i for i in running if i not in tasks])
+        self._tasks.turn(mine, masks, self._found)
         for step in plan:
             try:
                 self._do(step, mine)
@@ -361,6 +369,7 @@ class Agent:
         self.steps.wait()
         if self._models is not None:
             self._models.close()
+        self._tasks.close(LEAVE_S)
         self._followers.close()
         try:
             self._agents.leave(self._host.name, self._token)

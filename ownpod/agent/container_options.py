@@ -1,12 +1,16 @@
 """What a worker's container is created with, in docker-py's names. Pure."""
 
+import io
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from ownpod.agent.docker_api import PODMAN_CDI
 from ownpod.agent.engine import STOP_GRACE_S, EngineError, Launch, Started
 from ownpod.agent.images import Image
+from ownpod.rules.task_input import INPUT_FILE, INPUT_VARIABLE
 from ownpod.rules.templates import Protocol, Template, VolumeMount
 from ownpod.rules.volumes import DIRECTORY, VolumeSource
 
@@ -25,6 +29,8 @@ DEFAULT_SHM_BYTES = 1024**3
 
 LOG_BYTES = "10m"
 LOG_FILES = "3"
+TASK_LOG_BYTES = "50m"
+"""Of a one-off task, whose whole output is read from there."""
 
 OURS = "ownpod"
 """Label of all that OwnPod creates."""
@@ -58,7 +64,7 @@ def labels_of(launch: Launch, image: Image) -> dict[str, str]:
 
 def _ports(launch: Launch) -> dict[str, str]:
     """Labels by which an agent that was started later knows where the worker serves."""
-    if launch.template.protocol is Protocol.PULL:
+    if launch.template.protocol in {Protocol.PULL, Protocol.CONTAINER}:
         return {}
     if launch.template.protocol is Protocol.PUSH or launch.balancing is None:
         return {f"{OURS}.port": str(PORT)}
@@ -69,7 +75,7 @@ def _ports(launch: Launch) -> dict[str, str]:
 
 def address_of(labels: Mapping[str, str], host: str) -> Started:
     """Where the worker of a container serves, whose address on the workers' network is ``host``."""
-    if labels.get(f"{OURS}.protocol") == Protocol.PULL:
+    if labels.get(f"{OURS}.protocol") in {Protocol.PULL, Protocol.CONTAINER}:
         return Started()
     # Containers of earlier versions, which are pushed to, have no label of their port.
     port, health = labels.get(f"{OURS}.port") or PORT, labels.get(f"{OURS}.health-port")
@@ -104,7 +110,7 @@ def options(
         "image": image.id,
         "name": name_of(launch.worker_id),
         "hostname": launch.worker_id,
-        "environment": {**launch.env, "NVIDIA_VISIBLE_DEVICES": visible},
+        "environment": {**launch.env, **_input(launch), "NVIDIA_VISIBLE_DEVICES": visible},
         "labels": labels_of(launch, image),
         "stop_timeout": int(STOP_GRACE_S),
         # Proxies of this user's Docker settings would also be used for the worker's requests to OwnPod.
@@ -124,7 +130,10 @@ def options(
         "restart_policy": {"Name": "no"},
         "log_config": {
             "type": "json-file",
-            "config": {"max-size": LOG_BYTES, "max-file": LOG_FILES},
+            "config": {
+                "max-size": LOG_BYTES if launch.input is None else TASK_LOG_BYTES,
+                "max-file": LOG_FILES,
+            },
         },
         "shm_size": limits.shm_bytes or DEFAULT_SHM_BYTES,
         "pids_limit": limits.pids or DEFAULT_PIDS,
@@ -146,6 +155,24 @@ def options(
         # With SELinux the container could not open the devices, nor the directories of the host.
         host["security_opt"].append("label=disable")
     return Options(container, host)
+
+
+def _input(launch: Launch) -> dict[str, str]:
+    return {} if launch.input is None else {INPUT_VARIABLE: INPUT_FILE}
+
+
+def input_archive(text: str) -> bytes:
+    """The file with a task's input as a tar archive, to be unpacked at the root of its container."""
+    data, archive = text.encode(errors="replace"), io.BytesIO()
+    path = PurePosixPath(INPUT_FILE)
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        folder = tarfile.TarInfo(path.parent.name)
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(folder)
+        file = tarfile.TarInfo(str(path).lstrip("/"))
+        file.size, file.mode = len(data), 0o444
+        tar.addfile(file, io.BytesIO(data))
+    return archive.getvalue()
 
 
 def command_of(template: Template, image: Image) -> list[str]:

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,11 @@ from ownpod.agent.engine import EngineError, Output
 
 logger = logging.getLogger(__name__)
 
-PART_BYTES = 1_000_000
-"""Maximum number of bytes of one part of an output."""
+PART_BYTES, PIECE_BYTES = 1_000_000, 65_536
+"""Number of bytes from which on a part of an output is returned, and of a part of a one-off task's whole output, which goes to Redis."""
+
+STDERR = 2
+"""The engine's number of the stream of standard error."""
 
 WAITING = 64
 """Number of parts that wait for the reader."""
@@ -103,17 +106,23 @@ class Messages:
 
     def feed(self, data: bytes) -> bytes:
         """What is new in a part of an answer."""
-        data, at, new = self._rest + data, 0, []
+        return b"".join(text for _, text in self.each(data))
+
+    def each(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """The new messages in a part of an answer, each with the number of its stream. The position is behind it then."""
+        data, at = self._rest + data, 0
+        self._rest = b""
         while len(data) - at >= _HEAD.size:
             stream, size = _HEAD.unpack_from(data, at)
             end = at + _HEAD.size + size
             if end > len(data):
                 break
-            new.append(self._message(stream, data[at + _HEAD.size : end]))
+            text = self._message(stream, data[at + _HEAD.size : end])
             at = end
             self.count += 1
+            if text:
+                yield stream, text
         self._rest = data[at:]
-        return b"".join(new)
 
     def _message(self, stream: int, message: bytes) -> bytes:
         found = times_ns(self._cache, message)
@@ -139,12 +148,20 @@ class ContainerSource:
         api: the engine.
         inspect: the container; None: there is none any more.
         position: where to begin.
+        whole: see :meth:`ownpod.agent.engine.Engine.follow`.
     """
 
     def __init__(
-        self, api: DockerApi, inspect: Callable[[], Mapping[str, Any] | None], position: str
+        self,
+        api: DockerApi,
+        inspect: Callable[[], Mapping[str, Any] | None],
+        position: str,
+        *,
+        whole: bool = False,
     ) -> None:
         self._api = api
+        self._whole = whole
+        self._most_bytes = PIECE_BYTES if whole else PART_BYTES
         self._inspect = inspect
         self._messages = Messages(Position.read(position))
         self._position = position
@@ -160,10 +177,14 @@ class ContainerSource:
         with self._changed:
             self._changed.wait_for(self._has_news, timeout_s)
             self._woken = False
-            data, size, skipped = list[bytes](), 0, 0
+            data, size, skipped, is_error = list[bytes](), 0, 0, False
             # All parts that have come, because most have one line.
-            while self._parts and size < PART_BYTES and not (data and self._parts[0].skipped):
-                part = self._parts.popleft()
+            while self._parts and size < self._most_bytes:
+                part = self._parts[0]
+                if data and (part.skipped or part.is_error is not is_error):
+                    break
+                self._parts.popleft()
+                is_error = part.is_error
                 data.append(part.data)
                 size += len(part.data)
                 skipped = skipped or part.skipped
@@ -173,7 +194,7 @@ class ContainerSource:
                 raise self._failed
             if not data and self._done:
                 return None
-        return Output(b"".join(data), self._position, skipped)
+        return Output(b"".join(data), self._position, skipped, is_error)
 
     def wake(self) -> None:
         with self._changed:
@@ -239,7 +260,11 @@ class ContainerSource:
         began, size, before, gap = time.monotonic(), 0, 0, tail is not None
         try:
             for data in stream.parts():
-                new = messages.feed(data)
+                if self._whole:
+                    self._put_each(data)
+                    new = b""
+                else:
+                    new = messages.feed(data)
                 if new:
                     self._put(
                         Output(
@@ -250,13 +275,27 @@ class ContainerSource:
                 size += len(new)
                 if time.monotonic() - began >= 1.0:
                     began, size, before = time.monotonic(), 0, messages.count
-                elif size > MOST_BYTES or messages.count - before > MOST_MESSAGES:
+                elif not self._whole and (
+                    size > MOST_BYTES or messages.count - before > MOST_MESSAGES
+                ):
                     return True
                 if self._closed:
                     break
         finally:
             stream.close()
         return False
+
+    def _put_each(self, data: bytes) -> None:
+        """Puts what is new in a part of an answer, with a position of its own behind each change of the stream."""
+        texts, of, position = list[bytes](), 0, ""
+        for stream, text in self._messages.each(data):
+            if texts and stream != of:
+                self._put(Output(b"".join(texts), position, is_error=of == STDERR))
+                texts = []
+            texts.append(text)
+            of, position = stream, str(self._messages.position)
+        if texts:
+            self._put(Output(b"".join(texts), position, is_error=of == STDERR))
 
     def _put(self, part: Output) -> None:
         with self._changed:

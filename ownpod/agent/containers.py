@@ -13,7 +13,15 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
-from ownpod.agent.container_options import NETWORK, OURS, address_of, model_mounts, name_of, options
+from ownpod.agent.container_options import (
+    NETWORK,
+    OURS,
+    address_of,
+    input_archive,
+    model_mounts,
+    name_of,
+    options,
+)
 from ownpod.agent.container_output import ContainerSource
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
@@ -107,8 +115,9 @@ class ContainerEngine:
         if found is None:
             found = self._create(launch)
         if found["State"]["Status"] == "created":
+            self._put_input(launch, found["Id"])
             self._start(found["Id"])
-        if launch.template.protocol is Protocol.PULL:
+        if launch.template.protocol in {Protocol.PULL, Protocol.CONTAINER}:
             return Started()
         return address_of(found["Config"]["Labels"], self._host(launch.worker_id))
 
@@ -154,14 +163,15 @@ class ContainerEngine:
             return ""
         return text.decode(errors="replace").rstrip("\n")[-LONGEST_LOG:]
 
-    def follow(self, worker_id: str, position: str = "") -> ContainerSource:
-        return ContainerSource(self._api, lambda: self._inspect(worker_id), position)
+    def follow(self, worker_id: str, position: str = "", *, whole: bool = False) -> ContainerSource:
+        return ContainerSource(self._api, lambda: self._inspect(worker_id), position, whole=whole)
 
     def address(self, worker_id: str) -> Started:
         """On the engine's own network, which this host reaches without a published port."""
         found = self._inspect(worker_id)
         labels = (found or {}).get("Config", {}).get("Labels", {})
-        if labels.get(f"{OURS}.protocol", Protocol.PULL) == Protocol.PULL:
+        protocol = labels.get(f"{OURS}.protocol", Protocol.PULL)
+        if protocol in {Protocol.PULL, Protocol.CONTAINER}:
             return Started()
         return address_of(labels, self._host(worker_id))
 
@@ -248,6 +258,17 @@ class ContainerEngine:
             # There are two networks until one agent has removed one of them.
             self._network()
             time.sleep(CREATE_CHECK_S)
+
+    def _put_input(self, launch: Launch, container_id: str) -> None:
+        """Puts a task's input into its container: so it needs no directory of the engine's host, and no environment."""
+        if launch.input is None:
+            return
+        archive = input_archive(launch.input)
+        try:
+            self._api.call(lambda client: client.put_archive(container_id, "/", archive))
+        except EngineError:
+            self._discard(container_id)
+            raise
 
     def _discard(self, container_id: str) -> None:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ownpod.rules import devices as rules
-from ownpod.rules.devices import DeviceChoice, Use
+from ownpod.rules.devices import DeviceChoice, Difficulties, Use
 from ownpod.rules.managed import Device
 
 EVERY_S = 5.0
@@ -80,6 +80,7 @@ class Devices:
             this is not checked.
         nvml: the module ``pynvml``; None: imported when it is first used.
         relatives: see :func:`relatives`.
+        difficulties: of the devices, as they are now.
         every_s: seconds between two readings.
         hung_s: see :data:`HUNG_S`.
     """
@@ -93,6 +94,7 @@ class Devices:
         own_pids: Callable[[], set[int]] | None = None,
         nvml: Any = None,
         relatives: Callable[[int], frozenset[int] | None] = relatives,
+        difficulties: Callable[[], Difficulties] = Difficulties,
         every_s: float = EVERY_S,
         hung_s: float = HUNG_S,
     ) -> None:
@@ -102,6 +104,7 @@ class Devices:
         self._own_pids = own_pids
         self._nvml = nvml
         self._relatives = relatives
+        self._difficulties = difficulties
         self._every_s = every_s
         self._hung_s = hung_s
         self._ready = False
@@ -112,8 +115,12 @@ class Devices:
         self._reader: threading.Thread | None = None
         self._starting = threading.Lock()
         self._began: float | None = None
+        self._has_stand_ins = False
         if choice.stand_ins is not None:
-            self._last = tuple(map(self._stand_in, range(choice.stand_ins)))
+            self._last = self._stand_ins()
+
+    def _stand_ins(self) -> tuple[Device, ...]:
+        return tuple(map(self._stand_in, range(self._choice.stand_ins or 0)))
 
     @property
     def problem(self) -> str:
@@ -123,6 +130,7 @@ class Devices:
     def read(self) -> tuple[Device, ...]:
         """The devices as last read. The first call waits for the first reading, at most ``hung_s``."""
         if self._choice.stand_ins is not None:
+            self._last = self._stand_ins()
             return self._last
         now = time.monotonic()
         if self._reader is None or not self._reader.is_alive():
@@ -169,11 +177,7 @@ class Devices:
         try:
             found, problems = self._gpus()
             # Without NVML, what was there before is not offered until it answers again.
-            devices = (
-                [self._lost(gpu, problems[0]) for gpu in self._known.values()]
-                if found is None
-                else self._offered(found)
-            )
+            devices = self._offered(found) if found is not None else self._without_nvml(problems)
         except Exception as error:  # the edge of a thread
             if not self._is_nvml(error):
                 logger.exception("the GPUs cannot be read")
@@ -185,6 +189,21 @@ class Devices:
         self._problem = "; ".join(problems)
         self._last = tuple(sorted(devices, key=lambda device: (device.index, device.id)))
         return self._last
+
+    def _without_nvml(self, problems: list[str]) -> list[Device]:
+        """The devices of a host that has no NVML; ``problems`` loses what is none for a host with stand-ins."""
+        numbers = self._choice.instead or (() if self._choice.gpus else (0,))
+        if self._known or not numbers or not self._difficulties().has_presets:
+            return [self._lost(gpu, problems[0]) for gpu in self._known.values()]
+        problems.clear()
+        stand_ins = [self._stand_in(number) for number in numbers]
+        if not self._has_stand_ins:
+            self._has_stand_ins = True
+            listed = ", ".join(device.id for device in stand_ins)
+            logger.warning(
+                "devices: no GPU, because NVML's library is not found; stand-ins: %s", listed
+            )
+        return stand_ins
 
     def _is_nvml(self, error: Exception) -> bool:
         return self._nvml is not None and isinstance(error, self._nvml.NVMLError)
@@ -299,7 +318,9 @@ class Devices:
 
     def _labelled(self, device: Device, *ids: str) -> Device:
         pools = () if device.simulated else self._pools_of(device.name, device.memory_mb)
-        added = rules.labelled_pools(self._labels, device.index, *ids)
+        labelled = rules.labelled_pools(self._labels, device.index, *ids)
+        with_pools = replace(device, pools=pools)
+        added = labelled or self._difficulties().pools(with_pools, *ids)
         slots = rules.labelled_slots(self._labels, device.index, *ids)
         return replace(device, pools=tuple(dict.fromkeys([*pools, *added])), slots=slots)
 

@@ -15,6 +15,7 @@ from ownpod.agent.engine import Started
 from ownpod.agent.files import free_beginning
 
 RECORD, WORK, OUTPUT, EARLIER, EXIT = "worker.json", "work", "output.log", "output.log.1", "exit"
+ERRORS, INPUT = "errors.log", "input.json"
 
 OUTPUT_BYTES = 50_000_000
 """Size on the disk from which on the beginning of ``output.log`` is freed. The file's length stays, so that every place in it
@@ -87,6 +88,8 @@ class Directory:
         self.group = f"ownpod-{place}-{path.name}"
         """The name of the worker's control group, another one for a worker with this id in another data directory."""
         self.output = path / OUTPUT
+        self.errors = path / ERRORS
+        """Standard error of a one-off task."""
         self._earlier = path / EARLIER
         self.record = path / RECORD
 
@@ -95,9 +98,16 @@ class Directory:
         self.path.mkdir(mode=0o700, parents=True)
         self.work.mkdir()
 
-    def open_output(self) -> int:
+    def put_input(self, text: str) -> Path:
+        """Writes the input of a one-off task into a file. Raises: OSError."""
+        path = self.path / INPUT
+        path.write_text(text, errors="replace")
+        return path
+
+    def open_output(self, *, errors: bool = False) -> int:
         """A descriptor to append output to. Appending makes every write go to the end, also after a shortening."""
-        return os.open(self.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.errors if errors else self.output
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, record: Record) -> None:
         """Writes the record, whole or not at all, also where the host loses its power. Raises: OSError."""
@@ -128,26 +138,26 @@ class Directory:
 
     def shorten_output(self) -> None:
         """Keeps the output within :data:`OUTPUT_BYTES` on the disk, besides what is written meanwhile."""
-        # Blocks rather than the size, which does not shrink.
-        with contextlib.suppress(OSError):
-            status = self.output.stat()
-            if status.st_blocks * 512 > OUTPUT_BYTES:
-                if free_beginning(self.output, status.st_size - KEPT_BYTES):
-                    return
-                self._begin_again(status.st_size)
+        for path in (self.output, self.errors):
+            # Blocks rather than the size, which does not shrink.
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                too_large = status.st_blocks * 512 > OUTPUT_BYTES
+                if too_large and not free_beginning(path, status.st_size - KEPT_BYTES):
+                    self._begin_again(path, status.st_size)
 
-    def _begin_again(self, size: int) -> None:
+    def _begin_again(self, path: Path, size: int) -> None:
         """For a file system without holes: copies the end of the output away. Lines written meanwhile are lost."""
         try:
-            with self.output.open("rb") as source, self._earlier.open("wb") as copy:
+            with path.open("rb") as source, self._earlier.open("wb") as copy:
                 source.seek(max(0, size - KEPT_BYTES))
                 _copy(source.read, copy.write, KEPT_BYTES)
         finally:
-            os.truncate(self.output, 0)
+            os.truncate(path, 0)
 
     def log(self, lines: int) -> str:
         """The last lines of output, at most :data:`TAIL_BYTES`; "" if there are none."""
-        text = _tail(self.output)
+        text = _tail(self.output) + _tail(self.errors)
         if text.count(b"\n") <= lines and len(text) < TAIL_BYTES:
             text = _tail(self._earlier) + text
         shown = text[-TAIL_BYTES:].replace(b"\0", b"").decode(errors="replace").splitlines()

@@ -12,6 +12,7 @@ from ownpod.rules.templates import Template
 
 __all__ = [
     "LOG_LINES",
+    "QUICK_GRACE_S",
     "STOP_GRACE_S",
     "Engine",
     "EngineError",
@@ -24,6 +25,9 @@ __all__ = [
 
 STOP_GRACE_S = 35.0
 """Seconds between SIGTERM and SIGKILL. The SDK ends after its held request, which may last 20 s, and its job."""
+
+QUICK_GRACE_S = 10.0
+"""The same for a session that was ended, whose job is FAILED already."""
 
 
 class EngineError(OwnPodError):
@@ -51,6 +55,8 @@ class Launch:
     devices: tuple[Device, ...] = ()
     balancing: Balancing | None = None
     mounts: Mapping[str, str] = field(default_factory=dict)
+    input: str | None = field(repr=False, default=None)
+    """Of a one-off task: its input, JSON text, which the engine puts into a file. None: it is no such task."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,13 @@ class Output:
         data: bytes of standard output and standard error, in the order in which they were written.
         position: where the output continues, in the engine's words.
         skipped: number of bytes that are missing before ``data``; -1: a number that is not known.
+        is_error: of a whole output: ``data`` is of standard error.
     """
 
     data: bytes
     position: str
     skipped: int = 0
+    is_error: bool = False
 
 
 class Source(Protocol):
@@ -143,8 +151,11 @@ class Engine(Protocol):
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         """The worker's last lines of output, also after its end; "" if there are none."""
 
-    def follow(self, worker_id: str, position: str = "") -> Source:
-        """The worker's output from a position on; "": from its beginning. Nothing of it is repeated."""
+    def follow(self, worker_id: str, position: str = "", *, whole: bool = False) -> Source:
+        """The worker's output from a position on; "": from its beginning. Nothing of it is repeated.
+
+        ``whole``: of a one-off task. Its two streams are kept apart, and nothing is left out because it writes fast.
+        """
 
     def env(self, worker_id: str) -> Mapping[str, str]:
         """The variables with which a worker was started; none if they are not known. Raises: EngineError."""

@@ -6,13 +6,14 @@ import errno
 import os
 import select
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ownpod.agent.engine import Output
 
-PART_BYTES = 1_000_000
-"""Maximum number of bytes of one part of an output."""
+PART_BYTES, PIECE_BYTES = 1_000_000, 65_536
+"""Maximum number of bytes of one part of an output, and of the whole output of a one-off task, all of which goes to Redis."""
 
 BEHIND_BYTES = 8_000_000
 """Bytes that a reader may be behind; of more only the last :data:`PART_BYTES` are read, because a worker may write faster."""
@@ -54,11 +55,11 @@ def free_beginning(path: Path, size: int) -> bool:
 
 
 class Changes:
-    """Waits until a file was written to."""
+    """Waits until one of some files was written to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, *paths: Path) -> None:
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._notices = _subscribe(path)
+        self._notices = _subscribe(paths)
         self._poll = select.poll()
         self._poll.register(self._woken, select.POLLIN)
         if self._notices is not None:
@@ -100,8 +101,7 @@ class FileSource:
         runs: Callable[[], bool],
         shorten: Callable[[], None],
     ) -> None:
-        self._path = path
-        self._at = int(position) if position.isascii() and position.isdecimal() else 0
+        self._file = GrowingFile(path, position)
         self._runs = runs
         self._shorten = shorten
         self._changes = Changes(path)
@@ -117,7 +117,7 @@ class FileSource:
         if part is not None:
             self._shorten()
             return part
-        return Output(b"", str(self._at)) if runs else None
+        return Output(b"", self._position) if runs else None
 
     def wake(self) -> None:
         self._changes.wake()
@@ -125,24 +125,100 @@ class FileSource:
     def close(self) -> None:
         """Does nothing: the descriptors are closed with the object."""
 
+    @property
+    def _position(self) -> str:
+        return str(self._file.at)
+
     def _part(self) -> Output | None:
+        """The next part; None: there is none."""
+        return self._file.part()
+
+
+class TwoFiles(FileSource):
+    """The whole output of a one-off task, whose two streams are two files. A position is an offset in each.
+
+    Args:
+        output: the file of standard output.
+        errors: that of standard error.
+        position: as of :class:`FileSource`.
+        runs: as of :class:`FileSource`.
+        shorten: as of :class:`FileSource`.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        errors: Path,
+        position: str,
+        *,
+        runs: Callable[[], bool],
+        shorten: Callable[[], None],
+    ) -> None:
+        first, _, second = position.partition(",")
+        super().__init__(output, first, runs=runs, shorten=shorten)
+        self._files = [
+            GrowingFile(path, at, part_bytes=PIECE_BYTES, behind_bytes=None)
+            for path, at in ((output, first), (errors, second))
+        ]
+        self._changes = Changes(output, errors)
+        self._turn = 0
+
+    @property
+    def _position(self) -> str:
+        return ",".join(str(file.at) for file in self._files)
+
+    def _part(self) -> Output | None:
+        for _ in self._files:
+            # In turns, because a stream that is written without a pause must not hide the other.
+            place, self._turn = self._turn, 1 - self._turn
+            part = self._files[place].part()
+            if part is not None:
+                return replace(part, position=self._position, is_error=place == 1)
+        return None
+
+
+class GrowingFile:
+    """A file that is read while it grows.
+
+    Args:
+        path: the file.
+        position: where to begin; "": at its beginning.
+        part_bytes: maximum number of bytes of one part.
+        behind_bytes: bytes that the reader may be behind; None: any number.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        position: str,
+        *,
+        part_bytes: int = PART_BYTES,
+        behind_bytes: int | None = BEHIND_BYTES,
+    ) -> None:
+        self._path = path
+        self.at = int(position) if position.isascii() and position.isdecimal() else 0
+        self._part_bytes = part_bytes
+        self._behind_bytes = behind_bytes
+
+    def part(self) -> Output | None:
         """The next part; None: there is none."""
         try:
             with self._path.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
-                if size < self._at:
+                if size < self.at:
                     # The file has begun again.
-                    self._at = 0
-                begin = max(self._at, size - PART_BYTES if size - self._at > BEHIND_BYTES else 0)
+                    self.at = 0
+                behind = self._behind_bytes is not None and size - self.at > self._behind_bytes
+                begin = max(self.at, size - self._part_bytes if behind else 0)
                 begin = _data_from(file.fileno(), begin, size)
                 file.seek(begin)
-                data = file.read(min(PART_BYTES, size - begin))
+                data = file.read(min(self._part_bytes, size - begin))
         except OSError:
             return None
         if not data:
             return None
-        skipped, self._at = begin - self._at, begin + len(data)
-        return Output(data.replace(b"\0", b""), str(self._at), skipped)
+        skipped, self.at = begin - self.at, begin + len(data)
+        return Output(data.replace(b"\0", b""), str(self.at), skipped)
 
 
 def _data_from(file: int, begin: int, size: int) -> int:
@@ -156,15 +232,16 @@ def _data_from(file: int, begin: int, size: int) -> int:
         return size if error.errno == errno.ENXIO else begin
 
 
-def _subscribe(path: Path) -> int | None:
-    """A descriptor that is readable once the file was written to; None: there cannot be another one."""
+def _subscribe(paths: Sequence[Path]) -> int | None:
+    """A descriptor that is readable once one of the files was written to; None: there cannot be another one."""
     try:
         notices = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if notices < 0:
             return None
-        if _libc.inotify_add_watch(notices, os.fsencode(path), _IN_MODIFY) < 0:
-            os.close(notices)
-            return None
+        for path in paths:
+            if _libc.inotify_add_watch(notices, os.fsencode(path), _IN_MODIFY) < 0:
+                os.close(notices)
+                return None
     except AttributeError:
         return None
     return int(notices)

@@ -60,7 +60,8 @@ class Images:
     """The images of one engine. Thread-safe.
 
     Args:
-        allow: patterns of images that may run, see :func:`ownpod.rules.images.allowed`.
+        allow: patterns of images that may run, see :func:`ownpod.rules.images.allowed`. Read at each check, because
+            presets may be added.
         free_bytes: what a pull must leave free on the engine's disk.
         logins: credentials of registries, by the id that a template has.
     """
@@ -75,7 +76,7 @@ class Images:
     ) -> None:
         self._logins = logins
         self._api = api
-        self._allow = tuple(allow)
+        self._allow = allow
         self._free_bytes = free_bytes
         # By reference: which image the tag meant when it was prepared.
         self._ids: dict[str, str] = {}
@@ -88,9 +89,10 @@ class Images:
             reference = normalise(template.image)
         except ValueError as error:
             raise EngineError(f"template.{error}") from None
-        if not allowed(reference, self._allow):
+        patterns = tuple(self._allow)
+        if not allowed(reference, patterns):
             raise EngineError(
-                f"image {reference} is not allowed: OWNPOD_IMAGES allows {', '.join(self._allow)}"
+                f"image {reference} is not allowed: OWNPOD_IMAGES allows {', '.join(patterns)}"
             )
         return reference
 

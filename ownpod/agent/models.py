@@ -109,6 +109,8 @@ class HostModels:
         self._retry_at = dict[str, float]()
         self._running = dict[str, FetchProcess]()
         self._wanted = dict[str, float]()
+        self._ordered = dict[str, str]()
+        """The orders whose fetch has begun, by the model's key."""
         self._pinned: Collection[str] = ()
         self._published: tuple[float, tuple[News, ...]] = (float("-inf"), ())
         self._closed = False
@@ -204,19 +206,27 @@ class HostModels:
             check_source(source)
             if order.do != FETCH:
                 self._remove(source)
-            elif source.kind not in {FILE, PLACED} and self.store.find(source) is None:
-                with self._lock:
-                    news, known = self._news.get(key), key in self._running
-                    failed = news is not None and news.state is State.FAILED and not known
-                if not failed:
-                    self._begin(source)
-                    return
-                # One try for each order: the next one may be asked for.
-                with self._lock:
-                    self._retry_at.pop(key, None)
+            elif not self._is_tried(key, order):
+                return
         except (OSError, ValueError) as error:
             self._fail(source, _plain(error))
+        self._ordered.pop(key, None)
         self._stored.done(self._host, key, order)
+
+    def _is_tried(self, key: str, order: Order) -> bool:
+        """Whether an order to fetch needs nothing more: one fetch for each order, whatever its end."""
+        source = order.source
+        if source.kind in {FILE, PLACED}:
+            return True
+        with self._lock:
+            running = key in self._running
+        if running or self.store.find(source) is not None:
+            return not running
+        if self._ordered.get(key) == order.text:
+            return True
+        if self._begin(source):
+            self._ordered[key] = order.text
+        return False
 
     def _remove(self, source: ModelSource) -> None:
         with self._lock:
@@ -257,15 +267,16 @@ class HostModels:
 
     # Fetches.
 
-    def _begin(self, source: ModelSource) -> None:
+    def _begin(self, source: ModelSource) -> bool:
         with self._lock:
             if self._closed or source.key in self._running or len(self._running) >= AT_ONCE:
-                return
+                return False
             self._retry_at.pop(source.key, None)
             tries = self._news[source.key].tries if source.key in self._news else 0
             self._note(source, State.WAITING, tries=tries)
             self._running[source.key] = self._start(source)
         threading.Thread(target=self._run, args=(source,), name="model", daemon=True).start()
+        return True
 
     def _start(self, source: ModelSource) -> FetchProcess:
         now = self._clock()
@@ -297,11 +308,12 @@ class HostModels:
                 self._running[source.key] = self._start(source)
         with self._lock:
             self._running.pop(source.key, None)
-            if not error:
+            if error:
+                self._note_failure(source, error)
+            else:
                 self._news.pop(source.key, None)
         if error:
             log.warning("model %s is not fetched: %s", source.id, error)
-            self._fail(source, error)
         else:
             log.info("model %s is here after %.1f s", source.id, self._clock() - began)
         self.done()
@@ -335,11 +347,14 @@ class HostModels:
 
     def _fail(self, source: ModelSource, error: str) -> None:
         with self._lock:
-            old = self._news.get(source.key)
-            tries = (old.tries if old else 0) + 1
-            self._retry_at[source.key] = self._clock() + start_pause_s(tries)
-            news = News(source.key, source.id[:200], source.shown, State.FAILED, tries=tries)
-            self._news[source.key] = replace(news, error=error[:300])
+            self._note_failure(source, error)
+
+    def _note_failure(self, source: ModelSource, error: str) -> None:
+        old = self._news.get(source.key)
+        tries = (old.tries if old else 0) + 1
+        self._retry_at[source.key] = self._clock() + start_pause_s(tries)
+        news = News(source.key, source.id[:200], source.shown, State.FAILED, tries=tries)
+        self._news[source.key] = replace(news, error=error[:300])
 
     def close(self) -> None:
         """Ends the fetches; the next agent continues them."""

@@ -29,7 +29,7 @@ class Ports:
 
 def ports_for(launch: Launch, used: Collection[int | None]) -> Ports:
     """Free ports for a worker that serves. ``used``: those of other workers, which may not listen on them yet."""
-    if launch.template.protocol is Protocol.PULL:
+    if launch.template.protocol in {Protocol.PULL, Protocol.CONTAINER}:
         return Ports()
     port = _free(used)
     if launch.template.protocol is Protocol.PUSH:

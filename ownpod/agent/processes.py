@@ -30,10 +30,11 @@ from ownpod.agent import cgroups, procfs
 from ownpod.agent.commands import MARK, command_line, environment
 from ownpod.agent.directories import Directory, Record, RecordUnreadable
 from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
-from ownpod.agent.files import FileSource
+from ownpod.agent.files import FileSource, TwoFiles
 from ownpod.agent.ports import Ports, ports_for
 from ownpod.agent.shell import SHELL, Shell
 from ownpod.agent.volumes import Volumes
+from ownpod.rules.task_input import INPUT_VARIABLE
 from ownpod.rules.templates import Template
 
 log = logging.getLogger(__name__)
@@ -151,17 +152,21 @@ class ProcessEngine:
     def log(self, worker_id: str, lines: int = LOG_LINES) -> str:
         return self._directory(worker_id).log(lines)
 
-    def follow(self, worker_id: str, position: str = "") -> FileSource:
+    def follow(
+        self, worker_id: str, position: str = "", *, whole: bool = False
+    ) -> FileSource | TwoFiles:
         """See :class:`ownpod.agent.engine.Engine`. The source also keeps the output within its limit."""
         directory = self._directory(worker_id)
         self._record(worker_id)
-        return FileSource(
-            directory.output,
-            position,
+
+        def runs() -> bool:
             # The list finds out that a worker has ended.
-            runs=lambda: worker_id in self._records and worker_id not in self._ended,
-            shorten=directory.shorten_output,
-        )
+            return worker_id in self._records and worker_id not in self._ended
+
+        if whole:
+            paths = directory.output, directory.errors
+            return TwoFiles(*paths, position, runs=runs, shorten=directory.shorten_output)
+        return FileSource(directory.output, position, runs=runs, shorten=directory.shorten_output)
 
     def address(self, worker_id: str) -> Started:
         record = self._record(worker_id)
@@ -351,7 +356,10 @@ class ProcessEngine:
         shell = None
         try:
             directory.make()
-            shell = Shell(directory, command, {**env, **ports.env})
+            if launch.input is not None:
+                env |= {INPUT_VARIABLE: str(directory.put_input(launch.input))}
+            apart = launch.input is not None
+            shell = Shell(directory, command, {**env, **ports.env}, apart=apart)
             record = self._recorded(launch, shell.pid, ports)
             directory.write(record)
             shell.go()

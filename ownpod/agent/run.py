@@ -4,11 +4,13 @@ import logging
 import os
 import re
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
 from ownpod import log
 from ownpod.agent.agent import Agent
+from ownpod.agent.configured import Configured
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.model_orders import Options
@@ -54,9 +56,17 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
 
     Raises:
         StartError: the engine cannot start workers here.
+        ConfigurationError: a file with presets cannot be used.
         RedisUnavailable: Redis does not answer at the start.
     """
     log.configure(config.log_level, "agent", config.log_format)
+    configured = Configured(config)
+
+    def reload(_signum: int, _frame: FrameType | None) -> None:
+        configured.reload()
+
+    # Early, because a SIGHUP ends a process that has no handler, and `ownpod up` sends one at any time.
+    signal.signal(signal.SIGHUP, reload)
     client = connect(config.broker_url(), client_name="ownpod-agent")
     Guard(lambda: schema_version(client)).wait()
     managed = Managed(client)
@@ -69,11 +79,22 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     volumes = Volumes(config.volumes, network=network)
     secrets = Secrets(client, config.secrets_key_path())
     logins = StoredLogins(Catalog(client), secrets)
-    engine = make_engine(config, directory, _instance(managed, directory), volumes, logins)
-    devices = Devices(config.devices, config.labels, pools_of=pools_of, own_pids=engine.pids)
+    instance = _instance(managed, directory)
+    engine = make_engine(config, directory, instance, volumes, logins, images=configured.images)
+    devices = Devices(
+        config.devices,
+        config.labels,
+        pools_of=pools_of,
+        own_pids=engine.pids,
+        difficulties=configured.difficulties,
+    )
     limited = engine.name == "docker" and ALL_IMAGES not in config.images
-    images = config.images if limited else None
-    host = Host(config.agent_host, api_url, config.labels, images)
+    host = Host(
+        config.agent_host,
+        api_url,
+        config.labels,
+        images=configured.images if limited else None,
+    )
     agent = Agent(
         host,
         engine,
@@ -124,8 +145,10 @@ def make_engine(
     instance: str,
     volumes: Volumes | None = None,
     logins: Logins = no_logins,
+    *,
+    images: Iterable[str] | None = None,
 ) -> Engine:
-    """The engine of the settings; ``auto`` is Docker where its engine answers, otherwise processes.
+    """The engine of the settings, which starts the ``images`` that match now, by default those of the settings; ``auto`` is Docker where its engine answers, otherwise processes.
 
     Raises:
         StartError: it cannot start workers here.
@@ -136,7 +159,8 @@ def make_engine(
     from ownpod.agent.containers import ContainerEngine
 
     def containers() -> ContainerEngine:
-        return ContainerEngine(instance, allow=config.images, volumes=volumes, logins=logins)
+        allow = config.images if images is None else images
+        return ContainerEngine(instance, allow=allow, volumes=volumes, logins=logins)
 
     if config.engine == "docker":
         return _checked(containers())

@@ -30,12 +30,21 @@ exit code is read only after the shell has ended, so it need not be written in o
 
 
 class Shell:
-    """A shell that waits to be let go. Raises: OSError, ValueError (a NUL in the command or the environment)."""
+    """A shell that waits to be let go. Raises: OSError, ValueError (a NUL in the command or the environment).
+
+    ``apart``: standard error goes to a file of its own.
+    """
 
     def __init__(
-        self, directory: Directory, command: tuple[str, ...], env: Mapping[str, str]
+        self,
+        directory: Directory,
+        command: tuple[str, ...],
+        env: Mapping[str, str],
+        *,
+        apart: bool = False,
     ) -> None:
         output = directory.open_output()
+        errors = directory.open_output(errors=True) if apart else None
         try:
             self._process = subprocess.Popen(
                 [SHELL, "-c", SCRIPT, "ownpod-worker", str(directory.exit), *command],
@@ -43,11 +52,13 @@ class Shell:
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.STDOUT if errors is None else errors,
                 start_new_session=True,
             )
         finally:
             os.close(output)
+            if errors is not None:
+                os.close(errors)
         self.pid = self._process.pid
 
     def go(self) -> None:

@@ -4,12 +4,12 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ownpod.agent.devices import Devices
-from ownpod.agent.engine import STOP_GRACE_S, Engine, EngineError, Launch
+from ownpod.agent.engine import QUICK_GRACE_S, STOP_GRACE_S, Engine, EngineError, Launch, Started
 from ownpod.agent.memory import Memory
 from ownpod.agent.models import HostModels
 from ownpod.agent.output import Followers
@@ -19,11 +19,11 @@ from ownpod.agent.starts import Starts
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
-from ownpod.rules.managed import ManagedWorker
+from ownpod.rules.managed import ManagedWorker, Role
 from ownpod.rules.model_mounts import ModelMount
 from ownpod.rules.reconcile import Ended, Stop
 from ownpod.rules.secrets import SecretMissing
-from ownpod.rules.templates import ManagedSpec, Template
+from ownpod.rules.templates import ManagedSpec, Protocol, Template
 from ownpod.store.managed import Managed
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ class Host:
         name: the name under which its workers and devices are listed.
         api_url: the API's base URL as the workers reach it.
         labels: the operator's labels, for example its data center.
-        images: patterns of the images that it may start; None: all, or its engine starts none.
+        images: patterns of the images that it may start, read again each time; None: all, or its engine starts none.
     """
 
     name: str
     api_url: str
     labels: Mapping[str, str]
-    images: tuple[str, ...] | None = None
+    images: Iterable[str] | None = None
 
 
 class Steps:
@@ -140,45 +140,77 @@ class Steps:
             log.error("worker %s: its step failed", worker_id, exc_info=error)
         self._done()
 
+    def launch_of(
+        self,
+        worker: ManagedWorker,
+        spec: ManagedSpec,
+        device_ids: Sequence[str] | None = None,
+        *,
+        key: str = "",
+    ) -> Launch:
+        """What a worker is started with; its image is on this host then.
+
+        Args:
+            worker: the worker.
+            spec: what it is started from.
+            device_ids: the devices that it holds; None: those in its record.
+            key: its own key; "": it sends no requests.
+
+        Raises:
+            EngineError: the image cannot be had.
+            SecretMissing: a secret cannot.
+            RedisUnavailable: Redis is away.
+        """
+        held = worker.devices if device_ids is None else device_ids
+        devices = tuple(d for d in self._devices.read() if d.id in held)
+        template = self._get_image(worker, spec)
+        mount = self._mount(worker.id, spec.template)
+        env = environment(
+            spec.template,
+            worker_id=worker.id,
+            endpoint=worker.endpoint,
+            base_url=self._engine.api_url(self._host.api_url),
+            key=key,
+            devices=devices,
+            labels=self._host.labels,
+            balancing=spec.balancing,
+            suggested=mount.env,
+        )
+        return Launch(
+            worker.id,
+            worker.endpoint,
+            self._engine.instance,
+            template,
+            self._values.resolve(worker.id, spec, env),
+            devices,
+            balancing=spec.balancing,
+            mounts=mount.mounts,
+        )
+
+    def _get_image(self, worker: ManagedWorker, spec: ManagedSpec) -> Template:
+        return get_image(
+            *(self._engine, self._managed.releases, (worker.endpoint, worker.release)),
+            spec.template,
+            lambda words: self._progress(worker.id, words),
+        )
+
     def _launch(self, worker: ManagedWorker, spec: ManagedSpec, device_ids: Sequence[str]) -> None:
-        began = time.monotonic()
+        began, started = time.monotonic(), Started()
+        is_task = spec.template.protocol is Protocol.CONTAINER
         try:
-            devices = tuple(d for d in self._devices.read() if d.id in device_ids)
-            template = get_image(
-                *(self._engine, self._managed.releases, (worker.endpoint, worker.release)),
-                spec.template,
-                lambda words: self._progress(worker.id, words),
-            )
-            key = secrets.token_urlsafe(32)
-            mount = self._mount(worker.id, spec.template)
-            env = environment(
-                spec.template,
-                worker_id=worker.id,
-                endpoint=worker.endpoint,
-                base_url=self._engine.api_url(self._host.api_url),
-                key=key,
-                devices=devices,
-                labels=self._host.labels,
-                balancing=spec.balancing,
-                suggested=mount.env,
-            )
-            launch = Launch(
-                worker.id,
-                worker.endpoint,
-                self._engine.instance,
-                template,
-                self._values.resolve(worker.id, spec, env),
-                devices,
-                balancing=spec.balancing,
-                mounts=mount.mounts,
-            )
-            # The key counts from before the start, because the worker may ask for a job at once.
-            if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
-                return
-            with self._starts.one() as allowed:
-                if not allowed:
+            if is_task:
+                # Its container starts when its node has claimed the job, because the job's time runs from then on.
+                self._get_image(worker, spec)
+            else:
+                key = secrets.token_urlsafe(32)
+                launch = self.launch_of(worker, spec, device_ids, key=key)
+                # The key counts from before the start, because the worker may ask for a job at once.
+                if not self._managed.set_key(worker.id, self._host.name, digest_of(key)):
                     return
-                started = self._engine.start(launch)
+                with self._starts.one() as allowed:
+                    if not allowed:
+                        return
+                    started = self._engine.start(launch)
         except (EngineError, SecretMissing) as error:
             # An engine may quote the last line of a worker that ended at once.
             reason = self._values.masked(worker.id, None, str(error))
@@ -191,9 +223,17 @@ class Steps:
         self._managed.started(
             worker.id, self._host.name, url=started.url, health_port=started.health_port
         )
+        if is_task:
+            self._tell_node(worker.id)
         where = f" on {', '.join(device_ids)}" if device_ids else ""
         took_s = time.monotonic() - began
         log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
+
+    def _tell_node(self, worker_id: str) -> None:
+        try:
+            self._managed.tasks.started(worker_id)
+        except RedisUnavailable as error:
+            log.debug("the node of %s probes it later: %s", worker_id, error)
 
     def _mount(self, worker_id: str, template: Template) -> ModelMount:
         return self._models.mount(worker_id, template) if self._models else ModelMount()
@@ -210,13 +250,15 @@ class Steps:
         if step.failed:
             self._failures[step.worker] = step.reason
         log.info("worker %s is stopped: %s", step.worker, step.reason)
-        self._engine.stop(step.worker, STOP_GRACE_S)
+        self._engine.stop(step.worker, QUICK_GRACE_S if step.quick else STOP_GRACE_S)
 
     def _report(self, step: Ended, worker: ManagedWorker) -> None:
         reason = self._failures.get(step.worker)
         failed = step.failed or reason is not None
         # Before the record is STOPPED, because its log is the end of what is kept, and before the engine removes the output.
-        self._followers.finish(step.worker)
+        # That of a task is in its job's journal.
+        if worker.role is not Role.TASK:
+            self._followers.finish(step.worker)
         output = self._followers.log(step.worker)
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "worker %s has ended: %s", step.worker, reason or step.reason)

@@ -14,6 +14,7 @@ from ownpod.api import (
     balanced,
     callbacks,
     error_answers,
+    gpu_health,
     graphql,
     guard,
     health,
@@ -26,13 +27,18 @@ from ownpod.api import (
     rest_v1_pods,
     rest_v2,
     rest_v2_workers,
+    sessions,
     stream,
+    task_errors,
+    tasks,
     ui,
     worker_protocol,
     workers,
 )
+from ownpod.api.readers import Readers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
+from ownpod.api.task_submission import Tasks
 from ownpod.api.waiting import Waiting
 from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
@@ -42,6 +48,7 @@ from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.agents import Agents
+from ownpod.store.attended import Attended
 from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Fronts
@@ -50,6 +57,7 @@ from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
 from ownpod.store.secrets import Secrets
+from ownpod.store.sessions import Sessions
 
 
 def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
@@ -70,6 +78,16 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     notices = Notices(store.client, keys.PULL_EVENTS)
     managed = Managed(store.client)
     hosts, fronts = Agents(store.client), Fronts(store.client)
+    submissions = Submissions(
+        registry,
+        store,
+        notices,
+        settings,
+        wanted=managed.notice,
+        now_ms=managed.now_ms,
+        managed=managed,
+    )
+    private = Sessions(store, result_ttl_s=settings.result_ttl_s)
     services = Services(
         settings=settings,
         registry=registry,
@@ -77,15 +95,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         store=store,
         notices=notices,
         offers=offers,
-        submissions=Submissions(
-            registry,
-            store,
-            notices,
-            settings,
-            wanted=managed.notice,
-            now_ms=managed.now_ms,
-            managed=managed,
-        ),
+        submissions=submissions,
         agents=hosts,
         management=Management.of(
             Catalog(store.client),
@@ -97,6 +107,9 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         ),
         outputs=Outputs(store.client),
         releases=managed.releases,
+        sessions=private,
+        tasks=Tasks(submissions, private, store),
+        readers=Readers(Attended(store.client)),
         managed=managed,
         fronts=fronts,
     )
@@ -110,6 +123,9 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         jobs,
         stream,
         health,
+        gpu_health,
+        tasks,
+        sessions,
         workers,
         agents,
         logs,
@@ -126,6 +142,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         app.register_blueprint(callbacks.blueprint)
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
+    task_errors.shape_errors(app)
     guard.guard_source(app)
     # Before any view reads a record, because records of another version would be misread.
     app.before_request(store.schema.check)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from flask import Request, request
 
 from ownpod.api.services import Services, services
+from ownpod.configuration.custom import CUSTOM
 from ownpod.errors import Forbidden, RedisUnavailable, Unauthorized
 from ownpod.rules import credentials
 from ownpod.rules.endpoints import WorkerSpec
@@ -30,6 +31,8 @@ class Access(StrEnum):
     """An API key, because the response shows all endpoints."""
     MANAGE = "manage"
     """An admin key."""
+    CUSTOM = "custom"
+    """An admin key, or one of ``OWNPOD_CUSTOM_TASK_KEYS``."""
     WORKER = "worker"
     """A worker key; each view calls :func:`check_worker_key`."""
 
@@ -48,12 +51,16 @@ BLUEPRINTS = {
     "graphql": Access.MANAGE,
     "hapi": Access.MANAGE,
     "logs": Access.MANAGE,
+    "tasks": Access.LIST,
+    "sessions": Access.LIST,
     "worker_protocol": Access.WORKER,
 }
 """The kind of key by the blueprint of a view."""
 
 VIEWS = {
     "health.liveness": Access.OPEN,
+    "gpu_health.resources": Access.OPEN,
+    "tasks.custom": Access.CUSTOM,
     "workers.listed": Access.JOBS,
     "endpoints.all_endpoints": Access.LIST,
     "metrics.metrics": Access.ALL,
@@ -80,8 +87,12 @@ def access_of(view: str | None) -> Access:
 
 
 def presented_key() -> str:
-    """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key."""
+    """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key, the GPU service's the key
+    as ``X-API-Key``.
+    """
     header = request.headers.get("Authorization", "").strip()
+    if not header:
+        header = request.headers.get("X-API-Key", "").strip()
     if not header and request.endpoint == "graphql.graphql":
         # Older clients of RunPod's GraphQL API send their key in the URL only.
         return request.args.get("api_key", "")
@@ -93,6 +104,28 @@ def caller() -> str:
     """The digest of the request's key, configured or not; "" without a key."""
     key = presented_key()
     return credentials.digest_of(key) if key else ""
+
+
+def session_owner() -> str:
+    """The owner of a session or task that this request makes: the digest of its key; "": no key is needed."""
+    return caller() if services().keys_needed or known_caller() else ""
+
+
+def seen_owner() -> str | None:
+    """The owner whose sessions this request may see, use and end; None: those of all, because its key is a global one, or no
+    key is needed.
+    """
+    svc, key = services(), presented_key()
+    config = svc.settings
+    if not svc.keys_needed or credentials.matches(key, (*config.admin_keys, *config.api_keys)):
+        return None
+    return caller()
+
+
+def check_opens(endpoint_id: str) -> None:
+    """Checks that this request's key opens an endpoint that is not in the URL. Raises: Forbidden."""
+    if endpoint_id not in opened_endpoints():
+        raise Forbidden
 
 
 def known_caller() -> str:
@@ -117,8 +150,10 @@ def opened_endpoints() -> list[str]:
 
 def _endpoints_of(svc: Services, key: str) -> list[str]:
     """Ids of the endpoints that have this key as their own."""
-    endpoints = svc.registry.endpoints.values()
-    return sorted(e.id for e in endpoints if credentials.matches(key, e.api_keys))
+    known = [(e.id, e.api_keys) for e in svc.registry.endpoints.values()]
+    if svc.settings.custom_tasks:
+        known.append((CUSTOM, svc.settings.custom_task_keys))
+    return sorted({name for name, keys in known if credentials.matches(key, keys)})
 
 
 def check_key() -> None:
@@ -139,6 +174,8 @@ def check_key() -> None:
         return
     if access is Access.MANAGE:
         _refuse_managing(svc)
+    elif access is Access.CUSTOM:
+        _check_custom(svc)
     elif svc.keys_needed:
         _check_jobs(svc, access, request)
 
@@ -152,6 +189,18 @@ def _refuse_managing(svc: Services) -> None:
     if not svc.settings.admin_keys:
         raise Forbidden(MANAGING_IS_OFF)
     raise Forbidden("managing workers needs an admin key, one of OWNPOD_ADMIN_KEYS")
+
+
+def _check_custom(svc: Services) -> None:
+    """Refuses custom tasks without a key for them. Where no key is configured, they are open as managing is."""
+    config = svc.settings
+    if not (svc.keys_needed or config.admin_keys or config.custom_task_keys):
+        return
+    if credentials.matches(presented_key(), config.custom_task_keys):
+        return
+    if not known_caller():
+        raise Unauthorized
+    raise Forbidden("custom tasks need an admin key, or one of OWNPOD_CUSTOM_TASK_KEYS")
 
 
 def _check_jobs(svc: Services, access: Access, req: Request) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from flask import Blueprint, Response
 
 from ownpod.api.balanced_view import balanced_view
+from ownpod.api.gpu_health import gpu_keys
 from ownpod.api.managed import describe_managed, view_of
 from ownpod.api.services import answer, services
 from ownpod.api.workers import described, left_out
@@ -23,9 +24,11 @@ blueprint = Blueprint("health", __name__)
 
 @blueprint.get("/health")
 def liveness() -> Response:
-    """Checks that this process reaches Redis: for the health checks of compose and load balancers."""
+    """Checks that this process reaches Redis: for the health checks of compose and load balancers. Where presets are configured,
+    the answer also has the GPU service's keys.
+    """
     services().store.ping()
-    return answer({"status": "ok"})
+    return answer({"status": "ok", **gpu_keys()})
 
 
 @blueprint.get("/v2/<id:endpoint_id>/history")

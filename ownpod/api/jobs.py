@@ -93,7 +93,7 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
     state = svc.store.jobs.cancel(job_id, endpoint_id, reason="cancelled by a client")
     if state is JobStatus.CANCELLED:
         log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
-        _notify_node(svc.store.listing.get(job_id, endpoint_id))
+        notify_job_node(svc.store.listing.get(job_id, endpoint_id))
     return answer({"id": job_id, "status": state})
 
 
@@ -219,7 +219,7 @@ def _with_reason(job: Job) -> str:
     return f"{body[:-1]}, {json.dumps(why)[1:]}"
 
 
-def _notify_node(job: Job) -> None:
+def notify_job_node(job: Job) -> None:
     """Makes the worker's node forward a cancel at once; without a notice it does so when it renews the job's lease."""
     node = services().registry.fleet.node_of(job.worker_id) if job.worker_id else None
     if node is not None:

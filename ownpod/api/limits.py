@@ -13,11 +13,11 @@ from ownpod.rules.affinity import HEADER
 from ownpod.store import keys
 
 VIEWS = {
-    "run": ["jobs.run"],
+    "run": ["jobs.run", "tasks.submit", "tasks.predefined", "tasks.custom"],
     "runsync": ["jobs.runsync"],
-    "status": ["jobs.status", "jobs.status_sync"],
-    "stream": ["stream.stream"],
-    "cancel": ["jobs.cancel"],
+    "status": ["jobs.status", "jobs.status_sync", "tasks.task"],
+    "stream": ["stream.stream", "tasks.events"],
+    "cancel": ["jobs.cancel", "tasks.cancel"],
     "retry": ["jobs.retry"],
     "purge-queue": ["jobs.purge_queue"],
     "requests": ["jobs.requests"],
@@ -31,12 +31,12 @@ MANAGING = ("rest_v1.", "rest_v2.", "graphql.")
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
-    """Allows pages of these origins to call ``/v2``."""
+    """Allows pages of these origins to call ``/v2`` and ``/api``."""
     if origins:
         CORS(
             app,
-            resources={r"/v2/.*": {"origins": list(origins)}},
-            expose_headers=["ETag", "Retry-After", HEADER],
+            resources={r"/(v2|api)/.*": {"origins": list(origins)}},
+            expose_headers=["ETag", "Retry-After", HEADER, "X-Task-Id", "X-Session-Id"],
             max_age=600,
         )
 

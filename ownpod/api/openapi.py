@@ -8,12 +8,14 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
 
 from ownpod.api import agents_responses, responses, schemas
+from ownpod.api.openapi_tasks import TaskChoices, add_tasks, narrow
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
 from ownpod.errors import ExtraMissing
 from ownpod.management.v1 import openapi as v1
 from ownpod.management.v2 import openapi as v2
 from ownpod.rules.affinity import HEADER, PATTERN
+from ownpod.rules.events import CURSOR
 from ownpod.rules.jobs import JobStatus
 from ownpod.validation import HEADER_NAME
 
@@ -63,6 +65,18 @@ _WAIT = _number(
 )
 _TTL = _number("ttl", "ms until a finished job's record expires; ignored if it expires earlier")
 _FROM = _number("from", "return all chunks from this index on, and do not move the cursor")
+_EVENTS = {
+    "name": "events",
+    "in": "query",
+    "schema": {"type": "string", "enum": ["typed"]},
+    "description": "typed: server-sent events of the job's connection, worker, text, output, logs and end",
+}
+_AFTER = {
+    "name": "after",
+    "in": "query",
+    "schema": {"type": "string", "pattern": f"^{CURSOR.pattern}$"},
+    "description": "with typed events: those after the event with this id, as with Last-Event-ID",
+}
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -168,7 +182,7 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
             ["get", "post"],
             "The chunks that a generator handler has yielded since the last call",
             "Stream",
-            {"parameters": [_WAIT, _FROM], "events": True},
+            {"parameters": [_WAIT, _FROM, _EVENTS, _AFTER], "events": True},
         ),
         ("cancel/{job_id}", ["post"], "Cancel a job", "Submitted", {}),
         (
@@ -212,12 +226,15 @@ def _operations() -> list[tuple[str, list[str], str, str, dict[str, Any]]]:
     ]
 
 
-def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
+def make_spec(
+    endpoint_ids: list[str], *, keys: bool, tasks: TaskChoices | None = None
+) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
         endpoint_ids: the endpoints that exist; paths take only these.
         keys: whether requests need a key.
+        tasks: what tasks may name; None: anything.
     """
     spec = APISpec(
         title="OwnPod",
@@ -274,7 +291,9 @@ def make_spec(endpoint_ids: list[str], *, keys: bool) -> dict[str, Any]:
             **({"security": [{"key": []}]} if keys else {}),
         }
         spec.path(path, operations={"get": operation})
+    add_tasks(spec, keys=keys)
     document: dict[str, Any] = spec.to_dict()
+    narrow(document, tasks or TaskChoices())
     # marshmallow's plugin documents the values of a mapping, but not its keys.
     added = document["components"]["schemas"]["NewWorker"]["properties"]
     added["headers"]["propertyNames"] = {"pattern": f"^{HEADER_NAME}$"}
@@ -312,7 +331,9 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
 def document() -> Response:
     """The OpenAPI document of this API, with its endpoints."""
     svc = services()
-    return answer(make_spec(sorted(svc.registry.endpoints), keys=svc.keys_needed))
+    presets = [e.preset for e in svc.registry.presets() if e.preset is not None]
+    tasks = TaskChoices(presets, svc.settings.max_task_timeout_s)
+    return answer(make_spec(sorted(svc.registry.endpoints), keys=svc.keys_needed, tasks=tasks))
 
 
 @blueprint.get("/v1/openapi.json")

@@ -31,7 +31,7 @@ PLACE = r"[0-9]{1,15}-[A-Za-z0-9_-]{1,255}"
 """Pattern of a page's ``next`` and ``?before=`` in a listing: ms since the epoch, then a job's id."""
 
 
-class _Flag(fields.Boolean):
+class Flag(fields.Boolean):
     """true or false; marshmallow's own field also accepts 1, "yes" and "on"."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
@@ -67,7 +67,7 @@ class PolicySchema(Schema):
     ttl_ms = _milliseconds(
         "ttl", TTL_MS, "ms from the submission to the job's end, in the queue and on a worker"
     )
-    low_priority = _Flag(
+    low_priority = Flag(
         data_key="lowPriority",
         load_default=False,
         allow_none=True,

@@ -10,7 +10,9 @@ from flask import Flask, Response, current_app, request
 from ownpod.api.fronts import FrontReadings, NoFronts
 from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
+from ownpod.api.readers import Readers
 from ownpod.api.submissions import Submissions
+from ownpod.api.task_submission import Tasks
 from ownpod.api.waiting import Waiting
 from ownpod.management import Management
 from ownpod.registry import Registry
@@ -20,6 +22,7 @@ from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
 from ownpod.store.releases import Releases
+from ownpod.store.sessions import Sessions
 from ownpod.store.store import Store
 
 _NAME = "ownpod"
@@ -43,6 +46,9 @@ class Services:
     management: Management
     outputs: Outputs
     releases: Releases
+    sessions: Sessions
+    tasks: Tasks
+    readers: Readers
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

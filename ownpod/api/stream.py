@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from flask import Blueprint, Response, request, stream_with_context
 
-from ownpod.api import schemas
+from ownpod.api import schemas, typed_events
 from ownpod.api.services import answer, services
-from ownpod.errors import JobNotFound, RedisUnavailable
+from ownpod.errors import BadRequest, JobNotFound, RedisUnavailable
 from ownpod.store.chunks import Stream, parse_cursor
 
 blueprint = Blueprint("stream", __name__, url_prefix="/v2/<id:endpoint_id>")
@@ -28,8 +28,12 @@ END = "end"
 
 @blueprint.route("/stream/<id:job_id>", methods=["GET", "POST"])
 def stream(endpoint_id: str, job_id: str) -> Response:
-    """Chunks: the next ones at each call, all from ``?from=`` on, or server-sent events."""
+    """Chunks: the next ones at each call, all from ``?from=`` on, or server-sent events; ``?events=typed``: typed ones."""
     services().registry.endpoint(endpoint_id)
+    if (events := request.args.get("events")) is not None:
+        if events != "typed":
+            raise BadRequest("events: must be typed")
+        return typed_events.respond(job_id, endpoint_id, typed_events.requested_cursor())
     if _wants_events():
         return _events(endpoint_id, job_id)
     return _json(endpoint_id, job_id)

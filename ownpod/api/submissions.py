@@ -35,6 +35,11 @@ class Submission:
         idempotency_key: the client's ``Idempotency-Key``, checked; None: there is none.
         caller: the caller's identity, so that two callers can use the same key.
         pin: the worker that the client names; None: any worker.
+        private: the session, or the worker of a one-off task, that alone runs the job; None: it is no task.
+        movable: the client named no session, so the job may move to another one.
+        one_off: ``private`` is the worker of a one-off task.
+        task: JSON text of :class:`ownpod.rules.task_views.TaskFacts`.
+        job_id: the job's id; None: a new one.
     """
 
     endpoint: str
@@ -43,6 +48,11 @@ class Submission:
     idempotency_key: str | None = None
     caller: str = ""
     pin: Pin | None = None
+    private: str | None = None
+    movable: bool = False
+    one_off: bool = False
+    task: str | None = None
+    job_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +122,24 @@ class Submissions:
             EndpointNotFound: there is no such endpoint.
             EndpointPaused: its ``workersMax`` is 0 now, or it has expired.
             AffinityWorkerGone: the job needs one worker, which is not there.
+            SessionEnded, SessionQueueFull: its session takes it not.
             QueueFull: the endpoint's ``maxQueueDepth`` is reached.
             IdempotencyConflict: the key was used for another body.
             RedisUnavailable: Redis does not answer.
         """
-        new_id = new_job_id(sync=False)
+        new_id = submission.job_id or new_job_id(sync=False)
         job_id = self._create(submission, new_id)
         return Submitted(job_id, earlier=job_id != new_id)
+
+    def earlier(self, submission: Submission) -> str | None:
+        """The job that an earlier request created with this idempotency key; None: there is none.
+
+        Raises:
+            IdempotencyConflict: the key was used for another body.
+            RedisUnavailable: Redis does not answer.
+        """
+        once = self._idempotency(submission)
+        return None if once is None else self._store.jobs.earlier(once)
 
     def submit_and_wait(self, submission: Submission, wait_s: float) -> Job:
         """Queues a job and waits for its end, at most ``wait_s`` seconds.
@@ -180,11 +201,17 @@ class Submissions:
             return self._at_end(job_id, endpoint_id, wait, deadline)
 
     def _create(self, submission: Submission, job_id: str, *, channel: str | None = None) -> str:
-        endpoint, pin = self.check_open(submission.endpoint), submission.pin
-        queue = None if pin is None else self._pins.queue(endpoint, pin)
+        pin, private = submission.pin, submission.private
+        if private is not None:
+            # A paused endpoint has sessions, whose queues have limits of their own.
+            endpoint = self._registry.endpoint(submission.endpoint)
+            queue: str | None = self._store.messages.own_queue(endpoint.id, private)
+        else:
+            endpoint = self.check_open(submission.endpoint)
+            queue = None if pin is None else self._pins.queue(endpoint, pin)
         created = self._store.jobs.create(
             _new_job(job_id, endpoint, submission, queue),
-            most_queued=endpoint.max_queue_depth,
+            most_queued=0 if private is not None else endpoint.max_queue_depth,
             idempotency=self._idempotency(submission),
             channel=channel,
         )
@@ -195,7 +222,8 @@ class Submissions:
                 endpoint=endpoint.id,
                 requestId=submission.request_id,
             )
-            self._want_worker(endpoint, pin)
+            if private is None:
+                self._want_worker(endpoint, pin)
         return created
 
     def _idempotency(self, submission: Submission) -> Idempotency | None:
@@ -231,7 +259,6 @@ class Submissions:
 
 
 def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str | None) -> NewJob:
-    pin = submission.pin
     body = submission.body
     policy, s3_config = body["policy"] or {}, body["s3_config"]
     return NewJob(
@@ -243,8 +270,23 @@ def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str
         execution_timeout_ms=policy.get("execution_timeout_ms") or endpoint.execution_timeout_ms,
         ttl_ms=policy.get("ttl_ms") or endpoint.ttl_ms,
         low_priority=policy.get("low_priority") or False,
-        max_attempts=endpoint.max_attempts,
+        max_attempts=_most_attempts(endpoint, submission),
         request_id=submission.request_id,
         queue=queue,
-        affinity=None if queue is None or pin is None else pin.affinity.value,
+        affinity=_affinity(submission, queue),
+        private=submission.private,
+        movable=submission.movable,
+        task=submission.task,
     )
+
+
+def _most_attempts(endpoint: Endpoint, submission: Submission) -> int:
+    """A job of a session that its client named has one attempt, because a lost one takes the session's state with it."""
+    named = submission.private is not None and not submission.movable
+    return 1 if named and not submission.one_off else endpoint.max_attempts
+
+
+def _affinity(submission: Submission, queue: str | None) -> str | None:
+    if submission.private is not None:
+        return Affinity.STRICT.value
+    return None if queue is None or submission.pin is None else submission.pin.affinity.value

@@ -5,6 +5,7 @@ delivery tag.
 """
 
 import base64
+import functools
 import json
 import logging
 from typing import Any
@@ -43,6 +44,7 @@ def make_queue(name: str) -> Queue:
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
+@functools.cache
 def make_templates(app: Celery, *, description_prefix: str, log_inputs: bool = True) -> Templates:
     """The messages that ``celery`` itself would publish, with placeholders; publishes nothing.
 

@@ -18,6 +18,7 @@ from ownpod.configuration.file import (
     load_endpoints,
     yaml_problem,
 )
+from ownpod.configuration.preset_endpoints import allowed_images, custom_images, device_difficulties
 from ownpod.configuration.workers import (
     AddedWorkerSchema,
     WorkerSchema,
@@ -35,8 +36,11 @@ __all__ = [
     "AddedEndpointSchema",
     "AddedWorkerSchema",
     "WorkerSchema",
+    "allowed_images",
     "check_balanced_worker",
     "check_unique",
+    "custom_images",
+    "device_difficulties",
     "endpoint_entry",
     "keep_endpoints",
     "kept_endpoints",

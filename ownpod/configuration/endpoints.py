@@ -71,13 +71,16 @@ class AddedEndpointSchema(BalancingSchema):
     )
 
 
+_ADDED = AddedEndpointSchema()
+
+
 def make_endpoint(endpoint_id: str, values: dict[str, Any]) -> Endpoint:
     """An endpoint that was added at run time, without workers.
 
     Raises:
         ValidationError: a value cannot be used.
     """
-    return endpoint_of(endpoint_id, AddedEndpointSchema().load(values), ())
+    return endpoint_of(endpoint_id, _ADDED.load(values), ())
 
 
 def endpoint_entry(values: dict[str, Any], endpoint: Endpoint) -> dict[str, Any]:

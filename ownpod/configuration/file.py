@@ -9,6 +9,7 @@ import yaml
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
 from ownpod.configuration.balancing import balancing_of
+from ownpod.configuration.custom import CUSTOM, custom_endpoint
 from ownpod.configuration.endpoints import AddedEndpointSchema, endpoint_of
 from ownpod.configuration.preset_endpoints import check_presets, preset_endpoint
 from ownpod.configuration.presets import Difficulties, GivenPreset, parse_difficulties, parse_models
@@ -71,22 +72,25 @@ class _File:
     presets: tuple[GivenPreset, ...] = ()
 
 
+_ENDPOINT, _FILE, _PRESETS = _EndpointSchema(), _FileSchema(), _PresetsFileSchema()
+
+
 def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
     """The endpoints of the configuration by id, from ``workers.yaml``, ``OWNPOD_PRESETS_FILE`` and ``OWNPOD_WORKERS``.
 
     Raises:
         ConfigurationError: one line that names the file, the field and what is allowed.
     """
-    files = [_read(settings.workers_file, _FileSchema(), required=settings.workers_file_required)]
+    files = [_read(settings.workers_file, _FILE, required=settings.workers_file_required)]
     if settings.presets_file is not None:
-        files.append(_read(settings.presets_file, _PresetsFileSchema(), required=True))
+        files.append(_read(settings.presets_file, _PRESETS, required=True))
     given = files[0].endpoints
     if settings.workers is not None:
-        local = given.setdefault(DEFAULT_ENDPOINT, _EndpointSchema().load({}))
+        local = given.setdefault(DEFAULT_ENDPOINT, _ENDPOINT.load({}))
         local["workers"] = [{"url": u, "headers": {}} for u in settings.workers]
     if not given and not any(file.presets for file in files):
         default = [{"url": url} for url in DEFAULT_WORKERS]
-        given[DEFAULT_ENDPOINT] = _EndpointSchema().load({"workers": default})
+        given[DEFAULT_ENDPOINT] = _ENDPOINT.load({"workers": default})
     endpoints = {
         endpoint_id: endpoint_of(
             endpoint_id,
@@ -99,6 +103,12 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         for endpoint_id, values in given.items()
     }
     endpoints |= _presets(files, endpoints, settings)
+    if settings.custom_tasks:
+        if CUSTOM in endpoints:
+            raise ConfigurationError(
+                f"{settings.workers_file}: the endpoint {CUSTOM!r} is that of custom tasks: rename it, or unset OWNPOD_CUSTOM_TASKS"
+            )
+        endpoints[CUSTOM] = custom_endpoint(settings)
     check_unique([worker for endpoint in endpoints.values() for worker in endpoint.workers])
     if over := first_over_quota(endpoints, settings.worker_quota):
         endpoint_id, problem = over
@@ -180,7 +190,7 @@ def _read(path: Path, schema: Schema, *, required: bool) -> _File:
     except FileNotFoundError:
         if not required:
             return _File(path)
-        name = "WORKERS" if isinstance(schema, _FileSchema) else "PRESETS"
+        name = "WORKERS" if schema is _FILE else "PRESETS"
         raise ConfigurationError(f"OWNPOD_{name}_FILE={path}: there is no such file") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None

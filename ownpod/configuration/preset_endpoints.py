@@ -1,6 +1,6 @@
 """The endpoints that presets make: each is an endpoint with a template, for sessions and one-off tasks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from ownpod.configuration.presets import (
 )
 from ownpod.configuration.templates import limits_of
 from ownpod.errors import ConfigurationError
+from ownpod.rules.devices import Difficulties as DeviceDifficulties
 from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.images import normalise
 from ownpod.rules.models import ModelSource
 from ownpod.rules.presets import LOW, Preset, SessionLimits
 from ownpod.rules.templates import (
@@ -135,9 +137,11 @@ def _limits(given: Mapping[str, Any], settings: Settings) -> Limits:
 
 
 def _model(given: GivenPreset, settings: Settings) -> ModelSource | None:
-    """The model of a preset. One without a ``source`` comes from the file service, if there is one."""
+    """The model of a preset. One without a ``source`` comes from the file service, if there is one, and else is what the
+    directory of models has under its id, as in the GPU service.
+    """
     source = given.model.get("source") or (FILE_SERVICE if settings.file_service_url else "")
-    if not source:
+    if not source and settings.models_dir is None:
         return None
     base, revision = source, given.model.get("revision", "")
     if source.startswith("hf://"):
@@ -181,8 +185,47 @@ def check_presets(endpoints: Iterable[Endpoint], settings: Settings) -> None:
                 f"OWNPOD_DIFFICULTIES: the difficulty {name!r} is unknown: must be one of "
                 f"{', '.join(sorted(allowed))}, or be defined under `difficulties:`"
             )
-    if settings.task_timeout_s > settings.task_timeout_max_s:
+    if settings.task_timeout_s > settings.max_task_timeout_s:
         raise ConfigurationError(
-            f"OWNPOD_TASK_TIMEOUT_S={settings.task_timeout_s}: must be at most OWNPOD_TASK_TIMEOUT_MAX_S, which is "
-            f"{settings.task_timeout_max_s}"
+            f"OWNPOD_TASK_TIMEOUT_S={settings.task_timeout_s}: must be at most OWNPOD_MAX_TASK_TIMEOUT_S, which is "
+            f"{settings.max_task_timeout_s}"
         )
+
+
+def device_difficulties(settings: Settings, endpoints: Iterable[Endpoint]) -> DeviceDifficulties:
+    """What the presets among the endpoints mean for the devices of this host."""
+    presets = [endpoint.preset for endpoint in endpoints if endpoint.preset is not None]
+    claimed = (
+        pool
+        for preset in presets
+        for name, pools in preset.difficulties.items()
+        for pool in pools
+        if pool != name
+    )
+    return DeviceDifficulties(
+        settings.difficulties, has_presets=bool(presets), claimed=tuple(dict.fromkeys(claimed))
+    )
+
+
+def allowed_images(patterns: Sequence[str], endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
+    """The patterns, and exactly the images that presets name: the operator has chosen those, so no list need repeat them."""
+    presets = [endpoint for endpoint in endpoints if endpoint.preset is not None]
+    specs = [spec for e in presets for spec in (e.managed, e.preset and e.preset.one_off) if spec]
+    named = (image for spec in specs if (image := _complete(spec.template.image)))
+    return tuple(dict.fromkeys((*patterns, *named)))
+
+
+def custom_images(settings: Settings, endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
+    """Patterns of the images that a client may name for a task: those of ``OWNPOD_IMAGES`` where it is set, and the presets'.
+
+    The default of ``OWNPOD_IMAGES``, all images, is for templates, which only operators write.
+    """
+    return allowed_images(settings.images if settings.images_given else (), endpoints)
+
+
+def _complete(image: str | None) -> str:
+    """The pattern of exactly one image; "": it is no reference."""
+    try:
+        return str(normalise(image)) if image else ""
+    except ValueError:
+        return ""

@@ -89,13 +89,13 @@ def listing_of(schema: type[Keys]) -> str:
     return schema.error_messages["type"].rpartition("the keys ")[2]
 
 
-class _LimitsSchema(LimitFields):
+class LimitsSchema(LimitFields):
     error_messages = listing("memory", "cpus", "shm", "pids", "gpus")
 
     gpus = whole(0, 64, load_default=1)
 
 
-class _SessionSchema(Keys):
+class SessionSchema(Keys):
     error_messages = listing(
         *("idleTimeout", "maxLifetime", "queue", "startTimeout"),
         *("hardLifetime", "lifetimeFrom", "evictable"),
@@ -110,7 +110,7 @@ class _SessionSchema(Keys):
     evictable = flag(load_default=False)
 
 
-class _OneOffSchema(Keys):
+class OneOffSchema(Keys):
     error_messages = listing("image", "command", "entrypoint")
 
     image = template_fields.image()
@@ -118,7 +118,7 @@ class _OneOffSchema(Keys):
     entrypoint = template_fields.command()
 
 
-class _WorkersSchema(Keys):
+class WorkersSchema(Keys):
     error_messages = listing("min", "max", "idleTimeout", "scalerType", "scalerValue")
 
     min = whole(0, 10_000, load_default=0)
@@ -133,7 +133,7 @@ class _WorkersSchema(Keys):
             raise ValidationError({"min": [f"must be at most max, which is {values['max']}"]})
 
 
-class _ResidencySchema(Keys):
+class ResidencySchema(Keys):
     error_messages = listing("min", "weight", "pinned", "evictable")
 
     min = number(0, DAY_S)
@@ -168,11 +168,11 @@ class PresetSchema(Keys):
     output = choice(OutputMode, load_default=OutputMode.AUTO)
     difficulty = _matching(_DIFFICULTY, "the name of a difficulty, like low")
     class_ = _matching(_DIFFICULTY, "the name of a difficulty, like low", data_key="class")
-    limits = nested(_LimitsSchema)
-    session = _Switch(_SessionSchema)
-    one_off = _Switch(_OneOffSchema, data_key="oneOff")
-    workers = nested(_WorkersSchema)
-    residency = nested(_ResidencySchema)
+    limits = nested(LimitsSchema)
+    session = _Switch(SessionSchema)
+    one_off = _Switch(OneOffSchema, data_key="oneOff")
+    workers = nested(WorkersSchema)
+    residency = nested(ResidencySchema)
     volumes = VolumesField(load_default=())
     registry = template_fields.registry(load_default="")
     timeout_s = whole(5, 7 * DAY_S, " of seconds", data_key="timeout")
@@ -210,7 +210,7 @@ class Difficulties:
     spill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-class _DifficultySchema(Keys):
+class DifficultySchema(Keys):
     error_messages = listing("pools", "spill")
 
     pools = Parsed(parse_pools, "a list of pools, GPU names or least memories, like 40GB")
@@ -230,7 +230,7 @@ def parse_difficulties(content: Any) -> Difficulties:
         if not isinstance(name, str) or not _DIFFICULTY.fullmatch(name):
             problem = "a difficulty's name must be letters, digits, dots, - and _, at most 63"
             raise ValidationError({str(name)[:80]: [problem]})
-        values = _at(name, _DifficultySchema(), {} if given is None else given)
+        values = _at(name, DifficultySchema(), {} if given is None else given)
         pools[name] = values.get("pools", (name,))
         spill[name] = values["spill"]
     for name, others in spill.items():
@@ -265,7 +265,7 @@ class GivenPreset:
         return endpoint_id(self.model_id, self.name)
 
 
-class _ModelSchema(Keys):
+class ModelSchema(Keys):
     error_messages = listing("source", "revision", "layout", "offline", "presets")
 
     source = _matching(
@@ -298,7 +298,7 @@ def parse_models(content: Any) -> Iterator[GivenPreset]:
         if not isinstance(given, dict) or not given:
             raise ValidationError({model_id: ["must be an object with presets"]})
         own = "presets" in given or "source" in given
-        model = _at(model_id, _ModelSchema(), given if own else {"presets": given})
+        model = _at(model_id, ModelSchema(), given if own else {"presets": given})
         presets = model.pop("presets")
         place = f"{model_id}.presets" if own else model_id
         if not isinstance(presets, dict) or not presets:

@@ -13,7 +13,7 @@ from ownpod.errors import StartError
 from ownpod.front import authorities, plan
 from ownpod.front.clients import closed_by_clients
 from ownpod.front.configuration import render
-from ownpod.front.layout import Layout, Maps, backends
+from ownpod.front.layout import Layout, Maps, backends, full
 from ownpod.front.names import Names
 from ownpod.front.program import Program, connections_limit, script
 from ownpod.front.readings import readings
@@ -261,14 +261,18 @@ class Balancer:
         kept = {backend: owner for backend, owner in owners.items() if backend not in free}
         self._chosen, left_out = plan.assign(state.routes, kept, self._holds)
         self._left = {backend: plan.endpoint_of(owner) for backend, owner in emptying.items()}
-        full = f"the front has room for {self._layout.pool} load-balanced endpoints"
-        problems = dict.fromkeys(left_out, full)
+        why = full(self._layout.pool)
+        problems = dict.fromkeys(left_out, why)
         for endpoint in problems.keys() - self.problems.keys():
-            # Its requests are answered 404, as those of an endpoint that does not exist.
-            log.warning("endpoint %s is not served: %s", endpoint, full)
+            log.warning("endpoint %s is not served: %s", endpoint, why)
         maps = plan.maps_of(state, self._chosen, emptying, self._layout.domain)
         self._runtime.run(map_changes(maps, actual.maps), *FINE)
-        wanted: dict[tuple[str, str], Server] = {}
+        wanted = {
+            (backend, plan.KEEPER.id): plan.KEEPER
+            for endpoint, backend in self._chosen.items()
+            if plan.keeps(state.routes[endpoint])
+        }
+        addresses = {**addresses, plan.KEEPER.host: plan.KEEPER.host}
         for endpoint, backend in self._chosen.items():
             for server in state.routes[endpoint].servers:
                 if not plan.is_name(server.id):
@@ -312,7 +316,9 @@ class Balancer:
                 leaving.append(known)
         # An endpoint has left a backend because its home has moved: what waits there is finished there.
         moved = {
-            known.backend for known in leaving if self._left.get(known.backend) in self._chosen
+            known.backend
+            for known in leaving
+            if self._left.get(known.backend) in self._chosen and known.name != plan.KEEPER.id
         }
         busy = moved & self._queued() if moved else set()
         staying = [known for known in leaving if known.backend in busy]
@@ -322,7 +328,7 @@ class Balancer:
             server = wanted[key]
             return plan.adding(key[0], server, addresses[server.host], certifi.where())
 
-        # New servers first: requests that wait at one that leaves would be answered 503 at once if no other were there.
+        # New servers first: requests that wait are answered 503 at once while a backend has neither a worker nor the keeper.
         commands = []
         for key, server in wanted.items():
             known_server = actual.servers.get(key)

@@ -14,6 +14,7 @@ from ownpod.front.layout import (
     ENDPOINT_HEADER,
     FRONT_HEADER,
     HEADERS,
+    HOT_BYTES,
     LUA,
     PROBLEM,
     REWRITE_BYTES,
@@ -63,6 +64,7 @@ def _global(layout: Layout) -> Iterator[str]:
         f"  tune.bufsize {BUFFER_BYTES}",
         f"  tune.maxrewrite {REWRITE_BYTES}",
         f"  tune.http.maxhdr {HEADERS}",
+        f"  tune.memory.hot-size {HOT_BYTES}",
         # The time that a request is held in Lua is its own limit; the default of 4 s counts run time only.
         "  tune.lua.session-timeout 0",
         f"  lua-load-per-thread {LUA} {layout.timeout_status}",
@@ -96,6 +98,8 @@ def _defaults() -> Iterator[str]:
         "  timeout http-request 10s",
         "  timeout http-keep-alive 75s",
         "  timeout queue 120s",
+        # It has no effect on a request that HAProxy cannot parse: 2.8 to 3.1 then send a page of HTML that is compiled in,
+        # whatever the configuration is. From 3.2 it takes the page from an `errorfile` (HAProxy's issue 3032).
         error(400, _own(400, "Bad Request", "HTTP syntax error, or the header is too large")),
         error(408, _own(408, "Request Timeout", "the header did not arrive in time")),
         error(413, _own(413, "Payload Too Large", "the body is too large")),
@@ -120,8 +124,11 @@ def _defaults() -> Iterator[str]:
 _POOL_DEFAULTS = (
     "  balance leastconn",
     "  option redispatch",
-    "  retries 2",
+    # A request that a dead worker did not accept is repeated once more after the third failure, which marks the worker down.
+    "  retries 3",
     "  retry-on conn-failure",
+    # Without it `plan.KEEPER` would get requests although it is full.
+    "  option allbackups",
     "  option httpchk",
     # HTTP/1.1 with a Host, because some servers refuse other requests.
     f"  http-check send meth GET uri-lf %[be_name,map_str({Maps.HEALTH},/ping)] ver HTTP/1.1 hdr Host localhost hdr Connection close",
@@ -137,15 +144,18 @@ _RULES = (
     # time, and a response that has begun may take longer. Event streams and upgrades have no limit if the request asks for
     # them (`Accept`, `Upgrade`): 2.8 cannot change the limit when the response shows its type.
     "  http-request set-timeout server var(txn.limit)",
-    f"  http-request set-header {FRONT_HEADER} %[str(secret),map_str({Maps.SWITCHES})] if {{ be_name,map_str({Maps.REMOTE}) -m found }}",
-    f"  http-request set-header {ENDPOINT_HEADER} %[var(txn.ep)] if {{ be_name,map_str({Maps.REMOTE}) -m found }}",
-    f"  http-request set-header X-Runpod-Worker-Id %[var(txn.want)] if {{ be_name,map_str({Maps.REMOTE}) -m found }} {{ var(txn.want) -m found }}",
+    # One look-up for all rules below. It is not ``txn.remote``: Lua may have given the request another backend since then.
+    f"  http-request set-var(txn.far) be_name,map_str({Maps.REMOTE})",
+    "  http-request allow if !{ var(txn.far) -m found }",
+    f"  http-request set-header {FRONT_HEADER} %[str(secret),map_str({Maps.SWITCHES})]",
+    f"  http-request set-header {ENDPOINT_HEADER} %[var(txn.ep)]",
+    "  http-request set-header X-Runpod-Worker-Id %[var(txn.want)] if { var(txn.want) -m found }",
+    # It replaces what a worker has sent. Another front has set it already.
+    "  http-after-response set-header X-Runpod-Worker-Id %[srv_name] if { srv_name -m found } !{ var(txn.far) -m found }",
+    "  http-after-response allow if !{ var(txn.problem) -m found }",
     '  http-after-response set-status 400 reason "Bad Request" if { var(txn.problem) -m int 400 }',
     '  http-after-response set-status 502 reason "Bad Gateway" if { var(txn.problem) -m int 502 }',
     "  http-after-response set-status 503 if { var(txn.problem) -m int 503 }",
-    # Another front has set it already.
-    f"  http-after-response del-header X-Runpod-Worker-Id if !{{ be_name,map_str({Maps.REMOTE}) -m found }}",
-    f"  http-after-response set-header X-Runpod-Worker-Id %[srv_name] if {{ srv_name -m found }} !{{ be_name,map_str({Maps.REMOTE}) -m found }}",
 )
 
 _PINS = (

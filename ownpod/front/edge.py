@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -58,7 +59,7 @@ class Balances(Protocol):
 
     @property
     def problems(self) -> Mapping[str, str]:
-        """Why ``<endpoint>/<worker>`` cannot be in HAProxy, in words."""
+        """Why an endpoint, or ``<endpoint>/<worker>``, cannot be in HAProxy, in words."""
 
     def ensure(self) -> bool:
         """Restarts HAProxy if it has ended, with its last state. True: it had."""
@@ -262,7 +263,13 @@ class Edge:
         found = reported(self._readings, self._read_state)
         waiting = frozenset(name for name, r in found.items() if r.waiting or r.wishes)
         verdicts = dict(self.prober.verdicts)
-        problems = {n.rpartition("/")[2]: why for n, why in self._balancer.problems.items()}
+        problems = dict[str, str]()
+        for name, why in self._balancer.problems.items():
+            endpoint, _, worker = name.partition("/")
+            if worker:
+                problems[worker] = why
+            else:
+                found[endpoint] = replace(found.get(endpoint, RouteReading()), problem=why)
         for name, problem in {**problems, **self._down}.items():
             if name in verdicts and verdicts[name].ready:
                 verdicts[name] = Verdict(reason=problem, lost=True)
@@ -302,4 +309,4 @@ class Edge:
 
 def _is_busy(readings: Mapping[str, RouteReading]) -> bool:
     """Whether requests are open or held. The first one that is held is announced at :data:`SOCKET`."""
-    return any(reading.open or reading.wishes for reading in readings.values())
+    return any(reading.requests or reading.wishes for reading in readings.values())

@@ -18,7 +18,7 @@ from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, Wor
 from ownpod.front.reports import Reports
 from ownpod.registry import Registry
 from ownpod.rules.balancing import RouteReading
-from ownpod.rules.fronts import View, keys_of, pauses_of
+from ownpod.rules.fronts import View, keys_of, lost_of, pauses_of
 from ownpod.rules.homes import Front, home_of, is_limited
 from ownpod.rules.probing import Verdict
 from ownpod.settings import Settings
@@ -38,6 +38,9 @@ LATE_S = 1.0
 
 CLAIM_S = 5.0
 """Longest time in seconds that a new home waits for the one before, which may have another configuration."""
+
+MOST_WISHES = 200
+"""Wished workers of an endpoint that are looked up in one exchange."""
 
 NOTICE_S = 1.0
 """Seconds between two notices that requests wait."""
@@ -269,8 +272,33 @@ class Exchange:
             paused={name: why for name, why in beat.paused.items() if name in workers},
             paused_endpoints=pauses_of(balanced.values(), beat.now_ms),
             fronts=beat.fronts,
+            lost=self._lost(view),
             **self._elsewhere(view, beat.fronts, others),
         )
+
+    def _lost(self, view: View) -> dict[str, frozenset[str]]:
+        """The wished workers that cannot come back, by the endpoint's id."""
+        wishes = {
+            name: reading.wishes[:MOST_WISHES]
+            for name, reading in self._readings.items()
+            if reading.wishes and name in view.endpoints
+        }
+        if not wishes:
+            return {}
+        try:
+            records = self._managed.records(id_ for ids in wishes.values() for id_ in ids)
+            rollouts = self._managed.releases.rollouts(wishes.keys())
+        except OwnPodError as error:
+            # Their requests are held.
+            log.debug("it is not known which workers cannot come back: %s", error)
+            return {}
+        found = {}
+        for name, ids in wishes.items():
+            rollout = rollouts[name]
+            current = None if isinstance(rollout, WorkerRecordBroken) else rollout.current
+            release = None if current is None else current.id
+            found[name] = lost_of(view.endpoints[name], ids, records, release)
+        return {name: ids for name, ids in found.items() if ids}
 
     def _elsewhere(
         self,

@@ -24,6 +24,10 @@ FRONT_KEY, ANY_KEY = "<front>", "*"
 BUFFER_BYTES, REWRITE_BYTES, HEADERS = 81_920, 8_192, 256
 """The largest header that passes is the difference, above the 64 KiB that the API accepts; and the number of its lines."""
 
+HOT_BYTES = 4 * 1024 * 1024
+"""Bytes of free memory that each of HAProxy's threads keeps for itself: some 50 buffers. Its default has room for six, so that
+threads exchange buffers for each request, which costs a sixth of HAProxy's CPU."""
+
 UNLIMITED_MS = 1_728_000_000
 """20 days, for requests without a processing limit. HAProxy's largest time is 24 days."""
 
@@ -69,6 +73,12 @@ class Maps(StrEnum):
     """Origins whose pages may call while no key is needed, in lower case."""
     GONE = "maps/gone.map"
     """Clients (``<address>:<port>``) that have closed their connection, see ``front/clients.py``."""
+    LEFT_OUT = "maps/left-out.map"
+    """The load-balanced endpoints for which no backend is left."""
+    LOST = "maps/lost.map"
+    """``<endpoint>|<worker>``: the worker cannot come back, see ``FrontState.lost``."""
+    QUEUEING = "maps/queueing.map"
+    """The backends that have the server ``plan.KEEPER``."""
     PAUSED = "maps/paused.map"
     """Why an endpoint takes no requests now, as the inside of a JSON string."""
     PATTERNS = "maps/patterns.map"
@@ -114,6 +124,11 @@ def backends(pool: int, holds: tuple[int, ...] = HOLD_CLASSES_S) -> dict[str, in
     classes = [holds[0]] * (pool - pool // 2)
     classes += [holds[number % len(holds)] for number in range(pool // 2)]
     return {f"p{number:03}": seconds for number, seconds in enumerate(classes)}
+
+
+def full(pool: int) -> str:
+    """Why an endpoint is not served where all ``pool`` backends belong to others."""
+    return f"the front has room for {pool} load-balanced endpoints"
 
 
 def digest(text: str) -> str:

@@ -4,6 +4,9 @@
 local TIMEOUT_STATUS = tonumber((...)) or 400
 local TITLES = { [400] = "Bad Request", [404] = "Not Found", [413] = "Payload Too Large", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout" }
 
+-- The server that keeps requests in the queue, see KEEPER in plan.py.
+local KEEPER = ":keeper"
+
 -- Longest wait in seconds of a request that names its worker (RunPod: about 5 minutes).
 local STRICT_S = 300
 
@@ -14,6 +17,7 @@ local FIRST_MS, LONGEST_MS, MOST_CHECKS = 5, 1000, 4
 local routes = Map.new("maps/routes.map", Map._str)
 local remotes = Map.new("maps/remote.map", Map._str)
 local holds = Map.new("maps/holds.map", Map._str)
+local lost = Map.new("maps/lost.map", Map._str)
 local gone = Map.new("maps/gone.map", Map._str)
 
 local function now()
@@ -44,7 +48,7 @@ end
 -- The state of a worker: "up", "draining", "down", or nil if it is gone; and whether it has a free place.
 local function server(be, id)
   local backend = core.backends[be]
-  local found = backend and backend.servers[id]
+  local found = backend and id ~= KEEPER and backend.servers[id]
   if not found then
     return nil, false
   end
@@ -60,6 +64,16 @@ local function server(be, id)
     return nil, false
   end
   return "down", false
+end
+
+-- The number of workers that get requests. HAProxy's `nbsrv` is 1, too, where only the keeper is up.
+local function ready(txn, be)
+  local count = tonumber(txn.f:nbsrv(be)) or 0
+  local backend = core.backends[be]
+  if count == 1 and backend and backend.servers[KEEPER] then
+    return tonumber(backend:get_stats().act) or 0
+  end
+  return count
 end
 
 -- Waits until the next check. The number of held requests is estimated from the checks of the last tenth of a second:
@@ -135,7 +149,7 @@ local function strict(txn, ep, be, id, resumes, hold_s)
         txn:set_var("txn.strict", id)
         return
       end
-    elseif state == nil and not resumes then
+    elseif state == nil and (not resumes or lost:lookup(ep .. "|" .. id)) then
       return answer(txn, 404, "affinity_worker_gone", "affinity_worker_gone")
     end
     if now() >= deadline then
@@ -163,10 +177,10 @@ core.register_action("place", { "http-req" }, function(txn)
     end
   end
   local deadline = now() + hold_s
-  if (tonumber(txn.f:nbsrv(be)) or 0) == 0 then
+  if ready(txn, be) == 0 then
     announce()
   end
-  while (tonumber(txn.f:nbsrv(be)) or 0) == 0 do
+  while ready(txn, be) == 0 do
     if now() >= deadline then
       return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker")
     end
@@ -185,7 +199,7 @@ core.register_fetches("problem", function(txn)
   local status, detail, reason = TIMEOUT_STATUS, "timed out waiting for worker", nil
   local hold_s = tonumber(holds:lookup(txn:get_var("txn.ep") or "")) or 120
   if not id and now() - (tonumber(txn:get_var("txn.since")) or 0) < hold_s - 1 then
-    -- The last worker has ended, or drains, while the request waited for a place at it.
+    -- The endpoint has left this backend, or lost its limit, while the request waited for a place.
     status, detail = 503, "no worker is ready"
   elseif id and id ~= "" then
     local state, free = server(be, id)

@@ -41,6 +41,10 @@ _PATTERN_SIGNS = frozenset("*\\]?$^[]()")
 
 _SAFE = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
+KEEPER = Server(":keeper", "127.0.0.1", 9, capacity=1)
+"""A server of each endpoint with a limit: it is always up and always full, so that requests go on waiting for a place
+when the last worker has left. HAProxy answers them 503 at once where no server is up. It gets no request."""
+
 PASSED = "@"
 """Suffix of an endpoint's id, which has no such character, for the backend through which it is passed on to its home."""
 
@@ -73,6 +77,11 @@ class ActualServer:
 def is_remote(route: Route) -> bool:
     """Whether an endpoint's home is another front."""
     return any(server.is_front for server in route.servers)
+
+
+def keeps(route: Route) -> bool:
+    """Whether requests of an endpoint may wait in HAProxy's own queue, so that it needs :data:`KEEPER`."""
+    return route.is_limited and not is_remote(route)
 
 
 def owner_of(route: Route) -> str:
@@ -134,6 +143,9 @@ def maps_of(
     for endpoint in sorted(state.queues):
         maps[Maps.QUEUES][endpoint] = "1"
         maps[Maps.NAMES].setdefault(f"{endpoint}.{domain}".lower(), endpoint)
+    for endpoint in sorted(state.routes.keys() - chosen.keys()):
+        maps[Maps.LEFT_OUT][endpoint] = "1"
+        maps[Maps.NAMES].setdefault(f"{endpoint}.{domain}".lower(), endpoint)
     maps[Maps.OWNERS] = dict(emptying)
     for endpoint, backend in sorted(chosen.items()):
         route = state.routes[endpoint]
@@ -151,6 +163,11 @@ def maps_of(
             maps[Maps.PAUSED][endpoint] = json.dumps(route.paused)[1:-1][:PAUSED_LENGTH]
         if is_remote(route):
             maps[Maps.REMOTE][backend] = "1"
+        if keeps(route):
+            maps[Maps.QUEUEING][backend] = "1"
+    for endpoint, workers in state.lost.items():
+        # What a client sends is no command: only the characters of names are wished, see the rule of `txn.wish`.
+        maps[Maps.LOST] |= {f"{endpoint}|{worker}": "1" for worker in workers if is_name(worker)}
     _access(state, maps)
     return maps
 
@@ -181,7 +198,7 @@ def _is_word(text: str) -> bool:
 
 def is_name(text: str) -> bool:
     """Whether HAProxy accepts this as the name of a server."""
-    return _SAFE.fullmatch(text) is not None
+    return _SAFE.fullmatch(text) is not None and text != KEEPER.id
 
 
 def traits(server: Server) -> str:
@@ -195,6 +212,13 @@ def adding(backend: str, server: Server, address: str, authorities: str) -> list
     ``address`` is the IP address of its host, ``authorities`` a file with the CA certificates of this host.
     """
     path = f"{backend}/{word(server.id)}"
+    if server.id == KEEPER.id:
+        # It is full because HAProxy compares its requests with the sum of both limits, which is 0.
+        return [
+            f"add server {path} {joined(address, server.port)} backup maxconn 1 maxqueue -1",
+            f"add map {Maps.SERVERS} {path} {word(traits(server))}",
+            f"set server {path} state ready",
+        ]
     words = [f"add server {path} {joined(address, server.port)}", CHECK, POOL]
     if server.health_port is not None:
         words.append(f"port {server.health_port}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ownpod.front.plan import KEEPER
 from ownpod.front.runtime import number
 from ownpod.rules.balancing import RouteReading, ServerReading
 
@@ -24,7 +25,7 @@ def readings(
     """
     servers: dict[str, dict[str, ServerReading]] = {}
     for row in stats:
-        if row.get("pxname") and row.get("svname"):
+        if row.get("pxname") and row.get("svname") not in {None, "", KEEPER.id}:
             servers.setdefault(row["pxname"], {})[row["svname"]] = _server_reading(row)
     wished: dict[str, set[str]] = {}
     for key, entry in wishes.items():
@@ -38,7 +39,7 @@ def readings(
             own = servers.get(other, {}) | own
         count = counts.get(endpoint, {})
         found[endpoint] = RouteReading(
-            open=count.get("conn_cur", 0),
+            requests=count.get("conn_cur", 0),
             servers=own,
             wishes=tuple(sorted(wished.get(endpoint, set()) - own.keys())),
             total=count.get("http_req_cnt", 0),

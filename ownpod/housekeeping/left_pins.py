@@ -84,6 +84,9 @@ class LeftPins:
             if self._is_there(endpoint, worker_id):
                 continue
             record = self._managed.get(worker_id)
+            if record is not None and record.is_private:
+                # Its jobs are settled by ownpod.housekeeping.sessions.
+                continue
             able = may_resume(record, endpoint.id, self._release(endpoint))
             asks = {
                 job_id

@@ -6,8 +6,6 @@ remembers nothing that a successor needs, so it may end at any moment.
 
 import contextlib
 import logging
-import secrets
-import string
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,11 +13,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.housekeeping.releases import Effective, Rollouts
 from ownpod.housekeeping.requests import Fronts, RequestCounts
+from ownpod.housekeeping.sessions import PrivateWorkers
 from ownpod.housekeeping.sharing import Swaps
 from ownpod.processes import this_process
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING
-from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase
+from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase, new_worker_id
 from ownpod.rules.placement import kept_reason, why_waits
 from ownpod.rules.residents import HOLD_LEAST_S
 from ownpod.rules.scaling import (
@@ -33,6 +32,7 @@ from ownpod.rules.scaling import (
     WorkerView,
     decide,
 )
+from ownpod.rules.sessions import has_evictable_sessions
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.loads import JobsView
 from ownpod.store.managed import Managed
@@ -53,13 +53,6 @@ JUMP_S = 10.0
 
 STUCK_S = 15.0
 """Seconds for which a handler may go on after its job has ended, until its worker is stopped."""
-
-ALPHABET = string.ascii_lowercase + string.digits
-
-
-def new_worker_id() -> str:
-    """A random id as RunPod's workers have it: 14 lower-case letters and digits."""
-    return "".join(secrets.choice(ALPHABET) for _ in range(14))
 
 
 @contextlib.contextmanager
@@ -83,6 +76,7 @@ class Scaler(threading.Thread):
         wakeups: wakes the thread when a job comes to an endpoint without workers.
         fronts: count the requests of load-balanced endpoints; None: there are none.
         hold_s: see :data:`ownpod.rules.residents.HOLD_LEAST_S`.
+        sessions: ends sessions and one-off tasks' workers; None: there are none.
         clock: seconds, for its patience and for how long a handler goes on.
     """
 
@@ -95,6 +89,7 @@ class Scaler(threading.Thread):
         *,
         fronts: Fronts | None = None,
         hold_s: float = HOLD_LEAST_S,
+        sessions: PrivateWorkers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="scaler", daemon=True)
@@ -104,6 +99,9 @@ class Scaler(threading.Thread):
         self._wakeups = wakeups
         self._requests = RequestCounts(fronts)
         self._swaps = Swaps(managed, agents, hold_least_s=hold_s)
+        self._sessions = sessions
+        self._private = set[str]()
+        """Workers whose jobs do not count for their endpoint's number of workers."""
         self._clock = clock
         self._rollouts = Rollouts(managed.releases, agents.agents)
         self._process = this_process()
@@ -132,10 +130,15 @@ class Scaler(threading.Thread):
         endpoints = self._registry.endpoints
         specs = {name: e.managed for name, e in endpoints.items() if e.managed is not None}
         workers = self._managed.list()
+        if self._sessions is not None:
+            with _apart("sessions are not checked"):
+                self._sessions.once([worker for worker in workers if worker.is_private])
         if not specs and not workers:
             return
         lost = self._lose_silent(workers)
-        workers = [worker for worker in workers if worker.id not in lost]
+        every = [worker for worker in workers if worker.id not in lost]
+        workers = [worker for worker in every if not worker.is_private]
+        self._private = {worker.id for worker in every if worker.is_private}
         current = self._rollouts.effective(specs, workers, now_ms=self._managed.now_ms)
         requests = self._requests.read({name for name in specs if endpoints[name].is_balanced})
         jobs = self._managed.views(
@@ -152,14 +155,18 @@ class Scaler(threading.Thread):
                 if not self._resume(endpoint, found, mine, jobs[endpoint]):
                     self._scale(endpoint, found, mine, jobs[endpoint])
                 self._rollouts.check_starts(endpoint, found, jobs[endpoint].failures)
-        for worker in workers:
+        for worker in every:
             if worker.endpoint not in specs:
                 with _apart(f"worker {worker.id} does not leave"):
                     self._act(Drain(worker.id, "its endpoint has no template any more"), worker)
         words = dict[str, str]()
         with _apart("no worker gives way to another"):
-            words = self._swaps.turn({name: found.spec for name, found in current.items()}, jobs)
-        self._explain([worker for worker in workers if worker.phase is Phase.WANTED], words)
+            words = self._swaps.turn(
+                {name: found.spec for name, found in current.items()},
+                jobs,
+                evictable={name for name in current if has_evictable_sessions(endpoints[name])},
+            )
+        self._explain([worker for worker in every if worker.phase is Phase.WANTED], words)
 
     def _explain(self, wanted: Sequence[ManagedWorker], words: Mapping[str, str]) -> None:
         """Records why wanted workers wait for a device. ``words``: those that are known already, by id."""
@@ -214,7 +221,7 @@ class Scaler(threading.Thread):
             now_ms=jobs.now_ms,
             queued=jobs.queued,
             oldest_wait_s=jobs.oldest_wait_s,
-            running=sum(jobs.running.values()),
+            running=sum(n for worker, n in jobs.running.items() if worker not in self._private),
             workers=tuple(self._view(worker, jobs) for worker in workers),
             failures_count=jobs.failures.count,
             pause_s=jobs.failures.pause_s,

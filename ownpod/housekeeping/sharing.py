@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ownpod.rules.hours import scaling_at
-from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.managed import ManagedWorker, Phase, Role
 from ownpod.rules.placement import why_waits
 from ownpod.rules.residents import let_leave
 from ownpod.rules.scaling import unhealthy
@@ -53,13 +53,18 @@ class Swaps:
         self._hold_least_s = hold_least_s
 
     def turn(
-        self, specs: Mapping[str, ManagedSpec], jobs: Mapping[str, JobsView]
+        self,
+        specs: Mapping[str, ManagedSpec],
+        jobs: Mapping[str, JobsView],
+        *,
+        evictable: Collection[str] = (),
     ) -> dict[str, str]:
         """Lets workers give way to those that are wanted now, the oldest first.
 
         Args:
             specs: what endpoints have, by id.
             jobs: their jobs, by the endpoint's id.
+            evictable: endpoints whose idle sessions may give way.
 
         Returns:
             What wanted workers wait for, in words, by id; only those for which there is more to say than
@@ -80,8 +85,8 @@ class Swaps:
         if not wanted:
             return {}
         agents = self._agents.agents()
-        residents = _residents(workers, specs, jobs, holds)
-        ready = Counter(w.endpoint for w in workers if w.phase is Phase.READY)
+        residents = _residents(workers, specs, jobs, holds, evictable)
+        ready = _ready(workers)
         words = dict[str, str]()
         behind = frozenset[str]()
         for worker in sorted(wanted, key=_age):
@@ -136,6 +141,7 @@ def _residents(
     specs: Mapping[str, ManagedSpec],
     jobs: Mapping[str, JobsView],
     holds: HoldsByHost,
+    evictable: Collection[str],
 ) -> list[Resident]:
     slots: dict[tuple[str, str], list[str]] = {}
     idle_s = dict[str, float]()
@@ -144,12 +150,15 @@ def _residents(
             if hold.worker is not None:
                 slots.setdefault((hold.worker, host), []).append(slot_name(hold.device, hold.slot))
                 idle_s[hold.worker] = hold.idle_s or 0.0
-    ready = Counter(w.endpoint for w in workers if w.phase is Phase.READY)
+    ready = _ready(workers)
     residents = []
     for worker in workers:
         if worker.host is None or (worker.id, worker.host) not in slots:
             continue
         view, spec = jobs[worker.endpoint], specs[worker.endpoint]
+        above = max(ready[worker.endpoint] - scaling_at(spec, view.now_ms).workers_min, 0)
+        if worker.is_private:
+            above = int(worker.role is Role.SESSION and worker.endpoint in evictable)
         residents.append(
             Resident(
                 worker.id,
@@ -161,14 +170,20 @@ def _residents(
                 load_s=_load_s(worker),
                 ready_s=max(view.now_ms - worker.ready_ms, 0) / 1000 if worker.ready_ms else 0.0,
                 jobs=view.jobs(worker.id),
-                queued=view.queued,
+                # A private worker has jobs of its own queue only, and the eviction checks these.
+                queued=0 if worker.is_private else view.queued,
                 oldest_wait_s=view.oldest_wait_s,
-                above_min=max(ready[worker.endpoint] - scaling_at(spec, view.now_ms).workers_min, 0)
-                * view.known,
+                above_min=above * view.known,
                 sharing=spec.template.sharing,
             )
         )
     return residents
+
+
+def _ready(workers: Sequence[ManagedWorker]) -> Counter[str]:
+    """How many ready workers each endpoint has, besides private ones."""
+    ready = (w.endpoint for w in workers if w.phase is Phase.READY and not w.is_private)
+    return Counter(ready)
 
 
 def _load_s(worker: ManagedWorker) -> float:
@@ -185,13 +200,17 @@ def _age(worker: ManagedWorker) -> tuple[int, str]:
 
 
 def _waiting(worker: ManagedWorker, jobs: JobsView, *, has_serving: bool) -> Waiting:
+    waits_s = jobs.oldest_wait_s
+    if worker.is_private:
+        # A session waits since it was wanted, whatever the endpoint's shared workers do.
+        waits_s, has_serving = max(jobs.now_ms - worker.created_ms, 0) / 1000, False
     return Waiting(
         worker.id,
         worker.endpoint,
         worker.pools,
         worker.gpu_count,
         worker.volumes,
-        oldest_wait_s=jobs.oldest_wait_s,
+        oldest_wait_s=waits_s,
         load_s=jobs.load_s,
         has_serving=has_serving,
         unhealthy=unhealthy(jobs.failures.count),

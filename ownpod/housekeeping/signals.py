@@ -16,14 +16,18 @@ from ownpod.broker.process import become, current
 from ownpod.housekeeping.left_pins import LeftPins
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.scaler import Scaler
+from ownpod.housekeeping.sessions import PrivateWorkers
 from ownpod.housekeeping.sweep import Sweep
+from ownpod.housekeeping.unattended import Unattended
 from ownpod.housekeeping.webhooks import Webhooks
 from ownpod.node.signals import Prepared
 from ownpod.rules.endpoints import HOUSEKEEPING
 from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.attended import Attended
 from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
 from ownpod.store.offers import Offers
+from ownpod.store.sessions import Sessions
 
 THREADS = 16
 """Number of webhooks sent at a time, because a slow receiver must not delay the others."""
@@ -69,11 +73,19 @@ def _sweep(prepared: Prepared) -> Sweep:
     pins = LeftPins(
         registry, store.queue, Managed(store.client), patience_s=max(config.lease_s / 2, 2.0)
     )
-    return Sweep(store, recovery, offers, lease_s=config.lease_s, left_pins=pins)
+    return Sweep(
+        store,
+        recovery,
+        offers,
+        lease_s=config.lease_s,
+        left_pins=pins,
+        unattended=Unattended(store, Attended(store.client)),
+    )
 
 
 def _scaler(prepared: Prepared) -> Scaler:
-    client = prepared.store.client
+    client, result_ttl_s = prepared.store.client, prepared.config.result_ttl_s
+    sessions = Sessions(prepared.store, result_ttl_s=result_ttl_s)
     return Scaler(
         prepared.registry,
         Managed(client),
@@ -81,6 +93,7 @@ def _scaler(prepared: Prepared) -> Scaler:
         Wakeups(client),
         fronts=Fronts(client),
         hold_s=prepared.config.device_hold_s,
+        sessions=PrivateWorkers(prepared.registry, sessions),
     )
 
 

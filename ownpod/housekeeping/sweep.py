@@ -14,6 +14,7 @@ from ownpod.errors import RedisUnavailable
 from ownpod.housekeeping.deletions import cancel_jobs
 from ownpod.housekeeping.left_pins import LeftPins
 from ownpod.housekeeping.recovery import Recovery
+from ownpod.housekeeping.unattended import Unattended
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.catalog import Catalog
@@ -54,6 +55,7 @@ class Sweep(threading.Thread):
         offers: workers that pull.
         lease_s: see ``OWNPOD_LEASE_S``.
         left_pins: ends jobs whose worker has left; None: no job names its worker.
+        unattended: cancels tasks whose clients have gone; None: no task is cancelled so.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Sweep(threading.Thread):
         *,
         lease_s: float,
         left_pins: LeftPins | None = None,
+        unattended: Unattended | None = None,
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._store = store
@@ -71,6 +74,7 @@ class Sweep(threading.Thread):
         self._recovery = recovery
         self._offers = offers
         self._left_pins = left_pins
+        self._unattended = unattended
         self._lease_s = lease_s
         self._catalog = Catalog(store.client)
         self._recover_at = time.monotonic()
@@ -108,6 +112,7 @@ class Sweep(threading.Thread):
             self._publish_delayed,
             self._release_preferring,
             self._end_left_pins,
+            self._cancel_unattended,
             self._requeue_expired,
             self._cancel_deleted,
         ):
@@ -163,6 +168,10 @@ class Sweep(threading.Thread):
     def _end_left_pins(self) -> None:
         if self._left_pins is not None:
             self._left_pins.once()
+
+    def _cancel_unattended(self) -> None:
+        if self._unattended is not None:
+            self._unattended.once()
 
     def _cancel_deleted(self) -> None:
         cancel_jobs(self._catalog, self._store)

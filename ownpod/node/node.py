@@ -112,9 +112,9 @@ class Node(WorkerNode):
         self._queue = names.endpoint_queue(spec.endpoint)
         self._capacity = min(spec.capacity, MOST_PULLED)
         """Jobs that the worker takes at a time; a pulling worker changes it with its requests."""
-        self._consumes_own = not spec.pulls
-        """Whether the node consumes the worker's own queue. That of a worker that pulls: since it was ready for the first
-        time, or, if it has a run of an earlier node, from the start.
+        self._consumes_own = not (spec.pulls or spec.private)
+        """Whether the node consumes the worker's own queue. That of a worker that pulls, or is private: since it was ready for
+        the first time, or, if it has a run of an earlier node, from the start.
         """
         self._consumer: Any = None
         self._ticked = time.monotonic()
@@ -154,8 +154,8 @@ class Node(WorkerNode):
 
     @property
     def queues(self) -> list[str]:
-        """The queues that the node may consume; the worker's own comes first."""
-        return [self._own_queue, self._queue]
+        """The queues that the node may consume; the worker's own comes first. That of the endpoint is not for a private worker."""
+        return [self._own_queue] if self._spec.private else [self._own_queue, self._queue]
 
     @property
     def concurrency(self) -> int:
@@ -324,7 +324,7 @@ class Node(WorkerNode):
             node=self._name,
             own_s=self._own_s,
             ttl_s=self._lease_s,
-            queues=self._store.messages.lists(self._spec.endpoint),
+            queues=self._store.messages.lists_of(self.queues[-1]),
         )
         if not heartbeat.owned:
             if not self._acquire():
@@ -381,7 +381,7 @@ class Node(WorkerNode):
         # The worker's own queue holds runs that the worker executes already, so an open breaker does not matter.
         for queue, wanted in (
             (self._own_queue, self._consumes_own and not self.stop.asked),
-            (self._queue, self._fetches),
+            (self._queue, self._fetches and not self._spec.private),
         ):
             if wanted and not consumer.task_consumer.consuming_from(queue):
                 consumer.add_task_queue(queue)

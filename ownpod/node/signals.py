@@ -27,7 +27,7 @@ from ownpod.node.first_probe import FirstProbe
 from ownpod.node.node import Node
 from ownpod.processes import Exit
 from ownpod.registry import Registry
-from ownpod.rules.endpoints import WorkerSpec
+from ownpod.rules.endpoints import WorkerKind, WorkerSpec
 from ownpod.settings import Settings
 from ownpod.store import keys
 from ownpod.store.fleet import Fleet
@@ -36,6 +36,7 @@ from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.retry import until_available
 from ownpod.store.store import Store
+from ownpod.store.tasks import TaskRuns
 from ownpod.workers import Exchange, driver_for
 
 logger = logging.getLogger(__name__)
@@ -133,8 +134,10 @@ def prepare(sender: str, instance: Any, **_: Any) -> None:
 def _exchange(spec: WorkerSpec, prepared: Prepared) -> Exchange:
     client = prepared.store.client
     offers = Offers(client, gone_s=prepared.config.worker_gone_s)
-    notices = Notices(client, keys.pull(spec.id))
-    return Exchange(offers, functools.partial(notices.subscribe, end_only=False))
+    is_task = spec.kind is WorkerKind.CONTAINER
+    notices = Notices(client, keys.task(spec.id) if is_task else keys.pull(spec.id))
+    subscribe = functools.partial(notices.subscribe, end_only=False)
+    return Exchange(offers, subscribe, TaskRuns(client) if is_task else None)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

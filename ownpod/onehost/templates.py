@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 
+from ownpod.configuration import allowed_images
 from ownpod.errors import ConfigurationError, OwnPodError
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.images import ALL_IMAGES, not_allowed
@@ -24,7 +25,7 @@ def check_images(config: Settings, endpoints: Mapping[str, Endpoint]) -> None:
         for name, endpoint in sorted(endpoints.items())
         if endpoint.managed is not None
     }
-    problem = not_allowed(found, config.images)
+    problem = not_allowed(found, allowed_images(config.images, endpoints.values()))
     if problem and (config.engine == "docker" or has_docker()):
         raise ConfigurationError(problem)
 

@@ -242,7 +242,7 @@ class Up:
                 return False
 
         agent = [*command, "agent", "--url", url, *options]
-        self._group.spawn("agent", agent, environ, serves=serves, before=before)
+        self._group.spawn("agent", agent, environ, serves=serves, before=before, reloads=True)
 
     def _check(self, registry: Registry, version: Callable[[], str | None]) -> None:
         try:

@@ -35,8 +35,8 @@ class BalancedView:
 
     @property
     def problem(self) -> str:
-        """Why no request reaches a worker; "": a front runs."""
-        return "" if self.fronts else NO_FRONT
+        """Why no request reaches a worker; "": a front runs, and serves the endpoint."""
+        return self.reading.problem if self.fronts else NO_FRONT
 
     def server(self, worker_id: str) -> ServerReading:
         """A worker as the fronts have it; without requests, if they do not have it."""

@@ -92,6 +92,8 @@ class Route:
     servers: tuple[Server, ...] = ()
     paused: str = ""
     """Why it takes no requests now, in words: each is answered at once. "": it takes them."""
+    is_limited: bool = False
+    """Whether a worker of it gets a limited number of requests at a time, so that further ones wait for a place."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class FrontState:
         hosts: host names under which the front answers while no key is needed, besides those of this machine.
         origins: origins whose pages may call it then.
         secret: what fronts send to each other instead of a key; None: there is no other front.
+        lost: ids of workers that requests with ``strict-resume`` wait for and that cannot come back, by the endpoint's id.
     """
 
     routes: Mapping[str, Route] = field(default_factory=dict)
@@ -113,6 +116,7 @@ class FrontState:
     hosts: Collection[str] = frozenset()
     origins: Collection[str] = frozenset()
     secret: str | None = field(repr=False, default=None)
+    lost: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,18 +145,20 @@ class RouteReading:
     """A load-balanced endpoint as the front last had it.
 
     Attributes:
-        open: requests, streams and WebSockets that wait or are open; those that are held for a worker included.
+        requests: requests, streams and WebSockets that wait or are open; those that are held for a worker included.
         servers: its workers, by id.
         wishes: ids of workers that are not there, for which a request with ``strict-resume`` waits.
         total: requests since the front's start.
         passes: the front passes the requests on to another one, which is the endpoint's home.
+        problem: why the front serves none of its requests; "": it does.
     """
 
-    open: int = 0
+    requests: int = 0
     servers: Mapping[str, ServerReading] = field(default_factory=dict)
     wishes: tuple[str, ...] = ()
     total: int = 0
     passes: bool = False
+    problem: str = ""
 
     @property
     def running(self) -> int:
@@ -162,4 +168,4 @@ class RouteReading:
     @property
     def waiting(self) -> int:
         """Requests that wait for a worker, or for a place at one."""
-        return max(0, self.open - self.running)
+        return max(0, self.requests - self.running)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Device, Hold
+from ownpod.rules.placement import matches
 from ownpod.rules.presets import LOW
 
 LARGEST_COUNT = 1000
@@ -138,18 +139,24 @@ class Difficulties:
     Attributes:
         by_device: the difficulty of a device, by its index or UUID; under "" that of all others.
         has_presets: presets are configured here, so each device has a difficulty, and a host without NVML has stand-ins.
+        claimed: pools of difficulties that are defined by pools: their devices are not of the default difficulty.
     """
 
     by_device: Mapping[str, str] = field(default_factory=dict)
     has_presets: bool = False
+    claimed: tuple[str, ...] = ()
 
-    def pools(self, index: int, *ids: str) -> tuple[str, ...]:
-        """The pools that the difficulties add to a device that no label gives a pool."""
+    def pools(self, device: Device, *ids: str) -> tuple[str, ...]:
+        """The pools that the difficulties add to a device that no label gives a pool. ``ids``: its UUIDs."""
         own = [
-            name for given, name in self.by_device.items() if given and _names(given, index, ids)
+            name
+            for given, name in self.by_device.items()
+            if given and _names(given, device.index, ids)
         ]
         if own:
             return tuple(dict.fromkeys(own))
+        if any(matches(device, pool) for pool in self.claimed):
+            return ()
         if "" in self.by_device:
             return (self.by_device[""],)
         return (LOW,) if self.has_presets or self.by_device else ()

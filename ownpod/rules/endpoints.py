@@ -48,7 +48,8 @@ class WorkerSpec:
     """A worker as it is configured.
 
     Attributes:
-        url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls.
+        url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls,
+            ``container:<id>`` for a one-off task.
         capacity: number of jobs that the worker runs at a time; of a load-balanced endpoint, of requests, 0: any number.
         key_digest: of a managed worker, the digest of its own key; None: it has none.
         draining: of a managed worker, that its node fetches no more jobs for it.

@@ -266,7 +266,10 @@ def _managed(worker_id: str, values: dict[str, Any], polls: str | None) -> Worke
         key_digest=key,
         draining=values.get("draining") is True,
         stopping=values.get("stopping") is True,
+        private=values.get("private") is True,
     )
+    if values["kind"] == WorkerKind.CONTAINER:
+        return replace(spec, kind=WorkerKind.CONTAINER, url=f"container:{worker_id}")
     if values["kind"] == WorkerKind.PULL:
         with contextlib.suppress(_Unusable):
             asked = _values(polls or "")

@@ -15,7 +15,8 @@ from ownpod.rules.balancing import (
 from ownpod.rules.credentials import Credential
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import WorkerState, WorkerStatus
-from ownpod.rules.homes import Front, home_of
+from ownpod.rules.homes import Front, home_of, is_limited
+from ownpod.rules.managed import ManagedWorker, Phase, is_resumable
 from ownpod.rules.probing import UNASKED, Target, Verdict, target_of
 
 FRONT = "front-"
@@ -35,6 +36,7 @@ class View:
         fronts: the fronts that live.
         elsewhere: requests that are open at a worker through other fronts which send them there themselves.
         claimed: endpoints that another front, which is not their home, still sends to their workers itself.
+        lost: see :class:`ownpod.rules.balancing.FrontState`.
         is_complete: Redis has been read at least once.
     """
 
@@ -49,6 +51,7 @@ class View:
     fronts: tuple[Front, ...] = ()
     elsewhere: Mapping[str, int] = field(default_factory=dict)
     claimed: frozenset[str] = frozenset()
+    lost: Mapping[str, Collection[str]] = field(default_factory=dict)
     is_complete: bool = True
 
 
@@ -107,6 +110,33 @@ def drains(worker: WorkerSpec, paused: Mapping[str, str]) -> bool:
     return worker.draining or worker.stopping or worker.id in paused
 
 
+def lost_of(
+    endpoint: Endpoint,
+    wishes: Iterable[str],
+    records: Mapping[str, ManagedWorker],
+    release: str | None,
+) -> frozenset[str]:
+    """Those of the wished workers that cannot come back, for which RunPod answers ``affinity_worker_gone``.
+
+    Args:
+        endpoint: the endpoint.
+        wishes: ids of workers for which requests with ``strict-resume`` wait.
+        records: the records of those that OwnPod once started, by id.
+        release: the endpoint's release; None: not known, so a worker of any release may come back.
+    """
+    there = {worker.id for worker in endpoint.workers}
+
+    def may_come(worker_id: str) -> bool:
+        record = records.get(worker_id)
+        if worker_id in there or record is None:
+            return worker_id in there
+        if record.phase is not Phase.STOPPED:
+            return record.endpoint == endpoint.id
+        return is_resumable(record, endpoint.id, record.release if release is None else release)
+
+    return frozenset(worker_id for worker_id in wishes if not may_come(worker_id))
+
+
 def targets(view: View, me: Front) -> dict[str, Target]:
     """The health checks of all workers to which this front sends requests itself, by worker id."""
     found = {}
@@ -136,7 +166,9 @@ def state_of(view: View, me: Front, verdicts: Mapping[str, Verdict]) -> FrontSta
         if endpoint.balancing is not None:
             servers = tuple(_servers(endpoint, view, me, verdicts))
             paused = view.paused_endpoints.get(endpoint.id, "")
-            routes[endpoint.id] = Route(endpoint.id, endpoint.balancing, servers, paused)
+            routes[endpoint.id] = Route(
+                endpoint.id, endpoint.balancing, servers, paused, is_limited(endpoint)
+            )
     return FrontState(
         routes=routes,
         queues=view.queues,
@@ -144,6 +176,7 @@ def state_of(view: View, me: Front, verdicts: Mapping[str, Verdict]) -> FrontSta
         hosts=view.hosts,
         origins=view.origins,
         secret=view.secret or None,
+        lost=view.lost,
     )
 
 
@@ -197,7 +230,7 @@ def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[st
         }
         passes = any(server.is_front for server in route.servers)
         here = {i: r for i, r in reading.servers.items() if i not in passed}
-        drained = not passes or reading.open <= sum(r.open for r in here.values())
+        drained = not passes or reading.requests <= sum(r.open for r in here.values())
         servers = {
             i: replace(r, draining=wanted[i].draining if i in wanted else drained)
             for i, r in here.items()
@@ -224,11 +257,12 @@ def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
         known = servers.get(name)
         servers[name] = more if known is None else _sum_of_server(known, more)
     return RouteReading(
-        open=a.open + b.open,
+        requests=a.requests + b.requests,
         servers=servers,
         wishes=tuple(sorted({*a.wishes, *b.wishes})),
         total=a.total + b.total,
         passes=a.passes and b.passes,
+        problem=a.problem or b.problem,
     )
 
 

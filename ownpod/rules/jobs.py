@@ -92,6 +92,12 @@ class NewJob:
     None: the endpoint's queue."""
     affinity: str | None = None
     """How much a pinned job needs its worker, see :class:`ownpod.rules.affinity.Affinity`."""
+    task: str | None = None
+    """JSON text of :class:`ownpod.rules.task_views.TaskFacts`, of a job that is a task."""
+    private: str | None = None
+    """The session, or the worker of a one-off task, that alone runs the job; ``queue`` is its own queue then."""
+    movable: bool = False
+    """When its session ends, the job moves to another session, because its client did not name one."""
 
     def record(self) -> dict[str, str | int]:
         """The fields that the record starts with."""
@@ -109,6 +115,9 @@ class NewJob:
             "request_id": self.request_id,
             "queue": self.queue,
             "affinity": self.affinity,
+            "task": self.task,
+            "private": self.private,
+            "movable": 1 if self.movable else None,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,

@@ -51,7 +51,7 @@ def environment(
         worker_id: the worker's id, of letters and digits.
         endpoint: the endpoint's id.
         base_url: the URL of OwnPod as the worker reaches it, for example ``http://10.0.0.5:8000``.
-        key: the worker's own key.
+        key: the worker's own key; the container of a one-off task has none.
         devices: the devices that it holds; stand-ins are no GPUs.
         labels: the labels of its host.
         balancing: of a load-balanced endpoint.
@@ -68,6 +68,9 @@ def environment(
     if template.protocol is Protocol.PULL:
         gpu = quote_plus(gpus[0].name) if gpus else "0"
         needed |= _webhooks(f"{base_url.rstrip('/')}/v2/{endpoint}", worker_id, key, gpu)
+    if template.protocol is Protocol.CONTAINER:
+        # A one-off task sends no requests.
+        del needed["RUNPOD_AI_API_KEY"]
     if template.protocol is Protocol.HTTP:
         needed |= _serves(balancing or Balancing())
     needed |= variables(template.volumes)

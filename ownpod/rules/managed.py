@@ -2,6 +2,8 @@
 
 import json
 import re
+import secrets
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -11,6 +13,13 @@ from ownpod.errors import WorkerRecordBroken
 
 WORKER_ID = re.compile(r"[a-z0-9]{14}")
 """Pattern of a managed worker's id, which is RunPod's."""
+
+ALPHABET = string.ascii_lowercase + string.digits
+
+
+def new_worker_id() -> str:
+    """A random id as RunPod's workers have it: 14 lower-case letters and digits."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(14))
 
 
 class Phase(StrEnum):
@@ -128,6 +137,14 @@ class ManagedWorker:
     """Of a task: "<job id>:<attempt>" once its node has claimed the job, so its container may start."""
     tasks_done: int = 0
     """Jobs of the session that have ended."""
+    from_created: bool = False
+    """The session's lifetime counts from its creation, not from ready."""
+    wait_s: int = 0
+    """Seconds for which the session waits for a device, until it ends; 0: any time."""
+    fetch_ms: int = 0
+    """When a host last reported that it fetches the worker's model, while the worker is wanted; 0: never."""
+    ending: str = ""
+    """Why the session ends or has ended, a value of :class:`ownpod.rules.sessions.Reason`; "": not ended by OwnPod's rules."""
 
     @property
     def is_private(self) -> bool:
@@ -138,6 +155,16 @@ class ManagedWorker:
     def ended_badly(self) -> bool:
         """It ended by itself, could not be started, or was lost with its host."""
         return self.failed or bool(self.ended_in)
+
+
+def is_resumable(worker: ManagedWorker, endpoint: str, release: str) -> bool:
+    """Whether a worker that was stopped may be started once more, by the same id: it was ready, and did not fail."""
+    return (
+        worker.phase is Phase.STOPPED
+        and (worker.endpoint, worker.release) == (endpoint, release)
+        and worker.ready_ms is not None
+        and not worker.ended_badly
+    )
 
 
 @dataclass(frozen=True)
@@ -299,12 +326,15 @@ _VALUES: dict[str, Any] = {
     "volumes": _names,
     "refused_by": _names,
     "role": Role,
-    **dict.fromkeys(("failed", "out_of_memory", "hard_life"), lambda text: bool(int(text))),
+    **dict.fromkeys(
+        ("failed", "out_of_memory", "hard_life", "from_created"), lambda text: bool(int(text))
+    ),
     **dict.fromkeys(
         (
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
-            *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done"),
+            *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done", "wait_s"),
+            "fetch_ms",
         ),
         _whole,
     ),

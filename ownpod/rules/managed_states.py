@@ -175,7 +175,7 @@ def progress(view: ManagedView) -> str:
     """What the endpoint's next worker waits for, of the worker that is closest to ready; "": none is on its way."""
     for phase in (Phase.STARTING, Phase.PREPARING, Phase.WANTED):
         for worker in view.workers:
-            if worker.phase is phase:
+            if worker.phase is phase and not worker.is_private:
                 return f"worker {worker.id} {in_words(worker, view)}"
     return ""
 

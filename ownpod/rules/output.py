@@ -277,11 +277,16 @@ def _of_sdk(raw: bytes) -> tuple[str | None, str | None, str]:
     return (run if known else None), level[:20], message
 
 
+def printable(text: str) -> str:
+    """A text without what a terminal would obey: escape sequences and control characters."""
+    if text.isprintable():
+        return text
+    return _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r", " ")))
+
+
 def _clean(text: str) -> str:
-    """One line for people: a terminal would obey escape sequences, and Redis cannot store half a surrogate pair."""
-    if not text.isprintable():
-        text = _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r", " ")))
-    data = text.encode(errors="replace")
+    """One line for people. Redis cannot store half a surrogate pair."""
+    data = printable(text).encode(errors="replace")
     if len(data) > LONGEST_LINE:
         end = LONGEST_LINE - len(CUT.encode())
         return data[:end].decode(errors="ignore") + CUT

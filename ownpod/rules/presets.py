@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ownpod.errors import UnknownDifficulty
+from ownpod.preset_errors import UnknownDifficulty
 from ownpod.rules.templates import ManagedSpec
 
 LOW, HIGH = "low", "high"

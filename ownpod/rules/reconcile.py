@@ -9,7 +9,7 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase
+from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 
 EMPTY_REDIS_S = 600.0
@@ -56,12 +56,14 @@ class Stop:
     Attributes:
         announce: its record is moved to STOPPING first (``Managed.stopping``). The step is dropped if that is refused.
         failed: its end is reported as a failure.
+        quick: it has no job any more that counts, and gets less time to end, because its device is wanted.
     """
 
     worker: str
     reason: str
     announce: bool = False
     failed: bool = False
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,11 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
         return None
     if found is None and record.phase is Phase.PREPARING:
         return Launch(record.id)
+    of_role = _of_task if record.role is Role.TASK else _of_server
+    return of_role(record, found, known)
+
+
+def _of_server(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
     if found is None or not found.running:
         return _ended(record, found)
     if record.phase in {Phase.DRAINING, Phase.STOPPING} or record.id in known.stuck:
@@ -210,6 +217,19 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
     return Adopt(record.id) if record.phase is Phase.PREPARING else None
 
 
+def _of_task(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
+    """The worker of a one-off task gets its container by its job, and keeps it until the job has ended.
+
+    Unlike with other workers, its node need not be paused: no job is claimed for a private worker that drains.
+    """
+    leaves = record.phase is Phase.DRAINING and record.id not in known.busy
+    if not leaves and record.phase is not Phase.STOPPING:
+        return None
+    if found is not None and found.running:
+        return Stop(record.id, record.reason, announce=record.phase is Phase.DRAINING)
+    return Ended(record.id, record.reason, found.exit_code if found else None)
+
+
 def _ended(record: ManagedWorker, found: Found | None) -> Ended:
     exit_code = found.exit_code if found else None
     if record.phase in {Phase.DRAINING, Phase.STOPPING}:
@@ -221,7 +241,7 @@ def _ended(record: ManagedWorker, found: Found | None) -> Ended:
 
 def _leaving(record: ManagedWorker, known: Knowledge) -> Stop | None:
     if record.phase is Phase.STOPPING:
-        return Stop(record.id, record.reason)
+        return Stop(record.id, record.reason, quick=record.role is Role.SESSION)
     if record.id in known.stuck:
         reason = "its executionTimeout has passed, and its handler still runs"
         return Stop(record.id, reason, announce=True)

@@ -30,7 +30,8 @@ def explain(
     """
     if pause := endpoint.pause_at(managed.now_ms or 0):
         return f"the endpoint is paused: {pause.reason}"
-    current = [statuses[worker.id] for worker in without_unready(endpoint.workers, managed)]
+    shared = [worker for worker in endpoint.workers if not worker.private]
+    current = [statuses[worker.id] for worker in without_unready(shared, managed)]
     able = [s for s in current if s.state in {WorkerState.READY, WorkerState.BUSY}]
     coming = _coming(managed)
     if able:

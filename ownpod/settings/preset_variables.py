@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ownpod.rules.credentials import Credential
 from ownpod.settings import kinds
 from ownpod.settings.declare import Alias, variable
 
@@ -60,8 +61,8 @@ class Presets:
         alias=Alias(name="DEFAULT_TASK_TIMEOUT"),
         purpose="seconds that a task may run when neither it nor its preset has a time-out",
     )
-    task_timeout_max_s: int = variable(
-        "OWNPOD_TASK_TIMEOUT_MAX_S",
+    max_task_timeout_s: int = variable(
+        "OWNPOD_MAX_TASK_TIMEOUT_S",
         1800,
         limits=(5, 7 * DAY_S),
         alias=Alias(name="MAX_TASK_TIMEOUT"),
@@ -117,4 +118,25 @@ class Presets:
         secret=True,
         alias=Alias(name="FILE_SERVICE_INTERNAL_KEY"),
         purpose="key of the file service",
+    )
+    gpu_wait_s: int = variable(
+        "OWNPOD_GPU_WAIT_S",
+        60,
+        limits=(0, DAY_S),
+        purpose="seconds for which a new session, or the container of a one-off task, waits for a device where the request has no "
+        "`wait_seconds`. 0: the request is answered 503 if no device is free",
+    )
+    custom_tasks: bool = variable(
+        "OWNPOD_CUSTOM_TASKS",
+        default=False,
+        purpose="whether one-off tasks may have images of their clients' choice, among those of `OWNPOD_IMAGES`, with an admin key "
+        "or one of `OWNPOD_CUSTOM_TASK_KEYS`",
+    )
+    custom_task_keys: tuple[Credential, ...] = variable(
+        "OWNPOD_CUSTOM_TASK_KEYS",
+        kind=kinds.Keys,
+        secret=True,
+        unset="unset: admin keys only",
+        purpose="comma-separated keys, plain or `sha256:<hex>`, that may submit custom tasks and read "
+        "their events",
     )

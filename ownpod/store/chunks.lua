@@ -36,7 +36,11 @@ function commands.progress()
   if not is_running(read(ARGV[3]), ARGV[4]) then
     return 0
   end
-  return redis.call('HSET', JOB .. ARGV[3], 'progress', ARGV[5]) and 1
+  redis.call('HSET', JOB .. ARGV[3], 'progress', ARGV[5])
+  if #ARGV[5] <= JOURNAL_PROGRESS then
+    tell_once(token, ARGV[3], 'worker', '{"status":"working","progress":' .. ARGV[5] .. '}')
+  end
+  return 1
 end
 
 -- id, old cursor, new cursor: moves /stream's own cursor, unless another request has moved it

@@ -61,12 +61,13 @@ class Chunks(Part):
         return bool(self._call("chunks", token, job_id, attempt, self._result_ttl_s, *chunks))
 
     def progress(self, job_id: str, attempt: int, output: str) -> bool:
-        """Writes a running job's progress, JSON text, which is its output until it ends.
+        """Writes a running job's progress, JSON text, which is its output until it ends, and an entry of its journal unless
+        it is long.
 
         Returns:
             False: the job has moved on.
         """
-        return bool(self._call("progress", "", job_id, attempt, output))
+        return bool(self._call("progress", call_token(), job_id, attempt, output))
 
     @redis_reads
     def stream(self, job_id: str, endpoint: str, start: tuple[int | None, int] | None) -> Stream:

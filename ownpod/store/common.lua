@@ -14,6 +14,9 @@
 --                                  worker's own for a pinned job. Records of version 0.1.0 have none, and
 --                                  wait in the endpoint's;
 --                                  `affinity`, how much a pinned job needs its worker (rules/affinity.py);
+--                                  `task`, what the request of a task was, JSON (rules/task_views.py);
+--                                  `private`, the session or one-off task's worker that alone runs it; `movable`, it moves to
+--                                  another session if that one ends; `moves`, how often it has; `code`, a word for its error;
 --                                  `description`, what Flower shows as the task's arguments;
 --                                  `claim`, the token of the delivery that runs the job;
 --                                  `drained`, the "<attempt>-<index>" up to which /stream was read;
@@ -37,6 +40,7 @@
 -- ENDPOINT<ep>:queued       zset   ids of all jobs IN_QUEUE, by created_ms
 -- ENDPOINT<ep>:low          zset   those of them with low priority that wait in the endpoint's queue
 -- ENDPOINT<ep>:pinned       zset   those of them that wait in a worker's own queue
+-- ENDPOINT<ep>:private      zset   ids of jobs IN_QUEUE of private workers, by created_ms; not in the two above
 -- ENDPOINT<ep>:queues       hash   a worker's own queue -> how many jobs wait in it
 -- WAITING<queue>            zset   ids of jobs that wait in a worker's own queue, by created_ms
 -- WAITING<queue>:low        zset   those of them with low priority
@@ -87,7 +91,7 @@ local function read(id)
   local values = redis.call(
     'HMGET', JOB .. id, 'status', 'endpoint', 'attempt', 'created_ms', 'ttl_ms', 'started_ms',
     'low_priority', 'worker_id', 'claim', 'callback', 'resume', 'returned', 'progress', 'awaits',
-    'webhook', 'watched', 'followed', 'queue'
+    'webhook', 'watched', 'followed', 'queue', 'private'
   )
   local shared = QUEUE_PREFIX .. (values[2] or '')
   local queue = values[18] or shared
@@ -97,7 +101,7 @@ local function read(id)
     claim = values[9], callback = values[10], resume = values[11], returned = values[12],
     passing = values[11] or values[12] or values[13] or values[14], awaits = values[14],
     webhook = values[15], watched = values[16], followed = values[17], queue = queue,
-    pinned = queue ~= shared
+    pinned = queue ~= shared, private = values[19]
   }
 end
 
@@ -160,9 +164,15 @@ local function count_pinned(job)
 end
 
 local function enter_queue(id, job)
-  redis.call('ZADD', of(job.endpoint, 'queued'), job.created_ms, id)
+  if job.private then
+    redis.call('ZADD', of(job.endpoint, 'private'), job.created_ms, id)
+  else
+    redis.call('ZADD', of(job.endpoint, 'queued'), job.created_ms, id)
+  end
   if job.pinned then
-    redis.call('ZADD', of(job.endpoint, 'pinned'), job.created_ms, id)
+    if not job.private then
+      redis.call('ZADD', of(job.endpoint, 'pinned'), job.created_ms, id)
+    end
     redis.call('ZADD', WAITING .. job.queue, job.created_ms, id)
     count_pinned(job)
   end
@@ -179,6 +189,7 @@ local function leave_queue(id, job)
   end
   if job.pinned then
     redis.call('ZREM', of(job.endpoint, 'pinned'), id)
+    redis.call('ZREM', of(job.endpoint, 'private'), id)
     redis.call('ZREM', WAITING .. job.queue, id)
     redis.call('ZREM', DELAYED, id)
     count_pinned(job)
@@ -213,6 +224,27 @@ local function unpin(id, job)
   if waits then
     enter_queue(id, job)
     push_message(id, job, 'RPUSH')
+  end
+end
+
+-- Why a private worker takes no job: the reason of its end, '' if that is not known; nil: it takes one.
+local function refuses(job)
+  local phase, endpoint, ending = unpack(redis.call('HMGET', MANAGED .. ':' .. job.private, 'phase', 'endpoint', 'ending'))
+  return not (SERVES[phase or ''] and endpoint == job.endpoint) and (ending or '') or nil
+end
+
+-- Notes that a private worker has work, and whether a job of it has ended, which may end the worker of a one-off task.
+local function touch(job, ended)
+  local key = MANAGED .. ':' .. job.private
+  local role = redis.call('HGET', key, 'role')
+  if role then
+    redis.call('HSET', key, 'active_ms', now)
+    if ended then
+      redis.call('HINCRBY', key, 'tasks_done', 1)
+    end
+    if ended and role == 'task' then
+      redis.call('PUBLISH', NOTICES, 'ended ' .. job.private)
+    end
   end
 end
 
@@ -279,7 +311,11 @@ local function finish(id, job, to, ttl_s, fields)
   end
   redis.call('EXPIRE', JOB .. id, ttl_s)
   redis.call('EXPIRE', CHUNKS .. id, ttl_s)
+  redis.call('EXPIRE', JOURNAL .. id, ttl_s)
   count(job.endpoint, to)
+  if job.private then
+    touch(job, true)
+  end
   if job.webhook then
     redis.call('EXPIRE', JOB .. id, math.max(ttl_s, WEBHOOK_KEPT_S))
     redis.call('ZADD', WEBHOOKS, now + WEBHOOK_LEASE_MS, id)
@@ -307,69 +343,6 @@ local function remember(id, endpoint, created_ms)
   local recent = of(endpoint, 'recent')
   redis.call('ZADD', recent, created_ms, id)
   redis.call('ZREMRANGEBYRANK', recent, 0, -RECENT - 1)
-end
-
--- Writes the end of an attempt without a result into the job's log.
-local function log_attempt(id, job, lost, reason)
-  local log = redis.call('HGET', JOB .. id, 'attempts')
-  local entries = log and cjson.decode(log) or {}
-  entries[#entries + 1] = {
-    attempt = tonumber(job.attempt), workerId = job.worker_id, startedMs = tonumber(job.started_ms),
-    endedMs = now, lost = lost, reason = reason
-  }
-  while #entries > ATTEMPTS_LOGGED do
-    table.remove(entries, 1)
-  end
-  redis.call('HSET', JOB .. id, 'attempts', cjson.encode(entries))
-end
-
--- Ends an attempt without a result. The job returns to the front of its queue, or is FAILED when the
--- last allowed attempt was lost. -> the state the job has now
-local function requeue(id, job, lost, reason, ttl_s)
-  if returned(id, job, ttl_s) then
-    return S.COMPLETED
-  end
-  log_attempt(id, job, lost, reason)
-  if lost then
-    local times = redis.call('HINCRBY', JOB .. id, 'lost', 1)
-    local limit = redis.call('HGET', JOB .. id, 'max_attempts')
-    count(job.endpoint, 'lost')
-    if times >= tonumber(limit) then
-      finish(id, job, S.FAILED, ttl_s, {'error', reason})
-      return S.FAILED
-    end
-    redis.call('HINCRBY', JOB .. id, 'retries', 1)
-    count(job.endpoint, 'retried')
-  end
-  move(id, job, S.IN_QUEUE, {})
-  if job.pinned then
-    -- A node consumes its own queue also while the worker takes no jobs: without a pause the job would come
-    -- back at once, again and again.
-    local pause_ms = math.min(PINNED_PAUSE_MS * 2 ^ (job.attempt - 1), PINNED_PAUSE_MOST_MS)
-    redis.call('ZADD', DELAYED, now + pause_ms, id)
-  else
-    push_message(id, job, 'RPUSH')
-  end
-  return S.IN_QUEUE
-end
-
--- Settles the waiting jobs of a zset whose time has come, ARGV[3] at most: `settle` returns whether it did something. How many
--- it settled; ids of records that cannot be read, which are tried again later.
-local function settle_due(key, settle)
-  local settled, broken = 0, {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, ARGV[3])) do
-    local readable, job = pcall(read, id)
-    if not readable then
-      broken[#broken + 1] = id
-      redis.call('ZADD', key, now + BROKEN_MS, id)
-    else
-      redis.call('ZREM', key, id)
-      if job.status == S.IN_QUEUE and settle(id, job) then
-        settled = settled + 1
-      end
-    end
-  end
-  return {settled, broken}
 end
 
 local commands = {}

@@ -8,6 +8,7 @@ import redis
 
 from ownpod.rules.affinity import Affinity
 from ownpod.rules.jobs import MOVES, Job, JobStatus
+from ownpod.rules.managed import SERVING
 from ownpod.rules.runs import LONGEST_MS
 from ownpod.store import keys
 from ownpod.store.messages import Templates, pieces
@@ -62,6 +63,7 @@ PREFER_MS = 1000
 RETRIED = (
     *("endpoint", "input", "s3_config", "webhook", "execution_timeout_ms", "ttl_ms"),
     *("low_priority", "max_attempts", "request_id", "description", "queue", "affinity"),
+    *("private", "movable", "task"),
 )
 """Fields that a retry copies into the new record."""
 
@@ -82,6 +84,7 @@ def common_constants(messages: Templates) -> str:
         JOB=keys.JOB,
         ENDPOINT=keys.ENDPOINT,
         CHUNKS=keys.CHUNKS,
+        JOURNAL=keys.JOURNAL,
         RUNS=keys.RUNS,
         LEASES=keys.LEASES,
         EXPIRIES=keys.EXPIRIES,
@@ -91,7 +94,10 @@ def common_constants(messages: Templates) -> str:
         PREFERRING=keys.PREFERRING,
         PREFER_MS=PREFER_MS,
         SOFT=Affinity.SOFT.value,
+        MANAGED=keys.MANAGED,
         MANAGED_IDLE=keys.MANAGED_IDLE,
+        NOTICES=keys.MANAGED_NOTICES,
+        SERVES={phase.value: True for phase in SERVING},
         QUEUE_PREFIX=messages.queue_prefix,
         LOW_SUFFIX=messages.low_suffix,
         NORMAL_PRIORITY=normal,

@@ -69,27 +69,33 @@ class Figures(Part):
         """
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(keys.queued(endpoint))
+            pipe.zcard(keys.private(endpoint))
             pipe.hgetall(keys.running(endpoint))
             pipe.hgetall(keys.counts(endpoint))
-            waiting, running, ended = pipe.execute()
+            waiting, private, running, ended = pipe.execute()
         shown = {*JobStatus, "retried"}
-        return waiting, running, {name: int(ended[name]) for name in ended if name in shown}
+        return (
+            waiting + private,
+            running,
+            {name: int(ended[name]) for name in ended if name in shown},
+        )
 
     @redis_reads
     def stats(self, endpoint: str) -> EndpointStats:
         """The endpoint's measurements, in one round trip."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(keys.queued(endpoint))
+            pipe.zcard(keys.private(endpoint))
             pipe.zrange(keys.queued(endpoint), 0, 0, withscores=True)
             pipe.hvals(keys.running(endpoint))
             for name in ("counts", "webhooks", "delay", "execution", "starts", "swaps"):
                 pipe.hgetall(keys.of_endpoint(endpoint, name))
-            waiting, oldest, running, *hashes = pipe.execute()
+            waiting, private, oldest, running, *hashes = pipe.execute()
         counts, webhooks, delay, execution, starts, swaps = (
             {name: int(value) for name, value in fields.items()} for fields in hashes
         )
         return EndpointStats(
-            waiting=waiting,
+            waiting=waiting + private,
             oldest_ms=int(oldest[0][1]) if oldest else None,
             running=Counter(running),
             counts=counts,

@@ -113,11 +113,11 @@ def _living(found: Any) -> tuple[tuple[Front, ...], dict[str, Readings]]:
 
 
 def dumped(readings: Readings) -> str:
-    """Readings as JSON: ``{endpoint: [open, total, passes, wishes, {worker: [open, waiting, total, up, draining, problem]}]}``."""
+    """Readings as JSON: ``{endpoint: [requests, total, passes, wishes, {worker: [open, waiting, total, up, draining, problem]}, problem]}``."""
     return json.dumps(
         {
             name: [
-                reading.open,
+                reading.requests,
                 reading.total,
                 int(reading.passes),
                 reading.wishes,
@@ -125,6 +125,7 @@ def dumped(readings: Readings) -> str:
                     worker: [r.open, r.waiting, r.total, int(r.up), int(r.draining), r.problem]
                     for worker, r in reading.servers.items()
                 },
+                reading.problem,
             ]
             for name, reading in readings.items()
         },
@@ -141,15 +142,15 @@ def loaded(text: str) -> Readings:
         return {}
 
 
-def _reading(
-    open_: Any, total: Any, passes: Any, wishes: Any, servers: dict[str, Any]
-) -> RouteReading:
+def _reading(*values: Any) -> RouteReading:
+    requests, total, passes, wishes, servers, problem = values
     return RouteReading(
-        open=_count(open_),
+        requests=_count(requests),
         total=_count(total),
         passes=bool(passes),
         wishes=tuple(map(str, wishes)),
         servers={str(name): _server(*parts) for name, parts in servers.items()},
+        problem=str(problem),
     )
 
 

@@ -1,8 +1,68 @@
 -- A job's way from its submission to its end. See common.lua for the keys and the helpers.
 
+-- Writes the end of an attempt without a result into the job's log.
+local function log_attempt(id, job, lost, reason)
+  local log = redis.call('HGET', JOB .. id, 'attempts')
+  local entries = log and cjson.decode(log) or {}
+  entries[#entries + 1] = {
+    attempt = tonumber(job.attempt), workerId = job.worker_id, startedMs = tonumber(job.started_ms),
+    endedMs = now, lost = lost, reason = reason
+  }
+  while #entries > ATTEMPTS_LOGGED do
+    table.remove(entries, 1)
+  end
+  redis.call('HSET', JOB .. id, 'attempts', cjson.encode(entries))
+end
+
+-- The error of a job whose last allowed attempt was lost, and for a private worker's a word for it.
+local function why_lost(job, reason)
+  if not job.private then
+    return {'error', reason}
+  end
+  local phase, role, ending, memory, words = unpack(redis.call('HMGET', MANAGED .. ':' .. job.private,
+    'phase', 'role', 'ending', 'out_of_memory', 'reason'))
+  if phase ~= 'stopping' and phase ~= 'stopped' then
+    return {'error', reason, 'code', 'lost'}
+  end
+  local code = memory == '1' and 'oom' or ending and 'session_ended' or 'crashed'
+  return {'error', role .. ' ' .. job.private .. ' ended: ' .. (ending or code) .. ' (' .. (words or reason) .. ')',
+    'code', code}
+end
+
+-- Ends an attempt without a result. The job returns to the front of its queue, or is FAILED when the
+-- last allowed attempt was lost. -> the state the job has now
+local function requeue(id, job, lost, reason, ttl_s)
+  if returned(id, job, ttl_s) then
+    return S.COMPLETED
+  end
+  log_attempt(id, job, lost, reason)
+  if lost then
+    local times = redis.call('HINCRBY', JOB .. id, 'lost', 1)
+    local limit = redis.call('HGET', JOB .. id, 'max_attempts')
+    count(job.endpoint, 'lost')
+    if times >= tonumber(limit) then
+      finish(id, job, S.FAILED, ttl_s, why_lost(job, reason))
+      return S.FAILED
+    end
+    redis.call('HINCRBY', JOB .. id, 'retries', 1)
+    count(job.endpoint, 'retried')
+  end
+  move(id, job, S.IN_QUEUE, {})
+  if job.pinned then
+    -- A node consumes its own queue also while the worker takes no jobs: without a pause the job would come
+    -- back at once, again and again.
+    local pause_ms = math.min(PINNED_PAUSE_MS * 2 ^ (job.attempt - 1), PINNED_PAUSE_MOST_MS)
+    redis.call('ZADD', DELAYED, now + pause_ms, id)
+  else
+    push_message(id, job, 'RPUSH')
+  end
+  return S.IN_QUEUE
+end
+
 -- id, endpoint, queue ('': the endpoint's), description, most queued (0: any), idempotency key ('': none),
--- its seconds, the body's digest, created_ms ('': now), ttl_ms, low priority (0|1), name, value, ...
--- -> "created", or "full", or the id and digest of the job that was created under the same key, while
+-- its seconds, the body's digest, created_ms ('': now), ttl_ms, low priority (0|1), private worker or '', name, value, ...
+-- -> "created", or "full", or "ended" and the reason of the private worker's end, or "busy" and the numbers of jobs that wait for
+-- it and that may, or the id and digest of the job that was created under the same key, while
 -- there is a record of it
 function commands.create()
   local id, endpoint = ARGV[3], ARGV[4]
@@ -23,10 +83,21 @@ function commands.create()
   end
   local job = {
     endpoint = endpoint, queue = queue, pinned = queue ~= shared, created_ms = created_ms,
-    ttl_ms = tonumber(ARGV[12]), low = ARGV[13] == '1', description = ARGV[6]
+    ttl_ms = tonumber(ARGV[12]), low = ARGV[13] == '1', description = ARGV[6],
+    private = ARGV[14] ~= '' and ARGV[14] or nil
   }
+  if job.private then
+    local reason, waiting = refuses(job), redis.call('ZCARD', WAITING .. queue)
+    local most = tonumber(redis.call('HGET', MANAGED .. ':' .. job.private, 'queue_max') or 0)
+    if reason then
+      return {'ended', reason}
+    elseif most > 0 and waiting >= most then
+      return {'busy', waiting, most}
+    end
+    touch(job)
+  end
   redis.call('HSET', JOB .. id, 'created_ms', created_ms, 'queue', queue, 'description', ARGV[6],
-    unpack(rest(14)))
+    unpack(rest(15)))
   enter_queue(id, job)
   if job.pinned and redis.call('HGET', JOB .. id, 'affinity') == SOFT then
     redis.call('ZADD', PREFERRING, now + PREFER_MS, id)
@@ -57,6 +128,9 @@ function commands.retry()
   if status ~= S.FAILED and status ~= S.TIMED_OUT then
     return status
   end
+  if job.private and refuses(job) then
+    return 'ENDED'
+  end
   if new_id == id then
     redis.call('PERSIST', key)
     redis.call('HINCRBY', key, 'retries', 1)
@@ -76,9 +150,11 @@ function commands.retry()
   end
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
-    'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as', 'chunk_bytes', 'chunk_calls'
+    'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as', 'chunk_bytes', 'chunk_calls',
+    'code', 'exit_code', 'moves'
   )
   redis.call('DEL', CHUNKS .. new_id)
+  forget_journal(new_id)
   redis.call('ZREM', WEBHOOKS, new_id)
   redis.call('HSET', again, 'status', S.IN_QUEUE, 'lost', 0, 'created_ms', now, 'queue', job.queue,
     'retry_call', token)
@@ -129,6 +205,10 @@ function commands.claim()
   if job.status == S.IN_QUEUE and job.pinned and job.queue ~= queue_of(job.endpoint, worker_id) then
     return false
   end
+  if job.status == S.IN_QUEUE and job.private and refuses(job) then
+    -- Housekeeping ends the job, or moves it to another session.
+    return false
+  end
   local number = job.attempt + 1
   local fields = {
     'attempt', number, 'worker_id', worker_id, 'claim', claim, 'callback', claim, 'started_ms', now
@@ -140,6 +220,9 @@ function commands.claim()
   end
   if job.pinned and redis.call('ZSCORE', PREFERRING, id) then
     unpin(id, job)
+  end
+  if job.private then
+    touch(job)
   end
   count(job.endpoint, 'begun')
   if number == 1 then

@@ -5,8 +5,16 @@ import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from ownpod.errors import IdempotencyConflict, JobNotFound, NotRetryable, QueueFull
+from ownpod.errors import (
+    IdempotencyConflict,
+    JobNotFound,
+    NotRetryable,
+    QueueFull,
+    SessionEnded,
+    SessionQueueFull,
+)
 from ownpod.rules.jobs import Job, JobStatus, NewJob
 from ownpod.rules.runs import Attempt, Outcome, Run, execution_ms
 from ownpod.store import keys
@@ -60,6 +68,8 @@ class Jobs(Part):
 
         Raises:
             QueueFull: ``most_queued`` jobs wait already.
+            SessionEnded: the session takes no more tasks.
+            SessionQueueFull: as many tasks as may wait for the session already.
             IdempotencyConflict: the key was used for another body.
         """
         once = idempotency or Idempotency(key="", body="", ttl_s=0)
@@ -77,6 +87,7 @@ class Jobs(Part):
             "" if job.created_ms is None else job.created_ms,
             job.ttl_ms,
             int(job.low_priority),
+            job.private or "",
             *(() if channel is None else ("watched", channel)),
             *(part for field in job.record().items() for part in field),
         )
@@ -85,9 +96,29 @@ class Jobs(Part):
                 return job.id
             case ["full"]:
                 raise QueueFull(most_queued)
+            case ["ended", reason]:
+                raise SessionEnded(job.private or "", reason)
+            case ["busy", waiting, most]:
+                raise SessionQueueFull(job.private or "", waiting, most)
             case [earlier, body] if body == once.body:
                 return str(earlier)
         raise IdempotencyConflict
+
+    @redis_reads
+    def earlier(self, idempotency: Idempotency) -> str | None:
+        """The job that was created under a key, if its record still exists; None: :meth:`create` would create one.
+
+        Raises:
+            IdempotencyConflict: the key was used for another body.
+        """
+        key = keys.idempotency(idempotency.key)
+        found: Any = self._redis.hmget(key, "job", "digest")
+        job_id, body = found
+        if job_id is None or not self._redis.exists(keys.job(job_id)):
+            return None
+        if body != idempotency.body:
+            raise IdempotencyConflict
+        return str(job_id)
 
     def subscribe(self, job_id: str, channel: str, *, end_only: bool) -> None:
         """Notifies a channel of Redis from now on: of the job's end, as "<job id> <state> <answer>" with
@@ -104,10 +135,14 @@ class Jobs(Part):
         Raises:
             JobNotFound: the endpoint has no such job.
             NotRetryable: the job is in another state.
+            SessionEnded: its session, or the worker of its one-off task, takes no more tasks.
         """
         status = self._call("retry", str(uuid.uuid4()), job_id, endpoint, new_id)
         if status is None:
             raise JobNotFound(job_id)
+        if status == "ENDED":
+            private = fields(self._redis, job_id, "private")[0] or ""
+            raise SessionEnded(private, "")
         if status not in RETRYABLE:
             raise NotRetryable(job_id, status)
 

@@ -1,5 +1,6 @@
-"""Names of OwnPod's keys in Redis; ``common.lua``, ``deliveries.lua``, ``offers.lua``,
-``managed.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and meanings.
+"""Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``, ``managed.lua``,
+``sessions.lua``, ``tasks.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and
+meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -15,6 +16,7 @@ WEBHOOKS = f"{PREFIX}webhooks"
 EVENTS = f"{PREFIX}events:"
 PULL_EVENTS = f"{PREFIX}events"
 CHUNKS = f"{PREFIX}chunks:"
+JOURNAL = f"{PREFIX}journal:"
 RUNS = f"{PREFIX}runs:"
 WORKER = f"{PREFIX}worker:"
 WAITING = f"{PREFIX}waiting:"
@@ -42,6 +44,7 @@ AGENTS_SEEN = f"{AGENTS}:seen"
 AGENTS_DRAINING = f"{AGENTS}:draining"
 RELEASES_NEXT = f"{PREFIX}releases:next"
 RELEASES_LOOKS = f"{PREFIX}releases:looks"
+TASK = f"{PREFIX}task:"
 INSTANCE = f"{PREFIX}instance"
 CATALOG = f"{PREFIX}catalog:"
 CATALOG_VERSION = f"{CATALOG}version"
@@ -55,6 +58,7 @@ MODELS_ORDERS = f"{PREFIX}models:orders:"
 MODELS_FOR = f"{PREFIX}models:for:"
 MODELS_PINNED = f"{PREFIX}models:pinned"
 FRONTS = f"{PREFIX}fronts"
+ATTENDED = f"{PREFIX}attended"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 
@@ -64,6 +68,10 @@ def job(job_id: str) -> str:
 
 def chunks(job_id: str) -> str:
     return f"{CHUNKS}{job_id}"
+
+
+def journal(job_id: str) -> str:
+    return f"{JOURNAL}{job_id}"
 
 
 def runs(worker_id: str) -> str:
@@ -76,6 +84,11 @@ def pull(worker_id: str) -> str:
 
 def managed(worker_id: str) -> str:
     return f"{MANAGED}:{worker_id}"
+
+
+def task(worker_id: str) -> str:
+    """The run of a one-off task's worker."""
+    return f"{TASK}{worker_id}"
 
 
 def output(worker_id: str) -> str:
@@ -102,6 +115,16 @@ def recent(endpoint: str) -> str:
 
 def queued(endpoint: str) -> str:
     return of_endpoint(endpoint, "queued")
+
+
+def private(endpoint: str) -> str:
+    """Ids of jobs that wait for sessions and one-off tasks' workers."""
+    return of_endpoint(endpoint, "private")
+
+
+def sessions(endpoint: str) -> str:
+    """Ids of the endpoint's sessions that are not stopped."""
+    return of_endpoint(endpoint, "sessions")
 
 
 def resumes(endpoint: str) -> str:

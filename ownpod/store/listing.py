@@ -13,6 +13,7 @@ import redis
 from ownpod.errors import JobNotFound
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.payload import readable
+from ownpod.rules.task_views import TaskFacts, task_facts
 from ownpod.store import keys
 from ownpod.store.client import redis_reads
 from ownpod.store.common import fields
@@ -28,6 +29,7 @@ LOGS = ("deliveries", "attempts")
 INTERNAL = (
     *("claim", "callback", "watched", "followed", "webhook_try"),
     *("chunk_calls", "chunk_bytes", "retry_call"),
+    *("journal_first", "journal_base", "journal_bytes", "journal_calls"),
 )
 """Fields of a record that :meth:`Listing.details` omits, because they are tokens, channels and internal counters."""
 
@@ -83,6 +85,17 @@ class Listing:
         return job
 
     @redis_reads
+    def task(self, job_id: str) -> tuple[Job, TaskFacts, str | None]:
+        """The outline of a job of any endpoint, what its request was, and the private worker that alone runs it; None: any
+        worker does. Raises: JobNotFound.
+        """
+        values: Any = self._redis.hmget(keys.job(job_id), *OUTLINE, "task", "private")
+        *outline, task, private = values
+        if outline[0] is None:
+            raise JobNotFound(job_id)
+        return _outline(outline), task_facts(task), private
+
+    @redis_reads
     def workers(self, job_id: str) -> list[str]:
         """Ids of the workers that have run a job, the first one first. Raises: JobNotFound."""
         status, attempts, last = fields(self._redis, job_id, "status", "attempts", "worker_id")
@@ -99,7 +112,7 @@ class Listing:
             raise JobNotFound(job_id)
         for name in INTERNAL:
             record.pop(name, None)
-        for name in ("input", "output", "progress", "s3_config", *LOGS):
+        for name in ("input", "output", "progress", "s3_config", "task", *LOGS):
             if name in record:
                 record[name] = readable(record[name])
         if "s3_config" in record:

@@ -265,7 +265,7 @@ def with_requests(
         )
     # A request that waits for one worker keeps that one, and no other worker could take it.
     at = {name: s.open + s.waiting for name, s in reading.servers.items() if s.open + s.waiting}
-    queued = max(0, reading.open - sum(at.values()) - len(reading.wishes))
+    queued = max(0, reading.requests - sum(at.values()) - len(reading.wishes))
     # The front has no times. The first worker that is started for what waits is wanted at once.
     wanted_ms = [worker.created_ms for worker in workers if worker.phase in COMING]
     waited_ms = view.now_ms - min(wanted_ms) if queued and wanted_ms else 0

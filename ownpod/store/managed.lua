@@ -2,7 +2,7 @@
 -- it may leave, and belongs to the caller's host. managed.py puts the constants in front: those of offers.lua
 -- and ENTRIES, IDLE, FAILURES, NOTICES, HOSTS, WANTED, STOPPED, HELD, RESERVED, NEXT, SEEN, DRAINING_HOSTS, PAUSED,
 -- OUTPUT (keys.py), RANK (each phase's place in the order), MOST_STOPPED, STOPPED_MS, PAUSES_MS, BUCKETS_MS. The
--- helpers of offers.lua, pulling.lua and slots.lua are in front too, so ARGV[2] is the worker's id.
+-- helpers of offers.lua, pulling.lua, slots.lua and starts.lua are in front too, so ARGV[2] is the worker's id.
 --
 -- MANAGED:<worker>          hash    the record: the fields of ManagedWorker (rules/managed.py), `devices`, `pools`
 --                                   and `volumes` as JSON lists; `protocol`, push, pull or http; until it is stopped `key`, the
@@ -26,8 +26,6 @@
 -- RESERVED, SEEN, DRAINING_HOSTS    see agents.lua
 -- NOTICES                   pub/sub "<what> <worker>" for what the scaler or an agent acts on
 
-local record = MANAGED .. ':' .. worker
-
 local function notify(what)
   redis.call('PUBLISH', NOTICES, what .. ' ' .. worker)
 end
@@ -50,10 +48,10 @@ end
 
 -- Writes what the registry reads of the worker.
 local function write_entry()
-  local values = redis.call('HMGET', record, 'endpoint', 'protocol', 'key', 'url', 'phase', 'health_port')
+  local values = redis.call('HMGET', record, 'endpoint', 'protocol', 'key', 'url', 'phase', 'health_port', 'role')
   local entry = {
     endpoint = values[1], kind = values[2], key = values[3] or nil, url = values[4] or nil,
-    healthPort = tonumber(values[6]),
+    healthPort = tonumber(values[6]), private = values[7] and true or nil,
     draining = RANK[values[5]] >= RANK.draining, stopping = RANK[values[5]] >= RANK.stopping
   }
   redis.call('HSET', ENTRIES, worker, cjson.encode(entry))
@@ -98,6 +96,7 @@ local function retire(host, reason)
   redis.call('HDEL', ENTRIES, worker)
   redis.call('HDEL', PAUSED, worker)
   redis.call('HDEL', IDLE, worker)
+  redis.call('ZREM', ENDPOINT .. (redis.call('HGET', record, 'endpoint') or '') .. ':sessions', worker)
   if host then
     redis.call('SREM', HOSTS .. host, worker)
     forget_pulls()
@@ -111,49 +110,6 @@ local function retire(host, reason)
     redis.call('ZREM', STOPPED, old)
   end
   notify('stopped')
-end
-
--- A start has failed, so the endpoint's next one waits, each time longer.
-local function count_failure(endpoint, reason, exit_code, log)
-  local key = FAILURES .. endpoint
-  local release, created_ms = unpack(redis.call('HMGET', record, 'release', 'created_ms'))
-  local last, last_created_ms = unpack(redis.call('HMGET', key, 'release', 'created_ms'))
-  if last and last ~= release then
-    if tonumber(last_created_ms) > tonumber(created_ms) then
-      -- A late end of an older release must not hide that the newer one fails.
-      return
-    end
-    redis.call('DEL', key)
-  end
-  local count = redis.call('HINCRBY', key, 'count', 1)
-  redis.call('HSET', key, 'release', release, 'created_ms', created_ms, 'reason', reason,
-    'exit_code', exit_code, 'log', log, 'worker', worker,
-    'until_ms', now + PAUSES_MS[math.min(count, #PAUSES_MS)])
-  redis.call('PEXPIRE', key, KEPT_MS)
-end
-
--- Adds a part of a start, between two times of the record, to its endpoint's histograms.
-local function observe(endpoint, part, from_ms, to_ms)
-  if not (from_ms and to_ms) then
-    return
-  end
-  local key, ms, bucket = ENDPOINT .. endpoint .. ':starts', math.max(0, to_ms - from_ms), 1
-  while BUCKETS_MS[bucket] and ms > BUCKETS_MS[bucket] do
-    bucket = bucket + 1
-  end
-  redis.call('HINCRBY', key, part .. ':' .. bucket, 1)
-  redis.call('HINCRBY', key, part .. ':sum', ms)
-end
-
--- Hosts that could not start the endpoint's release when one of its workers was wanted last, as JSON.
-local function refusing(endpoint, release)
-  local all, hosts = redis.call('HGETALL', ENDPOINT .. endpoint .. ':refusing'), {}
-  for i = 1, #all, 2 do
-    if all[i + 1] == release then
-      hosts[#hosts + 1] = all[i]
-    end
-  end
-  return #hosts > 0 and cjson.encode(hosts) or '[]'
 end
 
 -- The worker is wanted, from the arguments of the command.
@@ -203,10 +159,16 @@ function commands.discard()
   return 1
 end
 
--- worker, reason: why no agent takes it
+-- worker, reason: why no agent takes it; of a model on its way: bytes that are there, all its bytes or 0
 function commands.waits()
-  if known() ~= 'wanted' then
+  local phase, _, endpoint = known()
+  if phase ~= 'wanted' then
     return 0
+  end
+  if (ARGV[4] or '') ~= '' and redis.call('HGET', record, 'reason') ~= ARGV[3] then
+    local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
+    tell_jobs(endpoint, 'fetching', {progress = progress, message = ARGV[3]})
+    redis.call('HSET', record, 'fetch_ms', now)
   end
   redis.call('HSET', record, 'reason', ARGV[3])
   return 1
@@ -271,8 +233,11 @@ end
 
 -- worker, host, reason: what its start waits for
 function commands.progress()
-  local phase, at = known()
+  local phase, at, endpoint = known()
   if at == ARGV[3] and (phase == 'preparing' or phase == 'starting') then
+    if ARGV[4] ~= '' and redis.call('HGET', record, 'reason') ~= ARGV[4] then
+      tell_jobs(endpoint, phase == 'preparing' and 'pulling' or 'initializing', {message = ARGV[4]})
+    end
     redis.call('HSET', record, 'reason', ARGV[4])
     return 1
   end
@@ -281,7 +246,7 @@ end
 
 -- worker, host, URL or '', port of its health check or '' -> 1: its container runs
 function commands.started()
-  local phase, at = known()
+  local phase, at, endpoint = known()
   if at ~= ARGV[3] or not (phase == 'preparing' or phase == 'starting' or phase == 'ready') then
     return 0
   end
@@ -294,6 +259,8 @@ function commands.started()
   end
   if phase == 'preparing' then
     redis.call('HSET', record, 'phase', 'starting', 'reason', '')
+    -- The container of a one-off task is created later, when its node has claimed the job.
+    tell_jobs(endpoint, redis.call('HGET', record, 'role') == 'task' and 'initializing' or 'created')
   end
   write_entry()
   return 1
@@ -306,6 +273,13 @@ function commands.ready()
     return 0
   end
   redis.call('HSET', record, 'phase', 'ready', 'ready_ms', now, 'reason', '')
+  if redis.call('HEXISTS', record, 'role') == 1 then
+    redis.call('HSET', record, 'active_ms', now)
+  end
+  local loaded = tonumber(redis.call('HGET', record, 'started_ms') or now)
+  if redis.call('HGET', record, 'role') == 'session' then
+    tell_jobs(endpoint, 'ready', {load_seconds = math.max(0, now - loaded) / 1000})
+  end
   local wanted, placed, prepared, started =
     unpack(redis.call('HMGET', record, 'created_ms', 'placed_ms', 'prepared_ms', 'started_ms'))
   observe(endpoint, 'device', wanted, placed)
@@ -361,10 +335,14 @@ function commands.stopped()
   if exit_code ~= '' then
     redis.call('HSET', record, 'exit_code', exit_code)
   end
-  if failed == '1' and redis.call('HEXISTS', record, 'ready_ms') == 0 then
+  if failed == '1' and redis.call('HEXISTS', record, 'ready_ms') == 0 and redis.call('HEXISTS', record, 'role') == 0 then
     count_failure(endpoint, reason, exit_code, log)
     redis.call('HINCRBY', ENDPOINT .. endpoint .. ':starts', 'failed', 1)
   end
+  tell_jobs(endpoint, failed == '1' and 'error' or 'stopped', {
+    exit_code = tonumber(exit_code), oom = ARGV[8] == '1' or nil, error = failed == '1' and reason or nil,
+    message = failed ~= '1' and reason or nil
+  })
   free(at)
   retire(at, reason)
   return 1
@@ -377,6 +355,7 @@ function commands.lost()
     return 0
   end
   redis.call('HSET', record, 'ended_in', phase)
+  tell_jobs(redis.call('HGET', record, 'endpoint'), 'error', {error = ARGV[3]})
   retire(host, ARGV[3])
   return 1
 end

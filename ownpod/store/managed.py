@@ -26,11 +26,13 @@ from ownpod.store import keys
 from ownpod.store.catalog import AUDIT_CONSTANTS, Audit, audit_arguments
 from ownpod.store.client import redis_errors
 from ownpod.store.common import BUCKETS_MS
+from ownpod.store.journal import JOURNAL_CONSTANTS, OTHER_CONSTANTS
 from ownpod.store.loads import broken_managed
 from ownpod.store.managed_records import Records
 from ownpod.store.offers import OFFER_CONSTANTS
 from ownpod.store.releases import Releases
 from ownpod.store.scripts import Scripts, constants
+from ownpod.store.tasks import TaskRuns
 from ownpod.validation import NAME
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,42 @@ PAUSES_S = tuple(map(start_pause_s, range(1, 8)))
 
 LONGEST_REASON, LONGEST_LOG = 300, 16_384
 """Characters of a reason, and of a worker's last output, that are kept."""
+
+OWN_CONSTANTS = constants(
+    ENTRIES=keys.MANAGED_ENTRIES,
+    IDLE=keys.MANAGED_IDLE,
+    FAILURES=keys.MANAGED_FAILURES,
+    NOTICES=keys.MANAGED_NOTICES,
+    HOSTS=keys.MANAGED_HOST,
+    WANTED=keys.MANAGED_WANTED,
+    STOPPED=keys.MANAGED_STOPPED,
+    OUTPUT=keys.OUTPUT,
+    HELD=keys.DEVICES_HELD,
+    RESERVED=keys.DEVICES_RESERVED,
+    NEXT=keys.DEVICES_NEXT,
+    WORKER=keys.WORKER,
+    SEEN=keys.AGENTS_SEEN,
+    DRAINING_HOSTS=keys.AGENTS_DRAINING,
+    PAUSED=keys.PAUSED,
+    RANK={phase.value: place for place, phase in enumerate(ORDER)},
+    MOST_STOPPED=MOST_STOPPED,
+    STOPPED_MS=STOPPED_KEPT_S * 1000,
+    PAUSES_MS=[int(pause_s * 1000) for pause_s in PAUSES_S],
+    BUCKETS_MS=BUCKETS_MS,
+)
+"""Lua in front of ``managed.lua``."""
+
+MANAGED_FILES = (
+    "offers.lua",
+    "pulling.lua",
+    "slots.lua",
+    "journal.lua",
+    "starts.lua",
+    "managed.lua",
+)
+MANAGED_CONSTANTS = (
+    OFFER_CONSTANTS + AUDIT_CONSTANTS + OTHER_CONSTANTS + JOURNAL_CONSTANTS + OWN_CONSTANTS
+)
 
 
 class Managed(Records):
@@ -53,32 +91,13 @@ class Managed(Records):
         super().__init__(client)
         self.releases = Releases(client)
         """What the endpoints' workers are started from."""
-        own = constants(
-            ENTRIES=keys.MANAGED_ENTRIES,
-            IDLE=keys.MANAGED_IDLE,
-            FAILURES=keys.MANAGED_FAILURES,
-            NOTICES=keys.MANAGED_NOTICES,
-            HOSTS=keys.MANAGED_HOST,
-            WANTED=keys.MANAGED_WANTED,
-            STOPPED=keys.MANAGED_STOPPED,
-            OUTPUT=keys.OUTPUT,
-            HELD=keys.DEVICES_HELD,
-            RESERVED=keys.DEVICES_RESERVED,
-            NEXT=keys.DEVICES_NEXT,
-            WORKER=keys.WORKER,
-            SEEN=keys.AGENTS_SEEN,
-            DRAINING_HOSTS=keys.AGENTS_DRAINING,
-            PAUSED=keys.PAUSED,
-            RANK={phase.value: place for place, phase in enumerate(ORDER)},
-            MOST_STOPPED=MOST_STOPPED,
-            STOPPED_MS=STOPPED_KEPT_S * 1000,
-            PAUSES_MS=[int(pause_s * 1000) for pause_s in PAUSES_S],
-            BUCKETS_MS=BUCKETS_MS,
-        )
+        self.tasks = TaskRuns(client)
+        """The runs of one-off tasks."""
         self._script = Scripts(
             client,
-            *("offers.lua", "pulling.lua", "slots.lua", "managed.lua", "sharing.lua"),
-            constants=OFFER_CONSTANTS + AUDIT_CONSTANTS + own,
+            *MANAGED_FILES,
+            "sharing.lua",
+            constants=MANAGED_CONSTANTS,
             repeatable=(
                 *(
                     "want",
@@ -119,7 +138,7 @@ class Managed(Records):
         Returns:
             False: another worker has this id.
         """
-        return self._move("want", worker_id, *_wanted(endpoint, spec, release))
+        return self._move("want", worker_id, *wanted_arguments(endpoint, spec, release))
 
     def want_again(
         self, worker_id: str, endpoint: str, *, spec: ManagedSpec, release: str | None = None
@@ -129,7 +148,7 @@ class Managed(Records):
         Returns:
             False: there is no stopped worker of this id, endpoint and release that was ready and did not fail.
         """
-        return self._move("want_again", worker_id, *_wanted(endpoint, spec, release))
+        return self._move("want_again", worker_id, *wanted_arguments(endpoint, spec, release))
 
     def waits(
         self, worker_id: str, reason: str, *, fetching: tuple[int, int] | None = None
@@ -138,24 +157,24 @@ class Managed(Records):
 
         ``fetching``: its model is on its way to a host: bytes that are there, and all, 0 if that is not known.
         """
-        return self._move("waits", worker_id, _reason(reason), *(fetching or ("", "")))
+        return self._move("waits", worker_id, one_line(reason), *(fetching or ("", "")))
 
     def discard(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:
         """Ends a wanted worker, with an entry in the audit log. False: an agent has taken it, or it does not exist."""
-        return self._move("discard", worker_id, _reason(reason), *audit_arguments(audit))
+        return self._move("discard", worker_id, one_line(reason), *audit_arguments(audit))
 
     def drain(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:
         """The worker gets no more jobs, and its agent stops it when it has none; with an entry in the audit log.
 
         False: no host has it, or it drains already.
         """
-        return self._move("drain", worker_id, _reason(reason), *audit_arguments(audit))
+        return self._move("drain", worker_id, one_line(reason), *audit_arguments(audit))
 
     def lost(self, worker_id: str, reason: str) -> bool:
         """The worker's host is silent: the worker is stopped, and its jobs are requeued. Its devices stay held until
         the agent calls :meth:`gone`, because the worker may still run.
         """
-        return self._move("lost", worker_id, _reason(reason))
+        return self._move("lost", worker_id, one_line(reason))
 
     def evict(self, choice: Evict, beneficiary: str) -> bool:
         """Drains workers whose devices go to a wanted one, all of them or none, and keeps the devices for it.
@@ -169,7 +188,7 @@ class Managed(Records):
             while it works; the beneficiary is not wanted any more; a slot is another worker's.
         """
         victims = [
-            part for v in choice.victims for part in (v.worker, int(v.busy), _reason(v.reason))
+            part for v in choice.victims for part in (v.worker, int(v.busy), one_line(v.reason))
         ]
         return self._move(
             "evict", beneficiary, choice.host, len(choice.victims), *victims, *choice.slots
@@ -213,7 +232,7 @@ class Managed(Records):
 
     def progress(self, worker_id: str, host: str, reason: str) -> bool:
         """Records what the start of a worker waits for. False: it does not start on this host."""
-        return self._move("progress", worker_id, host, _reason(reason))
+        return self._move("progress", worker_id, host, one_line(reason))
 
     def started(
         self, worker_id: str, host: str, *, url: str | None = None, health_port: int | None = None
@@ -230,7 +249,7 @@ class Managed(Records):
 
     def stopping(self, worker_id: str, host: str, reason: str = "") -> bool:
         """The agent stops the worker, which gets no more jobs. ``reason``: "" keeps the one that it has."""
-        return self._move("stopping", worker_id, host, _reason(reason))
+        return self._move("stopping", worker_id, host, one_line(reason))
 
     def stopped(
         self,
@@ -258,7 +277,7 @@ class Managed(Records):
         """
         code = "" if exit_code is None else exit_code
         values = (int(failed), log[-LONGEST_LOG:], int(out_of_memory))
-        return self._move("stopped", worker_id, host, code, _reason(reason), *values)
+        return self._move("stopped", worker_id, host, code, one_line(reason), *values)
 
     def gone(self, worker_id: str, host: str) -> bool:
         """Nothing of a worker that is stopped or unknown runs on the host: frees devices that it still holds there.
@@ -283,7 +302,9 @@ class Managed(Records):
         return self.releases.rolled_out(endpoint)
 
 
-def _wanted(endpoint: str, spec: ManagedSpec, release: str | None) -> tuple[str | int, ...]:
+def wanted_arguments(
+    endpoint: str, spec: ManagedSpec, release: str | None
+) -> tuple[str | int, ...]:
     """What the record of a wanted worker has. Raises: BadRequest."""
     if not NAME.fullmatch(endpoint):
         raise BadRequest("an endpoint's id must be letters, digits, - and _")
@@ -299,7 +320,7 @@ def _wanted(endpoint: str, spec: ManagedSpec, release: str | None) -> tuple[str 
     )
 
 
-def _reason(text: str) -> str:
+def one_line(text: str) -> str:
     """One line. A terminal would obey control characters, and Redis cannot store half a surrogate pair."""
     line = shortened(" ".join(text.split()), LONGEST_REASON)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

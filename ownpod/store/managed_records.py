@@ -16,6 +16,7 @@ from ownpod.rules.managed import (
     ManagedWorker,
     Phase,
     from_record,
+    is_resumable,
 )
 from ownpod.rules.templates import ManagedSpec, spec_in
 from ownpod.store import keys
@@ -100,13 +101,15 @@ class Records(Loads):
         if not known:
             return []
         return [
-            worker.id
-            for worker, _ in self._read(known)
-            if worker.phase is Phase.STOPPED
-            and (worker.endpoint, worker.release) == (endpoint, release)
-            and worker.ready_ms is not None
-            and not worker.ended_badly
+            worker.id for worker, _ in self._read(known) if is_resumable(worker, endpoint, release)
         ]
+
+    @broken_managed
+    @redis_reads
+    def records(self, ids: Iterable[str]) -> dict[str, ManagedWorker]:
+        """The workers of these ids, also those that are stopped, by id; without those that there are not."""
+        known = [worker_id for worker_id in ids if WORKER_ID.fullmatch(worker_id)]
+        return {worker.id: worker for worker, _ in self._read(known)} if known else {}
 
     @broken_managed
     @redis_reads

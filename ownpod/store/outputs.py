@@ -1,5 +1,6 @@
 """Output of managed workers in Redis: their last lines, also after their end, and how far an agent has read."""
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 import redis
 
 from ownpod.errors import BadRequest
+from ownpod.rules.event_data import log_data
 from ownpod.rules.managed import STOPPED_KEPT_S, WORKER_ID
 from ownpod.rules.output import BURST_BYTES, BURST_LINES, Line, is_of_job
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.journal import JOURNAL_CONSTANTS, OTHER_CONSTANTS
 from ownpod.store.loads import broken_managed
 from ownpod.store.scripts import Scripts, constants
 
@@ -73,8 +76,10 @@ class Outputs:
         self._redis = client
         self._script = Scripts(
             client,
-            "outputs.lua",
-            constants=constants(
+            *("journal.lua", "outputs.lua"),
+            constants=OTHER_CONSTANTS
+            + JOURNAL_CONSTANTS
+            + constants(
                 MANAGED=keys.MANAGED,
                 OUTPUT=keys.OUTPUT,
                 MOST_LINES=MOST_LINES,
@@ -87,7 +92,8 @@ class Outputs:
     @broken_managed
     @redis_errors
     def append(self, worker_id: str, lines: Sequence[Line], before: str, place: Place) -> Kept:
-        """Keeps lines of a worker, and how far its output was read, in one step.
+        """Keeps lines of a worker, and how far its output was read, in one step. Lines of a job that the worker runs are
+        entries of the job's journal, too.
 
         Args:
             worker_id: the worker's id.
@@ -96,10 +102,10 @@ class Outputs:
             place: how far the output is kept with these lines; its batch names this call.
         """
         _check(worker_id)
-        pairs = [part for line in lines[-MOST_LINES:] for part in (line.text, line.run or "")]
+        parts = [part for line in lines[-MOST_LINES:] for part in _parts(line)]
         return Kept(
             self._script(
-                "append", worker_id, before, place.batch, place.position, place.state, *pairs
+                "append", worker_id, before, place.batch, place.position, place.state, *parts
             )
         )
 
@@ -144,6 +150,11 @@ class Outputs:
 def _check(worker_id: str) -> None:
     if not WORKER_ID.fullmatch(worker_id):
         raise BadRequest(f"{worker_id[:100]!r} cannot be a managed worker's id")
+
+
+def _parts(line: Line) -> tuple[str, str, str]:
+    """What ``append`` gets of a line."""
+    return line.text, line.run or "", json.dumps(log_data(line.text)) if line.run else ""
 
 
 def _line(line_id: str, values: dict[str, str]) -> KeptLine:

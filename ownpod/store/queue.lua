@@ -1,5 +1,24 @@
 -- What the sweep, the recovery and purges do to many jobs. See common.lua for the keys and the helpers.
 
+-- Settles the waiting jobs of a zset whose time has come, ARGV[3] at most: `settle` returns whether it did something. How many
+-- it settled; ids of records that cannot be read, which are tried again later.
+local function settle_due(key, settle)
+  local settled, broken = 0, {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, ARGV[3])) do
+    local readable, job = pcall(read, id)
+    if not readable then
+      broken[#broken + 1] = id
+      redis.call('ZADD', key, now + BROKEN_MS, id)
+    else
+      redis.call('ZREM', key, id)
+      if job.status == S.IN_QUEUE and settle(id, job) then
+        settled = settled + 1
+      end
+    end
+  end
+  return {settled, broken}
+end
+
 -- limit, ttl -> ids of jobs that waited longer than their ttl, and are TIMED_OUT now; ids of records that
 -- cannot be read, which are tried again later
 function commands.expire()
@@ -139,7 +158,7 @@ function commands.sample()
   if last and math.floor(cjson.decode(last)[1] / period_ms) >= math.floor(now / period_ms) then
     return 0
   end
-  local waiting = redis.call('ZCARD', of(ARGV[3], 'queued'))
+  local waiting = redis.call('ZCARD', of(ARGV[3], 'queued')) + redis.call('ZCARD', of(ARGV[3], 'private'))
   local running = redis.call('HLEN', of(ARGV[3], 'running'))
   redis.call('RPUSH', key, cjson.encode({now, waiting, running}))
   redis.call('LTRIM', key, -ARGV[5], -1)

@@ -20,6 +20,7 @@ _COMMAND = re.compile(r"^(?=function commands\.(\w+)\(\))", re.MULTILINE)
 _LOCAL = re.compile(r"^(?=local )", re.MULTILINE)
 _NAMES = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
 _WORD = re.compile(r"\w+")
+_ESCAPED = re.compile(rb'[^ -~]|["\\]')
 _COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
 
 CLOCK = "local now = redis.call('TIME')\nnow = now[1] * 1000 + math.floor(now[2] / 1000)\n"
@@ -30,11 +31,8 @@ def lua(value: str | float | Iterable[str | int] | Mapping[str, Any]) -> str:
     """A value as Lua: a string, a number, a list, or a table by keys that are Lua names."""
     if isinstance(value, str):
         # Bytes as escapes of three digits, because a digit may follow.
-        plain = (
-            chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03}"
-            for byte in value.encode()
-        )
-        return f'"{"".join(plain)}"'
+        plain = _ESCAPED.sub(lambda found: b"\\%03d" % found[0][0], value.encode())
+        return f'"{plain.decode()}"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -66,8 +64,8 @@ def _needed(head: str, command: str) -> str:
 
 
 @functools.cache
-def _sources(files: tuple[str, ...], constants: str) -> dict[str, str]:
-    """The script of each command of these files, by its name."""
+def _sources(files: tuple[str, ...], constants: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The script of each command of these files, and its SHA-1, by its name."""
     sources = dict[str, str]()
     head = CLOCK + constants
     for file in files:
@@ -77,7 +75,11 @@ def _sources(files: tuple[str, ...], constants: str) -> dict[str, str]:
         for name, body in zip(commands[::2], commands[1::2], strict=True):
             command = f"{body}\nreturn commands.{name}()\n"
             sources[name] = schema.lua() + _needed(head, command)
-    return sources
+    digests = {
+        name: hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        for name, source in sources.items()
+    }
+    return sources, digests
 
 
 class Scripts:
@@ -103,12 +105,8 @@ class Scripts:
         insist: Collection[str] = (),
     ) -> None:
         self._redis = client
-        self.sources = _sources(files, constants)
+        self.sources, self._digests = _sources(files, constants)
         """The text of each command's script."""
-        self._digests = {
-            name: hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-            for name, source in self.sources.items()
-        }
         self._insist_s = {name: INSIST_S if name in insist else 0.0 for name in repeatable}
 
     def __call__(self, command: str, *arguments: str | float) -> Any:

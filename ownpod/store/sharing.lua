@@ -7,7 +7,8 @@
 
 -- Whether a worker has a job, or its endpoint has one that the worker could run.
 local function works(victim, endpoint)
-  if redis.call('ZCARD', ENDPOINT .. endpoint .. ':queued') > redis.call('ZCARD', ENDPOINT .. endpoint .. ':pinned') then
+  local shared = redis.call('HEXISTS', MANAGED .. ':' .. victim, 'role') == 0
+  if shared and redis.call('ZCARD', ENDPOINT .. endpoint .. ':queued') > redis.call('ZCARD', ENDPOINT .. endpoint .. ':pinned') then
     return true
   end
   for _, busy in ipairs(redis.call('HVALS', ENDPOINT .. endpoint .. ':running')) do
@@ -85,6 +86,9 @@ function commands.evict()
   for _, victim in ipairs(order) do
     worker, record = victim, MANAGED .. ':' .. victim
     redis.call('HSET', record, 'phase', 'draining', 'reason', victims[victim].reason, 'gives_way', beneficiary)
+    if redis.call('HEXISTS', record, 'role') == 1 then
+      redis.call('HSETNX', record, 'ending', 'evicted')
+    end
     redis.call('HINCRBY', ENDPOINT .. redis.call('HGET', record, 'endpoint') .. ':swaps', endpoint, 1)
     close(victims[victim].reason)
     notify('draining')

@@ -17,6 +17,7 @@ from ownpod.store.common import common_constants
 from ownpod.store.deliveries import Deliveries
 from ownpod.store.figures import Figures
 from ownpod.store.jobs import Jobs
+from ownpod.store.journal import JOURNAL_CONSTANTS, Journal
 from ownpod.store.listing import Listing
 from ownpod.store.messages import Templates
 from ownpod.store.queue import Queue
@@ -24,7 +25,10 @@ from ownpod.store.runs import Runs
 from ownpod.store.schema import Guard
 from ownpod.store.scripts import Scripts
 
-FILES = ("common.lua", "jobs.lua", "runs.lua", "queue.lua", "chunks.lua")
+FILES = (
+    *("common.lua", "journal.lua", "jobs.lua", "runs.lua", "queue.lua", "chunks.lua"),
+    "private.lua",
+)
 
 REPEATABLE = frozenset(
     {
@@ -50,7 +54,8 @@ REPEATABLE = frozenset(
             "purge_some",
             "sample",
         ),
-        *("chunks", "progress", "save_cursor"),
+        *("chunks", "progress", "save_cursor", "tell", "tell_waiting"),
+        *("end_job", "move_private"),
     }
 )
 """Commands of :data:`FILES` that change nothing when they are executed a second time."""
@@ -70,7 +75,7 @@ class Store:
     """
 
     PARTS: ClassVar = frozenset(
-        {"jobs", "runs", "queue", "chunks", "figures", "listing", "deliveries"}
+        {"jobs", "runs", "queue", "chunks", "journal", "figures", "listing", "deliveries"}
     )
     """Attributes that :func:`ownpod.store.retry.patient` makes patient too."""
 
@@ -82,7 +87,7 @@ class Store:
         self.scripts = call = Scripts(
             client,
             *FILES,
-            constants=common_constants(messages),
+            constants=common_constants(messages) + JOURNAL_CONSTANTS,
             repeatable=REPEATABLE,
             insist=INSIST,
         )
@@ -90,6 +95,7 @@ class Store:
         self.runs = Runs(client, call, messages, result_ttl_s=result_ttl_s)
         self.queue = Queue(client, call, messages, result_ttl_s=result_ttl_s)
         self.chunks = Chunks(client, call, messages, result_ttl_s=result_ttl_s)
+        self.journal = Journal(client, call, messages, result_ttl_s=result_ttl_s)
         self.figures = Figures(client, call, messages, result_ttl_s=result_ttl_s)
         self.listing = Listing(client)
         self.deliveries = Deliveries(client, messages)

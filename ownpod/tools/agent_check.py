@@ -1,17 +1,18 @@
 """The part of ``ownpod doctor`` about managed workers: this host's devices, its engine, and the allowed images."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.docker_api import DockerApi
+from ownpod.configuration import allowed_images, device_difficulties
 from ownpod.errors import OwnPodError
 from ownpod.rules import images
 from ownpod.rules.devices import gigabytes
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import Device
-from ownpod.rules.placement import pools_of
+from ownpod.rules.placement import matches, pools_of
 from ownpod.settings import Settings
 from ownpod.tools.findings import Finding
 
@@ -48,9 +49,17 @@ def examine(
     """
     managed = {name: endpoint.managed for name, endpoint in endpoints.items() if endpoint.managed}
     needs_gpu = sorted(name for name, spec in managed.items() if spec.gpu is not None)
-    devices = Devices(config.devices, config.labels, pools_of=pools_of, nvml=nvml)
+    difficulties = device_difficulties(config, endpoints.values())
+    devices = Devices(
+        config.devices,
+        config.labels,
+        pools_of=pools_of,
+        nvml=nvml,
+        difficulties=lambda: difficulties,
+    )
     found = devices.refresh()
     yield from _devices(config, found, devices.problem, needs_gpu)
+    yield from _difficulties(found, endpoints.values())
     # The engine may be far away, and is of no interest where nothing is started.
     if not managed and config.engine == "auto":
         return
@@ -73,7 +82,9 @@ def examine(
         if not (spec.template.entrypoint or spec.template.command)
     ]
     if info is not None:
-        yield from _images(config, {name: spec.template.image for name, spec in managed.items()})
+        patterns = allowed_images(config.images, endpoints.values())
+        by_endpoint = {name: spec.template.image for name, spec in managed.items()}
+        yield from _images(config, by_endpoint, patterns)
     elif lacking:
         listed = ", ".join(sorted(lacking))
         problem = f"{listed}: the engine process needs template.command, because it starts no image"
@@ -98,6 +109,18 @@ def _devices(
                 "OWNPOD_DEVICES=cpu:N offers stand-ins"
             )
         yield Finding("note" if needs_gpu else "ok", "devices", why)
+
+
+def _difficulties(found: Sequence[Device], endpoints: Iterable[Endpoint]) -> Iterator[Finding]:
+    """Difficulties that tasks may name, and of which this host has no device."""
+    presets = [endpoint.preset for endpoint in endpoints if endpoint.preset is not None]
+    for name in presets[0].difficulties if presets and found else ():
+        pools = presets[0].pools(name)
+        if not any(matches(device, pool) for device in found for pool in pools):
+            problem = (
+                f"no device of this host is of difficulty {name}: its tasks wait for another host"
+            )
+            yield Finding("note", "presets", problem)
 
 
 def _device(device: Device) -> str:
@@ -134,7 +157,9 @@ def _are_linked(links: Path) -> bool:
         return False
 
 
-def _images(config: Settings, by_endpoint: Mapping[str, str | None]) -> Iterator[Finding]:
+def _images(
+    config: Settings, by_endpoint: Mapping[str, str | None], allowed: Sequence[str]
+) -> Iterator[Finding]:
     patterns = ", ".join(config.images)
     if images.ALL_IMAGES in config.images:
         why = "OWNPOD_IMAGES allows all images, and is the only protection against a hostile one"
@@ -150,5 +175,5 @@ def _images(config: Settings, by_endpoint: Mapping[str, str | None]) -> Iterator
         except ValueError as error:
             yield Finding("bad", "images", f"{name}: {error}")
             continue
-        if not images.allowed(reference, config.images):
+        if not images.allowed(reference, allowed):
             yield Finding("bad", "images", f"{name}: {reference} is not in OWNPOD_IMAGES")

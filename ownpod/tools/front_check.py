@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterable, Iterator
 
 from ownpod.front.binary import find_haproxy
+from ownpod.front.layout import Layout
 from ownpod.rules.endpoints import Endpoint
 from ownpod.settings import Settings
 from ownpod.tools.findings import Finding
@@ -17,6 +18,9 @@ def examine(config: Settings, endpoints: Iterable[Endpoint]) -> Iterator[Finding
     """Yields the findings about the front of this host."""
     balanced = sorted(endpoint.id for endpoint in endpoints if endpoint.is_balanced)
     yield _program(config, balanced)
+    if len(balanced) > Layout.pool:
+        there = f"there are {len(balanced)} in {config.workers_file}"
+        yield Finding("bad", "front", f"room for {Layout.pool} load-balanced endpoints: {there}")
     if config.tls_certificate is not None:
         yield _certificate(config.tls_certificate, config.tls_port)
     if balanced:

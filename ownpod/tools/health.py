@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ownpod.rules.balanced_states import busy_text
 from ownpod.rules.managed_states import failure_in_words
 from ownpod.tools import tables
-from ownpod.tools.client import Client
+from ownpod.tools.client import ApiError, ApiRefused, Client
 from ownpod.tools.remote import print_json, remote
 
 WORKER_COLUMNS = ("WORKER", "STATE", "BUSY", "JOB", "REASON")
@@ -23,7 +24,12 @@ MANAGED_COLUMNS = ("WORKER", "PHASE", "FOR", "DEVICES", "REASON")
 @click.command()
 @remote
 def health(client: Client, *, as_json: bool) -> None:
-    """Show an endpoint's jobs and workers. The exit code is 1 if no worker is healthy."""
+    """Show an endpoint's jobs and workers. Without -e it is local-ep, or the only endpoint. The exit code is 1 if no worker is
+    healthy.
+    """
+    source = click.get_current_context().get_parameter_source("endpoint")
+    if source is ParameterSource.DEFAULT:
+        client.endpoint = _default(client)
     record = client.call("GET", "/health")
     if as_json:
         print_json(record)
@@ -41,6 +47,20 @@ def health(client: Client, *, as_json: bool) -> None:
             click.echo(line)
     if not healthy_workers(record):
         sys.exit(1)
+
+
+def _default(client: Client) -> str:
+    """The endpoint where none was named. Raises: ApiError."""
+    try:
+        names = client.endpoints()
+    except ApiRefused:
+        # A key of some other endpoint may list none.
+        return client.endpoint
+    if client.endpoint in names or not names:
+        return client.endpoint
+    if len(names) > 1:
+        raise ApiError(f"-e/--endpoint: must name an endpoint, one of {', '.join(sorted(names))}")
+    return names[0]
 
 
 def counts_text(health: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from ownpod.configuration import load_endpoints
 from ownpod.errors import ConfigurationError, StartError
 from ownpod.onehost import embedded
 from ownpod.rules import redis_url, redis_versions
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.presets import Preset
 from ownpod.settings import Settings
 from ownpod.tools import agent_check, front_check
 from ownpod.tools.findings import Finding
@@ -24,6 +26,9 @@ def examine(config: Settings) -> Iterator[Finding]:
     yield from _redis(config)
     endpoints = load_endpoints(config)
     for endpoint in endpoints.values():
+        if endpoint.preset is not None:
+            yield Finding("ok", "presets", _preset(endpoint, endpoint.preset))
+            continue
         count = len(endpoint.workers)
         kind = "ok" if count or endpoint.managed else "note"
         words = f"{count} configured"
@@ -38,6 +43,20 @@ def examine(config: Settings) -> Iterator[Finding]:
         yield Finding("ok", "keys", "for single endpoints, in workers.yaml")
     else:
         yield Finding("note", "keys", "OWNPOD_API_KEYS is not set: callers need no key")
+
+
+def _preset(endpoint: Endpoint, preset: Preset) -> str:
+    image = endpoint.managed and endpoint.managed.template.image
+    kinds = [
+        *(["sessions"] if preset.session else []),
+        *(["one-off tasks"] if preset.one_off else []),
+    ]
+    spill = preset.spill.get(preset.difficulty)
+    more = f", then {', '.join(spill)}" if spill else ""
+    return (
+        f"{preset.title}: {' and '.join(kinds)}, endpoint {endpoint.id}, difficulty {preset.difficulty}{more}, "
+        f"{f'image {image}' if image else 'no image'}"
+    )
 
 
 def _python() -> Finding:

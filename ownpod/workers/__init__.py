@@ -10,7 +10,15 @@ from ownpod.errors import ConfigurationError
 from ownpod.rules.endpoints import WorkerKind, WorkerSpec
 from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 from ownpod.settings import Settings
-from ownpod.workers.driver import Exchange, OfferQueue, RunListener, Subscription, Worker
+from ownpod.workers.container import ContainerWorker
+from ownpod.workers.driver import (
+    Exchange,
+    OfferQueue,
+    RunListener,
+    Subscription,
+    TaskQueue,
+    Worker,
+)
 from ownpod.workers.pull import PullWorker
 from ownpod.workers.push import PushWorker
 
@@ -19,6 +27,7 @@ __all__ = [
     "OfferQueue",
     "RunListener",
     "Subscription",
+    "TaskQueue",
     "Worker",
     "driver_for",
 ]
@@ -40,9 +49,17 @@ def _pull(spec: WorkerSpec, settings: Settings, exchange: MakeExchange | None) -
     return PullWorker(spec, exchange(), gone_s=settings.worker_gone_s)
 
 
+def _container(spec: WorkerSpec, _settings: Settings, exchange: MakeExchange | None) -> Worker:
+    made = None if exchange is None else exchange()
+    if made is None or made.tasks is None:
+        raise ConfigurationError(f"worker {spec.id}: a one-off task is driven by a node only")
+    return ContainerWorker(spec, made.tasks, made.subscribe)
+
+
 DRIVERS: Mapping[str, Callable[[WorkerSpec, Settings, MakeExchange | None], Worker]] = {
     WorkerKind.PUSH: _push,
     WorkerKind.PULL: _pull,
+    WorkerKind.CONTAINER: _container,
 }
 """The driver of each kind of worker."""
 
@@ -55,7 +72,7 @@ def driver_for(
     Args:
         spec: the worker.
         settings: time-outs and limits.
-        exchange: makes what a driver of a polling worker needs from Redis; None: such a worker cannot be driven.
+        exchange: makes what the driver of a polling worker, or of a one-off task, needs from Redis; None: neither can be driven.
 
     Raises:
         ConfigurationError: no driver of this kind exists, or it needs an exchange.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ownpod.rules.offers import Contact, RunState
 from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
+from ownpod.rules.task_runs import TaskState
 
 
 class RunListener(Protocol):
@@ -89,6 +90,14 @@ class OfferQueue(Protocol):
     def await_worker(self, worker_id: str) -> None: ...
 
 
+class TaskQueue(Protocol):
+    """Runs of one-off tasks, see :class:`ownpod.store.tasks.TaskRuns`. Calls may raise RedisUnavailable."""
+
+    def begin(self, worker_id: str, run: str) -> bool: ...
+    def stop(self, worker_id: str, run: str, reason: str) -> bool: ...
+    def state(self, worker_id: str) -> TaskState: ...
+
+
 Subscription = AbstractContextManager[Callable[[float], object]]
 """While open, yields a function that blocks until the next notice, at most so many seconds."""
 
@@ -100,7 +109,9 @@ class Exchange:
     Attributes:
         offers: the runs that the worker can take.
         subscribe: opens a subscription to the notices of a run or worker, by its id.
+        tasks: the runs of one-off tasks; None: the worker runs none.
     """
 
     offers: OfferQueue
     subscribe: Callable[[str], Subscription]
+    tasks: TaskQueue | None = None

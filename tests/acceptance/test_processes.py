@@ -495,3 +495,14 @@ def test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket()
     assert "answered by 2 workers, each with 1 request at a time at most" in said
     assert 'data: {"number": 4} after' in said
     assert "without a word:" in said
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_of_sessions_loads_its_model_once_and_ends_when_it_is_idle():
+    code, said = run("make", "demo", "ONCE=1", "SESSION=1", PATH=os.environ["PATH"], timeout=200)
+    assert code == 0, said
+    assert "text_delta   'hello! You have spoken 1 times; first you said: hello'" in said
+    assert "text_delta   'again! You have spoken 2 times; first you said: hello'" in said
+    assert "idle_timeout, after 2 tasks" in said
+    assert "HTTP 404 session_ended" in said
+    assert 'output       {"counted": 3}' in said

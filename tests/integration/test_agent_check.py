@@ -9,6 +9,7 @@ from helpers import load_settings
 
 from ownpod.agent.engine import EngineError
 from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.presets import Preset
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.tools.agent_check import examine
 
@@ -138,3 +139,20 @@ def test_the_cgroup_driver_of_systemd_is_a_note_unless_gpus_are_kept(found, tmp_
     assert notes(docker=INFO, links=links) == []
     # A host without a GPU loses none.
     assert not any("systemd" in text for _, _, text in found(endpoint(), docker=INFO))
+
+
+def preset(**values):
+    return replace(endpoint(image="team/runner"), id="m-p", preset=Preset("m", "p", **values))
+
+
+def test_presets_give_devices_a_difficulty_and_missing_ones_are_noted(found):
+    lines = found(preset(), OWNPOD_DEVICES="cpu:2", GPU_DEVICE_DIFFICULTY="1:low")
+    assert ("ok", "devices", "0 CPU cpu-0, a stand-in for a GPU, pools low") in lines
+    problem = "no device of this host is of difficulty high: its tasks wait for another host"
+    assert ("note", "presets", problem) in lines
+
+
+def test_the_images_of_presets_are_allowed_besides_the_list(found):
+    lines = found(preset(), endpoint(image="other/x"), docker=INFO, OWNPOD_IMAGES="team/b")
+    bad = [text for kind, _, text in lines if kind == "bad"]
+    assert bad == ["ep: docker.io/other/x:latest is not in OWNPOD_IMAGES"]

@@ -126,6 +126,7 @@ def test_a_job_that_yields_more_than_64_mib_is_failed_with_the_reason(store, cli
     assert client.llen("ownpod-housekeeping") == 1
 
 
+@pytest.mark.slow
 def test_the_bound_of_chunks_is_each_attempts(store):
     store.jobs.create(new_job())
     first = claim(store)

@@ -78,7 +78,7 @@ def rows(found):
 def test_health_counts_requests_as_jobs_and_workers_in_runpods_words(api, client, fronts):
     fronts.read = {
         "web": RouteReading(
-            open=8, total=40, servers={"a": ServerReading(2, 1, 30), "b": ServerReading(3)}
+            requests=8, total=40, servers={"a": ServerReading(2, 1, 30), "b": ServerReading(3)}
         )
     }
     publish(client, "a", WorkerState.READY, held=2)
@@ -93,6 +93,11 @@ def test_health_counts_requests_as_jobs_and_workers_in_runpods_words(api, client
     a, b = rows(found).values()
     assert (a["open"], a["waiting"], a["total"], a["capacity"]) == (2, 1, 30, 2)
     assert (b["open"], b["capacity"], b["state"], b["reason"]) == (3, 7, "ready", "")
+
+
+def test_health_states_why_a_front_serves_an_endpoint_not_at_all(api, fronts):
+    fronts.read = {"web": RouteReading(problem="the front has room for 128")}
+    assert health(api)["ownpod"]["front"]["problem"] == "the front has room for 128"
 
 
 def test_a_ready_worker_is_idle_as_soon_as_no_request_is_open(api, client):
@@ -133,7 +138,7 @@ def test_two_fronts_are_counted_together(api, client):
     def counted():
         # Their heartbeats are valid for two seconds.
         for name in ("f1", "f2"):
-            reading = RouteReading(open=3, total=5, servers={"a": ServerReading(2, 0, 5)})
+            reading = RouteReading(requests=3, total=5, servers={"a": ServerReading(2, 0, 5)})
             Fronts(client).beat(Front(name), {"web": reading})
         return health(api)["ownpod"]["front"]["alive"] == 2 and health(api)
 
@@ -205,7 +210,7 @@ def test_a_load_balanced_worker_is_added_without_a_limit_and_drained(client, api
 
 def test_metrics_count_requests_of_endpoints_and_workers_instead_of_jobs(api, client, fronts):
     servers = {"a": ServerReading(2, 0, 30)}
-    fronts.read = {"web": RouteReading(open=5, total=40, servers=servers)}
+    fronts.read = {"web": RouteReading(requests=5, total=40, servers=servers)}
     publish(client, "a", WorkerState.READY, held=2)
     text = api.get("/metrics", headers=KEY).get_data(as_text=True)
     for line in (

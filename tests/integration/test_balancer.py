@@ -401,7 +401,7 @@ def test_the_first_event_of_a_stream_passes_at_once(lb, worker):
         lines = events.iter_lines()
         assert next(lines) == b"data: first"
         assert worker.running == 1
-        assert lb.reading().open == lb.reading().running == 1
+        assert lb.reading().requests == lb.reading().running == 1
 
 
 def test_502_only_when_nothing_answered_and_no_second_worker_gets_the_request(lb):
@@ -441,7 +441,7 @@ def test_a_host_without_an_address_and_a_full_pool_are_reported(tmp_path, worker
         assert set(lb.balancer.problems) == {"a/w", "c"}
         head = {"Authorization": KEY}
         assert requests.get(lb.url("/echo", "b"), headers=head, timeout=5).ok
-        assert requests.get(lb.url("/echo", "c"), headers=head, timeout=5).status_code == 404
+        assert requests.get(lb.url("/echo", "c"), headers=head, timeout=5).status_code == 503
         left = FrontState({name: routes[name] for name in ("a", "c")}, keys=state.keys)
 
         def moved():

@@ -7,6 +7,7 @@ import socket
 import time
 
 import pytest
+import requests
 from balanced import KEY, WebWorker, front
 from helpers import wait_until
 
@@ -61,7 +62,7 @@ def test_the_cost_of_requests_that_are_held_is_bounded(lb):
 
     with contextlib.ExitStack() as stack:
         sent(lb, stack, COUNT)
-        wait_until(lambda: lb.balancer.read()["ep"].open == COUNT, 30, "all that are held")
+        wait_until(lambda: lb.balancer.read()["ep"].requests == COUNT, 30, "all that are held")
         (info,) = runtime.ask("show info")
         threads = int(re.search(r"Nbthread: (\d+)", info)[1])
         if threads * 400 >= COUNT:
@@ -85,6 +86,22 @@ def test_wishes_of_the_past_are_not_read(lb):
         )
         assert "ep|w1" in everything
         assert "ep|w1" not in now
+
+
+def test_requests_of_an_endpoint_for_which_no_backend_is_left_are_told_so(tmp_path):
+    with front(tmp_path / "front", pool=1) as lb:
+        lb.balancer.apply(FrontState({name: Route(name) for name in ("a", "B")}, keys={}))
+        assert requests.get(lb.url("/x", "a"), timeout=5).status_code == 401
+        lb.balancer.apply(FrontState({name: Route(name) for name in ("a", "B")}, keys=None))
+        left = [name for name in ("a", "B") if name in lb.balancer.problems]
+        host = {"Host": f"{left[0].lower()}.localhost"}
+        for answer in (
+            requests.get(lb.url("/x", left[0]), timeout=5),
+            requests.get(f"http://127.0.0.1:{lb.port}/x", headers=host, timeout=5),
+        ):
+            assert answer.status_code == 503
+            assert answer.json()["detail"] == "the front has room for 1 load-balanced endpoints"
+        assert requests.get(lb.url("/x", "other"), timeout=5).status_code == 404
 
 
 def test_an_endpoint_for_which_no_backend_is_left_is_logged_once(tmp_path, caplog):

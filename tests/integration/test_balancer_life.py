@@ -58,7 +58,7 @@ def test_files_are_for_this_user_only_and_the_environment_is_empty(lb, monkeypat
 def test_a_long_directory_is_fine(tmp_path):
     with front(tmp_path / ("long" * 30) / "front") as lb:
         lb.apply()
-        assert lb.reading().open == 0
+        assert lb.reading().requests == 0
 
 
 def test_a_killed_haproxy_is_back_with_its_state_and_held_requests_of_then_pass(lb, worker):
@@ -80,7 +80,7 @@ def test_a_killed_haproxy_is_back_with_its_state_and_held_requests_of_then_pass(
     lb.balancer.wait(10)
     wait_until(lb.balancer.ensure)
     held = lb.background("/echo")
-    wait_until(lambda: lb.reading().open == 1)
+    wait_until(lambda: lb.reading().requests == 1)
     lb.apply(worker.server())
     assert held.answer().ok
 
@@ -320,7 +320,7 @@ def test_a_front_passes_to_the_home_front(lb, tmp_path, worker):
             ws.send("x")
             assert ws.recv().endswith(": x")
             assert home.reading().running == 1
-            assert lb.reading().open == 0
+            assert lb.reading().requests == 0
         assert requests.get(lb.url("/echo"), timeout=5).status_code == 401
         for secret, status in (("guess", 401), ("between-fronts", 200)):
             headers = {"X-Ownpod-Front": secret, "X-Ownpod-Endpoint": "ep"}

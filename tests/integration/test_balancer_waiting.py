@@ -4,6 +4,7 @@ import contextlib
 import random
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 import requests
@@ -12,7 +13,7 @@ from helpers import wait_until
 from websockets.sync.client import connect
 
 from ownpod.front.edge import SOCKET
-from ownpod.rules.balancing import Balancing, FrontState, Route
+from ownpod.rules.balancing import Balancing, FrontState, Route, Server
 from ownpod.rules.credentials import digest_of
 
 pytestmark = pytest.mark.slow
@@ -30,6 +31,37 @@ def worker():
         yield made
 
 
+class Mortal:
+    """A worker that answers its health checks only, until it dies."""
+
+    def __init__(self):
+        self.taken = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connections = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def server(self):
+        return Server("w1", *self._listener.getsockname(), capacity=1)
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection = self._listener.accept()[0]
+                self._connections.append(connection)
+                if b"/ping" in connection.recv(4096):
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                else:
+                    self.taken += 1
+
+    def die(self):
+        # Without the shutdown a thread that waits in `accept` keeps the socket open.
+        for each in (self._listener, *self._connections):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
 def leaving(lb, path, *, method="GET", body=b"", headers=""):
     """A client that has sent a request, and is closed by the test."""
     connection = socket.create_connection(("127.0.0.1", lb.port), 5)
@@ -41,12 +73,12 @@ def leaving(lb, path, *, method="GET", body=b"", headers=""):
 def test_requests_are_held_until_the_first_worker_and_counted(lb, worker):
     lb.apply()
     held = [lb.background("/echo", method="POST", data=b"x" * 200_000) for _ in range(20)]
-    wait_until(lambda: lb.reading().open == 20)
+    wait_until(lambda: lb.reading().requests == 20)
     assert lb.reading().waiting == 20
     assert not worker.seen
     lb.apply(worker.server())
     assert {each.answer().status_code for each in held} == {200}
-    wait_until(lambda: lb.reading().open == 0)
+    wait_until(lambda: lb.reading().requests == 0)
     assert lb.reading().total == 20
 
 
@@ -109,7 +141,7 @@ def test_a_place_goes_to_a_request_that_waits(lb, worker):
     first, second = lb.background("/hold"), lb.background("/hold")
     wait_until(lambda: lb.reading().waiting == 1)
     reading = lb.reading()
-    assert (reading.open, reading.running, reading.servers["w1"].open) == (2, 1, 1)
+    assert (reading.requests, reading.running, reading.servers["w1"].open) == (2, 1, 1)
     with WebWorker("w2").serving() as other:
         lb.apply(worker.server(capacity=1), other.server(capacity=1))
         wait_until(
@@ -125,24 +157,39 @@ def test_a_client_that_leaves_frees_its_place_everywhere(lb, worker, method):
     lb.apply()
     body = b"x" * 1000
     held = leaving(lb, "/hold", method=method, body=body)
-    wait_until(lambda: lb.reading().open == 1)
+    wait_until(lambda: lb.reading().requests == 1)
     held.close()
-    wait_until(lambda: lb.reading().open == 0, what="a held request ends with its client")
+    wait_until(lambda: lb.reading().requests == 0, what="a held request ends with its client")
 
     lb.apply(worker.server(capacity=1))
     running = leaving(lb, "/hold", method=method, body=body)
     wait_until(lambda: worker.running == 1)
     queued = [leaving(lb, "/hold", method=method, body=body) for _ in range(5)]
     strict = leaving(lb, "/hold", headers="X-Runpod-Worker-Id: strict w1\r\n")
-    wait_until(lambda: lb.reading().open == 7)
+    wait_until(lambda: lb.reading().requests == 7)
     for each in (*queued, strict):
         each.close()
-    wait_until(lambda: lb.reading().open == 1, what="queued requests end with their clients")
+    wait_until(lambda: lb.reading().requests == 1, what="queued requests end with their clients")
     running.close()
     wait_until(lambda: worker.aborted == 1, what="the worker is notified")
-    wait_until(lambda: lb.reading().open == 0)
+    wait_until(lambda: lb.reading().requests == 0)
     assert len(worker.seen) == 1
     assert lb.get().ok
+
+
+def test_strict_resume_of_a_worker_that_cannot_come_back_is_answered_at_once(lb, worker):
+    lb.apply()
+    gone, comes = (
+        lb.background("/echo", headers={"X-Runpod-Worker-Id": f"strict-resume {name}"})
+        for name in ("w0", "w1")
+    )
+    wait_until(lambda: lb.reading().wishes == ("w0", "w1"))
+    lb.apply(lost=["w0"])
+    answer = gone.answer()
+    assert (answer.status_code, answer.json()["reason"]) == (404, "affinity_worker_gone")
+    wait_until(lambda: lb.reading().wishes == ("w1",))
+    lb.apply(worker.server())
+    assert comes.answer().ok
 
 
 def test_strict_resume_waits_for_the_worker_and_is_a_wish(lb, worker):
@@ -181,7 +228,7 @@ def test_held_requests_of_a_removed_endpoint_are_answered_and_reach_no_other(tmp
     with front(tmp_path / "front", pool=1) as lb:
         lb.apply()
         held = lb.background("/echo")
-        wait_until(lambda: lb.reading().open == 1)
+        wait_until(lambda: lb.reading().requests == 1)
         route = Route("next", Balancing(), (worker.server(),))
         state = FrontState({"next": route}, keys={"*": {digest_of(KEY)}})
         lb.balancer.apply(state)
@@ -290,13 +337,94 @@ def test_changes_of_membership_under_load_break_nothing(lb):
         assert all(b"data: last" in each.answer().content for each in streams)
 
 
-def test_requests_that_wait_for_a_place_at_a_worker_that_ends_may_be_repeated(lb, worker):
-    lb.apply(worker.server(capacity=1))
+def test_what_is_open_outlives_its_key(lb, worker):
+    """As at RunPod, which checks a key at the upgrade only; see docs/howto/load-balanced.md."""
+    state = lb.apply(worker.server())
+    head = {"Authorization": KEY}
+    with connect(f"ws://127.0.0.1:{lb.port}/lb/ep/ws", additional_headers=head) as client:
+        stream = lb.background("/events")
+        wait_until(lambda: worker.running == 2)
+        lb.balancer.apply(replace(state, keys={"*": {digest_of("another")}}))
+        assert lb.get().status_code == 401
+        client.send("on")
+        assert client.recv() == "w1: on"
+        worker.let_go()
+        assert b"data: last" in stream.answer().content
+
+
+def test_requests_that_wait_for_a_place_at_a_worker_that_is_removed_wait_for_the_next(lb, worker):
+    lb.apply(worker.server(capacity=1), capacity=1)
+    busy = lb.background("/hold")
+    wait_until(lambda: worker.running == 1)
+    queued = [lb.background("/echo", method="POST", data=b"x" * 200_000) for _ in range(3)]
+    soft = lb.background("/echo", headers={"X-Runpod-Worker-Id": "w1"})
+    wait_until(lambda: lb.reading().waiting == 4)
+    lb.apply(capacity=1)
+    late = lb.background("/echo")
+    wait_until(lambda: lb.reading().waiting == 5, what="a later request is held, too")
+    with WebWorker("w2").serving() as other:
+        lb.apply(other.server(capacity=1), capacity=1)
+        answers = [each.answer() for each in (*queued, soft, late)]
+        assert [answer.headers["X-Runpod-Worker-Id"] for answer in answers] == ["w2"] * 5
+        assert other.most == 1
+    worker.let_go()
+    assert busy.answer().ok
+    assert len(worker.seen) == 1
+    wait_until(lambda: lb.reading().requests == 0)
+    assert ":keeper" not in lb.reading().servers
+
+
+def test_requests_that_wait_for_a_place_at_a_worker_that_dies_wait_for_the_next(lb):
+    """Also the one that HAProxy gave the dead worker's place to before it noticed."""
+    worker = Mortal()
+    lb.apply(worker.server, capacity=1)
+    busy = lb.background("/busy")
+    wait_until(lambda: worker.taken == 1)
+    queued = [lb.background("/echo") for _ in range(3)]
+    wait_until(lambda: lb.reading().waiting == 3)
+    worker.die()
+    assert busy.answer().status_code == 502
+    wait_until(lambda: not lb.reading().servers["w1"].up, what="HAProxy finds the worker down")
+    wait_until(lambda: lb.reading().waiting == 3, what="no request was lost with the worker")
+    with WebWorker("w2").serving() as other:
+        lb.apply(other.server(capacity=1), capacity=1)
+        assert {each.answer().headers["X-Runpod-Worker-Id"] for each in queued} == {"w2"}
+
+
+def test_requests_in_the_queue_wait_no_longer_than_those_that_are_held(tmp_path, worker):
+    with front(tmp_path / "front", holds=(1,)) as lb:
+        lb.apply(worker.server(capacity=1), hold_s=1, capacity=1)
+        busy = lb.background("/hold")
+        wait_until(lambda: worker.running == 1)
+        queued = lb.background("/echo")
+        wait_until(lambda: lb.reading().waiting == 1)
+        lb.apply(hold_s=1, capacity=1)
+        held = lb.background("/echo")
+        for each in (queued, held):
+            answer = each.answer()
+            assert (answer.status_code, answer.json()["detail"]) == (
+                400,
+                "timed out waiting for worker",
+            )
+        worker.let_go()
+        assert busy.answer().ok
+
+
+def test_what_keeps_requests_in_the_queue_is_no_worker(lb, worker):
+    lb.apply(worker.server(capacity=1), capacity=1)
+    assert lb.get(headers={"X-Runpod-Worker-Id": ":keeper"}).ok
+    answer = lb.get(headers={"X-Runpod-Worker-Id": "strict :keeper"})
+    assert (answer.status_code, answer.json()["reason"]) == (404, "affinity_worker_gone")
+    assert lb.reading().servers.keys() == {"w1"}
+
+
+def test_requests_in_the_queue_of_an_endpoint_that_is_removed_are_answered_at_once(lb, worker):
+    lb.apply(worker.server(capacity=1), capacity=1)
     busy = lb.background("/hold")
     wait_until(lambda: worker.running == 1)
     queued = lb.background("/echo")
     wait_until(lambda: lb.reading().waiting == 1)
-    lb.apply()
+    lb.balancer.apply(FrontState({}, keys={}))
     answer = queued.answer()
     assert (answer.status_code, answer.json()["detail"]) == (503, "no worker is ready")
     assert answer.headers["Retry-After"]

@@ -188,6 +188,7 @@ Consumer.on_connection_error_after_connected(consumer, OSError("lost"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [ROOT_WARNS, RECONNECT_WARNS], ids=["root", "reconnect"])
 @pytest.mark.parametrize("applied", [False, True])
 def test_celery_warns_where_the_warning_is_of_no_use_unless_it_is_off(redis_server, code, applied):

@@ -192,18 +192,26 @@ def test_one_that_is_down_with_open_requests_stays_until_these_end(rig, worker):
     rig.add(worker)
     wait_until(lambda: "w" in rig.balancer.servers())
     down = ServerReading(open=1, up=False, problem="Layer7 timeout")
-    rig.balancer.readings["lb"] = RouteReading(open=1, servers={"w": down})
+    rig.balancer.readings["lb"] = RouteReading(requests=1, servers={"w": down})
     wait_until(lambda: rig.status().reason == "Layer7 timeout")
     assert rig.status().lingering == 1
     assert "w" in rig.balancer.servers()
+
+
+def test_why_an_endpoint_is_not_served_is_reported(rig, worker):
+    rig.add(worker)
+    rig.balancer.problems = {"lb": "no room", "other/w": "its id"}
+    wait_until(lambda: rig.fronts.loads().get("lb", RouteReading()).problem == "no room")
+    rig.balancer.problems = {}
+    wait_until(lambda: rig.fronts.loads().get("lb", RouteReading(problem="gone")).problem == "")
 
 
 def test_open_requests_are_reported_and_count_as_work(rig, worker):
     rig.add(worker)
     wait_until(lambda: "w" in rig.balancer.servers())
     one = ServerReading(open=2, total=5)
-    rig.balancer.readings["lb"] = RouteReading(open=3, servers={"w": one}, total=9)
-    wait_until(lambda: rig.fronts.loads().get("lb", RouteReading()).open == 3)
+    rig.balancer.readings["lb"] = RouteReading(requests=3, servers={"w": one}, total=9)
+    wait_until(lambda: rig.fronts.loads().get("lb", RouteReading()).requests == 3)
     found = rig.fronts.loads()["lb"]
     assert (found.running, found.waiting, found.total) == (2, 1, 9)
     wait_until(lambda: rig.status().lingering == 2)
@@ -219,7 +227,7 @@ def test_a_held_request_wakes_the_scaler_with_the_loads_written(rig, redis_serve
     with connect(redis_server.url) as other:
         wakeups = Wakeups(other)
         wakeups.wait(0.1)
-        rig.balancer.readings["lb"] = RouteReading(open=1)
+        rig.balancer.readings["lb"] = RouteReading(requests=1)
         with socket.socket(socket.AF_UNIX) as notifier:
             notifier.connect(str(tmp_path / SOCKET))
         wait_until(lambda: wakeups.wait(1))
@@ -232,14 +240,26 @@ def test_a_held_request_wakes_the_scaler_with_the_loads_written(rig, redis_serve
 def test_a_wish_for_a_worker_is_reported(rig):
     rig.registry.put_endpoint("lb", {"type": "LB"})
     wait_until(lambda: "lb" in rig.balancer.state.routes)
-    rig.balancer.readings["lb"] = RouteReading(open=1, wishes=("abc",))
+    rig.balancer.readings["lb"] = RouteReading(requests=1, wishes=("abc",))
     wait_until(lambda: rig.fronts.wishes() == {"lb": ("abc",)})
+
+
+def test_a_wish_for_a_worker_that_cannot_come_back_is_known(rig):
+    rig.registry.put_endpoint("lb", {"type": "LB"})
+    wait_until(lambda: "lb" in rig.balancer.state.routes)
+    spec = ManagedSpec(Template(image="i:1", command=("x",), protocol=Protocol.HTTP), Scaling())
+    there, gone = "abcdefghijklmn", "abcdefghijklmo"
+    rig.managed.want(there, "lb", spec=spec)
+    rig.balancer.readings["lb"] = RouteReading(requests=3, wishes=(there, gone, "never"))
+    wait_until(lambda: rig.balancer.state.lost == {"lb": {gone, "never"}})
+    rig.balancer.readings["lb"] = RouteReading(requests=1, wishes=(there,))
+    wait_until(lambda: rig.balancer.state.lost == {})
 
 
 def test_a_paused_worker_drains_and_its_requests_are_seen_to_the_end(rig, worker):
     rig.add(worker)
     wait_until(lambda: "w" in rig.balancer.servers())
-    rig.balancer.readings["lb"] = RouteReading(open=1, servers={"w": ServerReading(open=1)})
+    rig.balancer.readings["lb"] = RouteReading(requests=1, servers={"w": ServerReading(open=1)})
     rig.fleet.pause("w", "an operator drains it")
     wait_until(lambda: rig.balancer.servers()["w"].draining)
     wait_until(lambda: rig.status().state is WorkerState.PAUSED)

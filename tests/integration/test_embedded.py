@@ -130,6 +130,7 @@ def doctor(tmp_path, **environ):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_doctor_without_a_url_names_the_redis_its_holes_and_the_keys(tmp_path):
     code, output = doctor(tmp_path, OWNPOD_WORKERS="http://a:1,http://b:1")
     assert code == 0, output
@@ -144,6 +145,7 @@ def test_doctor_without_a_url_names_the_redis_its_holes_and_the_keys(tmp_path):
     assert "hunter" not in output
 
 
+@pytest.mark.slow
 def test_doctor_reports_that_redis_is_away(tmp_path):
     code, output = doctor(tmp_path, REDIS_URL="redis://:secret@127.0.0.1:1/0")
     assert code == 1

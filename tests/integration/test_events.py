@@ -113,6 +113,7 @@ def test_the_event_of_the_end_has_the_answer_unless_that_is_long(events, client,
     assert job == (None if LONG in output + error else store.jobs.get("job-1", "ep"))
 
 
+@pytest.mark.slow
 def test_a_broken_connection_wakes_all_and_is_mended(tmp_path):
     server = RedisServer(tmp_path)
     try:

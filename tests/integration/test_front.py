@@ -229,10 +229,10 @@ def test_a_paused_worker_finishes_its_requests_and_gets_no_more(rig):
         rig.fleet.pause("w", "why")
         wait_until(lambda: rig.state() is WorkerState.PAUSED)
         second = pool.submit(front.get)
-        wait_until(lambda: rig.fronts.loads()["lb"].open == 2)
+        wait_until(lambda: rig.fronts.loads()["lb"].requests == 2)
         worker.free.set()
         assert first.result(10).status_code == 200
-        wait_until(lambda: rig.fronts.loads()["lb"].open == 1)
+        wait_until(lambda: rig.fronts.loads()["lb"].requests == 1)
         assert len(worker.paths("GET /work")) == 2
         rig.fleet.resume("w")
         assert second.result(10).status_code == 200

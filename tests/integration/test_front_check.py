@@ -54,6 +54,14 @@ def test_a_missing_program_is_bad_where_it_is_needed(check, text, front, kind):
     assert found[2].endswith("; needed by app") is (text is BALANCED)
 
 
+def test_more_endpoints_than_a_front_has_room_for_are_bad(check, monkeypatch):
+    monkeypatch.setattr(front_check.Layout, "pool", 1)
+    assert [found[:2] for found in check(BALANCED)][:2] == [("ok", "front"), ("ok", "names")]
+    kind, what, says = check("endpoints: {a: {type: LB}, b: {type: LB}}")[1]
+    assert (kind, what) == ("bad", "front")
+    assert says.startswith("room for 1 load-balanced endpoints: there are 2 in ")
+
+
 def test_a_front_that_is_off_is_bad_only_for_load_balanced_endpoints(check):
     assert check(OWNPOD_FRONT="off")[0][0] == "note"
     assert check(BALANCED, OWNPOD_FRONT="off")[0][0] == "bad"

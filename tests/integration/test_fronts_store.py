@@ -11,7 +11,7 @@ from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import TTL_S, Fronts
 
 A, B = Front("a", "h:1"), Front("b")
-ONE = {"ep": RouteReading(2, {"w": ServerReading(1, total=4)}, ("x",), 5)}
+ONE = {"ep": RouteReading(2, {"w": ServerReading(1, total=4)}, ("x",), 5, problem="no room")}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_all_fronts_that_live_have_one_secret_and_know_each_other(client, fronts
 def test_the_loads_are_the_sum_over_fronts_that_live(client, fronts):
     fronts.beat(A, ONE)
     fronts.beat(B, ONE)
-    assert fronts.loads()["ep"].open == 4
+    assert fronts.loads()["ep"].requests == 4
     assert fronts.wishes() == {"ep": ("x",)}
     silence(client, B, TTL_S + 1)
     assert fronts.loads()["ep"] == ONE["ep"]

@@ -103,6 +103,7 @@ def test_an_id_that_cannot_be_used_is_left_out(registry, client, worker_id):
     assert left_out == {worker_id: "its id cannot be used"}
 
 
+@pytest.mark.slow
 def test_whatever_redis_has_in_the_hashes_the_configured_workers_stay(registry, client):
     values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -330,6 +330,7 @@ def test_celerys_purge_knows_the_endpoints_of_run_time(registry, client, redis_s
     assert job_store(client).jobs.get("job-1", "new").status == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_celerys_settings_read_no_configuration_before_the_queues_are_used(redis_server, tmp_path):
     (tmp_path / "workers.yaml").write_text("a: [")
     program = (

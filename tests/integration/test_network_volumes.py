@@ -137,6 +137,7 @@ def test_a_redis_without_data_deletes_nothing(directories, client, tmp_path, clo
     assert (tmp_path / "volumes" / "abcdefghij").is_dir()
 
 
+@pytest.mark.slow
 def test_a_directory_that_does_not_answer_takes_no_workers_until_it_does(stored, tmp_path):
     go, begun = threading.Event(), []
 

@@ -12,11 +12,13 @@ from schemathesis import GenerationMode, openapi
 from ownpod.api import create_app
 from ownpod.api.openapi import make_spec
 from ownpod.api.openapi_internal import make_internal_spec
+from ownpod.api.openapi_tasks import TaskChoices
 from ownpod.api.services import services_of
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.presets import Preset
 from ownpod.rules.runs import Outcome
 
-PUBLISHED = make_spec(["ep"], keys=False)
+PUBLISHED = make_spec(["ep"], keys=False, tasks=TaskChoices([Preset("m", "p")], 1800))
 INTERNAL = make_internal_spec(["ep"], keys=False)
 OPERATIONS = [
     (kind, path, method)
@@ -40,7 +42,7 @@ PAGES = {
 def app(client, redis_server, tmp_path):
     """An API that has jobs in every state, and holds no request."""
     file = tmp_path / "workers.yaml"
-    file.write_text("endpoints: {ep: {}}")
+    file.write_text("{endpoints: {ep: {}}, models: {m: {p: {image: a, command: b}}}}")
     app = create_app(
         load_settings(
             REDIS_URL=redis_server.url,
@@ -114,9 +116,10 @@ def test_generated_requests_find_nothing(documents, kind, path, method, mode):
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case):
-        if "job_id" in path and mode is GenerationMode.POSITIVE:
+        if ("job_id" in path or "task_id" in path) and mode is GenerationMode.POSITIVE:
             # No job has a generated id; these ids are of jobs in every state.
-            case.path_parameters["job_id"] = jobs[len(str(case.path_parameters)) % len(jobs)]
+            name = "job_id" if "job_id" in path else "task_id"
+            case.path_parameters[name] = jobs[len(str(case.path_parameters)) % len(jobs)]
         case.call_and_validate()
 
     check()

@@ -256,6 +256,7 @@ class LateTLS(ssl.SSLContext):
     """Begins TLS only when the receiver has reset the connection, as a host under load may do."""
 
     def wrap_socket(self, sock, **options):
+        self.is_connected.set()
         with select.epoll() as poll:
             poll.register(sock, select.EPOLLHUP)
             assert poll.poll(30)
@@ -264,13 +265,18 @@ class LateTLS(ssl.SSLContext):
 
 @pytest.mark.parametrize("sends", [b"", b"x"])
 def test_a_receiver_that_resets_before_tls_begins_leaves_no_socket_behind(sends):
+    context = LateTLS(ssl.PROTOCOL_TLS_CLIENT)
+    context.is_connected = threading.Event()
+
     def serve(connected):
+        # A reset before that is an error of connect(), which is another case.
+        context.is_connected.wait(30)
         connected.sendall(sends)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     with listening(serve) as port, warnings.catch_warnings(record=True) as left:
         warnings.simplefilter("always")
-        sender = outbound(context=LateTLS(ssl.PROTOCOL_TLS_CLIENT))
+        sender = outbound(context=context)
         with pytest.raises(Unanswered, match="before TLS began") as failed:
             sender.post(f"https://127.0.0.1:{port}/", b"{}", {})
         gc.collect()

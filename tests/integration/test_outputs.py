@@ -394,6 +394,7 @@ def test_the_api_refuses_what_is_no_worker_no_line_and_no_job(api, path, status,
     assert (answer.status_code, words in answer.json["error"]) == (status, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("crashed")
 def test_the_commands_show_a_worker_after_its_end(run, client):
     shown = run("workers", "show", W).output
@@ -419,6 +420,7 @@ def test_the_commands_show_a_worker_after_its_end(run, client):
         assert done.output.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_follow_prints_lines_until_the_worker_ends(outputs, managed, redis_server, tmp_path):
     outputs.append(W, lines("one"), "", Place("b1"))
     command = Process(

@@ -52,6 +52,7 @@ def test_a_prober_outlives_a_redis_that_is_away(fake):
     wait_until(lambda: len(published) > 2)
 
 
+@pytest.mark.slow
 def test_a_prober_needs_no_celery(fake):
     code = (
         "import sys, threading\n"

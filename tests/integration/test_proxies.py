@@ -77,6 +77,7 @@ def test_a_server_error_of_a_poll_is_failed(fake):
     )
 
 
+@pytest.mark.slow
 def test_a_polled_worker_that_is_gone_is_lost_within_seconds(fake):
     fake.routes["POST /status"] = in_turn(RUNNING, Answer(hang_up=True))
     began = time.monotonic()
@@ -85,6 +86,7 @@ def test_a_polled_worker_that_is_gone_is_lost_within_seconds(fake):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_a_polled_stream_goes_on_after_a_proxy_refused_it(fake):
     part = Answer(body={"status": "IN_PROGRESS", "stream": [{"output": 1}]})
     last = Answer(body={"status": "COMPLETED", "stream": [{"output": 2}]})

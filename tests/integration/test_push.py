@@ -173,6 +173,7 @@ def test_a_held_connection_that_breaks_is_a_lost_attempt(fake):
     assert len(fake.paths("POST /status")) == 1
 
 
+@pytest.mark.slow
 def test_a_polled_worker_that_dies_is_a_lost_attempt(fake):
     calls = []
 

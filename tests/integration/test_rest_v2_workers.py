@@ -65,6 +65,7 @@ def events(response):
     return found
 
 
+@pytest.mark.slow
 def test_the_output_of_a_worker_that_has_ended_is_a_stream_that_ends(
     http, endpoint, spec, managed, client
 ):

@@ -77,9 +77,20 @@ ROLES = {
         "GET /docs/",
         "GET /docs/<path:path>",
         "GET /health",
+        "GET /health/resources",
         "POST /callback/<id:endpoint_id>/<id:job_id>/<id:token>",
     },
-    Access.LIST: {"GET /v2/"},
+    Access.LIST: {
+        "GET /v2/",
+        *(f"POST /api/tasks/{path}" for path in ("submit", "predefined", "<id:task_id>/cancel")),
+        *(f"GET /api/tasks/<id:task_id>{path}" for path in ("", "/events")),
+        "DELETE /api/tasks/<id:task_id>",
+        *(f"{method} /api/sessions" for method in ("GET", "POST")),
+        *(f"{method} /api/sessions/<id:session_id>" for method in ("GET", "DELETE")),
+        "POST /api/sessions/<id:session_id>/keepalive",
+        "GET /api/sessions/<id:session_id>/logs",
+    },
+    Access.CUSTOM: {"POST /api/tasks/custom"},
     Access.ALL: {"GET /metrics", "GET /agents"},
     Access.JOBS: {
         f"{method} /v2/<id:endpoint_id>/{path}"
@@ -148,7 +159,11 @@ def make_api(client, tmp_path, redis_server):
     def make(workers=WORKERS, *, behind_front=False, **environ):
         file.write_text(workers)
         config = load_settings(
-            OWNPOD_WORKERS_FILE=file, REDIS_URL=redis_server.url, OWNPOD_WORKER_GONE_S=10, **environ
+            OWNPOD_WORKERS_FILE=file,
+            REDIS_URL=redis_server.url,
+            OWNPOD_WORKER_GONE_S=10,
+            OWNPOD_CUSTOM_TASKS="true",
+            **environ,
         )
         apps.append(create_app(config, behind_front=behind_front))
         # Requests that wait are answered at once.
@@ -210,6 +225,9 @@ EXPECTED = {
     Access.MANAGE: dict.fromkeys(KEYS, 401)
     | dict.fromkeys(["api", "mine", "other", "worker", "bound"], 403)
     | {"admin": None},
+    Access.CUSTOM: dict.fromkeys(KEYS, 401)
+    | dict.fromkeys(["api", "mine", "other", "worker", "bound"], 403)
+    | {"admin": None},
     Access.WORKER: dict.fromkeys(KEYS, 401) | {"worker": None, "bound": 403},
 }
 
@@ -269,6 +287,7 @@ def test_keys_of_endpoints_alone_do_not_manage_over_http(make_api):
     assert (status, "set OWNPOD_ADMIN_KEYS" in text) == (403, True)
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_host_manage_without_a_key(make_api, redis_server, tmp_path):
     make_api(OWNPOD_API_KEYS="the-api-key")
     environ = {
@@ -287,7 +306,7 @@ def test_an_admin_key_alone_leaves_jobs_open_and_closes_managing(make_api):
     for method, rule in routes(api.application):
         access = access_of(rule.endpoint)
         status, text = call(api, method, rule, None)
-        assert (status == 401) is (access is Access.MANAGE), (method, rule, text)
+        assert (status == 401) is (access in {Access.MANAGE, Access.CUSTOM}), (method, rule, text)
         assert call(api, method, rule, "a")[0] not in {401, 403}
 
 
@@ -397,3 +416,15 @@ def test_behind_the_front_the_last_address_counts_and_those_of_the_proxies_befor
     assert codes == [200, 200, 429]
     # These two callers came past the proxy.
     assert [health(api, X_Forwarded_For=f"10.0.9.{n}") for n in (1, 2, 2)] == [200, 200, 429]
+
+
+def test_a_key_may_come_as_x_api_key_and_authorization_comes_first(make_api):
+    api = make_api(**ALL_KEYS)
+    for headers, status in (
+        ({"X-API-Key": "only-mine"}, 200),
+        ({"x-api-key": " only-mine "}, 200),
+        ({"X-API-Key": "no-such-key"}, 401),
+        ({"X-API-Key": "only-mine", "Authorization": "Bearer no-such-key"}, 401),
+        ({"X-API-Key": "no-such-key", "Authorization": "Bearer only-mine"}, 200),
+    ):
+        assert api.get("/v2/mine/health", headers=headers).status_code == status, headers

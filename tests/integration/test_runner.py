@@ -234,6 +234,7 @@ def test_what_fails_at_the_end_of_one_job_ends_no_node(node, fake, client, caplo
         running.result(5)
 
 
+@pytest.mark.slow
 def test_a_run_that_yields_too_much_is_stopped_at_once(client, fake):
     settings = load_settings(OWNPOD_MAX_OUTPUT_MB=100, OWNPOD_WORKER_RUN_READ_TIMEOUT_S=5)
     store, worker = job_store(client), PushWorker(worker_spec(fake.url), settings)

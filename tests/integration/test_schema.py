@@ -91,6 +91,7 @@ def test_the_api_answers_503_with_a_sentence(redis_server, client, path):
     assert answer.headers["Retry-After"]
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_logs_one_line_and_continues_when_the_versions_agree(
     store, client, caplog
 ):

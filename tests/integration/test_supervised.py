@@ -33,6 +33,7 @@ def attend_until(group, condition, seconds=10):
     return wait_until(attended, seconds)
 
 
+@pytest.mark.slow
 def test_a_part_that_serves_is_restarted_while_others_do_not_serve_yet(group, capfd):
     serving = spawn(group, "a", CHATTER, lambda: True)
     waiting = spawn(group, "b", SLEEP, lambda: False)
@@ -52,6 +53,7 @@ def test_a_part_that_ends_before_it_serves_ends_the_start_with_its_reason(group,
     assert "a          | no such thing" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_log_that_is_never_quiet_does_not_hold_up_the_ready_line(group):
     spawn(group, "a", CHATTER, lambda: True)
     attend_until(group, lambda: group.serving)
@@ -71,6 +73,7 @@ def test_a_supervised_process_is_due_when_its_pause_is_over():
     assert part.is_due(now + 100)
 
 
+@pytest.mark.slow
 def test_a_part_that_is_started_late_is_restarted_and_ends_after_the_one_before_which_it_is(
     tmp_path, capfd
 ):

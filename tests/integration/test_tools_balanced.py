@@ -33,7 +33,7 @@ def file(tmp_path):
 @pytest.fixture
 def front(client):
     """A front that publishes, and what it has read."""
-    reading = RouteReading(open=5, total=9, servers={"a": ServerReading(2, 1, 9)})
+    reading = RouteReading(requests=5, total=9, servers={"a": ServerReading(2, 1, 9)})
     ended = threading.Event()
 
     def beat():
@@ -56,9 +56,9 @@ def run(client, redis_server, file):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
 
-    def run(command, *arguments):
+    def run(command, *arguments, endpoint=("-e", "web")):
         url = f"http://127.0.0.1:{server.server_port}"
-        done = CliRunner().invoke(main, [command, "--url", url, "-e", "web", *arguments])
+        done = CliRunner().invoke(main, [command, "--url", url, *endpoint, *arguments])
         return done.exit_code, done.output
 
     yield run
@@ -112,6 +112,21 @@ def test_health_fails_without_a_front_and_names_the_remedy(run):
     code, text = run("health")
     assert code == 1
     assert "no front runs: see ownpod doctor" in text
+
+
+def test_health_without_an_endpoint_shows_the_only_one(run):
+    assert run("health", endpoint=())[1].startswith("web: waiting 0")
+    code, text = run("health", endpoint=("-e", "local-ep"))
+    assert code == 2
+    assert "'local-ep' not found; known endpoints: web" in text
+
+
+def test_health_without_an_endpoint_lists_several(file, request):
+    file.write_text("endpoints: {one: {}, two: {}}")
+    run = request.getfixturevalue("run")
+    code, text = run("health", endpoint=())
+    assert code == 2
+    assert "-e/--endpoint: must name an endpoint, one of one, two" in text
 
 
 @pytest.mark.slow

@@ -326,6 +326,7 @@ def test_300_webhooks_to_slow_receivers_are_sent_once_each_while_all_of_them_are
     assert client.hget(keys.of_endpoint("ep", "webhooks"), "delivered") == "300"
 
 
+@pytest.mark.slow
 def test_a_redis_that_is_away_during_a_try_costs_no_second_one(receiver, tmp_path):
     server, hold = RedisServer(tmp_path), threading.Event()
     receiver.routes["POST /hook"] = Answer(200, {}, hold=hold)

@@ -348,6 +348,7 @@ def test_a_connection_is_used_again_while_it_is_young(server):
     assert (server.connections, server.requests) == (1, 3)
 
 
+@pytest.mark.slow
 def test_a_connection_that_was_idle_for_longer_is_not_used_again(server):
     server.keep, server.parts = True, [SIZED]
     used = connections(server)
@@ -371,6 +372,7 @@ class ClosesIdle(RawServer):
                 idle_since = time.monotonic()
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_to_a_server_that_closes_idle_connections():
     server = ClosesIdle()
     used = connections(server)

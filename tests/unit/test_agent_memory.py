@@ -13,6 +13,7 @@ def printed(program):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_an_agent_imports_no_library_that_its_engine_does_not_need():
     # Each takes some megabytes of a process that runs on every host.
     found = printed("import sys, ownpod.tools.agent, ownpod.agent.run; print(*sys.modules)")

@@ -175,7 +175,7 @@ def coming(created_ms, phase=Phase.WANTED):
 
 def test_requests_count_as_jobs():
     reading = RouteReading(
-        open=7, servers={"a": ServerReading(open=2, waiting=1), "b": ServerReading()}
+        requests=7, servers={"a": ServerReading(open=2, waiting=1), "b": ServerReading()}
     )
     view = with_requests(VIEW, reading, ())
     assert (view.queued, view.running, view.are_requests) == (4, {"a": 3}, True)
@@ -183,14 +183,14 @@ def test_requests_count_as_jobs():
 
 
 def test_a_request_that_wants_a_worker_back_starts_no_other():
-    view = with_requests(VIEW, RouteReading(open=2, wishes=("x", "y")), ())
+    view = with_requests(VIEW, RouteReading(requests=2, wishes=("x", "y")), ())
     assert (view.queued, view.wishes) == (0, ("x", "y"))
-    many = RouteReading(open=500, wishes=tuple(map(str, range(500))))
+    many = RouteReading(requests=500, wishes=tuple(map(str, range(500))))
     assert len(with_requests(VIEW, many, ()).wishes) == MOST_WISHES
 
 
 def test_what_waits_has_waited_since_its_first_worker_was_wanted():
-    waiting = RouteReading(open=1)
+    waiting = RouteReading(requests=1)
     workers = [coming(4000), coming(2000, Phase.STARTING), coming(0, Phase.READY)]
     assert with_requests(VIEW, waiting, workers).oldest_wait_s == 8.0
     assert with_requests(VIEW, RouteReading(), workers).oldest_wait_s == 0.0
@@ -198,7 +198,7 @@ def test_what_waits_has_waited_since_its_first_worker_was_wanted():
 
 def test_a_worker_that_had_requests_lately_still_has_work():
     view = replace(VIEW, lingering={"a": 1, "b": 1})
-    reading = RouteReading(open=1, servers={"a": ServerReading(open=1)})
+    reading = RouteReading(requests=1, servers={"a": ServerReading(open=1)})
     assert with_requests(view, reading, ()).lingering == {"b": 1}
 
 

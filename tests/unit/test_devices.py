@@ -11,7 +11,7 @@ from helpers import wait_until
 
 from ownpod.agent.devices import Devices, relatives
 from ownpod.rules import devices as rules
-from ownpod.rules.devices import DeviceChoice, Use, parse_choice, parse_labels
+from ownpod.rules.devices import DeviceChoice, Difficulties, Use, parse_choice, parse_labels
 from ownpod.rules.managed import AgentInfo, Device, Hold
 from ownpod.tools.gpus import parse_duration
 
@@ -440,3 +440,77 @@ def test_the_time_of_a_reservation_is_read(text, seconds):
 def test_a_wrong_time_of_a_reservation_is_refused(text):
     with pytest.raises(click.BadParameter, match="from 1s to 365d"):
         parse_duration(None, None, text)
+
+
+# Difficulties.
+
+
+def with_difficulties(
+    driver, choice="auto", labels="", difficulties="", *, presets=True, claimed=()
+):
+    given = Difficulties(
+        rules.parse_difficulties(difficulties), has_presets=presets, claimed=claimed
+    )
+    return reader(driver, choice, labels, difficulties=lambda: given)
+
+
+def pools(devices):
+    return {device.index: device.pools for device in devices}
+
+
+def test_each_device_of_a_host_with_presets_has_a_difficulty(driver):
+    found = with_difficulties(driver, difficulties="1:high").refresh()
+    assert pools(found)[0] == ("ADA_24", "low")
+    assert pools(found)[1][-1] == "high"
+    assert pools(with_difficulties(driver, difficulties="high,0:low").refresh())[1][-1] == "high"
+    assert pools(with_difficulties(driver, difficulties="GPU-bbbb:high").refresh())[0][-1] == "low"
+
+
+def test_without_presets_no_device_gets_a_difficulty(driver):
+    assert pools(with_difficulties(driver, presets=False).refresh())[0] == ("ADA_24",)
+    assert pools(with_difficulties(driver, difficulties="1:high", presets=False).refresh())[0] == (
+        "ADA_24",
+        "low",
+    )
+
+
+def test_a_pool_label_replaces_the_difficulty(driver):
+    found = with_difficulties(driver, labels="pool.1=mine", difficulties="high").refresh()
+    assert pools(found)[0] == ("ADA_24", "high")
+    assert pools(found)[1][-1] == "mine"
+
+
+def test_a_device_that_another_difficulty_claims_is_not_low(driver):
+    found = with_difficulties(driver, claimed=("ADA_24",)).refresh()
+    assert pools(found)[0] == ("ADA_24",)
+    assert pools(found)[1][-1] == "low"
+
+
+def test_stand_ins_have_difficulties_which_change_at_once(driver):
+    given = [Difficulties(has_presets=True)]
+    devices = reader(driver, "cpu:2", difficulties=lambda: given[0])
+    assert pools(devices.read()) == {0: ("low",), 1: ("low",)}
+    given[0] = Difficulties({"1": "high"}, has_presets=True)
+    assert pools(devices.read()) == {0: ("low",), 1: ("high",)}
+
+
+def test_without_nvml_a_host_with_presets_has_stand_ins():
+    none = Driver(error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    (one,) = with_difficulties(none).refresh()
+    assert (one.id, one.simulated, one.pools) == ("cpu-0", True, ("low",))
+    assert with_difficulties(none, presets=False).refresh() == ()
+    given = Difficulties({"1": "high"}, has_presets=True)
+    choice = rules.parse_device_ids("0,1")
+    ids = Devices(choice, {}, pools_of=pools_of, nvml=none, difficulties=lambda: given)
+    assert pools(ids.refresh()) == {0: ("low",), 1: ("high",)}
+    assert ids.problem == ""
+
+
+def test_gpus_that_were_chosen_have_no_stand_ins_and_a_broken_driver_neither():
+    none = Driver(error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    chosen = with_difficulties(none, "0")
+    assert chosen.refresh() == ()
+    assert chosen.problem == "NVML's library is not found"
+    broken = with_difficulties(Driver(error=pynvml.NVML_ERROR_DRIVER_NOT_LOADED))
+    assert broken.refresh() == ()
+    assert "NVML cannot be used" in broken.problem

@@ -222,13 +222,13 @@ def test_readings_survive_bad_rows():
         parse_table(wishes),
     )
     ep = found["ep"]
-    assert (ep.open, ep.total, ep.wishes, ep.running, ep.waiting) == (4, 9, ("w9",), 2, 2)
+    assert (ep.requests, ep.total, ep.wishes, ep.running, ep.waiting) == (4, 9, ("w9",), 2, 2)
     assert (ep.servers["w1"].waiting, ep.servers["w1"].total, ep.servers["w1"].up) == (1, 30, True)
     assert not ep.servers["w2"].up
     assert "404" in ep.servers["w2"].problem
     assert ep.servers["w4"].up
     assert set(ep.servers) == {"w1", "w2", "w4"}
-    assert found["new"].open == 0
+    assert found["new"].requests == 0
     assert parse_rows("garbage", ",") == []
 
 

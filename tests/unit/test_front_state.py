@@ -15,6 +15,7 @@ from ownpod.rules.fronts import (
     Totals,
     View,
     keys_of,
+    lost_of,
     pauses_of,
     reported,
     server_of,
@@ -24,6 +25,7 @@ from ownpod.rules.fronts import (
     targets,
 )
 from ownpod.rules.homes import Front
+from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.probing import HEALTHY, UNASKED, Verdict
 from ownpod.rules.templates import ManagedSpec, Scaling, Template
 from ownpod.store.fronts import dumped, loaded
@@ -157,19 +159,19 @@ def test_requests_that_are_passed_on_are_counted_by_the_home_only():
     passing = replace(
         state, routes={"ep": Route("ep", servers=(Server("front-other", "h", 1, is_front=True),))}
     )
-    reading = RouteReading(open=2, servers={"front-other": ServerReading(open=3)})
+    reading = RouteReading(requests=2, servers={"front-other": ServerReading(open=3)})
     found = reported({"ep": reading}, passing)["ep"]
-    assert (found.open, found.waiting, found.servers, found.passes) == (2, 2, {}, True)
+    assert (found.requests, found.waiting, found.servers, found.passes) == (2, 2, {}, True)
     # What waited before the home has moved is still sent to the worker from here.
     for waiting in (0, 1):
         left = {"front-other": ServerReading(open=3), "w": ServerReading(open=1)}
-        reading = RouteReading(open=1 + waiting, servers=left)
+        reading = RouteReading(requests=1 + waiting, servers=left)
         assert reported({"ep": reading}, passing)["ep"].servers["w"].draining is (not waiting)
 
 
 def test_a_server_that_was_removed_and_still_has_requests_is_reported_as_draining():
     state = state_of(view(endpoint(worker("b"))), ME, {"b": HEALTHY})
-    reading = RouteReading(open=1, servers={"a": ServerReading(open=1)})
+    reading = RouteReading(requests=1, servers={"a": ServerReading(open=1)})
     found = reported({"ep": reading, "gone": reading}, state)
     assert list(found) == ["ep"]
     assert found["ep"].servers["a"].draining
@@ -180,7 +182,7 @@ def test_readings_of_fronts_are_summed():
     a = {"ep": RouteReading(3, {"w": ServerReading(1, total=5, up=False, problem="x")}, ("u",), 7)}
     b = {"ep": RouteReading(1, {"w": ServerReading(1, total=2), "v": ServerReading()}, ("t",), 1)}
     found = summed([a, b])["ep"]
-    assert (found.open, found.total, found.wishes, found.waiting) == (4, 8, ("t", "u"), 2)
+    assert (found.requests, found.total, found.wishes, found.waiting) == (4, 8, ("t", "u"), 2)
     assert found.servers["w"] == ServerReading(2, total=7, up=True, problem="x")
 
 
@@ -262,3 +264,28 @@ def test_the_total_of_a_worker_that_was_away_goes_on_and_those_of_many_are_not_k
     assert total("w", 1) == 4
     assert [total(name, 1) for name in ("a", "b", "c")] == [1, 1, 1]
     assert total("w", 1) == 1
+
+
+STOPPED = ManagedWorker("m", "ep", "r1", Phase.STOPPED, 1, ready_ms=5, stopped_ms=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "release", "lost"),
+    [
+        ({}, "r1", False),
+        ({}, None, False),
+        ({}, "r2", True),
+        ({"endpoint": "other"}, "r1", True),
+        ({"ready_ms": None}, "r1", True),
+        ({"failed": True}, "r1", True),
+        ({"ended_in": "ready"}, None, True),
+        # One that runs, or will, is waited for, whatever its release is.
+        ({"phase": Phase.WANTED, "ready_ms": None}, "r2", False),
+        ({"phase": Phase.DRAINING}, "r2", False),
+        ({"phase": Phase.READY, "endpoint": "other"}, "r1", True),
+    ],
+)
+def test_which_wished_workers_cannot_come_back(changes, release, lost):
+    records = {"m": replace(STOPPED, **changes)}
+    found = lost_of(endpoint(worker("listed")), ("m", "listed", "never"), records, release)
+    assert found == {"never", *(["m"] if lost else [])}

@@ -1,5 +1,6 @@
 """Which numbers of workers apply at a moment."""
 
+import functools
 import time
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -186,17 +187,18 @@ def test_an_endpoint_that_expires_before_its_pause_ends_names_no_moment():
 )
 def test_the_end_of_a_pause_is_the_first_open_minute_also_when_clocks_are_set(day, closed):
     spec = spec_of(Hours(EVERY_DAY, *closed, workers_max=0))
+    is_paused = functools.cache(lambda minute: pause_at_all(spec, minute))
     midnight = at(f"{day} 20:00")
     minutes = range(
         midnight, midnight + int(timedelta(hours=14) / timedelta(milliseconds=1)), 60_000
     )
-    paused = [minute for minute in minutes if pause_at_all(spec, minute)]
+    paused = [minute for minute in minutes if is_paused(minute)]
     assert paused or day == "2026-03-28", "clocks go over these hours on that day only"
     for minute in paused[::7]:
         opened = open_again_ms(spec, minute)
         assert opened is not None
-        assert all(pause_at_all(spec, t) for t in range(minute, opened, 60_000))
-        assert not pause_at_all(spec, opened)
+        assert all(is_paused(t) for t in range(minute, opened, 60_000))
+        assert not is_paused(opened)
 
 
 def pause_at_all(spec: ManagedSpec, now_ms: int) -> bool:

@@ -29,7 +29,7 @@ class Consumer:
         call()
 
 
-def node_of(kind, *, orphans=()):
+def node_of(kind, *, orphans=(), private=False):
     free = SimpleNamespace(
         owner=lambda _: None, acquire=lambda *_, **__: True, paused=lambda _: None
     )
@@ -41,7 +41,7 @@ def node_of(kind, *, orphans=()):
         registry=SimpleNamespace(fleet=free, worker=lambda _: None),
         store=SimpleNamespace(runs=runs),
         worker=SimpleNamespace(probe=lambda: None),
-        spec=worker_spec("http://w", id="w", kind=kind),
+        spec=worker_spec("http://w", id="w", kind=kind, private=private),
         name="w@host",
     )
     node.acquire()
@@ -63,4 +63,15 @@ def test_a_pulling_workers_first_fetch_has_the_endpoints_queue(kind, orphans, fi
     node.breaker.ready()
     assert consumer.queues == [OWN, SHARED]
     node.breaker.open("down")
+    assert consumer.queues == [OWN]
+
+
+@pytest.mark.parametrize("kind", [WorkerKind.PULL, WorkerKind.CONTAINER])
+@pytest.mark.parametrize("orphans", [[], [("job-1", 1)]])
+def test_a_private_worker_gets_jobs_from_its_own_queue_only(kind, orphans):
+    node, consumer = node_of(kind, orphans=orphans, private=True), Consumer()
+    assert node.queues == [OWN]
+    node.attach(consumer)
+    assert consumer.queues == ([OWN] if orphans else [])
+    node.breaker.ready()
     assert consumer.queues == [OWN]

@@ -59,6 +59,7 @@ def test_without_a_worker_remote_commands_say_so(become):
     assert control.pause(None) == control.resume(None) == {"error": "this node has no worker"}
 
 
+@pytest.mark.slow
 def test_a_task_that_comes_to_the_wrong_process_is_requeued(become):
     become(None)
     with pytest.raises(Reject):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase
+from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.reconcile import (
     EMPTY_REDIS_S,
     Adopt,
@@ -93,6 +93,12 @@ def test_a_draining_worker_is_stopped_when_it_can_get_no_job_and_has_none(busy, 
 
 def test_a_worker_that_is_being_stopped_is_stopped_again_after_a_crash_of_the_agent():
     assert steps("stopping", runs(), busy={"w"}) == [Stop("w", "why")]
+
+
+def test_a_session_that_is_being_stopped_gets_less_time_to_end():
+    session = record("stopping", role=Role.SESSION)
+    found = plan({"w": session}, {"w": runs()}, instance_known=True)
+    assert found == [Stop("w", "why", quick=True)]
 
 
 @pytest.mark.parametrize("phase", ["ready", "draining"])

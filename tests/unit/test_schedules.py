@@ -80,6 +80,7 @@ ONE_HOST_TWO_DEVICES = bytes([0, 2, 0, 0, 1])
 """One endpoint, REQUEST_COUNT, 0 to 1 workers with one device each."""
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_decision_does_not_grow_with_finished_work():
     world = World(ONE_HOST_TWO_DEVICES)
     endpoint = world.endpoints["x"]

@@ -1,4 +1,5 @@
 import ast
+import re
 import types
 import typing
 from pathlib import Path
@@ -205,7 +206,12 @@ ENVIRONMENT = {
 def test_only_the_settings_know_the_environment():
     users, client_variables = set(), set()
     for path in (ROOT / "ownpod").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        # A tree takes long to search, and few modules have these words.
+        nodes = (
+            ast.walk(ast.parse(text)) if re.search(r"environ|getenv|putenv|envvar", text) else ()
+        )
+        for node in nodes:
             names = []
             if isinstance(node, ast.Attribute):
                 names = [node.attr]
@@ -228,3 +234,29 @@ def test_a_redis_may_be_a_unix_socket_with_a_whole_path():
     assert settings.load({"REDIS_URL": url}).broker_url() == url
     with pytest.raises(ConfigurationError, match="unix:/// URL"):
         settings.load({"REDIS_URL": "unix://redis.sock"})
+
+
+def test_an_alias_is_read_with_its_own_form_and_the_variable_wins():
+    found = settings.load(
+        {"GPU_DEVICE_IDS": "0,1", "TASK_CPU_QUOTA": "50000", "INTERNAL_API_KEY": "k"}
+    )
+    assert found.devices.gpus == ("0", "1")
+    assert found.devices.instead == (0, 1)
+    assert found.task_cpus == 0.5
+    assert len(found.api_keys) == 1
+    both = settings.load({"GPU_DEVICE_IDS": "no list", "OWNPOD_DEVICES": "cpu:1"})
+    assert both.devices.stand_ins == 1
+    assert settings.load({"SESSION_QUEUE_MAX_SIZE": ""}).session_queue == 5
+
+
+def test_an_alias_is_declared_once_and_is_no_variable():
+    aliases = [variable.alias.name for variable in VARIABLES if variable.alias]
+    assert len({*aliases, *(variable.name for variable in VARIABLES)}) == len(aliases) + len(
+        VARIABLES
+    )
+
+
+def test_whether_the_list_of_images_is_set_is_known():
+    assert not settings.load({}).images_given
+    assert settings.load({"OWNPOD_IMAGES": "**"}).images_given
+    assert settings.load({"ALLOWED_DOCKER_IMAGES": "a/b:*"}).images_given

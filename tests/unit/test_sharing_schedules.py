@@ -200,6 +200,7 @@ def test_in_three_hundred_schedules(prove):
     check(prove, 300)
 
 
+@pytest.mark.slow
 def test_devices_do_change_hands():
     swaps = []
 

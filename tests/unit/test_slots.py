@@ -4,11 +4,13 @@ import contextlib
 import threading
 import time
 
+import pytest
 from helpers import attempt
 
 from ownpod.node.slots import Slots
 
 
+@pytest.mark.slow
 def test_the_jobs_are_listed_while_slots_are_taken_and_freed():
     slots = Slots(None, None, lease_s=15, on_change=lambda: None)
     stopped = threading.Event()

@@ -5,10 +5,8 @@ The reasons, and the words to use: docs/glossary.md and CONTRIBUTING.md.
 """
 
 import ast
-import io
 import re
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,19 +94,27 @@ def of_python(text: str) -> str:
     def show(line: int, start: int, end: int | None) -> None:
         shown[line - 1][start:end] = lines[line - 1][start:end]
 
+    # Without its strings, because a comment begins at the first # outside of them. The tokens of all files take a second.
+    code = [bytearray(line) for line in lines]
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if not PROSE.search(node.value):
-                continue
-            last = node.end_lineno or node.lineno
-            for line in range(node.lineno, last + 1):
-                start = node.col_offset if line == node.lineno else 0
-                show(line, start, node.end_col_offset if line == last else None)
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            line = token.start[0]
-            start = len(token.line[: token.start[1]].encode())
-            show(line, start, None)
+        if not (isinstance(node, ast.JoinedStr | ast.Constant) and node.end_lineno):
+            continue
+        if isinstance(node, ast.Constant) and not isinstance(node.value, str | bytes):
+            continue
+        words = (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and PROSE.search(node.value)
+        )
+        for line in range(node.lineno, node.end_lineno + 1):
+            start = node.col_offset if line == node.lineno else 0
+            end = node.end_col_offset if line == node.end_lineno else len(lines[line - 1])
+            code[line - 1][start:end] = bytes(end - start)
+            if words:
+                show(line, start, end)
+    for number, line in enumerate(code, 1):
+        if (start := line.find(b"#")) >= 0:
+            show(number, start, None)
     return "\n".join(line.decode() for line in shown)
 
 

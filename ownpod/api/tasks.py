@@ -1,0 +1,299 @@
+"""The GPU service's routes of tasks: submit one and follow it. A task is a job; :mod:`ownpod.api.task_submission` creates it.
+
+Everything that can be refused is refused before the stream begins. From then on only ``task_finish`` ends a task.
+"""
+
+from typing import Any
+
+from flask import Blueprint, Response, request
+from marshmallow import Schema
+
+from ownpod import log
+from ownpod.api import custom_tasks, schemas, task_schemas, typed_events
+from ownpod.api.auth import (
+    caller,
+    check_opens,
+    opened_endpoints,
+    seen_owner,
+    session_owner,
+)
+from ownpod.api.jobs import IDEMPOTENCY_KEY, RUN_LIMIT, notify_job_node
+from ownpod.api.places import Places
+from ownpod.api.readers import Reading, read_by
+from ownpod.api.services import answer, request_id, services
+from ownpod.api.task_submission import Client, TaskSubmitted, TaskWish
+from ownpod.configuration.custom import CUSTOM
+from ownpod.errors import BadRequest, JobNotFound
+from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.jobs import Job, JobStatus
+from ownpod.rules.task_views import (
+    SUBMITTED_STATUS,
+    TASK_STATUS,
+    OnDisconnect,
+    TaskFacts,
+    TaskType,
+    describe_task,
+)
+
+blueprint = Blueprint("tasks", __name__, url_prefix="/api/tasks")
+
+MOST_LOGS = 10
+"""Number of log lines in an answer about a task."""
+
+_submit_schema = task_schemas.SubmitSchema()
+_predefined_schema = task_schemas.PredefinedSchema()
+_custom_schema = task_schemas.CustomSchema()
+
+
+@blueprint.post("/submit")
+def submit() -> Response:
+    """Queues a task of a preset, and answers its events."""
+    body = _body(_submit_schema)
+    endpoint = services().registry.preset(body["model_id"], body["task_preset"])
+    return _submitted(_wish(endpoint, TaskType(body["task_type"]), body))
+
+
+@blueprint.post("/predefined")
+def predefined() -> Response:
+    """As ``/submit``; ``task_name`` names the preset."""
+    body = _body(_predefined_schema)
+    endpoint = _named(body["task_name"], body["model_id"])
+    return _submitted(_wish(endpoint, _type_of(body, endpoint), body))
+
+
+@blueprint.post("/custom")
+def custom() -> Response:
+    """Queues a one-off task of an image that the client names. Off unless ``OWNPOD_CUSTOM_TASKS`` allows it."""
+    custom_tasks.check_allowed()
+    body = _body(_custom_schema)
+    endpoint, spec = custom_tasks.endpoint_and_spec(body)
+    wish = _wish(endpoint, TaskType.ONE_OFF, body, spec=spec)
+    return _submitted(wish)
+
+
+@blueprint.get("/<id:task_id>")
+def task(task_id: str) -> Response:
+    """A task's state, with its last log lines."""
+    svc = services()
+    job, facts, private = _known(task_id)
+    session = private if facts.type == TaskType.SESSION else None
+    container = None
+    worker = svc.managed.get(private or job.worker_id or "") if private or job.worker_id else None
+    if worker is not None:
+        container = Places(svc.agents.agents()).container(worker)
+    logs = svc.store.journal.last_logs(task_id, MOST_LOGS)
+    return answer(
+        describe_task(
+            job, facts, svc.store.now_ms(), session=session, container=container, logs=logs
+        )
+    )
+
+
+@blueprint.get("/<id:task_id>/events")
+def events(task_id: str) -> Response:
+    """A task's events: all, or those after ``Last-Event-ID`` or ``?after=``."""
+    job, facts, _ = _known(task_id)
+    response = typed_events.respond(task_id, job.endpoint, typed_events.requested_cursor())
+    return _attended(response, job, facts)
+
+
+@blueprint.delete("/<id:task_id>")
+@blueprint.post("/<id:task_id>/cancel")
+def cancel(task_id: str) -> Response:
+    """Cancels a task. One that has ended does not change, and the answer has its state."""
+    svc = services()
+    job, _, _ = _known(task_id)
+    state = svc.store.jobs.cancel(task_id, job.endpoint, reason="cancelled by a client")
+    if state is JobStatus.CANCELLED:
+        log.moved(task_id, state, reason="cancelled by a client", requestId=request_id())
+        notify_job_node(svc.store.listing.get(task_id))
+    cancelled = state is JobStatus.CANCELLED
+    return answer(
+        {
+            "success": cancelled,
+            "task_id": task_id,
+            "status": "cancelled" if cancelled else TASK_STATUS.get(state, "failed"),
+            "message": "Task cancelled" if cancelled else f"the task is {state} already",
+        }
+    )
+
+
+def _body(schema: Schema) -> dict[str, Any]:
+    request.max_content_length = RUN_LIMIT
+    return schemas.parse(schema, request.get_data(cache=False), text="metadata")
+
+
+def _known(task_id: str) -> tuple[Job, TaskFacts, str | None]:
+    """A job of an endpoint that this request's key opens. Raises: JobNotFound."""
+    job, facts, private = services().store.listing.task(task_id)
+    if job.endpoint not in opened_endpoints():
+        # As if it did not exist, because the id alone opens nothing.
+        raise JobNotFound(task_id)
+    return job, facts, private
+
+
+def _named(name: str, model_id: str | None) -> Endpoint:
+    """The preset of a name. Raises: BadRequest, which lists the presets of this key."""
+    opened = set(opened_endpoints())
+    known = [
+        (endpoint.preset, endpoint)
+        for endpoint in services().registry.presets()
+        if endpoint.preset is not None and endpoint.id in opened
+    ]
+    found = [
+        endpoint
+        for preset, endpoint in known
+        if name in {preset.name, endpoint.id, f"{preset.model_id}/{preset.name}"}
+        and model_id in {None, preset.model_id}
+    ]
+    if len(found) == 1:
+        return found[0]
+    titles = ", ".join(f"{preset.model_id}/{preset.name}" for preset, _ in known) or "none"
+    problem = "is no preset" if not found else "is a preset of several models"
+    raise BadRequest(f"task_name: {name[:100]!r} {problem}; there are: {titles[:2000]}")
+
+
+def _type_of(body: dict[str, Any], endpoint: Endpoint) -> TaskType:
+    if body["task_type"] is not None:
+        return TaskType(body["task_type"])
+    wants_session = body["session_id"] is not None or body["create_session"]
+    preset = endpoint.preset
+    has_one_off = preset is not None and preset.one_off is not None
+    return TaskType.SESSION if wants_session or not has_one_off else TaskType.ONE_OFF
+
+
+def _wish(
+    endpoint: Endpoint, kind: TaskType, body: dict[str, Any], *, spec: Any = None
+) -> TaskWish:
+    """The task of a body that was checked.
+
+    Raises:
+        Forbidden: this request's key does not open the preset.
+        BadRequest: a value does not fit the others, or the settings.
+    """
+    check_opens(endpoint.id)
+    if endpoint.id == CUSTOM and spec is None:
+        raise BadRequest("model_id: custom tasks are submitted to /api/tasks/custom")
+    preset, session_id = endpoint.preset, body.get("session_id")
+    if kind is TaskType.ONE_OFF and session_id is not None:
+        raise BadRequest("session_id: must be null for a one-off task, which no session runs")
+    if preset is not None and kind is TaskType.SESSION and preset.session is None:
+        raise BadRequest(
+            f"task_type: preset {preset.name!r} of model {preset.model_id!r} has one-off tasks only"
+        )
+    difficulty = body["task_difficulty"]
+    if preset is not None and difficulty is not None:
+        # Raises, with the difficulties that there are.
+        preset.pools(difficulty)
+    return TaskWish(
+        endpoint=endpoint,
+        type=kind,
+        difficulty=difficulty,
+        metadata=body["metadata"] or "{}",
+        timeout_s=timeout_s(body["timeout_seconds"], endpoint),
+        wait_s=wait_s(body["wait_seconds"]),
+        session_id=session_id,
+        create_session=bool(body.get("create_session")),
+        on_disconnect=body["on_disconnect"],
+        spec=spec,
+        model_id=body.get("model_id"),
+    )
+
+
+def timeout_s(given: int | None, endpoint: Endpoint) -> int:
+    """Seconds for which a task may run. Raises: BadRequest, above ``OWNPOD_MAX_TASK_TIMEOUT_S``."""
+    longest = services().settings.max_task_timeout_s
+    if given is None:
+        return min(endpoint.execution_timeout_ms // 1000, longest)
+    if given > longest:
+        raise BadRequest(
+            f"timeout_seconds: must be a whole number of seconds from {task_schemas.TIMEOUT_S[0]} to {longest}, not {given}"
+        )
+    return given
+
+
+def wait_s(given: int | None) -> int:
+    """Seconds for which a new worker may wait for its device."""
+    return services().settings.gpu_wait_s if given is None else given
+
+
+def _client() -> Client:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise BadRequest("Idempotency-Key: must be 1 to 255 visible ASCII characters")
+    return Client(
+        owner=session_owner(),
+        sees=seen_owner(),
+        request_id=request_id(),
+        idempotency_key=key,
+        caller=caller(),
+    )
+
+
+def _submitted(wish: TaskWish) -> Response:
+    """Creates the task, and answers its events or, where the client asks for JSON, its ids."""
+    svc, client, as_json = services(), _client(), wants_json()
+    if not as_json:
+        # A stream that finds no room would leave a task that its client does not know.
+        svc.notices.check_room()
+    made = svc.tasks.submit(wish, client)
+    if as_json:
+        return _ids(made)
+    response = typed_events.respond(made.job_id, made.endpoint, None)
+    response.headers["X-Task-Id"] = made.job_id
+    if made.session_id is not None:
+        response.headers["X-Session-Id"] = made.session_id
+    job, facts, _ = svc.store.listing.task(made.job_id)
+    return _attended(response, job, facts)
+
+
+def wants_json() -> bool:
+    """Whether the client asks for JSON instead of the events: ``Prefer: respond-async``, or an ``Accept`` that has JSON and
+    excludes event streams.
+    """
+    preferences = request.headers.get("Prefer", "").lower().split(",")
+    if any(part.partition(";")[0].strip() == "respond-async" for part in preferences):
+        return True
+    accept = request.accept_mimetypes
+    return bool(accept["application/json"]) and not accept["text/event-stream"]
+
+
+def _ids(made: TaskSubmitted) -> Response:
+    svc = services()
+    job = svc.store.listing.get(made.job_id)
+    place = svc.store.queue.place(job) if job.status is JobStatus.IN_QUEUE else None
+    status = SUBMITTED_STATUS.get(job.status) or TASK_STATUS.get(job.status, "failed")
+    response = answer(
+        {
+            "task_id": made.job_id,
+            "session_id": made.session_id,
+            "status": status,
+            "endpoint": made.endpoint,
+            "position": None if place is None else place.position,
+            "events_url": f"/api/tasks/{made.job_id}/events",
+            "status_url": f"/v2/{made.endpoint}/status/{made.job_id}",
+        }
+    )
+    response.headers["X-Task-Id"] = made.job_id
+    if made.session_id is not None:
+        response.headers["X-Session-Id"] = made.session_id
+    return response
+
+
+def _attended(response: Response, job: Job, facts: TaskFacts) -> Response:
+    """The stream of a task. One that is to be cancelled without a reader has one until the stream ends, or its client goes.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+    """
+    wanted = facts.on_disconnect == OnDisconnect.CANCEL
+    if not wanted or job.status.terminal or response.status_code != 200:
+        return response
+    svc = services()
+    svc.readers.enter(job.id)
+    reading = Reading(svc.readers, job.id)
+    peer = request.environ.get("gunicorn.socket")
+    response.response = read_by(response.iter_encoded(), reading, svc.held, peer)
+    # Also for a response that is closed before its first byte.
+    response.call_on_close(reading.end)
+    return response

@@ -1,0 +1,140 @@
+"""The end of sessions and of one-off tasks' workers, and what becomes of the jobs that wait for one that has ended.
+
+The decision is :func:`ownpod.rules.sessions.decide`; the Lua step that ends the worker checks again, so that no job is lost
+that came in between. Nothing is remembered here that a successor needs.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ownpod.errors import OwnPodError, RedisUnavailable
+from ownpod.registry import Registry
+from ownpod.rules.managed import SERVING, ManagedWorker, Role, new_worker_id
+from ownpod.rules.sessions import (
+    End,
+    Reason,
+    again,
+    code_of,
+    decide,
+    ended_in_words,
+    may_move,
+)
+from ownpod.store.private import WaitingJob
+from ownpod.store.sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+GONE = "session {} ended: its record is gone"
+
+_HOW = {Reason.IDLE_TIMEOUT: "idle", Reason.MAX_LIFETIME: "life", Reason.NO_DEVICE: "wait"}
+"""How the Lua step checks a reason again."""
+
+
+class PrivateWorkers:
+    """Ends private workers, and settles the jobs that wait for one that has ended.
+
+    Args:
+        registry: the endpoints.
+        sessions: the private workers.
+    """
+
+    def __init__(self, registry: Registry, sessions: Sessions) -> None:
+        self._registry = registry
+        self._sessions = sessions
+        self._endpoints = set[str]()
+        """Endpoints that had private workers in the last round; their jobs may be left."""
+
+    def once(self, workers: Sequence[ManagedWorker]) -> None:
+        """One round. Raises: RedisUnavailable.
+
+        Args:
+            workers: the private workers that are not stopped.
+        """
+        self._end_due([worker for worker in workers if worker.phase in SERVING])
+        presets = {e.id for e in self._registry.endpoints.values() if e.preset is not None}
+        here = {worker.endpoint for worker in workers}
+        if asked := presets | here | self._endpoints:
+            waiting = self._sessions.jobs.waiting(sorted(asked))
+            self._endpoints = here | waiting.keys()
+            for endpoint, jobs in waiting.items():
+                self._settle(endpoint, jobs)
+
+    def _end_due(self, workers: Sequence[ManagedWorker]) -> None:
+        tasks = [worker for worker in workers if worker.role is Role.TASK]
+        over = dict(
+            zip(
+                (worker.id for worker in tasks),
+                self._sessions.jobs.over([worker.job for worker in tasks]) if tasks else (),
+                strict=True,
+            )
+        )
+        for session in self._sessions.views(workers):
+            end = decide(session, job_over=over.get(session.id))
+            if end is not None and self._end(session.worker, end):
+                log.info(
+                    "endpoint %s: %s %s ends: %s",
+                    session.worker.endpoint,
+                    session.worker.role,
+                    session.id,
+                    end.words,
+                )
+
+    def _end(self, worker: ManagedWorker, end: End) -> bool:
+        how = _HOW.get(end.reason, "drain")
+        return self._sessions.end_private(worker, end.reason, how=how, words=end.words)
+
+    def _settle(self, endpoint: str, jobs: Sequence[WaitingJob]) -> None:
+        """Ends or moves the jobs whose private worker takes none any more."""
+        mine: defaultdict[str, list[WaitingJob]] = defaultdict(list)
+        for job in jobs:
+            mine[job.worker_id].append(job)
+        for worker_id, waiting in mine.items():
+            try:
+                worker = self._sessions.managed.get(worker_id)
+                if worker is not None and worker.phase in SERVING:
+                    continue
+                self._settle_of(endpoint, worker_id, worker, waiting)
+            except RedisUnavailable:
+                raise
+            except OwnPodError:
+                # A record that cannot be read must not stop the others.
+                log.exception("session %s: its tasks are not settled", worker_id)
+
+    def _settle_of(
+        self,
+        endpoint: str,
+        worker_id: str,
+        worker: ManagedWorker | None,
+        jobs: Sequence[WaitingJob],
+    ) -> None:
+        for job in jobs:
+            if (
+                worker is not None
+                and may_move(worker, movable=job.movable, moves=job.moves)
+                and self._move(worker, job)
+            ):
+                continue
+            error = GONE.format(worker_id) if worker is None else ended_in_words(worker)
+            code = "session_ended" if worker is None else code_of(worker)
+            if self._sessions.jobs.end(job.id, worker_id, error, code, running=False):
+                log.warning("job %s of %s: %s", job.id, endpoint, error)
+
+    def _move(self, worker: ManagedWorker, job: WaitingJob) -> bool:
+        """Moves a waiting job to another session of the same preset. False: there can be none."""
+        endpoint = self._registry.endpoints.get(worker.endpoint)
+        if endpoint is None:
+            return False
+        try:
+            opened = self._sessions.open(
+                again(worker, endpoint), owner=worker.owner, worker_id=new_worker_id(), reuse=True
+            )
+        except RedisUnavailable:
+            raise
+        except OwnPodError as error:
+            log.warning("job %s has no other session: %s", job.id, error)
+            return False
+        moved = self._sessions.jobs.move(job.id, worker.id, opened.id)
+        if moved:
+            log.info("job %s waits for session %s now: %s has ended", job.id, opened.id, worker.id)
+        return moved

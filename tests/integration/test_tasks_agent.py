@@ -1,0 +1,360 @@
+"""One-off tasks from claim to result: a node's runner, an agent with plain processes, and a real Redis; no Celery."""
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+
+import pytest
+from helpers import job_store, load_settings, new_job, wait_until
+
+from ownpod.agent.agent import Agent
+from ownpod.agent.devices import Devices
+from ownpod.agent.processes import ProcessEngine
+from ownpod.agent.steps import Host
+from ownpod.node.breaker import Breaker
+from ownpod.node.runner import JobRunner
+from ownpod.node.slots import Slots
+from ownpod.rules.devices import DeviceChoice
+from ownpod.rules.endpoints import WorkerKind, pull_worker
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.managed import Phase
+from ownpod.rules.placement import pools_of
+from ownpod.rules.presets import OutputMode
+from ownpod.rules.sessions import Reason
+from ownpod.rules.templates import ManagedSpec, Protocol, Template, spec_text
+from ownpod.store import keys
+from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.managed import Managed
+from ownpod.store.notices import Notices
+from ownpod.store.outputs import Outputs
+from ownpod.store.sessions import Sessions
+from ownpod.workers import Exchange, driver_for
+
+pytestmark = pytest.mark.slow
+
+W = "aaaaaaaaaaaaaa"
+JOB = "job-1"
+
+
+def spec_of(code, **env):
+    command = (sys.executable, "-c", code)
+    return ManagedSpec(Template(command=command, env=env, protocol=Protocol.CONTAINER))
+
+
+class Node:
+    """What the node of a task worker is made of, but for Celery."""
+
+    def __init__(self, client, *, lease_s=2):
+        self.store = job_store(client)
+        spec = pull_worker("ep", W, 1)
+        spec = type(spec)(**{**vars(spec), "kind": WorkerKind.CONTAINER, "private": True})
+        self.notices = Notices(client, keys.task(W))
+        exchange = Exchange(
+            None, functools.partial(self.notices.subscribe, end_only=False), Managed(client).tasks
+        )
+        self.worker = driver_for(spec, load_settings(), lambda: exchange)
+        self.slots = Slots(
+            self.store,
+            self.worker,
+            lease_s=lease_s,
+            on_change=lambda: self.breaker.wake(),  # noqa: PLW0108 - made below
+        )
+        self.breaker = Breaker(
+            self.worker.probe, lambda _: None, publish_every_s=5, slots=self.slots
+        )
+        self.runner = JobRunner(self.store, self.worker, self.slots, self.breaker, worker_id=W)
+        self.slots.start()
+
+    def start(self, job_id=JOB):
+        thread = threading.Thread(target=self.runner.run, args=(job_id,), daemon=True)
+        thread.start()
+        return thread
+
+
+class Turning:
+    """An agent that turns in a thread, without the subscriptions of its own loop."""
+
+    def __init__(self, agent):
+        self.agent = agent
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        while not self._stopped.wait(0.02):
+            self.agent.turn()
+
+    def end(self):
+        """As the end of an agent's process; its workers go on."""
+        self._stopped.set()
+        self._thread.join()
+        self.agent.leave()
+
+
+class Rig:
+    def __init__(self, client, tmp_path):
+        self.client = client
+        self.directory = tmp_path
+        self.managed = Managed(client)
+        self.store = job_store(client)
+        self.sessions = Sessions(self.store, result_ttl_s=600)
+        self.instance = self.managed.instance().id
+        self.turning = None
+        self.engines = []
+        self.next_agent()
+        self.node = Node(client)
+
+    def next_agent(self):
+        """An agent as a process of its own would be: with nothing that an earlier one knew."""
+        if self.turning:
+            self.turning.end()
+        engine = ProcessEngine(self.directory, self.instance)
+        engine.check()
+        client = self.client
+        self.engine = engine
+        # Their shells are this process's children, which Python wants to be waited for.
+        self.engines.append(engine)
+        agent = Agent(
+            Host("h", "http://127.0.0.1:8000", {}),
+            engine,
+            Devices(DeviceChoice(stand_ins=2), {}, pools_of=pools_of),
+            managed=self.managed,
+            agents=Agents(client),
+            outputs=Outputs(client),
+            wakeups=Wakeups(client),
+            environ={},
+        )
+        self.turning = Turning(agent)
+
+    def submit(self, code, *, data=None, mode=OutputMode.AUTO, most=1, timeout_ms=60_000, **env):
+        spec = spec_of(code, **env)
+        assert self.sessions.open_task(W, "ep", spec=spec, job_id=JOB, owner="", output=mode)
+        self.store.jobs.create(
+            new_job(
+                JOB,
+                input=json.dumps(data if data is not None else {}),
+                queue=self.store.messages.own_queue("ep", W),
+                private=W,
+                max_attempts=most,
+                execution_timeout_ms=timeout_ms,
+            )
+        )
+        wait_until(lambda: self.managed.get(W).phase is Phase.STARTING, 10)
+
+    def run(self, code, **options):
+        self.submit(code, **options)
+        return self.finish(self.node.start())
+
+    def finish(self, thread):
+        thread.join(30)
+        assert not thread.is_alive()
+        return self.job()
+
+    def job(self):
+        return self.store.jobs.get(JOB, "ep")
+
+    def chunks(self):
+        return [json.loads(text) for text in self.client.lrange(keys.chunks(JOB), 0, -1)]
+
+    def text(self):
+        return "".join(chunk for chunk in self.chunks() if isinstance(chunk, str))
+
+    def journal(self, event=None):
+        entries = map(json.loads, self.client.lrange(keys.journal(JOB), 0, -1))
+        return [entry[4] for entry in entries if event in {None, entry[3]}]
+
+    def logs(self):
+        return [entry["log"] for entry in self.journal("logs")]
+
+    def drain(self):
+        worker = self.managed.get(W)
+        return self.sessions.end_private(worker, Reason.MANUAL, how="drain")
+
+    def end(self):
+        self.node.notices.stop()
+        if self.turning:
+            self.turning.end()
+        for worker_id in self.engine.list():
+            self.engine.stop(worker_id, 0)
+        for engine in self.engines:
+            engine.list()
+
+
+@pytest.fixture
+def rig(client, tmp_path):
+    made = Rig(client, tmp_path)
+    yield made
+    made.end()
+
+
+def test_what_a_task_prints_is_its_text_and_its_output(rig):
+    job = rig.run("print('hello'); print('world')")
+    assert (job.status, json.loads(job.output)) == (JobStatus.COMPLETED, "hello\nworld\n")
+    assert rig.text() == "hello\nworld\n"
+    statuses = [entry["status"] for entry in rig.journal("worker")]
+    assert statuses[-3:] == ["created", "working", "stopped"]
+    assert rig.journal("worker")[-1]["exit_code"] == 0
+
+
+def test_the_worker_and_its_process_leave_when_the_job_has_ended(rig):
+    rig.run("print('done')")
+    assert rig.drain()
+    wait_until(lambda: rig.managed.get(W).phase is Phase.STOPPED, 10)
+    wait_until(lambda: rig.engine.list() == {}, 10)
+
+
+def test_a_task_that_prints_nothing_has_its_exit_code_as_output(rig):
+    assert json.loads(rig.run("pass").output) == {"exitCode": 0}
+
+
+def test_structured_lines_are_text_logs_progress_and_output(rig):
+    code = """if True:
+        import json
+        def say(**values): print(json.dumps(values), flush=True)
+        say(type="text_delta", data={"delta": "Hel"})
+        say(event="text_delta", delta="lo")
+        print("WARNING: noise")
+        say(type="log", data={"log": "loaded", "level": "WARN"})
+        say(event="progress", progress={"step": 1})
+        say(type="output", data={"output": {"n": 1}})
+        say(event="finish", status="completed")
+    """
+    job = rig.run(code)
+    assert rig.chunks() == ["Hel", "lo"]
+    assert json.loads(job.output) == {"n": 1}
+    logs = [(entry["log"], entry["level"]) for entry in rig.journal("logs")]
+    assert logs == [("WARNING: noise", "warning"), ("loaded", "warning")]
+    assert {"status": "working", "progress": {"step": 1}} in rig.journal("worker")
+
+
+def test_the_exit_code_and_the_end_of_standard_error_are_the_reason_of_a_failure(rig):
+    job = rig.run("import sys; print('x'); print('boom', file=sys.stderr); sys.exit(3)")
+    assert (job.status, job.error) == (JobStatus.FAILED, "exit code 3\nboom")
+    assert rig.client.hmget(keys.job(JOB), "exit_code", "code") == ["3", "handler"]
+    assert rig.logs() == ["boom"]
+
+
+def test_a_preset_may_have_plain_lines_as_log_lines_only(rig):
+    job = rig.run("print('noise')", mode=OutputMode.EVENTS)
+    assert (rig.chunks(), rig.logs()) == ([], ["noise"])
+    assert json.loads(job.output) == {"exitCode": 0}
+
+
+def test_a_second_attempt_gets_a_fresh_container(rig, tmp_path):
+    code = f"""if True:
+        import os, signal
+        print("try", flush=True)
+        if not os.path.exists({str(tmp_path / "once")!r}):
+            open({str(tmp_path / "once")!r}, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    rig.submit(code, most=2)
+    rig.finish(rig.node.start())
+    wait_until(lambda: rig.job().status is JobStatus.IN_QUEUE, 10)
+    job = rig.finish(rig.node.start())
+    assert (job.status, job.attempt, rig.text()) == (JobStatus.COMPLETED, 2, "try\n")
+
+
+def test_a_failure_that_a_task_reports_counts_whatever_its_exit_code_is(rig):
+    job = rig.run("""print('{"type": "finish", "data": {"status": "failed", "error": "no"}}')""")
+    assert (job.status, job.error) == (JobStatus.FAILED, "no")
+
+
+def test_the_input_is_in_the_environment_and_in_a_file(rig):
+    code = """if True:
+        import json, os
+        data = json.load(open(os.environ["OWNPOD_INPUT_FILE"]))
+        print(json.dumps([data, json.loads(os.environ["OWNPOD_INPUT"]), os.environ["METADATA_PROMPT"],
+            os.environ["METADATA_N"], os.environ["TASK_ID"], "RUNPOD_AI_API_KEY" in os.environ]))
+    """
+    data = {"prompt": "Hi", "n": 2, "deep": {"a": 1}}
+    found = json.loads(json.loads(rig.run(code, data=data).output))
+    assert found == [data, data, "Hi", "2", JOB, False]
+
+
+def test_a_client_cannot_have_a_secret_by_its_input(rig):
+    code = "import os; print(os.environ['METADATA_X'])"
+    job = rig.run(code, data={"x": "{{ SECRET_key }}"})
+    assert json.loads(job.output) == "{{ SECRET_key }}\n"
+
+
+def test_a_silent_task_ends_by_its_timeout(rig):
+    job = rig.run("import time; time.sleep(600)", timeout_ms=1500)
+    assert job.status is JobStatus.TIMED_OUT
+    assert not rig.engine.list()[W].running
+
+
+def test_a_cancelled_task_ends(rig):
+    rig.submit("import time; print('x', flush=True); time.sleep(600)")
+    thread = rig.node.start()
+    wait_until(lambda: rig.text() == "x\n", 10)
+    assert rig.store.jobs.cancel(JOB, "ep", reason="by its client") is JobStatus.CANCELLED
+    rig.node.slots.check_runs()
+    assert rig.finish(thread).status is JobStatus.CANCELLED
+    wait_until(lambda: not rig.engine.list()[W].running, 15)
+
+
+def test_the_next_agent_continues_exactly_where_the_killed_one_was(rig):
+    code = """if True:
+        import sys, time
+        for number in range(400):
+            print(number, flush=True)
+            print("e", number, file=sys.stderr, flush=True)
+            time.sleep(0.01)
+    """
+    rig.submit(code)
+    thread = rig.node.start()
+    for _ in range(3):
+        seen = len(rig.text())
+        wait_until(lambda n=seen: len(rig.text()) > n + 100, 10)
+        rig.next_agent()
+    job = rig.finish(thread)
+    assert job.status is JobStatus.COMPLETED
+    assert rig.text() == "".join(f"{n}\n" for n in range(400))
+    assert rig.logs() == [f"e {n}" for n in range(400)]
+
+
+def test_a_task_that_ended_without_an_agent_has_its_result_from_the_next_one(rig, tmp_path):
+    go = tmp_path / "go"
+    code = f"""if True:
+        import os, time
+        print("begun", flush=True)
+        while not os.path.exists({str(go)!r}): time.sleep(0.01)
+        print("end"); raise SystemExit(7)
+    """
+    rig.submit(code)
+    thread = rig.node.start()
+    wait_until(rig.text, 10)
+    rig.turning.end()
+    rig.turning = None
+    go.touch()
+    wait_until(lambda: not rig.engine.list()[W].running, 10)
+    assert rig.job().status is JobStatus.IN_PROGRESS
+    rig.next_agent()
+    assert rig.finish(thread).error == "exit code 7"
+    assert rig.text() == "begun\nend\n"
+
+
+def test_a_process_that_another_program_kills_is_a_lost_attempt(rig):
+    rig.submit("import time; print('x', flush=True); time.sleep(600)")
+    thread = rig.node.start()
+    wait_until(rig.text, 10)
+    (pid,) = rig.engine.pids()
+    os.kill(pid, signal.SIGKILL)
+    job = rig.finish(thread)
+    assert (job.status, job.error) == (
+        JobStatus.FAILED,
+        "its container was killed, and not by OwnPod (exit code 137)",
+    )
+
+
+def test_a_command_that_does_not_exist_is_a_failed_task_with_the_reason(rig, client):
+    rig.submit("pass")
+    spec = ManagedSpec(Template(command=("no-such-program",), protocol=Protocol.CONTAINER))
+    client.hset(keys.managed(W), "spec", spec_text(spec))
+    job = rig.finish(rig.node.start())
+    assert job.status is JobStatus.FAILED
+    assert "no-such-program" in job.error
