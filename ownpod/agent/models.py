@@ -230,7 +230,8 @@ class HostModels:
 
     def _remove(self, source: ModelSource) -> None:
         with self._lock:
-            running = self._running.get(source.key)
+            # Its thread then tries no more.
+            running = self._running.pop(source.key, None)
         if running is not None:
             running.kill()
         if problem := self.store.remove(source):
@@ -251,6 +252,7 @@ class HostModels:
                 used_ms=int(whole.used_s * 1000),
                 workers=tuple(sorted(w for w, key in users.items() if key == source.key)),
                 revision=manifest.revision,
+                origin=source,
             )
         with self._lock:
             for key, news in list(self._news.items()):
@@ -294,34 +296,37 @@ class HostModels:
 
     def _run(self, source: ModelSource) -> None:
         log.info("model %s is fetched from %s", source.id, source.shown or "its place")
-        began, error = self._clock(), ""
+        began, error, process = self._clock(), "", None
         for attempt in range(1, self._settings.tries + 1):
-            end = self._follow(source)
+            with self._lock:
+                process = self._running.get(source.key)
+            if process is None:
+                break
+            end = self._follow(source, process)
             error = end.error
             if not end.again or attempt == self._settings.tries:
                 break
             log.info("model %s: %s; tried again", source.id, error)
             time.sleep(start_pause_s(attempt) / 2)
             with self._lock:
-                if self._closed:
+                if self._closed or source.key not in self._running:
                     break
                 self._running[source.key] = self._start(source)
         with self._lock:
-            self._running.pop(source.key, None)
-            if error:
-                self._note_failure(source, error)
-            else:
-                self._news.pop(source.key, None)
+            if self._running.get(source.key) is process:
+                self._running.pop(source.key, None)
+                if error:
+                    self._note_failure(source, error)
+                else:
+                    self._news.pop(source.key, None)
         if error:
             log.warning("model %s is not fetched: %s", source.id, error)
         else:
             log.info("model %s is here after %.1f s", source.id, self._clock() - began)
         self.done()
 
-    def _follow(self, source: ModelSource) -> End:
+    def _follow(self, source: ModelSource, process: FetchProcess) -> End:
         told_at = float("-inf")
-        with self._lock:
-            process = self._running[source.key]
         for state, done, total in process.steps():
             with self._lock:
                 self._note(source, state, done, total)

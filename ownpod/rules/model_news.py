@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -46,6 +46,8 @@ class News:
     used_ms: int = 0
     workers: tuple[str, ...] = ()
     revision: str = ""
+    origin: ModelSource | None = field(repr=False, default=None)
+    """Names the model in an order, where no preset has it any more. Not for people: its URL may have secrets."""
 
 
 def news_text(news: News) -> str:
@@ -58,6 +60,8 @@ def news_in(text: str) -> News:
     try:
         values = json.loads(text)
         values["workers"] = tuple(values.get("workers", ()))
+        if values.get("origin") is not None:
+            values["origin"] = ModelSource(**values["origin"])
         return News(**{**values, "state": State(values["state"])})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("it is no news of a model") from None
