@@ -191,7 +191,7 @@ def test_kills_of_everything_lose_no_task_and_run_none_on_another_worker(start, 
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: runs.exists(), 60, "the first task")
+        wait_until(runs.exists, 60, "the first task")
         until, kinds = time.monotonic() + 40, [*PARTS, "worker"]
         while time.monotonic() < until:
             kill_something(ownpod, chance, kinds)
