@@ -176,6 +176,9 @@ class Steps:
             balancing=spec.balancing,
             suggested=mount.env,
         )
+        if worker.role is Role.SESSION:
+            # The GPU service's variable.
+            env["SESSION_ID"] = worker.id
         return Launch(
             worker.id,
             worker.endpoint,

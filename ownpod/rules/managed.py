@@ -141,8 +141,8 @@ class ManagedWorker:
     """The session's lifetime counts from its creation, not from ready."""
     wait_s: int = 0
     """Seconds for which the session waits for a device, until it ends; 0: any time."""
-    fetch_ms: int = 0
-    """When a host last reported that it fetches the worker's model, while the worker is wanted; 0: never."""
+    fetched_ms: int | None = None
+    """When a host last had news of the model that it fetches for the worker, which waits for no device meanwhile."""
     ending: str = ""
     """Why the session ends or has ended, a value of :class:`ownpod.rules.sessions.Reason`; "": not ended by OwnPod's rules."""
 
@@ -334,7 +334,7 @@ _VALUES: dict[str, Any] = {
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
             *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done", "wait_s"),
-            "fetch_ms",
+            "fetched_ms",
         ),
         _whole,
     ),

@@ -159,18 +159,22 @@ function commands.discard()
   return 1
 end
 
--- worker, reason: why no agent takes it; of a model on its way: bytes that are there, all its bytes or 0
+-- worker, reason: why no agent takes it; bytes of its model that a host has, and all of them, 0: not known, both '' if the model is
+-- not on its way
 function commands.waits()
   local phase, _, endpoint = known()
   if phase ~= 'wanted' then
     return 0
   end
-  if (ARGV[4] or '') ~= '' and redis.call('HGET', record, 'reason') ~= ARGV[3] then
-    local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
-    tell_jobs(endpoint, 'fetching', {progress = progress, message = ARGV[3]})
-    redis.call('HSET', record, 'fetch_ms', now)
-  end
+  local is_news = redis.call('HGET', record, 'reason') ~= ARGV[3]
   redis.call('HSET', record, 'reason', ARGV[3])
+  if (ARGV[4] or '') ~= '' then
+    redis.call('HSET', record, 'fetched_ms', now)
+  end
+  if (ARGV[4] or '') ~= '' and is_news then
+    local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
+    tell_jobs(endpoint, 'fetching', {message = ARGV[3], progress = progress})
+  end
   return 1
 end
 

@@ -139,7 +139,7 @@ def test_a_worker_holds_no_device_while_its_model_is_fetched(server, managed, cl
     found = managed.get(W)
     assert found.phase is Phase.WANTED
     assert found.reason.startswith("host h cannot start it: model tiny is being fetched: ")
-    assert found.fetch_ms > 0
+    assert found.fetched_ms
     assert Agents(client).holds("h") == []
     assert Models(client).news(["h"])["h"][0].state is State.FETCHING
     server.go.set()
