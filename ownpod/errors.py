@@ -158,7 +158,7 @@ class SessionEnded(SessionError):
 
     def __init__(self, session_id: str, reason: str) -> None:
         super().__init__(f"Session {session_id} has ended: {reason or 'manual'}")
-        self.reason = reason
+        self.session_id, self.reason = session_id, reason
 
 
 class SessionQueueFull(SessionError):
@@ -169,6 +169,7 @@ class SessionQueueFull(SessionError):
 
     def __init__(self, session_id: str, size: int, most: int) -> None:
         super().__init__(f"Session {session_id} queue is full", queue_size=size, queue_max=most)
+        self.session_id, self.most = session_id, most
 
 
 class NoDeviceFree(SessionError):
@@ -245,14 +246,17 @@ class UnsupportedMediaType(OwnPodError):
 
 
 class QueueFull(OwnPodError):
-    """The endpoint's queue is full; try again later."""
+    """The endpoint's queue is full; try again later.
+
+    Args:
+        limit: number of jobs that may wait.
+        where: the queue, and what limits it.
+    """
 
     http_status = 429
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"{limit} jobs wait in this endpoint's queue, its maxQueueDepth; try again later"
-        )
+    def __init__(self, limit: int, where: str = "this endpoint's queue, its maxQueueDepth") -> None:
+        super().__init__(f"{limit} jobs wait in {where}; try again later")
 
 
 class TooManyWorkers(OwnPodError):

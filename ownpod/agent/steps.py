@@ -169,6 +169,9 @@ class Steps:
             labels=self._host.labels,
             balancing=spec.balancing,
         )
+        if worker.role is Role.SESSION:
+            # The GPU service's variable.
+            env["SESSION_ID"] = worker.id
         return Launch(
             worker.id,
             worker.endpoint,

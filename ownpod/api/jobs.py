@@ -13,6 +13,7 @@ from ownpod import log
 from ownpod.api import schemas
 from ownpod.api.auth import caller
 from ownpod.api.services import answer, request_id, services
+from ownpod.api.session_pins import in_runpods_words, session_of
 from ownpod.api.submissions import Submission
 from ownpod.broker.messages import notify_node
 from ownpod.celery import app as celery_app
@@ -42,7 +43,9 @@ _run_schema = schemas.RunSchema()
 def run(endpoint_id: str) -> Response:
     """Queues a job and answers at once."""
     svc = services()
-    submitted = svc.submissions.submit(_submission(endpoint_id, limit=RUN_LIMIT))
+    submission = _submission(endpoint_id, limit=RUN_LIMIT)
+    with in_runpods_words():
+        submitted = svc.submissions.submit(submission)
     status = JobStatus.IN_QUEUE
     if submitted.earlier and (job := svc.store.listing.find(submitted.job_id)) is not None:
         # The earlier request's job may have ended.
@@ -55,7 +58,9 @@ def runsync(endpoint_id: str) -> Response:
     """Queues a job and waits for its end, at most ``?wait=`` ms; then answers its state."""
     wait_s = _wait_s()
     submission = _submission(endpoint_id, limit=RUNSYNC_LIMIT)
-    return _of_worker(services().submissions.submit_and_wait(submission, wait_s))
+    with in_runpods_words():
+        job = services().submissions.submit_and_wait(submission, wait_s)
+    return _of_worker(job)
 
 
 @blueprint.route("/status/<id:job_id>", methods=["GET", "POST"])
@@ -173,7 +178,10 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
         endpoint_id: checked first, so that an unknown or paused one costs no reading of the body.
         limit: bytes of the body.
     """
-    services().submissions.check_open(endpoint_id)
+    pin = _pin()
+    session = session_of(endpoint_id, pin)
+    if session is None:
+        services().submissions.check_open(endpoint_id)
     request.max_content_length = limit
     body = schemas.parse(_run_schema, request.get_data(cache=False), text="input")
     key = request.headers.get("Idempotency-Key")
@@ -185,7 +193,8 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
         request_id=request_id(),
         idempotency_key=key,
         caller=caller(),
-        pin=_pin(),
+        pin=pin if session is None else None,
+        private=session,
     )
 
 

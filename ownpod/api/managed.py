@@ -245,7 +245,8 @@ def describe_managed(view: ManagedView) -> dict[str, Any]:
 
 def _is_outdated(worker: ManagedWorker, view: ManagedView) -> bool:
     current = view.releases.rollout.current
-    return current is not None and worker.release != current.id
+    # A session or task keeps what it was started from.
+    return current is not None and worker.release != current.id and not worker.is_private
 
 
 def _described_releases(view: ManagedView) -> dict[str, Any] | None:

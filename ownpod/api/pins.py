@@ -40,7 +40,9 @@ class Pins:
 
     def _worker(self, endpoint: Endpoint, pin: Pin) -> WorkerSpec | None:
         def find(endpoint: Endpoint) -> WorkerSpec | None:
-            return next((w for w in endpoint.workers if w.id == pin.worker_id), None)
+            # A private worker runs no job but its client's, see ownpod.api.session_pins.
+            named = (w for w in endpoint.workers if w.id == pin.worker_id and not w.private)
+            return next(named, None)
 
         found = find(endpoint)
         if found is None and pin.is_strict:
@@ -60,6 +62,8 @@ class Pins:
     def _check_coming(self, endpoint: Endpoint, pin: Pin) -> None:
         """Checks that a worker which is not in the registry, or leaves, comes. Raises: AffinityWorkerGone."""
         record = self._managed.get(pin.worker_id)
+        if record is not None and record.is_private:
+            raise AffinityWorkerGone(pin.worker_id)
         if is_coming(record, endpoint.id):
             return
         if pin.affinity is not Affinity.STRICT_RESUME or not may_resume(

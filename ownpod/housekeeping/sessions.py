@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.registry import Registry
+from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Role, new_worker_id
 from ownpod.rules.sessions import (
     End,
     Reason,
+    about_of,
     again,
     code_of,
     decide,
@@ -27,7 +29,12 @@ log = logging.getLogger(__name__)
 
 GONE = "session {} ended: its record is gone"
 
-_HOW = {Reason.IDLE_TIMEOUT: "idle", Reason.MAX_LIFETIME: "life", Reason.NO_DEVICE: "wait"}
+_HOW = {
+    Reason.IDLE_TIMEOUT: "idle",
+    Reason.MAX_LIFETIME: "life",
+    Reason.NO_DEVICE: "wait",
+    Reason.MODEL_FAILED: "wait",
+}
 """How the Lua step checks a reason again."""
 
 
@@ -109,9 +116,11 @@ class PrivateWorkers:
         jobs: Sequence[WaitingJob],
     ) -> None:
         for job in jobs:
+            # A task that waits again has attempts left.
+            movable = job.movable or (worker is not None and worker.role is Role.TASK)
             if (
                 worker is not None
-                and may_move(worker, movable=job.movable, moves=job.moves)
+                and may_move(worker, movable=movable, moves=job.moves)
                 and self._move(worker, job)
             ):
                 continue
@@ -121,20 +130,47 @@ class PrivateWorkers:
                 log.warning("job %s of %s: %s", job.id, endpoint, error)
 
     def _move(self, worker: ManagedWorker, job: WaitingJob) -> bool:
-        """Moves a waiting job to another session of the same preset. False: there can be none."""
+        """Moves a waiting job to another private worker of the same preset. False: there can be none."""
         endpoint = self._registry.endpoints.get(worker.endpoint)
         if endpoint is None:
             return False
         try:
-            opened = self._sessions.open(
-                again(worker, endpoint), owner=worker.owner, worker_id=new_worker_id(), reuse=True
-            )
+            if worker.role is Role.TASK:
+                other = self._another_task(worker, endpoint)
+            else:
+                wish = again(worker, endpoint)
+                other = self._sessions.open(
+                    wish, owner=worker.owner, worker_id=new_worker_id(), reuse=True
+                ).id
         except RedisUnavailable:
             raise
         except OwnPodError as error:
-            log.warning("job %s has no other session: %s", job.id, error)
+            log.warning("job %s has no other %s: %s", job.id, worker.role, error)
             return False
-        moved = self._sessions.jobs.move(job.id, worker.id, opened.id)
+        moved = other is not None and self._sessions.jobs.move(job.id, worker.id, other)
         if moved:
-            log.info("job %s waits for session %s now: %s has ended", job.id, opened.id, worker.id)
+            log.info(
+                "job %s waits for %s %s now: %s has ended", job.id, worker.role, other, worker.id
+            )
         return moved
+
+    def _another_task(self, worker: ManagedWorker, endpoint: Endpoint) -> str | None:
+        """Wants another worker for a one-off task; None: what it is started from is not known any more, as for custom tasks."""
+        preset, known = endpoint.preset, about_of(worker)
+        spec = None if preset is None else preset.one_off
+        if preset is None or spec is None or not (spec.template.image or spec.template.command):
+            return None
+        difficulty, worker_id = str(known.get("difficulty") or preset.difficulty), new_worker_id()
+        self._sessions.open_task(
+            worker_id,
+            worker.endpoint,
+            spec=preset.for_difficulty(spec, difficulty),
+            job_id=worker.job,
+            owner=worker.owner,
+            model_id=preset.model_id,
+            preset=preset.name,
+            difficulty=difficulty,
+            output=preset.output.value,
+            wait_s=worker.wait_s,
+        )
+        return worker_id

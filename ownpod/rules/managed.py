@@ -141,6 +141,8 @@ class ManagedWorker:
     """The session's lifetime counts from its creation, not from ready."""
     wait_s: int = 0
     """Seconds for which the session waits for a device, until it ends; 0: any time."""
+    fetched_ms: int | None = None
+    """When a host last had news of the model that it fetches for the worker, which waits for no device meanwhile."""
     ending: str = ""
     """Why the session ends or has ended, a value of :class:`ownpod.rules.sessions.Reason`; "": not ended by OwnPod's rules."""
 
@@ -332,6 +334,7 @@ _VALUES: dict[str, Any] = {
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
             *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done", "wait_s"),
+            "fetched_ms",
         ),
         _whole,
     ),

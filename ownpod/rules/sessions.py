@@ -13,6 +13,7 @@ from typing import Any
 from ownpod.errors import BadRequest
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
+from ownpod.rules.placement import CANNOT_START
 from ownpod.rules.templates import ManagedSpec
 
 KEPT_S = 600
@@ -295,7 +296,7 @@ def decide(session: Session, *, job_over: bool | None = None) -> End | None:
         words = "its job has ended" if job_over else "it has no job"
         if job_over or missing:
             return End(Reason.MANUAL, words=words)
-        return _end(Reason.NO_DEVICE) if _waited_too_long(worker, now_ms) else None
+        return _no_place(worker) if _waited_too_long(worker, now_ms) else None
     expires_ms, idle_ms = session.expires_ms, session.idle_expires_ms
     end = None
     if expires_ms is not None and now_ms >= expires_ms:
@@ -303,14 +304,22 @@ def decide(session: Session, *, job_over: bool | None = None) -> End | None:
     elif idle_ms is not None and now_ms >= idle_ms:
         end = _end(Reason.IDLE_TIMEOUT)
     elif _waited_too_long(worker, now_ms):
-        end = _end(Reason.NO_DEVICE)
+        end = _no_place(worker)
     return end
 
 
 def _waited_too_long(worker: ManagedWorker, now_ms: int) -> bool:
     if worker.phase is not Phase.WANTED or not worker.wait_s:
         return False
-    return now_ms - worker.created_ms >= worker.wait_s * 1000
+    since_ms = max(worker.created_ms, worker.fetched_ms or 0)
+    return now_ms - since_ms >= worker.wait_s * 1000
+
+
+def _no_place(worker: ManagedWorker) -> End:
+    """The end of a wanted worker that has waited too long: for a device, or for its model, which no host can have."""
+    if f"{CANNOT_START}model " in worker.reason:
+        return End(Reason.MODEL_FAILED, words=worker.reason)
+    return _end(Reason.NO_DEVICE)
 
 
 def _end(reason: Reason, *, at_once: bool = False) -> End:

@@ -159,12 +159,19 @@ function commands.discard()
   return 1
 end
 
--- worker, reason: why no agent takes it
+-- worker, reason: why no agent takes it; bytes of its model that a host has, and all of them, 0: not known, both '' if the model is
+-- not on its way
 function commands.waits()
-  if known() ~= 'wanted' then
+  local phase, _, endpoint = known()
+  if phase ~= 'wanted' then
     return 0
   end
   redis.call('HSET', record, 'reason', ARGV[3])
+  if (ARGV[4] or '') ~= '' then
+    redis.call('HSET', record, 'fetched_ms', now)
+    local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
+    tell_jobs(endpoint, 'fetching', {message = ARGV[3], progress = progress})
+  end
   return 1
 end
 

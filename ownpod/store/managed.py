@@ -150,9 +150,14 @@ class Managed(Records):
         """
         return self._move("want_again", worker_id, *wanted_arguments(endpoint, spec, release))
 
-    def waits(self, worker_id: str, reason: str) -> bool:
-        """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist."""
-        return self._move("waits", worker_id, one_line(reason))
+    def waits(
+        self, worker_id: str, reason: str, *, fetching: tuple[int, int] | None = None
+    ) -> bool:
+        """Records why no agent takes a wanted worker. False: an agent has taken it, or it does not exist.
+
+        ``fetching``: its model is on its way to a host: bytes that are there, and all, 0 if that is not known.
+        """
+        return self._move("waits", worker_id, one_line(reason), *(fetching or ("", "")))
 
     def discard(self, worker_id: str, reason: str, audit: Audit | None = None) -> bool:
         """Ends a wanted worker, with an entry in the audit log. False: an agent has taken it, or it does not exist."""

@@ -15,7 +15,7 @@ from ownpod.housekeeping.scaler import Scaler
 from ownpod.housekeeping.sessions import PrivateWorkers
 from ownpod.registry import Registry
 from ownpod.rules.jobs import JobStatus
-from ownpod.rules.managed import Phase, new_worker_id
+from ownpod.rules.managed import Phase, Role, new_worker_id
 from ownpod.rules.presets import Preset, SessionLimits
 from ownpod.rules.runs import Outcome
 from ownpod.rules.sessions import Reason, Status
@@ -275,6 +275,30 @@ def test_a_task_whose_worker_died_before_the_claim_fails(rig, client):
     rig.once()
     assert rig.job().status is JobStatus.FAILED
     assert client.hget(keys.job("job-1"), "code") == "image_missing"
+
+
+@pytest.mark.parametrize("one_off", [SPEC, None])
+def test_a_task_with_attempts_left_gets_another_worker_when_its_host_is_lost(client, one_off):
+    preset = Preset("llama", "chat", one_off=one_off)
+    rig = Ending(client, replace(ENDPOINT, preset=preset))
+    worker_id = new_worker_id()
+    rig.sessions.open_task(
+        worker_id, ENDPOINT.id, spec=SPEC, job_id="job-1", owner="me", difficulty="high"
+    )
+    rig.submit(worker_id, max_attempts=2)
+    rig.place(worker_id)
+    attempt = rig.claim(worker_id)
+    rig.managed.lost(worker_id, "its host h has been silent for 60 s")
+    rig.store.jobs.requeue("job-1", attempt.number, lost=True, reason="it left", freed=worker_id)
+    rig.once()
+    if one_off is None:
+        assert client.hget(keys.job("job-1"), "code") == "host_lost"
+        return
+    (other,) = rig.managed.list()
+    assert (other.role, other.job, other.owner) == (Role.TASK, "job-1", "me")
+    assert other.pools == ("high",)
+    assert rig.claim(worker_id, token="u") is None
+    assert rig.claim(other.id, token="v").number == 2
 
 
 # What the rest of housekeeping does not do to sessions.

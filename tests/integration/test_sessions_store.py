@@ -523,6 +523,18 @@ def test_the_tasks_of_a_session_are_told_how_it_starts_and_ends(rig):
     assert data[4]["error"] == "exit code 137"
 
 
+def test_the_tasks_of_a_session_are_told_how_its_model_comes(rig):
+    session = rig.open()
+    rig.submit(session)
+    rig.managed.waits(session, "all devices are busy")
+    assert rig.sessions.get(session).worker.fetched_ms is None
+    rig.managed.waits(session, "model llama is being fetched: 10 %", fetching=(10, 100))
+    assert rig.sessions.get(session).worker.fetched_ms is not None
+    ((event, data),) = told(rig)
+    assert (event, data["status"]) == ("worker", "fetching")
+    assert data["progress"] == {"done": 10, "total": 100, "unit": "bytes"}
+
+
 def test_other_jobs_are_told_nothing_of_a_session(rig, client):
     rig.store.jobs.create(new_job("shared", ENDPOINT.id))
     rig.submit(rig.open(owner="you"), "theirs")

@@ -111,6 +111,16 @@ def test_a_session_waits_for_a_device_as_long_as_its_client_does(wait_s, waited_
     assert reason(decide(found)) is expected
 
 
+def test_a_session_whose_model_is_fetched_waits_for_no_device_meanwhile():
+    waits = {"phase": Phase.WANTED, "ready_ms": None, "created_ms": NOW - 900_000, "wait_s": 60}
+    assert decide(session(**waits, fetched_ms=NOW - 59_000)) is None
+    assert reason(decide(session(**waits, fetched_ms=NOW - 60_000))) is Reason.NO_DEVICE
+    failed = "host h cannot start it: model llama: its source answers 404"
+    assert reason(decide(session(**waits, reason=failed))) is Reason.MODEL_FAILED
+    task = session(**waits, reason=failed, role=Role.TASK)
+    assert reason(decide(task, job_over=False)) is Reason.MODEL_FAILED
+
+
 @pytest.mark.parametrize(
     ("over", "age_s", "ends"),
     [
