@@ -40,6 +40,7 @@ LATER = {
     "logs": "ownpod.tools.logs",
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
+    "models": "ownpod.tools.models",
     "front": "ownpod.tools.front",
     "gpus": "ownpod.tools.gpus",
     "endpoints": "ownpod.tools.endpoints",

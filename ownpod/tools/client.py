@@ -70,6 +70,7 @@ class Client:
             backoff_max=5,
             status_forcelist=[502, 503] if repeat_503 else [502],
             allowed_methods=None,
+            respect_retry_after_header=repeat_503,
         )
         for scheme in ("http://", "https://"):
             self._http.mount(scheme, HTTPAdapter(pool_maxsize=128, max_retries=retry))

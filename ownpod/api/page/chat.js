@@ -158,11 +158,16 @@ async function showChat(preset) {
   const chat = chatOf(endpoint);
   if (at("chat-log").firstChild !== chat.log) at("chat-log").replaceChildren(chat.log);
   at("chat").dataset.preset = JSON.stringify(preset);
+  showButtons(chat);
+  if (!chat.busy && chat.session) await showSession(chat, chat.session);
+  showState(chat, chat.state);
+}
+
+function showButtons(chat) {
+  if (chat.name !== endpoint) return;
   at("chat-send").disabled = Boolean(chat.busy);
   at("chat-stop").hidden = !chat.busy;
   at("chat-end").hidden = !chat.session;
-  if (!chat.busy && chat.session) await showSession(chat, chat.session);
-  at("chat-state").textContent = chat.state;
 }
 
 async function showSession(chat, id) {
@@ -188,10 +193,11 @@ function startChat() {
     if (!text || chat.busy) return;
     at("chat-text").value = "";
     chat.busy = true;
-    await showChat(preset);
+    showButtons(chat);
     await say(chat, preset, text);
     chat.busy = false;
     chat.task = null;
+    showButtons(chat);
     refresh();
   };
   at("chat-text").onkeydown = (event) => {
