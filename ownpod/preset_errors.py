@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ownpod.errors import BadRequest
+from ownpod.errors import BadRequest, OwnPodError
 
 LONGEST_LIST = 50
 """Number of known names that an error lists."""
@@ -53,3 +53,17 @@ class UnknownDifficulty(BadRequest):
 def _known(what: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
     return f"known {what}: {', '.join(names[:LONGEST_LIST]) or 'none'}{more}"
+
+
+class ModelNotFound(OwnPodError):
+    """No preset has this model, and no host.
+
+    Args:
+        model_id: as the client wrote it.
+    """
+
+    http_status = 404
+    code = "model_not_found"
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"model {model_id[:200]!r} is in no preset, and on no host")

@@ -31,6 +31,7 @@ from ownpod.preset_errors import UnknownModel, UnknownPreset
 from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.fleet import Entries, LeftOut, LeftOutEndpoint, Merged, endpoint_in, merge
 from ownpod.rules.hours import most_workers
+from ownpod.rules.presets import endpoint_id
 from ownpod.rules.quota import quota_problem
 from ownpod.settings import Settings
 from ownpod.store.fleet import Fleet
@@ -174,12 +175,15 @@ class Registry:
             UnknownModel: no preset has this model; the message lists those that there are.
             UnknownPreset: the model has no such preset; the message lists those that it has.
         """
-        found = {(e.preset.model_id, e.preset.name): e for e in self.presets() if e.preset}
-        if endpoint := found.get((model_id, name)):
+        endpoint = self.endpoints.get(endpoint_id(model_id, name))
+        preset = None if endpoint is None else endpoint.preset
+        # Several names may have one id, of which the configuration has one.
+        if endpoint and preset and (preset.model_id, preset.name) == (model_id, name):
             return endpoint
-        if known := sorted(preset for model, preset in found if model == model_id):
+        presets = [e.preset for e in self.presets() if e.preset is not None]
+        if known := sorted(preset.name for preset in presets if preset.model_id == model_id):
             raise UnknownPreset(model_id, name, known)
-        raise UnknownModel(model_id, sorted({model for model, _ in found}))
+        raise UnknownModel(model_id, sorted({preset.model_id for preset in presets}))
 
     def newer(self) -> Mapping[str, Endpoint]:
         """All endpoints, read now; while Redis is away, as they were last read."""

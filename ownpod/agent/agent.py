@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError, Found
+from ownpod.agent.models import HostModels
 from ownpod.agent.notes import Notes
 from ownpod.agent.output import Followers
 from ownpod.agent.prefetch import Prefetch
@@ -61,6 +62,7 @@ class Agent:
         environ: with secrets of templates, ``OWNPOD_SECRET_<name>``.
         secrets: those in Redis; None: there are none.
         volumes: the volumes of this host; None: it has none.
+        models: the models of this host; None: it has none.
         clock: seconds, for how long a worker has been without a record and a wanted one has waited.
     """
 
@@ -77,6 +79,7 @@ class Agent:
         environ: Mapping[str, str],
         secrets: Secrets | None = None,
         volumes: Volumes | None = None,
+        models: HostModels | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
@@ -87,7 +90,8 @@ class Agent:
         self._agents = agents
         self._wakeups = wakeups
         self._values = values = SecretValues(environ, secrets, engine)
-        self._filter = Filter(host.name, engine, managed, values)
+        self._models = models
+        self._filter = Filter(host.name, engine, managed, values, models)
         self._clock = clock
         self._token = this_process()
         self._unknown_since = dict[str, float]()
@@ -105,7 +109,10 @@ class Agent:
             followers=self._followers,
             values=values,
             done=self._wake.set,
+            models=models,
         )
+        if models is not None:
+            models.done = self._wake.set
         self._tasks = Tasks(host.name, engine, managed.tasks, self.steps)
         self._prefetch = Prefetch(
             host.name,
@@ -195,6 +202,8 @@ class Agent:
                 # One worker with a broken record must not keep the others from their steps.
                 self._notes.worker(step.worker, error)
         self._volumes.tidy()
+        if self._models is not None:
+            self._models.turn({*mine, *self._found, *self.steps.under_way})
         self._get_images(replace(info, draining=beat.draining))
         closed = beat.draining or self._stopping or self.steps.closed
         coming = [] if closed else self._place(info)
@@ -293,8 +302,8 @@ class Agent:
             for w, spec in wanted.values()
             if has_all(info, w.volumes) and self._volumes.may_have(w.volumes)
         ]
-        able = [worker for worker, spec in near if self._filter.lets(worker, spec)]
         waited_s = {i: now - since for i, since in self._wanted_since.items()}
+        able = [w for w, spec in near if self._filter.lets(w, spec, info, waited_s[w.id])]
         holds = self._agents.holds(self._host.name)
         holds += reconcile.unrecorded(self._found, holds)
         slots = {device.id: device.slots for device in info.devices}
@@ -302,6 +311,9 @@ class Agent:
         def claim(placement: Placement) -> bool:
             devices = {device: slots[device] for device in placement.devices}
             if not self._volumes.settle(placement.worker.volumes):
+                return False
+            model = wanted[placement.worker.id][1].template.model
+            if model and not (self._models and self._models.hold(placement.worker.id, model)):
                 return False
             return self._managed.place(placement.worker.id, self._host.name, self._token, devices)
 
@@ -355,6 +367,8 @@ class Agent:
     def leave(self) -> None:
         """Lets the next agent of this host begin at once."""
         self.steps.wait()
+        if self._models is not None:
+            self._models.close()
         self._tasks.close(LEAVE_S)
         self._followers.close()
         try:

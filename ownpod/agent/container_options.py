@@ -189,6 +189,14 @@ def command_of(template: Template, image: Image) -> list[str]:
     return [*command, *SERVE]
 
 
+def model_mounts(launch: Launch) -> list[tuple[VolumeMount, VolumeSource]]:
+    """The mounts of a launch's model, as volumes."""
+    return [
+        (VolumeMount("model", path, read_only=True), VolumeSource("model", DIRECTORY, place))
+        for path, place in launch.mounts.items()
+    ]
+
+
 def _mount(mount: VolumeMount, source: VolumeSource) -> dict[str, Any]:
     """A mount as the engine's API has it. Unlike with a ``bind``, the engine makes no directory that does not exist."""
     return {

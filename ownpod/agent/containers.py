@@ -18,6 +18,7 @@ from ownpod.agent.container_options import (
     OURS,
     address_of,
     input_archive,
+    model_mounts,
     name_of,
     options,
 )
@@ -207,7 +208,7 @@ class ContainerEngine:
             image,
             network=self._network(),
             podman=self._api.podman(),
-            volumes=self._volumes.of(launch.template),
+            volumes=[*self._volumes.of(launch.template), *model_mounts(launch)],
         )
 
         def create(client: Any) -> str:

@@ -24,6 +24,9 @@ stays where it is."""
 KEPT_BYTES = OUTPUT_BYTES // 2
 """Size of the end that is not freed."""
 
+TASK_TIMES = 20
+"""How many times as much is kept of a one-off task, because all of its output is read: what was read is freed before that."""
+
 TAIL_BYTES = 65_536
 """Bytes of output that are read for a worker's last lines."""
 
@@ -138,12 +141,14 @@ class Directory:
 
     def shorten_output(self) -> None:
         """Keeps the output within :data:`OUTPUT_BYTES` on the disk, besides what is written meanwhile."""
-        for path in (self.output, self.errors):
+        is_task = self.errors.exists()
+        times = TASK_TIMES if is_task else 1
+        for path in (self.output, self.errors) if is_task else (self.output,):
             # Blocks rather than the size, which does not shrink.
             with contextlib.suppress(OSError):
                 status = path.stat()
-                too_large = status.st_blocks * 512 > OUTPUT_BYTES
-                if too_large and not free_beginning(path, status.st_size - KEPT_BYTES):
+                too_large = status.st_blocks * 512 > times * OUTPUT_BYTES
+                if too_large and not free_beginning(path, status.st_size - times * KEPT_BYTES):
                     self._begin_again(path, status.st_size)
 
     def _begin_again(self, path: Path, size: int) -> None:

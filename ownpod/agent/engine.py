@@ -43,6 +43,7 @@ class Launch:
         instance: the id of this installation of OwnPod, which marks what an engine has started.
         env: the whole environment that the worker gets besides its image's own.
         devices: the devices that it may use.
+        mounts: directories and files of its model on the host, by their path in the container, where they are read-only.
         balancing: of a load-balanced endpoint: its port, and that of its health check, which are in ``env`` too.
     """
 
@@ -53,6 +54,7 @@ class Launch:
     env: Mapping[str, str] = field(repr=False)
     devices: tuple[Device, ...] = ()
     balancing: Balancing | None = None
+    mounts: Mapping[str, str] = field(default_factory=dict)
     input: str | None = field(repr=False, default=None)
     """Of a one-off task: its input, JSON text, which the engine puts into a file. None: it is no such task."""
 

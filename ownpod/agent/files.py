@@ -18,6 +18,9 @@ PART_BYTES, PIECE_BYTES = 1_000_000, 65_536
 BEHIND_BYTES = 8_000_000
 """Bytes that a reader may be behind; of more only the last :data:`PART_BYTES` are read, because a worker may write faster."""
 
+KEPT_READ_BYTES = 8_000_000
+"""Bytes of a one-off task's output that stay on the disk after they were read; more than a line may have."""
+
 CHECK_S = 0.25
 """Seconds between two checks of the file where Linux does not notify of changes, because a user may have a limited number of
 such subscriptions."""
@@ -173,6 +176,7 @@ class TwoFiles(FileSource):
             place, self._turn = self._turn, 1 - self._turn
             part = self._files[place].part()
             if part is not None:
+                self._files[place].free_read()
                 return replace(part, position=self._position, is_error=place == 1)
         return None
 
@@ -199,6 +203,15 @@ class GrowingFile:
         self.at = int(position) if position.isascii() and position.isdecimal() else 0
         self._part_bytes = part_bytes
         self._behind_bytes = behind_bytes
+        self._freed = 0
+
+    def free_read(self) -> None:
+        """Frees the disk space of what was read a while ago. The last megabytes stay, because the next reader may begin there."""
+        size = self.at - KEPT_READ_BYTES
+        if size - self._freed > KEPT_READ_BYTES:
+            self._freed = size
+            with contextlib.suppress(OSError):
+                free_beginning(self._path, size)
 
     def part(self) -> Output | None:
         """The next part; None: there is none."""

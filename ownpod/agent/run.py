@@ -13,6 +13,8 @@ from ownpod.agent.agent import Agent
 from ownpod.agent.configured import Configured
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
+from ownpod.agent.model_orders import Options
+from ownpod.agent.models import FetchSettings, HostModels
 from ownpod.agent.network_volumes import NetworkVolumeDirectories
 from ownpod.agent.processes import ProcessEngine
 from ownpod.agent.registry_logins import Logins, StoredLogins, no_logins
@@ -28,6 +30,7 @@ from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.catalog import Catalog
 from ownpod.store.client import connect, schema_version
 from ownpod.store.managed import Managed
+from ownpod.store.models import Models
 from ownpod.store.network_volumes import NetworkVolumes
 from ownpod.store.outputs import Outputs
 from ownpod.store.schema import Guard
@@ -103,6 +106,7 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
         environ=dict(os.environ),
         secrets=secrets,
         volumes=volumes,
+        models=_models(config, engine, Models(client)),
     )
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
@@ -117,6 +121,22 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
     if end_workers:
         agent.end_workers(config.shutdown_grace_s)
     agent.leave()
+
+
+def _models(config: Settings, engine: Engine, stored: Models) -> HostModels:
+    service = (config.file_service_url or "", config.file_service_key or "")
+    return HostModels(
+        config.models_dir or config.data_dir / "models",
+        config.agent_host,
+        stored,
+        container=engine.name != "process",
+        fetching=FetchSettings(
+            config.models_quota,
+            config.fetch_models,
+            Options(service_url=service[0], service_key=service[1]),
+        ),
+        environ=dict(os.environ),
+    )
 
 
 def make_engine(

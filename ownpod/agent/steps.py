@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import QUICK_GRACE_S, STOP_GRACE_S, Engine, EngineError, Launch, Started
 from ownpod.agent.memory import Memory
+from ownpod.agent.models import HostModels
 from ownpod.agent.output import Followers
 from ownpod.agent.prefetch import get_image
 from ownpod.agent.secret_values import SecretValues
@@ -19,6 +20,7 @@ from ownpod.errors import RedisUnavailable
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.launching import environment
 from ownpod.rules.managed import ManagedWorker, Role
+from ownpod.rules.model_mounts import ModelMount
 from ownpod.rules.reconcile import Ended, Stop
 from ownpod.rules.secrets import SecretMissing
 from ownpod.rules.templates import ManagedSpec, Protocol, Template
@@ -58,6 +60,7 @@ class Steps:
         followers: keep the workers' output.
         values: the templates' secrets.
         done: called at the end of each step, in its thread.
+        models: of this host; None: its workers get none.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class Steps:
         followers: Followers,
         values: SecretValues,
         done: Callable[[], None],
+        models: HostModels | None = None,
     ) -> None:
+        self._models = models
         self._host = host
         self._engine = engine
         self._devices = devices
@@ -159,6 +164,7 @@ class Steps:
         held = worker.devices if device_ids is None else device_ids
         devices = tuple(d for d in self._devices.read() if d.id in held)
         template = self._get_image(worker, spec)
+        mount = self._mount(worker.id, spec.template)
         env = environment(
             spec.template,
             worker_id=worker.id,
@@ -168,6 +174,7 @@ class Steps:
             devices=devices,
             labels=self._host.labels,
             balancing=spec.balancing,
+            suggested=mount.env,
         )
         if worker.role is Role.SESSION:
             # The GPU service's variable.
@@ -180,6 +187,7 @@ class Steps:
             self._values.resolve(worker.id, spec, env),
             devices,
             balancing=spec.balancing,
+            mounts=mount.mounts,
         )
 
     def _get_image(self, worker: ManagedWorker, spec: ManagedSpec) -> Template:
@@ -229,6 +237,9 @@ class Steps:
             self._managed.tasks.started(worker_id)
         except RedisUnavailable as error:
             log.debug("the node of %s probes it later: %s", worker_id, error)
+
+    def _mount(self, worker_id: str, template: Template) -> ModelMount:
+        return self._models.mount(worker_id, template) if self._models else ModelMount()
 
     def _progress(self, worker_id: str, words: str) -> None:
         try:

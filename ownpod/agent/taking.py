@@ -4,9 +4,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ownpod.agent.engine import Engine, EngineError
+from ownpod.agent.models import Coming, HostModels
 from ownpod.agent.secret_values import SecretValues
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker
 from ownpod.rules.placement import Placement, cannot_start, place, replaces
+from ownpod.rules.releases import could_run
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.managed import Managed
 
@@ -58,25 +60,81 @@ class Filter:
         engine: runs the workers.
         managed: the workers' records.
         secrets: the templates' secrets.
+        models: the models of this host; None: it has none.
     """
 
-    def __init__(self, host: str, engine: Engine, managed: Managed, secrets: SecretValues) -> None:
+    def __init__(
+        self,
+        host: str,
+        engine: Engine,
+        managed: Managed,
+        secrets: SecretValues,
+        models: HostModels | None = None,
+    ) -> None:
+        self._models = models
         self._host = host
         self._engine = engine
         self._managed = managed
         self._secrets = secrets
 
-    def lets(self, worker: ManagedWorker, spec: ManagedSpec) -> bool:
-        """Whether this host can start the worker. Raises: RedisUnavailable."""
-        problem = self._problem(spec)
-        if bool(problem) != (self._host in worker.refused_by):
-            self._managed.refused(worker.id, self._host, refuses=bool(problem))
+    def lets(
+        self,
+        worker: ManagedWorker,
+        spec: ManagedSpec,
+        info: AgentInfo | None = None,
+        waited_s: float = 0.0,
+    ) -> bool:
+        """Whether this host can start the worker now. Otherwise its model may be on its way: the worker holds no device
+        meanwhile, and no other one gives way to it.
+
+        Args:
+            worker: a wanted worker.
+            spec: what it is started from.
+            info: this host; None: it fetches no model.
+            waited_s: how long this agent has seen the worker wait.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        problem, coming = self._problem(spec), None
         if not problem:
+            coming = self._coming(worker, spec, info, waited_s)
+        refuses = bool(problem) or coming is not None
+        if refuses != (self._host in worker.refused_by):
+            self._managed.refused(worker.id, self._host, refuses=refuses)
+        if not refuses:
             return True
+        if coming is not None:
+            self._tell(worker, coming)
+            return False
         reason = cannot_start(self._host, problem)
         if replaces(worker.reason, reason) and self._managed.waits(worker.id, reason):
             log.warning("worker %s of %s: %s", worker.id, worker.endpoint, reason)
         return False
+
+    def _coming(
+        self, worker: ManagedWorker, spec: ManagedSpec, info: AgentInfo | None, waited_s: float
+    ) -> Coming | None:
+        """What of the worker's model is not here yet; None: all of it is."""
+        source = spec.template.model
+        if source is None:
+            return None
+        if self._models is None:
+            return Coming("this host has no directory of models", failed=True)
+        able = info is not None and could_run(spec, info)
+        return self._models.coming(
+            worker.id, source, may_fetch=able and waited_s >= self._models.head_start_s
+        )
+
+    def _tell(self, worker: ManagedWorker, coming: Coming) -> None:
+        if not coming.words:
+            return
+        reason = cannot_start(self._host, coming.words)
+        if coming.failed and replaces(worker.reason, reason):
+            log.warning("worker %s of %s: %s", worker.id, worker.endpoint, reason)
+        if replaces(worker.reason, reason):
+            progress = None if coming.failed else (coming.done, coming.total)
+            self._managed.waits(worker.id, reason, fetching=progress)
 
     def _problem(self, spec: ManagedSpec) -> str:
         if problem := self._secrets.problem(spec):

@@ -23,6 +23,7 @@ from ownpod.api import (
     limits,
     logs,
     metrics,
+    models,
     openapi,
     rest_v1_pods,
     rest_v2,
@@ -44,6 +45,7 @@ from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
 from ownpod.errors import OwnPodError
 from ownpod.management import Management
+from ownpod.management.models import ModelCalls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store import keys
@@ -53,6 +55,7 @@ from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
+from ownpod.store.models import Models
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
@@ -112,6 +115,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         readers=Readers(Attended(store.client)),
         managed=managed,
         fronts=fronts,
+        models=ModelCalls(Models(store.client), registry, hosts.agents),
     )
     provide(app, services)
     ids.check_ids(app)
@@ -126,6 +130,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         gpu_health,
         tasks,
         sessions,
+        models,
         workers,
         agents,
         logs,

@@ -65,6 +65,7 @@ VIEWS = {
     "endpoints.all_endpoints": Access.LIST,
     "metrics.metrics": Access.ALL,
     "agents.listed": Access.ALL,
+    "models.listed": Access.ALL,
 }
 """The kind of key by view; comes before :data:`BLUEPRINTS`."""
 

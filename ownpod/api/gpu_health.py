@@ -1,5 +1,9 @@
-"""The GPU service's keys of ``/health``, and ``/health/resources``: devices, sessions and tasks of all hosts."""
+"""The GPU service's keys of ``/health``, and ``/health/resources``: devices, sessions and tasks of all hosts.
 
+Both are open, so ids are shown to callers with a key only, where keys are needed.
+"""
+
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -7,8 +11,9 @@ from flask import Blueprint, Response
 
 from ownpod.api.auth import known_caller, opened_endpoints
 from ownpod.api.places import view_sessions
-from ownpod.api.services import Services, answer, services
+from ownpod.api.services import answer, services
 from ownpod.rules.gpu_views import describe_device, overall, resources_of
+from ownpod.rules.sessions import Session
 from ownpod.rules.task_views import describe_session
 
 blueprint = Blueprint("gpu_health", __name__, url_prefix="/health")
@@ -17,70 +22,75 @@ SERVICE = "GPU Service"
 """The GPU service's own name, which its clients may compare."""
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What was read.
+
+    Attributes:
+        gpus: the devices, as JSON has them.
+        sessions: all sessions.
+        running: ids of running tasks, by endpoint.
+        opened: endpoints whose ids this caller may see.
+    """
+
+    gpus: list[dict[str, Any]]
+    sessions: list[Session]
+    running: dict[str, list[str]]
+    opened: set[str]
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks run."""
+        return sum(map(len, self.running.values()))
+
+
 def gpu_keys() -> dict[str, Any]:
     """The GPU service's keys of ``/health``; without presets, none. Raises: RedisUnavailable."""
-    svc = services()
-    presets = svc.registry.presets()
-    if not presets:
+    if not services().registry.presets():
         return {}
-    gpus, sessions = _gpus(svc), svc.sessions.list()
-    running = sum(len(svc.store.figures.counts(endpoint.id)[1]) for endpoint in presets)
+    found = _read()
     return {
-        "status": overall(gpus, len(sessions)),
+        "status": overall(found.gpus, len(found.sessions)),
         "service": SERVICE,
         "version": metadata.version("ownpod"),
-        "gpus": gpus,
-        "active_sessions": len(sessions),
-        "active_tasks": running,
+        "gpus": found.gpus,
+        "active_sessions": len(found.sessions),
+        "active_tasks": found.tasks,
     }
 
 
 @blueprint.get("/resources")
 def resources() -> Response:
-    """Devices, sessions and running tasks. Ids are shown to callers with a key only, where keys are needed."""
-    svc = services()
-    shows = _shows_ids(svc)
-    opened = set(opened_endpoints()) if shows else set[str]()
-    running = [
-        job_id
-        for endpoint in svc.registry.presets()
-        for job_id in svc.store.figures.counts(endpoint.id)[1]
-        if not svc.keys_needed or endpoint.id in opened
-    ]
-    count = sum(len(svc.store.figures.counts(e.id)[1]) for e in svc.registry.presets())
-    sessions = svc.sessions.list()
-    described = [
-        describe_session(view)
-        for view in view_sessions(svc, sessions)
-        if view.worker.endpoint in opened
+    """Devices, sessions and running tasks."""
+    svc, found = services(), _read()
+    shown = [session for session in found.sessions if session.worker.endpoint in found.opened]
+    ids = [
+        job_id for name, jobs in found.running.items() if name in found.opened for job_id in jobs
     ]
     return answer(
         resources_of(
             now_ms=svc.store.now_ms(),
-            gpus=_gpus(svc),
-            running=count,
-            task_ids=sorted(running) if shows else [],
-            statuses=[session.status for session in sessions],
-            sessions=described,
+            gpus=found.gpus,
+            running=found.tasks,
+            task_ids=sorted(ids),
+            statuses=[session.status for session in found.sessions],
+            sessions=[describe_session(view) for view in view_sessions(svc, shown)],
         )
     )
 
 
-def _shows_ids(svc: Services) -> bool:
-    return not svc.keys_needed or bool(known_caller())
-
-
-def _gpus(svc: Services) -> list[dict[str, Any]]:
-    holds = svc.agents.all_holds()
-    difficulties = {
-        name
-        for endpoint in svc.registry.presets()
-        if endpoint.preset is not None
-        for name in endpoint.preset.difficulties
-    }
-    sessions = {session.id for session in svc.sessions.list()} if _shows_ids(svc) else set[str]()
-    return [
-        describe_device(agent, device, holds.get(agent.host, ()), difficulties, sessions)
+def _read() -> _Reading:
+    svc = services()
+    presets = [(e.id, e.preset) for e in svc.registry.presets() if e.preset is not None]
+    shows = not svc.keys_needed or bool(known_caller())
+    opened = set(opened_endpoints()) if shows else set[str]()
+    sessions, holds = svc.sessions.list(), svc.agents.all_holds()
+    visible = {session.id for session in sessions if session.worker.endpoint in opened}
+    difficulties = {name for _, preset in presets for name in preset.difficulties}
+    gpus = [
+        describe_device(agent, device, holds.get(agent.host, ()), difficulties, visible)
         for agent in svc.agents.agents()
         for device in agent.devices
     ]
+    running = {name: list(svc.store.figures.counts(name)[1]) for name, _ in presets}
+    return _Reading(gpus, sessions, running, opened)

@@ -8,6 +8,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Blueprint, Flask, Response
 
 from ownpod.api import agents_responses, responses, schemas
+from ownpod.api.openapi_models import add_models
 from ownpod.api.openapi_tasks import TaskChoices, add_tasks, narrow
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
@@ -292,6 +293,7 @@ def make_spec(
         }
         spec.path(path, operations={"get": operation})
     add_tasks(spec, keys=keys)
+    add_models(spec, keys=keys)
     document: dict[str, Any] = spec.to_dict()
     narrow(document, tasks or TaskChoices())
     # marshmallow's plugin documents the values of a mapping, but not its keys.

@@ -149,6 +149,11 @@ class EndpointsSchema(Schema):
         required=True,
         metadata={"description": "by id: QB has a queue, LB is load-balanced"},
     )
+    presets = fields.Dict(
+        keys=fields.String(),
+        values=fields.Dict(keys=fields.String(), values=fields.String()),
+        metadata={"description": "by id: model_id and task_preset of an endpoint with sessions"},
+    )
 
 
 class WorkerAddedSchema(Schema):

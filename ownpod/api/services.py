@@ -15,6 +15,7 @@ from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
 from ownpod.api.waiting import Waiting
 from ownpod.management import Management
+from ownpod.management.models import ModelCalls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store.agents import Agents
@@ -46,6 +47,7 @@ class Services:
     management: Management
     outputs: Outputs
     releases: Releases
+    models: ModelCalls
     sessions: Sessions
     tasks: Tasks
     readers: Readers

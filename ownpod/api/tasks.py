@@ -94,7 +94,7 @@ def events(task_id: str) -> Response:
     """A task's events: all, or those after ``Last-Event-ID`` or ``?after=``."""
     job, facts, _ = _known(task_id)
     response = typed_events.respond(task_id, job.endpoint, typed_events.requested_cursor())
-    return _attended(response, job, facts)
+    return response if job.status.terminal else _attended(response, task_id, facts.on_disconnect)
 
 
 @blueprint.delete("/<id:task_id>")
@@ -243,8 +243,7 @@ def _submitted(wish: TaskWish) -> Response:
     response.headers["X-Task-Id"] = made.job_id
     if made.session_id is not None:
         response.headers["X-Session-Id"] = made.session_id
-    job, facts, _ = svc.store.listing.task(made.job_id)
-    return _attended(response, job, facts)
+    return _attended(response, made.job_id, wish.on_disconnect)
 
 
 def wants_json() -> bool:
@@ -280,18 +279,17 @@ def _ids(made: TaskSubmitted) -> Response:
     return response
 
 
-def _attended(response: Response, job: Job, facts: TaskFacts) -> Response:
+def _attended(response: Response, job_id: str, on_disconnect: str) -> Response:
     """The stream of a task. One that is to be cancelled without a reader has one until the stream ends, or its client goes.
 
     Raises:
         RedisUnavailable: Redis does not answer.
     """
-    wanted = facts.on_disconnect == OnDisconnect.CANCEL
-    if not wanted or job.status.terminal or response.status_code != 200:
+    if on_disconnect != OnDisconnect.CANCEL or response.status_code != 200:
         return response
     svc = services()
-    svc.readers.enter(job.id)
-    reading = Reading(svc.readers, job.id)
+    svc.readers.enter(job_id)
+    reading = Reading(svc.readers, job_id)
     peer = request.environ.get("gunicorn.socket")
     response.response = read_by(response.iter_encoded(), reading, svc.held, peer)
     # Also for a response that is closed before its first byte.

@@ -118,7 +118,7 @@ def _texts(
             elif time.monotonic() - silent_since >= KEEP_ALIVE_S:
                 yield ": keep-alive\n\n"
                 silent_since = time.monotonic()
-            if section.whole:
+            if not section.more:
                 left_s = max(0.0, silent_since + KEEP_ALIVE_S - time.monotonic())
                 if section.job.status is JobStatus.IN_QUEUE:
                     left_s = min(left_s, QUEUED_S[min(looks, len(QUEUED_S) - 1)])

@@ -34,10 +34,18 @@ class NewWorkerSchema(WorkerSchema):
 
 @endpoints.get("/v2/")
 def all_endpoints() -> Response:
-    """The ids of the endpoints that the key opens, and their types; all of them without keys."""
+    """The ids of the endpoints that the key opens, and their types; all of them without keys. Also the presets that have
+    sessions, if there are any.
+    """
     ids, known = opened_endpoints(), services().registry.endpoints
-    types = {name: known[name].type for name in ids if name in known}
-    return answer({"endpoints": ids, "types": types})
+    found = [known[name] for name in ids if name in known]
+    presets = {
+        endpoint.id: {"model_id": endpoint.preset.model_id, "task_preset": endpoint.preset.name}
+        for endpoint in found
+        if endpoint.preset is not None and endpoint.preset.session is not None
+    }
+    types = {endpoint.id: endpoint.type for endpoint in found}
+    return answer({"endpoints": ids, "types": types} | ({"presets": presets} if presets else {}))
 
 
 @blueprint.get("")

@@ -198,6 +198,8 @@ def _read(path: Path, schema: Schema, *, required: bool) -> _File:
         raise ConfigurationError(f"{path}: not YAML: {yaml_problem(error)}") from None
     except ValidationError as error:
         place, problem = first_problem(error.normalized_messages())
+        # Keys may be of any length, and have several lines.
+        place = " ".join(place.split())[:LONGEST_PROBLEM]
         raise ConfigurationError(f"{path}: {place}: {problem}") from None
     except (ValueError, RecursionError) as error:
         # Not UTF-8, a date that does not exist, too many digits, too deep.

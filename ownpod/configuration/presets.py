@@ -29,10 +29,12 @@ DEFAULT_START_TIMEOUT_S = 600
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 _PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIFFICULTY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _SOURCE = re.compile(
-    r"(?:hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(?:@[A-Za-z0-9._/-]+)?|(?:s3|gs|https?)://[^\s/@]+(?:/\S*)?"
-    r"|file:///\S*|file-service:\S*)"
+    rf"(?:hf://{_NAME}(?:/{_NAME})?(?:@[A-Za-z0-9][A-Za-z0-9._/-]{{0,199}})?"
+    r"|(?:https?|s3|gs|gcs|az|abfs|sftp|ftp)://[!-~]{1,4000}|file:///[!-~]{0,4000}|file-service:[!-~]{0,4000})"
 )
+"""As :func:`ownpod.rules.models.check_source` has it, and a revision behind the repository of ``hf://``."""
 
 
 class _Lifetime(StrEnum):
@@ -255,8 +257,8 @@ class GivenPreset:
 
     model_id: str
     name: str
-    model: Mapping[str, Any]
-    values: Mapping[str, Any]
+    model: Mapping[str, Any] = field(repr=False)
+    values: Mapping[str, Any] = field(repr=False)
     place: str
 
     @property

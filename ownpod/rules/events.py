@@ -102,6 +102,12 @@ class Section:
     """The session of a task, after its record; None: it has none, or is no task."""
 
     @property
+    def more(self) -> bool:
+        """There are more chunks to show. Those of a lost attempt are not shown to a client that has none of it."""
+        lost = self.job.status is JobStatus.IN_QUEUE and self.start.attempt != self.job.attempt
+        return not self.whole and not lost
+
+    @property
     def connected(self) -> str:
         """The mark of a client that has the connection of this job's worker."""
         return f"{_CONNECTED}{self.moves or ''}"

@@ -39,6 +39,7 @@ def environment(
     balancing: Balancing | None = None,
     cpus: float | None = None,
     memory_bytes: int | None = None,
+    suggested: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The whole environment that a managed worker gets besides its image's own.
 
@@ -56,6 +57,7 @@ def environment(
         balancing: of a load-balanced endpoint.
         cpus: number of the host's cores, where the template has no limit.
         memory_bytes: the host's memory, where the template has no limit.
+        suggested: further variables, which the template may replace: where its model is.
     """
     gpus = [device for device in devices if not device.simulated]
     platform = {
@@ -73,7 +75,7 @@ def environment(
         needed |= _serves(balancing or Balancing())
     needed |= variables(template.volumes)
     given = {n: v for n, v in template.env.items() if not n.startswith(WEBHOOK)}
-    return platform | given | needed
+    return platform | dict(suggested or {}) | given | needed
 
 
 def _identity(worker_id: str, key: str, labels: Mapping[str, str]) -> dict[str, str]:

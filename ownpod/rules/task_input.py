@@ -8,7 +8,7 @@ _NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 MOST_INPUT_BYTES = 96 * 1024
 """Bytes of a task's input that are in its environment, because Linux limits one variable to 128 KiB; a longer one is only in the
-file. Also the bytes of all variables ``METADATA_<KEY>`` together."""
+file. Also the bytes of all variables ``METADATA_<KEY>`` together, with their names."""
 
 INPUT_FILE = "/ownpod/input.json"
 """The file with the input, in a task's container."""
@@ -29,10 +29,12 @@ def variables(job_id: str, text: str) -> dict[str, str]:
         found["OWNPOD_INPUT"] = text
     left = MOST_INPUT_BYTES
     for name, value in _plain_values(text).items():
-        left -= len(value.encode())
+        variable = f"METADATA_{name}"
+        # A program is started with names and values together, and long names count as long values do.
+        left -= len(f"{variable}={value}\0".encode())
         if left < 0:
             break
-        found[f"METADATA_{name}"] = value
+        found[variable] = value
     return found
 
 

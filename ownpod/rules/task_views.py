@@ -143,7 +143,7 @@ def describe_session(view: SessionView) -> dict[str, Any]:
         "endpoint": worker.endpoint,
         "task_preset": about.get("preset"),
         "task_difficulty": about.get("difficulty"),
-        "labels": about.get("labels") or {},
+        "labels": about["labels"] if isinstance(about.get("labels"), dict) else {},
         "phase": worker.phase.value,
         "reason": view.reason or None,
         "message": worker.reason,

@@ -95,6 +95,17 @@ class Presets:
         alias=Alias(name="AUTO_FETCH_MODELS"),
         purpose="whether a model that this host does not have is fetched before a worker starts",
     )
+    models_quota: int | None = variable(
+        "OWNPOD_MODELS_QUOTA",
+        kind=kinds.Size,
+        unset="unset: no limit",
+        purpose="size that all models of this host may have, like `500g`. The least recently used ones make room for a new one",
+    )
+    models_host_dir: str | None = variable(
+        "OWNPOD_MODELS_HOST_DIR",
+        unset="unset: found by itself",
+        purpose="where the engine's host has the directory of models, if the agent runs in a container",
+    )
     file_service_url: str | None = variable(
         "OWNPOD_FILE_SERVICE_URL",
         kind=kinds.BaseUrl,

@@ -166,9 +166,12 @@ function commands.waits()
   if phase ~= 'wanted' then
     return 0
   end
+  local is_news = redis.call('HGET', record, 'reason') ~= ARGV[3]
   redis.call('HSET', record, 'reason', ARGV[3])
   if (ARGV[4] or '') ~= '' then
     redis.call('HSET', record, 'fetched_ms', now)
+  end
+  if (ARGV[4] or '') ~= '' and is_news then
     local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
     tell_jobs(endpoint, 'fetching', {message = ARGV[3], progress = progress})
   end

@@ -31,6 +31,7 @@ port_option = click.option(
 
 LATER = {
     "submit": "ownpod.tools.submit",
+    "session": "ownpod.tools.sessions",
     "status": "ownpod.tools.jobs",
     "history": "ownpod.tools.jobs",
     "health": "ownpod.tools.health",
@@ -39,6 +40,7 @@ LATER = {
     "logs": "ownpod.tools.logs",
     "agent": "ownpod.tools.agent",
     "agents": "ownpod.tools.agents",
+    "models": "ownpod.tools.models",
     "front": "ownpod.tools.front",
     "gpus": "ownpod.tools.gpus",
     "endpoints": "ownpod.tools.endpoints",
@@ -90,7 +92,7 @@ def main() -> None:
     `ownpod up` starts everything. `ownpod api`, `ownpod dispatch`, `ownpod front` and `ownpod flower` are its
     parts, for several hosts; they need REDIS_URL. Settings are environment variables: see `ownpod settings -v`.
 
-    submit, status, history, health and top call a running API, on this host or at OWNPOD_URL.
+    submit, session, status, history, health and top call a running API, on this host or at OWNPOD_URL.
 
     Completion for your shell: eval "$(_OWNPOD_COMPLETE=bash_source ownpod)", or zsh_source, fish_source.
     """

@@ -24,7 +24,15 @@ class ApiError(OwnPodError):
 
 
 class ApiRefused(ApiError):
-    """The API refused a request."""
+    """The API refused a request.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Client:
@@ -35,9 +43,19 @@ class Client:
         key: an API key; None: the API needs none.
         endpoint: the endpoint's id.
         patient: retry for about 20 s while the API refuses connections, as it does during a restart.
+        repeat_503: repeat what was answered 503, as a restart of Redis is. False: the reason is raised at once; a full queue of a
+            session is answered 503, too.
     """
 
-    def __init__(self, url: str, key: str | None, endpoint: str, *, patient: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        endpoint: str,
+        *,
+        patient: bool = False,
+        repeat_503: bool = True,
+    ) -> None:
         self._url = url.rstrip("/")
         self.endpoint = endpoint
         self._http = requests.Session()
@@ -50,20 +68,25 @@ class Client:
             connect=8 if patient else 1,
             backoff_factor=0.2,
             backoff_max=5,
-            status_forcelist=[502, 503],
+            status_forcelist=[502, 503] if repeat_503 else [502],
             allowed_methods=None,
+            respect_retry_after_header=repeat_503,
         )
         for scheme in ("http://", "https://"):
             self._http.mount(scheme, HTTPAdapter(pool_maxsize=128, max_retries=retry))
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """Calls a path below the endpoint; returns the parsed JSON. Raises: ApiError."""
-        with self._open(method, f"/v2/{self.endpoint}{path}", **options) as response:
+        return self.json(method, f"/v2/{self.endpoint}{path}", **options)
+
+    def json(self, method: str, path: str, **options: Any) -> Any:
+        """Calls a path of the API; returns the parsed JSON. Raises: ApiError."""
+        with self.opened(method, path, **options) as response:
             return response.json()
 
     def endpoints(self) -> list[str]:
         """The ids of all endpoints that the key permits. Raises: ApiError."""
-        with self._open("GET", "/v2/") as response:
+        with self.opened("GET", "/v2/") as response:
             return list(response.json()["endpoints"])
 
     def agents(self) -> list[dict[str, Any]]:
@@ -73,7 +96,7 @@ class Client:
             ApiError: the API cannot be reached.
         """
         try:
-            with self._open("GET", "/agents") as response:
+            with self.opened("GET", "/agents") as response:
                 return list(response.json()["agents"])
         except ApiRefused:
             return []
@@ -95,7 +118,7 @@ class Client:
         """Yields the job's chunks as they arrive, until the job ends. Raises: ApiError."""
         headers = {"Accept": "text/event-stream"}
         path = f"/v2/{self.endpoint}/stream/{job_id}"
-        with self._open("GET", path, headers=headers, stream=True) as response:
+        with self.opened("GET", path, headers=headers, stream=True) as response:
             for line in response.iter_lines(chunk_size=1):
                 if line.startswith(b"data:"):
                     event = json.loads(line[5:])
@@ -104,14 +127,16 @@ class Client:
                         yield event["output"]
 
     @contextlib.contextmanager
-    def _open(self, method: str, path: str, **options: Any) -> Iterator[requests.Response]:
+    def opened(self, method: str, path: str, **options: Any) -> Iterator[requests.Response]:
+        """An answer of the API, whose body may be read while it arrives. Raises: ApiError."""
         try:
             with self._http.request(
                 method, f"{self._url}{path}", timeout=(5, WAIT_MS / 1000 + 30), **options
             ) as response:
                 if not response.ok:
                     raise ApiRefused(
-                        f"{self._url}: HTTP {response.status_code}: {_reason(response)}"
+                        f"{self._url}: HTTP {response.status_code}: {_reason(response)}",
+                        response.status_code,
                     )
                 yield response
         except requests.ConnectionError as error:

@@ -1,5 +1,6 @@
 """The examples that users copy, run unchanged."""
 
+import json
 import shutil
 import sys
 
@@ -77,3 +78,45 @@ def test_the_webhook_receiver_accepts_signed_webhooks_only(
 def test_the_javascript_sdk(run, javascript):
     shutil.copy(CLIENTS / "javascript_sdk.mjs", javascript)
     assert "COMPLETED" in run("node", javascript / "javascript_sdk.mjs")
+
+
+@pytest.fixture
+def sessions(start_ownpod, tmp_path):
+    """OwnPod with the presets of the example, whose workers run in the root of the clone, as a reader's do."""
+    file = tmp_path / "workers.yaml"
+    text = (ROOT / "examples" / "sessions" / "workers.yaml").read_text()
+    text = text.replace("[python, examples", f"[{json.dumps(sys.executable)}, {ROOT}/examples")
+    file.write_text(text.replace('LOAD_S: "3"', 'LOAD_S: "1"'))
+    return start_ownpod(
+        OWNPOD_WORKERS_FILE=file,
+        OWNPOD_WORKERS="",
+        OWNPOD_ENGINE="process",
+        OWNPOD_DEVICES="cpu:1",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_clients_of_sessions_keep_their_session_and_print_text_as_it_comes(sessions, tmp_path):
+    url = sessions.base.removesuffix("/v2")
+    folder = ROOT / "examples" / "sessions"
+    commands = [[sys.executable, folder / "client.py"]]
+    if shutil.which("node"):
+        commands.append(["node", folder / "client.mjs"])
+    for number, command in enumerate(commands):
+        done = run_command(*command, "hello", "again", cwd=tmp_path, OWNPOD_URL=url)
+        assert done.returncode == 0, done.stdout + done.stderr
+        # The second client reuses the idle session of the first.
+        spoken = 2 * number
+        assert done.stdout == (
+            f"> hello\nhello! You have spoken {spoken + 1} times; first you said: hello\n"
+            f"> again\nagain! You have spoken {spoken + 2} times; first you said: hello\n"
+        )
+        wrong = run_command(*command, "hello", cwd=tmp_path, OWNPOD_URL=url, PRESET="none")
+        assert wrong.returncode == 1
+        assert "refused: unknown_preset: " in wrong.stderr
+    done = run_command("sh", folder / "curl.sh", cwd=tmp_path, OWNPOD_URL=url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("event: task_finish") == 3
+    assert '"Session killed successfully"' in done.stdout
+    assert 'data: {"output": {"counted": 3}}' in done.stdout

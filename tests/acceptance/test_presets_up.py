@@ -1,6 +1,7 @@
 """Presets of a running OwnPod: in the GPU service's file from the start, and in `workers.yaml` after a SIGHUP."""
 
 import json
+import re
 import signal
 import sys
 
@@ -18,7 +19,7 @@ models:
   llama-7b:
     inference:
       docker_image: "llm-runner:latest"
-      command: ["python", "inference.py"]
+      command: ["sh", "-c", "echo $MODEL_NAME $METADATA_PROMPT"]
       env_vars: {MODEL_NAME: "llama-7b"}
 """
 
@@ -84,6 +85,38 @@ def test_the_gpu_services_environment_starts_ownpod_as_it_is(start_ownpod, tmp_p
     assert requests.get(url, timeout=9).status_code == 401
     key = {"Authorization": "Bearer your-internal-api-key-here"}
     assert requests.get(url, headers=key, timeout=9).status_code == 200
+    task = {
+        "task_type": "oneoff",
+        "task_difficulty": "high",
+        "model_id": "llama-7b",
+        "task_preset": "inference",
+        "metadata": {"prompt": "Hi"},
+    }
+    base = ownpod.base.removesuffix("/v2")
+    answer = requests.post(
+        f"{base}/api/tasks/submit",
+        json=task,
+        headers={"X-API-Key": "your-internal-api-key-here"},
+        timeout=90,
+    )
+    assert answer.status_code == 200, answer.text
+    events = [
+        (kind, json.loads(data))
+        for kind, data in re.findall(r"event: (\w+)\ndata: (.*)\n", answer.text)
+    ]
+    assert {data["gpu_class"] for kind, data in events if kind == "connection"} == {"high"}
+    assert "of llama-7b-inference started on cpu-1" in ownpod.output
+    assert ("text", {"content": "llama-7b Hi\n"}) in events, answer.text
+    assert events[-1][0] == "task_finish"
+    assert events[-1][1]["status"] == "completed"
+    wrong = {**task, "task_difficulty": "huge"}
+    refused = requests.post(f"{base}/api/tasks/submit", json=wrong, headers=key, timeout=9)
+    assert refused.status_code == 400
+    assert "known difficulties: high, low" in refused.json()["detail"]
+    wrong = {**task, "task_preset": "training"}
+    refused = requests.post(f"{base}/api/tasks/submit", json=wrong, headers=key, timeout=9)
+    assert refused.status_code == 400
+    assert "known presets: inference" in refused.json()["detail"]
 
 
 def test_a_wrong_preset_stops_the_start_with_one_line(tmp_path):

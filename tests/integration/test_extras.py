@@ -12,7 +12,13 @@ from ownpod.processes import free_port
 # Each test starts a process of its own.
 pytestmark = pytest.mark.slow
 
-EXTRAS = {"docs": "flask_swagger_ui", "flower": "flower", "docker": "docker"}
+EXTRAS = {
+    "docs": "flask_swagger_ui",
+    "flower": "flower",
+    "docker": "docker",
+    "models": "huggingface_hub",
+    "s3": "s3fs",
+}
 """Extra, and the package that its part imports."""
 
 

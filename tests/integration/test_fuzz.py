@@ -46,6 +46,9 @@ queries = st.dictionaries(
             "job_in_progress",
             "job_id",
             "isStream",
+            "all",
+            "drain",
+            "model_id",
             "x",
         ]
     ),
@@ -110,6 +113,16 @@ BODIES = [
     b'{"id": "w-1", "url": "http://\\ud800", "headers": {"a\\n": "b"}}',
     b'{"id": "w-1", "url": "http://[::1", "verifyTls": 5, "capacity": true}',
     b'{"url": "http://10.0.0.1:' + b"9" * 100 + b'"}',
+    b'{"task_type": "session", "model_id": "\\ud800", "task_preset": "p"}',
+    b'{"task_type": "oneoff", "model_id": "m", "task_preset": "p", "metadata": {"a": "\\ud800"}}',
+    b'{"task_type": "session", "model_id": "m", "task_preset": "p", "timeout_seconds": 1e300}',
+    b'{"task_name": {"a": 1}, "session_id": ["\\ud800"], "create_session": 1}',
+    b'{"task_name": "p", "metadata": null, "task_difficulty": "\\u0000"}',
+    b'{"docker_image": "a", "env_vars": {"\\ud800": "\\ud800"}, "command": ["\\u0000"]}',
+    b'{"docker_image": "a", "command": "ls", "env_vars": {"A": "\\ud800"}}',
+    b'{"model_id": "m", "task_preset": "p", "metadata": {"\\ud800": "\\ud800"}}',
+    b'{"seconds": 1e400}',
+    b'{"seconds": 99999999999999999999}',
     b"\0" * 100,
     b"\xff\xfe\xfd",
     b'{"input": "' + b"x" * 70_000 + b'\\ud800"}',
@@ -156,6 +169,8 @@ USUAL = {
     "row_id": ["ep", "none"],
     "kind": ["pods", "endpoints"],
     "pod_id": ["pod-1"],
+    "task_id": JOBS,
+    "session_id": ["abcdefghijklmn"],
 }
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 MANY = {
@@ -192,7 +207,7 @@ def make_app(client, redis_server, tmp_path):
     """An API with jobs in every state; it holds no request."""
     apps = []
     file = tmp_path / "workers.yaml"
-    file.write_text("endpoints: {ep: {}, other: {}}")
+    file.write_text("{endpoints: {ep: {}, other: {}}, models: {m: {p: {image: a, command: b}}}}")
     store = job_store(client)
     for status in JobStatus:
         store.jobs.create(new_job(f"job-{status}"))
@@ -208,6 +223,7 @@ def make_app(client, redis_server, tmp_path):
                 REDIS_URL=redis_server.url,
                 OWNPOD_WORKERS_FILE=file,
                 OWNPOD_CALLBACK_URL="http://10.0.0.5:8000",
+                OWNPOD_CUSTOM_TASKS="true",
                 **environ,
             )
         )
@@ -309,7 +325,7 @@ def test_hostile_requests_get_an_answer_and_forge_no_line(make_app, lines, rule,
 
 
 @pytest.mark.parametrize(
-    "rule", [rule for rule, _ in rules() if rule.startswith(("/v2/<", "/cal"))]
+    "rule", [rule for rule, _ in rules() if rule.startswith(("/v2/<", "/cal", "/api"))]
 )
 def test_every_body_of_the_list_is_taken_or_refused_by_each_route_that_takes_one(
     make_app, lines, rule

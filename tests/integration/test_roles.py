@@ -91,7 +91,7 @@ ROLES = {
         "GET /api/sessions/<id:session_id>/logs",
     },
     Access.CUSTOM: {"POST /api/tasks/custom"},
-    Access.ALL: {"GET /metrics", "GET /agents"},
+    Access.ALL: {"GET /metrics", "GET /agents", "GET /api/models"},
     Access.JOBS: {
         f"{method} /v2/<id:endpoint_id>/{path}"
         for path, methods in {
@@ -114,6 +114,9 @@ ROLES = {
     Access.MANAGE: {
         "POST /v2/<id:endpoint_id>/workers",
         "GET /workers/<id:worker_id>/logs",
+        "POST /api/models/<path:model_id>/fetch",
+        "DELETE /api/models/<path:model_id>",
+        *(f"{method} /api/models/<path:model_id>/pin" for method in ("POST", "DELETE")),
         "DELETE /v2/<id:endpoint_id>/workers/<id:worker_id>",
         "POST /v2/<id:endpoint_id>/workers/<id:worker_id>/drain",
         "POST /v2/<id:endpoint_id>/workers/<id:worker_id>/resume",

@@ -10,10 +10,12 @@ from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import AgentInfo, Device
+from ownpod.rules.output import Line
 from ownpod.rules.runs import Outcome
 from ownpod.rules.sessions import Reason
 from ownpod.store.agents import Agents
 from ownpod.store.managed import Managed
+from ownpod.store.outputs import Kept, Outputs, Place
 
 pytestmark = pytest.mark.slow
 
@@ -43,17 +45,23 @@ KEYS = {"OWNPOD_API_KEYS": "global-key", "OWNPOD_ADMIN_KEYS": "admin-key"}
 
 @pytest.fixture
 def make_api(redis_server, client, tmp_path):
-    def make(text=OPEN, **environ):
+    apps = []
+
+    def make(text=OPEN, *, holds=False, **environ):
         file = tmp_path / "workers.yaml"
         file.write_text(text)
         app = create_app(
             load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, **environ)
         )
-        # Streams and requests that wait are answered at once.
-        services_of(app).notices.stop()
+        apps.append(app)
+        if not holds:
+            # Streams and requests that wait are answered at once.
+            services_of(app).notices.stop()
         return app.test_client()
 
-    return make
+    yield make
+    for app in apps:
+        services_of(app).notices.stop()
 
 
 @pytest.fixture
@@ -137,13 +145,12 @@ def test_the_answer_is_an_event_stream_unless_the_client_asks_for_json(api):
         assert answer.headers["X-Task-Id"] == answer.json["task_id"]
 
 
-def test_the_stream_of_a_task_that_has_ended_is_whole(api, store):
+def test_the_stream_of_a_task_that_has_ended_is_whole(make_api, store):
+    api = make_api(holds=True)
     task = made(api)
     attempt = store.jobs.claim(task["task_id"], worker_id=task["session_id"], claim="c", lease_s=60)
     store.chunks.add(attempt.job_id, attempt.number, ['"Hel"', '"lo"'])
     store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output='["Hel", "lo"]'))
-    app = api.application
-    services_of(app).notices._stopped = False
     answer = api.get(f"/api/tasks/{task['task_id']}/events")
     events = sse.stream_of(answer.get_data())
     assert [e.data["delta"] for e in events if e.event == "text_delta"] == ["Hel", "lo"]
@@ -522,6 +529,28 @@ def test_a_session_is_kept_alive(api, client):
     refused(api.post("/api/sessions/nosuchsession0/keepalive"), 404, "session_not_found")
 
 
+def test_the_output_of_a_session_is_a_stream_of_its_own(make_api, client):
+    api = make_api(holds=True)
+    session = made(api, task_preset="talk")["session_id"]
+    ready(client, session)
+    outputs = Outputs(client)
+    lines = [Line("loading", None), Line("ERROR: it broke", "job-1")]
+    assert outputs.append(session, lines, "", Place("b1", "1", "")) is Kept.YES
+    assert Managed(client).lost(session, "its host is gone")
+    answer = api.get(f"/api/sessions/{session}/logs")
+    assert (answer.mimetype, answer.headers["X-Session-Id"]) == ("text/event-stream", session)
+    events = list(sse.parsed([answer.get_data()]))
+    assert [(e.event, e.data["log"], e.data["task_id"]) for e in events] == [
+        ("logs", "loading", None),
+        ("logs", "ERROR: it broke", "job-1"),
+    ]
+    assert [event.data["level"] for event in events] == ["info", "error"]
+    assert all(event.data["timestamp"].endswith("Z") for event in events)
+    rest = api.get(f"/api/sessions/{session}/logs", headers={"Last-Event-ID": events[0].id})
+    assert list(sse.parsed([rest.get_data()])) == events[1:]
+    refused(api.get(f"/api/sessions/{session}/logs?after=x"), 400, "bad_request")
+
+
 # --- keys
 
 
@@ -637,3 +666,34 @@ def test_no_answer_has_a_value_of_a_presets_environment(api, client):
         f"/api/tasks/{task['task_id']}",
     ):
         assert "hidden-value" not in api.get(path).text
+
+
+# --- a client that goes
+
+
+@pytest.mark.parametrize(("wish", "ids"), [("cancel", 1), ("continue", 0), (None, 0)])
+def test_only_a_task_that_ends_with_its_client_has_readers(api, client, wish, ids):
+    more = {} if wish is None else {"on_disconnect": wish}
+    answer = submit(api, headers={}, **more)
+    assert client.zcard("ownpod:attended") == ids
+    answer.close()
+    again = api.get(f"/api/tasks/{answer.headers['X-Task-Id']}/events")
+    assert client.zcard("ownpod:attended") == ids
+    again.close()
+    assert len(services_of(api.application).readers._attended.overdue()) == ids
+
+
+def test_the_pages_of_allowed_origins_may_call_the_routes(make_api):
+    api = make_api(OWNPOD_CORS_ORIGINS="https://a.example", **KEYS)
+    answer = api.get(
+        "/api/sessions", headers={"Origin": "https://a.example", "X-API-Key": "global-key"}
+    )
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert "X-Task-Id" in answer.headers["Access-Control-Expose-Headers"]
+
+
+def test_submissions_count_towards_the_rate_of_runs(make_api):
+    api = make_api(OWNPOD_RATE_LIMITS='{"run": "2/minute"}')
+    codes = [submit(api).status_code for _ in range(3)]
+    assert codes == [200, 200, 429]
+    refused(submit(api), 429, "rate_limited")

@@ -16,6 +16,7 @@ SHOWN = {
     "tools.tables",  # "5 min ago"
     "tools.jobs",  # how long a job runs so far
     "agent.containers",  # the engine's records have the same host's clock
+    "agent.model_fetch",  # since when a model is whole
     "housekeeping.webhooks",  # the instant in a delivery's log and in its signature
 }
 

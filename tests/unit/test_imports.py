@@ -44,7 +44,9 @@ ONLY = {
     "httptools": {"workers.http"},
     "urllib3": {"workers.http", "tools.client", "api.worker"},
     # docker-py raises its errors.
-    "requests": {"tools.client", "agent.docker_api"},
+    "requests": {"tools.client", "agent.docker_api", "agent.model_downloads"},
+    "fsspec": {"agent.model_sources"},
+    "huggingface_hub": {"agent.model_hub"},
     "docker": {"agent.docker_api"},
     "jsonschema": {"management.v2.schemas"},
     "graphql": {"management.graphql.api", "management.graphql.context"},

@@ -233,6 +233,30 @@ def test_presets_stand_beside_endpoints_and_replace_the_default_worker_only(load
     assert both["a"].preset is None
 
 
+@pytest.mark.parametrize(
+    ("source", "revision"),
+    [
+        ("hf://gpt2", ""),
+        ("hf://a/b@v1.0", "v1.0"),
+        ("s3://bucket/path/of/it", ""),
+        ("https://user@h/m.bin?signature=1", ""),
+        ("file:///data/m", ""),
+        ("file-service:", ""),
+    ],
+)
+def test_sources_of_models(load, source, revision):
+    template = load({"m": {"source": source, "presets": {"p": {"image": "i"}}}})["m-p"].managed
+    assert template.template.model == ModelSource("m", source.partition("@v")[0], revision)
+
+
+@pytest.mark.parametrize(
+    "source", ["hf://a/b/c", "hf://a b", "hf://../x", "file://data", "data", "ssh://h", 5, ""]
+)
+def test_a_wrong_source_stops_the_start(load, source):
+    with pytest.raises(ConfigurationError, match=r"models\.m\.source: must be hf://owner/name"):
+        load({"m": {"source": source, "presets": {"p": {"image": "i"}}}})
+
+
 # Difficulties.
 
 
@@ -301,6 +325,8 @@ def test_the_registry_finds_presets_and_lists_those_that_there_are(load):
     assert registry.preset("llama-7b", "training").id == "llama-7b-training"
     assert all(e.preset for e in registry.presets())
     assert len(registry.presets()) == 3
+    with pytest.raises(UnknownModel):
+        registry.preset("stable-diffusion-v2-1", "inference")
     with pytest.raises(UnknownModel) as no_model:
         registry.preset("llama", "7b-training")
     assert str(no_model.value) == (

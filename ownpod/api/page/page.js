@@ -153,7 +153,7 @@ function workOf(w, ms, balanced) {
 
 async function refresh() {
   try {
-    const { endpoints: names, types } = await call("GET", "");
+    const { endpoints: names, types, presets = {} } = await call("GET", "");
     if (at("endpoint").options.length !== names.length) {
       at("endpoint").replaceChildren(...names.map((name) => element("option", name, { value: name })));
       endpoint = names.includes(endpoint) ? endpoint : names[0];
@@ -186,6 +186,7 @@ async function refresh() {
       w.id, SIGNS[w.state] || w.state, `${w.running + w.held}/${w.capacity ?? "any"}`, workOf(w, ms, balanced), w.reason,
     ] })));
     showManaged(managed, agents);
+    await showChat(presets[endpoint]);
     if (shown) await show(shown);
     if (watched) await showLines(watched);
     at("message").textContent = `as of ${new Date().toLocaleTimeString()}`;
@@ -313,6 +314,7 @@ at("send").onsubmit = async (event) => {
   const job = await act("POST", `${endpoint}/run`, JSON.stringify({ input }));
   if (job) await open(job.id);
 };
+startChat();
 // The next refresh is scheduled after the end of this one, so that refreshes of a slow API do not overlap.
 async function poll() {
   if (!document.hidden) await refresh();

@@ -1,0 +1,153 @@
+"""Fetches one model, as a process of its own: ``python -m ownpod.agent.model_fetch``.
+
+A process, because the libraries take memory that an agent must not keep, and one that hangs can be ended. Its standard
+input has the order in one line; each line of its output is JSON: how far it is, and at last the end. It ends when its
+standard input is closed, which happens when its agent dies, too; the bytes on the disk stay for the next try.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from ownpod.agent import model_sources
+from ownpod.agent.model_downloads import FetchError
+from ownpod.agent.model_hub import Hub
+from ownpod.agent.model_orders import Order, order_in
+from ownpod.agent.model_sources import Meter
+from ownpod.agent.model_store import ModelStore, listed
+from ownpod.rules.model_news import State
+from ownpod.rules.models import (
+    HF,
+    HTTP,
+    REMOTE,
+    SERVICE,
+    Manifest,
+    ModelFile,
+    NoRoom,
+    check_source,
+)
+
+TELL_S = 0.25
+"""Least seconds between two lines."""
+
+FETCHERS = {
+    HTTP: model_sources.over_http,
+    REMOTE: model_sources.over_fsspec,
+    SERVICE: model_sources.over_service,
+}
+
+
+def fetch(order: Order, say: "Lines") -> Manifest:
+    """Fetches a model, or waits until another process has fetched it. Raises: FetchError."""
+    source, store = order.source, ModelStore(Path(order.root))
+    try:
+        check_source(source)
+        say.state(State.WAITING)
+        with store.fetching(source, wait=True):
+            # Another process may have fetched it while this one waited.
+            if (found := store.find(source)) is not None:
+                return found
+            return _fetch(order, store, say)
+    except NoRoom as error:
+        raise FetchError(str(error)) from None
+    except ValueError as error:
+        raise FetchError(str(error)) from None
+    except OSError as error:
+        what = error.strerror or type(error).__name__
+        raise FetchError(f"{order.root} cannot be used: {what}") from None
+
+
+def _fetch(order: Order, store: ModelStore, say: "Lines") -> Manifest:
+    source, into = order.source, store.partial(order.source.key)
+
+    def room(need: int) -> None:
+        store.make_room(source, need, quota=order.quota, stay=order.stay)
+
+    say.state(State.FETCHING)
+    meter = Meter(say.progress, room)
+    revision, files = "", tuple[ModelFile, ...]()
+    if source.in_cache:
+        revision, found = Hub(source, store.hub, into, meter).fetch()
+        place = f"hub/models--{source.repository.replace('/', '--')}"
+        inside = f"snapshots/{revision}"
+        files = tuple(replace(file, path=f"{inside}/{file.path}") for file in found)
+    else:
+        into.mkdir(mode=0o755, exist_ok=True)
+        place, inside = f"store/{source.key}", ""
+        if source.kind == HF:
+            revision, _ = Hub(source, store.hub, into, meter).fetch()
+        else:
+            inside = FETCHERS[source.kind](source, into, meter, order.options)
+        say.state(State.CHECKING)
+        model_sources.clear(into)
+        files = listed(into)
+        _open_to_all(into)
+    if not files:
+        raise FetchError("the source has no files")
+    manifest = Manifest(source, place, inside, files, time.time_ns() // 1_000_000, revision)
+    store.complete(manifest)
+    return manifest
+
+
+def _open_to_all(directory: Path) -> None:
+    """Containers may run as any user; and what a server has written must not be a program with rights of its own."""
+    for top, _, names in os.walk(directory):
+        Path(top).chmod(0o755)
+        for name in names:
+            Path(top, name).chmod(0o644)
+
+
+class Lines:
+    """Writes the lines of this process."""
+
+    def __init__(self) -> None:
+        self._state = State.WAITING
+        self._last = float("-inf")
+        self._lock = threading.Lock()
+
+    def state(self, state: State) -> None:
+        self._state = state
+        self._line({"state": state.value})
+
+    def progress(self, done: int, total: int) -> None:
+        with self._lock:
+            if time.monotonic() - self._last < TELL_S:
+                return
+            self._last = time.monotonic()
+        self._line({"state": self._state.value, "done": done, "total": total})
+
+    def end(self, **values: object) -> None:
+        self._line(values)
+
+    def _line(self, values: Collection[object]) -> None:
+        sys.stdout.write(f"{json.dumps(values)}\n")
+        sys.stdout.flush()
+
+
+def _end_with_the_agent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> None:
+    """Fetches what the first line of the standard input says."""
+    order, say = order_in(sys.stdin.readline()), Lines()
+    threading.Thread(target=_end_with_the_agent, daemon=True).start()
+    try:
+        manifest = fetch(order, say)
+    except FetchError as error:
+        say.end(error=str(error), again=error.again)
+    except Exception as error:
+        say.end(error=f"it failed unexpectedly: {type(error).__name__}", again=True)
+        raise
+    else:
+        say.end(ready=True, bytes=manifest.size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The order that an agent gives to the process that fetches a model. Without the libraries of that process, which take megabytes."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+from ownpod.rules.models import ModelSource
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a fetch.
+
+    Attributes:
+        stall_s: seconds without a byte after which a request has failed.
+        service_url: of the file service.
+        service_key: its key.
+    """
+
+    stall_s: float = 60.0
+    service_url: str = ""
+    service_key: str = ""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is to fetch.
+
+    Attributes:
+        root: the directory of all models.
+        quota: bytes that they may have; None: no limit.
+        stay: keys and ids of models that must not give way.
+    """
+
+    root: str
+    source: ModelSource
+    quota: int | None = None
+    stay: tuple[str, ...] = ()
+    options: Options = field(default_factory=Options)
+
+
+def order_text(order: Order) -> str:
+    """An order as one line of JSON."""
+    return json.dumps(dataclasses.asdict(order))
+
+
+def order_in(text: str) -> Order:
+    """The order in a line."""
+    values = json.loads(text)
+    source, options = ModelSource(**values.pop("source")), Options(**values.pop("options"))
+    return Order(source=source, options=options, stay=tuple(values.pop("stay")), **values)

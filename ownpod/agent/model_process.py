@@ -1,0 +1,129 @@
+"""The process that fetches a model, as the agent sees it: its steps, its end, and its death when nothing comes any more."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ownpod.agent.model_orders import Order, order_text
+from ownpod.rules.model_news import State
+
+SECRET = ("OWNPOD_", "REDIS", "CELERY")
+"""Beginnings of the agent's variables that a process which talks to other hosts does not get."""
+
+LONGER = 1.5
+"""The agent waits that much longer than the process, whose own limit says more."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a fetch ended. ``error``: in words for people; "": the model is here. ``again``: a second try may help."""
+
+    error: str = ""
+    again: bool = False
+
+
+class FetchProcess:
+    """A process that fetches a model, which ends with this one.
+
+    Args:
+        order: what it does.
+        environ: of the agent; it has what libraries read, such as proxies and tokens.
+    """
+
+    def __init__(self, order: Order, environ: Mapping[str, str]) -> None:
+        self._stall_s = order.options.stall_s
+        own = {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(max(1, int(self._stall_s / 2))),
+            # Its own cache of parts would be outside of the quota.
+            "HF_XET_CHUNK_CACHE_SIZE_BYTES": "0",
+        }
+        left_out = {"HF_HUB_OFFLINE", "PYTHONWARNINGS"}
+        given = {n: v for n, v in environ.items() if not n.startswith(SECRET) and n not in left_out}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ownpod.agent.model_fetch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=given | own,
+            text=True,
+        )
+        self._end: End | None = None
+        self._watch = _Watch(self._process, self._stall_s)
+        with contextlib.suppress(BrokenPipeError):
+            if self._process.stdin is not None:
+                self._process.stdin.write(f"{order_text(order)}\n")
+                self._process.stdin.flush()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def steps(self) -> Iterator[tuple[State, int, int]]:
+        """What it does, the bytes that are here, and those of all; until its end."""
+        for line in self._process.stdout or ():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if "state" not in values:
+                self._end = End(str(values.get("error", "")), bool(values.get("again")))
+                continue
+            state, done = State(values["state"]), int(values.get("done", 0))
+            self._watch.moved(state, done)
+            yield state, done, int(values.get("total", 0))
+
+    def end(self) -> End:
+        """How it ended. Blocks until it has."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self._process.wait()
+        if self._watch.end():
+            return End(f"no byte came for {self._stall_s:g} s", again=True)
+        code = self._process.returncode
+        return self._end or End(f"its process ended with code {code}", again=True)
+
+    def kill(self) -> None:
+        """Ends it; the bytes on the disk stay."""
+        self._process.kill()
+        self._process.wait()
+
+
+class _Watch:
+    """Ends a process that gets no further. One that waits for another process has all the time."""
+
+    def __init__(self, process: subprocess.Popen[str], stall_s: float) -> None:
+        self._process = process
+        self._stall_s = stall_s
+        self._timer: threading.Timer | None = None
+        self._at: tuple[State, int] | None = None
+        self._stalled = False
+
+    def moved(self, state: State, done: int) -> None:
+        if (state, done) == self._at:
+            return
+        self._at = (state, done)
+        self._cancel()
+        if state is State.FETCHING:
+            self._timer = threading.Timer(self._stall_s * LONGER, self._kill)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _kill(self) -> None:
+        self._stalled = True
+        self._process.kill()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def end(self) -> bool:
+        """Whether it was ended."""
+        self._cancel()
+        return self._stalled

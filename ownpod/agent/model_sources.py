@@ -1,0 +1,279 @@
+"""What fetches a model, by its source: the hub's library, fsspec, HTTP, the file service. Runs in a process of its own."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from ownpod.agent.model_downloads import (
+    PIECE,
+    FetchError,
+    Http,
+    Part,
+    Wanted,
+    check_status,
+    is_archive,
+    name_in,
+    unpack,
+)
+from ownpod.agent.model_orders import Options
+from ownpod.rules.models import MOST_FILES, ModelSource, check_file
+
+BUCKET = "models"
+"""The file service's bucket with models."""
+
+LISTED = 10 * 1024 * 1024
+"""Bytes of a list of files, at most."""
+
+
+class Meter:
+    """The progress of a fetch.
+
+    Args:
+        report: gets the bytes that are here and the bytes of all, 0 if that is not known.
+        room: makes room for bytes that are still to be written. Raises: FetchError.
+    """
+
+    def __init__(self, report: Callable[[int, int], None], room: Callable[[int], None]) -> None:
+        self._report = report
+        self.room = room
+        self.done = self.total = 0
+
+    def add(self, count: int) -> None:
+        """These bytes are new."""
+        self.done += count
+        self._report(self.done, self.total)
+
+    def expect(self, total: int) -> None:
+        """All of it has this number of bytes."""
+        self.total = total
+        self._report(self.done, total)
+
+
+def over_http(source: ModelSource, into: Path, meter: Meter, options: Options) -> str:
+    """One file from a URL, unpacked if it is an archive. Returns the path of the model within: the file, or "".
+
+    Raises:
+        FetchError: it cannot be had.
+    """
+    http = Http(stall_s=options.stall_s)
+    return files_over_http(http, [Wanted(name_in(source.source), source.source)], into, meter)
+
+
+def files_over_http(http: Http, files: Iterable[Wanted], into: Path, meter: Meter) -> str:
+    """Files from URLs; one archive alone is unpacked. Returns the path of the model within. Raises: FetchError."""
+    wanted = []
+    for file in files:
+        size = http.size(file) if file.size is None else file.size
+        wanted.append(Wanted(file.path, file.url, size, file.sha256))
+    if not wanted:
+        raise FetchError("the source has no files")
+    meter.expect(sum(file.size or 0 for file in wanted))
+    alone = wanted[0] if len(wanted) == 1 else None
+    packed = alone is not None and is_archive(alone.path)
+    # Packed and unpacked at the same time.
+    meter.room(max(0, (2 if packed else 1) * meter.total - _size_of(into)))
+    for file in wanted:
+        path = http.fetch(file, into, meter.add)
+    if alone is None or not packed:
+        return alone.path if alone else ""
+    archive = into.with_name(f"{into.name}.archive")
+    path.rename(archive)
+    try:
+        with archive.open("rb") as stream:
+            unpack(stream, into, meter.room)
+    finally:
+        archive.unlink(missing_ok=True)
+    return ""
+
+
+def over_fsspec(source: ModelSource, into: Path, meter: Meter, _options: Options) -> str:
+    """A file, or all files below a prefix, of what fsspec reads. Returns the path of the model within.
+
+    Raises:
+        FetchError: it cannot be had.
+    """
+    scheme = source.source.partition("://")[0]
+    try:
+        import fsspec
+
+        system, top = fsspec.core.url_to_fs(source.source)
+    except ImportError:
+        extra = "s3" if scheme == "s3" else "models"
+        raise FetchError(
+            f"{scheme}:// is not installed where the agent runs: pip install 'ownpod[{extra}]'"
+        ) from None
+    with _remote_errors(source):
+        if system.isfile(top):
+            found: Mapping[str, Any] = {top: system.info(top)}
+            top = top.rpartition("/")[0]
+        else:
+            found = system.find(top, detail=True)
+        files = [
+            (check_file(name[len(top) :].strip("/")), name, info)
+            for name, info in sorted(found.items())
+            if info.get("type") == "file"
+        ]
+        if not files or len(files) > MOST_FILES:
+            raise FetchError(f"{source.shown} has {len(files) or 'no'} files")
+        meter.expect(sum(int(info["size"]) for *_, info in files))
+        meter.room(max(0, meter.total - _size_of(into)))
+        for path, name, info in files:
+            _copy(system, name, info, into / path, meter)
+    return files[0][0] if len(files) == 1 else ""
+
+
+def _copy(system: Any, name: str, info: Mapping[str, Any], target: Path, meter: Meter) -> None:
+    size = int(info["size"])
+    if target.is_file() and target.stat().st_size == size:
+        meter.add(size)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Part(target)
+    have, tag = part.begin()
+    version = f"{size} {info.get('ETag') or info.get('mtime') or info.get('LastModified')}"
+    begins = have if tag == version and have <= size else 0
+    part.note(version)
+    meter.add(begins)
+    with system.open(name, "rb") as file:
+        file.seek(begins)
+        part.write(iter(lambda: file.read(PIECE), b""), begins, meter.add, most=size)
+    part.finish(size, "", target.name)
+
+
+@contextlib.contextmanager
+def _remote_errors(source: ModelSource) -> Any:
+    try:
+        yield
+    except FetchError:
+        raise
+    except (FileNotFoundError, PermissionError) as error:
+        word = "does not exist" if isinstance(error, FileNotFoundError) else "may not be read"
+        raise FetchError(f"{source.shown} {word}") from None
+    except ValueError as error:
+        raise FetchError(str(error)) from None
+    except Exception as error:  # noqa: BLE001 - each system raises errors of its own
+        raise FetchError(f"{source.shown}: {type(error).__name__}", again=True) from None
+
+
+def over_service(source: ModelSource, into: Path, meter: Meter, options: Options) -> str:
+    """A model from the file service: the answer is a list of files, the files themselves, or the service has written them.
+
+    Raises:
+        FetchError: it cannot be had.
+    """
+    if not options.service_url:
+        raise FetchError("OWNPOD_FILE_SERVICE_URL is not set where the agent runs")
+    base = f"{options.service_url.rstrip('/')}/"
+    key = options.service_key
+    headers = {"X-Internal-Key": key, "Authorization": f"Bearer {key}"} if key else {}
+    http = Http(headers=headers, host=urlsplit(base).netloc, stall_s=options.stall_s)
+    model_id = source.source.partition(":")[2] or source.id
+    asked = {"model_id": model_id, "destination": str(into)}
+    with http.open("POST", urljoin(base, "api/models/download"), json=asked) as answer:
+        if answer.status_code not in {404, 405}:
+            check_status(answer, "the file service")
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if kind != "application/json" and answer.headers.get("Content-Length") != "0":
+                return _body(answer, kind, model_id, into, meter)
+            body = _json(answer) if kind == "application/json" else {}
+            found = list(_files(body, base))
+            if not found:
+                if not any(into.iterdir()):
+                    raise FetchError(f"the file service has put no files of {model_id!r} here")
+                return ""
+        else:
+            found = []
+    return files_over_http(http, found or list(_bucket(http, base, model_id)), into, meter)
+
+
+def _files(body: Any, base: str) -> Iterable[Wanted]:
+    """The files that an answer of the service lists."""
+    listed = body.get("files") if isinstance(body, dict) else None
+    if listed is None and isinstance(body, dict) and isinstance(body.get("url"), str):
+        yield Wanted(name_in(body["url"]), urljoin(base, body["url"]))
+        return
+    for file in listed or ():
+        try:
+            path, url = str(file.get("path") or file["key"]), urljoin(base, str(file["url"]))
+            size, total = file.get("size"), str(file.get("sha256") or "")
+            yield Wanted(check_file(path), url, None if size is None else int(size), total)
+        except (KeyError, TypeError, AttributeError):
+            raise FetchError("the file service lists a file without path or url") from None
+        except ValueError as error:
+            raise FetchError(f"the file service: {error}") from None
+
+
+def _bucket(http: Http, base: str, model_id: str) -> Iterable[Wanted]:
+    """The files of a model in the service's bucket."""
+    prefix = f"{model_id.strip('/')}/"
+    query = f"bucket={quote(BUCKET)}&prefix={quote(prefix)}"
+    with http.open("GET", f"{urljoin(base, 'internal/list')}?{query}") as answer:
+        check_status(answer, "the file service")
+        body = _json(answer)
+    for file in body.get("files", ()) if isinstance(body, dict) else ():
+        key = str(file.get("key", "")) if isinstance(file, dict) else ""
+        if not key.startswith(prefix) or key == prefix:
+            continue
+        try:
+            path = check_file(key.removeprefix(prefix))
+        except ValueError as error:
+            raise FetchError(f"the file service: {error}") from None
+        url = urljoin(base, f"internal/download/{quote(BUCKET)}/{quote(key)}")
+        size = file.get("size")
+        yield Wanted(
+            path, url, size if isinstance(size, int) else None, str(file.get("sha256") or "")
+        )
+
+
+def _json(answer: Any) -> Any:
+    text = answer.raw.read(LISTED + 1)
+    try:
+        return json.loads(text[:LISTED])
+    except (ValueError, RecursionError):
+        raise FetchError("the file service answers with no JSON that can be used") from None
+
+
+def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> str:
+    """The body of an answer is the model: an archive, or one file."""
+    length = answer.headers.get("Content-Length", "")
+    size = int(length) if length.isdigit() else None
+    given = re.search(r'filename="?([^";]+)"?', answer.headers.get("Content-Disposition", ""))
+    name = given[1].strip() if given else re.sub(r"[^A-Za-z0-9._-]+", "-", model_id)
+    meter.expect(size or 0)
+    meter.room(size or 0)
+    if kind in {"application/x-tar", "application/gzip", "application/x-gzip"} or is_archive(name):
+        unpack(answer.raw, into, meter.room)
+        return ""
+    try:
+        target = into / check_file(name)
+    except ValueError as error:
+        raise FetchError(f"the file service: {error}") from None
+    part = Part(target)
+    part.drop()
+    part.write(answer.iter_content(PIECE), 0, meter.add, most=size)
+    part.finish(size, "", "the file service's answer")
+    return name
+
+
+def _size_of(directory: Path) -> int:
+    """Bytes that an earlier try has left."""
+    total = 0
+    for top, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(top, name).stat().st_size
+    return total
+
+
+def clear(directory: Path) -> None:
+    """Removes what a fetch has left besides the model."""
+    for name in (".cache",):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for path in (*directory.rglob("*.part"), *directory.rglob("*.part.tag")):
+        path.unlink(missing_ok=True)

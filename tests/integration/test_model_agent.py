@@ -1,0 +1,256 @@
+"""An agent whose workers have models: a worker holds no device while its model is fetched, and gets it read-only."""
+
+import threading
+
+import pytest
+from helpers import wait_until
+from model_server import model_server
+
+from ownpod.agent.agent import Agent
+from ownpod.agent.devices import Devices
+from ownpod.agent.engine import Started
+from ownpod.agent.models import FetchSettings, HostModels
+from ownpod.agent.steps import Host
+from ownpod.rules.devices import DeviceChoice
+from ownpod.rules.managed import Phase
+from ownpod.rules.model_news import State
+from ownpod.rules.models import ModelSource
+from ownpod.rules.placement import pools_of
+from ownpod.rules.reconcile import Found
+from ownpod.rules.templates import GpuNeed, ManagedSpec, Template, VolumeMount
+from ownpod.store.agents import Agents, Wakeups
+from ownpod.store.managed import Managed
+from ownpod.store.models import FETCH, REMOVE, Models
+from ownpod.store.outputs import Outputs
+
+# Each starts processes.
+pytestmark = pytest.mark.slow
+
+DATA = bytes(range(256)) * 1000
+W, V = "aaaaaaaaaaaaaa", "bbbbbbbbbbbbbb"
+
+
+class Engine:
+    """Starts nothing, and remembers what it would have started."""
+
+    instance = "i"
+
+    def __init__(self, name="docker"):
+        self.name, self.started, self.ended = name, {}, set()
+
+    def check_template(self, _template):
+        pass
+
+    def api_url(self, url):
+        return url
+
+    def prepare(self, _template, _progress):
+        pass
+
+    def start(self, launch):
+        self.started[launch.worker_id] = launch
+        return Started()
+
+    def list(self):
+        return {i: Found(i, running=True, age_s=1.0) for i in self.started if i not in self.ended}
+
+    def env(self, _worker_id):
+        return {}
+
+    def stop(self, worker_id, _grace_s=0.0):
+        self.ended.add(worker_id)
+
+    def remove(self, worker_id):
+        self.started.pop(worker_id, None)
+
+    def log(self, _worker_id, _lines=0):
+        return ""
+
+
+@pytest.fixture
+def server():
+    with model_server() as found:
+        found.files["/model.bin"] = DATA
+        yield found
+
+
+@pytest.fixture
+def managed(client):
+    return Managed(client)
+
+
+class Rig:
+    """An agent with models of its own, whose turns the test makes."""
+
+    def __init__(self, client, managed, root, name, engine, **changes):
+        self.models = HostModels(
+            root,
+            name,
+            Models(client),
+            container=engine.name == "docker",
+            fetching=FetchSettings(tries=1, **changes),
+            head_start_s=0.0,
+        )
+        self.engine = engine
+        self.woken = threading.Event()
+        self.agent = Agent(
+            Host(name, "http://127.0.0.1:8000", {}),
+            engine,
+            Devices(DeviceChoice(stand_ins=1), {}, pools_of=pools_of),
+            managed=managed,
+            agents=Agents(client),
+            outputs=Outputs(client),
+            wakeups=Wakeups(client),
+            environ={},
+            models=self.models,
+        )
+
+    def started(self, worker_id=W):
+        self.agent.turn()
+        return self.engine.started.get(worker_id)
+
+
+@pytest.fixture
+def rig(client, managed, tmp_path):
+    made = []
+
+    def make(name="h", engine=None, **changes):
+        found = Rig(client, managed, tmp_path / name, name, engine or Engine(), **changes)
+        made.append(found)
+        return found
+
+    yield make
+    for one in made:
+        one.agent.leave()
+
+
+def spec(server, path="/model.bin", **changes):
+    source = ModelSource("tiny", f"{server.url}{path}")
+    return ManagedSpec(Template(command=("c",), model=source, **changes), gpu=GpuNeed())
+
+
+def test_a_worker_holds_no_device_while_its_model_is_fetched(server, managed, client, rig):
+    server.hold_at = 100_000
+    managed.want(W, "ep", spec=spec(server))
+    host = rig()
+    host.agent.turn()
+    assert server.held.wait(20)
+    wait_until(lambda: (host.agent.turn(), "of" in managed.get(W).reason)[1])
+    found = managed.get(W)
+    assert found.phase is Phase.WANTED
+    assert found.reason.startswith("host h cannot start it: model tiny is being fetched: ")
+    assert found.fetched_ms
+    assert Agents(client).holds("h") == []
+    assert Models(client).news(["h"])["h"][0].state is State.FETCHING
+    server.go.set()
+    launch = wait_until(host.started, 20)
+    key = spec(server).template.model.key
+    assert launch.mounts == {"/models": str(host.models.store.root / "store" / key)}
+    assert launch.env["MODEL_PATH"] == "/models/model.bin"
+    assert launch.env["MODEL_NAME"] == "tiny"
+    assert host.models.store.users() == {W: key}
+    host.agent.turn()
+    news = Models(client).news(["h"])["h"][0]
+    assert (news.state, news.workers, news.total) == (State.READY, (W,), len(DATA))
+
+
+def test_a_process_gets_the_path_of_the_host_and_the_template_may_name_its_own(
+    server, managed, rig
+):
+    managed.want(W, "ep", spec=spec(server))
+    host = rig(engine=Engine("process"))
+    launch = wait_until(host.started, 20)
+    assert launch.mounts == {}
+    assert launch.env["MODEL_PATH"].startswith(str(host.models.store.root))
+    managed.want(V, "ep", spec=spec(server, env={"MODEL_PATH": "/own"}))
+    host.engine.ended.add(W)
+    wait_until(lambda: host.started(V), 20)
+    assert host.engine.started[V].env["MODEL_PATH"] == "/own"
+
+
+def test_only_one_host_fetches_the_model_of_a_worker(server, managed, rig):
+    server.hold_at = 100_000
+    managed.want(W, "ep", spec=spec(server))
+    hosts = [rig("h"), rig("i"), rig("j")]
+    for _ in range(3):
+        for host in hosts:
+            host.agent.turn()
+    assert server.held.wait(20)
+    server.go.set()
+    launched = wait_until(lambda: [host for host in hosts if host.started()], 20)
+    assert len(launched) == 1
+    assert server.gets("/model.bin") == [0]
+
+
+def test_a_host_that_cannot_fetch_leaves_the_worker_to_another_with_its_reason(
+    server, managed, rig
+):
+    server.refuses["/model.bin"] = 404
+    managed.want(W, "ep", spec=spec(server))
+    host = rig()
+    wait_until(lambda: (host.agent.turn(), "HTTP 404" in managed.get(W).reason)[1], 20)
+    assert managed.get(W).phase is Phase.WANTED
+    assert managed.get(W).refused_by == ("h",)
+    del server.refuses["/model.bin"]
+    other = rig("i")
+    assert wait_until(lambda: (host.agent.turn(), other.started())[1], 20)
+
+
+def test_a_host_that_fetches_none_says_so(server, managed, rig):
+    managed.want(W, "ep", spec=spec(server))
+    rig(allowed=False).agent.turn()
+    assert "OWNPOD_FETCH_MODELS is false" in managed.get(W).reason
+
+
+def test_a_volume_at_the_path_of_the_model_is_refused_in_words(server, managed, rig, tmp_path):
+    host = rig()
+    mount = VolumeMount("v", "/models/x")
+    template = spec(server, volumes=(mount,)).template
+    Models(host.models._stored._redis).order("h", FETCH, template.model)
+    wait_until(lambda: (host.agent.turn(), host.models.store.find(template.model))[1], 20)
+    with pytest.raises(Exception, match="/models is the path of the model"):
+        host.models.mount(W, template)
+
+
+def test_a_host_does_what_it_is_asked_to(server, managed, client, rig):
+    stored, host, source = Models(client), rig(), spec(server).template.model
+    stored.order("h", FETCH, source)
+    wait_until(lambda: (host.agent.turn(), stored.read("h")[0] == {})[1], 20)
+    assert host.models.store.find(source) is not None
+    managed.want(W, "ep", spec=spec(server))
+    wait_until(host.started, 20)
+    stored.order("h", REMOVE, source)
+    host.agent.turn()
+    host.agent.turn()
+    assert "in use by worker" in stored.news(["h"])["h"][0].error
+    host.engine.ended.add(W)
+    managed.stopped(W, "h", exit_code=0, reason="", failed=False)
+    stored.order("h", REMOVE, source)
+    wait_until(lambda: (host.agent.turn(), host.models.store.find(source) is None)[1], 20)
+
+
+def test_an_order_that_fails_is_told_once_and_forgotten(server, client, rig):
+    stored, host = Models(client), rig()
+    stored.order("h", FETCH, ModelSource("gone", f"{server.url}/gone"))
+    wait_until(lambda: (host.agent.turn(), stored.read("h")[0] == {})[1], 20)
+    news = stored.news(["h"])["h"][0]
+    assert (news.state, news.tries) == (State.FAILED, 1)
+    assert "HTTP 404" in news.error
+
+
+def test_the_next_agent_continues_a_fetch_that_was_cut(server, managed, rig):
+    server.files["/model.bin"] = DATA * 20
+    server.hold_at = 2_000_000
+    managed.want(W, "ep", spec=spec(server))
+    first = rig()
+    first.agent.turn()
+    assert server.held.wait(20)
+    part = first.models.store.partial(spec(server).template.model.key) / "model.bin.part"
+    wait_until(lambda: part.exists() and part.stat().st_size >= 1_000_000)
+    first.agent.leave()
+    server.hold_at = None
+    server.go.set()
+    second = rig()
+    assert wait_until(second.started, 20)
+    assert server.gets("/model.bin")[0] == 0
+    assert server.gets("/model.bin")[1] >= 1_000_000

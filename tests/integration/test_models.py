@@ -1,0 +1,439 @@
+"""Models of a host: fetched once however many ask, continued where they were cut, checked, and within a quota."""
+
+import io
+import json
+import os
+import random
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers import wait_until
+from model_server import COMMIT, model_server, sha256
+
+from ownpod.agent import model_store
+from ownpod.agent.model_downloads import FetchError
+from ownpod.agent.model_fetch import Lines, fetch
+from ownpod.agent.model_orders import Options, Order
+from ownpod.agent.model_process import FetchProcess
+from ownpod.agent.model_store import ModelStore
+from ownpod.rules.models import ModelSource, NoRoom
+
+DATA = random.Random(7).randbytes(300_000)
+
+
+class Silent(Lines):
+    def _line(self, values):
+        pass
+
+
+@pytest.fixture
+def server():
+    with model_server() as found:
+        yield found
+
+
+@pytest.fixture
+def root(tmp_path):
+    return (tmp_path / "models").resolve()
+
+
+def model(server, path="/model.bin", **changes):
+    return ModelSource(changes.pop("id", "tiny"), f"{server.url}{path}", **changes)
+
+
+def order(root, source, **changes):
+    return Order(str(root), source, **changes)
+
+
+def get(root, source, **changes):
+    return fetch(order(root, source, **changes), Silent())
+
+
+def path_of(root, manifest):
+    return root / manifest.place / manifest.inside
+
+
+def archive(*members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data, *kind in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if kind:
+                info.type, info.linkname, info.size = tarfile.SYMTYPE, kind[0], 0
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+# https
+
+
+def test_a_file_over_http_is_whole_and_found_again(server, root):
+    server.files["/model.bin"] = DATA
+    manifest = get(root, model(server))
+    assert path_of(root, manifest).read_bytes() == DATA
+    assert (manifest.inside, manifest.size) == ("model.bin", len(DATA))
+    assert ModelStore(root).find(model(server)) == manifest
+    get(root, model(server))
+    assert server.gets("/model.bin") == [0]
+
+
+def test_an_archive_is_unpacked(server, root):
+    server.files["/m.tar.gz"] = archive(("a/config.json", b"{}"), ("weights", DATA))
+    manifest = get(root, model(server, "/m.tar.gz"))
+    assert [file.path for file in manifest.files] == ["a/config.json", "weights"]
+    assert (path_of(root, manifest) / "weights").read_bytes() == DATA
+    assert (path_of(root, manifest) / "weights").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "member", [("../out", b"x"), ("/tmp/out", b"x"), ("link", b"", "/etc/passwd"), ("a/../b", b"x")]
+)
+def test_an_archive_that_leads_out_of_its_directory_is_refused(server, root, member):
+    server.files["/m.tar"] = archive(member)
+    with pytest.raises(FetchError):
+        get(root, model(server, "/m.tar"))
+    assert ModelStore(root).find(model(server, "/m.tar")) is None
+    assert not (root / "out").exists()
+    assert not (root / "store" / "out").exists()
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again_and_one_that_refuses_is_not(
+    server, root
+):
+    for status, again in ((503, True), (404, False), (401, False)):
+        server.refuses["/model.bin"] = status
+        with pytest.raises(FetchError, match=f"HTTP {status}") as caught:
+            get(root, model(server))
+        assert caught.value.again is again
+
+
+def test_a_signed_url_is_in_no_error(server, root):
+    with pytest.raises(FetchError) as caught:
+        get(root, model(server, "/model.bin?signature=secret"))
+    assert "secret" not in str(caught.value)
+    assert "secret" not in model(server, "/model.bin?signature=secret").shown
+
+
+@pytest.mark.slow
+def test_ten_processes_that_ask_at_once_are_one_download(server, root):
+    server.files["/model.bin"] = DATA
+    processes = [FetchProcess(order(root, model(server)), os.environ) for _ in range(10)]
+    for process in processes:
+        for _ in process.steps():
+            pass
+    assert [process.end().error for process in processes] == [""] * 10
+    assert server.gets("/model.bin") == [0]
+    assert server.bytes_of("/model.bin") == len(DATA)
+
+
+@pytest.mark.slow
+def test_a_fetch_that_was_killed_is_continued_where_it_was_cut(server, root):
+    server.files["/model.bin"] = DATA * 30
+    server.hold_at = 4_000_000
+    process = FetchProcess(order(root, model(server)), os.environ)
+    assert server.held.wait(20)
+    part = next(iter([root / "store" / f".partial-{model(server).key}" / "model.bin.part"]))
+    wait_until(lambda: part.exists() and part.stat().st_size > 1_000_000)
+    process.kill()
+    process.end()
+    have = part.stat().st_size
+    server.hold_at = None
+    server.go.set()
+    manifest = get(root, model(server))
+    assert path_of(root, manifest).read_bytes() == DATA * 30
+    assert server.gets("/model.bin") == [0, have]
+
+
+@pytest.mark.slow
+def test_a_process_that_fetches_ends_with_its_agent(server, root):
+    server.files["/model.bin"] = DATA
+    server.hold_at = 100_000
+    process = FetchProcess(order(root, model(server)), os.environ)
+    assert server.held.wait(20)
+    process._process.stdin.close()
+    assert process._process.wait(20) == 1
+    process.end()
+
+
+def test_a_file_that_has_changed_since_it_was_cut_begins_at_its_first_byte(server, root):
+    partial = ModelStore(root).partial(model(server).key)
+    partial.mkdir(parents=True)
+    (partial / "model.bin.part").write_bytes(b"old" * 100)
+    (partial / "model.bin.part.tag").write_text(json.dumps('"old"'))
+    server.files["/model.bin"] = DATA
+    manifest = get(root, model(server))
+    assert path_of(root, manifest).read_bytes() == DATA
+    assert server.gets("/model.bin") == [0]
+
+
+@pytest.mark.slow
+def test_a_server_that_sends_nothing_more_is_a_stall(server, root):
+    server.files["/model.bin"] = DATA
+    server.hold_at = 100_000
+    with pytest.raises(FetchError) as caught:
+        get(root, model(server), options=Options(stall_s=0.5))
+    assert caught.value.again
+
+
+def test_a_manifest_without_its_files_does_not_count(server, root):
+    server.files["/model.bin"] = DATA
+    manifest = get(root, model(server))
+    path_of(root, manifest).write_bytes(DATA[:-1])
+    assert ModelStore(root).find(model(server)) is None
+    assert path_of(root, get(root, model(server))).read_bytes() == DATA
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    server.repositories["org/tiny"] = {"config.json": b"{}", "model.safetensors": DATA}
+    # The library reads it when it is imported, so these fetches are processes of their own.
+    environ = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret"}
+
+    def fetched(root, source, **changes):
+        process = FetchProcess(order(root, source, **changes), environ)
+        for _ in process.steps():
+            pass
+        return process.end()
+
+    return fetched
+
+
+@pytest.mark.slow
+def test_a_repository_of_the_hub_is_in_hugging_faces_cache(server, hub, root):
+    source = ModelSource("tiny", "hf://org/tiny")
+    assert hub(root, source).error == ""
+    manifest = ModelStore(root).find(source)
+    assert manifest.place == "hub/models--org--tiny"
+    assert manifest.inside == f"snapshots/{COMMIT}"
+    assert manifest.revision == COMMIT
+    assert (path_of(root, manifest) / "model.safetensors").read_bytes() == DATA
+    assert (root / manifest.place / "refs" / "main").read_text() == COMMIT
+    assert {file.sha256 for file in manifest.files} == {sha256(DATA), sha256(b"{}")}
+    assert "Bearer hf_secret" in [v for headers in server.headers for v in headers.values()]
+    assert ModelStore(root).remove(source) == ""
+    assert not (root / manifest.place).exists()
+
+
+@pytest.mark.slow
+def test_a_flat_model_of_the_hub_has_real_files(hub, root):
+    source = ModelSource("tiny", "hf://org/tiny", flat=True)
+    assert hub(root, source).error == ""
+    manifest = ModelStore(root).find(source)
+    files = sorted(path.name for path in path_of(root, manifest).iterdir())
+    assert files == ["config.json", "model.safetensors"]
+    assert not any(path.is_symlink() for path in path_of(root, manifest).iterdir())
+
+
+@pytest.mark.slow
+def test_a_file_with_a_wrong_sum_or_size_is_not_taken(server, hub, root):
+    source = ModelSource("tiny", "hf://org/tiny")
+    server.sums["model.safetensors"] = "0" * 64
+    end = hub(root, source)
+    assert "SHA-256" in end.error
+    assert end.again
+    assert ModelStore(root).find(source) is None
+    server.sums.clear()
+    server.listed_sizes["model.safetensors"] = len(DATA) + 1
+    assert hub(root, source).error
+    assert ModelStore(root).find(source) is None
+
+
+@pytest.mark.slow
+def test_what_the_hub_does_not_have_is_one_plain_line(hub, root):
+    assert "not on the hub" in hub(root, ModelSource("x", "hf://org/none")).error
+    gone = hub(root, ModelSource("x", "hf://org/tiny", revision="gone"))
+    assert "has no revision 'gone'" in gone.error
+    assert not gone.again
+
+
+@pytest.mark.slow
+def test_a_file_of_the_hub_that_leads_out_of_the_cache_is_refused(server, hub, root):
+    server.repositories["org/tiny"]["../../../out"] = b"x"
+    assert hub(root, ModelSource("tiny", "hf://org/tiny")).error
+    assert not list(root.rglob("out"))
+
+
+# fsspec, and paths of the host
+
+
+def test_files_of_what_fsspec_reads_are_copied(root, tmp_path):
+    top = tmp_path / "bucket"
+    (top / "sub").mkdir(parents=True)
+    (top / "sub" / "weights").write_bytes(DATA)
+    (top / "config.json").write_bytes(b"{}")
+    source = ModelSource("copied", f"local://{top}")
+    manifest = get(root, source)
+    assert [file.path for file in manifest.files] == ["config.json", "sub/weights"]
+    assert (path_of(root, manifest) / "sub" / "weights").read_bytes() == DATA
+
+
+def test_s3_without_its_library_names_the_extra(root):
+    with pytest.raises(FetchError, match=r"ownpod\[s3\]"):
+        get(root, ModelSource("x", "s3://bucket/x"))
+
+
+def test_a_path_of_the_host_is_used_where_it_is(root, tmp_path):
+    place = tmp_path / "weights"
+    place.mkdir()
+    store = ModelStore(root)
+    assert store.find(ModelSource("x", f"file://{place}")).place == str(place)
+    with pytest.raises(ValueError, match="does not exist"):
+        store.find(ModelSource("x", f"file://{place}/none"))
+    with pytest.raises(ValueError, match="/etc"):
+        store.find(ModelSource("x", "file:///etc/ssl"))
+
+
+# The file service
+
+
+def service(server):
+    return Options(service_url=server.url, service_key="key")
+
+
+def test_the_file_service_writes_the_model_itself(server, root):
+    def download(asked):
+        (Path(asked["destination"]) / "weights").write_bytes(DATA)
+        return 200, {}, b'{"success": true}'
+
+    server.download = download
+    manifest = get(root, ModelSource("tiny", "file-service:"), options=service(server))
+    assert (path_of(root, manifest) / "weights").read_bytes() == DATA
+    assert server.headers[-1]["X-Internal-Key"] == "key"
+    assert server.headers[-1]["Authorization"] == "Bearer key"
+
+
+def test_the_file_service_lists_files_whose_sums_are_checked(server, root):
+    server.files["/f/weights"] = DATA
+    files = [{"path": "sub/weights", "url": "/f/weights", "sha256": "0" * 64}]
+    server.download = lambda _: (200, {}, json.dumps({"files": files}).encode())
+    source = ModelSource("tiny", "file-service:")
+    with pytest.raises(FetchError, match="SHA-256"):
+        get(root, source, options=service(server))
+    files[0]["sha256"] = sha256(DATA)
+    manifest = get(root, source, options=service(server))
+    assert [file.path for file in manifest.files] == ["sub/weights"]
+    files[0]["path"] = "../weights"
+    with pytest.raises(FetchError, match="refused"):
+        get(root, ModelSource("other", "file-service:"), options=service(server))
+
+
+def test_the_key_of_the_file_service_is_not_sent_to_another_host(server, root):
+    with model_server() as other:
+        other.files["/weights"] = DATA
+        server.redirects["/f/weights"] = f"{other.url}/weights"
+        files = [{"path": "weights", "url": "/f/weights"}]
+        server.download = lambda _: (200, {}, json.dumps({"files": files}).encode())
+        get(root, ModelSource("tiny", "file-service:"), options=service(server))
+        assert other.gets("/weights") == [0]
+        assert not any(
+            "X-Internal-Key" in headers or "Authorization" in headers for headers in other.headers
+        )
+
+
+def test_the_file_service_answers_with_an_archive_or_one_file(server, root):
+    kinds = {"Content-Type": "application/gzip"}
+    server.download = lambda _: (200, kinds, archive(("weights", DATA)))
+    manifest = get(root, ModelSource("a", "file-service:"), options=service(server))
+    assert (path_of(root, manifest) / "weights").read_bytes() == DATA
+    named = {"Content-Type": "application/octet-stream"}
+    named["Content-Disposition"] = 'attachment; filename="m.gguf"'
+    server.download = lambda _: (200, named, DATA)
+    manifest = get(root, ModelSource("b", "file-service:"), options=service(server))
+    assert path_of(root, manifest).name == "m.gguf"
+    assert path_of(root, manifest).read_bytes() == DATA
+
+
+def test_a_file_service_without_downloads_is_read_by_its_list(server, root):
+    server.files["/bucket/tiny/weights"] = DATA
+    manifest = get(root, ModelSource("tiny", "file-service:"), options=service(server))
+    assert path_of(root, manifest).read_bytes() == DATA
+
+
+def test_what_the_operator_has_put_in_place_is_not_fetched(server, root):
+    (root / "tiny").mkdir(parents=True)
+    (root / "tiny" / "weights").write_bytes(DATA)
+    manifest = get(root, ModelSource("tiny", "file-service:"), options=service(server))
+    assert manifest.place == "tiny"
+    assert server.headers == []
+
+
+# Room
+
+
+def test_the_least_recently_used_model_goes_and_never_one_that_a_worker_has(server, root):
+    store = ModelStore(root)
+    for name in ("a", "b", "c", "d"):
+        server.files[f"/{name}"] = DATA
+    sources = {name: model(server, f"/{name}", id=name) for name in ("a", "b", "c", "d")}
+    quota = 3 * len(DATA)
+    for at, name in enumerate(("a", "b", "c")):
+        get(root, sources[name], quota=quota)
+        os.utime(root / "ownpod" / f"{sources[name].key}.json", (at, at))
+    store.hold("worker1", sources["a"])
+    os.utime(root / "ownpod" / f"{sources['a'].key}.json", (0, 0))
+    get(root, sources["d"], quota=quota)
+    assert store.find(sources["a"]) is not None
+    assert store.find(sources["b"]) is None
+    assert not (root / "store" / sources["b"].key).exists()
+    assert store.remove(sources["a"]) == "it is in use by worker worker1"
+    store.release([])
+    assert store.remove(sources["a"]) == ""
+
+
+def test_models_in_use_or_pinned_leave_no_room_and_nothing_goes(server, root):
+    store = ModelStore(root)
+    for name in ("a", "b", "c"):
+        server.files[f"/{name}"] = DATA
+    a, b, c = (model(server, f"/{name}", id=name) for name in ("a", "b", "c"))
+    quota = 2 * len(DATA)
+    get(root, a, quota=quota)
+    get(root, b, quota=quota)
+    store.hold("worker1", a)
+    with pytest.raises(FetchError, match="OWNPOD_MODELS_QUOTA") as caught:
+        get(root, c, quota=quota, stay=("b",))
+    assert not caught.value.again
+    assert store.find(a) is not None
+    assert store.find(b) is not None
+
+
+def test_a_full_disk_is_told_before_a_byte_is_fetched(server, root, monkeypatch):
+    server.files["/model.bin"] = DATA
+    usage = SimpleNamespace(total=1_000_000, used=900_000, free=100_000)
+    monkeypatch.setattr(model_store.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(FetchError, match="needed"):
+        get(root, model(server))
+    assert server.bytes_of("/model.bin") == 0
+
+
+def test_a_model_that_is_being_fetched_does_not_give_way(server, root):
+    server.files["/a"] = DATA
+    a = model(server, "/a", id="a")
+    get(root, a)
+    store, free = ModelStore(root), shutil.disk_usage(root).free
+    with store.fetching(a, wait=False) as mine:
+        assert mine
+        with pytest.raises(NoRoom):
+            store.make_room(model(server, id="b"), free, quota=None, stay=())
+        assert store.remove(a) == "it is being fetched"
+    assert store.find(a) is not None
+
+
+def test_threads_that_hold_and_release_never_lose_a_user(server, root):
+    server.files["/a"] = DATA
+    a = model(server, "/a", id="a")
+    get(root, a)
+    store = ModelStore(root)
+    threads = [threading.Thread(target=store.hold, args=(f"worker{n}", a)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.users()) == 20
