@@ -72,7 +72,7 @@ fix: install
 
 # Two tests, each for that long: of workers that others start, and of managed ones. Then those of a shared device.
 chaos: install
-	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py tests/acceptance/test_managed_chaos.py tests/acceptance/test_sharing_chance.py
+	@CHAOS_SECONDS=$(or $(SECONDS),300) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -q tests/acceptance/test_chaos.py tests/acceptance/test_managed_chaos.py tests/acceptance/test_sessions_chaos.py tests/acceptance/test_sharing_chance.py
 
 test-docker: install
 	@$(BIN)/python -m pytest tests/docker $(ARGS)

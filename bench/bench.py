@@ -17,6 +17,7 @@ import growth
 import managed
 import measures
 import report
+import sessions
 from system import Stage, exit_at_signals, processes
 
 from ownpod.onehost.embedded import find_server
@@ -45,6 +46,8 @@ ALONE: dict[str, Callable] = {
     "rest": managed.rest,
     "placed": managed.placed,
     "decision": managed.decision,
+    "session": sessions.session,
+    "streams": sessions.streams,
     "lb": balanced.lb,
     "lb_queue": balanced.lb_queue,
     "lb_stream": balanced.lb_stream,

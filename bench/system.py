@@ -145,6 +145,7 @@ class OwnPod:
         api: number of API processes.
         name: of the data directory.
         managed: further endpoints, as in ``workers.yaml``, by id. OwnPod starts their workers as processes.
+        models: models with presets, as in ``workers.yaml``.
         environ: further variables.
     """
 
@@ -157,6 +158,7 @@ class OwnPod:
         api: int = 2,
         name: str = "pod",
         managed: Mapping[str, dict] | None = None,
+        models: Mapping[str, dict] | None = None,
         **environ: object,
     ) -> None:
         self.urls, self._worker_pids = urls, pids
@@ -166,7 +168,7 @@ class OwnPod:
         workers = directory / "workers.yaml"
         listed = {ENDPOINT: {"workers": [{"url": url} for url in urls]}, PARKED: {}}
         listed |= managed or {}
-        workers.write_text(json.dumps({"endpoints": listed}))
+        workers.write_text(json.dumps({"endpoints": listed, "models": models or {}}))
         self._environ = {"OWNPOD_DATA_DIR": str(directory), "OWNPOD_WORKERS_FILE": str(workers)}
         self.began = time.monotonic()
         up = ("-m", "ownpod", "up", "--port", self.port)

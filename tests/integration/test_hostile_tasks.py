@@ -110,8 +110,8 @@ def submit(api, headers, **changes):
     return answer.json
 
 
-def ended(client, task, session):
-    """The task is run, and has told something."""
+def begun(client, task, session):
+    """The task runs, and has told something."""
     store, managed = job_store(client), Managed(client)
     if managed.get(session).phase == "wanted":
         assert managed.place(session, "box", "token", ["GPU-0"])
@@ -122,7 +122,12 @@ def ended(client, task, session):
     store.journal.tell(
         task, "logs", {"log": f"a\n{FORGED}\r\nid: 1-end\n\ndata: x", "level": "info"}
     )
-    store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output='"x"'))
+    return attempt
+
+
+def ended(client, task, session):
+    attempt = begun(client, task, session)
+    job_store(client).jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output='"x"'))
 
 
 def check(answer, lines, path):
@@ -344,3 +349,48 @@ def test_metadata_of_any_size_is_a_task_whose_environment_a_process_can_have(api
     assert size <= MOST_INPUT_BYTES
     assert len(found.get("OWNPOD_INPUT", "").encode()) <= MOST_INPUT_BYTES
     assert not {"METADATA_PATH", "METADATA_LD_PRELOAD"} & own.keys()
+
+
+@pytest.mark.parametrize("state", ["waits", "runs"])
+def test_from_any_cursor_a_stream_of_a_task_that_goes_on_is_the_rest(
+    app, api, client, lines, state
+):
+    task = submit(api, MINE)
+    if state == "runs":
+        begun(client, task["task_id"], task["session_id"])
+    notices = services_of(app).notices
+    known = {"connection", "worker", "text_delta", "output_delta", "logs"}
+    for cursor in [*CURSORS, *MORE_CURSORS, *DIGITS]:
+        # One round, as the wait for the next one ends the stream.
+        notices._stopped = False
+        notices._wait = lambda *_: setattr(notices, "_stopped", True) or ""
+        path = f"/api/tasks/{task['task_id']}/events?after={quote(cursor)}"
+        answer = api.get(path, headers=MINE)
+        if answer.status_code != 400:
+            assert answer.status_code == 200
+            found = list(sse.parsed([answer.get_data()]))
+            assert {event.event for event in found} <= known, cursor
+        check(answer, lines, path)
+
+
+def test_from_any_place_the_output_of_a_session_comes_or_is_refused(app, api, client, lines):
+    task = submit(api, MINE)
+    begun(client, task["task_id"], task["session_id"])
+    notices = services_of(app).notices
+    for place in [
+        "9" * 15,
+        "0-0",
+        "1-" + "9" * 15,
+        "9" * 15 + "-" + "9" * 15,
+        *CURSORS,
+        *DIGITS,
+        *ODD,
+    ]:
+        notices._stopped = False
+        notices._wait = lambda *_: setattr(notices, "_stopped", True) or ""
+        path = f"/api/sessions/{task['session_id']}/logs?after={quote(place)}"
+        answer = api.get(path, headers=MINE)
+        assert answer.status_code in {200, 400}
+        check(answer, lines, path)
+        if answer.status_code == 200:
+            assert answer.get_data().startswith(b"retry: ")
