@@ -358,6 +358,8 @@ class Agent:
         """
         if not self._owns_host:
             return
+        # Otherwise a task could start its container after the others were ended.
+        self._tasks.close(LEAVE_S)
         try:
             self.steps.end_workers(grace_s)
             self.turn()

@@ -78,6 +78,7 @@ class HostModels:
         environ: of the process that fetches.
         done: called when something changes, in another thread.
         head_start_s: see :data:`HEAD_START_S`.
+        outside: where the engine's host has the directory, if it is another path there; None: the same path.
         clock: seconds.
     """
 
@@ -92,6 +93,7 @@ class HostModels:
         environ: Mapping[str, str] | None = None,
         done: Callable[[], None] = lambda: None,
         head_start_s: float = HEAD_START_S,
+        outside: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = ModelStore(directory.resolve())
@@ -102,6 +104,7 @@ class HostModels:
         self._environ = dict(environ or {})
         self.done = done
         self.head_start_s = head_start_s
+        self._outside = outside
         self._clock = clock
         self._lock = threading.Lock()
         self._news = dict[str, News]()
@@ -175,9 +178,8 @@ class HostModels:
                     return ModelMount()
                 raise EngineError(f"model {source.id} is not on this host any more")
             taken = [volume.path for volume in template.volumes]
-            return model_mount(
-                manifest, str(self.store.root), container=self._container, taken=taken
-            )
+            root = self._outside if self._container and self._outside else str(self.store.root)
+            return model_mount(manifest, root, container=self._container, taken=taken)
         except (OSError, ValueError) as error:
             raise EngineError(f"model {source.id}: {_plain(error)}") from None
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
@@ -16,10 +17,11 @@ from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.model_orders import Options
 from ownpod.agent.models import FetchSettings, HostModels
 from ownpod.agent.network_volumes import NetworkVolumeDirectories
+from ownpod.agent.outside import outside
 from ownpod.agent.processes import ProcessEngine
 from ownpod.agent.registry_logins import Logins, StoredLogins, no_logins
 from ownpod.agent.steps import Host
-from ownpod.agent.volumes import Volumes
+from ownpod.agent.volumes import Volumes, in_container
 from ownpod.errors import ExtraMissing, StartError
 from ownpod.processes import return_memory
 from ownpod.rules.images import ALL_IMAGES
@@ -136,7 +138,30 @@ def _models(config: Settings, engine: Engine, stored: Models) -> HostModels:
             Options(service_url=service[0], service_key=service[1]),
         ),
         environ=dict(os.environ),
+        outside=config.models_host_dir or _found_outside(config, engine),
     )
+
+
+def _found_outside(config: Settings, engine: Engine) -> str | None:
+    """Where the engine's host has the directory of models, if this agent runs in a container of that engine."""
+    if engine.name != "docker" or not in_container():
+        return None
+    from ownpod.agent.docker_api import DockerApi, NotThere
+
+    directory = str((config.models_dir or config.data_dir / "models").resolve())
+    try:
+        own = DockerApi().call(lambda client: client.inspect_container(socket.gethostname()))
+        found = outside(directory, own.get("Mounts", ()))
+    except (EngineError, ExtraMissing, NotThere) as error:
+        logger.debug("this container is not found by the engine: %s", error)
+        return None
+    if found is None:
+        logger.warning(
+            "OWNPOD_MODELS_DIR: %s is in no mount of this container, so workers cannot have models: mount a directory "
+            "there, or set OWNPOD_MODELS_HOST_DIR",
+            directory,
+        )
+    return found
 
 
 def make_engine(

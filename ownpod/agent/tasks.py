@@ -315,6 +315,7 @@ class Tasks:
         self._runs = runs
         self._starter = starter
         self._threads: dict[str, TaskThread] = {}
+        self._closed = False
 
     def turn(
         self,
@@ -332,6 +333,8 @@ class Tasks:
         Raises:
             RedisUnavailable.
         """
+        if self._closed:
+            return
         begun = {
             worker_id: entry
             for worker_id, entry in mine.items()
@@ -344,7 +347,8 @@ class Tasks:
             thread = self._threads.get(worker_id)
             if thread is not None and (not thread.alive or thread.run != task.run):
                 thread.close()
-                thread = self._threads.pop(worker_id, None) and None
+                del self._threads[worker_id]
+                thread = None
             if task.run is None or task.has_result:
                 continue
             if thread is None:
@@ -373,7 +377,8 @@ class Tasks:
         )
 
     def close(self, timeout_s: float) -> None:
-        """Ends all threads; the next agent continues."""
+        """Ends all threads; none begins any more. The next agent continues."""
+        self._closed = True
         for thread in self._threads.values():
             thread.close()
         until = time.monotonic() + timeout_s

@@ -47,7 +47,7 @@ class News:
     workers: tuple[str, ...] = ()
     revision: str = ""
     origin: ModelSource | None = field(repr=False, default=None)
-    """Names the model in an order, where no preset has it any more. Not for people: its URL may have secrets."""
+    """Names the model in an order, where no preset has it any more. Answers leave it out, because its URL may have secrets."""
 
 
 def news_text(news: News) -> str:

@@ -149,3 +149,31 @@ def test_the_chat_continues_a_stream_that_broke_off_and_replaces_an_ended_sessio
     assert lines(browser, "model") == [expected]
     fetches = browser.run("window.fetches")
     assert any(last for url, last in fetches if url.endswith("/events")), fetches
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_javascript_example_follows_a_task_with_the_browsers_event_source(browser, ownpod):
+    example = (ROOT / "examples" / "sessions" / "client.mjs").read_text()
+    browser.open(url_of(ownpod))
+    # The page's policy allows no other script, so the example is evaluated as the debugger's.
+    browser.run("globalThis.process = { env: { OWNPOD_URL: location.origin }, argv: [] }; 0")
+    browser.run(f"{example.replace('export ', '')}; globalThis.follow = follow; 0")
+    body = {
+        "task_type": "session",
+        "task_difficulty": "low",
+        "model_id": "parrot",
+        "task_preset": "chat",
+        "metadata": {"prompt": "hi", "seconds": 1},
+    }
+    browser.run(
+        "globalThis.got = []; globalThis.finished = null; "
+        f"follow({json.dumps(body)}, (name, data) => got.push([name, data])).then((data) => {{ finished = data; }}); 0"
+    )
+    finished = wait_until(lambda: browser.run("finished"), 60, "the end of the task")
+    assert finished["status"] == "completed"
+    got = browser.run("got")
+    assert [name for name, _ in got].count("task_finish") == 1
+    assert (got[0][0], got[-1][0]) == ("connection", "task_finish")
+    text = "".join(data["delta"] for name, data in got if name == "text_delta")
+    assert text == "hi! You have spoken 1 times; first you said: hi"

@@ -346,7 +346,8 @@ def test_custom_tasks_need_an_admin_key_or_a_key_for_them(make_api, client):
 def test_custom_tasks_are_bound_to_the_images_that_are_allowed(make_api):
     api = make_api(OWNPOD_CUSTOM_TASKS="true")
     assert custom(api).status_code == 200
-    named = submit(api, task_type="oneoff", model_id="custom", task_preset="custom")
+    refused(submit(api, model_id="custom", task_preset="custom"), 400, "unknown_preset")
+    named = api.post("/api/tasks/predefined", json={"task_name": "custom"}, headers=JSON)
     assert "/api/tasks/custom" in refused(named, 400, "bad_request")
     assert "not allowed" in refused(custom(api, docker_image="evil:latest"), 400, "bad_request")
     assert "docker_image" in refused(custom(api, docker_image="UPPER//x"), 400, "bad_request")

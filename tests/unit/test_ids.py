@@ -8,9 +8,9 @@ from helpers import load_settings
 from ownpod.api import create_app
 from ownpod.api.ids import IdConverter
 
-NO_IDS = {"filename", "path", "kind", "type_id"}
+NO_IDS = {"filename", "path", "kind", "type_id", "model_id"}
 """Parameters of routes that are not ids: names of files of the page and of /docs; words of a list in the route; names of
-GPU types, which are looked up in a list only."""
+GPU types, which are looked up in a list only; ids of models, which the views check, because they may have a /."""
 BAD = ["zz:out", "a b", "a%0Ab", "a.b", "%00", "é", "x" * 256]
 
 
