@@ -20,7 +20,10 @@ def session_of(endpoint_id: str, pin: Pin | None) -> str | None:
     # An id of another form costs no command of Redis.
     if pin is None or not WORKER_ID.fullmatch(pin.worker_id):
         return None
-    session = services().sessions.get(pin.worker_id, seen_owner())
+    sessions, owner = services().sessions, seen_owner()
+    if sessions.takes_tasks(pin.worker_id, endpoint_id, owner):
+        return pin.worker_id
+    session = sessions.get(pin.worker_id, owner)
     if session is None or session.worker.endpoint != endpoint_id:
         return None
     if session.takes_tasks:

@@ -125,9 +125,9 @@ class Tasks:
         if wish.type is TaskType.ONE_OFF:
             return self._one_off(wish, preset, submission, client)
         if wish.session_id is not None:
-            session = self.session(wish.session_id, client.sees)
-            check_fits(session, wish.endpoint, preset)
-            return self._create(replace(submission, private=session.id), session.id)
+            if not self._sessions.takes_tasks(wish.session_id, wish.endpoint.id, client.sees):
+                check_fits(self.session(wish.session_id, client.sees), wish.endpoint, preset)
+            return self._create(replace(submission, private=wish.session_id), wish.session_id)
         return self._of_some_session(wish, submission, client)
 
     def session(self, session_id: str, sees: str | None) -> Session:

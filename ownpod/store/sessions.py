@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ownpod.errors import NoDeviceFree, SessionEnded, SessionNotFound
-from ownpod.rules.managed import WORKER_ID, ManagedWorker, Phase, Role
+from ownpod.rules.managed import SERVING, WORKER_ID, ManagedWorker, Phase, Role
 from ownpod.rules.residents import Waiting
 from ownpod.rules.sessions import (
     KEEPALIVE_FACTOR,
@@ -218,6 +218,21 @@ class Sessions:
             return None
         (found,) = self.views([worker])
         return found if _is_shown(found) else None
+
+    @broken_managed
+    @redis_reads
+    def takes_tasks(self, session_id: str, endpoint: str, owner: str | None = None) -> bool:
+        """Whether this is a session of the endpoint that takes tasks of a client, by one command because each task asks it.
+        :meth:`get` has the reason why not.
+        """
+        if not WORKER_ID.fullmatch(session_id):
+            return False
+        names = ("role", "endpoint", "owner", "phase")
+        values: Any = self._redis.hmget(keys.managed(session_id), *names)
+        role, of_endpoint, of_owner, phase = values
+        if role != Role.SESSION or of_endpoint != endpoint:
+            return False
+        return owner in {None, of_owner or ""} and phase in list(SERVING)
 
     def list(
         self, *, owner: str | None = None, endpoint: str | None = None, ended: bool = False

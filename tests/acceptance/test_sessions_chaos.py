@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import sse
 import yaml
 from chaos import SECONDS, SEED, ending
 from helpers import wait_until
@@ -235,6 +236,18 @@ def wrong(record: dict, asked: dict, runs: list[str], killed: set[str]) -> str:
     return problem
 
 
+def wrong_events(root: str, task: str, record: dict[str, str]) -> list[str]:
+    """What is wrong about the events of a task that has ended; their form is checked by the parser."""
+    answer = requests.get(f"{root}/api/tasks/{task}/events", timeout=30)
+    assert answer.status_code == 200, answer.text
+    finish = sse.stream_of(answer.content)[-1].data
+    status = {"COMPLETED": "completed", "FAILED": "failed"}[record["status"]]
+    named = bool(finish.get("code")) == (status == "failed")
+    if finish["status"] == status and finish["task_id"] == task and named:
+        return []
+    return [f"{task}: {record['status']} {record.get('code')} {record.get('error')}: {finish}"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(60 + KILLS_S + ENDED_S + GONE_S)
 def test_every_task_ends_as_it_should_and_no_device_is_held_whatever_is_killed(
@@ -297,6 +310,7 @@ def test_every_task_ends_as_it_should_and_no_device_is_held_whatever_is_killed(
             if problem := wrong(record, values, found.get(values["text"], []), killer.workers):
                 shown = {n: v for n, v in record.items() if n not in {"input", "task", "output"}}
                 problems.append(f"{task} {values}: {problem}: {shown}")
+            problems += wrong_events(root, task, record)
         ends = Counter(f"{r['status']} {r.get('code', '')}".strip() for r in records.values())
         with capsys.disabled():
             print(

@@ -540,3 +540,31 @@ def test_other_jobs_are_told_nothing_of_a_session(rig, client):
     rig.submit(rig.open(owner="you"), "theirs")
     rig.ready()
     assert told(rig, "shared") == told(rig, "theirs") == []
+
+
+def test_a_session_takes_tasks_of_its_endpoint_and_owner_until_it_ends(rig):
+    session = rig.open(owner="me")
+    ask = rig.sessions.takes_tasks
+    assert ask(session, ENDPOINT.id, "me")
+    assert ask(session, ENDPOINT.id)
+    rig.ready(session)
+    assert ask(session, ENDPOINT.id, "me")
+    assert not ask(session, ENDPOINT.id, "you")
+    assert not ask(session, ENDPOINT.id, "")
+    assert not ask(session, "other", "me")
+    assert not ask(new_worker_id(), ENDPOINT.id)
+    assert not ask("a session", ENDPOINT.id)
+    task = new_worker_id()
+    assert rig.sessions.open_task(
+        task,
+        ENDPOINT.id,
+        spec=SPEC,
+        job_id="j",
+        owner="me",
+        model_id="m",
+        preset="p",
+        difficulty="low",
+    )
+    assert not ask(task, ENDPOINT.id, "me")
+    rig.sessions.end(session, drain=True)
+    assert not ask(session, ENDPOINT.id, "me")
