@@ -316,6 +316,8 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
                 "description": "the worker that runs or ran the job",
             }
         }
+    if "events" in more:
+        by_status["204"] = {"description": "the client has the whole stream"}
     if "not_modified" in more:
         by_status["304"] = {"description": "the response has not changed since the given ETag"}
     for status, description in sorted((_ERRORS | more.get("errors", {})).items()):
