@@ -4,9 +4,8 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
-
-import requests
 
 from ownpod.rules.backoff import backoff_s
 from ownpod.tools.client import ApiError, ApiRefused, Client
@@ -93,7 +92,7 @@ def follow(
                     if found.event == FINISH:
                         return
         except ApiRefused as refused:
-            if refused.status != requests.codes.unavailable:
+            if refused.status != HTTPStatus.SERVICE_UNAVAILABLE:
                 raise
             problem = str(refused)
         except ApiError as error:
