@@ -63,7 +63,7 @@ _MODEL = {
     "name": "model_id",
     "in": "path",
     "required": True,
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 200},
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._:@+-]*$", "maxLength": 200},
 }
 _HOST = {
     "name": "host",

@@ -87,8 +87,9 @@ class ModelCalls:
         Raises:
             ModelNotFound: no preset has the model, and no host.
         """
+        _checked(model_id)
         if pinned:
-            self.get(_checked(model_id))
+            self.get(model_id)
         return self._stored.pin(model_id, pinned=pinned)
 
     def _order(self, do: str, sources: Sequence[ModelSource], hosts: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 HANDLERS = Path(__file__).with_name("handlers.py")
 EP = "llama-chat"
 TERMINAL = {"COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"}
-CODES = {"session_ended", "crashed", "lost", "host_lost", "start_failed"}
+CODES = {"session_ended", "crashed", "lost", "host_lost", "start_failed", "no_device"}
 """What a task of a session may fail with when something is killed."""
 
 PARTS: Parts = {
@@ -183,16 +183,17 @@ def test_kills_of_everything_lose_no_task_and_run_none_on_another_worker(start, 
                 session = body["session_id"]
                 tasks[body["task_id"]] = named or ""
             else:
-                assert answer.json()["code"] in {"session_ended", "session_not_found", "queue_full"}
+                known = {"session_ended", "session_not_found", "queue_full"}
+                assert answer.json().get("code") in known, (answer.status_code, answer.text)
                 session = None
-            stop.wait(mine.uniform(0, 1))
+            stop.wait(mine.uniform(0.5, 3))
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     try:
         wait_until(runs.exists, 60, "the first task")
-        until, kinds = time.monotonic() + 40, [*PARTS, "worker"]
+        until, kinds = time.monotonic() + 30, [*PARTS, "worker"]
         while time.monotonic() < until:
             kill_something(ownpod, chance, kinds)
             stop.wait(chance.uniform(0.3, 1.5))

@@ -171,6 +171,7 @@ USUAL = {
     "pod_id": ["pod-1"],
     "task_id": JOBS,
     "session_id": ["abcdefghijklmn"],
+    "model_id": ["org/tiny"],
 }
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 MANY = {
