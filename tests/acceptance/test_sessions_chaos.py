@@ -25,7 +25,7 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.client import connect
 
-KILLS_S = max(40.0, SECONDS)
+KILLS_S = max(30.0, SECONDS)
 """Seconds in which processes are killed."""
 ENDED_S, GONE_S = 40.0, 50.0
 """Seconds in which all tasks end after the last kill, and in which no worker is left then."""
