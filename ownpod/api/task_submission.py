@@ -257,4 +257,5 @@ def _submission(wish: TaskWish, preset: Preset, client: Client) -> Submission:
         idempotency_key=client.idempotency_key,
         caller=client.caller,
         task=facts.text(),
+        owner=client.owner,
     )
