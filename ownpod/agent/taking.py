@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.models import Coming, HostModels
 from ownpod.agent.secret_values import SecretValues
-from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker
+from ownpod.configuration.custom import CUSTOM
+from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Role
 from ownpod.rules.placement import Placement, cannot_start, place, replaces
 from ownpod.rules.releases import could_run
 from ownpod.rules.templates import ManagedSpec
@@ -96,7 +97,7 @@ class Filter:
         Raises:
             RedisUnavailable: Redis does not answer.
         """
-        problem, coming = self._problem(spec), None
+        problem, coming = self._problem(worker, spec), None
         if not problem:
             coming = self._coming(worker, spec, info, waited_s)
         refuses = bool(problem) or coming is not None
@@ -132,11 +133,19 @@ class Filter:
         reason = cannot_start(self._host, coming.words)
         if coming.failed and replaces(worker.reason, reason):
             log.warning("worker %s of %s: %s", worker.id, worker.endpoint, reason)
-        if replaces(worker.reason, reason):
-            progress = None if coming.failed else (coming.done, coming.total)
-            self._managed.waits(worker.id, reason, fetching=progress)
+        is_news = replaces(worker.reason, reason)
+        if not coming.failed:
+            # Also without news, because the worker's wait for a device begins after the last call.
+            words = reason if is_news else worker.reason
+            self._managed.waits(worker.id, words, fetching=(coming.done, coming.total))
+        elif is_news:
+            self._managed.waits(worker.id, reason)
 
-    def _problem(self, spec: ManagedSpec) -> str:
+    def _problem(self, worker: ManagedWorker, spec: ManagedSpec) -> str:
+        is_custom = worker.role is Role.TASK and worker.endpoint == CUSTOM
+        if is_custom and self._engine.name == "process":
+            # The image is what the operator has allowed, and this engine runs the client's command without one.
+            return "custom tasks need an engine that starts containers"
         if problem := self._secrets.problem(spec):
             return problem
         try:

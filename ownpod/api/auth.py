@@ -12,7 +12,7 @@ from flask import Request, request
 
 from ownpod.api.services import Services, services
 from ownpod.configuration.custom import CUSTOM
-from ownpod.errors import Forbidden, RedisUnavailable, Unauthorized
+from ownpod.errors import Forbidden, JobNotFound, RedisUnavailable, Unauthorized
 from ownpod.rules import credentials
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.managed import WORKER_ID
@@ -129,6 +129,17 @@ def check_opens(endpoint_id: str) -> None:
         raise Forbidden
 
 
+def check_owner(job_id: str) -> None:
+    """Checks that this request's key is that of a task's client, or a global one. Other jobs belong to their endpoint.
+
+    Raises:
+        JobNotFound: it is not, because the id alone opens nothing.
+    """
+    sees = seen_owner()
+    if sees is not None and services().store.listing.owner(job_id) not in {None, sees}:
+        raise JobNotFound(job_id)
+
+
 def known_caller() -> str:
     """The digest of the request's key if it is configured as any kind of key; otherwise ""."""
     svc, key = services(), presented_key()
@@ -212,8 +223,11 @@ def _check_jobs(svc: Services, access: Access, req: Request) -> None:
         raise Unauthorized
     if access is Access.ALL:
         raise Forbidden("this shows all endpoints and needs a key for all of them")
-    if access is Access.JOBS and (req.view_args or {}).get("endpoint_id") not in opened:
+    values = req.view_args or {}
+    if access is Access.JOBS and values.get("endpoint_id") not in opened:
         raise Forbidden
+    if access is Access.JOBS and "job_id" in values:
+        check_owner(values["job_id"])
 
 
 def check_worker_key(endpoint_id: str, worker_id: str) -> WorkerSpec | None:

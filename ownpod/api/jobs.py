@@ -11,7 +11,7 @@ from flask import Blueprint, Response, request
 
 from ownpod import log
 from ownpod.api import schemas
-from ownpod.api.auth import caller
+from ownpod.api.auth import caller, session_owner
 from ownpod.api.services import answer, request_id, services
 from ownpod.api.session_pins import in_runpods_words, session_of
 from ownpod.api.submissions import Submission
@@ -195,6 +195,7 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
         caller=caller(),
         pin=pin if session is None else None,
         private=session,
+        owner=None if session is None else session_owner(),
     )
 
 

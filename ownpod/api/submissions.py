@@ -40,6 +40,7 @@ class Submission:
         one_off: ``private`` is the worker of a one-off task.
         task: JSON text of :class:`ownpod.rules.task_views.TaskFacts`.
         job_id: the job's id; None: a new one.
+        owner: of a task, the digest of its client's key; other keys of its endpoint do not see it.
     """
 
     endpoint: str
@@ -53,6 +54,7 @@ class Submission:
     one_off: bool = False
     task: str | None = None
     job_id: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str
         affinity=_affinity(submission, queue),
         private=submission.private,
         movable=submission.movable,
+        owner=submission.owner,
         task=submission.task,
     )
 

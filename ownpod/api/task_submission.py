@@ -21,7 +21,7 @@ from ownpod.rules.presets import Preset
 from ownpod.rules.sessions import Reason, Session, about_of, reason_of, wish_for
 from ownpod.rules.task_views import TaskFacts, TaskType
 from ownpod.rules.templates import ManagedSpec, spec_text
-from ownpod.store.sessions import Opened, Sessions
+from ownpod.store.sessions import UNPLACED_S, Opened, Sessions
 from ownpod.store.store import Store
 
 MOST_OPENINGS = 5
@@ -196,7 +196,7 @@ class Tasks:
             preset=preset.name,
             difficulty=difficulty,
             output=preset.output.value,
-            wait_s=wish.wait_s,
+            wait_s=wish.wait_s or UNPLACED_S,
         )
         # A worker whose job is not created, or was by an earlier request, is ended by housekeeping.
         return self._create(
@@ -257,4 +257,5 @@ def _submission(wish: TaskWish, preset: Preset, client: Client) -> Submission:
         idempotency_key=client.idempotency_key,
         caller=client.caller,
         task=facts.text(),
+        owner=client.owner,
     )

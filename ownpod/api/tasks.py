@@ -13,6 +13,7 @@ from ownpod.api import custom_tasks, schemas, task_schemas, typed_events
 from ownpod.api.auth import (
     caller,
     check_opens,
+    check_owner,
     opened_endpoints,
     seen_owner,
     session_owner,
@@ -23,7 +24,7 @@ from ownpod.api.readers import Reading, read_by
 from ownpod.api.services import answer, request_id, services
 from ownpod.api.task_submission import Client, TaskSubmitted, TaskWish
 from ownpod.configuration.custom import CUSTOM
-from ownpod.errors import BadRequest, JobNotFound
+from ownpod.errors import BadRequest, JobNotFound, UnsupportedMediaType
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.task_views import (
@@ -65,6 +66,9 @@ def predefined() -> Response:
 def custom() -> Response:
     """Queues a one-off task of an image that the client names. Off unless ``OWNPOD_CUSTOM_TASKS`` allows it."""
     custom_tasks.check_allowed()
+    if not request.is_json:
+        # With another type, a page of another site could start a container: browsers send that without a preflight request.
+        raise UnsupportedMediaType
     body = _body(_custom_schema)
     endpoint, spec = custom_tasks.endpoint_and_spec(body)
     wish = _wish(endpoint, TaskType.ONE_OFF, body, spec=spec)
@@ -124,11 +128,12 @@ def _body(schema: Schema) -> dict[str, Any]:
 
 
 def _known(task_id: str) -> tuple[Job, TaskFacts, str | None]:
-    """A job of an endpoint that this request's key opens. Raises: JobNotFound."""
+    """A job of an endpoint that this request's key opens, and of its own if it is a task. Raises: JobNotFound."""
     job, facts, private = services().store.listing.task(task_id)
     if job.endpoint not in opened_endpoints():
         # As if it did not exist, because the id alone opens nothing.
         raise JobNotFound(task_id)
+    check_owner(task_id)
     return job, facts, private
 
 

@@ -136,7 +136,7 @@ class PrivateWorkers:
             return False
         try:
             if worker.role is Role.TASK:
-                other = self._another_task(worker, endpoint)
+                other = self._another_task(worker, endpoint, job.id)
             else:
                 wish = again(worker, endpoint)
                 other = self._sessions.open(
@@ -154,8 +154,8 @@ class PrivateWorkers:
             )
         return moved
 
-    def _another_task(self, worker: ManagedWorker, endpoint: Endpoint) -> str | None:
-        """Wants another worker for a one-off task; None: what it is started from is not known any more, as for custom tasks."""
+    def _another_task(self, worker: ManagedWorker, endpoint: Endpoint, job_id: str) -> str | None:
+        """Wants another worker for the job of a one-off task, which may be a retry of the first worker's; None: what it is started from is not known any more, as for custom tasks."""
         preset, known = endpoint.preset, about_of(worker)
         spec = None if preset is None else preset.one_off
         if preset is None or spec is None or not (spec.template.image or spec.template.command):
@@ -165,7 +165,7 @@ class PrivateWorkers:
             worker_id,
             worker.endpoint,
             spec=preset.for_difficulty(spec, difficulty),
-            job_id=worker.job,
+            job_id=job_id,
             owner=worker.owner,
             model_id=preset.model_id,
             preset=preset.name,

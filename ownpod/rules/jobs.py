@@ -98,6 +98,8 @@ class NewJob:
     """The session, or the worker of a one-off task, that alone runs the job; ``queue`` is its own queue then."""
     movable: bool = False
     """When its session ends, the job moves to another session, because its client did not name one."""
+    owner: str | None = None
+    """Of a task: the digest of its client's key, "" without one. Other keys of its endpoint do not see it. None: all see it."""
 
     def record(self) -> dict[str, str | int]:
         """The fields that the record starts with."""
@@ -118,6 +120,7 @@ class NewJob:
             "task": self.task,
             "private": self.private,
             "movable": 1 if self.movable else None,
+            "owner": self.owner,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,

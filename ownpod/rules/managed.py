@@ -264,7 +264,7 @@ FIELDS = tuple(f.name for f in fields(ManagedWorker) if f.name != "id")
 
 WANTED_FIELDS = (
     *("endpoint", "release", "phase", "created_ms"),
-    *("reason", "gpu_count", "pools", "volumes", "refused_by"),
+    *("reason", "gpu_count", "pools", "volumes", "refused_by", "role"),
 )
 """Those of them that a wanted worker may have. Agents read many of these records every second."""
 

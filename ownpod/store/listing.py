@@ -27,7 +27,7 @@ OUTLINE = tuple(name for name in Job.FIELDS if name not in PAYLOAD)
 LOGS = ("deliveries", "attempts")
 
 INTERNAL = (
-    *("claim", "callback", "watched", "followed", "webhook_try"),
+    *("claim", "callback", "watched", "followed", "webhook_try", "owner"),
     *("chunk_calls", "chunk_bytes", "retry_call"),
     *("journal_first", "journal_base", "journal_bytes", "journal_calls"),
 )
@@ -94,6 +94,12 @@ class Listing:
         if outline[0] is None:
             raise JobNotFound(job_id)
         return _outline(outline), task_facts(task), private
+
+    @redis_reads
+    def owner(self, job_id: str) -> str | None:
+        """The digest of the key to which a task belongs; None: the job is none, or does not exist."""
+        found: Any = self._redis.hget(keys.job(job_id), "owner")
+        return found
 
     @redis_reads
     def workers(self, job_id: str) -> list[str]:

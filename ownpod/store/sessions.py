@@ -43,6 +43,10 @@ PICKED_MS = 2000
 """Ms for which a session that was given to one task is not given to another as an idle one: the first one's job comes
 with the next command."""
 
+UNPLACED_S = 60
+"""Seconds after which a worker ends that found a free device at once, but no host has taken it: the host may refuse its image, or
+its model cannot be had."""
+
 MOST_TRIES = 10
 """Number of times that :meth:`Sessions.open` reads the devices again because others took some meanwhile."""
 
@@ -120,7 +124,7 @@ class Sessions:
             worker_id,
             *wanted_arguments(wish.endpoint, wish.spec, None),
             *(owner, wish.about, wish.queue_max, wish.idle_s, wish.life_s),
-            *(int(wish.hard_life), int(wish.from_created), wish.wait_s or 0),
+            *(int(wish.hard_life), int(wish.from_created), _longest_wait_s(wish)),
             self._store.messages.own_queue(wish.endpoint, ""),
             *devices,
             int(wish.wait_s != 0),
@@ -373,6 +377,10 @@ class Sessions:
             self.jobs.end(
                 job_id, worker.id, f"session {worker.id} ended: {reason}", "session_ended"
             )
+
+
+def _longest_wait_s(wish: SessionWish) -> int:
+    return 0 if wish.wait_s is None else wish.wait_s or UNPLACED_S
 
 
 def _check_id(worker_id: str) -> None:

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from helpers import wait_until
+from helpers import job_store, wait_until
 from model_server import model_server
 
 from ownpod.agent.agent import Agent
@@ -11,17 +11,20 @@ from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Started
 from ownpod.agent.models import FetchSettings, HostModels
 from ownpod.agent.steps import Host
+from ownpod.configuration.custom import CUSTOM
 from ownpod.rules.devices import DeviceChoice
 from ownpod.rules.managed import Phase
 from ownpod.rules.model_news import State
 from ownpod.rules.models import ModelSource
 from ownpod.rules.placement import pools_of
 from ownpod.rules.reconcile import Found
-from ownpod.rules.templates import GpuNeed, ManagedSpec, Template, VolumeMount
+from ownpod.rules.sessions import SessionWish
+from ownpod.rules.templates import GpuNeed, ManagedSpec, Protocol, Template, VolumeMount
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.managed import Managed
 from ownpod.store.models import FETCH, REMOVE, Models
 from ownpod.store.outputs import Outputs
+from ownpod.store.sessions import Sessions
 
 # Each starts processes.
 pytestmark = pytest.mark.slow
@@ -46,6 +49,9 @@ class Engine:
 
     def prepare(self, _template, _progress):
         pass
+
+    def digest(self, _template):
+        return ""
 
     def start(self, launch):
         self.started[launch.worker_id] = launch
@@ -166,6 +172,45 @@ def test_a_process_gets_the_path_of_the_host_and_the_template_may_name_its_own(
     host.engine.ended.add(W)
     wait_until(lambda: host.started(V), 20)
     assert host.engine.started[V].env["MODEL_PATH"] == "/own"
+
+
+def test_a_worker_whose_model_is_on_its_way_waits_for_no_device_also_while_another_host_says_why_it_cannot(
+    server, managed, rig
+):
+    server.hold_at = 100_000
+    managed.want(W, "ep", spec=spec(server))
+    other = "host other cannot start it: image i:1 is not allowed"
+    managed.waits(W, other)
+    host = rig()
+    host.agent.turn()
+    assert server.held.wait(20)
+    first = wait_until(lambda: (host.agent.turn(), managed.get(W).fetched_ms)[1])
+    # No byte comes, so there is no news.
+    wait_until(lambda: (host.agent.turn(), managed.get(W).fetched_ms > first)[1])
+    assert managed.get(W).reason == other
+    server.go.set()
+
+
+@pytest.mark.parametrize("engine", ["docker", "process"])
+def test_custom_tasks_run_in_containers_only(client, managed, rig, engine):
+    sessions = Sessions(job_store(client), result_ttl_s=60)
+    custom = ManagedSpec(Template(image="allowed:1", command=("c",), protocol=Protocol.CONTAINER))
+    sessions.open_task(W, CUSTOM, spec=custom, job_id="job", owner="")
+    sessions.open_task(V, "llama-print", spec=custom, job_id="job-2", owner="")
+    host = rig(engine=Engine(engine))
+    host.agent.turn()
+    assert managed.get(V).phase is not Phase.WANTED
+    found = managed.get(W)
+    assert (found.phase is Phase.WANTED) == (engine == "process")
+    why = "host h cannot start it: custom tasks need an engine that starts containers"
+    assert found.reason == (why if engine == "process" else "")
+
+
+def test_a_session_is_told_its_id(client, rig):
+    sessions = Sessions(job_store(client), result_ttl_s=60)
+    wish = SessionWish("ep", ManagedSpec(Template(command=("c",))), "m", "p", "low")
+    sessions.open(wish, owner="", worker_id=W, reuse=False)
+    assert wait_until(rig().started, 20).env["SESSION_ID"] == W
 
 
 def test_only_one_host_fetches_the_model_of_a_worker(server, managed, rig):

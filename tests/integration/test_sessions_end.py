@@ -23,6 +23,7 @@ from ownpod.rules.templates import Scaling
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
+from ownpod.store.sessions import UNPLACED_S
 
 
 class Ending(Rig):
@@ -233,6 +234,19 @@ def test_a_session_without_a_device_ends_when_its_client_waits_no_more(client):
     assert client.hget(keys.job("job-1"), "code") == "no_device"
 
 
+def test_a_session_that_found_a_device_at_once_and_that_no_host_takes_ends_too(client):
+    rig = Ending(client)
+    session = rig.open(wait_s=0)
+    job_id = rig.submit(session)
+    rig.managed.waits(session, "host h cannot start it: model llama: its source answers 404")
+    rig.once()
+    assert rig.managed.get(session).phase is Phase.WANTED
+    rig.set_ms(session, "created_ms", UNPLACED_S)
+    rig.once()
+    assert rig.sessions.get(session).reason is Reason.MODEL_FAILED
+    assert rig.job(job_id).status is JobStatus.FAILED
+
+
 def test_the_worker_of_a_task_leaves_when_its_job_has_ended(rig, client):
     worker_id, lonely = new_worker_id(), new_worker_id()
     for name, job_id in ((worker_id, "job-1"), (lonely, "never")):
@@ -302,6 +316,22 @@ def test_a_task_with_attempts_left_gets_another_worker_when_its_host_is_lost(cli
 
 
 # What the rest of housekeeping does not do to sessions.
+
+
+def test_a_retry_of_a_one_off_task_gets_a_worker_that_stays_for_it(client):
+    rig = Ending(client, replace(ENDPOINT, preset=Preset("llama", "chat", one_off=SPEC)))
+    worker_id = new_worker_id()
+    rig.sessions.open_task(worker_id, ENDPOINT.id, spec=SPEC, job_id="job-1", owner="me")
+    rig.submit(worker_id)
+    rig.place(worker_id)
+    rig.store.jobs.finish(rig.claim(worker_id), Outcome(JobStatus.FAILED, error="exit code 1"))
+    # Before the worker has left.
+    rig.store.jobs.retry("job-1", ENDPOINT.id, "job-2")
+    for _ in range(3):
+        rig.once()
+    (other,) = [worker for worker in rig.managed.list() if worker.id != worker_id]
+    assert (other.job, other.phase) == ("job-2", Phase.WANTED)
+    assert rig.job("job-2").status is JobStatus.IN_QUEUE
 
 
 def test_the_scaler_neither_counts_nor_ends_sessions(client):

@@ -322,6 +322,12 @@ def test_custom_tasks_are_off_by_default(make_api):
     refused(custom(api, {"X-API-Key": "unknown"}), 401, "unauthorized")
 
 
+def test_a_page_of_another_site_starts_no_custom_task(make_api):
+    api = make_api(OWNPOD_CUSTOM_TASKS="true", OWNPOD_IMAGES="pytorch/*")
+    answer = api.post("/api/tasks/custom", data=json.dumps(CUSTOM), content_type="text/plain")
+    refused(answer, 415, "unsupported_media_type")
+
+
 def test_custom_tasks_need_an_admin_key_or_a_key_for_them(make_api, client):
     api = make_api(
         OWNPOD_CUSTOM_TASKS="true",
@@ -586,6 +592,41 @@ def test_a_session_is_seen_used_and_ended_by_its_key_and_by_global_ones_only(mak
         "an idle session of another key is not reused"
     )
     assert api.delete(path, headers=keyed("key-1")).status_code == 200
+
+
+def test_a_task_is_seen_and_cancelled_by_its_key_and_by_global_ones_only(make_api):
+    text = OPEN.replace(
+        'talk: {docker_image: "llm-runner:latest"',
+        'talk: {apiKeys: [key-1, key-2], docker_image: "llm-runner:latest"',
+    )
+    api = make_api(text, **KEYS)
+    mine, other = keyed("key-1"), keyed("key-2")
+    task = made(api, headers=JSON | mine, task_preset="talk")
+    pin = {"X-Runpod-Worker-Id": f"strict {task['session_id']}"}
+    job = api.post("/v2/llama-7b-talk/run", json={"input": {}}, headers=mine | pin).json["id"]
+    for job_id in (task["task_id"], job):
+        path = f"/api/tasks/{job_id}"
+        for answer in (
+            api.get(path, headers=other),
+            api.get(f"{path}/events", headers=other),
+            api.post(f"{path}/cancel", headers=other),
+            api.delete(path, headers=other),
+        ):
+            refused(answer, 404, "not_found")
+        of_queue = "/v2/llama-7b-talk"
+        for view in ("status", "stream", "requests"):
+            answer = api.get(f"{of_queue}/{view}/{job_id}", headers=other)
+            assert answer.status_code == 404, view
+        for view in ("cancel", "retry"):
+            answer = api.post(f"{of_queue}/{view}/{job_id}", headers=other)
+            assert answer.status_code == 404, view
+        for key in ("key-1", "global-key", "admin-key"):
+            assert api.get(path, headers=keyed(key)).json["status"] == "pending", key
+            details = api.get(f"{of_queue}/requests/{job_id}", headers=keyed(key))
+            assert details.status_code == 200
+            assert "owner" not in details.json
+    plain = api.post("/v2/plain/run", json={"input": {}}, headers=keyed("global-key"))
+    assert plain.status_code == 200
 
 
 def test_the_key_of_an_endpoint_opens_its_preset_only(make_api):
