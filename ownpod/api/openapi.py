@@ -307,8 +307,6 @@ def _responses(component: str, more: dict[str, Any]) -> dict[str, Any]:
     if "events" in more:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     by_status: dict[str, Any] = {"200": {"description": "success", "content": content}}
-    if "events" in more:
-        by_status["204"] = {"description": "the client has the whole event stream"}
     if component == "Status":
         by_status["200"]["headers"] = {
             HEADER: {

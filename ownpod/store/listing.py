@@ -98,8 +98,8 @@ class Listing:
     @redis_reads
     def owner(self, job_id: str) -> str | None:
         """The digest of the key to which a task belongs; None: the job is none, or does not exist."""
-        found: Any = self._redis.hget(keys.job(job_id), "owner")
-        return found
+        (owner,) = fields(self._redis, job_id, "owner")
+        return owner
 
     @redis_reads
     def workers(self, job_id: str) -> list[str]:
