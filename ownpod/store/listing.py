@@ -99,7 +99,7 @@ class Listing:
     def owner(self, job_id: str) -> str | None:
         """The digest of the key to which a task belongs; None: the job is none, or does not exist."""
         found: Any = self._redis.hget(keys.job(job_id), "owner")
-        return found
+        return str(found) if found is not None else None
 
     @redis_reads
     def workers(self, job_id: str) -> list[str]:
