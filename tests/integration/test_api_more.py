@@ -536,10 +536,10 @@ def test_the_openapi_document_shows_what_is_served(api):
     document = api.get("/openapi.json").json
     assert document["openapi"].startswith("3.1")
     served = {
-        (rule.rule.replace("<id:", "{").replace(">", "}"), method.lower())
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in api.application.url_map.iter_rules()
         # Workers' own protocol is the SDK's business.
-        if rule.rule.startswith(("/v2/", "/agents", "/workers/"))
+        if rule.rule.startswith(("/v2/", "/api/", "/health/", "/agents", "/workers/"))
         and rule.rule != "/v2/openapi.json"
         # REST v2 has a document of its own, /v2/openapi.json.
         and not rule.endpoint.startswith(("worker_protocol.", "rest_v2."))

@@ -32,7 +32,9 @@ class Server:
 def test_changes_that_arrive_together_are_one_reload_and_none_delays_the_end(
     monkeypatch, tmp_path, arrived, handled
 ):
-    monkeypatch.setenv("OWNPOD_WORKERS_FILE", str(tmp_path / "none.yaml"))
+    file = tmp_path / "workers.yaml"
+    file.write_text("endpoints: {ep: {workers: [{url: 'http://a:1'}]}}")
+    monkeypatch.setenv("OWNPOD_WORKERS_FILE", str(file))
     server = Server(arrived)
     on_starting(server)
     assert server.wait_for_signals(timeout=1.0) == handled
