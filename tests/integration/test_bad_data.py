@@ -240,6 +240,7 @@ def test_a_purge_waits_for_an_earlier_one_that_broke_off(store, client):
     assert client.llen(QUEUE) == 0
 
 
+@pytest.mark.slow
 def test_a_whole_queue_is_not_compared_in_every_round_that_finds_nothing(store, client, recovery):
     # Young jobs whose message is on its way, so the counts differ for long.
     store.jobs.create(new_job())

@@ -244,6 +244,7 @@ def test_a_new_api_process_knows_the_keys_at_its_first_request(registry, setting
     services_of(app).notices.stop()
 
 
+@pytest.mark.slow
 def test_the_openapi_document_names_the_endpoints_and_whether_keys_are_needed(api, registry):
     def endpoints_and_keys():
         spec = api.get("/openapi.json").json
@@ -268,6 +269,7 @@ def test_rates_are_limited_for_each_endpoint_of_run_time(api, registry):
     assert run("more") == 200
 
 
+@pytest.mark.slow
 def test_a_process_that_starts_without_redis_opens_nothing_when_redis_is_back(settings, tmp_path):
     server = RedisServer(tmp_path)
     config = replace(settings, redis_url=server.url)

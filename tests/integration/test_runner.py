@@ -177,6 +177,7 @@ def test_a_cancelled_running_job_is_forwarded_and_its_late_answer_dropped(node, 
     assert status_of(node) is JobStatus.CANCELLED
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_while_the_job_runs(node, fake):
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
     fake.routes["POST /status"] = held

@@ -462,6 +462,7 @@ def test_a_session_that_was_picked_is_idle_again_when_no_task_came(rig):
     assert rig.open() == session
 
 
+@pytest.mark.slow
 def test_no_task_is_between_two_sessions_while_many_are_opened_and_ended(rig):
     """Each task that was taken waits for a session that takes tasks, or for one that has ended since."""
     stop = threading.Event()

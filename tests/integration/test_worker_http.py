@@ -152,6 +152,7 @@ ANYTHING = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_whatever_bytes_come_in_whatever_parts_only_worker_http_error_comes_out(server):
     @quietly
     @given(data=ANYTHING, at=st.lists(st.integers(0, 10_000), max_size=4))
@@ -306,6 +307,7 @@ def test_a_head_that_stops_in_the_middle_of_a_held_request_is_given_up(server):
     held.set()
 
 
+@pytest.mark.slow
 def test_an_answer_may_begin_at_any_time_also_after_an_interim_one(server):
     def parts():
         time.sleep(0.6)

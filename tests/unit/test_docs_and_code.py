@@ -37,6 +37,7 @@ def is_in_the_code(message: str) -> bool:
     return any(word in text and message in strings(path) for path, text in sources().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "heading"),
     [("troubleshoot.md", "## Messages"), ("worker-starts.md", "## The worker ended by itself")],

@@ -188,6 +188,7 @@ def nothing_moves_without_jobs(world):
     assert (world.swaps, world._number) == (swaps, number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prove", [all_jobs_are_served, nothing_moves_without_jobs])
 def test_in_twenty_schedules(prove):
     check(prove, 20)

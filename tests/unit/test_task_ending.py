@@ -148,6 +148,7 @@ def test_an_input_that_is_too_long_is_in_the_file_only():
     assert set(env) == {"TASK_ID"}
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),

@@ -261,6 +261,7 @@ def _merged(items):
     return [item for item in found if item != ""]
 
 
+@pytest.mark.slow
 @given(_task_lines(), st.sampled_from(OutputMode), st.integers(0, 2**32), st.booleans())
 def test_parts_of_any_size_and_a_new_object_at_any_place_change_nothing(lines, mode, seed, ends):
     data = b"\n".join(lines) + b"\n" * ends
