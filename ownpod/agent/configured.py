@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class _Patterns(Iterable[str]):
-    """Patterns that are those of now each time they are read."""
+    """Patterns that are computed again at each use, so that a reload changes them."""
 
     def __init__(self, now: Callable[[], tuple[str, ...]]) -> None:
         self._now = now

@@ -1,4 +1,4 @@
-"""One file of a model over HTTP or from an archive: continued where it was cut, checked, and in its place only when whole."""
+"""One file of a model over HTTP or from an archive: continued where it was cut, checked, and moved to its place when whole."""
 
 import contextlib
 import hashlib
@@ -65,7 +65,7 @@ class Wanted:
 
 
 class Http:
-    """A client that gives its own headers to one host only, also after redirects.
+    """A client that sends its own headers to one host only, also after redirects.
 
     Args:
         headers: of the requests to ``host``.
@@ -128,7 +128,7 @@ class Http:
         """Fetches a file into a directory, from where an earlier try was cut. Returns its path.
 
         Raises:
-            FetchError: it cannot be had, or is not what it should be.
+            FetchError: it cannot be fetched, or has another size or SHA-256 than it should have.
         """
         target = into / check_file(file.path)
         if target.is_file() and file.size in {None, target.stat().st_size}:
@@ -168,7 +168,7 @@ class Part:
         self._note = target.with_name(f"{target.name}.part.tag")
 
     def begin(self) -> tuple[int, str]:
-        """Bytes that are here of an earlier try, and what the server called that version of the file."""
+        """Bytes that an earlier try has left, and the server's tag of that version of the file; 0 and "": none."""
         try:
             tag = json.loads(self._note.read_text())
             # A weak tag does not promise the same bytes.
@@ -178,11 +178,11 @@ class Part:
             return 0, ""
 
     def note(self, tag: str) -> None:
-        """What the server calls the version that follows."""
+        """Keeps the server's tag of the version whose bytes follow."""
         self._note.write_text(json.dumps(tag))
 
     def drop(self) -> None:
-        """The next try begins at the first byte."""
+        """Removes the bytes, so that the next try begins at the first one."""
         self._file.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
 

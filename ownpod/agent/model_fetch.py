@@ -1,7 +1,7 @@
 """Fetches one model, as a process of its own: ``python -m ownpod.agent.model_fetch``.
 
 A process, because the libraries take memory that an agent must not keep, and one that hangs can be ended. Its standard
-input has the order in one line; each line of its output is JSON: how far it is, and at last the end. It ends when its
+input has the order in one line; each line of its output is JSON: its progress, and in the last line its end. It ends when its
 standard input is closed, which happens when its agent dies, too; the bytes on the disk stay for the next try.
 """
 

@@ -1,4 +1,7 @@
-"""The order that an agent gives to the process that fetches a model. Without the libraries of that process, which take megabytes."""
+"""The order that an agent gives to the process that fetches a model.
+
+Imports none of that process's libraries, because the agent would keep their megabytes.
+"""
 
 import dataclasses
 import json

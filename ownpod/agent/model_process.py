@@ -1,4 +1,4 @@
-"""The process that fetches a model, as the agent sees it: its steps, its end, and its death when nothing comes any more."""
+"""The process that fetches a model, as the agent sees it: its progress, its end, and its kill when it stalls."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ class FetchProcess:
         return self._process.pid
 
     def steps(self) -> Iterator[tuple[State, int, int]]:
-        """What it does, the bytes that are here, and those of all; until its end."""
+        """Its progress until its end: the state, the bytes that are here, and all bytes."""
         for line in self._process.stdout or ():
             try:
                 values = json.loads(line)
@@ -96,7 +96,7 @@ class FetchProcess:
 
 
 class _Watch:
-    """Ends a process that gets no further. One that waits for another process has all the time."""
+    """Ends a process that fetches no further bytes. A process that waits for the fetch of another process has no limit."""
 
     def __init__(self, process: subprocess.Popen[str], stall_s: float) -> None:
         self._process = process
@@ -124,6 +124,6 @@ class _Watch:
             self._timer.cancel()
 
     def end(self) -> bool:
-        """Whether it was ended."""
+        """Stops the watch. Returns whether it has ended the process."""
         self._cancel()
         return self._stalled

@@ -59,7 +59,7 @@ def over_http(source: ModelSource, into: Path, meter: Meter, options: Options) -
     """One file from a URL, unpacked if it is an archive. Returns the path of the model within: the file, or "".
 
     Raises:
-        FetchError: it cannot be had.
+        FetchError: it cannot be fetched.
     """
     http = Http(stall_s=options.stall_s)
     return files_over_http(http, [Wanted(name_in(source.source), source.source)], into, meter)
@@ -96,7 +96,7 @@ def over_fsspec(source: ModelSource, into: Path, meter: Meter, _options: Options
     """A file, or all files below a prefix, of what fsspec reads. Returns the path of the model within.
 
     Raises:
-        FetchError: it cannot be had.
+        FetchError: it cannot be fetched.
     """
     scheme = source.source.partition("://")[0]
     try:
@@ -165,7 +165,7 @@ def over_service(source: ModelSource, into: Path, meter: Meter, options: Options
     """A model from the file service: the answer is a list of files, the files themselves, or the service has written them.
 
     Raises:
-        FetchError: it cannot be had.
+        FetchError: it cannot be fetched.
     """
     if not options.service_url:
         raise FetchError("OWNPOD_FILE_SERVICE_URL is not set where the agent runs")

@@ -72,7 +72,7 @@ class HostModels:
     Args:
         directory: where they are; it is made when it is needed.
         host: this host's name among the agents.
-        stored: what hosts tell and are asked.
+        stored: the news and orders of all hosts.
         container: whether workers of this host have paths of their own.
         fetching: how models are fetched.
         environ: of the process that fetches.

@@ -1,7 +1,7 @@
 """The containers of a host's one-off tasks: a thread for each starts its container, keeps its output, and stores its result.
 
-How far the output is kept is written in the same step as the chunks and entries that it has brought, so an agent that is
-killed costs nothing of it, and the next one repeats nothing. A run is over when its result is stored; its container stays until
+The position in the output is written in the same step as the chunks and entries up to it, so the kill of an agent loses no
+output, and the next agent repeats none. A run is over when its result is stored; its container stays until
 its worker is drained.
 """
 
@@ -148,7 +148,7 @@ class TaskThread:
             self._closed.wait(RETRY_S)
 
     def _do(self) -> bool:
-        """Goes on from what Redis and the engine have. Returns whether nothing is left to do.
+        """Continues from the state in Redis and in the engine. Returns whether nothing is left to do.
 
         Raises:
             RedisUnavailable, EngineError: the next call continues.

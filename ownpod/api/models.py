@@ -17,7 +17,7 @@ def _calls() -> ModelCalls:
 
 @blueprint.get("/api/models")
 def listed() -> Response:
-    """All models of presets and hosts, with how far each host is."""
+    """All models of presets and hosts, with the progress of each host."""
     found = _calls().all()
     return answer({"models": found, "total": len(found)})
 

@@ -80,7 +80,7 @@ def add_models(spec: APISpec, *, keys: bool) -> None:
     asks = {"post": "Keep a model on its hosts", "delete": "Let a model give way to others"}
     named = "/api/models/{model_id}"
     paths: dict[str, dict[str, tuple[str, str, list[dict[str, Any]]]]] = {
-        "/api/models": {"get": ("Models, and how far each host is", "Models", [])},
+        "/api/models": {"get": ("Models, with the progress of each host", "Models", [])},
         f"{named}/fetch": {"post": ("Fetch a model on hosts", "ModelAsked", [_MODEL, _HOST])},
         named: {"delete": ("Remove a model from hosts", "ModelAsked", [_MODEL, _HOST])},
         f"{named}/pin": {method: (what, "ModelAsked", [_MODEL]) for method, what in asks.items()},

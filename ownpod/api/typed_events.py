@@ -42,7 +42,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def requested_cursor() -> Cursor | None:
-    """What the client has, as it says in ``Last-Event-ID`` or ``?after=``; None: nothing.
+    """The cursor up to which the client has the stream, from ``Last-Event-ID`` or ``?after=``; None: it has nothing.
 
     A header that is no typed event's id counts as none, because it may be of the other stream.
     """

@@ -137,7 +137,7 @@ def _limits(given: Mapping[str, Any], settings: Settings) -> Limits:
 
 
 def _model(given: GivenPreset, settings: Settings) -> ModelSource | None:
-    """The model of a preset. One without a ``source`` comes from the file service, if there is one, and else is what the
+    """The model of a preset. One without a ``source`` comes from the file service, if there is one. Otherwise it is what the
     directory of models has under its id, as in the GPU service.
     """
     source = given.model.get("source") or (FILE_SERVICE if settings.file_service_url else "")

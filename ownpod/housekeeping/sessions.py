@@ -155,7 +155,11 @@ class PrivateWorkers:
         return moved
 
     def _another_task(self, worker: ManagedWorker, endpoint: Endpoint, job_id: str) -> str | None:
-        """Wants another worker for the job of a one-off task, which may be a retry of the first worker's; None: what it is started from is not known any more, as for custom tasks."""
+        """Wants another worker for the job of a one-off task, which may be a retry of the first worker's job.
+
+        Returns:
+            The worker's id; None: what it is started from is not known any more, as for custom tasks.
+        """
         preset, known = endpoint.preset, about_of(worker)
         spec = None if preset is None else preset.one_off
         if preset is None or spec is None or not (spec.template.image or spec.template.command):

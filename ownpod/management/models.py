@@ -29,7 +29,7 @@ class ModelCalls:
         self._agents = agents
 
     def all(self) -> list[dict[str, Any]]:
-        """All models by id: those of presets, and those that hosts have, with how far each host is."""
+        """All models by id: those of presets, and those that hosts have, with the progress of each host."""
         return describe_models(self._sources(), self._news(), self._stored.pinned())
 
     def get(self, model_id: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Ending:
     """What the record has about a job's end besides :class:`ownpod.rules.jobs.Job`.
 
     Attributes:
-        code: a machine's word for it, for example ``session_ended`` or ``oom``.
+        code: a word for programs, for example ``session_ended`` or ``oom``.
         exit_code: of the container of a one-off task.
         all_lost: the last allowed attempt was lost.
     """
@@ -114,7 +114,7 @@ def finish_data(job: Job, ending: Ending, session_id: str | None) -> dict[str, A
 
 
 def end_code(job: Job, ending: Ending) -> str | None:
-    """A machine's word for the end of a job that was not COMPLETED or CANCELLED."""
+    """The word for programs about the end of a job that was not COMPLETED or CANCELLED; None: there is none."""
     if ending.code:
         return ending.code
     if job.status is JobStatus.TIMED_OUT:

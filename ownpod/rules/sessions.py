@@ -363,7 +363,7 @@ def ended_in_words(worker: ManagedWorker) -> str:
 
 
 def code_of(worker: ManagedWorker) -> str:
-    """The machine-readable word of such a task's end: why the session never was ready, or ``session_ended``."""
+    """The word for programs about such a task's end: why the session never was ready, or ``session_ended``."""
     reason = reason_of(worker)
     if worker.ready_ms is None and reason is not None and reason is not Reason.MANUAL:
         return reason.value

@@ -17,7 +17,7 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, kw_only=True)
 class Presets:
-    """Presets of models, and what their sessions and one-off tasks get where a preset says nothing."""
+    """Presets of models, and the defaults of their sessions and one-off tasks."""
 
     presets_file: Path | None = variable(
         "OWNPOD_PRESETS_FILE",

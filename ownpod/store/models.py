@@ -1,9 +1,9 @@
-"""Models in Redis: the news of each host, what it is asked to do, and which models stay.
+"""Models in Redis: the news of each host, the orders to it, and the pinned models.
 
 MODELS_NEWS<host>         hash    key of a model -> its news as JSON; expires when the host's agent is silent
 MODELS_ORDERS<host>       hash    key of a model -> what the host is to do with it, as JSON, until that is done
-MODELS_FOR<worker>        string  the host that fetches the model of a wanted worker; expires when it does not go on
-MODELS_PINNED             set     ids of models that no other one replaces
+MODELS_FOR<worker>        string  the host that fetches the model of a wanted worker; expires unless that host renews it
+MODELS_PINNED             set     ids of models that give way to no other one
 """
 
 import json
@@ -74,7 +74,7 @@ class Models:
 
     @redis_errors
     def order(self, host: str, do: str, source: ModelSource) -> None:
-        """Asks a host for something; a later order about the same model replaces an earlier one. May be repeated."""
+        """Writes an order to a host; a later order about the same model replaces an earlier one. May be repeated."""
         text = json.dumps({"do": do, "source": asdict(source)})
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(f"{keys.MODELS_ORDERS}{host}", source.key, text)

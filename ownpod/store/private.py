@@ -46,7 +46,7 @@ class PrivateJobs:
             job_id: the job.
             worker_id: the private worker.
             error: for the client.
-            code: a machine-readable word, the record's ``code``.
+            code: the word for programs, the record's ``code``.
             running: also if it runs.
         """
         arguments = (job_id, worker_id, error, code, self._result_ttl_s, int(running))

@@ -60,7 +60,7 @@ class _Listener:
 def doctor(
     url: str | None, job_input: str, headers: tuple[str, ...], timeout_s: float, *, as_json: bool
 ) -> None:
-    """Check a worker with one job, as a node would run it. Without URL: check this host.
+    """Check this host; or the worker at URL, with one job that runs as a node would run it.
 
     \b
       ownpod doctor

@@ -22,7 +22,7 @@ host_option = click.option("--host", default="", help="Only on this host; by def
 def models() -> None:
     """List, fetch, remove and pin the models that hosts keep for their workers.
 
-    The commands use the Redis of this host's settings. The agents do what is asked.
+    The commands use the Redis of this host's settings. The agents of the hosts fetch and remove.
     """
 
 
@@ -38,7 +38,7 @@ def _opened() -> Iterator[ModelCalls]:
 @models.command(name="list")
 @hosts.json_option
 def list_models(*, as_json: bool) -> None:
-    """List the models of presets and of hosts, with how far each host is."""
+    """List the models of presets and of hosts, with the progress of each host that fetches."""
     with _opened() as calls:
         found = calls.all()
     if as_json:
@@ -53,7 +53,7 @@ def list_models(*, as_json: bool) -> None:
 @click.argument("model_id")
 @host_option
 def fetch(model_id: str, host: str) -> None:
-    """Fetch a model before a worker needs it. `ownpod models list` shows how far it is."""
+    """Fetch a model before a worker needs it. `ownpod models list` shows the progress."""
     with _opened() as calls:
         asked = calls.fetch(model_id, host)
     click.echo(f"model {model_id} is fetched on {', '.join(asked)}")

@@ -37,17 +37,23 @@ def session() -> None:
 @click.argument("preset")
 @click.option("-d", "--difficulty", help="The pool of devices; by default the preset's.")
 @click.option(
-    "--idle", type=int, metavar="SECONDS", help="End it after this time without work. 0: never."
+    "--idle",
+    type=int,
+    metavar="SECONDS",
+    help="End it after this time without work; by default the preset's. 0: never.",
 )
 @click.option(
-    "--life", type=int, metavar="SECONDS", help="End it after this time from ready. 0: never."
+    "--life",
+    type=int,
+    metavar="SECONDS",
+    help="End it after this time; by default the preset's. 0: never.",
 )
 @click.option(
     "--device-wait",
     "wait_s",
     type=int,
     metavar="SECONDS",
-    help="Time for which it may wait for a device. 0: refuse if none is free.",
+    help="Time for which it may wait for a device; by default OWNPOD_GPU_WAIT_S of the API. 0: refuse if none is free.",
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label, for people.")
 @click.option(
@@ -96,7 +102,13 @@ def start(  # noqa: PLR0917 - click
 @click.argument("job_input", metavar="INPUT", required=False)
 @click.option("-p", "--prompt", help='A text; the same as the INPUT {"prompt": "<text>"}.')
 @click.option("-d", "--difficulty", help="With MODEL/PRESET: the pool of devices.")
-@click.option("--timeout", "timeout_s", type=int, metavar="SECONDS", help="How long it may run.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=int,
+    metavar="SECONDS",
+    help="How long it may run; by default the preset's time-out.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print the text and output only.")
 @remote_api
 def send(  # noqa: PLR0917 - click
@@ -147,7 +159,11 @@ def send(  # noqa: PLR0917 - click
 @click.option("-m", "--model", help="Only sessions of this model.")
 @remote_api
 def list_sessions(client: Client, model: str | None, *, ended: bool, as_json: bool) -> None:
-    """List the sessions that the key may see. IDLE ENDS: when one ends if it gets no task; ENDS: when its lifetime ends."""
+    """List the sessions that the key may see.
+
+    QUEUE: tasks that run + tasks that wait / tasks that may wait. DONE: tasks that have ended. IDLE ENDS: when the session ends if
+    it gets no task. ENDS: when its lifetime ends. Times are UTC.
+    """
     query = {"all": str(ended).lower()} | ({} if model is None else {"model_id": model})
     found = client.json("GET", "/api/sessions", params=query)
     if as_json:
@@ -161,10 +177,10 @@ def list_sessions(client: Client, model: str | None, *, ended: bool, as_json: bo
 
 @session.command()
 @click.argument("session_ids", metavar="SESSION...", nargs=-1, required=True)
-@click.option("--drain", is_flag=True, help="Let the running task end.")
+@click.option("--drain", is_flag=True, help="Let the running task end first.")
 @remote_api
 def kill(client: Client, session_ids: tuple[str, ...], *, drain: bool, as_json: bool) -> None:
-    """End sessions. Their devices are free when their workers have ended."""
+    """End sessions, with the tasks that they run. Their devices are free when their workers have ended."""
     failed = False
     for session_id in session_ids:
         path = f"/api/sessions/{session_id}?drain={str(drain).lower()}"
