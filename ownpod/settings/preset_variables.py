@@ -45,7 +45,7 @@ class Presets:
         3600,
         limits=(0, 30 * DAY_S),
         alias=Alias(name="SESSION_MAX_LIFETIME_SECONDS"),
-        purpose="seconds after which a session that is ready takes no more tasks, and ends. 0: never",
+        purpose="seconds from ready after which a session takes no more tasks, and ends. 0: never",
     )
     session_queue: int = variable(
         "OWNPOD_SESSION_QUEUE",
@@ -129,8 +129,8 @@ class Presets:
     custom_tasks: bool = variable(
         "OWNPOD_CUSTOM_TASKS",
         default=False,
-        purpose="whether one-off tasks may have images of their clients' choice, among those of `OWNPOD_IMAGES`, with an admin key "
-        "or one of `OWNPOD_CUSTOM_TASK_KEYS`",
+        purpose="whether one-off tasks may have images of their clients' choice, among those of presets and of `OWNPOD_IMAGES`, if that is "
+        "set; with an admin key or one of `OWNPOD_CUSTOM_TASK_KEYS`",
     )
     custom_task_keys: tuple[Credential, ...] = variable(
         "OWNPOD_CUSTOM_TASK_KEYS",
