@@ -135,7 +135,7 @@ def _end_with_the_agent() -> None:
 
 
 def main() -> None:
-    """Fetches what the first line of the standard input says."""
+    """Fetches the model of the order in the first line of the standard input."""
     order, say = order_in(sys.stdin.readline()), Lines()
     threading.Thread(target=_end_with_the_agent, daemon=True).start()
     try:

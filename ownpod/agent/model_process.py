@@ -15,7 +15,7 @@ SECRET = ("OWNPOD_", "REDIS", "CELERY")
 """Beginnings of the agent's variables that a process which talks to other hosts does not get."""
 
 LONGER = 1.5
-"""The agent waits that much longer than the process, whose own limit says more."""
+"""Factor from the process's own limit to the agent's, because the error of the process has more details."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ PROGRESS_S = 0.5
 
 @dataclass(frozen=True)
 class Coming:
-    """Why a worker cannot have its model yet. ``words``: for people; "": another host says more."""
+    """Why a worker cannot have its model yet. ``words``: for people; "": another host reports it."""
 
     words: str = ""
     done: int = 0

@@ -387,7 +387,7 @@ class Tasks:
 
 
 def output_mode(worker: ManagedWorker) -> OutputMode:
-    """What plain lines of a task's standard output are, as its record says."""
+    """What plain lines of a task's standard output are, from its worker's record."""
     try:
         return OutputMode(json.loads(worker.about or "{}").get("output", OutputMode.AUTO))
     except (ValueError, TypeError, AttributeError, RecursionError):
