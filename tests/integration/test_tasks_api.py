@@ -629,6 +629,37 @@ def test_a_task_is_seen_and_cancelled_by_its_key_and_by_global_ones_only(make_ap
     assert plain.status_code == 200
 
 
+def test_the_list_of_an_endpoints_jobs_has_no_tasks_of_other_keys(make_api):
+    text = OPEN.replace(
+        'talk: {docker_image: "llm-runner:latest"',
+        'talk: {apiKeys: [key-1, key-2], workers: {max: 1}, docker_image: "llm-runner:latest"',
+    )
+    api = make_api(text, **KEYS)
+    run = api.post("/v2/llama-7b-talk/run", json={"input": {}}, headers=keyed("key-1"))
+    plain = run.json["id"]
+    tasks = {
+        key: [made(api, headers=JSON | keyed(key), task_preset="talk")["task_id"] for _ in range(2)]
+        for key in ("key-1", "key-2", "global-key")
+    }
+
+    def listed(key, query=""):
+        path = f"/v2/llama-7b-talk/requests?limit=1{query}"
+        found, page = [], api.get(path, headers=keyed(key)).json
+        while page["requests"]:
+            found += [job["id"] for job in page["requests"]]
+            if page["next"] is None:
+                break
+            page = api.get(f"{path}&before={page['next']}", headers=keyed(key)).json
+        return found
+
+    for query in ("", "&status=IN_QUEUE"):
+        for key in ("key-1", "key-2"):
+            assert sorted(listed(key, query)) == sorted([plain, *tasks[key]])
+        for key in ("global-key", "admin-key"):
+            everyone = [task for of_key in tasks.values() for task in of_key]
+            assert sorted(listed(key, query)) == sorted([plain, *everyone])
+
+
 def test_the_key_of_an_endpoint_opens_its_preset_only(make_api):
     api = make_api(FILE)
     for key, status in (("only-sdxl", 403), ("only-plain", 403)):
