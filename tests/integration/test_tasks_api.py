@@ -770,3 +770,16 @@ def test_submissions_count_towards_the_rate_of_runs(make_api):
     codes = [submit(api).status_code for _ in range(3)]
     assert codes == [200, 200, 429]
     refused(submit(api), 429, "rate_limited")
+
+
+def test_sessions_and_all_kinds_of_submissions_count_together_as_runs(make_api):
+    api = make_api(OWNPOD_RATE_LIMITS='{"run": "3/minute"}')
+    session = {"model_id": "llama-7b", "task_preset": "talk"}
+    assert api.post("/api/sessions", json=session).status_code == 200
+    assert submit(api).status_code == 200
+    assert submit(api, path="predefined", task_name="talk").status_code == 200
+    refused(api.post("/api/sessions", json=session), 429, "rate_limited")
+    refused(submit(api), 429, "rate_limited")
+    refused(submit(api, path="predefined", task_name="talk"), 429, "rate_limited")
+    refused(submit(api, path="custom"), 429, "rate_limited")
+    assert api.get("/api/sessions").status_code == 200
