@@ -11,7 +11,7 @@ from flask import Blueprint, Response, request
 
 from ownpod import log
 from ownpod.api import schemas
-from ownpod.api.auth import caller, session_owner
+from ownpod.api.auth import caller, seen_owner, session_owner
 from ownpod.api.services import answer, request_id, services
 from ownpod.api.session_pins import in_runpods_words, session_of
 from ownpod.api.submissions import Submission
@@ -122,12 +122,15 @@ def purge_queue(endpoint_id: str) -> Response:
 
 @blueprint.get("/requests")
 def requests(endpoint_id: str) -> Response:
-    """The endpoint's last jobs, newest first, filtered by ``?status=``; ``?limit=`` and ``?before=`` are the page."""
+    """The endpoint's last jobs, newest first, filtered by ``?status=``; ``?limit=`` and ``?before=`` are the page.
+
+    An endpoint's key does not see the tasks of other keys.
+    """
     svc = services()
     svc.registry.endpoint(endpoint_id)
     limit = schemas.whole_number("limit", request.args.get("limit", str(DEFAULT_PAGE)), PAGE)
     jobs, end = svc.store.listing.recent(
-        endpoint_id, status=_wanted_status(), before=_before(), limit=limit
+        endpoint_id, status=_wanted_status(), before=_before(), limit=limit, sees=seen_owner()
     )
     next_page = None if end is None else "-".join(map(str, end))
     return answer({"requests": [_summary(entry) for entry in jobs], "next": next_page})

@@ -13,7 +13,7 @@ from ownpod.rules.affinity import HEADER
 from ownpod.store import keys
 
 VIEWS = {
-    "run": ["jobs.run", "tasks.submit", "tasks.predefined", "tasks.custom"],
+    "run": ["jobs.run", "tasks.submit", "tasks.predefined", "tasks.custom", "sessions.prewarm"],
     "runsync": ["jobs.runsync"],
     "status": ["jobs.status", "jobs.status_sync", "tasks.task"],
     "stream": ["stream.stream", "tasks.events"],

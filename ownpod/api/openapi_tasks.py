@@ -125,7 +125,10 @@ def _operations() -> list[tuple[str, str, str, str, dict[str, Any]]]:
             "post",
             "Make a session before its first task",
             "Session",
-            {"body": task_schemas.PrewarmSchema, "errors": {413: "the body is too large"}},
+            {
+                "body": task_schemas.PrewarmSchema,
+                "errors": {413: "the body is too large"} | _RATE,
+            },
         ),
         ("/api/sessions/{session_id}", "get", "A session", "Session", session),
         (

@@ -10,13 +10,13 @@ from flask import Blueprint, Response, request, stream_with_context
 from marshmallow import Schema
 
 from ownpod.api import schemas, task_schemas
-from ownpod.api.auth import check_opens, opened_endpoints, seen_owner, session_owner
+from ownpod.api.auth import check_opens, is_admin, opened_endpoints, seen_owner, session_owner
 from ownpod.api.places import view_sessions
 from ownpod.api.services import answer, services
 from ownpod.errors import BadRequest, RedisUnavailable, SessionNotFound
 from ownpod.rules.event_data import iso, log_data
 from ownpod.rules.managed import Phase, new_worker_id
-from ownpod.rules.presets import Preset
+from ownpod.rules.presets import Preset, device_wait_s
 from ownpod.rules.sessions import Reason, Session, Status, wish_for
 from ownpod.rules.task_views import describe_session
 
@@ -71,13 +71,17 @@ def prewarm() -> Response:
             f"task_preset: {body['task_preset']!r} of model {body['model_id']!r} has one-off tasks only"
         )
     _check_difficulty(preset, body["task_difficulty"])
-    given = body["wait_seconds"]
+    given, idle_s, life_s = (
+        body[name] for name in ("wait_seconds", "idle_timeout_seconds", "max_lifetime_seconds")
+    )
+    if (excess := preset.session.excess(idle_s, life_s)) and not is_admin():
+        raise BadRequest(excess)
     wish = wish_for(
         endpoint,
         body["task_difficulty"],
-        idle_s=body["idle_timeout_seconds"],
-        life_s=body["max_lifetime_seconds"],
-        wait_s=svc.settings.gpu_wait_s if given is None else given,
+        idle_s=idle_s,
+        life_s=life_s,
+        wait_s=device_wait_s(given, svc.settings.gpu_wait_s, one_off=False),
         labels=body["metadata"],
     )
     opened = svc.sessions.open(wish, owner=session_owner(), worker_id=new_worker_id(), reuse=False)

@@ -19,9 +19,9 @@ from ownpod.rules.jobs import new_job_id
 from ownpod.rules.managed import new_worker_id
 from ownpod.rules.presets import Preset
 from ownpod.rules.sessions import Reason, Session, about_of, reason_of, wish_for
-from ownpod.rules.task_views import TaskFacts, TaskType
+from ownpod.rules.task_views import TaskFacts, TaskType, task_facts
 from ownpod.rules.templates import ManagedSpec, spec_text
-from ownpod.store.sessions import UNPLACED_S, Opened, Sessions
+from ownpod.store.sessions import Opened, Sessions, longest_wait_s
 from ownpod.store.store import Store
 
 MOST_OPENINGS = 5
@@ -39,7 +39,8 @@ class TaskWish:
         difficulty: the pool of its device; None: the preset's.
         metadata: its input, JSON text of an object.
         timeout_s: seconds for which it may run.
-        wait_s: seconds for which a new worker may wait for a device; 0: it is refused if none is free.
+        wait_s: seconds for which a new worker may wait for a device; None: as long as its job does, 0: it is refused if none
+            is free.
         session_id: the session that the client names; None: any, or a new one.
         create_session: always a new session.
         on_disconnect: a word of :class:`ownpod.rules.task_views.OnDisconnect`.
@@ -52,7 +53,7 @@ class TaskWish:
     difficulty: str | None
     metadata: str
     timeout_s: int
-    wait_s: int
+    wait_s: int | None
     session_id: str | None = None
     create_session: bool = False
     on_disconnect: str
@@ -127,7 +128,8 @@ class Tasks:
         if wish.session_id is not None:
             if not self._sessions.takes_tasks(wish.session_id, wish.endpoint.id, client.sees):
                 check_fits(self.session(wish.session_id, client.sees), wish.endpoint, preset)
-            return self._create(replace(submission, private=wish.session_id), wish.session_id)
+            submission = replace(submission, private=wish.session_id)
+            return self._create(submission, wish.session_id, found=True)
         return self._of_some_session(wish, submission, client)
 
     def session(self, session_id: str, sees: str | None) -> Session:
@@ -152,7 +154,9 @@ class Tasks:
             )
             try:
                 submitted = self._create(
-                    replace(submission, private=opened.id, movable=True), opened.id
+                    replace(submission, private=opened.id, movable=True),
+                    opened.id,
+                    found=not opened.created,
                 )
             except (SessionEnded, SessionQueueFull):
                 if not left:
@@ -183,7 +187,7 @@ class Tasks:
             )
         spec = preset.for_difficulty(spec, wish.difficulty)
         difficulty = wish.difficulty or preset.difficulty
-        if not wish.wait_s and not self._sessions.has_room(spec):
+        if wish.wait_s == 0 and not self._sessions.has_room(spec):
             raise NoDeviceFree(difficulty)
         worker_id, job_id = new_worker_id(), new_job_id(sync=False)
         self._sessions.open_task(
@@ -196,14 +200,20 @@ class Tasks:
             preset=preset.name,
             difficulty=difficulty,
             output=preset.output.value,
-            wait_s=wish.wait_s or UNPLACED_S,
+            wait_s=longest_wait_s(wish.wait_s),
         )
         # A worker whose job is not created, or was by an earlier request, is ended by housekeeping.
         return self._create(
             replace(submission, private=worker_id, one_off=True, job_id=job_id), None
         )
 
-    def _create(self, submission: Submission, session_id: str | None) -> TaskSubmitted:
+    def _create(
+        self, submission: Submission, session_id: str | None, *, found: bool = False
+    ) -> TaskSubmitted:
+        if found:
+            facts = replace(task_facts(submission.task), found=True)
+            # Not in its body, because a repeated request may find the session that the first one has made.
+            submission = replace(submission, task=facts.text())
         submitted = self._submissions.submit(submission)
         if submitted.earlier:
             return self._earlier(submitted.job_id)

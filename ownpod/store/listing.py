@@ -137,6 +137,7 @@ class Listing:
         before: Place | None,
         limit: int,
         logs: bool = True,
+        sees: str | None = None,
     ) -> tuple[list[JobEntry], Place | None]:
         """The endpoint's last jobs, the newest first.
 
@@ -146,17 +147,18 @@ class Listing:
             before: the place at which the previous page ended; None: the first page.
             limit: the maximum number of jobs.
             logs: whether to read the logs; without that, they are empty.
+            sees: the digest of a key, which does not get the tasks of other keys; None: all.
 
         Returns:
             The jobs, and the place for the next page; None: there is no next page.
         """
         entries = list[JobEntry]()
         while True:
-            # With a status many records may not match, so one step reads the states of more records.
-            needed = PAGE[1] if status else limit - len(entries)
+            # With a status or a key many records may not match, so one step reads more of them.
+            needed = limit - len(entries) if status is None and sees is None else PAGE[1]
             count = min(max(needed, PAGE[0]), PAGE[1])
             page = self._page(endpoint, before, count)
-            matching = self._matching(endpoint, page, status)
+            matching = self._matching(endpoint, page, status, sees)
             batch = matching[: limit - len(entries)]
             for listed in self._read(batch, logs=logs):
                 # The job may have changed its state, or its record may have expired, since the state was read.
@@ -191,21 +193,26 @@ class Listing:
         places += [(int(score), job_id) for job_id, score in older]
         return places[:count]
 
-    def _matching(self, endpoint: str, page: list[Place], status: JobStatus | None) -> list[Place]:
-        """The places of the page with jobs in the state. Removes ids without a record from the list."""
+    def _matching(
+        self, endpoint: str, page: list[Place], status: JobStatus | None, sees: str | None
+    ) -> list[Place]:
+        """The places of the page with jobs in the state that the key sees. Removes ids without a record from the list."""
         if not page:
             return []
+        names = ["status"] if sees is None else ["status", "owner"]
         with self._redis.pipeline(transaction=False) as pipe:
             for _, job_id in page:
-                pipe.hget(keys.job(job_id), "status")
-            states = pipe.execute()
-        gone = [job_id for (_, job_id), state in zip(page, states, strict=True) if state is None]
+                pipe.hmget(keys.job(job_id), names)
+            found = list(zip(page, pipe.execute(), strict=True))
+        gone = [job_id for (_, job_id), (state, *_) in found if state is None]
         if gone:
             self._redis.zrem(keys.recent(endpoint), *gone)
         return [
             place
-            for place, state in zip(page, states, strict=True)
-            if state is not None and status in {None, state}
+            for place, (state, *owner) in found
+            if state is not None
+            and status in {None, state}
+            and (sees is None or owner[0] in {None, sees})
         ]
 
     def _read(self, places: list[Place], *, logs: bool) -> list[JobEntry | None]:

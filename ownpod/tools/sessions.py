@@ -40,13 +40,13 @@ def session() -> None:
     "--idle",
     type=int,
     metavar="SECONDS",
-    help="End it after this time without work; by default the preset's. 0: never.",
+    help="End it after this time without work; by default, and at most, the preset's.",
 )
 @click.option(
     "--life",
     type=int,
     metavar="SECONDS",
-    help="End it after this time; by default the preset's. 0: never.",
+    help="End it after this time from ready; by default, and at most, the preset's.",
 )
 @click.option(
     "--device-wait",

@@ -232,6 +232,32 @@ def test_an_idle_session_is_reused_and_another_is_made_where_the_client_wants_on
     assert made(api, session_id=first)["session_id"] == first
 
 
+def first_status(api, task_id):
+    response = api.get(f"/api/tasks/{task_id}/events", buffered=False)
+    parser, pieces, events = sse.Parser(), response.iter_encoded(), []
+    while not events:
+        events = parser.feed(next(pieces))
+    response.close()
+    return events[0].data["status"]
+
+
+def test_a_task_that_waits_for_a_session_which_was_there_has_found_it(make_api, client):
+    api = make_api(OPEN.replace("oneOff: false", "oneOff: false, session: {queue: 9}"), holds=True)
+    talk = {"task_preset": "talk", "wait_seconds": 50}
+    first = made(api, **talk)
+    named = made(api, **talk, session_id=first["session_id"])
+    reused = made(api, **talk)
+    other = made(api, **talk, create_session=True)
+    assert first["session_id"] == reused["session_id"] != other["session_id"]
+    pin = {"X-Runpod-Worker-Id": f"strict {other['session_id']}"}
+    job = api.post("/v2/llama-7b-talk/run", json={"input": {}}, headers=pin).json["id"]
+    ids = [task["task_id"] for task in (first, named, reused, other)]
+    assert [first_status(api, task_id) for task_id in (*ids, job)] == [
+        *("queued", "session_found", "session_found", "queued", "session_found")
+    ]
+    assert first_status(api, made(api, task_type="oneoff")["task_id"]) == "queued"
+
+
 def test_tasks_of_other_presets_never_share_a_session(api, client):
     first = made(api)["session_id"]
     ready(client, first)
@@ -264,6 +290,28 @@ def test_without_a_wait_a_task_is_refused_where_no_device_is_free(make_api, clie
     assert made(api, task_type=kind, wait_seconds=5)["status"] == "queued"
     host(client, devices=3)
     assert made(api, task_type=kind, create_session=True)["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked", "session_s", "one_off_s"),
+    [
+        # 0: the worker waits for any time, and the ttl ends its job.
+        ({}, None, 60, 0),
+        ({}, 5, 5, 5),
+        ({"OWNPOD_GPU_WAIT_S": 7}, None, 7, 7),
+        ({"OWNPOD_GPU_WAIT_S": 7}, 5, 5, 5),
+    ],
+)
+def test_a_one_off_task_waits_for_a_device_as_long_as_its_job_does(
+    make_api, client, environ, asked, session_s, one_off_s
+):
+    api = make_api(**environ)
+    made(api, task_type="session", wait_seconds=asked)
+    made(api, task_type="oneoff", wait_seconds=asked)
+    prewarm = {"model_id": "llama-7b", "task_preset": "talk", "wait_seconds": asked}
+    assert api.post("/api/sessions", json=prewarm).status_code == 200
+    waits = sorted((worker.role, worker.wait_s) for worker in Managed(client).list())
+    assert waits == [("session", session_s), ("session", session_s), ("task", one_off_s)]
 
 
 def test_a_session_that_ends_takes_no_more_tasks_and_says_why(api, client):
@@ -446,7 +494,7 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
         "task_preset": "talk",
         "task_difficulty": "low",
         "idle_timeout_seconds": 60,
-        "max_lifetime_seconds": 0,
+        "max_lifetime_seconds": 900,
         "metadata": {"user": "7"},
     }
     made = api.post("/api/sessions", json=body)
@@ -454,7 +502,7 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
     session = made.json
     assert (session["status"], session["phase"]) == ("initializing", "wanted")
     assert (session["model_id"], session["task_preset"]) == ("llama-7b", "talk")
-    assert (session["idle_timeout_seconds"], session["max_lifetime_seconds"]) == (60, 0)
+    assert (session["idle_timeout_seconds"], session["max_lifetime_seconds"]) == (60, 900)
     assert session["labels"] == {"user": "7"}
     assert (session["gpu"], session["gpu_device_id"]) == (None, None)
     host(client)
@@ -471,11 +519,15 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
     }
     assert shown["container_id"] == f"ownpod-{session['session_id']}"
     assert shown["idle_expires_at"].endswith("Z")
-    assert shown["expires_at"] is None
+    assert shown["expires_at"].endswith("Z")
     assert shown["image"] == "llm-runner:latest"
     for wrong, words in (
         ({"task_preset": "print"}, "one-off tasks only"),
         ({"idle_timeout_seconds": -1}, "idle_timeout_seconds"),
+        ({"idle_timeout_seconds": 0}, "idle_timeout_seconds"),
+        ({"max_lifetime_seconds": 0}, "max_lifetime_seconds"),
+        ({"idle_timeout_seconds": 301}, "idle_timeout_seconds: must be at most 300, the preset's"),
+        ({"max_lifetime_seconds": 3601}, "max_lifetime_seconds: must be at most 3600"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"model_id": None}, "model_id"),
         ({"task_difficulty": "x"}, "low"),
@@ -483,6 +535,28 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
         answer = api.post("/api/sessions", json=body | wrong)
         assert answer.status_code == 400, wrong
         assert words in answer.json["detail"]
+
+
+def test_only_an_admin_or_the_preset_gives_a_session_longer_limits(make_api):
+    text = OPEN.replace(
+        "oneOff: false", "oneOff: false, session: {idleTimeout: 0, maxLifetime: 7200}"
+    )
+    api = make_api(text, **KEYS)
+
+    def answered(key, preset, idle_s, life_s):
+        limits = {"idle_timeout_seconds": idle_s, "max_lifetime_seconds": life_s}
+        body = {"model_id": "llama-7b", "task_preset": preset, **limits}
+        answer = api.post("/api/sessions", json=body, headers=keyed(key))
+        return answer.status_code
+
+    for key, may in (("global-key", 400), ("admin-key", 200)):
+        assert answered(key, "inference", 300, 3600) == 200
+        assert answered(key, "inference", 301, 3600) == may
+        assert answered(key, "inference", 300, 3601) == may
+        # The preset has no idle time, so its clients may have any.
+        assert answered(key, "talk", 86_400, 7200) == 200
+        assert answered(key, "talk", 86_400, 7201) == may
+        assert answered(key, "talk", 0, 7200) == answered(key, "talk", 1, 0) == 400
 
 
 def test_sessions_are_listed_by_status_and_model(api, client):
@@ -629,6 +703,37 @@ def test_a_task_is_seen_and_cancelled_by_its_key_and_by_global_ones_only(make_ap
     assert plain.status_code == 200
 
 
+def test_the_list_of_an_endpoints_jobs_has_no_tasks_of_other_keys(make_api):
+    text = OPEN.replace(
+        'talk: {docker_image: "llm-runner:latest"',
+        'talk: {apiKeys: [key-1, key-2], workers: {max: 1}, docker_image: "llm-runner:latest"',
+    )
+    api = make_api(text, **KEYS)
+    run = api.post("/v2/llama-7b-talk/run", json={"input": {}}, headers=keyed("key-1"))
+    plain = run.json["id"]
+    tasks = {
+        key: [made(api, headers=JSON | keyed(key), task_preset="talk")["task_id"] for _ in range(2)]
+        for key in ("key-1", "key-2", "global-key")
+    }
+
+    def listed(key, query=""):
+        path = f"/v2/llama-7b-talk/requests?limit=1{query}"
+        found, page = [], api.get(path, headers=keyed(key)).json
+        while page["requests"]:
+            found += [job["id"] for job in page["requests"]]
+            if page["next"] is None:
+                break
+            page = api.get(f"{path}&before={page['next']}", headers=keyed(key)).json
+        return found
+
+    for query in ("", "&status=IN_QUEUE"):
+        for key in ("key-1", "key-2"):
+            assert sorted(listed(key, query)) == sorted([plain, *tasks[key]])
+        for key in ("global-key", "admin-key"):
+            everyone = [task for of_key in tasks.values() for task in of_key]
+            assert sorted(listed(key, query)) == sorted([plain, *everyone])
+
+
 def test_the_key_of_an_endpoint_opens_its_preset_only(make_api):
     api = make_api(FILE)
     for key, status in (("only-sdxl", 403), ("only-plain", 403)):
@@ -739,3 +844,16 @@ def test_submissions_count_towards_the_rate_of_runs(make_api):
     codes = [submit(api).status_code for _ in range(3)]
     assert codes == [200, 200, 429]
     refused(submit(api), 429, "rate_limited")
+
+
+def test_sessions_and_all_kinds_of_submissions_count_together_as_runs(make_api):
+    api = make_api(OWNPOD_RATE_LIMITS='{"run": "3/minute"}')
+    session = {"model_id": "llama-7b", "task_preset": "talk"}
+    assert api.post("/api/sessions", json=session).status_code == 200
+    assert submit(api).status_code == 200
+    assert submit(api, path="predefined", task_name="talk").status_code == 200
+    refused(api.post("/api/sessions", json=session), 429, "rate_limited")
+    refused(submit(api), 429, "rate_limited")
+    refused(submit(api, path="predefined", task_name="talk"), 429, "rate_limited")
+    refused(submit(api, path="custom"), 429, "rate_limited")
+    assert api.get("/api/sessions").status_code == 200
