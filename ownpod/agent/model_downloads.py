@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
@@ -31,6 +31,8 @@ LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 Progress = Callable[[int], None]
 """Gets the number of bytes that are new."""
+
+Checks = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class FetchError(OwnPodError):
@@ -124,8 +126,16 @@ class Http:
                 return int(answer.headers["Content-Length"])
         return None
 
-    def fetch(self, file: Wanted, into: Path, progress: Progress) -> Path:
+    def fetch(
+        self, file: Wanted, into: Path, progress: Progress, checks: Checks = contextlib.nullcontext
+    ) -> Path:
         """Fetches a file into a directory, from where an earlier try was cut. Returns its path.
+
+        Args:
+            file: what is fetched.
+            into: the directory.
+            progress: gets the bytes.
+            checks: is entered while its sum is checked.
 
         Raises:
             FetchError: it cannot be had, or is not what it should be.
@@ -155,7 +165,8 @@ class Http:
             part.note(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
             progress(begins)
             part.write(answer.iter_content(PIECE), begins, progress, most=size)
-        part.finish(size, file.sha256, file.place)
+        with checks() if file.sha256 else contextlib.nullcontext():
+            part.finish(size, file.sha256, file.place)
         return target
 
 
@@ -251,7 +262,20 @@ def is_archive(name: str) -> bool:
     return name.endswith((".tar", ".tar.gz", ".tgz"))
 
 
-def unpack(stream: IO[bytes], into: Path, room: Callable[[int], None]) -> None:
+class Counted:
+    """A stream whose bytes are counted as they are read: unpacking one that comes over the network is progress."""
+
+    def __init__(self, stream: Any, progress: Progress) -> None:
+        self._stream = stream
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        piece: bytes = self._stream.read(size)
+        self._progress(len(piece))
+        return piece
+
+
+def unpack(stream: IO[bytes] | Counted, into: Path, room: Callable[[int], None]) -> None:
     """Unpacks an archive. Its files and folders only, and inside of the directory only.
 
     Args:
@@ -263,7 +287,7 @@ def unpack(stream: IO[bytes], into: Path, room: Callable[[int], None]) -> None:
         FetchError: it is no archive, or has what a model must not have.
     """
     try:
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|*") as archive:
             for count, member in enumerate(archive):
                 if count > MOST_FILES:
                     raise FetchError(f"the archive has more than {MOST_FILES} files")

@@ -14,12 +14,13 @@ import pytest
 from helpers import wait_until
 from model_server import COMMIT, model_server, sha256
 
-from ownpod.agent import model_store
+from ownpod.agent import model_downloads, model_sources, model_store
 from ownpod.agent.model_downloads import FetchError
 from ownpod.agent.model_fetch import Lines, fetch
 from ownpod.agent.model_orders import Options, Order
 from ownpod.agent.model_process import FetchProcess
 from ownpod.agent.model_store import ModelStore
+from ownpod.rules.model_news import State
 from ownpod.rules.models import ModelSource, NoRoom
 
 DATA = random.Random(7).randbytes(300_000)
@@ -119,6 +120,37 @@ def test_a_signed_url_is_in_no_error(server, root):
     assert "secret" not in model(server, "/model.bin?signature=secret").shown
 
 
+def test_no_stall_is_seen_while_an_archive_is_unpacked_or_a_sum_is_checked(
+    server, root, monkeypatch
+):
+    say, seen = Silent(), []
+    unpacks, sums = model_sources.unpack, model_downloads.sum_of
+    monkeypatch.setattr(
+        model_sources, "unpack", lambda *args: (seen.append(say._state), unpacks(*args))
+    )
+    monkeypatch.setattr(
+        model_downloads, "sum_of", lambda path: (seen.append(say._state), sums(path))[1]
+    )
+    server.files["/m.tar.gz"] = archive(("weights", DATA))
+    fetch(order(root, model(server, "/m.tar.gz")), say)
+    server.files["/f/weights"] = DATA
+    files = [{"path": "weights", "url": "/f/weights", "sha256": sha256(DATA)}]
+    server.download = lambda _: (200, {}, json.dumps({"files": files}).encode())
+    fetch(order(root, ModelSource("b", "file-service:"), options=service(server)), say)
+    assert seen == [State.CHECKING, State.CHECKING]
+
+
+def test_an_archive_that_is_unpacked_as_it_comes_is_progress(server, root):
+    kinds = {"Content-Type": "application/x-tar"}
+    data = archive(("weights", DATA))
+    server.download = lambda _: (200, kinds, data)
+    told = []
+    say = Silent()
+    say.progress = lambda done, _total: told.append(done)
+    fetch(order(root, ModelSource("a", "file-service:"), options=service(server)), say)
+    assert told[-1] == len(data)
+
+
 @pytest.mark.slow
 def test_ten_processes_that_ask_at_once_are_one_download(server, root):
     server.files["/model.bin"] = DATA
@@ -206,6 +238,20 @@ def hub(server, monkeypatch):
     return fetched
 
 
+@pytest.fixture
+def hub_states(server):
+    server.repositories["org/tiny"] = {"model.safetensors": DATA}
+    environ = {**os.environ, "HF_ENDPOINT": server.url}
+
+    def states(root, source):
+        process = FetchProcess(order(root, source), environ)
+        found = [state for state, *_ in process.steps()]
+        assert process.end().error == ""
+        return found
+
+    return states
+
+
 @pytest.mark.slow
 def test_a_repository_of_the_hub_is_in_hugging_faces_cache(server, hub, root):
     source = ModelSource("tiny", "hf://org/tiny")
@@ -259,6 +305,60 @@ def test_a_file_of_the_hub_that_leads_out_of_the_cache_is_refused(server, hub, r
     server.repositories["org/tiny"]["../../../out"] = b"x"
     assert hub(root, ModelSource("tiny", "hf://org/tiny")).error
     assert not list(root.rglob("out"))
+
+
+def again(root, source):
+    """The next fetch finds the files, but no manifest, as after a try that was killed."""
+    (root / "ownpod" / f"{source.key}.json").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_file_that_a_killed_try_has_left_is_checked_too(hub, root, flat):
+    source = ModelSource("tiny", "hf://org/tiny", flat=flat)
+    assert hub(root, source).error == ""
+    place = path_of(root, ModelStore(root).find(source))
+    again(root, source)
+    if flat:
+        # What the hub's library notes is removed at the end of a fetch.
+        place = place.rename(ModelStore(root).partial(source.key))
+        notes = place / ".cache" / "huggingface" / "download"
+        notes.mkdir(parents=True)
+        note = f"{COMMIT}\n{sha256(DATA)}\n{2**40}\n"
+        (notes / "model.safetensors.metadata").write_text(note)
+    (place / "model.safetensors").resolve().write_bytes(bytes(len(DATA)))
+    end = hub(root, source)
+    assert "SHA-256" in end.error
+    assert end.again
+    assert hub(root, source).error == ""
+    manifest = ModelStore(root).find(source)
+    assert (path_of(root, manifest) / "model.safetensors").read_bytes() == DATA
+
+
+@pytest.mark.slow
+def test_the_sums_of_the_hub_are_checked_in_a_state_of_its_own(hub_states, root):
+    states = hub_states(root, ModelSource("tiny", "hf://org/tiny"))
+    assert State.CHECKING in states
+    assert states.index(State.FETCHING) < states.index(State.CHECKING)
+
+
+@pytest.mark.slow
+def test_a_file_that_several_models_of_the_hub_share_has_its_own_sum(hub, root):
+    source = ModelSource("tiny", "hf://org/tiny")
+    assert hub(root, source).error == ""
+    again(root, source)
+    # The library's store of shared files names them by the sum of another kind.
+    shared = root / "hub" / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    blob = root / "hub" / "models--org--tiny" / "blobs" / sha256(DATA)
+    blob.rename(shared)
+    blob.symlink_to(os.path.relpath(shared, blob.parent))
+    assert hub(root, source).error == ""
+    shared.write_bytes(bytes(len(DATA)))
+    again(root, source)
+    assert "SHA-256" in hub(root, source).error
+    assert not blob.is_symlink()
+    assert not shared.exists()
 
 
 # fsspec, and paths of the host
