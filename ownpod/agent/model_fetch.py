@@ -68,6 +68,7 @@ def _fetch(order: Order, store: ModelStore, say: "Lines") -> Manifest:
     def room(need: int) -> None:
         store.make_room(source, need, quota=order.quota, stay=order.stay)
 
+    store.drop_rest(source)
     say.state(State.FETCHING)
     meter = Meter(say.progress, room, say.state)
     revision, files = "", tuple[ModelFile, ...]()

@@ -52,6 +52,7 @@ class Hub:
             raise self._plain(error) from None
 
     def _fetch(self) -> tuple[str, tuple[ModelFile, ...]]:
+        self._drop_rest()
         planned = self._download(dry_run=True)
         commits = {plan.commit_hash for plan in planned}
         if len(commits) != 1 or not re.fullmatch(r"[0-9a-f]{40}", commit := commits.pop()):
@@ -79,6 +80,16 @@ class Hub:
                 files.append(ModelFile(plan.filename, plan.file_size, total))
         self._name_revision(commit)
         return commit, tuple(files)
+
+    def _drop_rest(self) -> None:
+        """Removes the files of killed tries: their names are random, so that the library never continues them."""
+        top = self._into / ".cache" if self._into else self._repository / "blobs"
+        for path in top.rglob("*.incomplete"):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _repository(self) -> Path:
+        return self._cache / f"models--{self._source.repository.replace('/', '--')}"
 
     def _download(self, revision: str | None = None, **options: Any) -> Any:
         place = {"local_dir": self._into} if self._into else {"cache_dir": self._cache}
@@ -126,9 +137,7 @@ class Hub:
         """Notes what the branch means, because a library without the hub looks for its name."""
         if self._into is None:
             ref = self._source.revision or "main"
-            place = (
-                self._cache / f"models--{self._source.repository.replace('/', '--')}" / "refs" / ref
-            )
+            place = self._repository / "refs" / ref
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(commit)
 

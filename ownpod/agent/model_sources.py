@@ -23,6 +23,7 @@ from ownpod.agent.model_downloads import (
     unpack,
 )
 from ownpod.agent.model_orders import Options
+from ownpod.agent.model_rest import ARCHIVE
 from ownpod.rules.model_news import State
 from ownpod.rules.models import MOST_FILES, ModelSource, check_file
 
@@ -98,8 +99,9 @@ def files_over_http(http: Http, files: Iterable[Wanted], into: Path, meter: Mete
         path = http.fetch(file, into, meter.add, meter.checks)
     if alone is None or not packed:
         return alone.path if alone else ""
-    archive = into.with_name(f"{into.name}.archive")
+    archive = into.with_name(f"{into.name}{ARCHIVE}")
     path.rename(archive)
+    _empty(into)
     try:
         with archive.open("rb") as stream, meter.checks():
             unpack(stream, into, meter.room)
@@ -264,6 +266,7 @@ def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> st
     meter.expect(size or 0)
     meter.room(size or 0)
     if kind in {"application/x-tar", "application/gzip", "application/x-gzip"} or is_archive(name):
+        _empty(into)
         unpack(Counted(answer.raw, meter.add), into, meter.room)
         return ""
     try:
@@ -285,6 +288,12 @@ def _size_of(directory: Path) -> int:
             with contextlib.suppress(OSError):
                 total += Path(top, name).stat().st_size
     return total
+
+
+def _empty(directory: Path) -> None:
+    """What a killed try has unpacked may be cut, or of an older archive."""
+    shutil.rmtree(directory)
+    directory.mkdir(mode=0o755)
 
 
 def clear(directory: Path) -> None:

@@ -181,6 +181,45 @@ def test_a_fetch_that_was_killed_is_continued_where_it_was_cut(server, root):
     assert server.gets("/model.bin") == [0, have]
 
 
+def test_what_a_killed_process_has_left_and_nobody_continues_is_dropped_by_the_next_fetch(
+    server, root
+):
+    store = ModelStore(root)
+    store.make()
+    source, other, busy = (model(server, f"/{n}", id=n) for n in ("m.tar", "other", "busy"))
+    server.files["/m.tar"] = archive(("weights", DATA))
+    partial = store.partial(source.key)
+    cut = partial / "of-an-older-archive"
+    cut.parent.mkdir()
+    cut.write_bytes(b"cut")
+    kept = [store.partial(other.key), partial.with_name(f"{store.partial(busy.key).name}.archive")]
+    kept[0].mkdir()
+    kept[1].write_bytes(DATA)
+    left = [partial.with_name(f"{store.partial(s.key).name}.archive") for s in (source, other)]
+    for path in left:
+        path.write_bytes(DATA)
+    left.append(partial.with_name(f"{partial.name}.old1"))
+    (left[-1] / "weights").mkdir(parents=True)
+    with store.fetching(busy, wait=False):
+        manifest = get(root, source)
+    assert [file.path for file in manifest.files] == ["weights"]
+    assert [path for path in left if path.exists()] == []
+    assert [path for path in kept if path.exists()] == kept
+    assert store.remove(busy) == ""
+    assert not kept[1].exists()
+
+
+@pytest.mark.slow
+def test_what_the_library_of_the_hub_does_not_continue_is_dropped(hub, root):
+    source = ModelSource("tiny", "hf://org/tiny")
+    top = root / "hub" / "models--org--tiny" / "blobs"
+    top.mkdir(parents=True)
+    left = top / f"{sha256(DATA)}.12345678.incomplete"
+    left.write_bytes(DATA)
+    assert hub(root, source).error == ""
+    assert not left.exists()
+
+
 @pytest.mark.slow
 def test_a_process_that_fetches_ends_with_its_agent(server, root):
     server.files["/model.bin"] = DATA
