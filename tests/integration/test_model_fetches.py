@@ -1,7 +1,9 @@
 """Models of a host: fetched once however many ask, continued where they were cut, checked, and within a quota."""
 
+import gzip
 import io
 import json
+import lzma
 import os
 import random
 import shutil
@@ -101,6 +103,52 @@ def test_an_archive_that_leads_out_of_its_directory_is_refused(server, root, mem
     assert ModelStore(root).find(model(server, "/m.tar")) is None
     assert not (root / "out").exists()
     assert not (root / "store" / "out").exists()
+
+
+def header(kind, size, **changes):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    for name, value in changes.items():
+        setattr(info, name, value)
+    return info.tobuf(tarfile.PAX_FORMAT if changes else tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (header(tarfile.XHDTYPE, 2**30), "header of more than"),
+        (header(tarfile.XGLTYPE, 2**30), "header of more than"),
+        (header(tarfile.GNUTYPE_LONGNAME, 2**30), "header of more than"),
+        (header(tarfile.GNUTYPE_SPARSE, 0), "holes"),
+        (
+            header(
+                tarfile.REGTYPE,
+                512,
+                pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+            )
+            + b"1" * 512,
+            "holes",
+        ),
+        (lzma.compress(gzip.decompress(archive(("weights", b"x")))), "cannot be unpacked"),
+    ],
+)
+def test_an_archive_that_would_take_memory_is_refused(server, root, data, words):
+    server.files["/m.tar"] = data
+    with pytest.raises(FetchError, match=words):
+        get(root, model(server, "/m.tar"))
+
+
+def test_the_headers_of_an_archive_are_not_kept(server, root, monkeypatch):
+    kept, extract = [], model_downloads._extract
+
+    def extracted(tar, *args):
+        kept.append(len(tar.members))
+        extract(tar, *args)
+
+    monkeypatch.setattr(model_downloads, "_extract", extracted)
+    server.files["/m.tar"] = archive(*((f"{n}", b"x") for n in range(9)))
+    assert len(get(root, model(server, "/m.tar")).files) == 9
+    assert max(kept) <= 1
 
 
 def test_a_server_that_is_away_for_a_moment_is_asked_again_and_one_that_refuses_is_not(
