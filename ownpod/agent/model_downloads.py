@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, cast
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
@@ -29,8 +29,26 @@ CONNECT_S = 15.0
 LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses after which a second try may help."""
 
+LONG = frozenset(
+    {
+        *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+        *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    }
+)
+"""Kinds of headers of an archive whose length the archive chooses."""
+
+LONGEST_HEADER = 256 * 1024
+"""Bytes of such a header, at most."""
+
+SPARSE = "the archive has a file with holes, which models must not have"
+
+GZIP = b"\x1f\x8b"
+"""The first bytes of what gzip has packed."""
+
 Progress = Callable[[int], None]
 """Gets the number of bytes that are new."""
+
+Checks = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class FetchError(OwnPodError):
@@ -124,8 +142,16 @@ class Http:
                 return int(answer.headers["Content-Length"])
         return None
 
-    def fetch(self, file: Wanted, into: Path, progress: Progress) -> Path:
+    def fetch(
+        self, file: Wanted, into: Path, progress: Progress, checks: Checks = contextlib.nullcontext
+    ) -> Path:
         """Fetches a file into a directory, from where an earlier try was cut. Returns its path.
+
+        Args:
+            file: what is fetched.
+            into: the directory.
+            progress: gets the bytes.
+            checks: is entered while its sum is checked.
 
         Raises:
             FetchError: it cannot be fetched, or has another size or SHA-256 than it should have.
@@ -155,7 +181,8 @@ class Http:
             part.note(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
             progress(begins)
             part.write(answer.iter_content(PIECE), begins, progress, most=size)
-        part.finish(size, file.sha256, file.place)
+        with checks() if file.sha256 else contextlib.nullcontext():
+            part.finish(size, file.sha256, file.place)
         return target
 
 
@@ -251,7 +278,46 @@ def is_archive(name: str) -> bool:
     return name.endswith((".tar", ".tar.gz", ".tgz"))
 
 
-def unpack(stream: IO[bytes], into: Path, room: Callable[[int], None]) -> None:
+class _Header(tarfile.TarInfo):
+    """A header that takes no more memory than a name needs: the library reads long ones as a whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if self.type in LONG and self.size > LONGEST_HEADER:
+            raise FetchError(f"the archive has a header of more than {LONGEST_HEADER} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise FetchError(SPARSE)
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+    def _proc_gnusparse_10(self, *_args: Any) -> None:
+        raise FetchError(SPARSE)
+
+
+class _Again:
+    """A stream whose first bytes were read already."""
+
+    def __init__(self, first: bytes, stream: "IO[bytes] | Counted") -> None:
+        self._first = first
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        first, self._first = self._first, b""
+        return first or self._stream.read(size)
+
+
+class Counted:
+    """A stream whose bytes are counted as they are read: unpacking one that comes over the network is progress."""
+
+    def __init__(self, stream: Any, progress: Progress) -> None:
+        self._stream = stream
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        piece: bytes = self._stream.read(size)
+        self._progress(len(piece))
+        return piece
+
+
+def unpack(stream: IO[bytes] | Counted, into: Path, room: Callable[[int], None]) -> None:
     """Unpacks an archive. Its files and folders only, and inside of the directory only.
 
     Args:
@@ -263,8 +329,14 @@ def unpack(stream: IO[bytes], into: Path, room: Callable[[int], None]) -> None:
         FetchError: it is no archive, or has what a model must not have.
     """
     try:
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        first = stream.read(2)
+        again = cast("IO[bytes]", _Again(first, stream))
+        # No other kinds of packing: those may need gigabytes of memory.
+        mode: Literal["r|gz", "r|"] = "r|gz" if first == GZIP else "r|"
+        with tarfile.open(fileobj=again, mode=mode, tarinfo=_Header) as archive:
             for count, member in enumerate(archive):
+                # The library keeps all headers otherwise.
+                archive.members.clear()  # type: ignore[attr-defined]
                 if count > MOST_FILES:
                     raise FetchError(f"the archive has more than {MOST_FILES} files")
                 name = member.name.removeprefix("./").rstrip("/")
@@ -279,7 +351,7 @@ def unpack(stream: IO[bytes], into: Path, room: Callable[[int], None]) -> None:
                     _extract(archive, member, path)
                 else:
                     raise FetchError(f"the archive has {name[:80]!r}, which is a link or a device")
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise FetchError(f"the archive cannot be unpacked: {error}") from None
 
 

@@ -68,8 +68,9 @@ def _fetch(order: Order, store: ModelStore, say: "Lines") -> Manifest:
     def room(need: int) -> None:
         store.make_room(source, need, quota=order.quota, stay=order.stay)
 
+    store.drop_rest(source)
     say.state(State.FETCHING)
-    meter = Meter(say.progress, room)
+    meter = Meter(say.progress, room, say.state)
     revision, files = "", tuple[ModelFile, ...]()
     if source.in_cache:
         revision, found = Hub(source, store.hub, into, meter).fetch()
@@ -109,17 +110,21 @@ class Lines:
         self._state = State.WAITING
         self._last = float("-inf")
         self._lock = threading.Lock()
+        self._at = (0, 0)
 
     def state(self, state: State) -> None:
-        self._state = state
-        self._line({"state": state.value})
+        with self._lock:
+            self._state = state
+            done, total = self._at
+            self._line({"state": state.value, "done": done, "total": total})
 
     def progress(self, done: int, total: int) -> None:
         with self._lock:
+            self._at = (done, total)
             if time.monotonic() - self._last < TELL_S:
                 return
             self._last = time.monotonic()
-        self._line({"state": self._state.value, "done": done, "total": total})
+            self._line({"state": self._state.value, "done": done, "total": total})
 
     def end(self, **values: object) -> None:
         self._line(values)

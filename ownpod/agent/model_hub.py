@@ -1,5 +1,6 @@
 """Models of Hugging Face's hub, by its own library: into its cache, or as plain files. Runs in a process of its own."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Hub:
             raise self._plain(error) from None
 
     def _fetch(self) -> tuple[str, tuple[ModelFile, ...]]:
+        self._drop_rest()
         planned = self._download(dry_run=True)
         commits = {plan.commit_hash for plan in planned}
         if len(commits) != 1 or not re.fullmatch(r"[0-9a-f]{40}", commit := commits.pop()):
@@ -65,17 +67,29 @@ class Hub:
         self._meter.room(sum(new.values()))
         top = Path(self._download(revision=commit, tqdm_class=_bar(self._meter)))
         files = []
-        for plan in planned:
-            path = top / plan.filename
-            if path.stat().st_size != plan.file_size:
-                self._drop(path)
-                raise FetchError(
-                    f"{plan.filename} does not have its {plan.file_size} bytes", again=True
-                )
-            total = self._sum(path) if plan.filename in new else ""
-            files.append(ModelFile(plan.filename, plan.file_size, total))
+        with self._meter.checks():
+            for plan in planned:
+                path = top / plan.filename
+                if path.stat().st_size != plan.file_size:
+                    self._drop(path)
+                    raise FetchError(
+                        f"{plan.filename} does not have its {plan.file_size} bytes", again=True
+                    )
+                # Also of files that were here: a try that was killed has not checked its own.
+                total = self._sum(path, plan.filename)
+                files.append(ModelFile(plan.filename, plan.file_size, total))
         self._name_revision(commit)
         return commit, tuple(files)
+
+    def _drop_rest(self) -> None:
+        """Removes the files of killed tries: their names are random, so that the library never continues them."""
+        top = self._into / ".cache" if self._into else self._repository / "blobs"
+        for path in top.rglob("*.incomplete"):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _repository(self) -> Path:
+        return self._cache / f"models--{self._source.repository.replace('/', '--')}"
 
     def _download(self, revision: str | None = None, **options: Any) -> Any:
         place = {"local_dir": self._into} if self._into else {"cache_dir": self._cache}
@@ -87,30 +101,43 @@ class Hub:
             **options,
         )
 
-    def _sum(self, path: Path) -> str:
-        """Checks a new file whose sum the hub knows, which is its name in the cache. Raises: FetchError."""
-        name = path.resolve().name
-        if not path.is_symlink() or not SHA256.fullmatch(name):
-            return ""
-        self._meter.add(0)
-        if sum_of(path) != name:
+    def _sum(self, path: Path, name: str) -> str:
+        """Checks a file whose sum the hub knows. Raises: FetchError."""
+        total = self._known_sum(path, name)
+        if total and sum_of(path) != total:
             self._drop(path)
-            raise FetchError(f"{path.name} does not have the SHA-256 that the hub has", again=True)
-        return name
+            raise FetchError(f"{name} does not have the SHA-256 that the hub has", again=True)
+        return total
+
+    def _known_sum(self, path: Path, name: str) -> str:
+        """The SHA-256 that the hub has told: the file's name in the cache, or beside plain files; "": none."""
+        if path.is_symlink():
+            # The first link only: the file in the cache may be a link to one that has the name of another sum.
+            total = path.readlink().name
+        elif self._into is not None:
+            note = self._into / ".cache/huggingface/download" / f"{name}.metadata"
+            try:
+                total = note.read_text().splitlines()[1].strip()
+            except (OSError, IndexError, UnicodeDecodeError):
+                return ""
+        else:
+            return ""
+        return total if SHA256.fullmatch(total) else ""
 
     def _drop(self, path: Path) -> None:
-        blob = path.resolve()
+        files = {path, path.resolve()}
+        if path.is_symlink():
+            files.add(path.parent.resolve() / path.readlink())
         path.unlink(missing_ok=True)
-        if blob.is_relative_to(self._cache):
-            blob.unlink(missing_ok=True)
+        for blob in files:
+            if Path(os.path.normpath(blob)).is_relative_to(self._cache):
+                blob.unlink(missing_ok=True)
 
     def _name_revision(self, commit: str) -> None:
         """Notes what the branch means, because a library without the hub looks for its name."""
         if self._into is None:
             ref = self._source.revision or "main"
-            place = (
-                self._cache / f"models--{self._source.repository.replace('/', '--')}" / "refs" / ref
-            )
+            place = self._repository / "refs" / ref
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(commit)
 

@@ -41,6 +41,8 @@ class FetchProcess:
             "HF_HUB_DOWNLOAD_TIMEOUT": str(max(1, int(self._stall_s / 2))),
             # Its own cache of parts would be outside of the quota.
             "HF_XET_CHUNK_CACHE_SIZE_BYTES": "0",
+            # Its store of files of several models would keep those of removed ones.
+            "HF_HUB_DISABLE_SHARED_BLOBS": "1",
         }
         left_out = {"HF_HUB_OFFLINE", "PYTHONWARNINGS"}
         given = {n: v for n, v in environ.items() if not n.startswith(SECRET) and n not in left_out}

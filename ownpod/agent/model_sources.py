@@ -5,13 +5,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from ownpod.agent.model_downloads import (
     PIECE,
+    Counted,
     FetchError,
     Http,
     Part,
@@ -22,6 +23,8 @@ from ownpod.agent.model_downloads import (
     unpack,
 )
 from ownpod.agent.model_orders import Options
+from ownpod.agent.model_rest import ARCHIVE
+from ownpod.rules.model_news import State
 from ownpod.rules.models import MOST_FILES, ModelSource, check_file
 
 BUCKET = "models"
@@ -37,10 +40,17 @@ class Meter:
     Args:
         report: gets the bytes that are here and the bytes of all, 0 if that is not known.
         room: makes room for bytes that are still to be written. Raises: FetchError.
+        state: gets what is done from now on.
     """
 
-    def __init__(self, report: Callable[[int, int], None], room: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        report: Callable[[int, int], None],
+        room: Callable[[int], None],
+        state: Callable[[State], None],
+    ) -> None:
         self._report = report
+        self._state = state
         self.room = room
         self.done = self.total = 0
 
@@ -53,6 +63,13 @@ class Meter:
         """All of it has this number of bytes."""
         self.total = total
         self._report(self.done, total)
+
+    @contextlib.contextmanager
+    def checks(self) -> Iterator[None]:
+        """Files are checked or unpacked meanwhile: no byte comes then, and the agent must not take it for a stall."""
+        self._state(State.CHECKING)
+        yield
+        self._state(State.FETCHING)
 
 
 def over_http(source: ModelSource, into: Path, meter: Meter, options: Options) -> str:
@@ -79,13 +96,14 @@ def files_over_http(http: Http, files: Iterable[Wanted], into: Path, meter: Mete
     # Packed and unpacked at the same time.
     meter.room(max(0, (2 if packed else 1) * meter.total - _size_of(into)))
     for file in wanted:
-        path = http.fetch(file, into, meter.add)
+        path = http.fetch(file, into, meter.add, meter.checks)
     if alone is None or not packed:
         return alone.path if alone else ""
-    archive = into.with_name(f"{into.name}.archive")
+    archive = into.with_name(f"{into.name}{ARCHIVE}")
     path.rename(archive)
+    _empty(into)
     try:
-        with archive.open("rb") as stream:
+        with archive.open("rb") as stream, meter.checks():
             unpack(stream, into, meter.room)
     finally:
         archive.unlink(missing_ok=True)
@@ -248,7 +266,8 @@ def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> st
     meter.expect(size or 0)
     meter.room(size or 0)
     if kind in {"application/x-tar", "application/gzip", "application/x-gzip"} or is_archive(name):
-        unpack(answer.raw, into, meter.room)
+        _empty(into)
+        unpack(Counted(answer.raw, meter.add), into, meter.room)
         return ""
     try:
         target = into / check_file(name)
@@ -269,6 +288,12 @@ def _size_of(directory: Path) -> int:
             with contextlib.suppress(OSError):
                 total += Path(top, name).stat().st_size
     return total
+
+
+def _empty(directory: Path) -> None:
+    """What a killed try has unpacked may be cut, or of an older archive."""
+    shutil.rmtree(directory)
+    directory.mkdir(mode=0o755)
 
 
 def clear(directory: Path) -> None:

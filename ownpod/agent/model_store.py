@@ -2,7 +2,7 @@
 
 hub/                     Hugging Face's cache, as its library writes it
 store/<key>/             every other model, once it is whole
-store/.partial-<key>/    one that is being fetched
+store/.partial-<key>/    one that is being fetched; with .archive or .old and a number behind it: it is used by no later fetch
 ownpod/<key>.json        the manifest of a whole model; its time of change is the model's last use
 ownpod/<key>.lock        held while a model is fetched; the kernel frees it when the process dies
 ownpod/store.lock        held while something is chosen that others could choose otherwise
@@ -10,7 +10,6 @@ ownpod/used/<worker>     the key of the model that a worker of this host has
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ownpod.agent.model_rest import drop_rest, held
 from ownpod.rules.models import (
     FILE,
     KEY,
@@ -181,7 +181,7 @@ class ModelStore:
         """No other process chooses anything meanwhile. Raises: OSError."""
         with self._threads:
             self.make()
-            with _lock(self._own / "store.lock", wait=True):
+            with held(self._own / "store.lock", wait=True):
                 yield
 
     @contextlib.contextmanager
@@ -190,7 +190,7 @@ class ModelStore:
         self.make()
         with contextlib.ExitStack() as locks:
             for name in self._locks(source):
-                if not locks.enter_context(_lock(self._own / name, wait=wait)):
+                if not locks.enter_context(held(self._own / name, wait=wait)):
                     yield False
                     return
             yield True
@@ -263,7 +263,7 @@ class ModelStore:
             ]
             disk = shutil.disk_usage(self.root)
             if disk.free - need < disk.total // 10:
-                self._drop_partials(source.key)
+                self._drop_rest(source.key, partial=True)
                 disk = shutil.disk_usage(self.root)
             for key in evictions(models, need, free=disk.free, total=disk.total, quota=quota):
                 manifest = self._read(key)
@@ -278,15 +278,13 @@ class ModelStore:
         with self.fetching(source, wait=False) as free:
             return not free
 
-    def _drop_partials(self, but: str) -> None:
-        """Removes the rest of fetches that no process continues."""
-        for path in (self.root / "store").glob(".partial-*"):
-            key = path.name.removeprefix(".partial-")
-            if key == but or not KEY.fullmatch(key):
-                continue
-            with _lock(self._own / f"{key}.lock", wait=False) as free:
-                if free:
-                    shutil.rmtree(path, ignore_errors=True)
+    def drop_rest(self, source: ModelSource) -> None:
+        """Removes what killed processes have left and no fetch uses. The caller holds the model's lock. Raises: OSError."""
+        with self.locked():
+            self._drop_rest(source.key, partial=False)
+
+    def _drop_rest(self, own: str, *, partial: bool) -> None:
+        drop_rest(self.root / "store", self._own, own, partial=partial)
 
     def remove(self, source: ModelSource) -> str:
         """Removes a model. Returns why it stays, in words for people; "": it is gone. Raises: OSError, ValueError."""
@@ -301,6 +299,7 @@ class ModelStore:
             if manifest is not None:
                 self._remove(manifest)
             shutil.rmtree(self.partial(source.key), ignore_errors=True)
+            self._drop_rest(source.key, partial=False)
         return ""
 
     def _remove(self, manifest: Manifest) -> None:
@@ -367,19 +366,5 @@ def _sync(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _lock(file: Path, *, wait: bool) -> Iterator[bool]:
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
     finally:
         os.close(handle)

@@ -17,7 +17,7 @@ class State(StrEnum):
     """It is about to be fetched."""
     FETCHING = "fetching"
     CHECKING = "checking"
-    """Its files are here, and are compared with their sizes and sums."""
+    """Its files are here, and are unpacked, or compared with their sizes and sums."""
     READY = "ready"
     FAILED = "failed"
 

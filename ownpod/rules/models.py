@@ -134,8 +134,11 @@ def check_source(source: ModelSource) -> None:
             valid = False
         if not valid:
             raise ValueError(f"source of model {source.id!r} must be a URL with a host")
-    elif kind == FILE and ".." in text.split("/"):
-        raise ValueError(f"source of model {source.id!r} must be a path without ..")
+    elif kind == FILE and (not text.startswith("file:///") or ".." in text.split("/")):
+        # A relative path would be looked for where the agent runs, and mounted from the directory of all models.
+        raise ValueError(
+            f"source of model {source.id!r} must be file:// and an absolute path without .."
+        )
 
 
 def check_id(model_id: str) -> str:

@@ -1,7 +1,9 @@
 """Models of a host: fetched once however many ask, continued where they were cut, checked, and within a quota."""
 
+import gzip
 import io
 import json
+import lzma
 import os
 import random
 import shutil
@@ -14,12 +16,13 @@ import pytest
 from helpers import wait_until
 from model_server import COMMIT, model_server, sha256
 
-from ownpod.agent import model_store
+from ownpod.agent import model_downloads, model_sources, model_store
 from ownpod.agent.model_downloads import FetchError
 from ownpod.agent.model_fetch import Lines, fetch
 from ownpod.agent.model_orders import Options, Order
 from ownpod.agent.model_process import FetchProcess
 from ownpod.agent.model_store import ModelStore
+from ownpod.rules.model_news import State
 from ownpod.rules.models import ModelSource, NoRoom
 
 DATA = random.Random(7).randbytes(300_000)
@@ -102,6 +105,52 @@ def test_an_archive_that_leads_out_of_its_directory_is_refused(server, root, mem
     assert not (root / "store" / "out").exists()
 
 
+def header(kind, size, **changes):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    for name, value in changes.items():
+        setattr(info, name, value)
+    return info.tobuf(tarfile.PAX_FORMAT if changes else tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (header(tarfile.XHDTYPE, 2**30), "header of more than"),
+        (header(tarfile.XGLTYPE, 2**30), "header of more than"),
+        (header(tarfile.GNUTYPE_LONGNAME, 2**30), "header of more than"),
+        (header(tarfile.GNUTYPE_SPARSE, 0), "holes"),
+        (
+            header(
+                tarfile.REGTYPE,
+                512,
+                pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+            )
+            + b"1" * 512,
+            "holes",
+        ),
+        (lzma.compress(gzip.decompress(archive(("weights", b"x")))), "cannot be unpacked"),
+    ],
+)
+def test_an_archive_that_would_take_memory_is_refused(server, root, data, words):
+    server.files["/m.tar"] = data
+    with pytest.raises(FetchError, match=words):
+        get(root, model(server, "/m.tar"))
+
+
+def test_the_headers_of_an_archive_are_not_kept(server, root, monkeypatch):
+    kept, extract = [], model_downloads._extract
+
+    def extracted(tar, *args):
+        kept.append(len(tar.members))
+        extract(tar, *args)
+
+    monkeypatch.setattr(model_downloads, "_extract", extracted)
+    server.files["/m.tar"] = archive(*((f"{n}", b"x") for n in range(9)))
+    assert len(get(root, model(server, "/m.tar")).files) == 9
+    assert max(kept) <= 1
+
+
 def test_a_server_that_is_away_for_a_moment_is_asked_again_and_one_that_refuses_is_not(
     server, root
 ):
@@ -117,6 +166,37 @@ def test_a_signed_url_is_in_no_error(server, root):
         get(root, model(server, "/model.bin?signature=secret"))
     assert "secret" not in str(caught.value)
     assert "secret" not in model(server, "/model.bin?signature=secret").shown
+
+
+def test_no_stall_is_seen_while_an_archive_is_unpacked_or_a_sum_is_checked(
+    server, root, monkeypatch
+):
+    say, seen = Silent(), []
+    unpacks, sums = model_sources.unpack, model_downloads.sum_of
+    monkeypatch.setattr(
+        model_sources, "unpack", lambda *args: (seen.append(say._state), unpacks(*args))
+    )
+    monkeypatch.setattr(
+        model_downloads, "sum_of", lambda path: (seen.append(say._state), sums(path))[1]
+    )
+    server.files["/m.tar.gz"] = archive(("weights", DATA))
+    fetch(order(root, model(server, "/m.tar.gz")), say)
+    server.files["/f/weights"] = DATA
+    files = [{"path": "weights", "url": "/f/weights", "sha256": sha256(DATA)}]
+    server.download = lambda _: (200, {}, json.dumps({"files": files}).encode())
+    fetch(order(root, ModelSource("b", "file-service:"), options=service(server)), say)
+    assert seen == [State.CHECKING, State.CHECKING]
+
+
+def test_an_archive_that_is_unpacked_as_it_comes_is_progress(server, root):
+    kinds = {"Content-Type": "application/x-tar"}
+    data = archive(("weights", DATA))
+    server.download = lambda _: (200, kinds, data)
+    told = []
+    say = Silent()
+    say.progress = lambda done, _total: told.append(done)
+    fetch(order(root, ModelSource("a", "file-service:"), options=service(server)), say)
+    assert told[-1] == len(data)
 
 
 @pytest.mark.slow
@@ -147,6 +227,45 @@ def test_a_fetch_that_was_killed_is_continued_where_it_was_cut(server, root):
     manifest = get(root, model(server))
     assert path_of(root, manifest).read_bytes() == DATA * 30
     assert server.gets("/model.bin") == [0, have]
+
+
+def test_what_a_killed_process_has_left_and_nobody_continues_is_dropped_by_the_next_fetch(
+    server, root
+):
+    store = ModelStore(root)
+    store.make()
+    source, other, busy = (model(server, f"/{n}", id=n) for n in ("m.tar", "other", "busy"))
+    server.files["/m.tar"] = archive(("weights", DATA))
+    partial = store.partial(source.key)
+    cut = partial / "of-an-older-archive"
+    cut.parent.mkdir()
+    cut.write_bytes(b"cut")
+    kept = [store.partial(other.key), partial.with_name(f"{store.partial(busy.key).name}.archive")]
+    kept[0].mkdir()
+    kept[1].write_bytes(DATA)
+    left = [partial.with_name(f"{store.partial(s.key).name}.archive") for s in (source, other)]
+    for path in left:
+        path.write_bytes(DATA)
+    left.append(partial.with_name(f"{partial.name}.old1"))
+    (left[-1] / "weights").mkdir(parents=True)
+    with store.fetching(busy, wait=False):
+        manifest = get(root, source)
+    assert [file.path for file in manifest.files] == ["weights"]
+    assert [path for path in left if path.exists()] == []
+    assert [path for path in kept if path.exists()] == kept
+    assert store.remove(busy) == ""
+    assert not kept[1].exists()
+
+
+@pytest.mark.slow
+def test_what_the_library_of_the_hub_does_not_continue_is_dropped(hub, root):
+    source = ModelSource("tiny", "hf://org/tiny")
+    top = root / "hub" / "models--org--tiny" / "blobs"
+    top.mkdir(parents=True)
+    left = top / f"{sha256(DATA)}.12345678.incomplete"
+    left.write_bytes(DATA)
+    assert hub(root, source).error == ""
+    assert not left.exists()
 
 
 @pytest.mark.slow
@@ -206,6 +325,20 @@ def hub(server, monkeypatch):
     return fetched
 
 
+@pytest.fixture
+def hub_states(server):
+    server.repositories["org/tiny"] = {"model.safetensors": DATA}
+    environ = {**os.environ, "HF_ENDPOINT": server.url}
+
+    def states(root, source):
+        process = FetchProcess(order(root, source), environ)
+        found = [state for state, *_ in process.steps()]
+        assert process.end().error == ""
+        return found
+
+    return states
+
+
 @pytest.mark.slow
 def test_a_repository_of_the_hub_is_in_hugging_faces_cache(server, hub, root):
     source = ModelSource("tiny", "hf://org/tiny")
@@ -259,6 +392,60 @@ def test_a_file_of_the_hub_that_leads_out_of_the_cache_is_refused(server, hub, r
     server.repositories["org/tiny"]["../../../out"] = b"x"
     assert hub(root, ModelSource("tiny", "hf://org/tiny")).error
     assert not list(root.rglob("out"))
+
+
+def again(root, source):
+    """The next fetch finds the files, but no manifest, as after a try that was killed."""
+    (root / "ownpod" / f"{source.key}.json").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_file_that_a_killed_try_has_left_is_checked_too(hub, root, flat):
+    source = ModelSource("tiny", "hf://org/tiny", flat=flat)
+    assert hub(root, source).error == ""
+    place = path_of(root, ModelStore(root).find(source))
+    again(root, source)
+    if flat:
+        # What the hub's library notes is removed at the end of a fetch.
+        place = place.rename(ModelStore(root).partial(source.key))
+        notes = place / ".cache" / "huggingface" / "download"
+        notes.mkdir(parents=True)
+        note = f"{COMMIT}\n{sha256(DATA)}\n{2**40}\n"
+        (notes / "model.safetensors.metadata").write_text(note)
+    (place / "model.safetensors").resolve().write_bytes(bytes(len(DATA)))
+    end = hub(root, source)
+    assert "SHA-256" in end.error
+    assert end.again
+    assert hub(root, source).error == ""
+    manifest = ModelStore(root).find(source)
+    assert (path_of(root, manifest) / "model.safetensors").read_bytes() == DATA
+
+
+@pytest.mark.slow
+def test_the_sums_of_the_hub_are_checked_in_a_state_of_its_own(hub_states, root):
+    states = hub_states(root, ModelSource("tiny", "hf://org/tiny"))
+    assert State.CHECKING in states
+    assert states.index(State.FETCHING) < states.index(State.CHECKING)
+
+
+@pytest.mark.slow
+def test_a_file_that_several_models_of_the_hub_share_has_its_own_sum(hub, root):
+    source = ModelSource("tiny", "hf://org/tiny")
+    assert hub(root, source).error == ""
+    again(root, source)
+    # The library's store of shared files names them by the sum of another kind.
+    shared = root / "hub" / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    blob = root / "hub" / "models--org--tiny" / "blobs" / sha256(DATA)
+    blob.rename(shared)
+    blob.symlink_to(os.path.relpath(shared, blob.parent))
+    assert hub(root, source).error == ""
+    shared.write_bytes(bytes(len(DATA)))
+    again(root, source)
+    assert "SHA-256" in hub(root, source).error
+    assert not blob.is_symlink()
+    assert not shared.exists()
 
 
 # fsspec, and paths of the host

@@ -50,6 +50,8 @@ def test_a_source_has_its_kind(source, kind):
         ModelSource("x", "hf://org/tiny", "../../refs"),
         ModelSource("x", "https:///x"),
         ModelSource("x", "file:///srv/../etc"),
+        ModelSource("x", "file://ownpod"),
+        ModelSource("x", "file://."),
         ModelSource("x", "https://x/a b"),
         ModelSource("../x", "hf://org/tiny"),
         ModelSource("x" * 201, "hf://org/tiny"),
