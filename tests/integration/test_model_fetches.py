@@ -279,6 +279,19 @@ def test_a_process_that_fetches_ends_with_its_agent(server, root):
     process.end()
 
 
+@pytest.mark.slow
+def test_what_a_library_prints_is_no_step(server, root):
+    server.files["/model.bin"] = DATA
+    process = FetchProcess(order(root, model(server)), os.environ)
+    process._process.stdout.readline()
+    lines = process._process.stdout
+    process._process.stdout = io.StringIO('5\nnull\n"state"\n[]\nx\n{"state": "fetching"}\n')
+    assert list(process.steps()) == [(State.FETCHING, 0, 0)]
+    lines.close()
+    process.kill()
+    process.end()
+
+
 def test_a_file_that_has_changed_since_it_was_cut_begins_at_its_first_byte(server, root):
     partial = ModelStore(root).partial(model(server).key)
     partial.mkdir(parents=True)
