@@ -267,9 +267,12 @@ class ModelStore:
                 disk = shutil.disk_usage(self.root)
             for key in evictions(models, need, free=disk.free, total=disk.total, quota=quota):
                 manifest = self._read(key)
-                if manifest is not None:
-                    log.info("model %s gives way to model %s", manifest.source.id, source.id)
-                    self._remove(manifest)
+                if manifest is None:
+                    continue
+                with self.fetching(manifest.source, wait=False) as free:
+                    if free:
+                        log.info("model %s gives way to model %s", manifest.source.id, source.id)
+                        self._remove(manifest)
 
     def _stays(self, manifest: Manifest, bound: Collection[str]) -> bool:
         source = manifest.source
@@ -295,11 +298,12 @@ class ModelStore:
             with self.fetching(source, wait=False) as free:
                 if not free:
                     return "it is being fetched"
-            manifest = self._read(source.key)
-            if manifest is not None:
-                self._remove(manifest)
-            shutil.rmtree(self.partial(source.key), ignore_errors=True)
-            self._drop_rest(source.key, partial=False)
+                # Within the lock: a fetch of another revision would lose files of the cache that it has not named yet.
+                manifest = self._read(source.key)
+                if manifest is not None:
+                    self._remove(manifest)
+                shutil.rmtree(self.partial(source.key), ignore_errors=True)
+                self._drop_rest(source.key, partial=False)
         return ""
 
     def _remove(self, manifest: Manifest) -> None:

@@ -626,6 +626,25 @@ def test_a_model_that_is_being_fetched_does_not_give_way(server, root):
     assert store.find(a) is not None
 
 
+def test_no_fetch_begins_while_a_model_is_removed(server, root, monkeypatch):
+    server.files["/a"] = server.files["/b"] = DATA
+    a, b = (model(server, f"/{name}", id=name) for name in ("a", "b"))
+    store, seen = ModelStore(root), []
+    removes = ModelStore._remove
+
+    def removed(self, manifest):
+        with ModelStore(root).fetching(manifest.source, wait=False) as free:
+            seen.append(free)
+        removes(self, manifest)
+
+    monkeypatch.setattr(ModelStore, "_remove", removed)
+    get(root, a)
+    get(root, b, quota=len(DATA))
+    assert store.find(a) is None
+    assert store.remove(b) == ""
+    assert seen == [False, False]
+
+
 def test_threads_that_hold_and_release_never_lose_a_user(server, root):
     server.files["/a"] = DATA
     a = model(server, "/a", id="a")
