@@ -238,13 +238,20 @@ class ModelStore:
     # Room.
 
     def make_room(
-        self, source: ModelSource, need: int, *, quota: int | None, stay: Collection[str]
+        self,
+        source: ModelSource,
+        need: int,
+        *,
+        have: int = 0,
+        quota: int | None,
+        stay: Collection[str],
     ) -> None:
         """Removes models until one has room.
 
         Args:
             source: the one.
             need: bytes that it still needs.
+            have: bytes that are here of it.
             quota: bytes that all models may have; None: no limit.
             stay: keys of models that are wanted, and ids of those that are pinned.
 
@@ -261,6 +268,7 @@ class ModelStore:
                 )
                 for w in self.all()
             ]
+            models.append(Kept("", have, 0.0, bound=True))
             disk = shutil.disk_usage(self.root)
             if disk.free - need < disk.total // 10:
                 self._drop_rest(source.key, partial=True)
