@@ -48,6 +48,9 @@ GZIP = b"\x1f\x8b"
 Progress = Callable[[int], None]
 """Gets the number of bytes that are new."""
 
+Room = Callable[[int, int], None]
+"""Makes room for bytes that are still to be written, beside those that are here. Raises: FetchError."""
+
 Checks = Callable[[], contextlib.AbstractContextManager[None]]
 
 
@@ -317,17 +320,18 @@ class Counted:
         return piece
 
 
-def unpack(stream: IO[bytes] | Counted, into: Path, room: Callable[[int], None]) -> None:
+def unpack(stream: IO[bytes] | Counted, into: Path, room: Room) -> None:
     """Unpacks an archive. Its files and folders only, and inside of the directory only.
 
     Args:
         stream: a tar archive, with gzip or without.
         into: the directory.
-        room: is called with the size of each file before it is written; raises FetchError if there is no room.
+        room: is called for each file before it is written.
 
     Raises:
         FetchError: it is no archive, or has what a model must not have.
     """
+    written = 0
     try:
         first = stream.read(2)
         again = cast("IO[bytes]", _Again(first, stream))
@@ -346,7 +350,8 @@ def unpack(stream: IO[bytes] | Counted, into: Path, room: Callable[[int], None])
                 if member.isdir():
                     path.mkdir(mode=0o755, parents=True, exist_ok=True)
                 elif member.isreg():
-                    room(member.size)
+                    room(member.size, written)
+                    written += member.size
                     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                     _extract(archive, member, path)
                 else:

@@ -53,8 +53,6 @@ def fetch(order: Order, say: "Lines") -> Manifest:
             if (found := store.find(source)) is not None:
                 return found
             return _fetch(order, store, say)
-    except NoRoom as error:
-        raise FetchError(str(error)) from None
     except ValueError as error:
         raise FetchError(str(error)) from None
     except OSError as error:
@@ -65,8 +63,11 @@ def fetch(order: Order, say: "Lines") -> Manifest:
 def _fetch(order: Order, store: ModelStore, say: "Lines") -> Manifest:
     source, into = order.source, store.partial(order.source.key)
 
-    def room(need: int) -> None:
-        store.make_room(source, need, quota=order.quota, stay=order.stay)
+    def room(need: int, have: int) -> None:
+        try:
+            store.make_room(source, need, have=have, quota=order.quota, stay=order.stay)
+        except NoRoom as error:
+            raise FetchError(str(error)) from None
 
     store.drop_rest(source)
     say.state(State.FETCHING)

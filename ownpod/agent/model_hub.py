@@ -64,7 +64,7 @@ class Hub:
         new = {plan.filename: plan.file_size for plan in planned if plan.will_download}
         self._meter.done = sum(plan.file_size for plan in planned if not plan.will_download)
         self._meter.expect(sum(plan.file_size for plan in planned))
-        self._meter.room(sum(new.values()))
+        self._meter.room(sum(new.values()), 0)
         top = Path(self._download(revision=commit, tqdm_class=_bar(self._meter)))
         files = []
         with self._meter.checks():

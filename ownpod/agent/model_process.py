@@ -72,6 +72,9 @@ class FetchProcess:
                 values = json.loads(line)
             except ValueError:
                 continue
+            if not isinstance(values, dict):
+                # A library may print.
+                continue
             if "state" not in values:
                 self._end = End(str(values.get("error", "")), bool(values.get("again")))
                 continue

@@ -16,6 +16,7 @@ from ownpod.agent.model_downloads import (
     FetchError,
     Http,
     Part,
+    Room,
     Wanted,
     check_status,
     is_archive,
@@ -30,6 +31,9 @@ from ownpod.rules.models import MOST_FILES, ModelSource, check_file
 BUCKET = "models"
 """The file service's bucket with models."""
 
+LOOK = 16 * PIECE
+"""Bytes of a model of unknown size after which there is looked for room."""
+
 LISTED = 10 * 1024 * 1024
 """Bytes of a list of files, at most."""
 
@@ -39,28 +43,32 @@ class Meter:
 
     Args:
         report: gets the bytes that are here and the bytes of all, 0 if that is not known.
-        room: makes room for bytes that are still to be written. Raises: FetchError.
+        room: makes room for bytes that are still to be written, beside those that are here. Raises: FetchError.
         state: gets what is done from now on.
     """
 
     def __init__(
         self,
         report: Callable[[int, int], None],
-        room: Callable[[int], None],
+        room: Room,
         state: Callable[[State], None],
     ) -> None:
         self._report = report
+        self._looked = 0
         self._state = state
         self.room = room
         self.done = self.total = 0
 
     def add(self, count: int) -> None:
-        """These bytes are new."""
+        """These bytes are new. Raises: FetchError, a model of unknown size has no room for them."""
         self.done += count
+        if not self.total and self.done - self._looked >= LOOK:
+            self._looked = self.done
+            self.room(0, self.done)
         self._report(self.done, self.total)
 
     def expect(self, total: int) -> None:
-        """All of it has this number of bytes."""
+        """All of it has this number of bytes; 0: not known."""
         self.total = total
         self._report(self.done, total)
 
@@ -90,11 +98,12 @@ def files_over_http(http: Http, files: Iterable[Wanted], into: Path, meter: Mete
         wanted.append(Wanted(file.path, file.url, size, file.sha256))
     if not wanted:
         raise FetchError("the source has no files")
-    meter.expect(sum(file.size or 0 for file in wanted))
+    total = sum(file.size or 0 for file in wanted)
+    meter.expect(total if all(file.size is not None for file in wanted) else 0)
     alone = wanted[0] if len(wanted) == 1 else None
     packed = alone is not None and is_archive(alone.path)
     # Packed and unpacked at the same time.
-    meter.room(max(0, (2 if packed else 1) * meter.total - _size_of(into)))
+    _make_room(meter, (2 if packed else 1) * total, into)
     for file in wanted:
         path = http.fetch(file, into, meter.add, meter.checks)
     if alone is None or not packed:
@@ -140,7 +149,7 @@ def over_fsspec(source: ModelSource, into: Path, meter: Meter, _options: Options
         if not files or len(files) > MOST_FILES:
             raise FetchError(f"{source.shown} has {len(files) or 'no'} files")
         meter.expect(sum(int(info["size"]) for *_, info in files))
-        meter.room(max(0, meter.total - _size_of(into)))
+        _make_room(meter, meter.total, into)
         for path, name, info in files:
             _copy(system, name, info, into / path, meter)
     return files[0][0] if len(files) == 1 else ""
@@ -264,7 +273,7 @@ def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> st
     given = re.search(r'filename="?([^";]+)"?', answer.headers.get("Content-Disposition", ""))
     name = given[1].strip() if given else re.sub(r"[^A-Za-z0-9._-]+", "-", model_id)
     meter.expect(size or 0)
-    meter.room(size or 0)
+    meter.room(size or 0, 0)
     if kind in {"application/x-tar", "application/gzip", "application/x-gzip"} or is_archive(name):
         _empty(into)
         unpack(Counted(answer.raw, meter.add), into, meter.room)
@@ -278,6 +287,11 @@ def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> st
     part.write(answer.iter_content(PIECE), 0, meter.add, most=size)
     part.finish(size, "", "the file service's answer")
     return name
+
+
+def _make_room(meter: Meter, total: int, into: Path) -> None:
+    here = min(total, _size_of(into))
+    meter.room(total - here, here)
 
 
 def _size_of(directory: Path) -> int:

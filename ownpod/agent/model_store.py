@@ -238,13 +238,20 @@ class ModelStore:
     # Room.
 
     def make_room(
-        self, source: ModelSource, need: int, *, quota: int | None, stay: Collection[str]
+        self,
+        source: ModelSource,
+        need: int,
+        *,
+        have: int = 0,
+        quota: int | None,
+        stay: Collection[str],
     ) -> None:
         """Removes models until one has room.
 
         Args:
             source: the one.
             need: bytes that it still needs.
+            have: bytes that are here of it.
             quota: bytes that all models may have; None: no limit.
             stay: keys of models that are wanted, and ids of those that are pinned.
 
@@ -261,15 +268,19 @@ class ModelStore:
                 )
                 for w in self.all()
             ]
+            models.append(Kept("", have, 0.0, bound=True))
             disk = shutil.disk_usage(self.root)
             if disk.free - need < disk.total // 10:
                 self._drop_rest(source.key, partial=True)
                 disk = shutil.disk_usage(self.root)
             for key in evictions(models, need, free=disk.free, total=disk.total, quota=quota):
                 manifest = self._read(key)
-                if manifest is not None:
-                    log.info("model %s gives way to model %s", manifest.source.id, source.id)
-                    self._remove(manifest)
+                if manifest is None:
+                    continue
+                with self.fetching(manifest.source, wait=False) as free:
+                    if free:
+                        log.info("model %s gives way to model %s", manifest.source.id, source.id)
+                        self._remove(manifest)
 
     def _stays(self, manifest: Manifest, bound: Collection[str]) -> bool:
         source = manifest.source
@@ -295,11 +306,12 @@ class ModelStore:
             with self.fetching(source, wait=False) as free:
                 if not free:
                     return "it is being fetched"
-            manifest = self._read(source.key)
-            if manifest is not None:
-                self._remove(manifest)
-            shutil.rmtree(self.partial(source.key), ignore_errors=True)
-            self._drop_rest(source.key, partial=False)
+                # Within the lock: a fetch of another revision would lose files of the cache that it has not named yet.
+                manifest = self._read(source.key)
+                if manifest is not None:
+                    self._remove(manifest)
+                shutil.rmtree(self.partial(source.key), ignore_errors=True)
+                self._drop_rest(source.key, partial=False)
         return ""
 
     def _remove(self, manifest: Manifest) -> None:

@@ -278,7 +278,11 @@ class HostModels:
             self._retry_at.pop(source.key, None)
             tries = self._news[source.key].tries if source.key in self._news else 0
             self._note(source, State.WAITING, tries=tries)
-            self._running[source.key] = self._start(source)
+            try:
+                self._running[source.key] = self._start(source)
+            except OSError as error:
+                self._note_failure(source, f"no process can be started: {_plain(error)}")
+                return False
         threading.Thread(target=self._run, args=(source,), name="model", daemon=True).start()
         return True
 
@@ -298,10 +302,10 @@ class HostModels:
 
     def _run(self, source: ModelSource) -> None:
         log.info("model %s is fetched from %s", source.id, source.shown or "its place")
-        began, error, process = self._clock(), "", None
+        began, error = self._clock(), ""
+        with self._lock:
+            process = self._running.get(source.key)
         for attempt in range(1, self._settings.tries + 1):
-            with self._lock:
-                process = self._running.get(source.key)
             if process is None:
                 break
             end = self._follow(source, process)
@@ -311,9 +315,13 @@ class HostModels:
             log.info("model %s: %s; tried again", source.id, error)
             time.sleep(start_pause_s(attempt) / 2)
             with self._lock:
-                if self._closed or source.key not in self._running:
+                if self._closed or self._running.get(source.key) is not process:
                     break
-                self._running[source.key] = self._start(source)
+                try:
+                    process = self._running[source.key] = self._start(source)
+                except OSError as failure:
+                    error = f"no process can be started: {_plain(failure)}"
+                    break
         with self._lock:
             if self._running.get(source.key) is process:
                 self._running.pop(source.key, None)
@@ -329,12 +337,19 @@ class HostModels:
 
     def _follow(self, source: ModelSource, process: FetchProcess) -> End:
         told_at = float("-inf")
-        for state, done, total in process.steps():
-            with self._lock:
-                self._note(source, state, done, total)
-            if self._clock() - told_at >= PROGRESS_S:
-                told_at = self._clock()
-                self.done()
+        try:
+            for state, done, total in process.steps():
+                with self._lock:
+                    self._note(source, state, done, total)
+                if self._clock() - told_at >= PROGRESS_S:
+                    told_at = self._clock()
+                    self.done()
+        except Exception as error:
+            # Without an end the model would count as one that is being fetched until the agent ends.
+            log.exception("model %s: its process is not understood", source.id)
+            process.kill()
+            process.end()
+            return End(f"it failed unexpectedly: {type(error).__name__}", again=True)
         return process.end()
 
     def _of(self, source: ModelSource) -> News | None:

@@ -144,7 +144,10 @@ def _orders(found: Mapping[str, str]) -> Iterable[tuple[str, Order]]:
         try:
             values = json.loads(text)
             source = ModelSource(**values["source"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+            texts = (source.id, source.source, source.revision)
+            valid = all(isinstance(t, str) for t in texts) and source.key == key
+            valid = valid and values["do"] in (FETCH, REMOVE)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
-        if source.key == key and values["do"] in {FETCH, REMOVE}:
+        if valid:
             yield key, Order(values["do"], source, text)

@@ -6,6 +6,7 @@ import pytest
 from helpers import job_store, wait_until
 from model_server import model_server
 
+from ownpod.agent import models
 from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Started
@@ -94,7 +95,7 @@ class Rig:
             name,
             Models(client),
             container=engine.name == "docker",
-            fetching=FetchSettings(tries=1, **changes),
+            fetching=FetchSettings(**{"tries": 1, **changes}),
             head_start_s=0.0,
         )
         self.engine = engine
@@ -281,6 +282,56 @@ def test_an_order_that_fails_is_told_once_and_forgotten(server, client, rig):
     news = stored.news(["h"])["h"][0]
     assert (news.state, news.tries) == (State.FAILED, 1)
     assert "HTTP 404" in news.error
+
+
+class Broken:
+    """A process whose lines cannot be understood."""
+
+    def __init__(self, *_args):
+        self.killed = False
+
+    def steps(self):
+        yield State.FETCHING, 1, 2
+        raise ValueError("no state")
+
+    def kill(self):
+        self.killed = True
+
+    def end(self):
+        assert self.killed
+
+
+def no_process(*_args):
+    raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        (Broken, Broken, "it failed unexpectedly: ValueError"),
+        (Broken, no_process, "no process can be started: "),
+        (no_process, no_process, "no process can be started: "),
+    ],
+)
+def test_a_fetch_that_breaks_is_begun_again_later(
+    server, client, rig, monkeypatch, first, then, words
+):
+    processes, source = iter([first, then]), spec(server).template.model
+
+    def process(*args):
+        return next(processes)(*args)
+
+    monkeypatch.setattr(models, "FetchProcess", process)
+    monkeypatch.setattr(models, "start_pause_s", lambda _tries: 0.0)
+    host = rig(tries=2)
+    host.models.coming(W, source, may_fetch=True)
+    found = wait_until(
+        lambda: (news := host.models._of(source)) and news.state is State.FAILED and news, 20
+    )
+    assert found.error.startswith(words)
+    assert host.models._running == {}
+    monkeypatch.undo()
+    wait_until(lambda: host.models.coming(W, source, may_fetch=True) is None, 20)
 
 
 def test_the_next_agent_continues_a_fetch_that_was_cut(server, managed, rig):

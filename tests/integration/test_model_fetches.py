@@ -279,6 +279,19 @@ def test_a_process_that_fetches_ends_with_its_agent(server, root):
     process.end()
 
 
+@pytest.mark.slow
+def test_what_a_library_prints_is_no_step(server, root):
+    server.files["/model.bin"] = DATA
+    process = FetchProcess(order(root, model(server)), os.environ)
+    process._process.stdout.readline()
+    lines = process._process.stdout
+    process._process.stdout = io.StringIO('5\nnull\n"state"\n[]\nx\n{"state": "fetching"}\n')
+    assert list(process.steps()) == [(State.FETCHING, 0, 0)]
+    lines.close()
+    process.kill()
+    process.end()
+
+
 def test_a_file_that_has_changed_since_it_was_cut_begins_at_its_first_byte(server, root):
     partial = ModelStore(root).partial(model(server).key)
     partial.mkdir(parents=True)
@@ -611,6 +624,62 @@ def test_a_model_that_is_being_fetched_does_not_give_way(server, root):
             store.make_room(model(server, id="b"), free, quota=None, stay=())
         assert store.remove(a) == "it is being fetched"
     assert store.find(a) is not None
+
+
+def test_an_archive_that_is_larger_than_it_says_does_not_exceed_the_quota(server, root):
+    server.files["/m.tar.gz"] = archive(*((f"{n}", bytes(100_000)) for n in range(9)))
+    source = model(server, "/m.tar.gz")
+    with pytest.raises(FetchError, match="OWNPOD_MODELS_QUOTA"):
+        get(root, source, quota=500_000)
+    partial = ModelStore(root).partial(source.key)
+    assert sum(file.stat().st_size for file in partial.iterdir()) <= 500_000
+    assert get(root, source, quota=900_000).size == 900_000
+
+
+def test_a_model_whose_size_nobody_tells_does_not_exceed_the_quota(server, root, monkeypatch):
+    monkeypatch.setattr(model_sources, "LOOK", 100_000)
+    monkeypatch.setattr(model_downloads, "PIECE", 50_000)
+    # As a signed URL, which permits no HEAD.
+    monkeypatch.setattr(model_downloads.Http, "size", lambda *_: None)
+    server.files["/model.bin"] = DATA * 4
+    with pytest.raises(FetchError, match="OWNPOD_MODELS_QUOTA"):
+        get(root, model(server), quota=600_000)
+    part = ModelStore(root).partial(model(server).key) / "model.bin.part"
+    assert part.stat().st_size <= 700_000
+    assert get(root, model(server), quota=1_200_000).size == 1_200_000
+
+
+def test_what_is_here_of_a_model_counts_in_the_quota(server, root):
+    server.files["/model.bin"], server.files["/a"] = DATA, DATA
+    store, a = ModelStore(root), model(server, "/a", id="a")
+    get(root, a)
+    store.hold("worker1", a)
+    partial = store.partial(model(server).key)
+    partial.mkdir()
+    (partial / "model.bin.part").write_bytes(DATA[:200_000])
+    (partial / "model.bin.part.tag").write_text(json.dumps(server.tag))
+    with pytest.raises(FetchError, match="OWNPOD_MODELS_QUOTA"):
+        get(root, model(server), quota=500_000)
+    assert get(root, model(server), quota=600_000).size == len(DATA)
+
+
+def test_no_fetch_begins_while_a_model_is_removed(server, root, monkeypatch):
+    server.files["/a"] = server.files["/b"] = DATA
+    a, b = (model(server, f"/{name}", id=name) for name in ("a", "b"))
+    store, seen = ModelStore(root), []
+    removes = ModelStore._remove
+
+    def removed(self, manifest):
+        with ModelStore(root).fetching(manifest.source, wait=False) as free:
+            seen.append(free)
+        removes(self, manifest)
+
+    monkeypatch.setattr(ModelStore, "_remove", removed)
+    get(root, a)
+    get(root, b, quota=len(DATA))
+    assert store.find(a) is None
+    assert store.remove(b) == ""
+    assert seen == [False, False]
 
 
 def test_threads_that_hold_and_release_never_lose_a_user(server, root):

@@ -1,6 +1,7 @@
 """/api/models and `ownpod models`: what hosts have, and what they are asked to do."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +13,7 @@ from ownpod.api.services import services_of
 from ownpod.rules.managed import AgentInfo
 from ownpod.rules.model_news import News, State
 from ownpod.rules.models import ModelSource
+from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.models import FETCH, REMOVE, Models
 from ownpod.tools.cli import main
@@ -51,6 +53,29 @@ def stored(client):
     for host in ("h", "i"):
         Agents(client).heartbeat(AgentInfo(host, "docker"), host)
     return Models(client)
+
+
+@pytest.mark.parametrize(
+    ("do", "changes"),
+    [
+        ([], {}),
+        ("other", {}),
+        (FETCH, {"id": 5}),
+        (FETCH, {"source": 5}),
+        (FETCH, {"revision": 5}),
+        (FETCH, {"other": 5}),
+    ],
+)
+def test_an_order_that_cannot_be_read_does_not_hide_the_others(client, stored, do, changes):
+    stored.order("h", FETCH, TINY)
+    source = {**asdict(ModelSource("other", "hf://org/other")), **changes}
+    try:
+        key = ModelSource(**source).key
+    except (TypeError, AttributeError):
+        key = "x"
+    text = json.dumps({"do": do, "source": source})
+    client.hset(f"{keys.MODELS_ORDERS}h", key, text)
+    assert [order.source for order in stored.read("h")[0].values()] == [TINY]
 
 
 def call(api, method, path, **options):
