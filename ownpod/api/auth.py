@@ -123,6 +123,11 @@ def seen_owner() -> str | None:
     return caller()
 
 
+def is_admin() -> bool:
+    """Whether this request has an admin key."""
+    return bool(credentials.matches(presented_key(), services().settings.admin_keys))
+
+
 def check_opens(endpoint_id: str) -> None:
     """Checks that this request's key opens an endpoint that is not in the URL. Raises: Forbidden."""
     if endpoint_id not in opened_endpoints():
@@ -182,7 +187,7 @@ def check_key() -> None:
         # A 404 outside the API has no information to protect.
         return
     svc = services()
-    if credentials.matches(presented_key(), svc.settings.admin_keys):
+    if is_admin():
         return
     if access is Access.MANAGE:
         _refuse_managing(svc)

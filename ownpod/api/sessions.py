@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request, stream_with_context
 from marshmallow import Schema
 
 from ownpod.api import schemas, task_schemas
-from ownpod.api.auth import check_opens, opened_endpoints, seen_owner, session_owner
+from ownpod.api.auth import check_opens, is_admin, opened_endpoints, seen_owner, session_owner
 from ownpod.api.places import view_sessions
 from ownpod.api.services import answer, services
 from ownpod.errors import BadRequest, RedisUnavailable, SessionNotFound
@@ -71,12 +71,16 @@ def prewarm() -> Response:
             f"task_preset: {body['task_preset']!r} of model {body['model_id']!r} has one-off tasks only"
         )
     _check_difficulty(preset, body["task_difficulty"])
-    given = body["wait_seconds"]
+    given, idle_s, life_s = (
+        body[name] for name in ("wait_seconds", "idle_timeout_seconds", "max_lifetime_seconds")
+    )
+    if (excess := preset.session.excess(idle_s, life_s)) and not is_admin():
+        raise BadRequest(excess)
     wish = wish_for(
         endpoint,
         body["task_difficulty"],
-        idle_s=body["idle_timeout_seconds"],
-        life_s=body["max_lifetime_seconds"],
+        idle_s=idle_s,
+        life_s=life_s,
         wait_s=svc.settings.gpu_wait_s if given is None else given,
         labels=body["metadata"],
     )

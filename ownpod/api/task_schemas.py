@@ -15,8 +15,8 @@ TIMEOUT_S = (10, 86_400)
 WAIT_S = (0, 86_400)
 """Seconds: limits of ``wait_seconds``."""
 
-LIFE_S = (0, 30 * 86_400)
-"""Seconds: limits of a session's idle time-out and lifetime."""
+LIFE_S = (1, 30 * 86_400)
+"""Seconds: limits of a session's idle time-out and lifetime. Never, with which an idle session holds its device, is for presets only."""
 
 KEEP_S = (1, 30 * 86_400)
 """Seconds: limits of a keepalive; a session takes four times its idle time-out at most."""
@@ -225,10 +225,12 @@ class PrewarmSchema(Schema):
     task_preset = _text("the preset's name", required=True)
     task_difficulty = _difficulty()
     idle_timeout_seconds = _seconds(
-        "seconds without work until the session ends, 0: never; without it, the preset's", LIFE_S
+        "seconds without work until the session ends, at most the preset's; without it, the preset's",
+        LIFE_S,
     )
     max_lifetime_seconds = _seconds(
-        "seconds from ready until the session ends, 0: never; without it, the preset's", LIFE_S
+        "seconds from ready until the session ends, at most the preset's; without it, the preset's",
+        LIFE_S,
     )
     wait_seconds = _seconds("seconds for which the session may wait for a device", WAIT_S)
     metadata = fields.Dict(

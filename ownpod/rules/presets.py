@@ -48,6 +48,16 @@ class SessionLimits:
     from_created: bool = False
     evictable: bool = False
 
+    def excess(self, idle_s: int | None, life_s: int | None) -> str:
+        """What is too long of a client's own limits, which name the field; "": nothing. None: the client has none."""
+        for name, given, most in (
+            ("idle_timeout_seconds", idle_s, self.idle_timeout_s),
+            ("max_lifetime_seconds", life_s, self.max_lifetime_s),
+        ):
+            if given is not None and 0 < most < given:
+                return f"{name}: must be at most {most}, the preset's, not {given}; only an admin key may have more"
+        return ""
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -37,10 +37,16 @@ def session() -> None:
 @click.argument("preset")
 @click.option("-d", "--difficulty", help="The pool of devices; by default the preset's.")
 @click.option(
-    "--idle", type=int, metavar="SECONDS", help="End it after this time without work. 0: never."
+    "--idle",
+    type=int,
+    metavar="SECONDS",
+    help="End it after this time without work, at most the preset's.",
 )
 @click.option(
-    "--life", type=int, metavar="SECONDS", help="End it after this time from ready. 0: never."
+    "--life",
+    type=int,
+    metavar="SECONDS",
+    help="End it after this time from ready, at most the preset's.",
 )
 @click.option(
     "--device-wait",

@@ -42,7 +42,9 @@ PAGES = {
 def app(client, redis_server, tmp_path):
     """An API that has jobs in every state, and holds no request."""
     file = tmp_path / "workers.yaml"
-    file.write_text("{endpoints: {ep: {}}, models: {m: {p: {image: a, command: b}}}}")
+    # The document has no preset's limits, because an admin's session may exceed them.
+    preset = "{image: a, command: b, session: {idleTimeout: 0, maxLifetime: 0}}"
+    file.write_text(f"{{endpoints: {{ep: {{}}}}, models: {{m: {{p: {preset}}}}}}}")
     app = create_app(
         load_settings(
             REDIS_URL=redis_server.url,

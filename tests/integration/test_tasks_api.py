@@ -446,7 +446,7 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
         "task_preset": "talk",
         "task_difficulty": "low",
         "idle_timeout_seconds": 60,
-        "max_lifetime_seconds": 0,
+        "max_lifetime_seconds": 900,
         "metadata": {"user": "7"},
     }
     made = api.post("/api/sessions", json=body)
@@ -454,7 +454,7 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
     session = made.json
     assert (session["status"], session["phase"]) == ("initializing", "wanted")
     assert (session["model_id"], session["task_preset"]) == ("llama-7b", "talk")
-    assert (session["idle_timeout_seconds"], session["max_lifetime_seconds"]) == (60, 0)
+    assert (session["idle_timeout_seconds"], session["max_lifetime_seconds"]) == (60, 900)
     assert session["labels"] == {"user": "7"}
     assert (session["gpu"], session["gpu_device_id"]) == (None, None)
     host(client)
@@ -471,11 +471,15 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
     }
     assert shown["container_id"] == f"ownpod-{session['session_id']}"
     assert shown["idle_expires_at"].endswith("Z")
-    assert shown["expires_at"] is None
+    assert shown["expires_at"].endswith("Z")
     assert shown["image"] == "llm-runner:latest"
     for wrong, words in (
         ({"task_preset": "print"}, "one-off tasks only"),
         ({"idle_timeout_seconds": -1}, "idle_timeout_seconds"),
+        ({"idle_timeout_seconds": 0}, "idle_timeout_seconds"),
+        ({"max_lifetime_seconds": 0}, "max_lifetime_seconds"),
+        ({"idle_timeout_seconds": 301}, "idle_timeout_seconds: must be at most 300, the preset's"),
+        ({"max_lifetime_seconds": 3601}, "max_lifetime_seconds: must be at most 3600"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"model_id": None}, "model_id"),
         ({"task_difficulty": "x"}, "low"),
@@ -483,6 +487,28 @@ def test_a_session_is_made_before_its_first_task_with_limits_of_its_own(api, cli
         answer = api.post("/api/sessions", json=body | wrong)
         assert answer.status_code == 400, wrong
         assert words in answer.json["detail"]
+
+
+def test_only_an_admin_or_the_preset_gives_a_session_longer_limits(make_api):
+    text = OPEN.replace(
+        "oneOff: false", "oneOff: false, session: {idleTimeout: 0, maxLifetime: 7200}"
+    )
+    api = make_api(text, **KEYS)
+
+    def answered(key, preset, idle_s, life_s):
+        limits = {"idle_timeout_seconds": idle_s, "max_lifetime_seconds": life_s}
+        body = {"model_id": "llama-7b", "task_preset": preset, **limits}
+        answer = api.post("/api/sessions", json=body, headers=keyed(key))
+        return answer.status_code
+
+    for key, may in (("global-key", 400), ("admin-key", 200)):
+        assert answered(key, "inference", 300, 3600) == 200
+        assert answered(key, "inference", 301, 3600) == may
+        assert answered(key, "inference", 300, 3601) == may
+        # The preset has no idle time, so its clients may have any.
+        assert answered(key, "talk", 86_400, 7200) == 200
+        assert answered(key, "talk", 86_400, 7201) == may
+        assert answered(key, "talk", 0, 7200) == answered(key, "talk", 1, 0) == 400
 
 
 def test_sessions_are_listed_by_status_and_model(api, client):
