@@ -16,7 +16,7 @@ from ownpod.api.services import answer, services
 from ownpod.errors import BadRequest, RedisUnavailable, SessionNotFound
 from ownpod.rules.event_data import iso, log_data
 from ownpod.rules.managed import Phase, new_worker_id
-from ownpod.rules.presets import Preset
+from ownpod.rules.presets import Preset, device_wait_s
 from ownpod.rules.sessions import Reason, Session, Status, wish_for
 from ownpod.rules.task_views import describe_session
 
@@ -81,7 +81,7 @@ def prewarm() -> Response:
         body["task_difficulty"],
         idle_s=idle_s,
         life_s=life_s,
-        wait_s=svc.settings.gpu_wait_s if given is None else given,
+        wait_s=device_wait_s(given, svc.settings.gpu_wait_s, one_off=False),
         labels=body["metadata"],
     )
     opened = svc.sessions.open(wish, owner=session_owner(), worker_id=new_worker_id(), reuse=False)

@@ -21,7 +21,7 @@ from ownpod.rules.presets import Preset
 from ownpod.rules.sessions import Reason, Session, about_of, reason_of, wish_for
 from ownpod.rules.task_views import TaskFacts, TaskType
 from ownpod.rules.templates import ManagedSpec, spec_text
-from ownpod.store.sessions import UNPLACED_S, Opened, Sessions
+from ownpod.store.sessions import Opened, Sessions, longest_wait_s
 from ownpod.store.store import Store
 
 MOST_OPENINGS = 5
@@ -39,7 +39,8 @@ class TaskWish:
         difficulty: the pool of its device; None: the preset's.
         metadata: its input, JSON text of an object.
         timeout_s: seconds for which it may run.
-        wait_s: seconds for which a new worker may wait for a device; 0: it is refused if none is free.
+        wait_s: seconds for which a new worker may wait for a device; None: as long as its job does, 0: it is refused if none
+            is free.
         session_id: the session that the client names; None: any, or a new one.
         create_session: always a new session.
         on_disconnect: a word of :class:`ownpod.rules.task_views.OnDisconnect`.
@@ -52,7 +53,7 @@ class TaskWish:
     difficulty: str | None
     metadata: str
     timeout_s: int
-    wait_s: int
+    wait_s: int | None
     session_id: str | None = None
     create_session: bool = False
     on_disconnect: str
@@ -183,7 +184,7 @@ class Tasks:
             )
         spec = preset.for_difficulty(spec, wish.difficulty)
         difficulty = wish.difficulty or preset.difficulty
-        if not wish.wait_s and not self._sessions.has_room(spec):
+        if wish.wait_s == 0 and not self._sessions.has_room(spec):
             raise NoDeviceFree(difficulty)
         worker_id, job_id = new_worker_id(), new_job_id(sync=False)
         self._sessions.open_task(
@@ -196,7 +197,7 @@ class Tasks:
             preset=preset.name,
             difficulty=difficulty,
             output=preset.output.value,
-            wait_s=wish.wait_s or UNPLACED_S,
+            wait_s=longest_wait_s(wish.wait_s),
         )
         # A worker whose job is not created, or was by an earlier request, is ended by housekeeping.
         return self._create(

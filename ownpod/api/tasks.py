@@ -27,6 +27,7 @@ from ownpod.configuration.custom import CUSTOM
 from ownpod.errors import BadRequest, JobNotFound, UnsupportedMediaType
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import Job, JobStatus
+from ownpod.rules.presets import device_wait_s
 from ownpod.rules.task_views import (
     SUBMITTED_STATUS,
     TASK_STATUS,
@@ -196,7 +197,11 @@ def _wish(
         difficulty=difficulty,
         metadata=body["metadata"] or "{}",
         timeout_s=timeout_s(body["timeout_seconds"], endpoint),
-        wait_s=wait_s(body["wait_seconds"]),
+        wait_s=device_wait_s(
+            body["wait_seconds"],
+            services().settings.gpu_wait_s,
+            one_off=kind is TaskType.ONE_OFF,
+        ),
         session_id=session_id,
         create_session=bool(body.get("create_session")),
         on_disconnect=body["on_disconnect"],
@@ -215,11 +220,6 @@ def timeout_s(given: int | None, endpoint: Endpoint) -> int:
             f"timeout_seconds: must be a whole number of seconds from {task_schemas.TIMEOUT_S[0]} to {longest}, not {given}"
         )
     return given
-
-
-def wait_s(given: int | None) -> int:
-    """Seconds for which a new worker may wait for its device."""
-    return services().settings.gpu_wait_s if given is None else given
 
 
 def _client() -> Client:

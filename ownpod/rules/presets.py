@@ -18,6 +18,23 @@ DIFFICULTIES: Mapping[str, tuple[str, ...]] = {LOW: (LOW,), HIGH: (HIGH,)}
 """The pools of each difficulty, where the configuration says nothing."""
 
 
+SESSION_WAIT_S = 60
+"""Seconds for which a new session waits for a device by default, because a client waits for its first task."""
+
+
+def device_wait_s(asked: int | None, configured: int | None, *, one_off: bool) -> int | None:
+    """Seconds for which a new worker may wait for a device; None: as long as the job's ttl, 0: it is refused if none is free.
+
+    Args:
+        asked: what the client wants; None: it does not say.
+        configured: ``OWNPOD_GPU_WAIT_S``; None: it is not set.
+        one_off: the worker is a one-off task's.
+    """
+    if asked is not None:
+        return asked
+    return configured if configured is not None or one_off else SESSION_WAIT_S
+
+
 class OutputMode(StrEnum):
     """What the plain lines are that a one-off task writes to its standard output."""
 

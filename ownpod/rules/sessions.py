@@ -25,6 +25,9 @@ KEEPALIVE_FACTOR = 4
 MISSING_JOB_S = 30.0
 """Seconds after which the worker of a one-off task leaves if its job was never created, because the API ended in between."""
 
+MODEL_WAIT_S = 60
+"""Seconds after which a worker ends whose model cannot be had, although it may wait for a device for any time."""
+
 MOST_MOVES = 3
 """How often a task moves to another session before it fails."""
 
@@ -309,15 +312,20 @@ def decide(session: Session, *, job_over: bool | None = None) -> End | None:
 
 
 def _waited_too_long(worker: ManagedWorker, now_ms: int) -> bool:
-    if worker.phase is not Phase.WANTED or not worker.wait_s:
+    longest_s = worker.wait_s or (MODEL_WAIT_S if _lacks_model(worker) else 0)
+    if worker.phase is not Phase.WANTED or not longest_s:
         return False
     since_ms = max(worker.created_ms, worker.fetched_ms or 0)
-    return now_ms - since_ms >= worker.wait_s * 1000
+    return now_ms - since_ms >= longest_s * 1000
+
+
+def _lacks_model(worker: ManagedWorker) -> bool:
+    return f"{CANNOT_START}model " in worker.reason
 
 
 def _no_place(worker: ManagedWorker) -> End:
     """The end of a wanted worker that has waited too long: for a device, or for its model, which no host can have."""
-    if f"{CANNOT_START}model " in worker.reason:
+    if _lacks_model(worker):
         return End(Reason.MODEL_FAILED, words=worker.reason)
     return _end(Reason.NO_DEVICE)
 

@@ -119,10 +119,10 @@ class Presets:
         alias=Alias(name="FILE_SERVICE_INTERNAL_KEY"),
         purpose="key of the file service",
     )
-    gpu_wait_s: int = variable(
+    gpu_wait_s: int | None = variable(
         "OWNPOD_GPU_WAIT_S",
-        60,
         limits=(0, DAY_S),
+        unset="unset: 60 for a session, the job's `ttl` for a one-off task",
         purpose="seconds for which a new session, or the container of a one-off task, waits for a device where the request has no "
         "`wait_seconds`. 0: the request is answered 503 if no device is free",
     )

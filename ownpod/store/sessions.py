@@ -124,7 +124,7 @@ class Sessions:
             worker_id,
             *wanted_arguments(wish.endpoint, wish.spec, None),
             *(owner, wish.about, wish.queue_max, wish.idle_s, wish.life_s),
-            *(int(wish.hard_life), int(wish.from_created), _longest_wait_s(wish)),
+            *(int(wish.hard_life), int(wish.from_created), longest_wait_s(wish.wait_s)),
             self._store.messages.own_queue(wish.endpoint, ""),
             *devices,
             int(wish.wait_s != 0),
@@ -379,8 +379,9 @@ class Sessions:
             )
 
 
-def _longest_wait_s(wish: SessionWish) -> int:
-    return 0 if wish.wait_s is None else wish.wait_s or UNPLACED_S
+def longest_wait_s(wait_s: int | None) -> int:
+    """Seconds after which a wanted worker ends; 0: never. See :class:`ownpod.rules.sessions.SessionWish` for ``wait_s``."""
+    return 0 if wait_s is None else wait_s or UNPLACED_S
 
 
 def _check_id(worker_id: str) -> None:

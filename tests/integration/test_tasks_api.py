@@ -266,6 +266,28 @@ def test_without_a_wait_a_task_is_refused_where_no_device_is_free(make_api, clie
     assert made(api, task_type=kind, create_session=True)["status"] == "queued"
 
 
+@pytest.mark.parametrize(
+    ("environ", "asked", "session_s", "one_off_s"),
+    [
+        # 0: the worker waits for any time, and the ttl ends its job.
+        ({}, None, 60, 0),
+        ({}, 5, 5, 5),
+        ({"OWNPOD_GPU_WAIT_S": 7}, None, 7, 7),
+        ({"OWNPOD_GPU_WAIT_S": 7}, 5, 5, 5),
+    ],
+)
+def test_a_one_off_task_waits_for_a_device_as_long_as_its_job_does(
+    make_api, client, environ, asked, session_s, one_off_s
+):
+    api = make_api(**environ)
+    made(api, task_type="session", wait_seconds=asked)
+    made(api, task_type="oneoff", wait_seconds=asked)
+    prewarm = {"model_id": "llama-7b", "task_preset": "talk", "wait_seconds": asked}
+    assert api.post("/api/sessions", json=prewarm).status_code == 200
+    waits = sorted((worker.role, worker.wait_s) for worker in Managed(client).list())
+    assert waits == [("session", session_s), ("session", session_s), ("task", one_off_s)]
+
+
 def test_a_session_that_ends_takes_no_more_tasks_and_says_why(api, client):
     session = made(api)["session_id"]
     ready(client, session)

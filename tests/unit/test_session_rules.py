@@ -117,8 +117,13 @@ def test_a_session_whose_model_is_fetched_waits_for_no_device_meanwhile():
     assert reason(decide(session(**waits, fetched_ms=NOW - 60_000))) is Reason.NO_DEVICE
     failed = "host h cannot start it: model llama: its source answers 404"
     assert reason(decide(session(**waits, reason=failed))) is Reason.MODEL_FAILED
-    task = session(**waits, reason=failed, role=Role.TASK)
-    assert reason(decide(task, job_over=False)) is Reason.MODEL_FAILED
+    for wait_s in (60, 0):
+        task = session(**waits | {"wait_s": wait_s}, reason=failed, role=Role.TASK)
+        assert reason(decide(task, job_over=False)) is Reason.MODEL_FAILED
+    # It waits as long as its job, but not for a model that cannot be had.
+    for age_s, why in ((59, failed), (10**6, "all 2 devices of pool low are busy")):
+        young = waits | {"created_ms": NOW - age_s * 1000, "wait_s": 0, "reason": why}
+        assert decide(session(**young, role=Role.TASK), job_over=False) is None
 
 
 @pytest.mark.parametrize(
