@@ -19,7 +19,7 @@ from ownpod.rules.jobs import new_job_id
 from ownpod.rules.managed import new_worker_id
 from ownpod.rules.presets import Preset
 from ownpod.rules.sessions import Reason, Session, about_of, reason_of, wish_for
-from ownpod.rules.task_views import TaskFacts, TaskType
+from ownpod.rules.task_views import TaskFacts, TaskType, task_facts
 from ownpod.rules.templates import ManagedSpec, spec_text
 from ownpod.store.sessions import Opened, Sessions, longest_wait_s
 from ownpod.store.store import Store
@@ -128,7 +128,8 @@ class Tasks:
         if wish.session_id is not None:
             if not self._sessions.takes_tasks(wish.session_id, wish.endpoint.id, client.sees):
                 check_fits(self.session(wish.session_id, client.sees), wish.endpoint, preset)
-            return self._create(replace(submission, private=wish.session_id), wish.session_id)
+            submission = replace(submission, private=wish.session_id)
+            return self._create(submission, wish.session_id, found=True)
         return self._of_some_session(wish, submission, client)
 
     def session(self, session_id: str, sees: str | None) -> Session:
@@ -153,7 +154,9 @@ class Tasks:
             )
             try:
                 submitted = self._create(
-                    replace(submission, private=opened.id, movable=True), opened.id
+                    replace(submission, private=opened.id, movable=True),
+                    opened.id,
+                    found=not opened.created,
                 )
             except (SessionEnded, SessionQueueFull):
                 if not left:
@@ -204,7 +207,13 @@ class Tasks:
             replace(submission, private=worker_id, one_off=True, job_id=job_id), None
         )
 
-    def _create(self, submission: Submission, session_id: str | None) -> TaskSubmitted:
+    def _create(
+        self, submission: Submission, session_id: str | None, *, found: bool = False
+    ) -> TaskSubmitted:
+        if found:
+            facts = replace(task_facts(submission.task), found=True)
+            # Not in its body, because a repeated request may find the session that the first one has made.
+            submission = replace(submission, task=facts.text())
         submitted = self._submissions.submit(submission)
         if submitted.earlier:
             return self._earlier(submitted.job_id)

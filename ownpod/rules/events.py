@@ -100,6 +100,8 @@ class Section:
     """The worker in whose own queue the job waits, or waited; None: in its endpoint's."""
     session_id: str | None = None
     """The session of a task, after its record; None: it has none, or is no task."""
+    found: bool = False
+    """The session was there before the job, which names it or got it as one that could run it."""
 
     @property
     def more(self) -> bool:
@@ -174,7 +176,8 @@ def resumes_at(job: Job, cursor: Cursor) -> Cursor:
 def events_of(section: Section, connection: Connection) -> Iterator[Event]:
     """The events after ``section.start``.
 
-    ``connection`` is the first event of a stream, and comes again when it changes. An attempt begins with
+    ``connection`` is the first event of a stream, and comes again when it changes. Its status is ``session_found`` only as that
+    of the first event. An attempt begins with
     ``worker restarted``, if it is not the first, and ``worker working``. Final text or output come after all chunks,
     and ``task_finish`` is the last event of a job that has ended.
     """
@@ -231,6 +234,12 @@ class _Walk:
             return False
         return self._is_connected or self._at.mark != f"{_QUEUED}{self._connection.position}"
 
+    @property
+    def _is_found(self) -> bool:
+        """The next event is the stream's first, of a job that waits for a session that was there before it."""
+        at, section = self._at, self._section
+        return section.found and not (at.attempt or at.mark or section.moves or self._job.attempt)
+
     def _connected(self, **at: Any) -> Event:
         job, connection = self._job, self._connection
         data: dict[str, Any] = {
@@ -245,6 +254,8 @@ class _Walk:
             mark = self._section.connected
         elif connection.position:
             data["position"] = connection.position
+        if data["status"] == "queued" and self._is_found:
+            data["status"] = "session_found"
         return self._event("connection", data | dict(connection.data), **({"mark": mark} | at))
 
     # An attempt.

@@ -49,6 +49,7 @@ class TaskFacts:
         type: a word of :class:`TaskType`; "": the job is no task.
         timeout_seconds: for which it may run.
         on_disconnect: a word of :class:`OnDisconnect`.
+        found: its session was there before it.
     """
 
     type: str = ""
@@ -57,6 +58,7 @@ class TaskFacts:
     difficulty: str = ""
     timeout_seconds: int = 0
     on_disconnect: str = OnDisconnect.CONTINUE.value
+    found: bool = False
 
     def text(self) -> str:
         """As JSON, for the record."""

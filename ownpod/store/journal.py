@@ -115,6 +115,7 @@ class Journal(Part):
                 raise JobNotFound(job_id)
             now_first, base, code, exit_code, lost, most, *rest = values[len(Job.FIELDS) :]
             queue, moves, private, task = rest
+            request = _request(task)
             at = _begin(cursor, job, int(base or 0))
             same = at == start and first == int(now_first or 0)
             if same and index == (at.chunks if at.attempt == job.attempt else 0):
@@ -131,7 +132,9 @@ class Journal(Part):
                         all_lost=int(lost or 0) >= int(most or 1),
                     ),
                     moves=int(moves or 0),
-                    session_id=private if _is_of_session(task) else None,
+                    session_id=private if request.get("type") == "session" else None,
+                    # A job of the queue API that has a session names it.
+                    found=private is not None and (not task or request.get("found") is True),
                     waits_for=self._waits_for(job, queue),
                 )
             # The cursor is of an earlier attempt or submission, or entries have been dropped.
@@ -150,15 +153,13 @@ class Journal(Part):
         return self._messages.worker_of(job.endpoint, queue or "")
 
 
-def _is_of_session(task: str | None) -> bool:
-    """Whether a job's record has the request for a task of a session."""
-    if not task:
-        return False
+def _request(task: str | None) -> dict[str, Any]:
+    """What a job's record keeps of the request that made it a task; {}: it is none, or this cannot be read."""
     try:
-        facts = json.loads(task)
+        facts = json.loads(task or "{}")
     except (ValueError, RecursionError):
-        return False
-    return isinstance(facts, dict) and facts.get("type") == "session"
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _begin(cursor: Cursor | None, job: Job, base: int) -> Cursor:

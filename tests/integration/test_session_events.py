@@ -12,6 +12,7 @@ from ownpod.rules.managed import AgentInfo, Device, new_worker_id
 from ownpod.rules.presets import Preset
 from ownpod.rules.runs import Outcome
 from ownpod.rules.sessions import Reason, wish_for
+from ownpod.rules.task_views import TaskFacts
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Scaling, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents
@@ -40,7 +41,8 @@ class Lab:
     def submit(self, job_id="job-1"):
         queue = self.store.messages.own_queue("ep", self.id)
         own = {"queue": queue, "private": self.id, "affinity": "strict", "max_attempts": 1}
-        self.store.jobs.create(new_job(job_id, **own))
+        task = TaskFacts(type="session").text()
+        self.store.jobs.create(new_job(job_id, task=task, **own))
 
     def ready(self):
         assert self.managed.place(self.id, "h", "t", ["GPU-1"])

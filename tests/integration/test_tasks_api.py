@@ -232,6 +232,32 @@ def test_an_idle_session_is_reused_and_another_is_made_where_the_client_wants_on
     assert made(api, session_id=first)["session_id"] == first
 
 
+def first_status(api, task_id):
+    response = api.get(f"/api/tasks/{task_id}/events", buffered=False)
+    parser, pieces, events = sse.Parser(), response.iter_encoded(), []
+    while not events:
+        events = parser.feed(next(pieces))
+    response.close()
+    return events[0].data["status"]
+
+
+def test_a_task_that_waits_for_a_session_which_was_there_has_found_it(make_api, client):
+    api = make_api(OPEN.replace("oneOff: false", "oneOff: false, session: {queue: 9}"), holds=True)
+    talk = {"task_preset": "talk", "wait_seconds": 50}
+    first = made(api, **talk)
+    named = made(api, **talk, session_id=first["session_id"])
+    reused = made(api, **talk)
+    other = made(api, **talk, create_session=True)
+    assert first["session_id"] == reused["session_id"] != other["session_id"]
+    pin = {"X-Runpod-Worker-Id": f"strict {other['session_id']}"}
+    job = api.post("/v2/llama-7b-talk/run", json={"input": {}}, headers=pin).json["id"]
+    ids = [task["task_id"] for task in (first, named, reused, other)]
+    assert [first_status(api, task_id) for task_id in (*ids, job)] == [
+        *("queued", "session_found", "session_found", "queued", "session_found")
+    ]
+    assert first_status(api, made(api, task_type="oneoff")["task_id"]) == "queued"
+
+
 def test_tasks_of_other_presets_never_share_a_session(api, client):
     first = made(api)["session_id"]
     ready(client, first)

@@ -36,6 +36,7 @@ class World:
     deleted: int = 0
     connection: Connection = SESSION
     most: int = 1000
+    found: bool = False
 
     def read(self, cursor: Cursor | None, *, chunks: int = 100) -> Section:
         """As ``Journal.read``: ``chunks`` is the number of them that it brings at most."""
@@ -51,6 +52,7 @@ class World:
             whole=index + len(found) == len(self.chunks),
             first=max(at.entries, self.dropped),
             entries=self.entries[max(0, at.entries - self.dropped) :],
+            found=self.found,
         )
 
     def events(self, cursor: Cursor | None = None, *, chunks: int = 100) -> list:
@@ -188,6 +190,25 @@ def test_a_waiting_job_shows_each_position_once():
         "1-0.0c connection allocated",
         "1-0.0 worker working",
     ]
+
+
+def test_a_job_that_waits_for_a_session_which_was_there_says_so_once():
+    world = World(found=True, connection=replace(SESSION, position=2))
+    (first,) = world.events()
+    assert shown([first]) == ["0-0.0q2 connection session_found"]
+    assert json.loads(first.data)["position"] == 2
+    assert shown(world.events()) == shown([first])
+    world.move()
+    (second,) = world.events(parse(first.id))
+    assert shown([second]) == ["0-0.0q3 connection queued"]
+    world.place()
+    assert shown(world.events(parse(second.id))) == ["0-0.0c connection session_ready"]
+    # One that is the next of a session, or has begun or waits again, does not.
+    assert shown(world.events()) == ["0-0.0c connection session_ready"]
+    world.place()
+    for step, status in (("claim", "session_ready"), ("requeue", "queued")):
+        getattr(world, step)()
+        assert json.loads(world.events()[0].data)["status"] == status
 
 
 def test_a_client_of_an_older_attempt_gets_the_last_one_from_its_beginning():
@@ -349,11 +370,16 @@ def test_a_cursor_of_no_attempt_or_of_an_earlier_submission_begins_again():
 STORIES = st.lists(st.sampled_from(STEPS), max_size=40)
 
 
-@example(["claim", "chunk", "tell", "requeue", "tell", "claim", "tell", "chunk", "finish"], 1)
-@example(["claim", "chunk", "chunk", "requeue"], 1)
-@given(STORIES, st.integers(1, 3))
-def test_a_stream_that_is_cut_at_any_event_goes_on_with_exactly_the_rest(steps, chunks):
-    world = World(most=5)
+@example(
+    ["claim", "chunk", "tell", "requeue", "tell", "claim", "tell", "chunk", "finish"],
+    1,
+    False,
+)
+@example(["claim", "chunk", "chunk", "requeue"], 1, False)
+@example(["tell", "tell", "move"], 1, True)
+@given(STORIES, st.integers(1, 3), st.booleans())
+def test_a_stream_that_is_cut_at_any_event_goes_on_with_exactly_the_rest(steps, chunks, found):
+    world = World(most=5, found=found)
     for step in steps:
         getattr(world, step)()
     whole = world.events()
