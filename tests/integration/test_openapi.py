@@ -72,6 +72,14 @@ def documents(app):
     return {"published": openapi.from_wsgi("/openapi.json", app), "internal": internal}
 
 
+@pytest.mark.parametrize("event_id", ["1-0.2", "0-0.0q3", "0-0.0c12", "2-17.4000t", "1-end"])
+def test_the_document_takes_the_ids_of_a_tasks_events(app, event_id):
+    paths = app.test_client().get("/openapi.json").json["paths"]
+    parameters = paths["/api/tasks/{task_id}/events"]["get"]["parameters"]
+    (after,) = [p["schema"] for p in parameters if p["name"] == "after"]
+    assert re.search(after["pattern"], event_id)
+
+
 def test_every_route_is_in_one_of_both_documents(app):
     # The documents of RunPod's management APIs have a test of their own.
     others = ("rest_v1", "rest_v2", "graphql", "hapi")
