@@ -6,7 +6,7 @@ import re
 
 import pytest
 from helpers import job_store, load_settings, new_job
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import GenerationMode, openapi
 
 from ownpod.api import create_app
@@ -14,6 +14,7 @@ from ownpod.api.openapi import make_spec
 from ownpod.api.openapi_internal import make_internal_spec
 from ownpod.api.openapi_tasks import TaskChoices
 from ownpod.api.services import services_of
+from ownpod.rules.catalog import RESERVED
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.presets import Preset
 from ownpod.rules.runs import Outcome
@@ -126,6 +127,8 @@ def test_generated_requests_find_nothing(documents, kind, path, method, mode):
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case):
+        # Below such a segment a wrong id is RunPod's REST v2's, whose errors have another form.
+        assume(case.path_parameters.get("endpoint_id") not in RESERVED)
         if ("job_id" in path or "task_id" in path) and mode is GenerationMode.POSITIVE:
             # No job has a generated id; these ids are of jobs in every state.
             name = "job_id" if "job_id" in path else "task_id"
