@@ -5,9 +5,8 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from ownpod.api.schemas import Flag
 from ownpod.rules.task_views import OnDisconnect, TaskType
-from ownpod.validation import NAME, WholeNumber
+from ownpod.validation import NAME, Flag, WholeNumber
 
 TIMEOUT_S = (10, 86_400)
 """Seconds: limits of ``timeout_seconds``; the setting for the longest one may be lower."""
