@@ -79,6 +79,15 @@ def _ascii(host: str) -> str:
         return " (xn--...)"
 
 
+class Flag(fields.Boolean):
+    """true or false; marshmallow's own field also accepts 1, "yes" and "on"."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("must be true or false")
+        return value
+
+
 class WholeNumber(fields.Integer):
     """A whole number in any notation, because 5000.0 is an integer in JSON Schema."""
 

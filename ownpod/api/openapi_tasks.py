@@ -9,6 +9,7 @@ from apispec import APISpec
 from ownpod.api import task_schemas
 from ownpod.api.task_responses import COMPONENTS
 from ownpod.configuration.custom import CUSTOM
+from ownpod.rules.events import CURSOR
 from ownpod.rules.presets import Preset
 from ownpod.rules.sessions import Status
 from ownpod.rules.task_views import TaskType
@@ -115,7 +116,7 @@ def _operations() -> list[tuple[str, str, str, str, dict[str, Any]]]:
                 **events,
                 "parameters": [
                     _TASK,
-                    _after("^[0-9]{1,9}-(end|[0-9]{1,9}\\.[0-9]{1,9}(q[0-9]{1,9}|[a-z]?))$"),
+                    _after(f"^{CURSOR.pattern}$"),
                 ],
             },
         ),

@@ -13,7 +13,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from ownpod.configuration import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.errors import BadRequest
 from ownpod.rules.payload import split
-from ownpod.validation import WholeNumber
+from ownpod.validation import Flag, WholeNumber
 
 WAIT_MS = (1_000, 300_000)
 """Milliseconds: RunPod's limits of ``?wait=``. A value outside is replaced by the nearest limit."""
@@ -29,15 +29,6 @@ LARGEST = 2**53 - 1
 
 PLACE = r"[0-9]{1,15}-[A-Za-z0-9_-]{1,255}"
 """Pattern of a page's ``next`` and ``?before=`` in a listing: ms since the epoch, then a job's id."""
-
-
-class Flag(fields.Boolean):
-    """true or false; marshmallow's own field also accepts 1, "yes" and "on"."""
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValidationError("must be true or false")
-        return value
 
 
 def _check_webhook(url: str) -> None:

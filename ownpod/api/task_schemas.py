@@ -5,9 +5,8 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from ownpod.api.schemas import Flag
 from ownpod.rules.task_views import OnDisconnect, TaskType
-from ownpod.validation import NAME, WholeNumber
+from ownpod.validation import NAME, Flag, WholeNumber
 
 TIMEOUT_S = (10, 86_400)
 """Seconds: limits of ``timeout_seconds``; the setting for the longest one may be lower."""
@@ -16,7 +15,7 @@ WAIT_S = (0, 86_400)
 """Seconds: limits of ``wait_seconds``."""
 
 LIFE_S = (1, 30 * 86_400)
-"""Seconds: limits of a session's idle time-out and lifetime. Never, which holds a device for ever, is for presets only."""
+"""Seconds: limits of a session's idle time-out and lifetime. Never, with which an idle session holds its device, is for presets only."""
 
 KEEP_S = (1, 30 * 86_400)
 """Seconds: limits of a keepalive; a session takes four times its idle time-out at most."""

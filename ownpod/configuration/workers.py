@@ -18,6 +18,7 @@ from ownpod.validation import (
     HTTP_URL,
     LONGEST_URL,
     NAME,
+    Flag,
     WholeNumber,
     check_file,
     check_http_url,
@@ -62,7 +63,7 @@ class WorkerSchema(Schema):
         error_messages={"invalid": "must be a whole number from 1 to 1000"},
     )
     headers = fields.Dict(keys=_HEADER_NAME, values=_HEADER_VALUE, load_default=dict)
-    verify_tls = fields.Boolean(data_key="verifyTls", truthy={True}, falsy={False})
+    verify_tls = Flag(data_key="verifyTls")
     ca_bundle = fields.String(data_key="caBundle", validate=check_file)
 
 

@@ -1,6 +1,7 @@
 import pytest
 
 from ownpod.api import schemas
+from ownpod.configuration.workers import WorkerSchema
 from ownpod.errors import BadRequest
 
 
@@ -59,3 +60,10 @@ def test_milliseconds_are_brought_into_the_limits(text, ms):
 def test_milliseconds_must_be_whole():
     with pytest.raises(BadRequest, match="wait: must be a whole number"):
         schemas.whole_number("wait", "1s", schemas.WAIT_MS)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, "true", "", None])
+def test_only_true_and_false_decide_whether_a_certificate_is_checked(value):
+    worker = {"url": "https://h:1"}
+    assert WorkerSchema().validate(worker | {"verifyTls": value}).keys() == {"verifyTls"}
+    assert not any(WorkerSchema().validate(worker | {"verifyTls": flag}) for flag in (True, False))
