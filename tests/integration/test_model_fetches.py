@@ -291,6 +291,15 @@ def test_a_path_of_the_host_is_used_where_it_is(root, tmp_path):
         store.find(ModelSource("x", "file:///etc/ssl"))
 
 
+def test_a_snapshot_of_a_cache_is_mounted_with_its_repository(root, tmp_path):
+    repository = tmp_path / "models--org--tiny"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    found = ModelStore(root).find(ModelSource("x", f"file://{snapshot}"))
+    assert (found.place, found.inside) == (str(repository), f"snapshots/{COMMIT}")
+    assert path_of(root, found) == snapshot
+
+
 # The file service
 
 
