@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -275,7 +276,8 @@ def test_files_of_what_fsspec_reads_are_copied(root, tmp_path):
     assert (path_of(root, manifest) / "sub" / "weights").read_bytes() == DATA
 
 
-def test_s3_without_its_library_names_the_extra(root):
+def test_s3_without_its_library_names_the_extra(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(FetchError, match=r"ownpod\[s3\]"):
         get(root, ModelSource("x", "s3://bucket/x"))
 
