@@ -84,11 +84,13 @@ class Turning:
 class Rig:
     """One task worker, ``W``, whose agent and node a test may replace.
 
-    ``make_engine``: makes an engine that knows nothing of the one before, of its instance's id.
+    ``make_engine``: makes an engine that knows nothing of the one before, of its instance's id. ``make_models``: the same of
+    the models of the host; None: it has none.
     """
 
-    def __init__(self, client, make_engine):
+    def __init__(self, client, make_engine, make_models=None):
         self.client = client
+        self._make_models = make_models
         self._make_engine = make_engine
         self.managed = Managed(client)
         self.store = job_store(client)
@@ -116,6 +118,7 @@ class Rig:
             outputs=Outputs(client),
             wakeups=Wakeups(client),
             environ={},
+            models=self._make_models() if self._make_models else None,
         )
         self.turning = Turning(agent)
 

@@ -197,6 +197,20 @@ def model_mounts(launch: Launch) -> list[tuple[VolumeMount, VolumeSource]]:
     ]
 
 
+def model_problem(launch: Launch, error: str) -> str:
+    """What is to be done when the engine's host does not have a launch's model; "": the error is another one.
+
+    Args:
+        launch: what was to be created.
+        error: the engine's, see :func:`ownpod.agent.docker_api.words`.
+    """
+    place = next((p for p in launch.mounts.values() if f"directory {p} of a mount" in error), "")
+    return place and (
+        f"the Docker engine's host does not have the model's directory {place}: give it OWNPOD_MODELS_DIR of the agent at the "
+        "same path, or set OWNPOD_MODELS_HOST_DIR to the path there"
+    )
+
+
 def _mount(mount: VolumeMount, source: VolumeSource) -> dict[str, Any]:
     """A mount as the engine's API has it. Unlike with a ``bind``, the engine makes no directory that does not exist."""
     return {

@@ -19,6 +19,7 @@ from ownpod.agent.container_options import (
     address_of,
     input_archive,
     model_mounts,
+    model_problem,
     name_of,
     options,
 )
@@ -221,6 +222,10 @@ class ContainerEngine:
         except Conflict:
             # The same agent before its restart, or a call whose answer was lost, has created it.
             return self._adopt(launch.worker_id)
+        except EngineError as error:
+            if problem := model_problem(launch, str(error)):
+                raise EngineError(problem) from None
+            raise
         found = self._inspect(launch.worker_id)
         if found is None:
             raise EngineError("the container was removed by another program")

@@ -142,6 +142,8 @@ def _end_with_the_agent() -> None:
 
 def main() -> None:
     """Fetches the model of the order in the first line of the standard input."""
+    # The hub's library makes files as the umask says, and containers that run as another user must read them.
+    os.umask(0o022)
     order, say = order_in(sys.stdin.readline()), Lines()
     threading.Thread(target=_end_with_the_agent, daemon=True).start()
     try:

@@ -144,7 +144,8 @@ def over_fsspec(source: ModelSource, into: Path, meter: Meter, _options: Options
         files = [
             (check_file(name[len(top) :].strip("/")), name, info)
             for name, info in sorted(found.items())
-            if info.get("type") == "file"
+            # A folder that a console of S3 has made is an empty object.
+            if info.get("type") == "file" and not name.endswith("/")
         ]
         if not files or len(files) > MOST_FILES:
             raise FetchError(f"{source.shown} has {len(files) or 'no'} files")

@@ -149,7 +149,10 @@ class ModelStore:
     def make(self) -> None:
         """Makes the directories. Containers may run as any user, so all may read them. Raises: OSError."""
         for path in (self.root, self.hub, self.root / "store", self._own, self._used):
-            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not path.is_dir():
+                path.mkdir(parents=True, exist_ok=True)
+                # The mode of mkdir is less what the umask of the agent takes.
+                path.chmod(0o755)
 
     def partial(self, key: str) -> Path:
         """Where a model is fetched into."""
@@ -365,12 +368,19 @@ def listed(directory: Path) -> tuple[ModelFile, ...]:
 
 
 def _of_path(source: ModelSource, path: Path) -> Manifest:
-    """A model that is used where it is. Raises: ValueError, it is not there."""
+    """A model that is used where it is. Raises: ValueError, it is not there.
+
+    Of Hugging Face's cache a worker gets all of the repository, because the files of a revision are links into its blobs.
+    """
     real = os.path.realpath(path)
     if problem := path_problem(real, forbidden=("/proc", "/sys", "/dev", "/etc"), whole=("/",)):
         raise ValueError(f"the path {path} {problem}")
     if not path.exists():
         raise ValueError(f"{path} does not exist on this host")
+    for above in path.parents:
+        inside = path.relative_to(above)
+        if above.name.startswith("models--") and inside.parts[0] == "snapshots":
+            return Manifest(source, str(above), str(inside))
     return Manifest(source, str(path))
 
 

@@ -12,6 +12,7 @@ from ownpod.agent.model_orders import Options
 from ownpod.agent.model_orders import Order as Fetch
 from ownpod.agent.model_process import End, FetchProcess
 from ownpod.agent.model_store import ModelStore
+from ownpod.agent.outside import Outside
 from ownpod.rules.model_mounts import ModelMount, model_mount
 from ownpod.rules.model_news import News, State, progress_words
 from ownpod.rules.models import FILE, PLACED, ModelSource, check_source
@@ -35,6 +36,9 @@ WANTED_S = 15.0
 
 PUBLISH_S = 20.0
 """Seconds after which a host publishes the same news again."""
+
+NOT_REMOVED = "it is not removed: "
+"""How the reason begins for which a model stays that was to be removed."""
 
 PROGRESS_S = 0.5
 """Least seconds between two wakeups of the agent because a fetch goes on."""
@@ -78,7 +82,7 @@ class HostModels:
         environ: of the process that fetches.
         done: called when something changes, in another thread.
         head_start_s: see :data:`HEAD_START_S`.
-        outside: where the engine's host has the directory, if it is another path there; None: the same path.
+        outside: where the engine's host has the models.
         clock: seconds.
     """
 
@@ -93,7 +97,7 @@ class HostModels:
         environ: Mapping[str, str] | None = None,
         done: Callable[[], None] = lambda: None,
         head_start_s: float = HEAD_START_S,
-        outside: str | None = None,
+        outside: Outside | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = ModelStore(directory.resolve())
@@ -104,7 +108,7 @@ class HostModels:
         self._environ = dict(environ or {})
         self.done = done
         self.head_start_s = head_start_s
-        self._outside = outside
+        self._outside = outside or Outside()
         self._clock = clock
         self._lock = threading.Lock()
         self._news = dict[str, News]()
@@ -134,6 +138,9 @@ class HostModels:
         try:
             check_source(source)
             self._wanted[source.key] = self._clock()
+            if source.kind != PLACED:
+                # Before a fetch whose files no worker could have.
+                self._root(source)
             if source.kind == PLACED or self.store.find(source) is not None:
                 self.store.touch(source.key)
                 return None
@@ -178,10 +185,19 @@ class HostModels:
                     return ModelMount()
                 raise EngineError(f"model {source.id} is not on this host any more")
             taken = [volume.path for volume in template.volumes]
-            root = self._outside if self._container and self._outside else str(self.store.root)
+            root = self._root(source)
+            if source.kind == FILE and self._container:
+                manifest = replace(manifest, place=self._outside.of(manifest.place))
             return model_mount(manifest, root, container=self._container, taken=taken)
         except (OSError, ValueError) as error:
             raise EngineError(f"model {source.id}: {_plain(error)}") from None
+
+    def _root(self, source: ModelSource) -> str:
+        """The directory of all models, as workers' mounts name it. Raises: ValueError, the engine cannot see a model there."""
+        root = str(self.store.root)
+        if not self._container or source.kind == FILE:
+            return root
+        return self._outside.of(root)
 
     # The agent's turn.
 
@@ -237,7 +253,7 @@ class HostModels:
         if running is not None:
             running.kill()
         if problem := self.store.remove(source):
-            self._fail(source, f"it is not removed: {problem}")
+            self._fail(source, f"{NOT_REMOVED}{problem}")
             return
         log.info("model %s is removed", source.id)
         with self._lock:
@@ -259,7 +275,11 @@ class HostModels:
         with self._lock:
             for key, news in list(self._news.items()):
                 mine = found.get(key)
-                if mine is None:
+                if mine is None and news.error.startswith(NOT_REMOVED):
+                    # It has given way to another one meanwhile.
+                    del self._news[key]
+                    self._retry_at.pop(key, None)
+                elif mine is None:
                     found[key] = news
                 elif news.error and key not in self._running:
                     found[key] = replace(mine, error=news.error)

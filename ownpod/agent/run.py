@@ -1,13 +1,15 @@
 """The agent as a process: it chooses the engine, finds this installation's id, and ends at a signal."""
 
+import contextlib
 import logging
 import os
 import re
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ownpod import log
 from ownpod.agent.agent import Agent
@@ -17,7 +19,7 @@ from ownpod.agent.engine import Engine, EngineError
 from ownpod.agent.model_orders import Options
 from ownpod.agent.models import FetchSettings, HostModels
 from ownpod.agent.network_volumes import NetworkVolumeDirectories
-from ownpod.agent.outside import outside
+from ownpod.agent.outside import Outside, own_ids
 from ownpod.agent.processes import ProcessEngine
 from ownpod.agent.registry_logins import Logins, StoredLogins, no_logins
 from ownpod.agent.steps import Host
@@ -127,8 +129,9 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
 
 def _models(config: Settings, engine: Engine, stored: Models) -> HostModels:
     service = (config.file_service_url or "", config.file_service_key or "")
+    directory = (config.models_dir or config.data_dir / "models").resolve()
     return HostModels(
-        config.models_dir or config.data_dir / "models",
+        directory,
         config.agent_host,
         stored,
         container=engine.name != "process",
@@ -138,30 +141,40 @@ def _models(config: Settings, engine: Engine, stored: Models) -> HostModels:
             Options(service_url=service[0], service_key=service[1]),
         ),
         environ=dict(os.environ),
-        outside=config.models_host_dir or _found_outside(config, engine),
+        outside=_outside(config, engine, str(directory)),
     )
 
 
-def _found_outside(config: Settings, engine: Engine) -> str | None:
-    """Where the engine's host has the directory of models, if this agent runs in a container of that engine."""
-    if engine.name != "docker" or not in_container():
-        return None
+def _outside(config: Settings, engine: Engine, directory: str) -> Outside:
+    """Where the engine's host has the directory of models."""
+    mounts = _own_mounts() if engine.name == "docker" and in_container() else None
+    found = Outside(directory, config.models_host_dir, mounts)
+    try:
+        found.of(directory)
+    except ValueError as error:
+        logger.warning("workers cannot have models: OWNPOD_MODELS_DIR: %s", error)
+    return found
+
+
+def _own_mounts() -> tuple[Mapping[str, Any], ...] | None:
+    """The mounts of this agent's container; None: the engine does not know it."""
     from ownpod.agent.docker_api import DockerApi, NotThere
 
-    directory = str((config.models_dir or config.data_dir / "models").resolve())
-    try:
-        own = DockerApi().call(lambda client: client.inspect_container(socket.gethostname()))
-        found = outside(directory, own.get("Mounts", ()))
-    except (EngineError, ExtraMissing, NotThere) as error:
-        logger.debug("this container is not found by the engine: %s", error)
-        return None
-    if found is None:
-        logger.warning(
-            "OWNPOD_MODELS_DIR: %s is in no mount of this container, so workers cannot have models: mount a directory "
-            "there, or set OWNPOD_MODELS_HOST_DIR",
-            directory,
-        )
-    return found
+    with contextlib.closing(DockerApi()) as api:
+        for name in own_ids(Path("/proc/self/mountinfo").read_text(), socket.gethostname()):
+            try:
+                own = api.call(lambda client, name=name: client.inspect_container(name))  # type: ignore[misc]
+            except NotThere:
+                continue
+            except EngineError as error:
+                logger.warning("the mounts of this agent's container are not known: %s", error)
+                return None
+            return tuple(own.get("Mounts") or ())
+    logger.info(
+        "the Docker engine does not know this agent's container, so its host must have OWNPOD_MODELS_DIR at the same path, "
+        "or OWNPOD_MODELS_HOST_DIR must name its path there"
+    )
+    return None
 
 
 def make_engine(

@@ -11,6 +11,7 @@ from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Started
 from ownpod.agent.models import FetchSettings, HostModels
+from ownpod.agent.outside import Outside
 from ownpod.agent.steps import Host
 from ownpod.configuration.custom import CUSTOM
 from ownpod.rules.devices import DeviceChoice
@@ -89,7 +90,7 @@ def managed(client):
 class Rig:
     """An agent with models of its own, whose turns the test makes."""
 
-    def __init__(self, client, managed, root, name, engine, **changes):
+    def __init__(self, client, managed, root, name, engine, outside=None, **changes):
         self.models = HostModels(
             root,
             name,
@@ -97,6 +98,7 @@ class Rig:
             container=engine.name == "docker",
             fetching=FetchSettings(**{"tries": 1, **changes}),
             head_start_s=0.0,
+            outside=outside,
         )
         self.engine = engine
         self.woken = threading.Event()
@@ -350,3 +352,38 @@ def test_the_next_agent_continues_a_fetch_that_was_cut(server, managed, rig):
     assert wait_until(second.started, 20)
     assert server.gets("/model.bin")[0] == 0
     assert server.gets("/model.bin")[1] >= 1_000_000
+
+
+def test_a_removal_that_failed_is_forgotten_when_the_model_has_given_way(server, client, rig):
+    server.files["/other.bin"] = DATA
+    stored, host = Models(client), rig(quota=len(DATA))
+    source, other = (ModelSource(name, f"{server.url}/{name}.bin") for name in ("model", "other"))
+
+    def news():
+        return {found.id: found for found in stored.news(["h"]).get("h", ())}
+
+    def fetched(wanted):
+        stored.order("h", FETCH, wanted)
+        host.agent.turn()
+        return wanted.id in news() and news()[wanted.id].state is State.READY
+
+    wait_until(lambda: fetched(source), 20)
+    host.models.store.hold(W, source)
+    stored.order("h", REMOVE, source)
+    host.models.turn({W})
+    assert "in use by worker" in news()["model"].error
+    wait_until(lambda: fetched(other), 20)
+    assert news().keys() == {"other"}
+
+
+def test_a_model_that_only_the_agents_container_has_is_not_fetched_and_the_reason_says_what_to_do(
+    server, managed, rig
+):
+    host = rig(outside=Outside(mounts=()))
+    managed.want(W, "ep", spec=spec(server))
+    host.agent.turn()
+    assert (
+        f"{host.models.store.root} is in no mount of the agent's container" in managed.get(W).reason
+    )
+    assert "set OWNPOD_MODELS_HOST_DIR" in managed.get(W).reason
+    assert server.sent == []

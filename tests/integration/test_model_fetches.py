@@ -7,6 +7,7 @@ import lzma
 import os
 import random
 import shutil
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -475,7 +476,8 @@ def test_files_of_what_fsspec_reads_are_copied(root, tmp_path):
     assert (path_of(root, manifest) / "sub" / "weights").read_bytes() == DATA
 
 
-def test_s3_without_its_library_names_the_extra(root):
+def test_s3_without_its_library_names_the_extra(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(FetchError, match=r"ownpod\[s3\]"):
         get(root, ModelSource("x", "s3://bucket/x"))
 
@@ -489,6 +491,15 @@ def test_a_path_of_the_host_is_used_where_it_is(root, tmp_path):
         store.find(ModelSource("x", f"file://{place}/none"))
     with pytest.raises(ValueError, match="/etc"):
         store.find(ModelSource("x", "file:///etc/ssl"))
+
+
+def test_a_snapshot_of_a_cache_is_mounted_with_its_repository(root, tmp_path):
+    repository = tmp_path / "models--org--tiny"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    found = ModelStore(root).find(ModelSource("x", f"file://{snapshot}"))
+    assert (found.place, found.inside) == (str(repository), f"snapshots/{COMMIT}")
+    assert path_of(root, found) == snapshot
 
 
 # The file service

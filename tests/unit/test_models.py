@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ownpod.agent.outside import outside
+from ownpod.agent.outside import Outside, outside, own_ids
 from ownpod.rules.model_mounts import model_mount
 from ownpod.rules.model_news import News, State, news_in, news_text, progress_words
 from ownpod.rules.models import (
@@ -197,3 +197,31 @@ def test_a_path_of_a_container_is_found_on_the_engines_host():
     assert outside("/app/models", mounts) == "/srv/app/models"
     assert outside("/tmpfs/models", mounts) is None
     assert outside("/application", mounts) is None
+
+
+def test_an_agent_in_a_container_knows_where_its_host_has_the_models():
+    mounts = ({"Destination": "/data", "Source": "/srv/data"},)
+    assert Outside().of("/data/models") == "/data/models"
+    assert Outside("/data/models", "/big", mounts).of("/data/models") == "/big"
+    assert Outside("/data/models", "/big", mounts).of("/data/other") == "/srv/data/other"
+    assert Outside("/data/models", None, mounts).of("/data/models") == "/srv/data/models"
+    with pytest.raises(
+        ValueError, match=r"^/models is in no mount .* or set OWNPOD_MODELS_HOST_DIR$"
+    ):
+        Outside("/models", None, mounts).of("/models")
+    with pytest.raises(
+        ValueError, match="^/given is in no mount .*: mount a directory of the host there$"
+    ):
+        Outside("/models", "/big", mounts).of("/given")
+
+
+def test_a_container_has_its_id_in_the_mounts_of_its_engine():
+    docker, podman = "a" * 64, "b" * 64
+    lines = [
+        f"1 2 8:1 /lib/docker/containers/{docker}/resolv.conf /etc/resolv.conf rw - ext4 /dev/sda rw",
+        f"1 2 8:1 /lib/docker/containers/{docker}/hostname /etc/hostname rw - ext4 /dev/sda rw",
+        f"1 2 0:9 /containers/overlay-containers/{podman}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw",
+        f"1 2 8:1 /lib/docker/containers/{'c' * 64}/x /data rw - ext4 /dev/sda rw",
+    ]
+    assert own_ids("\n".join(lines), "host") == [docker, podman, "host"]
+    assert own_ids("", "host") == ["host"]
