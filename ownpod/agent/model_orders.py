@@ -1,4 +1,4 @@
-"""The order that an agent gives to the process that fetches a model.
+"""How models are fetched, and the order that an agent gives to the process that fetches one.
 
 Imports none of that process's libraries, because the agent would keep their megabytes.
 """
@@ -8,6 +8,9 @@ import json
 from dataclasses import dataclass, field
 
 from ownpod.rules.models import ModelSource
+
+TRIES = 5
+"""Number of tries in a row of one fetch, while a further one may help."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,22 @@ class Options:
     stall_s: float = 60.0
     service_url: str = ""
     service_key: str = ""
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """How models are fetched.
+
+    Attributes:
+        quota: bytes that all models of this host may have; None: as the disk permits.
+        allowed: whether models are fetched at all.
+        tries: number of tries of one fetch.
+    """
+
+    quota: int | None = None
+    allowed: bool = True
+    options: Options = field(default_factory=Options)
+    tries: int = TRIES
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ownpod.agent.engine import EngineError
-from ownpod.agent.model_orders import Options
+from ownpod.agent.model_orders import FetchSettings
 from ownpod.agent.model_orders import Order as Fetch
 from ownpod.agent.model_process import End, FetchProcess
 from ownpod.agent.model_store import ModelStore
@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 
 HEAD_START_S = 2.0
 """Seconds for which a host without a worker's model leaves the worker to hosts that have it."""
-
-TRIES = 5
-"""Number of tries in a row of one fetch, while a further one may help."""
 
 AT_ONCE = 2
 """Number of models that are fetched at the same time."""
@@ -52,22 +49,6 @@ class Coming:
     done: int = 0
     total: int = 0
     failed: bool = False
-
-
-@dataclass(frozen=True)
-class FetchSettings:
-    """How models are fetched.
-
-    Attributes:
-        quota: bytes that all models of this host may have; None: as the disk permits.
-        allowed: whether models are fetched at all.
-        tries: number of tries of one fetch.
-    """
-
-    quota: int | None = None
-    allowed: bool = True
-    options: Options = field(default_factory=Options)
-    tries: int = TRIES
 
 
 class HostModels:

@@ -16,8 +16,8 @@ from ownpod.agent.agent import Agent
 from ownpod.agent.configured import Configured
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Engine, EngineError
-from ownpod.agent.model_orders import Options
-from ownpod.agent.models import FetchSettings, HostModels
+from ownpod.agent.model_orders import FetchSettings, Options
+from ownpod.agent.models import HostModels
 from ownpod.agent.network_volumes import NetworkVolumeDirectories
 from ownpod.agent.outside import Outside, own_ids
 from ownpod.agent.processes import ProcessEngine

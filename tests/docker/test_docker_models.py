@@ -10,7 +10,8 @@ from oneoffs import Rig, W
 from test_docker_engine import IMAGE, archive, docker, inspect, remove_all, tiny
 
 from ownpod.agent.containers import ContainerEngine
-from ownpod.agent.models import FetchSettings, HostModels
+from ownpod.agent.model_orders import FetchSettings
+from ownpod.agent.models import HostModels
 from ownpod.agent.outside import Outside, outside, own_ids
 from ownpod.rules.managed import Phase
 from ownpod.rules.model_mounts import HUB_MOUNT

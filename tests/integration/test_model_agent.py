@@ -10,7 +10,8 @@ from ownpod.agent import models
 from ownpod.agent.agent import Agent
 from ownpod.agent.devices import Devices
 from ownpod.agent.engine import Started
-from ownpod.agent.models import FetchSettings, HostModels
+from ownpod.agent.model_orders import FetchSettings
+from ownpod.agent.models import HostModels
 from ownpod.agent.outside import Outside
 from ownpod.agent.steps import Host
 from ownpod.configuration.custom import CUSTOM
