@@ -52,7 +52,7 @@ def _plain_values(text: str) -> dict[str, str]:
             continue
         shown = value if isinstance(value, str) else json.dumps(value)
         # The environment can have neither.
-        if "\0" not in shown and shown.isascii() | _is_utf8(shown):
+        if "\0" not in shown and _is_utf8(shown):
             found.setdefault(name, shown)
     return found
 

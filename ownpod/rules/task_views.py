@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from ownpod.rules.event_data import iso
+from ownpod.rules.event_data import iso, status_url
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.managed import Device, ManagedWorker, Phase
 from ownpod.rules.sessions import about_of
@@ -227,5 +227,5 @@ def describe_task(
         "job_status": job.status.value,
         "worker_id": job.worker_id,
         "attempts": job.attempt,
-        "status_url": f"/v2/{job.endpoint}/status/{job.id}",
+        "status_url": status_url(job),
     }

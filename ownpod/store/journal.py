@@ -8,6 +8,7 @@ from ownpod.errors import JobNotFound
 from ownpod.rules.event_data import Ending
 from ownpod.rules.events import START, Cursor, Section, parse_entry, resumes_at
 from ownpod.rules.jobs import Job, JobStatus
+from ownpod.rules.task_views import TaskType, task_facts
 from ownpod.store import keys
 from ownpod.store.chunks import call_token
 from ownpod.store.client import redis_reads
@@ -115,7 +116,7 @@ class Journal(Part):
                 raise JobNotFound(job_id)
             now_first, base, code, exit_code, lost, most, *rest = values[len(Job.FIELDS) :]
             queue, moves, private, task = rest
-            request = _request(task)
+            facts = task_facts(task)
             at = _begin(cursor, job, int(base or 0))
             same = at == start and first == int(now_first or 0)
             if same and index == (at.chunks if at.attempt == job.attempt else 0):
@@ -132,9 +133,9 @@ class Journal(Part):
                         all_lost=int(lost or 0) >= int(most or 1),
                     ),
                     moves=int(moves or 0),
-                    session_id=private if request.get("type") == "session" else None,
+                    session_id=private if facts.type == TaskType.SESSION else None,
                     # A job of the queue API that has a session names it.
-                    found=private is not None and (not task or request.get("found") is True),
+                    found=private is not None and (not task or facts.found),
                     waits_for=self._waits_for(job, queue),
                 )
             # The cursor is of an earlier attempt or submission, or entries have been dropped.
@@ -151,15 +152,6 @@ class Journal(Part):
         if queue in {None, self._messages.queue(job.endpoint)}:
             return None
         return self._messages.worker_of(job.endpoint, queue or "")
-
-
-def _request(task: str | None) -> dict[str, Any]:
-    """What a job's record keeps of the request that made it a task; {}: it is none, or this cannot be read."""
-    try:
-        facts = json.loads(task or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _begin(cursor: Cursor | None, job: Job, base: int) -> Cursor:

@@ -26,7 +26,7 @@ from ownpod.rules.sharing import free_slots, keep
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store import keys
 from ownpod.store.agents import Agents
-from ownpod.store.client import redis_errors, redis_reads
+from ownpod.store.client import ms_of, redis_errors, redis_reads
 from ownpod.store.loads import broken_managed
 from ownpod.store.managed import (
     MANAGED_CONSTANTS,
@@ -149,8 +149,7 @@ class Sessions:
         if need is None or need.count < 1:
             return True, seen
         agents, holds = self._agents.agents(), self._agents.all_holds()
-        for worker in self.managed.wanted() if wanted else []:
-            known = worker[0]
+        for known, _ in self.managed.wanted() if wanted else []:
             if known.gpu_count > 0:
                 other = Waiting(
                     known.id, known.endpoint, known.pools, known.gpu_count, known.volumes
@@ -276,7 +275,7 @@ class Sessions:
         for of_endpoint in found[len(workers) :]:
             for job_id, worker_id in of_endpoint.items():
                 running[worker_id].append(job_id)
-        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        now_ms = ms_of(time)
         return [
             Session(worker, tuple(queued), tuple(sorted(running[worker.id])), now_ms)
             for worker, queued in zip(workers, found, strict=False)
