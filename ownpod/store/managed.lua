@@ -168,12 +168,12 @@ function commands.waits()
   end
   local is_news = redis.call('HGET', record, 'reason') ~= ARGV[3]
   redis.call('HSET', record, 'reason', ARGV[3])
-  if (ARGV[4] or '') ~= '' then
+  if ARGV[4] ~= '' then
     redis.call('HSET', record, 'fetched_ms', now)
-  end
-  if (ARGV[4] or '') ~= '' and is_news then
-    local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
-    tell_jobs(endpoint, 'fetching', {message = ARGV[3], progress = progress})
+    if is_news then
+      local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
+      tell_jobs(endpoint, 'fetching', {message = ARGV[3], progress = progress})
+    end
   end
   return 1
 end
@@ -277,15 +277,14 @@ function commands.ready()
     return 0
   end
   redis.call('HSET', record, 'phase', 'ready', 'ready_ms', now, 'reason', '')
-  if redis.call('HEXISTS', record, 'role') == 1 then
+  local wanted, placed, prepared, started, role =
+    unpack(redis.call('HMGET', record, 'created_ms', 'placed_ms', 'prepared_ms', 'started_ms', 'role'))
+  if role then
     redis.call('HSET', record, 'active_ms', now)
   end
-  local loaded = tonumber(redis.call('HGET', record, 'started_ms') or now)
-  if redis.call('HGET', record, 'role') == 'session' then
-    tell_jobs(endpoint, 'ready', {load_seconds = math.max(0, now - loaded) / 1000})
+  if role == 'session' then
+    tell_jobs(endpoint, 'ready', {load_seconds = math.max(0, now - (started or now)) / 1000})
   end
-  local wanted, placed, prepared, started =
-    unpack(redis.call('HMGET', record, 'created_ms', 'placed_ms', 'prepared_ms', 'started_ms'))
   observe(endpoint, 'device', wanted, placed)
   observe(endpoint, 'prepare', placed, prepared)
   observe(endpoint, 'create', prepared, started)

@@ -16,11 +16,10 @@ end
 -- other one takes no jobs
 function commands.move_private()
   local id, other, job = ARGV[3], ARGV[5], read(ARGV[3])
-  local phase, endpoint = unpack(redis.call('HMGET', MANAGED .. ':' .. other, 'phase', 'endpoint'))
   if job.private == other and job.status == S.IN_QUEUE then
     return 1
   end
-  if job.private ~= ARGV[4] or job.status ~= S.IN_QUEUE or endpoint ~= job.endpoint or not SERVES[phase or ''] then
+  if job.private ~= ARGV[4] or job.status ~= S.IN_QUEUE or refuses({private = other, endpoint = job.endpoint}) then
     return 0
   end
   remove_message(id, job)

@@ -117,11 +117,8 @@ function commands.end_private()
   local phase, host, endpoint = known()
   local role, active_ms, ready_ms, keep_ms, idle_s, life_s, hard = unpack(redis.call('HMGET', record,
     'role', 'active_ms', 'ready_ms', 'keep_ms', 'idle_s', 'life_s', 'hard_life'))
-  if not role or not may_move(phase, 'stopping') then
-    return 0
-  end
   local kills = how == 'kill' or how == 'life' and hard == '1'
-  if not (may_move(phase, 'draining') or kills) then
+  if not role or not may_move(phase, kills and 'stopping' or 'draining') then
     return 0
   end
   if how == 'idle' then
@@ -135,12 +132,8 @@ function commands.end_private()
   redis.call('HSETNX', record, 'ending', reason)
   if not host then
     retire(nil, words)
-  elseif kills then
-    redis.call('HSET', record, 'phase', 'stopping', 'reason', words)
-    close(words)
-    notify('draining')
   else
-    redis.call('HSET', record, 'phase', 'draining', 'reason', words)
+    redis.call('HSET', record, 'phase', kills and 'stopping' or 'draining', 'reason', words)
     close(words)
     notify('draining')
   end
