@@ -26,7 +26,8 @@ from ownpod.rules.task_output import STDERR, STDOUT, TaskOutput
 from ownpod.rules.task_runs import LIVE, TaskRun
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store.common import CHUNK_BYTES
-from ownpod.store.tasks import Kept, Place, Task, TaskRuns, new_batch
+from ownpod.store.outputs import Place, new_batch
+from ownpod.store.tasks import Kept, Task, TaskRuns
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import redis
 
+from ownpod.errors import BadRequest
 from ownpod.rules.balancing import RouteReading
 from ownpod.rules.fleet import WorkerState
-from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.managed import WORKER_ID, ManagedWorker, Phase
 from ownpod.rules.scaling import COMING
 from ownpod.store import keys
 from ownpod.store.client import broken_records, clock_ms, ms_of, redis_errors, redis_reads
@@ -24,6 +25,12 @@ from ownpod.store.scripts import Scripts, constants
 log = logging.getLogger(__name__)
 
 broken_managed = broken_records("the keys of managed workers")
+
+
+def check_worker_id(worker_id: str) -> None:
+    """Checks that an id may be a managed worker's. Raises: BadRequest."""
+    if not WORKER_ID.fullmatch(worker_id):
+        raise BadRequest(f"{worker_id[:100]!r} cannot be a managed worker's id")
 
 
 class Instance(NamedTuple):

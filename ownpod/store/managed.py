@@ -15,7 +15,6 @@ from ownpod.rules.managed import (
     MOST_STOPPED,
     ORDER,
     STOPPED_KEPT_S,
-    WORKER_ID,
     shortened,
 )
 from ownpod.rules.releases import RolledOut
@@ -27,7 +26,7 @@ from ownpod.store.catalog import AUDIT_CONSTANTS, Audit, audit_arguments
 from ownpod.store.client import redis_errors
 from ownpod.store.common import BUCKETS_MS
 from ownpod.store.journal import JOURNAL_CONSTANTS, OTHER_CONSTANTS
-from ownpod.store.loads import broken_managed
+from ownpod.store.loads import broken_managed, check_worker_id
 from ownpod.store.managed_records import Records
 from ownpod.store.offers import OFFER_CONSTANTS
 from ownpod.store.releases import Releases
@@ -118,8 +117,7 @@ class Managed(Records):
     @redis_errors
     def _move(self, command: str, worker_id: str, *arguments: str | float) -> bool:
         """Raises: BadRequest, for an id that would be part of another key; WorkerRecordBroken."""
-        if not WORKER_ID.fullmatch(worker_id):
-            raise BadRequest(f"{worker_id[:100]!r} cannot be a managed worker's id")
+        check_worker_id(worker_id)
         return bool(self._script(command, worker_id, *arguments))
 
     # The scaler's part.

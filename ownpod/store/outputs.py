@@ -9,14 +9,13 @@ from typing import Any
 
 import redis
 
-from ownpod.errors import BadRequest
 from ownpod.rules.event_data import log_data
-from ownpod.rules.managed import STOPPED_KEPT_S, WORKER_ID
+from ownpod.rules.managed import STOPPED_KEPT_S
 from ownpod.rules.output import BURST_BYTES, BURST_LINES, Line, is_of_job
 from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
 from ownpod.store.journal import JOURNAL_CONSTANTS, OTHER_CONSTANTS
-from ownpod.store.loads import broken_managed
+from ownpod.store.loads import broken_managed, check_worker_id
 from ownpod.store.scripts import Scripts, constants
 
 MOST_LINES, MOST_BYTES = BURST_LINES, BURST_BYTES
@@ -37,12 +36,12 @@ class Kept(Enum):
 
 @dataclass(frozen=True)
 class Place:
-    """How far a worker's output is kept.
+    """How far the output of a worker, or of a task's run, is kept.
 
     Attributes:
         batch: the last one that was kept; "": none was.
         position: where its engine continues; "": at the beginning.
-        state: of :class:`ownpod.rules.output.Lines`.
+        state: of :class:`ownpod.rules.output.Lines`, or :class:`ownpod.rules.task_output.TaskOutput`.
     """
 
     batch: str = ""
@@ -61,7 +60,7 @@ class KeptLine:
 
 
 def new_batch() -> str:
-    """Names some lines, so that they are kept once."""
+    """Names a part of an output, so that it is kept once."""
     return secrets.token_hex(6)
 
 
@@ -101,7 +100,7 @@ class Outputs:
             before: the batch of the last call.
             place: how far the output is kept with these lines; its batch names this call.
         """
-        _check(worker_id)
+        check_worker_id(worker_id)
         parts = [part for line in lines[-MOST_LINES:] for part in _parts(line)]
         return Kept(
             self._script(
@@ -113,7 +112,7 @@ class Outputs:
     @redis_reads
     def place(self, worker_id: str) -> Place:
         """How far a worker's output is kept."""
-        _check(worker_id)
+        check_worker_id(worker_id)
         values: Any = self._redis.hmget(keys.output_state(worker_id), "batch", "position", "state")
         return Place(*(value or "" for value in values))
 
@@ -121,7 +120,7 @@ class Outputs:
     @redis_reads
     def last(self, worker_id: str, count: int = MOST_LINES) -> list[KeptLine]:
         """The last lines of a worker, the oldest first."""
-        _check(worker_id)
+        check_worker_id(worker_id)
         found: Any = self._redis.xrevrange(keys.output(worker_id), count=count)
         return [_line(*entry) for entry in reversed(found)]
 
@@ -129,7 +128,7 @@ class Outputs:
     @redis_reads
     def after(self, worker_id: str, line_id: str, count: int = MOST_LINES) -> list[KeptLine]:
         """The lines after a line, the oldest first. ``line_id``: "0" is before all lines."""
-        _check(worker_id)
+        check_worker_id(worker_id)
         found: Any = self._redis.xrange(keys.output(worker_id), min=f"({line_id}", count=count)
         return [_line(*entry) for entry in found]
 
@@ -137,7 +136,7 @@ class Outputs:
     @redis_reads
     def wait(self, worker_id: str, line_id: str) -> list[KeptLine]:
         """The lines after a line, as soon as there are some; none after :data:`LONGEST_WAIT_S`."""
-        _check(worker_id)
+        check_worker_id(worker_id)
         block = int(LONGEST_WAIT_S * 1000)
         found: Any = self._redis.xread({keys.output(worker_id): line_id}, block=block)
         return [_line(*entry) for _, entries in found or () for entry in entries]
@@ -145,11 +144,6 @@ class Outputs:
     def of_job(self, worker_id: str, job_id: str) -> list[KeptLine]:
         """Those of the last lines of a worker that belong to a job."""
         return [line for line in self.last(worker_id) if is_of_job(line.run, job_id)]
-
-
-def _check(worker_id: str) -> None:
-    if not WORKER_ID.fullmatch(worker_id):
-        raise BadRequest(f"{worker_id[:100]!r} cannot be a managed worker's id")
 
 
 def _parts(line: Line) -> tuple[str, str, str]:

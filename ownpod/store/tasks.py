@@ -5,7 +5,6 @@ result. Neither calls the other, so each may be killed and replaced at any time.
 """
 
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,9 +12,7 @@ from typing import Any
 
 import redis
 
-from ownpod.errors import BadRequest
 from ownpod.rules.jobs import JobStatus
-from ownpod.rules.managed import WORKER_ID
 from ownpod.rules.task_ending import Ending
 from ownpod.rules.task_lines import Chunk, Entry, Final, Item, json_text
 from ownpod.rules.task_runs import TaskRun, TaskState
@@ -23,7 +20,8 @@ from ownpod.store import keys
 from ownpod.store.client import redis_errors, redis_reads
 from ownpod.store.common import CHUNK_BYTES
 from ownpod.store.journal import JOURNAL_CONSTANTS, OTHER_CONSTANTS
-from ownpod.store.loads import broken_managed
+from ownpod.store.loads import broken_managed, check_worker_id
+from ownpod.store.outputs import Place
 from ownpod.store.scripts import Scripts, constants
 
 KEPT_MS = 8 * 86_400_000
@@ -43,15 +41,6 @@ class Kept(Enum):
     """The job does not run this attempt any more."""
     TOO_MUCH = -2
     """The job has as many bytes of chunks as are kept of one."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """How far a run's output is kept: see :class:`ownpod.store.outputs.Place`."""
-
-    batch: str = ""
-    position: str = ""
-    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,11 +64,6 @@ class Task:
     stop: str = ""
     is_over: bool = False
     has_result: bool = False
-
-
-def new_batch() -> str:
-    """Names a part of an output, so that it is kept once."""
-    return secrets.token_hex(6)
 
 
 class TaskRuns:
@@ -109,7 +93,7 @@ class TaskRuns:
     @broken_managed
     @redis_errors
     def _call(self, command: str, worker_id: str, run: str, *arguments: str | float) -> Any:
-        _check(worker_id)
+        check_worker_id(worker_id)
         return self._script(command, worker_id, run, *arguments)
 
     # The node's part.
@@ -126,7 +110,7 @@ class TaskRuns:
     @redis_reads
     def state(self, worker_id: str) -> TaskState:
         """The worker's phase and its run, for its node."""
-        _check(worker_id)
+        check_worker_id(worker_id)
         with self._redis.pipeline() as pipe:
             pipe.hmget(keys.managed(worker_id), "phase", "reason")
             pipe.hmget(keys.task(worker_id), "run", "result")
@@ -147,7 +131,7 @@ class TaskRuns:
         names = ("run", "container", "began", "ran", "stop", "result")
         with self._redis.pipeline() as pipe:
             for worker_id in worker_ids:
-                _check(worker_id)
+                check_worker_id(worker_id)
                 pipe.hmget(keys.task(worker_id), *names)
             found = pipe.execute()
         runs = [TaskRun.read(values[0] or "") for values in found]
@@ -191,7 +175,7 @@ class TaskRuns:
     @redis_reads
     def place(self, worker_id: str) -> Place:
         """How far the output of the worker's run is kept."""
-        _check(worker_id)
+        check_worker_id(worker_id)
         values: Any = self._redis.hmget(keys.task(worker_id), "batch", "position", "state")
         return Place(*(value or "" for value in values))
 
@@ -223,7 +207,7 @@ class TaskRuns:
     @redis_reads
     def final(self, worker_id: str) -> str:
         """The output that the task has written, JSON text; "": none."""
-        _check(worker_id)
+        check_worker_id(worker_id)
         found: Any = self._redis.hget(keys.task(worker_id), "final")
         return found or ""
 
@@ -257,8 +241,3 @@ class TaskRuns:
     def started(self, worker_id: str) -> None:
         """The worker can take a job: its node probes it now."""
         self._redis.publish(keys.task(worker_id), "@worker started")
-
-
-def _check(worker_id: str) -> None:
-    if not WORKER_ID.fullmatch(worker_id):
-        raise BadRequest(f"{worker_id[:100]!r} cannot be a managed worker's id")

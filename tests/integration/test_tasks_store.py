@@ -13,7 +13,8 @@ from ownpod.rules.task_lines import Chunk, Entry, Final
 from ownpod.rules.task_runs import TaskRun
 from ownpod.store import keys
 from ownpod.store.common import CHUNK_BYTES
-from ownpod.store.tasks import Kept, Place, TaskRuns, new_batch
+from ownpod.store.outputs import Place, new_batch
+from ownpod.store.tasks import Kept, TaskRuns
 
 RUN = TaskRun(JOB, 1)
 LOG = Entry("logs", {"log": "l", "level": "info", "stream": "stdout"})
