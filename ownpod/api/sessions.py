@@ -12,7 +12,7 @@ from marshmallow import Schema
 from ownpod.api import schemas, task_schemas
 from ownpod.api.auth import check_opens, is_admin, opened_endpoints, seen_owner, session_owner
 from ownpod.api.places import view_sessions
-from ownpod.api.services import answer, services
+from ownpod.api.services import answer, event_stream, services
 from ownpod.errors import BadRequest, RedisUnavailable, SessionNotFound
 from ownpod.rules.event_data import iso, log_data
 from ownpod.rules.managed import Phase, new_worker_id
@@ -140,11 +140,7 @@ def logs(session_id: str) -> Response:
         raise BadRequest("after: must be the id of an event of this stream")
     svc = services()
     svc.notices.check_room()
-    response = Response(
-        stream_with_context(_lines(session_id, after)), mimetype="text/event-stream"
-    )
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"
+    response = event_stream(stream_with_context(_lines(session_id, after)))
     response.headers["X-Session-Id"] = session_id
     return response
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Response, request
 
-from ownpod.api.services import Services, services
+from ownpod.api.services import Services, event_stream, services
 from ownpod.errors import BadRequest, EndpointNotFound, JobNotFound, RedisUnavailable
 from ownpod.rules.events import (
     Connection,
@@ -72,10 +72,7 @@ def respond(job_id: str, endpoint_id: str, cursor: Cursor | None) -> Response:
         # A browser reconnects after the end of a stream; 204 is the status that ends its reconnects (HTML standard, EventSource).
         return Response(status=204)
     svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
-    texts = _texts(svc, job_id, endpoint_id, cursor)
-    response = Response(texts, mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"
+    response = event_stream(_texts(svc, job_id, endpoint_id, cursor))
     response.headers["X-Task-Id"] = job_id
     if (session_id := _session_id(section, _worker(svc, section))) is not None:
         response.headers["X-Session-Id"] = session_id
