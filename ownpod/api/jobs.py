@@ -129,8 +129,9 @@ def requests(endpoint_id: str) -> Response:
     svc = services()
     svc.registry.endpoint(endpoint_id)
     limit = schemas.whole_number("limit", request.args.get("limit", str(DEFAULT_PAGE)), PAGE)
+    status = schemas.one_of("status", request.args.get("status"), JobStatus)
     jobs, end = svc.store.listing.recent(
-        endpoint_id, status=_wanted_status(), before=_before(), limit=limit, sees=seen_owner()
+        endpoint_id, status=status, before=_before(), limit=limit, sees=seen_owner()
     )
     next_page = None if end is None else "-".join(map(str, end))
     return answer({"requests": [_summary(entry) for entry in jobs], "next": next_page})
@@ -142,17 +143,6 @@ def request_details(endpoint_id: str, job_id: str) -> Response:
     svc = services()
     svc.store.listing.get(job_id, svc.registry.endpoint(endpoint_id).id)
     return answer(svc.store.listing.details(job_id))
-
-
-def _wanted_status() -> JobStatus | None:
-    wanted = request.args.get("status")
-    if wanted is None:
-        return None
-    try:
-        return JobStatus(wanted)
-    except ValueError:
-        states = ", ".join(JobStatus)
-        raise BadRequest(f"status: must be one of {states}, not {wanted[:40]!r}") from None
 
 
 def _before() -> tuple[int, str] | None:

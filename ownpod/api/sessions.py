@@ -45,7 +45,8 @@ def listed() -> Response:
     """The sessions of this key, the oldest first; ``?all=true`` also those that have just ended."""
     svc = services()
     everything = _flag("all")
-    status, model_id = _wanted_status(), request.args.get("model_id")
+    status = schemas.one_of("status", request.args.get("status"), Status)
+    model_id = request.args.get("model_id")
     opened = set(opened_endpoints())
     ended = everything or status is Status.KILLED
     found = [
@@ -202,13 +203,3 @@ def _flag(name: str) -> bool:
     if text not in {"true", "false"}:
         raise BadRequest(f"{name}: must be true or false, not {text[:40]!r}")
     return text == "true"
-
-
-def _wanted_status() -> Status | None:
-    text = request.args.get("status")
-    if text is None:
-        return None
-    try:
-        return Status(text)
-    except ValueError:
-        raise BadRequest(f"status: must be one of {', '.join(Status)}, not {text[:40]!r}") from None
