@@ -68,7 +68,8 @@ class _Switch(fields.Field[Any]):
 
     def __init__(self, schema: type[Keys], **options: Any) -> None:
         self._schema = schema
-        self._problem = f"must be false, or an object with the keys {listing_of(schema)}"
+        must, problem = "must be ", schema.error_messages["type"]
+        self._problem = f"must be false, or {problem.removeprefix(must)}"
         super().__init__(error_messages={"null": self._problem}, **options)
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
@@ -77,11 +78,6 @@ class _Switch(fields.Field[Any]):
         if not isinstance(value, dict):
             raise ValidationError(self._problem)
         return self._schema().load(value)
-
-
-def listing_of(schema: type[Keys]) -> str:
-    """The keys of an object, as its errors list them."""
-    return schema.error_messages["type"].rpartition("the keys ")[2]
 
 
 class LimitsSchema(LimitFields):
