@@ -88,8 +88,8 @@ def access_of(view: str | None) -> Access:
 
 
 def presented_key() -> str:
-    """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key, the GPU service's the key
-    as ``X-API-Key``.
+    """The key of this request; "" without one. RunPod's clients send ``Bearer <key>`` or only the key. Those of the GPU service
+    send it as ``X-API-Key``.
     """
     header = request.headers.get("Authorization", "").strip()
     if not header:

@@ -93,13 +93,18 @@ def status_sync(endpoint_id: str, job_id: str) -> Response:
 @blueprint.post("/cancel/<id:job_id>")
 def cancel(endpoint_id: str, job_id: str) -> Response:
     """Cancels a job. A job that has ended does not change, and the response has its state."""
+    services().registry.endpoint(endpoint_id)
+    return answer({"id": job_id, "status": cancel_job(job_id, endpoint_id)})
+
+
+def cancel_job(job_id: str, endpoint_id: str) -> JobStatus:
+    """Cancels a job for this request's client. Returns: its state then; a job that has ended does not change."""
     svc = services()
-    svc.registry.endpoint(endpoint_id)
     state = svc.store.jobs.cancel(job_id, endpoint_id, reason="cancelled by a client")
     if state is JobStatus.CANCELLED:
         log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
-        notify_job_node(svc.store.listing.get(job_id, endpoint_id))
-    return answer({"id": job_id, "status": state})
+        _notify_node(svc.store.listing.get(job_id, endpoint_id))
+    return state
 
 
 @blueprint.post("/retry/<id:job_id>")
@@ -129,8 +134,9 @@ def requests(endpoint_id: str) -> Response:
     svc = services()
     svc.registry.endpoint(endpoint_id)
     limit = schemas.whole_number("limit", request.args.get("limit", str(DEFAULT_PAGE)), PAGE)
+    status = schemas.one_of("status", request.args.get("status"), JobStatus)
     jobs, end = svc.store.listing.recent(
-        endpoint_id, status=_wanted_status(), before=_before(), limit=limit, sees=seen_owner()
+        endpoint_id, status=status, before=_before(), limit=limit, sees=seen_owner()
     )
     next_page = None if end is None else "-".join(map(str, end))
     return answer({"requests": [_summary(entry) for entry in jobs], "next": next_page})
@@ -142,17 +148,6 @@ def request_details(endpoint_id: str, job_id: str) -> Response:
     svc = services()
     svc.store.listing.get(job_id, svc.registry.endpoint(endpoint_id).id)
     return answer(svc.store.listing.details(job_id))
-
-
-def _wanted_status() -> JobStatus | None:
-    wanted = request.args.get("status")
-    if wanted is None:
-        return None
-    try:
-        return JobStatus(wanted)
-    except ValueError:
-        states = ", ".join(JobStatus)
-        raise BadRequest(f"status: must be one of {states}, not {wanted[:40]!r}") from None
 
 
 def _before() -> tuple[int, str] | None:
@@ -187,19 +182,24 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
         services().submissions.check_open(endpoint_id)
     request.max_content_length = limit
     body = schemas.parse(_run_schema, request.get_data(cache=False), text="input")
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        raise BadRequest("Idempotency-Key: must be 1 to 255 visible ASCII characters")
     return Submission(
         endpoint=endpoint_id,
         body=body,
         request_id=request_id(),
-        idempotency_key=key,
+        idempotency_key=idempotency_key(),
         caller=caller(),
         pin=pin if session is None else None,
         private=session,
         owner=None if session is None else session_owner(),
     )
+
+
+def idempotency_key() -> str | None:
+    """The ``Idempotency-Key`` of this request; None: there is none. Raises: BadRequest."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise BadRequest("Idempotency-Key: must be 1 to 255 visible ASCII characters")
+    return key
 
 
 def _pin() -> Pin | None:
@@ -232,7 +232,7 @@ def _with_reason(job: Job) -> str:
     return f"{body[:-1]}, {json.dumps(why)[1:]}"
 
 
-def notify_job_node(job: Job) -> None:
+def _notify_node(job: Job) -> None:
     """Makes the worker's node forward a cancel at once; without a notice it does so when it renews the job's lease."""
     node = services().registry.fleet.node_of(job.worker_id) if job.worker_id else None
     if node is not None:

@@ -24,7 +24,7 @@ class Places:
         self._hosts = {agent.host: agent for agent in agents}
 
     def placed(self, worker: ManagedWorker) -> Placed | None:
-        """The first device of a worker; None: it has none, or its host publishes it no more."""
+        """The first device of a worker; None: it has none, or its host no longer publishes it."""
         agent = self._hosts.get(worker.host or "")
         if agent is None or not worker.devices:
             return None

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -37,7 +38,7 @@ class Readers:
                 self._thread.start()
 
     def leave(self, job_id: str) -> None:
-        """A reader has gone. Does not raise: a reader that is renewed no more counts as gone soon."""
+        """A reader has gone. Does not raise: a reader that is no longer renewed soon counts as gone."""
         with self._lock:
             self._reads[job_id] -= 1
             if self._reads[job_id] > 0:
@@ -48,7 +49,7 @@ class Readers:
 
     def _run(self) -> None:
         while True:
-            threading.Event().wait(RENEW_S)
+            time.sleep(RENEW_S)
             with self._lock:
                 job_ids = list(self._reads)
             try:

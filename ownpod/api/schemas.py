@@ -6,7 +6,8 @@ Unknown keys in a body are ignored, as RunPod ignores them.
 import json
 import math
 import re
-from typing import Any, NoReturn
+from enum import StrEnum
+from typing import Any, NoReturn, TypeVar
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
@@ -14,6 +15,8 @@ from ownpod.configuration import EXECUTION_TIMEOUT_MS, TTL_MS
 from ownpod.errors import BadRequest
 from ownpod.rules.payload import split
 from ownpod.validation import Flag, WholeNumber
+
+Word = TypeVar("Word", bound=StrEnum)
 
 WAIT_MS = (1_000, 300_000)
 """Milliseconds: RunPod's limits of ``?wait=``. A value outside is replaced by the nearest limit."""
@@ -160,6 +163,16 @@ def _first(messages: Any) -> str:
         if key != "_schema":
             place.append(str(key))
     return f"{'.'.join(place)}: {messages[0]}"
+
+
+def one_of(name: str, text: str | None, kind: type[Word]) -> Word | None:
+    """A word of the query; None: there is none. Raises: BadRequest, which lists the words of ``kind``."""
+    if text is None:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise BadRequest(f"{name}: must be one of {', '.join(kind)}, not {text[:40]!r}") from None
 
 
 def whole_number(name: str, text: str, limits: tuple[int, int]) -> int:

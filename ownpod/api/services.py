@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,3 +96,11 @@ def answer(body: dict[str, Any] | str, status: int = 200) -> Response:
     """
     text = body if isinstance(body, str) else json.dumps(body)
     return Response(text, status, mimetype="application/json")
+
+
+def event_stream(texts: Iterator[str]) -> Response:
+    """A response of server-sent events, which no proxy keeps or holds back."""
+    response = Response(texts, mimetype="text/event-stream")
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["X-Accel-Buffering"] = "no"
+    return response

@@ -12,7 +12,7 @@ from marshmallow import Schema
 from ownpod.api import schemas, task_schemas
 from ownpod.api.auth import check_opens, is_admin, opened_endpoints, seen_owner, session_owner
 from ownpod.api.places import view_sessions
-from ownpod.api.services import answer, services
+from ownpod.api.services import answer, event_stream, services
 from ownpod.errors import BadRequest, RedisUnavailable, SessionNotFound
 from ownpod.rules.event_data import iso, log_data
 from ownpod.rules.managed import Phase, new_worker_id
@@ -45,7 +45,8 @@ def listed() -> Response:
     """The sessions of this key, the oldest first; ``?all=true`` also those that have just ended."""
     svc = services()
     everything = _flag("all")
-    status, model_id = _wanted_status(), request.args.get("model_id")
+    status = schemas.one_of("status", request.args.get("status"), Status)
+    model_id = request.args.get("model_id")
     opened = set(opened_endpoints())
     ended = everything or status is Status.KILLED
     found = [
@@ -140,11 +141,7 @@ def logs(session_id: str) -> Response:
         raise BadRequest("after: must be the id of an event of this stream")
     svc = services()
     svc.notices.check_room()
-    response = Response(
-        stream_with_context(_lines(session_id, after)), mimetype="text/event-stream"
-    )
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"
+    response = event_stream(stream_with_context(_lines(session_id, after)))
     response.headers["X-Session-Id"] = session_id
     return response
 
@@ -206,13 +203,3 @@ def _flag(name: str) -> bool:
     if text not in {"true", "false"}:
         raise BadRequest(f"{name}: must be true or false, not {text[:40]!r}")
     return text == "true"
-
-
-def _wanted_status() -> Status | None:
-    text = request.args.get("status")
-    if text is None:
-        return None
-    try:
-        return Status(text)
-    except ValueError:
-        raise BadRequest(f"status: must be one of {', '.join(Status)}, not {text[:40]!r}") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from flask import Blueprint, Response, request, stream_with_context
 
 from ownpod.api import schemas, typed_events
-from ownpod.api.services import answer, services
+from ownpod.api.services import answer, event_stream, services
 from ownpod.errors import BadRequest, JobNotFound, RedisUnavailable
 from ownpod.store.chunks import Stream, parse_cursor
 
@@ -103,12 +103,7 @@ def _events(endpoint_id: str, job_id: str) -> Response:
     svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
     seen = parse_cursor(last)
     start = (0, 0) if seen is None else (seen[0], seen[1] + 1)
-    response = Response(
-        stream_with_context(_event_texts(endpoint_id, job_id, start)), mimetype="text/event-stream"
-    )
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"
-    return response
+    return event_stream(stream_with_context(_event_texts(endpoint_id, job_id, start)))
 
 
 def _event_texts(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Iterator[str]:

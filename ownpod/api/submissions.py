@@ -124,7 +124,7 @@ class Submissions:
             EndpointNotFound: there is no such endpoint.
             EndpointPaused: its ``workersMax`` is 0 now, or it has expired.
             AffinityWorkerGone: the job needs one worker, which is not there.
-            SessionEnded, SessionQueueFull: its session takes it not.
+            SessionEnded, SessionQueueFull: its session does not take it.
             QueueFull: the endpoint's ``maxQueueDepth`` is reached.
             IdempotencyConflict: the key was used for another body.
             RedisUnavailable: Redis does not answer.

@@ -8,7 +8,6 @@ from typing import Any
 from flask import Blueprint, Response, request
 from marshmallow import Schema
 
-from ownpod import log
 from ownpod.api import custom_tasks, schemas, task_schemas, typed_events
 from ownpod.api.auth import (
     caller,
@@ -18,7 +17,7 @@ from ownpod.api.auth import (
     seen_owner,
     session_owner,
 )
-from ownpod.api.jobs import IDEMPOTENCY_KEY, RUN_LIMIT, notify_job_node
+from ownpod.api.jobs import RUN_LIMIT, cancel_job, idempotency_key
 from ownpod.api.places import Places
 from ownpod.api.readers import Reading, read_by
 from ownpod.api.services import answer, request_id, services
@@ -83,7 +82,8 @@ def task(task_id: str) -> Response:
     job, facts, private = _known(task_id)
     session = private if facts.type == TaskType.SESSION else None
     container = None
-    worker = svc.managed.get(private or job.worker_id or "") if private or job.worker_id else None
+    worker_id = private or job.worker_id
+    worker = svc.managed.get(worker_id) if worker_id else None
     if worker is not None:
         container = Places(svc.agents.agents()).container(worker)
     logs = svc.store.journal.last_logs(task_id, MOST_LOGS)
@@ -106,12 +106,8 @@ def events(task_id: str) -> Response:
 @blueprint.post("/<id:task_id>/cancel")
 def cancel(task_id: str) -> Response:
     """Cancels a task. One that has ended does not change, and the answer has its state."""
-    svc = services()
     job, _, _ = _known(task_id)
-    state = svc.store.jobs.cancel(task_id, job.endpoint, reason="cancelled by a client")
-    if state is JobStatus.CANCELLED:
-        log.moved(task_id, state, reason="cancelled by a client", requestId=request_id())
-        notify_job_node(svc.store.listing.get(task_id))
+    state = cancel_job(task_id, job.endpoint)
     cancelled = state is JobStatus.CANCELLED
     return answer(
         {
@@ -223,9 +219,7 @@ def timeout_s(given: int | None, endpoint: Endpoint) -> int:
 
 
 def _client() -> Client:
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        raise BadRequest("Idempotency-Key: must be 1 to 255 visible ASCII characters")
+    key = idempotency_key()
     return Client(
         owner=session_owner(),
         sees=seen_owner(),

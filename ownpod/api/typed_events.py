@@ -2,16 +2,15 @@
 :mod:`ownpod.rules.events`.
 """
 
-import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from flask import Response, request
 
-from ownpod.api.services import Services, services
+from ownpod.api.services import Services, event_stream, services
 from ownpod.errors import BadRequest, EndpointNotFound, JobNotFound, RedisUnavailable
 from ownpod.rules.events import (
     Connection,
@@ -53,20 +52,13 @@ def requested_cursor() -> Cursor | None:
     return parse(request.headers.get("Last-Event-ID", ""))
 
 
-def respond(
-    job_id: str,
-    endpoint_id: str,
-    cursor: Cursor | None,
-    *,
-    first: Mapping[str, Any] | None = None,
-) -> Response:
+def respond(job_id: str, endpoint_id: str, cursor: Cursor | None) -> Response:
     """The stream of a job's events after ``cursor``.
 
     Args:
         job_id: the job.
         endpoint_id: its endpoint.
         cursor: from :func:`requested_cursor`; None: from the beginning.
-        first: further values of the first event, a ``connection``.
 
     Raises:
         JobNotFound: the endpoint has no such job.
@@ -80,23 +72,14 @@ def respond(
         # A browser reconnects after the end of a stream; 204 is the status that ends its reconnects (HTML standard, EventSource).
         return Response(status=204)
     svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=False)
-    texts = _texts(svc, job_id, endpoint_id, cursor, first or {})
-    response = Response(texts, mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"
+    response = event_stream(_texts(svc, job_id, endpoint_id, cursor))
     response.headers["X-Task-Id"] = job_id
     if (session_id := _session_id(section, _worker(svc, section))) is not None:
         response.headers["X-Session-Id"] = session_id
     return response
 
 
-def _texts(
-    svc: Services,
-    job_id: str,
-    endpoint_id: str,
-    cursor: Cursor | None,
-    first: Mapping[str, Any],
-) -> Iterator[str]:
+def _texts(svc: Services, job_id: str, endpoint_id: str, cursor: Cursor | None) -> Iterator[str]:
     yield f"retry: {RETRY_MS}\n\n"
     silent_since, looks = time.monotonic(), 0
     with svc.notices.subscribe(job_id, end_only=False) as wait:
@@ -109,8 +92,7 @@ def _texts(
                 return
             event = None
             for event in events_of(section, connection):
-                yield text_of(_with(event, first))
-                first = {}
+                yield text_of(event)
             if event is not None:
                 cursor, silent_since, looks = parse(event.id), time.monotonic(), 0
                 if cursor is not None and cursor.ended:
@@ -124,12 +106,6 @@ def _texts(
                     left_s = min(left_s, QUEUED_S[min(looks, len(QUEUED_S) - 1)])
                     looks += 1
                 wait(left_s)
-
-
-def _with(event: Event, values: Mapping[str, Any]) -> Event:
-    if not values or event.event != "connection":
-        return event
-    return event._replace(data=json.dumps(json.loads(event.data) | dict(values)))
 
 
 def text_of(event: Event) -> str:

@@ -1,7 +1,8 @@
 """Fields whose errors say in words what is allowed, and never the value, which may be a secret."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -61,16 +62,29 @@ def flag(**options: Any) -> Parsed:
 
 def choice(kind: type[StrEnum], *, without: StrEnum | None = None, **options: Any) -> Parsed:
     """One of the values of ``kind``; ``without``: the one that is not allowed here."""
-    allowed = {value.value: value for value in kind if value is not without}
+    return one_of({value.value: value for value in kind if value is not without}, **options)
 
-    def parse(value: Any) -> StrEnum:
-        if not isinstance(value, str):
-            raise TypeError
-        if value not in allowed:
+
+def one_of(names: Mapping[str, Any], **options: Any) -> Parsed:
+    """One of these names; the value is what the name stands for."""
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str) or value not in names:
             raise ValueError
-        return allowed[value]
+        return names[value]
 
-    return Parsed(parse, f"one of {', '.join(allowed)}", **options)
+    return Parsed(parse, f"one of {', '.join(names)}", **options)
+
+
+def matching(pattern: re.Pattern[str], allowed: str, **options: Any) -> Parsed:
+    """A text that matches a pattern as a whole."""
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ValueError
+        return value
+
+    return Parsed(parse, allowed, **options)
 
 
 class Keys(Schema):

@@ -14,7 +14,18 @@ from marshmallow import Schema, ValidationError, fields, validates_schema
 
 from ownpod.configuration import template_fields
 from ownpod.configuration.endpoints import AddedEndpointSchema
-from ownpod.configuration.fields import Keys, Parsed, choice, flag, listing, nested, number, whole
+from ownpod.configuration.fields import (
+    Keys,
+    Parsed,
+    choice,
+    flag,
+    listing,
+    matching,
+    nested,
+    number,
+    one_of,
+    whole,
+)
 from ownpod.configuration.template_fields import EnvironmentField, VolumesField
 from ownpod.configuration.templates import LimitFields, parse_pools
 from ownpod.rules.presets import DIFFICULTIES, OutputMode, endpoint_id
@@ -52,30 +63,13 @@ _PROTOCOLS = {
 """How the workers of a preset get their tasks."""
 
 
-def _one_of(names: Mapping[str, Any], **options: Any) -> Parsed:
-    def parse(value: Any) -> Any:
-        if not isinstance(value, str) or value not in names:
-            raise ValueError
-        return names[value]
-
-    return Parsed(parse, f"one of {', '.join(names)}", **options)
-
-
-def _matching(pattern: re.Pattern[str], allowed: str, **options: Any) -> Parsed:
-    def parse(value: Any) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise ValueError
-        return value
-
-    return Parsed(parse, allowed, **options)
-
-
 class _Switch(fields.Field[Any]):
     """An object with keys, or ``false`` for none."""
 
     def __init__(self, schema: type[Keys], **options: Any) -> None:
         self._schema = schema
-        self._problem = f"must be false, or an object with the keys {listing_of(schema)}"
+        must, problem = "must be ", schema.error_messages["type"]
+        self._problem = f"must be false, or {problem.removeprefix(must)}"
         super().__init__(error_messages={"null": self._problem}, **options)
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
@@ -84,11 +78,6 @@ class _Switch(fields.Field[Any]):
         if not isinstance(value, dict):
             raise ValidationError(self._problem)
         return self._schema().load(value)
-
-
-def listing_of(schema: type[Keys]) -> str:
-    """The keys of an object, as its errors list them."""
-    return schema.error_messages["type"].rpartition("the keys ")[2]
 
 
 class LimitsSchema(LimitFields):
@@ -166,10 +155,10 @@ class PresetSchema(Keys):
     entrypoint = template_fields.command(load_default=())
     env = EnvironmentField()
     env_vars = EnvironmentField()
-    protocol = _one_of(_PROTOCOLS)
+    protocol = one_of(_PROTOCOLS)
     output = choice(OutputMode, load_default=OutputMode.AUTO)
-    difficulty = _matching(_DIFFICULTY, "the name of a difficulty, like low")
-    class_ = _matching(_DIFFICULTY, "the name of a difficulty, like low", data_key="class")
+    difficulty = matching(_DIFFICULTY, "the name of a difficulty, like low")
+    class_ = matching(_DIFFICULTY, "the name of a difficulty, like low", data_key="class")
     limits = nested(LimitsSchema)
     session = _Switch(SessionSchema)
     one_off = _Switch(OneOffSchema, data_key="oneOff")
@@ -270,12 +259,12 @@ class GivenPreset:
 class ModelSchema(Keys):
     error_messages = listing("source", "revision", "layout", "offline", "presets")
 
-    source = _matching(
+    source = matching(
         _SOURCE,
         "hf://owner/name[@revision], s3://..., gs://..., https://..., file:///... or file-service:",
     )
-    revision = _matching(re.compile(r"[A-Za-z0-9._/-]{1,200}"), "a commit, tag or branch")
-    flat = _one_of({"flat": True, "cache": False}, data_key="layout")
+    revision = matching(re.compile(r"[A-Za-z0-9._/-]{1,200}"), "a commit, tag or branch")
+    flat = one_of({"flat": True, "cache": False}, data_key="layout")
     offline = flag()
     presets = fields.Raw(required=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from ownpod.configuration.fields import Parsed
+from ownpod.configuration.fields import Parsed, matching
 from ownpod.rules.secrets import has_wrong_reference
 from ownpod.rules.templates import VolumeMount
 from ownpod.rules.volumes import parse_mounts
@@ -122,21 +122,9 @@ def _words(value: Any) -> tuple[str, ...]:
     return words
 
 
-def _image(value: Any) -> str:
-    if not isinstance(value, str) or not _IMAGE.fullmatch(value):
-        raise ValueError
-    return value
-
-
-def _registry(value: Any) -> str:
-    if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise ValueError
-    return value
-
-
 def image(**options: Any) -> Parsed:
     """An image's reference."""
-    return Parsed(_image, "the reference of an image, for example runpod/worker-x:1.0", **options)
+    return matching(_IMAGE, "the reference of an image, for example runpod/worker-x:1.0", **options)
 
 
 def command(**options: Any) -> Parsed:
@@ -147,4 +135,4 @@ def command(**options: Any) -> Parsed:
 
 def registry(**options: Any) -> Parsed:
     """The id of registry credentials."""
-    return Parsed(_registry, "the id of registry credentials, see `ownpod registries`", **options)
+    return matching(NAME, "the id of registry credentials, see `ownpod registries`", **options)
