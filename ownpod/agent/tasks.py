@@ -5,7 +5,6 @@ output, and the next agent repeats none. A run is over when its result is stored
 its worker is drained.
 """
 
-import json
 import logging
 import threading
 import time
@@ -19,6 +18,7 @@ from ownpod.rules.managed import ManagedWorker, Role
 from ownpod.rules.output import Mask
 from ownpod.rules.presets import OutputMode
 from ownpod.rules.secrets import SecretMissing
+from ownpod.rules.sessions import about_of
 from ownpod.rules.task_ending import LONGEST_TEXT, STOPPED, Ending, ending, failed, lost, output_of
 from ownpod.rules.task_input import variables
 from ownpod.rules.task_lines import Entry, Item
@@ -389,6 +389,6 @@ class Tasks:
 def output_mode(worker: ManagedWorker) -> OutputMode:
     """What plain lines of a task's standard output are, from its worker's record."""
     try:
-        return OutputMode(json.loads(worker.about or "{}").get("output", OutputMode.AUTO))
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        return OutputMode(about_of(worker).get("output", OutputMode.AUTO))
+    except ValueError:
         return OutputMode.AUTO
