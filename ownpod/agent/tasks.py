@@ -45,6 +45,7 @@ GRACE_S = 10.0
 CHECK_S = 0.2
 """Seconds between two checks of a container whose output has ended although it runs."""
 
+GONE = "its container is gone: another program has removed it"
 TOO_MUCH = f"the task wrote more than {CHUNK_BYTES // 1024 // 1024} MiB of text, the most that is kept of a job"
 
 
@@ -159,7 +160,7 @@ class TaskThread:
         found = self._clear_earlier(task, self._engine.list().get(self._id))
         if found is None:
             if task.ran:
-                return self._done(lost("its container is gone: another program has removed it"))
+                return self._done(lost(GONE))
             if task.stop or task.is_over:
                 return self._done(failed(STOPPED, "stopped"))
             if not self._start():
@@ -279,7 +280,7 @@ class TaskThread:
         if task.stop == TOO_MUCH:
             return failed(TOO_MUCH, "output")
         if found is None:
-            return lost("its container is gone: another program has removed it")
+            return lost(GONE)
         final = self._runs.final(self._id)
         chunks = [] if final else self._runs.chunks(self.run.job_id, LONGEST_TEXT)
         return ending(
