@@ -192,8 +192,7 @@ class HostModels:
             RedisUnavailable: Redis does not answer.
         """
         self.store.release(living)
-        now = self._clock()
-        self._wanted = {key: at for key, at in self._wanted.items() if now - at < WANTED_S}
+        self._wanted = self._still_wanted()
         orders, self._pinned = self._stored.read(self._host)
         for key, order in orders.items():
             self._obey(key, order)
@@ -288,18 +287,21 @@ class HostModels:
         return True
 
     def _start(self, source: ModelSource) -> FetchProcess:
-        now = self._clock()
-        wanted = [key for key, at in self._wanted.items() if now - at < WANTED_S]
         return FetchProcess(
             Fetch(
                 str(self.store.root),
                 source,
                 self._settings.quota,
-                (*wanted, *self._pinned),
+                (*self._still_wanted(), *self._pinned),
                 self._settings.options,
             ),
             self._environ,
         )
+    def _still_wanted(self) -> dict[str, float]:
+        """The models that wanted workers need. A copy is read, because the agent's thread may add one meanwhile."""
+        now = self._clock()
+        return {key: at for key, at in self._wanted.copy().items() if now - at < WANTED_S}
+
 
     def _run(self, source: ModelSource) -> None:
         log.info("model %s is fetched from %s", source.id, source.shown or "its place")
