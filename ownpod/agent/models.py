@@ -61,7 +61,6 @@ class HostModels:
         container: whether workers of this host have paths of their own.
         fetching: how models are fetched.
         environ: of the process that fetches.
-        done: called when something changes, in another thread.
         head_start_s: see :data:`HEAD_START_S`.
         outside: where the engine's host has the models.
         clock: seconds.
@@ -76,7 +75,6 @@ class HostModels:
         container: bool,
         fetching: FetchSettings | None = None,
         environ: Mapping[str, str] | None = None,
-        done: Callable[[], None] = lambda: None,
         head_start_s: float = HEAD_START_S,
         outside: Outside | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -87,7 +85,8 @@ class HostModels:
         self._container = container
         self._settings = fetching or FetchSettings()
         self._environ = dict(environ or {})
-        self.done = done
+        self.done: Callable[[], None] = lambda: None
+        """Called when something changes, in another thread."""
         self.head_start_s = head_start_s
         self._outside = outside or Outside()
         self._clock = clock
@@ -297,11 +296,11 @@ class HostModels:
             ),
             self._environ,
         )
+
     def _still_wanted(self) -> dict[str, float]:
         """The models that wanted workers need. A copy is read, because the agent's thread may add one meanwhile."""
         now = self._clock()
         return {key: at for key, at in self._wanted.copy().items() if now - at < WANTED_S}
-
 
     def _run(self, source: ModelSource) -> None:
         log.info("model %s is fetched from %s", source.id, source.shown or "its place")
