@@ -33,6 +33,11 @@ def _system(group, **values: object) -> OwnPod:
     return OwnPod(group, [], [], models={MODEL: {"presets": {PRESET: preset}}}, **values)
 
 
+def _with(made: bytes, header: str) -> bytes:
+    """A request with one header more."""
+    return made.replace(b"\r\n", f"\r\n{header}\r\n".encode(), 1)
+
+
 def _opened(system: OwnPod) -> str:
     """A session that is ready."""
     body = {"model_id": MODEL, "task_preset": PRESET}
@@ -52,9 +57,8 @@ def session(_stage: object, *, quick: bool) -> EndpointStats:
         group.start(HERE / "puller.py", **worker_environment(url, "plain", key="any"))
         system.ready(1)
         task = {**TASK, "session_id": _opened(system), "metadata": {"seconds": 0}}
-        pinned = job("/runsync", endpoint=EP).replace(
-            b"\r\n", f"\r\nX-Runpod-Worker-Id: strict {task['session_id']}\r\n".encode(), 1
-        )
+        named = f"X-Runpod-Worker-Id: strict {task['session_id']}"
+        pinned = _with(job("/runsync", endpoint=EP), named)
         asked = {"pull_ms": job("/runsync"), "session_ms": pinned}
         found: dict[str, list[Answer]] = {name: [] for name in asked}
         firsts, wholes = [], []
@@ -110,12 +114,9 @@ def streams(_stage: object, *, quick: bool) -> EndpointStats:
         path = "/api/tasks/submit"
         with connected(system.port) as client:
             body = {**TASK, "session_id": _opened(system), "metadata": {"seconds": 0}}
-            plain = request("POST", path, body).replace(
-                b"\r\n", b"\r\nPrefer: respond-async\r\n", 1
-            )
             held = {**body, "metadata": {"seconds": 60}}
-            blocked = request("POST", path, held).replace(
-                b"\r\n", b"\r\nPrefer: respond-async\r\n", 1
+            plain, blocked = (
+                _with(request("POST", path, one), "Prefer: respond-async") for one in (body, held)
             )
             first = client.ask(blocked).json()["task_id"]
             last = client.ask(plain).json()["task_id"]

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ownpod.agent.docker_api import PODMAN_CDI
-from ownpod.agent.engine import STOP_GRACE_S, EngineError, Launch, Started
+from ownpod.agent.engine import STOP_GRACE_S, WITHOUT_PORT, EngineError, Launch, Started
 from ownpod.agent.images import Image
 from ownpod.rules.task_input import INPUT_FILE, INPUT_VARIABLE
 from ownpod.rules.templates import Protocol, Template, VolumeMount
@@ -64,7 +64,7 @@ def labels_of(launch: Launch, image: Image) -> dict[str, str]:
 
 def _ports(launch: Launch) -> dict[str, str]:
     """Labels by which an agent that was started later knows where the worker serves."""
-    if launch.template.protocol in {Protocol.PULL, Protocol.CONTAINER}:
+    if launch.template.protocol in WITHOUT_PORT:
         return {}
     if launch.template.protocol is Protocol.PUSH or launch.balancing is None:
         return {f"{OURS}.port": str(PORT)}
@@ -75,7 +75,7 @@ def _ports(launch: Launch) -> dict[str, str]:
 
 def address_of(labels: Mapping[str, str], host: str) -> Started:
     """Where the worker of a container serves, whose address on the workers' network is ``host``."""
-    if labels.get(f"{OURS}.protocol") in {Protocol.PULL, Protocol.CONTAINER}:
+    if labels.get(f"{OURS}.protocol") in WITHOUT_PORT:
         return Started()
     # Containers of earlier versions, which are pushed to, have no label of their port.
     port, health = labels.get(f"{OURS}.port") or PORT, labels.get(f"{OURS}.health-port")

@@ -25,7 +25,15 @@ from ownpod.agent.container_options import (
 )
 from ownpod.agent.container_output import ContainerSource
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
-from ownpod.agent.engine import LOG_LINES, STOP_GRACE_S, EngineError, Found, Launch, Started
+from ownpod.agent.engine import (
+    LOG_LINES,
+    STOP_GRACE_S,
+    WITHOUT_PORT,
+    EngineError,
+    Found,
+    Launch,
+    Started,
+)
 from ownpod.agent.images import FREE_BYTES, Images
 from ownpod.agent.registry_logins import Logins, no_logins
 from ownpod.agent.volumes import Volumes, in_container
@@ -118,7 +126,7 @@ class ContainerEngine:
         if found["State"]["Status"] == "created":
             self._put_input(launch, found["Id"])
             self._start(found["Id"])
-        if launch.template.protocol in {Protocol.PULL, Protocol.CONTAINER}:
+        if launch.template.protocol in WITHOUT_PORT:
             return Started()
         return address_of(found["Config"]["Labels"], self._host(launch.worker_id))
 
@@ -172,7 +180,7 @@ class ContainerEngine:
         found = self._inspect(worker_id)
         labels = (found or {}).get("Config", {}).get("Labels", {})
         protocol = labels.get(f"{OURS}.protocol", Protocol.PULL)
-        if protocol in {Protocol.PULL, Protocol.CONTAINER}:
+        if protocol in WITHOUT_PORT:
             return Started()
         return address_of(labels, self._host(worker_id))
 

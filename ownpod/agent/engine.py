@@ -8,12 +8,14 @@ from ownpod.errors import OwnPodError
 from ownpod.rules.balancing import Balancing
 from ownpod.rules.managed import LOG_LINES, Device
 from ownpod.rules.reconcile import Found
+from ownpod.rules.templates import Protocol as Means
 from ownpod.rules.templates import Template
 
 __all__ = [
     "LOG_LINES",
     "QUICK_GRACE_S",
     "STOP_GRACE_S",
+    "WITHOUT_PORT",
     "Engine",
     "EngineError",
     "Found",
@@ -28,6 +30,9 @@ STOP_GRACE_S = 35.0
 
 QUICK_GRACE_S = 10.0
 """The same for a session that was ended, whose job is FAILED already."""
+
+WITHOUT_PORT = frozenset({Means.PULL, Means.CONTAINER})
+"""How workers get their jobs that serve on no port."""
 
 
 class EngineError(OwnPodError):

@@ -86,28 +86,24 @@ class Changes:
         os.eventfd_write(self._woken, 1)
 
 
-class FileSource:
-    """The output of a process. Implements :class:`ownpod.agent.engine.Source`. A position is an offset in the file.
+class _Files:
+    """The output of a process, in one file or several. Implements :class:`ownpod.agent.engine.Source`.
+
+    A position is an offset in each file.
 
     Args:
-        path: the file.
-        position: where to begin; "": at its beginning.
+        files: the files.
         runs: whether the worker may still write.
-        shorten: keeps the file within its limit.
+        shorten: keeps the files within their limit.
     """
 
     def __init__(
-        self,
-        path: Path,
-        position: str,
-        *,
-        runs: Callable[[], bool],
-        shorten: Callable[[], None],
+        self, *files: "GrowingFile", runs: Callable[[], bool], shorten: Callable[[], None]
     ) -> None:
-        self._file = GrowingFile(path, position)
+        self._files = files
         self._runs = runs
         self._shorten = shorten
-        self._changes = Changes(path)
+        self._changes = Changes(*(file.path for file in files))
 
     def read(self, timeout_s: float) -> Output | None:
         # Before the file is read, because the worker may write between the two.
@@ -130,22 +126,46 @@ class FileSource:
 
     @property
     def _position(self) -> str:
-        return str(self._file.at)
+        return ",".join(str(file.at) for file in self._files)
 
     def _part(self) -> Output | None:
         """The next part; None: there is none."""
-        return self._file.part()
+        raise NotImplementedError
 
 
-class TwoFiles(FileSource):
-    """The whole output of a one-off task, whose two streams are two files. A position is an offset in each.
+class FileSource(_Files):
+    """The output of a worker, in one file.
+
+    Args:
+        path: the file.
+        position: where to begin; "": at its beginning.
+        runs: whether the worker may still write.
+        shorten: keeps the file within its limit.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        position: str,
+        *,
+        runs: Callable[[], bool],
+        shorten: Callable[[], None],
+    ) -> None:
+        super().__init__(GrowingFile(path, position), runs=runs, shorten=shorten)
+
+    def _part(self) -> Output | None:
+        return self._files[0].part()
+
+
+class TwoFiles(_Files):
+    """The whole output of a one-off task, whose two streams are two files.
 
     Args:
         output: the file of standard output.
         errors: that of standard error.
-        position: as of :class:`FileSource`.
+        position: as of :class:`FileSource`, for both files.
         runs: as of :class:`FileSource`.
-        shorten: as of :class:`FileSource`.
+        shorten: as of :class:`FileSource`, for both files.
     """
 
     def __init__(
@@ -158,17 +178,12 @@ class TwoFiles(FileSource):
         shorten: Callable[[], None],
     ) -> None:
         first, _, second = position.partition(",")
-        super().__init__(output, first, runs=runs, shorten=shorten)
-        self._files = [
+        files = (
             GrowingFile(path, at, part_bytes=PIECE_BYTES, behind_bytes=None)
             for path, at in ((output, first), (errors, second))
-        ]
-        self._changes = Changes(output, errors)
+        )
+        super().__init__(*files, runs=runs, shorten=shorten)
         self._turn = 0
-
-    @property
-    def _position(self) -> str:
-        return ",".join(str(file.at) for file in self._files)
 
     def _part(self) -> Output | None:
         for _ in self._files:
@@ -199,7 +214,7 @@ class GrowingFile:
         part_bytes: int = PART_BYTES,
         behind_bytes: int | None = BEHIND_BYTES,
     ) -> None:
-        self._path = path
+        self.path = path
         self.at = int(position) if position.isascii() and position.isdecimal() else 0
         self._part_bytes = part_bytes
         self._behind_bytes = behind_bytes
@@ -211,12 +226,12 @@ class GrowingFile:
         if size - self._freed > KEPT_READ_BYTES:
             self._freed = size
             with contextlib.suppress(OSError):
-                free_beginning(self._path, size)
+                free_beginning(self.path, size)
 
     def part(self) -> Output | None:
         """The next part; None: there is none."""
         try:
-            with self._path.open("rb", buffering=0) as file:
+            with self.path.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self.at:
                     # The file has begun again.

@@ -82,7 +82,7 @@ class Wanted:
     def place(self) -> str:
         """The URL for people, without what may be secret."""
         parts = urlsplit(self.url)
-        return f"{parts.scheme}://{(parts.netloc).rpartition('@')[2]}{parts.path}"
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class Http:
@@ -141,9 +141,7 @@ class Http:
     def size(self, file: Wanted) -> int | None:
         """The bytes of a file as its server reports; None: it does not report them. Raises: FetchError."""
         with self.open("HEAD", file.url) as answer:
-            if answer.ok and answer.headers.get("Content-Length", "").isdigit():
-                return int(answer.headers["Content-Length"])
-        return None
+            return length_of(answer) if answer.ok else None
 
     def fetch(
         self, file: Wanted, into: Path, progress: Progress, checks: Checks = contextlib.nullcontext
@@ -172,15 +170,15 @@ class Http:
                 part.drop()
                 raise FetchError(f"{file.place} has changed meanwhile", again=True)
             check_status(answer, file.place)
-            begin = answer.headers.get("Content-Range", "") if answer.status_code == 206 else ""
-            if answer.status_code == 206 and not re.match(rf"bytes {have}-", begin):
+            continues = answer.status_code == 206
+            given = answer.headers.get("Content-Range", "")
+            if continues and not re.match(rf"bytes {have}-", given):
                 part.drop()
                 raise FetchError(f"{file.place} is not continued where it was cut", again=True)
-            begins = have if answer.status_code == 206 else 0
-            length = answer.headers.get("Content-Length", "")
-            size = file.size
-            if size is None and length.isdigit():
-                size = begins + int(length)
+            begins = have if continues else 0
+            size, length = file.size, length_of(answer)
+            if size is None and length is not None:
+                size = begins + length
             part.note(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
             progress(begins)
             part.write(answer.iter_content(PIECE), begins, progress, most=size)
@@ -265,6 +263,12 @@ def check_status(answer: requests.Response, place: str) -> None:
         raise FetchError(f"{place} answers with HTTP {code}", again=code in LATER)
     if answer.headers.get("Content-Encoding", "identity") not in {"identity", ""}:
         raise FetchError(f"{place} comes in another coding than asked for")
+
+
+def length_of(answer: requests.Response) -> int | None:
+    """The bytes of an answer's body as its server reports them; None: it does not."""
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
 
 
 def name_in(url: str) -> str:

@@ -10,13 +10,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ownpod.agent import model_sources
 from ownpod.agent.model_downloads import FetchError
-from ownpod.agent.model_hub import Hub
+from ownpod.agent.model_hub import Hub, folder_of
 from ownpod.agent.model_orders import Order, order_in
 from ownpod.agent.model_sources import Meter
 from ownpod.agent.model_store import ModelStore, listed
@@ -75,7 +75,7 @@ def _fetch(order: Order, store: ModelStore, say: "Lines") -> Manifest:
     revision, files = "", tuple[ModelFile, ...]()
     if source.in_cache:
         revision, found = Hub(source, store.hub, into, meter).fetch()
-        place = f"hub/models--{source.repository.replace('/', '--')}"
+        place = f"hub/{folder_of(source)}"
         inside = f"snapshots/{revision}"
         files = tuple(replace(file, path=f"{inside}/{file.path}") for file in found)
     else:
@@ -130,7 +130,7 @@ class Lines:
     def end(self, **values: object) -> None:
         self._line(values)
 
-    def _line(self, values: Collection[object]) -> None:
+    def _line(self, values: Mapping[str, object]) -> None:
         sys.stdout.write(f"{json.dumps(values)}\n")
         sys.stdout.flush()
 
@@ -147,14 +147,14 @@ def main() -> None:
     order, say = order_in(sys.stdin.readline()), Lines()
     threading.Thread(target=_end_with_the_agent, daemon=True).start()
     try:
-        manifest = fetch(order, say)
+        fetch(order, say)
     except FetchError as error:
         say.end(error=str(error), again=error.again)
     except Exception as error:
         say.end(error=f"it failed unexpectedly: {type(error).__name__}", again=True)
         raise
     else:
-        say.end(ready=True, bytes=manifest.size)
+        say.end(ready=True)
 
 
 if __name__ == "__main__":

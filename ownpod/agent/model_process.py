@@ -61,10 +61,6 @@ class FetchProcess:
                 self._process.stdin.write(f"{order_text(order)}\n")
                 self._process.stdin.flush()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def steps(self) -> Iterator[tuple[State, int, int]]:
         """Its progress until its end: the state, the bytes that are here, and all bytes."""
         for line in self._process.stdout or ():

@@ -20,6 +20,7 @@ from ownpod.agent.model_downloads import (
     Wanted,
     check_status,
     is_archive,
+    length_of,
     name_in,
     unpack,
 )
@@ -269,8 +270,7 @@ def _json(answer: Any) -> Any:
 
 def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> str:
     """The body of an answer is the model: an archive, or one file."""
-    length = answer.headers.get("Content-Length", "")
-    size = int(length) if length.isdigit() else None
+    size = length_of(answer)
     given = re.search(r'filename="?([^";]+)"?', answer.headers.get("Content-Disposition", ""))
     name = given[1].strip() if given else re.sub(r"[^A-Za-z0-9._-]+", "-", model_id)
     meter.expect(size or 0)
@@ -313,7 +313,6 @@ def _empty(directory: Path) -> None:
 
 def clear(directory: Path) -> None:
     """Removes what a fetch has left besides the model."""
-    for name in (".cache",):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    shutil.rmtree(directory / ".cache", ignore_errors=True)
     for path in (*directory.rglob("*.part"), *directory.rglob("*.part.tag")):
         path.unlink(missing_ok=True)

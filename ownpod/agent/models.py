@@ -61,7 +61,6 @@ class HostModels:
         container: whether workers of this host have paths of their own.
         fetching: how models are fetched.
         environ: of the process that fetches.
-        done: called when something changes, in another thread.
         head_start_s: see :data:`HEAD_START_S`.
         outside: where the engine's host has the models.
         clock: seconds.
@@ -76,7 +75,6 @@ class HostModels:
         container: bool,
         fetching: FetchSettings | None = None,
         environ: Mapping[str, str] | None = None,
-        done: Callable[[], None] = lambda: None,
         head_start_s: float = HEAD_START_S,
         outside: Outside | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -87,7 +85,8 @@ class HostModels:
         self._container = container
         self._settings = fetching or FetchSettings()
         self._environ = dict(environ or {})
-        self.done = done
+        self.done: Callable[[], None] = lambda: None
+        """Called when something changes, in another thread."""
         self.head_start_s = head_start_s
         self._outside = outside or Outside()
         self._clock = clock
@@ -192,8 +191,7 @@ class HostModels:
             RedisUnavailable: Redis does not answer.
         """
         self.store.release(living)
-        now = self._clock()
-        self._wanted = {key: at for key, at in self._wanted.items() if now - at < WANTED_S}
+        self._wanted = self._still_wanted()
         orders, self._pinned = self._stored.read(self._host)
         for key, order in orders.items():
             self._obey(key, order)
@@ -288,18 +286,21 @@ class HostModels:
         return True
 
     def _start(self, source: ModelSource) -> FetchProcess:
-        now = self._clock()
-        wanted = [key for key, at in self._wanted.items() if now - at < WANTED_S]
         return FetchProcess(
             Fetch(
                 str(self.store.root),
                 source,
                 self._settings.quota,
-                (*wanted, *self._pinned),
+                (*self._still_wanted(), *self._pinned),
                 self._settings.options,
             ),
             self._environ,
         )
+
+    def _still_wanted(self) -> dict[str, float]:
+        """The models that wanted workers need. A copy is read, because the agent's thread may add one meanwhile."""
+        now = self._clock()
+        return {key: at for key, at in self._wanted.copy().items() if now - at < WANTED_S}
 
     def _run(self, source: ModelSource) -> None:
         log.info("model %s is fetched from %s", source.id, source.shown or "its place")

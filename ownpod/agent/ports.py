@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ownpod.agent.engine import Launch
+from ownpod.agent.engine import WITHOUT_PORT, Launch
 from ownpod.processes import free_port
 from ownpod.rules.launching import PORT, PORT_HEALTH
 from ownpod.rules.templates import Protocol
@@ -29,7 +29,7 @@ class Ports:
 
 def ports_for(launch: Launch, used: Collection[int | None]) -> Ports:
     """Free ports for a worker that serves. ``used``: those of other workers, which may not listen on them yet."""
-    if launch.template.protocol in {Protocol.PULL, Protocol.CONTAINER}:
+    if launch.template.protocol in WITHOUT_PORT:
         return Ports()
     port = _free(used)
     if launch.template.protocol is Protocol.PUSH:

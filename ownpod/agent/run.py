@@ -128,7 +128,6 @@ def run(config: Settings, *, api_url: str, end_workers: bool) -> None:
 
 
 def _models(config: Settings, engine: Engine, stored: Models) -> HostModels:
-    service = (config.file_service_url or "", config.file_service_key or "")
     directory = (config.models_dir or config.data_dir / "models").resolve()
     return HostModels(
         directory,
@@ -138,7 +137,10 @@ def _models(config: Settings, engine: Engine, stored: Models) -> HostModels:
         fetching=FetchSettings(
             config.models_quota,
             config.fetch_models,
-            Options(service_url=service[0], service_key=service[1]),
+            Options(
+                service_url=config.file_service_url or "",
+                service_key=config.file_service_key or "",
+            ),
         ),
         environ=dict(os.environ),
         outside=_outside(config, engine, str(directory)),
@@ -186,7 +188,9 @@ def make_engine(
     *,
     images: Iterable[str] | None = None,
 ) -> Engine:
-    """The engine of the settings, which starts the ``images`` that match now, by default those of the settings; ``auto`` is Docker where its engine answers, otherwise processes.
+    """The engine of the settings. ``auto`` is Docker where its engine answers, otherwise processes.
+
+    ``images``: patterns of the images that it may start, read at each start; None: those of the settings.
 
     Raises:
         StartError: it cannot start workers here.

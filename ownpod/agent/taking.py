@@ -82,8 +82,8 @@ class Filter:
         self,
         worker: ManagedWorker,
         spec: ManagedSpec,
-        info: AgentInfo | None = None,
-        waited_s: float = 0.0,
+        info: AgentInfo,
+        waited_s: float,
     ) -> bool:
         """Whether this host can start the worker now. Otherwise its model may be on its way: the worker holds no device
         meanwhile, and no other one gives way to it.
@@ -91,7 +91,7 @@ class Filter:
         Args:
             worker: a wanted worker.
             spec: what it is started from.
-            info: this host; None: it fetches no model.
+            info: this host.
             waited_s: how long this agent has seen the worker wait.
 
         Raises:
@@ -114,7 +114,7 @@ class Filter:
         return False
 
     def _coming(
-        self, worker: ManagedWorker, spec: ManagedSpec, info: AgentInfo | None, waited_s: float
+        self, worker: ManagedWorker, spec: ManagedSpec, info: AgentInfo, waited_s: float
     ) -> Coming | None:
         """What of the worker's model is not here yet; None: all of it is."""
         source = spec.template.model
@@ -122,10 +122,8 @@ class Filter:
             return None
         if self._models is None:
             return Coming("this host has no directory of models", failed=True)
-        able = info is not None and could_run(spec, info)
-        return self._models.coming(
-            worker.id, source, may_fetch=able and waited_s >= self._models.head_start_s
-        )
+        may_fetch = could_run(spec, info) and waited_s >= self._models.head_start_s
+        return self._models.coming(worker.id, source, may_fetch=may_fetch)
 
     def _tell(self, worker: ManagedWorker, coming: Coming) -> None:
         if not coming.words:

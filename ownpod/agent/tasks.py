@@ -5,7 +5,6 @@ output, and the next agent repeats none. A run is over when its result is stored
 its worker is drained.
 """
 
-import json
 import logging
 import threading
 import time
@@ -19,6 +18,7 @@ from ownpod.rules.managed import ManagedWorker, Role
 from ownpod.rules.output import Mask
 from ownpod.rules.presets import OutputMode
 from ownpod.rules.secrets import SecretMissing
+from ownpod.rules.sessions import about_of
 from ownpod.rules.task_ending import LONGEST_TEXT, STOPPED, Ending, ending, failed, lost, output_of
 from ownpod.rules.task_input import variables
 from ownpod.rules.task_lines import Entry, Item
@@ -46,6 +46,7 @@ GRACE_S = 10.0
 CHECK_S = 0.2
 """Seconds between two checks of a container whose output has ended although it runs."""
 
+GONE = "its container is gone: another program has removed it"
 TOO_MUCH = f"the task wrote more than {CHUNK_BYTES // 1024 // 1024} MiB of text, the most that is kept of a job"
 
 
@@ -160,7 +161,7 @@ class TaskThread:
         found = self._clear_earlier(task, self._engine.list().get(self._id))
         if found is None:
             if task.ran:
-                return self._done(lost("its container is gone: another program has removed it"))
+                return self._done(lost(GONE))
             if task.stop or task.is_over:
                 return self._done(failed(STOPPED, "stopped"))
             if not self._start():
@@ -280,7 +281,7 @@ class TaskThread:
         if task.stop == TOO_MUCH:
             return failed(TOO_MUCH, "output")
         if found is None:
-            return lost("its container is gone: another program has removed it")
+            return lost(GONE)
         final = self._runs.final(self._id)
         chunks = [] if final else self._runs.chunks(self.run.job_id, LONGEST_TEXT)
         return ending(
@@ -390,6 +391,6 @@ class Tasks:
 def output_mode(worker: ManagedWorker) -> OutputMode:
     """What plain lines of a task's standard output are, from its worker's record."""
     try:
-        return OutputMode(json.loads(worker.about or "{}").get("output", OutputMode.AUTO))
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        return OutputMode(about_of(worker).get("output", OutputMode.AUTO))
+    except ValueError:
         return OutputMode.AUTO
