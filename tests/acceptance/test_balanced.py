@@ -208,7 +208,7 @@ def test_a_worker_gets_as_many_requests_at_a_time_as_its_capacity(pod):
 def test_a_client_that_leaves_frees_its_place_in_the_queue(pod):
     before = pod.workers["c"].seen["requests"]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(pod.get, "one", "/sleep/3")
+        busy = pool.submit(pod.get, "one", "/sleep/10")
         wait_until(lambda: pod.health("one")["jobs"]["inProgress"] == 1)
         queued = [posted(pod, "one", "/sleep/0") for _ in range(5)]
         wait_until(lambda: pod.health("one")["jobs"]["inQueue"] == 5, what="5 that wait")
