@@ -425,6 +425,26 @@ def answers(url: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def one_api(directory: Path, redis_url: str, *options: object) -> Iterator[tuple[int, Process]]:
+    """Gunicorn with one API process and the endpoint `ep`: its port, and its process. ``options``: more of gunicorn's."""
+    file, port = directory / "workers.yaml", free_port()
+    file.write_text("endpoints: {ep: {}}")
+    process = Process(
+        *(sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"127.0.0.1:{port}"),
+        *(*options, "wsgi:app"),
+        log=directory / "api.log",
+        REDIS_URL=redis_url,
+        OWNPOD_WORKERS_FILE=file,
+    )
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 20, "the API")
+        yield port, process
+    finally:
+        process.stop()
+        print(process.output)
+
+
 class OwnPod:
     """``ownpod up`` with an embedded Redis, on free ports."""
 
