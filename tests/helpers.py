@@ -152,6 +152,15 @@ def node_processes(ownpod: "OwnPod", name: str = "") -> list[psutil.Process]:
     return found
 
 
+def agent_of(ownpod: "OwnPod") -> psutil.Process | None:
+    """The agent's process of an `ownpod up`; None while there is none."""
+    for process in psutil.Process(ownpod.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "agent" in process.cmdline():
+                return process
+    return None
+
+
 def readme_blocks(*, docker: bool) -> list[str]:
     """README's blocks of shell commands: those with Docker, or those without."""
     text = (ROOT / "README.md").read_text()
