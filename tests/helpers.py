@@ -152,6 +152,15 @@ def node_processes(ownpod: "OwnPod", name: str = "") -> list[psutil.Process]:
     return found
 
 
+def agent_of(ownpod: "OwnPod") -> psutil.Process | None:
+    """The agent's process of an `ownpod up`; None while there is none."""
+    for process in psutil.Process(ownpod.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "agent" in process.cmdline():
+                return process
+    return None
+
+
 def readme_blocks(*, docker: bool) -> list[str]:
     """README's blocks of shell commands: those with Docker, or those without."""
     text = (ROOT / "README.md").read_text()
@@ -423,6 +432,26 @@ def answers(url: str) -> bool:
     except requests.RequestException:
         return False
     return True
+
+
+@contextlib.contextmanager
+def one_api(directory: Path, redis_url: str, *options: object) -> Iterator[tuple[int, Process]]:
+    """Gunicorn with one API process and the endpoint `ep`: its port, and its process. ``options``: more of gunicorn's."""
+    file, port = directory / "workers.yaml", free_port()
+    file.write_text("endpoints: {ep: {}}")
+    process = Process(
+        *(sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"127.0.0.1:{port}"),
+        *(*options, "wsgi:app"),
+        log=directory / "api.log",
+        REDIS_URL=redis_url,
+        OWNPOD_WORKERS_FILE=file,
+    )
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 20, "the API")
+        yield port, process
+    finally:
+        process.stop()
+        print(process.output)
 
 
 class OwnPod:

@@ -122,6 +122,13 @@ class Rig:
         )
         self.turning = Turning(agent)
 
+    def replace_agents(self, *, each, seconds):
+        """Replaces the agent three times, each time when more than ``each`` further characters of output are there."""
+        for _ in range(3):
+            seen = len(self.text())
+            wait_until(lambda n=seen: len(self.text()) > n + each, seconds)
+            self.next_agent()
+
     def submit(
         self, command, *, data=None, mode=OutputMode.AUTO, most=1, timeout_ms=60_000, **template
     ):

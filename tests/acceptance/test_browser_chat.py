@@ -54,9 +54,10 @@ def send(browser, text):
     browser.run(f"at('chat-text').value = {json.dumps(text)}; at('chat-send').click()")
 
 
-def lines(browser, who):
+def lines(browser, css_class):
+    """The texts of the lines of a CSS class in the chat."""
     return browser.run(
-        f"[...document.querySelectorAll('#chat-log .{who}')].map((l) => l.innerText)"
+        f"[...document.querySelectorAll('#chat-log .{css_class}')].map((l) => l.innerText)"
     )
 
 

@@ -5,17 +5,15 @@ import json
 import re
 import selectors
 import socket
-import sys
 import threading
 import time
 
 import psutil
 import pytest
 import requests
-from helpers import ROOT, Process, answers, job_store, new_job, wait_until
+from helpers import job_store, new_job, one_api, wait_until
 
 from ownpod.api.arrival import CREDIT_S, HEADER_S
-from ownpod.processes import free_port
 from ownpod.rules.runs import Outcome
 
 HEADER = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "
@@ -27,19 +25,8 @@ EACH = {HEADER: 1000, SMALL: 800, LARGE: 200}
 @pytest.fixture
 def api(client, redis_server, tmp_path):
     """The port and process of one API process."""
-    file, port = tmp_path / "workers.yaml", free_port()
-    file.write_text("endpoints: {ep: {}}")
-    process = Process(
-        *(sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"127.0.0.1:{port}", "wsgi:app"),
-        log=tmp_path / "api.log",
-        cwd=ROOT,
-        REDIS_URL=redis_server.url,
-        OWNPOD_WORKERS_FILE=file,
-    )
-    wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 20, "the API")
-    yield port, process
-    process.stop()
-    print(process.output)
+    with one_api(tmp_path, redis_server.url) as found:
+        yield found
 
 
 class Dripping:

@@ -1,6 +1,5 @@
 """Managed workers for real: `ownpod up` with an agent and the engine `process`, on the real SDK."""
 
-import contextlib
 import json
 import signal
 import sys
@@ -11,7 +10,7 @@ import psutil
 import pytest
 import requests
 import yaml
-from helpers import Process, begun, overlaps, wait_until
+from helpers import Process, agent_of, begun, overlaps, wait_until
 
 from ownpod.rules.managed import Phase
 from ownpod.store.agents import Agents
@@ -72,15 +71,6 @@ def processes(ownpod):
         if ours and str(HANDLERS) in line and process.status() != psutil.STATUS_ZOMBIE:
             found.setdefault(environ["RUNPOD_POD_ID"], process.pid)
     return found
-
-
-def agent_of(ownpod):
-    """The agent's process; None while there is none."""
-    for process in psutil.Process(ownpod.process.pid).children():
-        with contextlib.suppress(psutil.Error):
-            if "agent" in process.cmdline():
-                return process
-    return None
 
 
 def held(ownpod):

@@ -1,6 +1,5 @@
 """One-off tasks for real: `ownpod up`, the engine `process`, and a program that only prints; over HTTP, and under SIGKILL."""
 
-import contextlib
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import psutil
 import pytest
 import requests
 import yaml
-from helpers import node_processes, wait_until
+from helpers import agent_of, node_processes, wait_until
 
 from ownpod.rules.managed import Phase
 from ownpod.store.agents import Agents
@@ -233,15 +232,6 @@ def test_a_killed_node_costs_a_task_nothing(start, tmp_path):
         1,
     )
     client.wait_free()
-
-
-def agent_of(ownpod):
-    """The agent's process; None while there is none."""
-    for process in psutil.Process(ownpod.process.pid).children():
-        with contextlib.suppress(psutil.Error):
-            if "agent" in process.cmdline():
-                return process
-    return None
 
 
 def test_agents_that_are_killed_cost_no_line_and_repeat_none(start):

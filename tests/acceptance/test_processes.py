@@ -459,10 +459,16 @@ def test_help_and_version_need_nothing():
     assert (code, said.split()[:2]) == (0, ["ownpod,", "version"])
 
 
+def demo(*options, **environ):
+    """What `make demo` prints; it must succeed."""
+    code, said = run("make", "demo", "ONCE=1", *options, PATH=os.environ["PATH"], **environ)
+    assert code == 0, said
+    return said
+
+
 @pytest.mark.parametrize("options", [[], ["PULL=1"]], ids=["push", "pull"])
 def test_the_demo_runs_once(options):
-    code, said = run("make", "demo", "ONCE=1", *options, PATH=os.environ["PATH"])
-    assert code == 0, said
+    said = demo(*options)
     shown = [line for line in said.splitlines() if line.startswith("demo ") and '"status"' in line]
     assert '"IN_QUEUE"' in shown[0]
     assert '"COMPLETED"' in shown[-1]
@@ -471,16 +477,14 @@ def test_the_demo_runs_once(options):
 
 @pytest.mark.timeout(240)
 def test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back():
-    code, said = run("make", "demo", "ONCE=1", "MANAGED=1", PATH=os.environ["PATH"], timeout=200)
-    assert code == 0, said
+    said = demo("MANAGED=1", timeout=200)
     assert "from no worker to 2 and back" in said
     assert "jobs: 0 wait, 0 run, 6 completed" in said
 
 
 @pytest.mark.timeout(240)
 def test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle():
-    code, said = run("make", "demo", "ONCE=1", "SHARE=1", PATH=os.environ["PATH"], timeout=200)
-    assert code == 0, said
+    said = demo("SHARE=1", timeout=200)
     assert "the jobs came as A A B A A and ran as A A A B A" in said
     assert "images-ep gave its device to text-ep: 1" in said
     assert "text-ep gave its device to images-ep: 1" in said
@@ -489,8 +493,7 @@ def test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle():
 
 @pytest.mark.timeout(240)
 def test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket():
-    code, said = run("make", "demo", "ONCE=1", "LB=1", PATH=os.environ["PATH"], timeout=200)
-    assert code == 0, said
+    said = demo("LB=1", timeout=200)
     assert "answered: HELLO by worker" in said
     assert "answered by 2 workers, each with 1 request at a time at most" in said
     assert 'data: {"number": 4} after' in said
@@ -499,8 +502,7 @@ def test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket()
 
 @pytest.mark.timeout(240)
 def test_the_demo_of_sessions_loads_its_model_once_and_ends_when_it_is_idle():
-    code, said = run("make", "demo", "ONCE=1", "SESSION=1", PATH=os.environ["PATH"], timeout=200)
-    assert code == 0, said
+    said = demo("SESSION=1", timeout=200)
     assert "text_delta   'hello! You have spoken 1 times; first you said: hello'" in said
     assert "text_delta   'again! You have spoken 2 times; first you said: hello'" in said
     assert "idle_timeout, after 2 tasks" in said

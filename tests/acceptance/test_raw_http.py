@@ -4,12 +4,9 @@ import contextlib
 import json
 import re
 import socket
-import sys
 
 import pytest
-from helpers import ROOT, Process, answers, wait_until
-
-from ownpod.processes import free_port
+from helpers import one_api, wait_until
 
 BODY = b'{"input": {}}'
 RUN = b"POST /v2/ep/run HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -85,22 +82,9 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def api(redis_server, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("api")
-    file, port = directory / "workers.yaml", free_port()
-    file.write_text("endpoints: {ep: {}}")
-    process = Process(
-        *(sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"127.0.0.1:{port}"),
-        *("--access-logfile", "-", "--access-logformat", '%(h)s "%(r)s" %(s)s "%(f)s" "%(a)s"'),
-        "wsgi:app",
-        log=directory / "api.log",
-        cwd=ROOT,
-        REDIS_URL=redis_server.url,
-        OWNPOD_WORKERS_FILE=file,
-    )
-    wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 20, "the API")
-    yield port, process
-    process.stop()
-    print(process.output)
+    options = ("--access-logfile", "-", "--access-logformat", '%(h)s "%(r)s" %(s)s "%(f)s" "%(a)s"')
+    with one_api(tmp_path_factory.mktemp("api"), redis_server.url, *options) as found:
+        yield found
 
 
 def exchange(port, request):

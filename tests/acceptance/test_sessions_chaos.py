@@ -228,11 +228,11 @@ def wrong(record: dict, asked: dict, runs: list[str], killed: set[str]) -> str:
     elif "code" in asked:
         # A container is lost only when it was killed.
         if private not in killed:
-            problem = "a container that nobody has killed"
+            problem = "a container that the test has not killed"
     elif not runs and code in SESSION_ENDS and private in error:
         pass
     elif runs and private not in killed and code != "session_ended":
-        problem = "a session that nobody has killed"
+        problem = "a session that the test has not killed"
     return problem
 
 

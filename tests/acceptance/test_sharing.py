@@ -1,15 +1,13 @@
 """Two endpoints on one device for real: `ownpod up`, the engine `process`, workers of the real SDK."""
 
-import contextlib
 import itertools
 import random
 import time
 
-import psutil
 import pytest
 import requests
 import yaml
-from helpers import wait_until
+from helpers import agent_of, wait_until
 from sharing import endpoint, swaps
 
 from ownpod.rules.managed import Phase
@@ -57,15 +55,6 @@ def status(ownpod, job, name):
 def ended(ownpod, job, name):
     done = lambda: status(ownpod, job, name)["status"] == "COMPLETED"  # noqa: E731
     wait_until(done, 90, f"job {name}")
-
-
-def agent_of(ownpod):
-    """The agent's process; None while there is none."""
-    for process in psutil.Process(ownpod.process.pid).children():
-        with contextlib.suppress(psutil.Error):
-            if "agent" in process.cmdline():
-                return process
-    return None
 
 
 def test_jobs_a_b_a_a_run_as_a_a_a_b_and_a_comes_back(shared, tmp_path):

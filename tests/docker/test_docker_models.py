@@ -28,8 +28,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 
-NOBODY = "ownpod-test/nobody:1"
-"""The tiny image for a user who owns nothing."""
+USER_65534 = "ownpod-test/user-65534:1"
+"""The tiny image, run by the user 65534, who owns no files."""
 
 SIZE = 100_000
 
@@ -113,10 +113,10 @@ def make_rig(tiny, client, tmp_path, server):
 
 
 @pytest.fixture
-def nobody(tiny, archive):
-    docker("import", "--change", "USER 65534:65534", str(archive), NOBODY)
-    yield NOBODY
-    docker("image", "rm", "--force", NOBODY)
+def user_65534(tiny, archive):
+    docker("import", "--change", "USER 65534:65534", str(archive), USER_65534)
+    yield USER_65534
+    docker("image", "rm", "--force", USER_65534)
 
 
 def mounts(worker=W):
@@ -144,7 +144,7 @@ def test_a_file_of_the_host_is_the_model(make_rig, folder):
     assert (folder / "weights").read_text() == "42\n"
 
 
-def test_a_model_of_the_hub_is_read_through_its_links_by_any_user(make_rig, nobody):
+def test_a_model_of_the_hub_is_read_through_its_links_by_any_user(make_rig, user_65534):
     before = os.umask(0o077)
     try:
         rig, source = make_rig(), ModelSource("tiny", "hf://org/tiny")
@@ -154,7 +154,7 @@ def test_a_model_of_the_hub_is_read_through_its_links_by_any_user(make_rig, nobo
             f"cat $HF_HUB_CACHE/models--org--tiny/snapshots/{COMMIT}/config.json; echo; "
             "echo x >$HF_HUB_CACHE/x; echo x >$MODEL_PATH/config.json; echo x >/models/x; true"
         )
-        text = rig.starts(script, source, image=nobody)
+        text = rig.starts(script, source, image=user_65534)
     finally:
         os.umask(before)
     assert text.splitlines()[:4] == [

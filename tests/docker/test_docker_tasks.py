@@ -97,10 +97,7 @@ COUNT = "n=0; while [ $n -lt 400 ]; do echo $n; echo e $n >&2; n=$((n+1)); sleep
 def test_agents_that_are_replaced_cost_no_line_and_repeat_none(rig):
     rig.submit(COUNT)
     thread = rig.node.start()
-    for _ in range(3):
-        seen = len(rig.text())
-        wait_until(lambda n=seen: len(rig.text()) > n + 50, 30)
-        rig.next_agent()
+    rig.replace_agents(each=50, seconds=30)
     job = rig.finish(thread)
     assert job.status is JobStatus.COMPLETED
     assert rig.text() == "".join(f"{n}\n" for n in range(400))

@@ -1,15 +1,13 @@
 """Managed workers as containers: `ownpod up` with the engine `docker`, and RunPod's SDK in the image."""
 
-import contextlib
 import ipaddress
 import subprocess
 import sys
 
-import psutil
 import pytest
 import requests
 import yaml
-from helpers import ROOT, OwnPod, run_command, wait_until
+from helpers import ROOT, OwnPod, agent_of, run_command, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -119,16 +117,7 @@ def test_a_killed_agent_ends_no_container_and_the_next_one_adopts_it(start):
     job = submit(ownpod, text="a", seconds=12)
     wait_until(lambda: call(ownpod, "GET", f"/status/{job}")["status"] == "IN_PROGRESS", 120)
     before = containers()
-
-    def agent():
-        for process in psutil.Process(ownpod.process.pid).children():
-            with contextlib.suppress(psutil.Error):
-                if "agent" in process.cmdline():
-                    return process
-        return None
-
-    old = agent()
-    old.kill()
+    agent_of(ownpod).kill()
     wait_until(lambda: ownpod.output.count("agent of host") == 2, 60, "the next agent")
     assert containers() == before
     wait_until(lambda: completed(ownpod, job), 60)

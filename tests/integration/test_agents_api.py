@@ -1,11 +1,8 @@
 """GET /agents: the hosts with their devices, as programs and the page read them."""
 
 import pytest
-from helpers import load_settings
 
-from ownpod.api import create_app
 from ownpod.api.openapi import make_spec
-from ownpod.api.services import services_of
 from ownpod.rules.managed import AgentInfo, Device
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
@@ -17,21 +14,8 @@ GPU = Device("GPU-1", 0, "NVIDIA GeForce RTX 4090", 24_564, metrics={"utilizatio
 
 
 @pytest.fixture
-def make_api(client, redis_server, tmp_path):
-    file = tmp_path / "workers.yaml"
-    file.write_text("endpoints: {ep: {apiKeys: [mine]}}")
-    apps = []
-
-    def make(**environ):
-        app = create_app(
-            load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, **environ)
-        )
-        apps.append(app)
-        return app.test_client()
-
-    yield make
-    for app in apps:
-        services_of(app).notices.stop()
+def make_api(new_app):
+    return lambda **environ: new_app("endpoints: {ep: {apiKeys: [mine]}}", **environ).test_client()
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from helpers import job_store, load_settings, wait_until
+from helpers import job_store, wait_until
 
-from ownpod.api import create_app, server
+from ownpod.api import server
 from ownpod.api.services import services_of
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
@@ -29,19 +29,8 @@ JSON = {"Accept": "application/json"}
 
 
 @pytest.fixture
-def make_api(client, tmp_path, redis_server):
-    apps = []
-    file = tmp_path / "workers.yaml"
-    file.write_text(WORKERS)
-
-    def make(**environ):
-        values = {"OWNPOD_WORKERS_FILE": file, "REDIS_URL": redis_server.url} | environ
-        apps.append(create_app(load_settings(**values)))
-        return apps[-1].test_client()
-
-    yield make
-    for app in apps:
-        services_of(app).notices.stop()
+def make_api(new_app):
+    return lambda **environ: new_app(WORKERS, **environ).test_client()
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Without keys, requests under foreign host names or from pages of other sites are refused on every route."""
 
 import pytest
-from helpers import load_settings
 
-from ownpod.api import create_app
 from ownpod.api.guard import add_own_hosts
 from ownpod.api.services import services_of
 
@@ -49,13 +47,9 @@ ROUTES = [
 
 
 @pytest.fixture
-def make_api(client, tmp_path, redis_server):
-    file = tmp_path / "workers.yaml"
-
+def make_api(new_app):
     def make(**environ):
-        file.write_text("endpoints: {ep: {workers: [{url: 'http://a:1', id: w}]}}")
-        config = load_settings(OWNPOD_WORKERS_FILE=file, REDIS_URL=redis_server.url, **environ)
-        app = create_app(config)
+        app = new_app("endpoints: {ep: {workers: [{url: 'http://a:1', id: w}]}}", **environ)
         services_of(app).notices.stop()
         return app.test_client()
 

@@ -6,12 +6,11 @@ from urllib.parse import quote
 
 import pytest
 import sse
-from helpers import job_store, load_settings
+from helpers import job_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fuzz import CURSORS, DIGITS, FORGED, MANY, ODD, Lines, jsons, lines, text
 
-from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import AgentInfo, Device
@@ -80,17 +79,12 @@ ROUTES = [
 
 
 @pytest.fixture
-def app(redis_server, client, tmp_path):
-    file = tmp_path / "workers.yaml"
-    file.write_text(FILE)
-    made = create_app(
-        load_settings(
-            REDIS_URL=redis_server.url,
-            OWNPOD_WORKERS_FILE=file,
-            OWNPOD_ADMIN_KEYS="the-admin",
-            OWNPOD_CUSTOM_TASKS="true",
-            OWNPOD_CORS_ORIGINS="https://a.example",
-        )
+def app(new_app, client):
+    made = new_app(
+        FILE,
+        OWNPOD_ADMIN_KEYS="the-admin",
+        OWNPOD_CUSTOM_TASKS="true",
+        OWNPOD_CORS_ORIGINS="https://a.example",
     )
     # Streams end at once.
     services_of(made).notices.stop()

@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
-from helpers import job_store, load_settings, new_job, wait_until
+from helpers import job_store, new_job, wait_until
 
-from ownpod.api import create_app
 from ownpod.api.services import provide, services_of
 from ownpod.api.waiting import Waiting
 from ownpod.errors import EndpointPaused, RedisUnavailable
@@ -112,16 +111,9 @@ def records():
 
 
 @pytest.fixture
-def make_api(redis_server, client, tmp_path, records):
-    apps = []
-    file = tmp_path / "workers.yaml"
-    file.write_text(FILE)
-
+def make_api(new_app, records):
     def make(**environ):
-        app = create_app(
-            load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, **environ)
-        )
-        apps.append(app)
+        app = new_app(FILE, **environ)
         svc = services_of(app)
         records.release = svc.registry.endpoint("ep").managed.release
         waiting = Waiting(svc.registry, svc.offers.refusals, records)
@@ -129,9 +121,7 @@ def make_api(redis_server, client, tmp_path, records):
         add(app, A, B)
         return app.test_client()
 
-    yield make
-    for app in apps:
-        services_of(app).notices.stop()
+    return make
 
 
 @pytest.fixture
@@ -673,10 +663,8 @@ def test_a_job_that_waits_beside_a_busy_worker_names_the_one_that_comes(api, cli
 
 
 @pytest.mark.usefixtures("no_checks")
-def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, client, tmp_path):
-    file = tmp_path / "workers.yaml"
-    file.write_text(FILE)
-    app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, **KEYED))
+def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(new_app, client):
+    app = new_app(FILE, **KEYED)
     api, store = app.test_client(), Managed(client)
     spec = services_of(app).registry.endpoint("ep").managed
 
@@ -684,49 +672,44 @@ def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(redis_server, cli
         body = api.get("/v2/ep/health", headers=headers("api-key")).json
         return {word: count for word, count in body["workers"].items() if count}
 
-    try:
-        assert store.want(A, "ep", spec=spec)
-        assert counts() == {"initializing": 1}
-        store.waits(A, "no agent is running")
-        assert counts() == {"throttled": 1}
-        Agents(client).heartbeat(AgentInfo("h", "process"), "t")
-        assert store.place(A, "h", "t")
-        services_of(app).registry.refresh()
-        assert counts() == {"initializing": 1}
-        store.set_key(A, "h", digest_of(OWN[A]))
-        store.started(A, "h")
-        # The worker asks before this process has read the registry again.
-        offer(client)
-        assert take(api).json["id"] == "job-1"
-        assert store.get(A).phase is Phase.READY
-        done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
-        assert done.status_code == 200
-        asked = client.hget(keys.pull(A), "take")
-        with ThreadPoolExecutor(2) as pool:
-            held = pool.submit(take, api)
-            stops = pool.submit(api.get, f"/v2/ep/job-stop/{A}", headers=headers(OWN[A]))
-            wait_until(lambda: client.hget(keys.pull(A), "take") != asked)
-            assert store.drain(A, "idle for 5 s")
-            # This process has read the drain, and does not read again for a second.
-            wait_until(lambda: services_of(app).registry.worker(A).draining)
-            assert store.stopping(A, "h")
-            assert held.result(12).status_code == 204
-            assert stops.result(12).status_code == 204
-        assert take(api).status_code == 204
-        assert counts() == {"idle": 1}
-        store.stopped(A, "h", exit_code=0, reason="idle for 5 s", failed=False, log="")
-        services_of(app).registry.refresh()
-        assert take(api).status_code == 429
-        assert counts() == {}
-        assert store.recent("ep")[0].id == A
-    finally:
-        services_of(app).notices.stop()
+    assert store.want(A, "ep", spec=spec)
+    assert counts() == {"initializing": 1}
+    store.waits(A, "no agent is running")
+    assert counts() == {"throttled": 1}
+    Agents(client).heartbeat(AgentInfo("h", "process"), "t")
+    assert store.place(A, "h", "t")
+    services_of(app).registry.refresh()
+    assert counts() == {"initializing": 1}
+    store.set_key(A, "h", digest_of(OWN[A]))
+    store.started(A, "h")
+    # The worker asks before this process has read the registry again.
+    offer(client)
+    assert take(api).json["id"] == "job-1"
+    assert store.get(A).phase is Phase.READY
+    done = post(api, f"job-done/{A}/job-1?isStream=false", {"output": 1}, OWN[A])
+    assert done.status_code == 200
+    asked = client.hget(keys.pull(A), "take")
+    with ThreadPoolExecutor(2) as pool:
+        held = pool.submit(take, api)
+        stops = pool.submit(api.get, f"/v2/ep/job-stop/{A}", headers=headers(OWN[A]))
+        wait_until(lambda: client.hget(keys.pull(A), "take") != asked)
+        assert store.drain(A, "idle for 5 s")
+        # This process has read the drain, and does not read again for a second.
+        wait_until(lambda: services_of(app).registry.worker(A).draining)
+        assert store.stopping(A, "h")
+        assert held.result(12).status_code == 204
+        assert stops.result(12).status_code == 204
+    assert take(api).status_code == 204
+    assert counts() == {"idle": 1}
+    store.stopped(A, "h", exit_code=0, reason="idle for 5 s", failed=False, log="")
+    services_of(app).registry.refresh()
+    assert take(api).status_code == 429
+    assert counts() == {}
+    assert store.recent("ep")[0].id == A
 
 
-def test_starts_that_fail_are_shown_with_the_last_lines(redis_server, client, tmp_path):
-    file = tmp_path / "workers.yaml"
-    file.write_text(FILE)
-    app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file))
+def test_starts_that_fail_are_shown_with_the_last_lines(new_app, client):
+    app = new_app(FILE)
     api, store = app.test_client(), Managed(client)
     spec = services_of(app).registry.endpoint("ep").managed
     Agents(client).heartbeat(AgentInfo("h", "process"), "t")

@@ -230,7 +230,7 @@ def test_a_fetch_that_was_killed_is_continued_where_it_was_cut(server, root):
     assert server.gets("/model.bin") == [0, have]
 
 
-def test_what_a_killed_process_has_left_and_nobody_continues_is_dropped_by_the_next_fetch(
+def test_what_a_killed_process_has_left_and_no_fetch_continues_is_dropped_by_the_next_fetch(
     server, root
 ):
     store = ModelStore(root)
@@ -647,7 +647,7 @@ def test_an_archive_that_is_larger_than_it_says_does_not_exceed_the_quota(server
     assert get(root, source, quota=900_000).size == 900_000
 
 
-def test_a_model_whose_size_nobody_tells_does_not_exceed_the_quota(server, root, monkeypatch):
+def test_a_model_whose_size_no_server_tells_does_not_exceed_the_quota(server, root, monkeypatch):
     monkeypatch.setattr(model_sources, "LOOK", 100_000)
     monkeypatch.setattr(model_downloads, "PIECE", 50_000)
     # As a signed URL, which permits no HEAD.

@@ -1,11 +1,9 @@
 """Typed events of the tasks of a session."""
 
 import pytest
-from helpers import job_store, load_settings, new_job
+from helpers import job_store, new_job
 from sse import Parser, stream_of
 
-from ownpod.api import create_app
-from ownpod.api.services import services_of
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import AgentInfo, Device, new_worker_id
@@ -64,12 +62,8 @@ class Lab:
 
 
 @pytest.fixture
-def lab(client, redis_server, tmp_path):
-    file = tmp_path / "workers.yaml"
-    file.write_text("endpoints: {ep: {}}")
-    app = create_app(load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file))
-    yield Lab(client, app)
-    services_of(app).notices.stop()
+def lab(client, new_app):
+    return Lab(client, new_app("endpoints: {ep: {}}"))
 
 
 def statuses(events):

@@ -150,10 +150,7 @@ def test_the_next_agent_continues_exactly_where_the_killed_one_was(rig):
     """
     rig.submit(code)
     thread = rig.node.start()
-    for _ in range(3):
-        seen = len(rig.text())
-        wait_until(lambda n=seen: len(rig.text()) > n + 100, 10)
-        rig.next_agent()
+    rig.replace_agents(each=100, seconds=10)
     job = rig.finish(thread)
     assert job.status is JobStatus.COMPLETED
     assert rig.text() == "".join(f"{n}\n" for n in range(400))

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import sse
-from helpers import job_store, load_settings
+from helpers import job_store
 
-from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import AgentInfo, Device
@@ -44,24 +43,15 @@ KEYS = {"OWNPOD_API_KEYS": "global-key", "OWNPOD_ADMIN_KEYS": "admin-key"}
 
 
 @pytest.fixture
-def make_api(redis_server, client, tmp_path):
-    apps = []
-
+def make_api(new_app):
     def make(text=OPEN, *, holds=False, **environ):
-        file = tmp_path / "workers.yaml"
-        file.write_text(text)
-        app = create_app(
-            load_settings(REDIS_URL=redis_server.url, OWNPOD_WORKERS_FILE=file, **environ)
-        )
-        apps.append(app)
+        app = new_app(text, **environ)
         if not holds:
             # Streams and requests that wait are answered at once.
             services_of(app).notices.stop()
         return app.test_client()
 
-    yield make
-    for app in apps:
-        services_of(app).notices.stop()
+    return make
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ import json
 import threading
 
 import pytest
-from helpers import job_store, load_settings, new_job, wait_until
+from helpers import job_store, new_job, wait_until
 from sse import Parser, parsed, stream_of
 
-from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.errors import JobNotFound
 from ownpod.rules.events import Connection, events_of, parse
@@ -277,19 +276,8 @@ def test_a_broken_job_costs_a_worker_no_line(store, client, key):
 
 
 @pytest.fixture
-def make_api(client, tmp_path, redis_server):
-    apps = []
-    file = tmp_path / "workers.yaml"
-    file.write_text(FILE)
-
-    def make(**environ):
-        values = {"OWNPOD_WORKERS_FILE": file, "REDIS_URL": redis_server.url} | environ
-        apps.append(create_app(load_settings(**values)))
-        return apps[-1].test_client()
-
-    yield make
-    for app in apps:
-        services_of(app).notices.stop()
+def make_api(new_app):
+    return lambda **environ: new_app(FILE, **environ).test_client()
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_a_task_that_was_stopped_but_had_ended_well_is_completed():
 
 
 @pytest.mark.parametrize("code", [137, -9, None])
-def test_a_container_that_nobody_of_ownpod_killed_is_a_lost_attempt(code):
+def test_a_container_that_ownpod_did_not_kill_is_a_lost_attempt(code):
     with pytest.raises(AttemptLost):
         ending(found(code)).outcome()
 
