@@ -477,6 +477,10 @@ class OwnPod:
             "PYTHONPATH": ROOT,
             **environ,
         }
+        configuration = directory / "workers.yaml"
+        if not workers and not configuration.exists():
+            # The default without a file is the worker of `make demo`, which may run in another test.
+            configuration.write_text("endpoints: {local-ep: {}}")
         self.start()
 
     def start(self) -> None:

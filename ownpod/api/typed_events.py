@@ -125,18 +125,13 @@ def connection_of(svc: Services, section: Section) -> Connection:
     if place is None:
         # It has left the queue since it was read, so its position is no news.
         return Connection(session_id, section.start.position, data=data)
-    placed = (
-        worker is not None
-        and place.position == 1
-        and worker.host is not None
-        and (
-            worker.phase in {Phase.PREPARING, Phase.STARTING}
-            or (worker.phase is Phase.READY and not svc.store.runs.orphans(worker.id))
-        )
-    )
+    placed = ready = False
+    if worker is not None and place.position == 1:
+        ready = worker.phase is Phase.READY and not svc.store.runs.orphans(worker.id)
+        placed = ready or worker.phase in {Phase.PREPARING, Phase.STARTING}
     if not placed:
         data["reason"] = _reason(svc, section, worker)
-    return Connection(session_id, place.position, placed, data)
+    return Connection(session_id, place.position, placed, ready, data)
 
 
 def _session_id(section: Section, worker: ManagedWorker | None) -> str | None:

@@ -22,6 +22,9 @@ _QUEUED, _CONNECTED, _RESTARTED, _OUTPUT, _IDLE = "q", "c", "r", "t", "i"
 """Marks of cursors: the last event was about the queue (with the position), the connection, the restart, the final output,
 the idle session. Behind that of the connection is how often the job was moved to another session."""
 
+PLACED = "connection"
+"""Name of an entry that has no data: the worker for which the job waits has got its place on a host."""
+
 
 class Event(NamedTuple):
     """``id``: the cursor behind the event; ``data``: JSON text."""
@@ -123,12 +126,14 @@ class Connection:
         session_id: the session whose job it is; None: of none.
         position: of a waiting job in its queue, from 1; 0: not known.
         placed: the worker for which the job waits has its place on a host, and the job is its next.
+        ready: it is ready, too.
         data: further values of the event: gpu_id, gpu_uuid, gpu_name, gpu_class, host, reason, message.
     """
 
     session_id: str | None = None
     position: int = 0
     placed: bool = False
+    ready: bool = False
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -198,7 +203,7 @@ class _Walk:
         job = self._job
         if self._at.attempt == 0:
             if not self._at.mark:
-                yield self._connected()
+                yield self._connected(has_place=self._connection.placed)
             yield from self._entries_of(0)
         if self._at.attempt != job.attempt and job.status is not JobStatus.IN_QUEUE:
             yield from self._begin()
@@ -212,7 +217,7 @@ class _Walk:
             if self._section.whole:
                 yield from self._end()
         elif job.status is JobStatus.IN_QUEUE and self._is_news():
-            yield self._connected()
+            yield self._connected(has_place=self._connection.ready)
 
     def _event(self, name: str, data: Mapping[str, Any] | str, **at: Any) -> Event:
         self._at = replace(self._at, **at)
@@ -221,18 +226,18 @@ class _Walk:
 
     # The connection.
 
-    @property
-    def _is_connected(self) -> bool:
+    def _is_connected(self, *, has_place: bool) -> bool:
         """The job has a worker, or is the next of one that has its place on a host."""
-        job, connection = self._job, self._connection
-        if job.status is JobStatus.IN_QUEUE:
-            return connection.placed and not job.attempt
-        return job.attempt > 0
+        if self._job.status is JobStatus.IN_QUEUE:
+            return has_place and not self._job.attempt
+        return self._job.attempt > 0
 
     def _is_news(self) -> bool:
+        """There is news of a waiting job. That its worker has got its place is an entry, so that it stands at the same place for all clients."""
         if self._at.mark == self._section.connected:
             return False
-        return self._is_connected or self._at.mark != f"{_QUEUED}{self._connection.position}"
+        ready = self._is_connected(has_place=self._connection.ready)
+        return ready or self._at.mark != f"{_QUEUED}{self._connection.position}"
 
     @property
     def _is_found(self) -> bool:
@@ -240,7 +245,7 @@ class _Walk:
         at, section = self._at, self._section
         return section.found and not (at.attempt or at.mark or section.moves or self._job.attempt)
 
-    def _connected(self, **at: Any) -> Event:
+    def _connected(self, *, has_place: bool) -> Event:
         job, connection = self._job, self._connection
         data: dict[str, Any] = {
             "status": "queued",
@@ -249,14 +254,14 @@ class _Walk:
             "endpoint": job.endpoint,
         }
         mark = f"{_QUEUED}{connection.position}"
-        if self._is_connected:
+        if self._is_connected(has_place=has_place):
             data["status"] = "allocated" if connection.session_id is None else "session_ready"
             mark = self._section.connected
         elif connection.position:
             data["position"] = connection.position
         if data["status"] == "queued" and self._is_found:
             data["status"] = "session_found"
-        return self._event("connection", data | dict(connection.data), **({"mark": mark} | at))
+        return self._event("connection", data | dict(connection.data), mark=mark)
 
     # An attempt.
 
@@ -274,7 +279,7 @@ class _Walk:
             yield from self._connect_and_work()
 
     def _connect_and_work(self) -> Iterator[Event]:
-        yield self._connected()
+        yield self._connected(has_place=False)
         yield self._working()
 
     def _working(self) -> Event:
@@ -311,7 +316,10 @@ class _Walk:
         yield from self._dropped()
         while (entry := self._next()) is not None and entry.attempt <= attempt:
             self._take()
-            if entry.attempt == attempt:
+            if entry.event == PLACED:
+                if self._at.mark != self._section.connected:
+                    yield self._connected(has_place=True)
+            elif entry.attempt == attempt:
                 yield self._event(entry.event, entry.data)
 
     def _content(self) -> Iterator[Event]:
@@ -325,7 +333,7 @@ class _Walk:
                 or (last and self._section.whole)
             ):
                 self._take()
-                if entry.attempt == self._job.attempt:
+                if entry.attempt == self._job.attempt and entry.event != PLACED:
                     yield self._event(entry.event, entry.data)
             if not last:
                 yield self._chunk(chunks[index])

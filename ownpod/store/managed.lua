@@ -182,7 +182,7 @@ end
 -- holds these devices; 0: it is another host's, or the host may not have it, or a device is not free
 function commands.place()
   local host, devices, fields = ARGV[3], {}, {}
-  local phase, at = known()
+  local phase, at, endpoint = known()
   for i = 5, #ARGV, 2 do
     devices[#devices + 1] = ARGV[i]
   end
@@ -221,6 +221,8 @@ function commands.place()
   let_go()
   redis.call('SADD', HOSTS .. host, worker)
   write_entry()
+  -- The typed events of jobs that wait for this worker show their connection where this entry is.
+  tell_waiting(endpoint, worker, 'connection', '{}')
   return 1
 end
 

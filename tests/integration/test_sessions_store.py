@@ -511,7 +511,8 @@ def test_the_tasks_of_a_session_are_told_how_it_starts_and_ends(rig):
     rig.managed.stopped(
         session, "h", exit_code=137, reason="exit code 137", failed=True, out_of_memory=True
     )
-    found = told(rig)
+    placed, *found = told(rig)
+    assert placed == ["connection", {}]
     assert [event for event, _ in found] == ["worker"] * 5
     data = [values for _, values in found]
     assert [values["status"] for values in data] == [

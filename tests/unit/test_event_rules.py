@@ -62,7 +62,7 @@ class World:
             section = self.read(cursor, chunks=chunks)
             connection = self.connection
             if not needs_connection(section, section.start):
-                connection = Connection("unused", 99, placed=True)
+                connection = Connection("unused", 99, placed=True, ready=True)
             new = list(events_of(section, connection))
             found += new
             cursor = parse(new[-1].id) if new else cursor
@@ -116,13 +116,20 @@ class World:
             )
 
     def place(self) -> None:
-        self.connection = replace(self.connection, placed=not self.connection.placed)
+        self.connection = replace(
+            self.connection, placed=not self.connection.placed, ready=not self.connection.ready
+        )
+
+    def placed(self) -> None:
+        """Its worker gets its place on a host."""
+        if self.job.attempt == 0:
+            self.tell("connection")
 
     def move(self) -> None:
         self.connection = replace(self.connection, position=self.connection.position % 3 + 1)
 
 
-STEPS = ("tell", "chunk", "claim", "requeue", "finish", "retry", "place", "move")
+STEPS = ("tell", "chunk", "claim", "requeue", "finish", "retry", "place", "placed", "move")
 
 
 def run(steps: str) -> World:
@@ -190,6 +197,24 @@ def test_a_waiting_job_shows_each_position_once():
         "1-0.0c connection allocated",
         "1-0.0 worker working",
     ]
+
+
+def test_the_connection_stands_where_the_worker_got_its_place_for_a_client_that_was_cut_off_too():
+    world, seen = World(), []
+    for step in ("move", "tell", "placed", "tell", "claim", "chunk", "finish"):
+        getattr(world, step)()
+        seen += world.events(parse(seen[-1].id) if seen else None)
+    assert shown(seen)[1:6] == [
+        "0-0.1q2 logs",
+        "0-0.2c connection session_ready",
+        "0-0.3c logs",
+        "1-0.3 worker working",
+        "1-1.3 text_delta",
+    ]
+    for place, event in enumerate(seen[:-1], 1):
+        assert world.events(parse(event.id)) == seen[place:], event.id
+    # A stream from the beginning has it as its first event, and not again.
+    assert [e.event for e in world.events()].count("connection") == 1
 
 
 def test_a_job_that_waits_for_a_session_which_was_there_says_so_once():
