@@ -57,6 +57,7 @@ from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
+from ownpod.store.model_lists import ModelLists
 from ownpod.store.models import Models
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
@@ -115,6 +116,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         sessions=private,
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
+        model_lists=ModelLists(store.client),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),
