@@ -58,6 +58,7 @@
 -- ENDPOINT<ep>:delay        hash   histogram: number of the bucket (BUCKETS_MS) -> jobs, "sum" -> ms; from
 --                                  submission to the first attempt
 -- ENDPOINT<ep>:execution    hash   the same, of attempts that brought a result
+-- ENDPOINT<ep>:openai       hash   histograms of replies of OpenAI routes, see replies.py
 -- ENDPOINT<ep>:history      list   the sweep's samples: [ms, waiting, running]
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 -- MANAGED_IDLE              hash   see managed.lua
