@@ -78,7 +78,7 @@ class Demo(ManagedDemo):
             return status not in {"IN_QUEUE", "IN_PROGRESS"}
 
         self.until(ended, "the end of the job")
-        self.say(f"  job {job}: {status}, and llama.cpp has stopped computing")
+        self.say(f"  job {job}: {status}")
         return status == "CANCELLED"
 
 
