@@ -50,7 +50,8 @@ async def handler(job):
     given = job["input"]
     if "openai_route" not in given:
         # A job of /run: its output is the answer's text.
-        body = {"messages": [{"role": "user", "content": str(given["prompt"])}]}
+        prompt = str(given.get("prompt") or given.get("text") or "Hello!")
+        body = {"messages": [{"role": "user", "content": prompt}]}
         async for answer in asked("/v1/chat/completions", body):
             failure = answer["object"] == "error"
             yield answer if failure else answer["choices"][0]["message"]["content"]
