@@ -36,6 +36,7 @@ from ownpod.api import (
     worker_protocol,
     workers,
 )
+from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
@@ -113,6 +114,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         sessions=private,
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
+        positions=Positions(store.queue, notices.wake),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),
