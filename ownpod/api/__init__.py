@@ -38,6 +38,7 @@ from ownpod.api import (
     worker_protocol,
     workers,
 )
+from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
@@ -117,6 +118,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
         replies=Replies(store.client),
+        positions=Positions(store.queue, notices.wake),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),
