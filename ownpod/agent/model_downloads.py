@@ -51,7 +51,17 @@ Progress = Callable[[int], None]
 Room = Callable[[int, int], None]
 """Makes room for bytes that are still to be written, beside those that are here. Raises: FetchError."""
 
-Checks = Callable[[], contextlib.AbstractContextManager[None]]
+Checks = Callable[[], contextlib.AbstractContextManager[Progress]]
+"""Is entered while a file is checked or unpacked. Gives a function that gets the bytes which are done meanwhile."""
+
+
+def _uncounted(_count: int) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _unseen() -> Iterator[Progress]:
+    yield _uncounted
 
 
 class FetchError(OwnPodError):
@@ -143,9 +153,7 @@ class Http:
         with self.open("HEAD", file.url) as answer:
             return length_of(answer) if answer.ok else None
 
-    def fetch(
-        self, file: Wanted, into: Path, progress: Progress, checks: Checks = contextlib.nullcontext
-    ) -> Path:
+    def fetch(self, file: Wanted, into: Path, progress: Progress, checks: Checks = _unseen) -> Path:
         """Fetches a file into a directory, from where an earlier try was cut. Returns its path.
 
         Args:
@@ -182,8 +190,8 @@ class Http:
             part.note(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
             progress(begins)
             part.write(answer.iter_content(PIECE), begins, progress, most=size)
-        with checks() if file.sha256 else contextlib.nullcontext():
-            part.finish(size, file.sha256, file.place)
+        with checks() if file.sha256 else _unseen() as checked:
+            part.finish(size, file.sha256, file.place, checked)
         return target
 
 
@@ -238,22 +246,28 @@ class Part:
                 raise
             raise FetchError(f"{self._target.name} cannot be written: {error.strerror}") from None
 
-    def finish(self, size: int | None, sha256: str, place: str) -> None:
+    def finish(
+        self, size: int | None, sha256: str, place: str, checked: Progress = _uncounted
+    ) -> None:
         """Checks the file, and moves it to its place. Raises: FetchError."""
         have = self._file.stat().st_size
         if size is not None and have != size:
             raise FetchError(f"{place} was cut: {have} of {size} bytes", again=True)
-        if sha256 and sum_of(self._file) != sha256.lower():
+        if sha256 and sum_of(self._file, checked) != sha256.lower():
             self.drop()
             raise FetchError(f"{place} does not have the SHA-256 that it should have", again=True)
         self._file.rename(self._target)
         self._note.unlink(missing_ok=True)
 
 
-def sum_of(path: Path) -> str:
-    """The SHA-256 of a file in hex. Raises: OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sum_of(path: Path, checked: Progress = _uncounted) -> str:
+    """The SHA-256 of a file in hex. ``checked`` gets the bytes as they are read. Raises: OSError."""
+    total = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            total.update(piece)
+            checked(len(piece))
+    return total.hexdigest()
 
 
 def check_status(answer: requests.Response, place: str) -> None:
@@ -324,18 +338,21 @@ class Counted:
         return piece
 
 
-def unpack(stream: IO[bytes] | Counted, into: Path, room: Room) -> None:
+def unpack(
+    stream: IO[bytes] | Counted, into: Path, room: Room, written: Progress = _uncounted
+) -> None:
     """Unpacks an archive. Its files and folders only, and inside of the directory only.
 
     Args:
         stream: a tar archive, with gzip or without.
         into: the directory.
         room: is called for each file before it is written.
+        written: gets the bytes that are unpacked.
 
     Raises:
         FetchError: it is no archive, or has what a model must not have.
     """
-    written = 0
+    here = 0
     try:
         first = stream.read(2)
         again = cast("IO[bytes]", _Again(first, stream))
@@ -354,17 +371,19 @@ def unpack(stream: IO[bytes] | Counted, into: Path, room: Room) -> None:
                 if member.isdir():
                     path.mkdir(mode=0o755, parents=True, exist_ok=True)
                 elif member.isreg():
-                    room(member.size, written)
-                    written += member.size
+                    room(member.size, here)
+                    here += member.size
                     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                    _extract(archive, member, path)
+                    _extract(archive, member, path, written)
                 else:
                     raise FetchError(f"the archive has {name[:80]!r}, which is a link or a device")
     except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise FetchError(f"the archive cannot be unpacked: {error}") from None
 
 
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+def _extract(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, written: Progress
+) -> None:
     source = archive.extractfile(member)
     if source is None:
         raise FetchError("the archive cannot be unpacked")
@@ -373,6 +392,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> N
     with source, path.open("xb") as file:
         while piece := source.read(PIECE):
             file.write(piece)
+            written(len(piece))
 
 
 def _short(error: Exception) -> str:

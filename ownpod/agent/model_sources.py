@@ -16,6 +16,7 @@ from ownpod.agent.model_downloads import (
     FetchError,
     Http,
     Part,
+    Progress,
     Room,
     Wanted,
     check_status,
@@ -46,6 +47,7 @@ class Meter:
         report: gets the bytes that are here and the bytes of all, 0 if that is not known.
         room: makes room for bytes that are still to be written, beside those that are here. Raises: FetchError.
         state: gets what is done from now on.
+        checked: gets the number of bytes that are newly checked or unpacked.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class Meter:
         report: Callable[[int, int], None],
         room: Room,
         state: Callable[[State], None],
+        checked: Callable[[int], None],
     ) -> None:
         self._report = report
         self._looked = 0
         self._state = state
+        self._checked = checked
         self.room = room
         self.done = self.total = 0
 
@@ -74,10 +78,13 @@ class Meter:
         self._report(self.done, total)
 
     @contextlib.contextmanager
-    def checks(self) -> Iterator[None]:
-        """Files are checked or unpacked meanwhile: no byte comes then, and the agent must not take it for a stall."""
+    def checks(self) -> Iterator[Progress]:
+        """Files are checked or unpacked meanwhile: no byte comes then, and the agent must not take it for a stall.
+
+        Gives a function that gets the bytes which are checked or unpacked.
+        """
         self._state(State.CHECKING)
-        yield
+        yield self._checked
         self._state(State.FETCHING)
 
 
@@ -113,8 +120,8 @@ def files_over_http(http: Http, files: Iterable[Wanted], into: Path, meter: Mete
     path.rename(archive)
     _empty(into)
     try:
-        with archive.open("rb") as stream, meter.checks():
-            unpack(stream, into, meter.room)
+        with archive.open("rb") as stream, meter.checks() as unpacked:
+            unpack(stream, into, meter.room, unpacked)
     finally:
         archive.unlink(missing_ok=True)
     return ""

@@ -17,7 +17,7 @@ import pytest
 from helpers import wait_until
 from model_server import COMMIT, model_server, sha256
 
-from ownpod.agent import model_downloads, model_sources, model_store
+from ownpod.agent import model_downloads, model_process, model_sources, model_store
 from ownpod.agent.model_downloads import FetchError
 from ownpod.agent.model_fetch import Lines, fetch
 from ownpod.agent.model_orders import Options, Order
@@ -178,7 +178,7 @@ def test_no_stall_is_seen_while_an_archive_is_unpacked_or_a_sum_is_checked(
         model_sources, "unpack", lambda *args: (seen.append(say._state), unpacks(*args))
     )
     monkeypatch.setattr(
-        model_downloads, "sum_of", lambda path: (seen.append(say._state), sums(path))[1]
+        model_downloads, "sum_of", lambda *args: (seen.append(say._state), sums(*args))[1]
     )
     server.files["/m.tar.gz"] = archive(("weights", DATA))
     fetch(order(root, model(server, "/m.tar.gz")), say)
@@ -187,6 +187,24 @@ def test_no_stall_is_seen_while_an_archive_is_unpacked_or_a_sum_is_checked(
     server.download = lambda _: (200, {}, json.dumps({"files": files}).encode())
     fetch(order(root, ModelSource("b", "file-service:"), options=service(server)), say)
     assert seen == [State.CHECKING, State.CHECKING]
+    # Each byte was progress, first of the archive, then of the sum.
+    assert say._checked == 2 * len(DATA)
+
+
+@pytest.mark.slow
+def test_a_check_that_makes_no_progress_is_ended(server, root, monkeypatch):
+    monkeypatch.setattr(model_process, "CHECKS", 0.2)
+    server.files["/model.bin"] = DATA
+    server.hold_at = 100_000
+    process = FetchProcess(order(root, model(server), options=Options(stall_s=10)), os.environ)
+    assert server.held.wait(20)
+    # Stands for a disk that does not answer.
+    with ModelStore(root).locked():
+        server.go.set()
+        states = [state for state, *_ in process.steps()]
+    assert states[-1] is State.CHECKING
+    end = process.end()
+    assert (end.error, end.again) == ("its check made no progress for 2 s", True)
 
 
 def test_an_archive_that_is_unpacked_as_it_comes_is_progress(server, root):
