@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from ownpod.agent.model_archives import Counted, is_archive, unpack
 from ownpod.agent.model_downloads import (
     PIECE,
-    Counted,
     FetchError,
     Http,
     Part,
@@ -20,10 +20,8 @@ from ownpod.agent.model_downloads import (
     Room,
     Wanted,
     check_status,
-    is_archive,
     length_of,
     name_in,
-    unpack,
 )
 from ownpod.agent.model_orders import Options
 from ownpod.agent.model_rest import ARCHIVE

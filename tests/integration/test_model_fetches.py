@@ -17,7 +17,13 @@ import pytest
 from helpers import wait_until
 from model_server import COMMIT, model_server, sha256
 
-from ownpod.agent import model_downloads, model_process, model_sources, model_store
+from ownpod.agent import (
+    model_archives,
+    model_downloads,
+    model_process,
+    model_sources,
+    model_store,
+)
 from ownpod.agent.model_downloads import FetchError
 from ownpod.agent.model_fetch import Lines, fetch
 from ownpod.agent.model_orders import Options, Order
@@ -140,13 +146,13 @@ def test_an_archive_that_would_take_memory_is_refused(server, root, data, words)
 
 
 def test_the_headers_of_an_archive_are_not_kept(server, root, monkeypatch):
-    kept, extract = [], model_downloads._extract
+    kept, extract = [], model_archives._extract
 
     def extracted(tar, *args):
         kept.append(len(tar.members))
         extract(tar, *args)
 
-    monkeypatch.setattr(model_downloads, "_extract", extracted)
+    monkeypatch.setattr(model_archives, "_extract", extracted)
     server.files["/m.tar"] = archive(*((f"{n}", b"x") for n in range(9)))
     assert len(get(root, model(server, "/m.tar")).files) == 9
     assert max(kept) <= 1
