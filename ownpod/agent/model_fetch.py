@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ownpod.agent import model_sources
 from ownpod.agent.model_downloads import FetchError
-from ownpod.agent.model_hub import Hub, folder_of
+from ownpod.agent.model_hub import Hub
 from ownpod.agent.model_orders import Order, order_in
 from ownpod.agent.model_sources import Meter
 from ownpod.agent.model_store import ModelStore, listed
@@ -75,7 +75,7 @@ def _fetch(order: Order, store: ModelStore, say: "Lines") -> Manifest:
     revision, files = "", tuple[ModelFile, ...]()
     if source.in_cache:
         revision, found = Hub(source, store.hub, into, meter).fetch()
-        place = f"hub/{folder_of(source)}"
+        place = f"hub/{source.cache_folder}"
         inside = f"snapshots/{revision}"
         files = tuple(replace(file, path=f"{inside}/{file.path}") for file in found)
     else:

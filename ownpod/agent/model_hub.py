@@ -16,11 +16,6 @@ AT_ONCE = 4
 """Number of files that are fetched at the same time."""
 
 
-def folder_of(source: ModelSource) -> str:
-    """The directory of a model in the cache, as the library names it."""
-    return f"models--{source.repository.replace('/', '--')}"
-
-
 class Hub:
     """One model of the hub.
 
@@ -94,7 +89,7 @@ class Hub:
 
     @property
     def _repository(self) -> Path:
-        return self._cache / folder_of(self._source)
+        return self._cache / self._source.cache_folder
 
     def _download(self, revision: str | None = None, **options: Any) -> Any:
         place = {"local_dir": self._into} if self._into else {"cache_dir": self._cache}

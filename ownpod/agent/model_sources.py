@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ from ownpod.agent.model_downloads import (
     name_in,
 )
 from ownpod.agent.model_orders import Options
-from ownpod.agent.model_rest import ARCHIVE
+from ownpod.agent.model_rest import ARCHIVE, size_of
 from ownpod.rules.model_news import State
 from ownpod.rules.models import MOST_FILES, ModelSource, check_file
 
@@ -296,18 +295,8 @@ def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> st
 
 
 def _make_room(meter: Meter, total: int, into: Path) -> None:
-    here = min(total, _size_of(into))
+    here = min(total, size_of(into))
     meter.room(total - here, here)
-
-
-def _size_of(directory: Path) -> int:
-    """Bytes that an earlier try has left."""
-    total = 0
-    for top, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(top, name).stat().st_size
-    return total
 
 
 def _empty(directory: Path) -> None:

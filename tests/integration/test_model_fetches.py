@@ -698,6 +698,60 @@ def test_what_is_here_of_a_model_counts_in_the_quota(server, root):
     assert get(root, model(server), quota=600_000).size == len(DATA)
 
 
+def test_what_another_fetch_has_and_still_needs_counts_in_the_quota(server, root):
+    store, a, b = ModelStore(root), model(server, "/a", id="a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, 250_000, quota=500_000, stay=())
+        with pytest.raises(FetchError, match="being fetched"):
+            get(root, b, quota=500_000)
+        assert server.bytes_of("/b") == 0
+        # Its bytes on the disk are those that it needed before, and are counted once.
+        store.partial(a.key).mkdir()
+        (store.partial(a.key) / "a.part").write_bytes(bytes(100_000))
+        with pytest.raises(FetchError, match="being fetched"):
+            get(root, b, quota=500_000)
+        assert get(root, b, quota=550_000).size == len(DATA)
+
+
+def test_a_repository_that_is_being_fetched_counts_in_the_quota(server, root):
+    store, a, b = ModelStore(root), ModelSource("a", "hf://org/a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, 250_000, quota=500_000, stay=())
+        blob = root / "hub" / "models--org--a" / "blobs" / "one"
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(bytes(200_000))
+        with pytest.raises(FetchError, match="being fetched"):
+            get(root, b, quota=549_000)
+    # Its process has died, and its promise with it.
+    assert get(root, b, quota=549_000).size == len(DATA)
+
+
+def test_bytes_that_another_fetch_still_needs_are_not_free(server, root, monkeypatch):
+    usage = SimpleNamespace(total=1_000_000, used=400_000, free=600_000)
+    monkeypatch.setattr(model_store.shutil, "disk_usage", lambda _: usage)
+    store, a, b = ModelStore(root), model(server, "/a", id="a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, 300_000, quota=None, stay=())
+        with pytest.raises(FetchError, match="needed"):
+            get(root, b)
+    assert get(root, b).size == len(DATA)
+
+
+def test_a_part_that_no_fetch_continues_gives_way_and_a_wanted_one_stays(server, root):
+    store, a, b, c = ModelStore(root), *(model(server, f"/{n}", id=n) for n in ("a", "b", "c"))
+    server.files["/c"] = DATA
+    store.make()
+    for source in (a, b):
+        store.partial(source.key).mkdir()
+        (store.partial(source.key) / "cut.part").write_bytes(bytes(100_000))
+    assert get(root, c, quota=400_000, stay=(a.key,)).size == len(DATA)
+    assert store.partial(a.key).exists()
+    assert not store.partial(b.key).exists()
+
+
 def test_no_fetch_begins_while_a_model_is_removed(server, root, monkeypatch):
     server.files["/a"] = server.files["/b"] = DATA
     a, b = (model(server, f"/{name}", id=name) for name in ("a", "b"))
