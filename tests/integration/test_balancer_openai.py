@@ -6,8 +6,8 @@ import threading
 
 import pytest
 import requests
-from balanced import KEY, WebWorker, front
 from helpers import wait_until
+from web_worker import KEY, WebWorker, front
 from websockets.sync.client import connect
 
 from ownpod.front.layout import openai_error
