@@ -18,7 +18,7 @@ from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import new_job_id
 from ownpod.rules.managed import new_worker_id
 from ownpod.rules.presets import Preset
-from ownpod.rules.sessions import Reason, Session, about_of, reason_of, wish_for
+from ownpod.rules.sessions import ANY_SESSION, Reason, Session, about_of, reason_of, wish_for
 from ownpod.rules.task_views import TaskFacts, TaskType, task_facts
 from ownpod.rules.templates import ManagedSpec, spec_text
 from ownpod.store.sessions import Opened, Sessions, longest_wait_s
@@ -145,6 +145,8 @@ class Tasks:
         self, wish: TaskWish, submission: Submission, client: Client
     ) -> TaskSubmitted:
         wanted = wish_for(wish.endpoint, wish.difficulty, wait_s=wish.wait_s)
+        if not wish.create_session:
+            wanted = replace(wanted, for_task=ANY_SESSION)
         for left in reversed(range(MOST_OPENINGS)):
             opened = self._sessions.open(
                 wanted,

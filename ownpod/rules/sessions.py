@@ -28,6 +28,9 @@ MISSING_JOB_S = 30.0
 MODEL_WAIT_S = 60
 """Seconds after which a worker ends whose model cannot be had, although it may wait for a device for any time."""
 
+ANY_SESSION = "any"
+"""Why a session was made: for a task that another session could run as well."""
+
 MOST_MOVES = 3
 """How often a task moves to another session before it fails."""
 
@@ -91,6 +94,7 @@ class SessionWish:
         queue_max: tasks that may wait for it; 0: any number.
         wait_s: seconds for which it may wait for a device; None: any time, 0: it is refused when none is free.
         labels: the client's own words about it.
+        for_task: :data:`ANY_SESSION`; "": it was made for another reason.
     """
 
     endpoint: str
@@ -105,23 +109,27 @@ class SessionWish:
     from_created: bool = False
     wait_s: int | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
+    for_task: str = ""
 
     @property
     def about(self) -> str:
         """JSON, see :attr:`ownpod.rules.managed.ManagedWorker.about`."""
-        return about(self.model_id, self.preset, self.difficulty, self.labels)
+        more = {"for_task": self.for_task} if self.for_task else {}
+        return about(self.model_id, self.preset, self.difficulty, self.labels, **more)
 
 
 def about(
-    model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any], *, output: str = ""
+    model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any], **more: str
 ) -> str:
-    """What is known of a session or task, as JSON. ``output``: of a one-off task, what its plain lines are."""
+    """What is known of a session or task, as JSON. ``more``: of a one-off task ``output``, what its plain lines are; of a session
+    ``for_task``.
+    """
     values = {
         "model_id": model_id,
         "preset": preset,
         "difficulty": difficulty,
         "labels": dict(labels),
-        **({"output": output} if output else {}),
+        **{name: value for name, value in more.items() if value},
     }
     return json.dumps(values, sort_keys=True)
 
@@ -186,6 +194,7 @@ def again(worker: ManagedWorker, endpoint: Endpoint) -> SessionWish:
         queue_max=worker.queue_max,
         wait_s=worker.wait_s or None,
         labels=labels if isinstance(labels, dict) else {},
+        for_task=ANY_SESSION,
     )
 
 

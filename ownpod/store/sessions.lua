@@ -110,7 +110,7 @@ function commands.keepalive()
   return 1
 end
 
--- worker, its own queue, reason, words, how: "idle", "life", "wait": only if that still is so; "drain": a running job ends by
+-- worker, its own queue, reason, words, how: "idle", "life", "wait", "empty": only if that still is so; "drain": a running job ends by
 -- itself; "kill": now -> 1: it takes no more jobs; 0: it is not to end, or ends already
 function commands.end_private()
   local own, reason, words, how = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -127,7 +127,7 @@ function commands.end_private()
       or redis.call('HEXISTS', record, 'restart') == 1 then
       return 0
     end
-  elseif how == 'wait' and phase ~= 'wanted' then
+  elseif (how == 'wait' or how == 'empty') and phase ~= 'wanted' or how == 'empty' and has_work(endpoint, own) then
     return 0
   end
   redis.call('HSETNX', record, 'ending', reason)

@@ -356,7 +356,7 @@ class Sessions:
         Args:
             worker: its record.
             reason: why.
-            how: ``idle``, ``life`` or ``wait``: only if this still is so; ``drain``: a job that runs ends by itself;
+            how: ``idle``, ``life``, ``wait`` or ``empty`` (wanted, without jobs): only if this still is so; ``drain``: a job that runs ends by itself;
                 ``kill``: it is ended.
             words: for the worker's record; "": those of the reason.
 

@@ -18,7 +18,7 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase, Role, new_worker_id
 from ownpod.rules.presets import Preset, SessionLimits
 from ownpod.rules.runs import Outcome
-from ownpod.rules.sessions import Reason, Status
+from ownpod.rules.sessions import ANY_SESSION, Reason, Status
 from ownpod.rules.templates import Scaling
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
@@ -378,6 +378,38 @@ def test_left_pins_leave_the_tasks_of_sessions_to_their_housekeeping(rig):
     rig.once()
     (other,) = [s for s in rig.sessions.list() if s.takes_tasks]
     assert other.queued == ("job-1",)
+
+
+def test_a_task_that_waits_for_a_device_goes_to_a_session_that_becomes_idle(rig):
+    busy = rig.ready()
+    rig.submit(busy, "running")
+    attempt = rig.claim(busy, "running")
+    waits, fresh = rig.open(reuse=False, for_task=ANY_SESSION), rig.open(reuse=False)
+    rig.submit(waits, "any", movable=True)
+    rig.submit(fresh, "new", movable=True)
+    rig.once()
+    assert rig.sessions.get(waits).queued == ("any",)
+    rig.finish(attempt)
+    rig.once()
+    assert rig.sessions.get(busy).queued == ("any",)
+    assert rig.claim(busy, "any", token="u").number == 1
+    # The session that was made for it is not needed; the one that its client wanted stays.
+    ended = rig.sessions.get(waits)
+    assert (ended.status, ended.reason) == (Status.KILLED, Reason.MANUAL)
+    assert ended.worker.reason == f"its task runs on session {busy}"
+    assert rig.sessions.get(fresh).queued == ("new",)
+
+
+def test_a_session_that_got_another_task_meanwhile_is_not_ended_as_empty(rig):
+    session = rig.open(reuse=False, for_task=ANY_SESSION)
+    worker = rig.sessions.get(session).worker
+    rig.submit(session)
+    assert not rig.sessions.end_private(worker, Reason.MANUAL, how="empty")
+    rig.store.jobs.cancel("job-1", rig.endpoint.id, reason="x")
+    assert rig.sessions.end_private(worker, Reason.MANUAL, how="empty")
+    placed = rig.open(reuse=False, for_task=ANY_SESSION)
+    rig.place(placed)
+    assert not rig.sessions.end_private(rig.sessions.get(placed).worker, Reason.MANUAL, how="empty")
 
 
 def test_a_task_waits_for_its_session_while_its_queue_is_full(rig):

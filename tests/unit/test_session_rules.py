@@ -9,6 +9,7 @@ from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
 from ownpod.rules.presets import Preset, SessionLimits
 from ownpod.rules.sessions import (
+    ANY_SESSION,
     HOPELESS,
     MISSING_JOB_S,
     MOST_MOVES,
@@ -231,7 +232,9 @@ def test_a_wish_has_the_presets_limits_and_the_pools_of_its_difficulty():
     worker = replace(READY, about=wish.about, idle_s=1, life_s=2, queue_max=3)
     same = again(worker, endpoint)
     assert (same.idle_s, same.life_s, same.queue_max) == (1, 2, 3)
-    assert same.about == wish.about == about("llama", "chat", "low", {"who": "x"})
+    assert wish.about == about("llama", "chat", "low", {"who": "x"})
+    # It is made for a task that has moved once already.
+    assert same == replace(wish, idle_s=1, life_s=2, queue_max=3, for_task=ANY_SESSION)
 
 
 @pytest.mark.parametrize(
