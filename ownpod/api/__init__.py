@@ -24,6 +24,8 @@ from ownpod.api import (
     logs,
     metrics,
     models,
+    openai,
+    openai_errors,
     openapi,
     rest_v1_pods,
     rest_v2,
@@ -60,6 +62,7 @@ from ownpod.store.models import Models
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
+from ownpod.store.replies import Replies
 from ownpod.store.secrets import Secrets
 from ownpod.store.sessions import Sessions
 
@@ -114,6 +117,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         sessions=private,
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
+        replies=Replies(store.client),
         positions=Positions(store.queue, notices.wake),
         managed=managed,
         fronts=fronts,
@@ -128,6 +132,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     for module in (
         jobs,
         stream,
+        openai,
         health,
         gpu_health,
         tasks,
@@ -150,6 +155,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     task_errors.shape_errors(app)
+    openai_errors.shape_errors(app)
     guard.guard_source(app)
     # Before any view reads a record, because records of another version would be misread.
     app.before_request(store.schema.check)

@@ -25,6 +25,7 @@ from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
 from ownpod.store.releases import Releases
+from ownpod.store.replies import Replies
 from ownpod.store.sessions import Sessions
 from ownpod.store.store import Store
 
@@ -53,6 +54,7 @@ class Services:
     sessions: Sessions
     tasks: Tasks
     readers: Readers
+    replies: Replies
     positions: Positions
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
