@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.registry import Registry
+from ownpod.rules.about import about_of
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Role, new_worker_id
 from ownpod.rules.session_moves import Move, moves_to_idle
@@ -17,13 +18,13 @@ from ownpod.rules.sessions import (
     End,
     Reason,
     Session,
-    about_of,
     again,
     code_of,
     decide,
     ended_in_words,
     may_move,
 )
+from ownpod.rules.spill import spilled
 from ownpod.store.private import WaitingJob
 from ownpod.store.sessions import Sessions
 
@@ -83,6 +84,8 @@ class PrivateWorkers:
         views, ended = self._sessions.views(workers), set[str]()
         for session in views:
             end = decide(session, job_over=over.get(session.id))
+            if (pools := spilled(session.worker, session.now_ms)) is not None:
+                self._sessions.spill(session.id, pools)
             if end is not None and self._end(session.worker, end):
                 ended.add(session.id)
                 log.info(
@@ -198,13 +201,14 @@ class PrivateWorkers:
         self._sessions.open_task(
             worker_id,
             worker.endpoint,
-            spec=preset.for_difficulty(spec, difficulty),
+            spec=preset.for_difficulty(spec, difficulty, at_once=True),
             job_id=job_id,
             owner=worker.owner,
             model_id=preset.model_id,
             preset=preset.name,
             difficulty=difficulty,
             output=preset.output.value,
+            spill=preset.later(difficulty),
             wait_s=worker.wait_s,
         )
         return worker_id

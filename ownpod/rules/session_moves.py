@@ -7,8 +7,9 @@ time is over, and the new session may wait for that device in vain.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from ownpod.rules.about import ANY_SESSION
 from ownpod.rules.managed import Phase, Role
-from ownpod.rules.sessions import ANY_SESSION, MOST_MOVES, Session
+from ownpod.rules.sessions import MOST_MOVES, Session
 
 
 class MovableJob(Protocol):
@@ -62,6 +63,10 @@ def moves_to_idle(
 def _serves(idle: Session, wanted: Session) -> bool:
     """Whether a task of a wanted session could have got the idle one."""
     one, other = idle.worker, wanted.worker
-    if one.role is not Role.SESSION:
+    if one.role is not Role.SESSION or idle.about.get("difficulty") != wanted.about.get(
+        "difficulty"
+    ):
         return False
-    return (one.endpoint, one.owner, one.pools) == (other.endpoint, other.owner, other.pools)
+    # One of them may have spilled.
+    fits = one.pools == other.pools or "spill" in wanted.about
+    return fits and (one.endpoint, one.owner) == (other.endpoint, other.owner)

@@ -4,13 +4,13 @@ The worker of a one-off task is private, too, and ends with its job.
 Source of the words and of the four states: the GPU service's ``SessionResponse``.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from ownpod.errors import BadRequest
+from ownpod.rules.about import ANY_SESSION, about, about_of
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
 from ownpod.rules.placement import CANNOT_START
@@ -27,9 +27,6 @@ MISSING_JOB_S = 30.0
 
 MODEL_WAIT_S = 60
 """Seconds after which a worker ends whose model cannot be had, although it may wait for a device for any time."""
-
-ANY_SESSION = "any"
-"""Why a session was made: for a task that another session could run as well."""
 
 MOST_MOVES = 3
 """How often a task moves to another session before it fails."""
@@ -95,6 +92,7 @@ class SessionWish:
         wait_s: seconds for which it may wait for a device; None: any time, 0: it is refused when none is free.
         labels: the client's own words about it.
         for_task: :data:`ANY_SESSION`; "": it was made for another reason.
+        spill: from :meth:`ownpod.rules.presets.Preset.later`.
     """
 
     endpoint: str
@@ -110,28 +108,13 @@ class SessionWish:
     wait_s: int | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     for_task: str = ""
+    spill: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def about(self) -> str:
         """JSON, see :attr:`ownpod.rules.managed.ManagedWorker.about`."""
-        more = {"for_task": self.for_task} if self.for_task else {}
+        more = {"for_task": self.for_task, **self.spill}
         return about(self.model_id, self.preset, self.difficulty, self.labels, **more)
-
-
-def about(
-    model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any], **more: str
-) -> str:
-    """What is known of a session or task, as JSON. ``more``: of a one-off task ``output``, what its plain lines are; of a session
-    ``for_task``.
-    """
-    values = {
-        "model_id": model_id,
-        "preset": preset,
-        "difficulty": difficulty,
-        "labels": dict(labels),
-        **{name: value for name, value in more.items() if value},
-    }
-    return json.dumps(values, sort_keys=True)
 
 
 def wish_for(
@@ -162,7 +145,8 @@ def wish_for(
     limits = preset.session
     return SessionWish(
         endpoint=endpoint.id,
-        spec=preset.for_difficulty(spec, difficulty),
+        spec=preset.for_difficulty(spec, difficulty, at_once=True),
+        spill=preset.later(difficulty),
         model_id=preset.model_id,
         preset=preset.name,
         difficulty=preset.difficulty if difficulty is None else difficulty,
@@ -196,15 +180,6 @@ def again(worker: ManagedWorker, endpoint: Endpoint) -> SessionWish:
         labels=labels if isinstance(labels, dict) else {},
         for_task=ANY_SESSION,
     )
-
-
-def about_of(worker: ManagedWorker) -> dict[str, Any]:
-    """What is known of a session or task: ``model_id``, ``preset``, ``difficulty``, ``labels``; {}: nothing."""
-    try:
-        found = json.loads(worker.about or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 -- its constants, are in front, so ARGV[2] is the worker's id. sessions.py adds PICKED_MS.
 --
 -- MANAGED:<worker>          hash    of a private worker also: `role`, session or task, and the other fields that ManagedWorker has
---                                   for them; `picked_ms`, when a request without a session's id got this one
+--                                   for them; `picked_ms`, when a request without a session's id got this one; `first_pools`, what
+--                                   `pools` was before it spilled
 -- ENDPOINT<ep>:sessions     zset    ids of the endpoint's sessions that are not stopped, by created_ms
 
 -- How many jobs each worker of an endpoint runs.
@@ -24,8 +25,9 @@ end
 local function choose(endpoint, prefix, owner, pools)
   local running, best, best_ms, least, least_jobs = running_in(endpoint), '', -1, '', math.huge
   for _, id in ipairs(redis.call('ZRANGE', ENDPOINT .. endpoint .. ':sessions', 0, -1)) do
-    local phase, of, at, most, active_ms, picked_ms = unpack(redis.call('HMGET', MANAGED .. ':' .. id,
-      'phase', 'owner', 'pools', 'queue_max', 'active_ms', 'picked_ms'))
+    local phase, of, at, most, active_ms, picked_ms, first = unpack(redis.call('HMGET', MANAGED .. ':' .. id,
+      'phase', 'owner', 'pools', 'queue_max', 'active_ms', 'picked_ms', 'first_pools'))
+    at = first or at
     if RANK[phase or ''] and RANK[phase] < RANK.draining and of == owner and at == pools then
       local waiting = redis.call('ZCARD', WAITING .. prefix .. id)
       local jobs = waiting + (running[id] or 0)
@@ -94,6 +96,17 @@ function commands.open_task()
   end
   redis.call('HSET', record, 'role', 'task', 'owner', ARGV[10], 'about', ARGV[11], 'job', ARGV[12],
     'wait_s', ARGV[13])
+  return 1
+end
+
+-- worker, pools, as JSON -> 1: the worker, which is wanted, may have devices of these pools from now on, too
+function commands.spill()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  redis.call('HSETNX', record, 'first_pools', redis.call('HGET', record, 'pools') or '[]')
+  redis.call('HSET', record, 'pools', ARGV[3])
+  notify('wanted')
   return 1
 end
 

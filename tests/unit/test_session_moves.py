@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 import pytest
 from test_session_rules import READY
 
+from ownpod.rules.about import ANY_SESSION, about
 from ownpod.rules.managed import Phase, Role
 from ownpod.rules.session_moves import moves_to_idle
-from ownpod.rules.sessions import ANY_SESSION, MOST_MOVES, Session, about
+from ownpod.rules.sessions import MOST_MOVES, Session
 
+LOW = about("m", "p", "low", {})
 ANY = about("m", "p", "low", {}, for_task=ANY_SESSION)
 
 
@@ -20,7 +22,7 @@ class Job:
 
 
 def session(name, *, queued=(), running=(), **changes):
-    values = {"id": name, "owner": "me", "pools": ("low",)} | changes
+    values = {"id": name, "owner": "me", "pools": ("low",), "about": LOW} | changes
     return Session(replace(READY, **values), tuple(queued), tuple(running))
 
 
@@ -44,6 +46,14 @@ def test_the_oldest_tasks_go_first_and_each_idle_session_gets_one():
     sessions = [wanted("young", 2), session("i1", active_ms=1), wanted("old", 1), session("i2")]
     moves = found(sessions, young=[Job("c")], old=[Job("a"), Job("b")])
     assert moves == [("a", "old", "i2", False), ("b", "old", "i1", True)]
+
+
+def test_a_session_that_has_spilled_waits_for_idle_ones_of_its_difficulty():
+    spills = about("m", "p", "low", {}, for_task=ANY_SESSION, spill=["low", "high"])
+    one = wanted("w", about=spills, pools=("low", "high"))
+    low, high = (session(d, about=about("m", "p", d, {}), pools=(d,)) for d in ("low", "high"))
+    assert found([one, high], w=[Job("a")]) == []
+    assert found([one, high, low], w=[Job("a")]) == [("a", "w", "low", True)]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from ownpod.errors import BadRequest
+from ownpod.rules.about import ANY_SESSION, about
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
 from ownpod.rules.presets import Preset, SessionLimits
 from ownpod.rules.sessions import (
-    ANY_SESSION,
     HOPELESS,
     MISSING_JOB_S,
     MOST_MOVES,
@@ -17,7 +17,6 @@ from ownpod.rules.sessions import (
     Reason,
     Session,
     Status,
-    about,
     again,
     code_of,
     decide,
