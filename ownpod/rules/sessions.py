@@ -12,7 +12,7 @@ from typing import Any
 from ownpod.errors import BadRequest
 from ownpod.rules.about import ANY_SESSION, about, about_of
 from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST_GPU, SERVING, ManagedWorker, Phase, Role
 from ownpod.rules.placement import CANNOT_START
 from ownpod.rules.templates import ManagedSpec
 
@@ -329,7 +329,7 @@ def reason_of(worker: ManagedWorker) -> Reason | None:
     if worker.out_of_memory:
         return Reason.OOM
     if worker.failed:
-        return Reason.CRASHED if worker.ready_ms is not None else _start_failure(worker.reason)
+        return _failure(worker)
     if worker.ended_in:
         return Reason.HOST_LOST
     return Reason.SHUTDOWN if worker.reason == WORDS[Reason.SHUTDOWN] else Reason.MANUAL
@@ -343,6 +343,12 @@ _STARTS = (
     ("model", Reason.MODEL_FAILED),
 )
 """Parts of an agent's reasons, which are sentences for people."""
+
+
+def _failure(worker: ManagedWorker) -> Reason:
+    if worker.reason.startswith(LOST_GPU):
+        return Reason.GPU_LOST
+    return Reason.CRASHED if worker.ready_ms is not None else _start_failure(worker.reason)
 
 
 def _start_failure(text: str) -> Reason:

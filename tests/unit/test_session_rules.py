@@ -7,7 +7,7 @@ import pytest
 from ownpod.errors import BadRequest
 from ownpod.rules.about import ANY_SESSION, about
 from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST_GPU, SERVING, ManagedWorker, Phase, Role
 from ownpod.rules.presets import Preset, SessionLimits
 from ownpod.rules.sessions import (
     HOPELESS,
@@ -174,6 +174,7 @@ def test_clients_see_four_states(changes, status):
         ({"ending": "idle_timeout", "failed": True}, Reason.IDLE_TIMEOUT),
         ({"failed": True}, Reason.CRASHED),
         ({"failed": True, "out_of_memory": True}, Reason.OOM),
+        ({"failed": True, "reason": f"{LOST_GPU}: NVML has"}, Reason.GPU_LOST),
         ({"failed": True, "ready_ms": None, "reason": "exit code 1"}, Reason.START_FAILED),
         (
             {
