@@ -225,7 +225,7 @@ class Steps:
             worker.id, self._host.name, url=started.url, health_port=started.health_port
         )
         if is_task:
-            self._tell_node(worker.id)
+            self._notify_node(worker.id)
         where = f" on {', '.join(device_ids)}" if device_ids else ""
         took_s = time.monotonic() - began
         log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
@@ -261,7 +261,7 @@ class Steps:
         )
         self._values.forget(worker.id)
 
-    def _tell_node(self, worker_id: str) -> None:
+    def _notify_node(self, worker_id: str) -> None:
         try:
             self._managed.tasks.started(worker_id)
         except RedisUnavailable as error:
