@@ -39,6 +39,7 @@ from ownpod.api import (
     workers,
 )
 from ownpod.api.readers import Readers
+from ownpod.api.reports import Reports
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
@@ -117,6 +118,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
         replies=Replies(store.client),
+        reports=Reports(offers),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),

@@ -12,6 +12,7 @@ from ownpod.api.fronts import FrontReadings, NoFronts
 from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
 from ownpod.api.readers import Readers
+from ownpod.api.reports import Reports
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
 from ownpod.api.waiting import Waiting
@@ -54,6 +55,7 @@ class Services:
     tasks: Tasks
     readers: Readers
     replies: Replies
+    reports: Reports
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)
