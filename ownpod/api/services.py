@@ -13,6 +13,7 @@ from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
 from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
+from ownpod.api.reports import Reports
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
 from ownpod.api.waiting import Waiting
@@ -56,6 +57,7 @@ class Services:
     readers: Readers
     replies: Replies
     positions: Positions
+    reports: Reports
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)
