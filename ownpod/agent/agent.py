@@ -236,7 +236,8 @@ class Agent:
         self._unknown_since = reconcile.first_unknown(self._unknown_since, records, found, now)
         probed = {i for i, (_, spec) in mine.items() if spec.template.protocol is Protocol.HTTP}
         draining = [w for w in records.values() if w.phase is Phase.DRAINING]
-        busy, paused, silent = self._agents.in_hand(draining)
+        restarting = [w for w in records.values() if w.restart and w.phase is Phase.READY]
+        busy, paused, silent = self._agents.in_hand([*draining, *restarting])
         self._silent_since = since = reconcile.await_front(
             self._silent_since, silent, draining, probed, now
         )
@@ -338,6 +339,8 @@ class Agent:
                 self._managed.started(
                     worker_id, self._host.name, url=at.url, health_port=at.health_port
                 )
+            case reconcile.Restart():
+                self.steps.restart(*mine[worker_id])
             case Stop():
                 self.steps.stop(step)
             case Ended():

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ownpod.agent.engine import Engine, EngineError
-from ownpod.agent.models import Coming, HostModels
+from ownpod.agent.models import HostModels
 from ownpod.agent.secret_values import SecretValues
 from ownpod.configuration.custom import CUSTOM
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Role
+from ownpod.rules.model_news import Coming
 from ownpod.rules.placement import Placement, cannot_start, place, replaces
 from ownpod.rules.releases import could_run
 from ownpod.rules.templates import ManagedSpec

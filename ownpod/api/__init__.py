@@ -38,6 +38,7 @@ from ownpod.api import (
     worker_protocol,
     workers,
 )
+from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
@@ -61,6 +62,7 @@ from ownpod.store.models import Models
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
+from ownpod.store.replies import Replies
 from ownpod.store.secrets import Secrets
 from ownpod.store.sessions import Sessions
 
@@ -115,6 +117,8 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         sessions=private,
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
+        replies=Replies(store.client),
+        positions=Positions(store.queue, notices.wake),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),

@@ -11,6 +11,7 @@ from flask import Flask, Response, current_app, request
 from ownpod.api.fronts import FrontReadings, NoFronts
 from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
+from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
@@ -24,6 +25,7 @@ from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
 from ownpod.store.releases import Releases
+from ownpod.store.replies import Replies
 from ownpod.store.sessions import Sessions
 from ownpod.store.store import Store
 
@@ -52,6 +54,8 @@ class Services:
     sessions: Sessions
     tasks: Tasks
     readers: Readers
+    replies: Replies
+    positions: Positions
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

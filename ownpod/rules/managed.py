@@ -135,6 +135,8 @@ class ManagedWorker:
     """The id of a task's job."""
     run: str = ""
     """Of a task: "<job id>:<attempt>" once its node has claimed the job, so its container may start."""
+    restart: int = 0
+    """Of a worker that is ready: 1, it has asked for a restart; 2, its next process runs, and has not asked for a job yet."""
     tasks_done: int = 0
     """Jobs of the session that have ended."""
     from_created: bool = False
@@ -334,7 +336,7 @@ _VALUES: dict[str, Any] = {
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
             *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done", "wait_s"),
-            "fetched_ms",
+            *("fetched_ms", "restart"),
         ),
         _whole,
     ),

@@ -50,6 +50,13 @@ class Adopt:
 
 
 @dataclass(frozen=True)
+class Restart:
+    """The worker is ready and has asked for a restart, or has ended after that: it is ended and started again with its devices."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
 class Stop:
     """The worker is to be ended.
 
@@ -92,7 +99,7 @@ class Free:
     worker: str
 
 
-Step = Launch | Adopt | Stop | Ended | Remove | Free
+Step = Launch | Adopt | Restart | Stop | Ended | Remove | Free
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ def plan(
     return sorted(steps, key=lambda step: _ORDER.index(type(step)))
 
 
-_ORDER: list[type[Step]] = [Ended, Free, Remove, Stop, Adopt, Launch]
+_ORDER: list[type[Step]] = [Ended, Free, Remove, Stop, Adopt, Restart, Launch]
 
 
 def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
@@ -202,12 +209,16 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
 
 
 def _of_server(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
+    runs = found is not None and found.running
+    if record.phase is Phase.READY and record.restart == 1:
+        return Restart(record.id) if not runs or record.id not in known.busy else None
     if found is None or not found.running:
         return _ended(record, found)
     if record.phase in {Phase.DRAINING, Phase.STOPPING} or record.id in known.stuck:
         return _leaving(record, known)
     limit = known.init_timeout_s.get(record.id, float(DEFAULT_INIT_TIMEOUT_S))
-    if record.phase is not Phase.READY and found.age_s > limit:
+    is_ready = record.phase is Phase.READY and not record.restart
+    if not is_ready and found.age_s > limit:
         # Its record is not moved to STOPPING, so that its end counts as a failure after a crash of the agent, too.
         reason = f"it did not ask for a job within {limit:g} s of its start"
         if record.id in known.probed:

@@ -228,7 +228,8 @@ class Session:
         """The state in the GPU service's words. A session that drains is waiting or working, as before."""
         if self.worker.phase is Phase.STOPPED:
             return Status.KILLED
-        if self.worker.phase in {Phase.WANTED, Phase.PREPARING, Phase.STARTING}:
+        starts = self.worker.phase in {Phase.WANTED, Phase.PREPARING, Phase.STARTING}
+        if starts or (self.worker.restart and self.worker.phase is Phase.READY):
             return Status.INITIALIZING
         return Status.WORKING if self.running or self.queued else Status.WAITING
 
@@ -244,7 +245,8 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """It is ready, and has neither a running nor a waiting task."""
-        return self.worker.phase is Phase.READY and not self.running and not self.queued
+        is_ready = self.worker.phase is Phase.READY and not self.worker.restart
+        return is_ready and not self.running and not self.queued
 
     @property
     def idle_expires_ms(self) -> int | None:

@@ -123,7 +123,8 @@ function commands.end_private()
   end
   if how == 'idle' then
     local since = math.max(tonumber(active_ms or 0), tonumber(ready_ms or 0)) + 1000 * tonumber(idle_s or 0)
-    if phase ~= 'ready' or idle_s == '0' or math.max(since, tonumber(keep_ms or 0)) > now or has_work(endpoint, own) then
+    if phase ~= 'ready' or idle_s == '0' or math.max(since, tonumber(keep_ms or 0)) > now or has_work(endpoint, own)
+      or redis.call('HEXISTS', record, 'restart') == 1 then
       return 0
     end
   elseif how == 'wait' and phase ~= 'wanted' then

@@ -395,8 +395,8 @@ def test_the_other_stream_of_a_job_is_as_it_was(api, store):
     ]
 
 
-def test_the_place_in_the_queue_counts_down(api, store, monkeypatch):
-    monkeypatch.setattr("ownpod.api.typed_events.QUEUED_S", (0.05,))
+def test_the_place_in_the_queue_counts_down(api, store):
+    services_of(api.application).positions.least_s = 0.01
     for job_id in ("job-2", "job-3"):
         store.jobs.create(new_job(job_id))
     reader = Reader(api, job_id="job-3")

@@ -12,6 +12,7 @@ from ownpod.rules.reconcile import (
     Knowledge,
     Launch,
     Remove,
+    Restart,
     Stop,
     await_front,
     end_reason,
@@ -89,6 +90,41 @@ def test_a_worker_that_the_engine_does_not_have_any_more_has_vanished(phase):
 def test_a_draining_worker_is_stopped_when_it_can_get_no_job_and_has_none(busy, paused, expected):
     names = {"busy": {"w"} if busy else set(), "paused": {"w"} if paused else set()}
     assert steps("draining", runs(), **names) == expected
+
+
+@pytest.mark.parametrize(
+    ("restart", "found", "busy", "expected"),
+    [
+        (1, runs(), set(), [Restart("w")]),
+        (1, runs(), {"w"}, []),
+        # Its process has ended by itself, as the SDK's does.
+        (1, ended(0), {"w"}, [Restart("w")]),
+        (1, None, set(), [Restart("w")]),
+        # Its next process runs, and is to ask for a job in time.
+        (2, runs(age_s=99), set(), []),
+        (
+            2,
+            runs(age_s=101),
+            set(),
+            [Stop("w", "it did not ask for a job within 100 s of its start", failed=True)],
+        ),
+        (2, ended(1), set(), [Ended("w", "exit code 1", 1, failed=True)]),
+    ],
+)
+def test_a_worker_that_has_asked_for_a_restart_is_started_anew_once_it_has_no_job(
+    restart, found, busy, expected
+):
+    records = {"w": record("ready", restart=restart)}
+    known = Knowledge(busy=busy, init_timeout_s={"w": 100})
+    found = {"w": found} if found else {}
+    assert plan(records, found, instance_known=True, knowledge=known) == expected
+
+
+@pytest.mark.parametrize("phase", ["draining", "stopping"])
+def test_a_worker_that_leaves_is_not_started_anew(phase):
+    assert plan({"w": record(phase, restart=1)}, {"w": ended(0)}, instance_known=True) == [
+        Ended("w", "why", 0)
+    ]
 
 
 def test_a_worker_that_is_being_stopped_is_stopped_again_after_a_crash_of_the_agent():

@@ -66,6 +66,7 @@ def reason(found):
         ({"active_ms": 1, "keep_ms": NOW}, Reason.IDLE_TIMEOUT),
         ({"active_ms": 1, "idle_s": 0}, None),
         ({"active_ms": 1, "phase": Phase.STARTING}, None),
+        ({"active_ms": 1, "restart": 2}, None),
         ({"active_ms": 1, "queued": ["job"]}, None),
         ({"active_ms": 1, "running": ["job"]}, None),
     ],
@@ -152,6 +153,8 @@ def test_what_ends_already_is_not_ended_again(phase):
     [
         ({"phase": Phase.WANTED}, Status.INITIALIZING),
         ({"phase": Phase.STARTING, "queued": ["job"]}, Status.INITIALIZING),
+        ({"restart": 1, "queued": ["job"]}, Status.INITIALIZING),
+        ({"restart": 2, "phase": Phase.DRAINING}, Status.WAITING),
         ({}, Status.WAITING),
         ({"queued": ["job"]}, Status.WORKING),
         ({"running": ["job"]}, Status.WORKING),
