@@ -24,6 +24,8 @@ from ownpod.api import (
     logs,
     metrics,
     models,
+    openai,
+    openai_errors,
     openapi,
     rest_v1_pods,
     rest_v2,
@@ -126,6 +128,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     for module in (
         jobs,
         stream,
+        openai,
         health,
         gpu_health,
         tasks,
@@ -148,6 +151,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     app.register_blueprint(workers.endpoints)
     openapi.add_docs(app)
     task_errors.shape_errors(app)
+    openai_errors.shape_errors(app)
     guard.guard_source(app)
     # Before any view reads a record, because records of another version would be misread.
     app.before_request(store.schema.check)

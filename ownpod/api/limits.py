@@ -14,7 +14,7 @@ from ownpod.store import keys
 
 VIEWS = {
     "run": ["jobs.run", "tasks.submit", "tasks.predefined", "tasks.custom", "sessions.prewarm"],
-    "runsync": ["jobs.runsync"],
+    "runsync": ["jobs.runsync", "openai.call"],
     "status": ["jobs.status", "jobs.status_sync", "tasks.task"],
     "stream": ["stream.stream", "tasks.events"],
     "cancel": ["jobs.cancel", "tasks.cancel"],
