@@ -188,12 +188,16 @@ def test_a_body_that_is_no_json_object_is_refused(api, store, body):
         ("POST", "/v2/a:b/openai/v1/models", 400),
         ("PUT", "/v2/ep/openai/v1/models", 405),
         ("DELETE", "/v2/ep/openai/v1/models", 405),
-        ("POST", "/v2/web/openai/v1/models", 404),
     ],
 )
 def test_a_request_that_no_worker_can_get_is_refused(api, method, path, status):
     refused = error_of(api.open(path, method=method, data="{}", headers=KEY))
     assert (refused[0], refused[2]) == (status, "false")
+
+
+def test_a_request_to_a_load_balanced_endpoint_may_be_repeated_at_a_front(api):
+    refused = error_of(post(api, url="/v2/web/openai/v1/models"))
+    assert (refused[0], *refused[2:]) == (503, "true", "1")
 
 
 def test_head_makes_no_job(api, store):
