@@ -5,8 +5,8 @@ import socket
 import threading
 
 import pytest
+from answering import Answering, error_of
 from helpers import job_store, wait_until
-from openai_worker import Answering, error_of
 
 from ownpod.api import openai_exchange
 from ownpod.api.services import services_of

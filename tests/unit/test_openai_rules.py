@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.openai import (
@@ -233,6 +235,8 @@ EVENT = 'data: {"a": 1}\n\n'
         ),
         ([{"a": 1}], EVENT + DONE),
         ([[], None, "", {"a": 1}], EVENT + DONE),
+        (["data:[DONE]\r\n\r\n"], "data:[DONE]\r\n\r\n"),
+        ([{"content": "data: [DONE]"}], f'data: {{"content": "data: [DONE]"}}\n\n{DONE}'),
         (["data: x"], f"data: x\n\n{DONE}"),
         (["data: x\n"], f"data: x\n\n{DONE}"),
         (["data: x", {"a": 1}], f"data: x\n\n{EVENT}{DONE}"),
@@ -245,6 +249,14 @@ EVENT = 'data: {"a": 1}\n\n'
 )
 def test_strings_are_written_as_they_come_and_the_rest_as_events(chunks, text):
     assert stream(*chunks) == text
+
+
+@given(st.lists(st.integers(0, 200)))
+def test_however_a_worker_divides_its_events_they_are_the_same(places):
+    text = "".join(f'data: {{"n": {n}, "t": "é{n}"}}\n\n' for n in range(8)) + DONE
+    cuts = sorted({min(place, len(text)) for place in places})
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert stream(*parts) == text
 
 
 def test_a_chunk_of_several_lines_is_one_event():
