@@ -13,7 +13,7 @@ from ownpod.agent.processes import ProcessEngine
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase
 from ownpod.rules.presets import OutputMode
-from ownpod.rules.templates import ManagedSpec, Protocol, Template, spec_text
+from ownpod.rules.templates import Limits, ManagedSpec, Protocol, Template, spec_text
 from ownpod.store import keys
 
 pytestmark = pytest.mark.slow
@@ -99,6 +99,17 @@ def test_a_second_attempt_gets_a_fresh_container(rig, tmp_path):
     wait_until(lambda: rig.job().status is JobStatus.IN_QUEUE, 10)
     job = rig.finish(rig.node.start())
     assert (job.status, job.attempt, rig.text()) == (JobStatus.COMPLETED, 2, "try\n")
+
+
+def test_a_task_that_needs_more_memory_than_its_limit_fails(rig):
+    eat = "x = [bytearray(10_000_000) for _ in range(100)]; print('all')"
+    job = rig.run(eat, limits=Limits(memory_bytes=200_000_000))
+    assert job.status is JobStatus.FAILED
+    assert rig.text() == ""
+    code = rig.client.hget(keys.job(JOB), "code")
+    # By its control group, or, where the host allows none, by the limit of its address space.
+    limited = code == "handler" and "MemoryError" in job.error
+    assert limited or (code == "oom" and "out of memory" in job.error), (code, job.error)
 
 
 def test_a_failure_that_a_task_reports_counts_whatever_its_exit_code_is(rig):
