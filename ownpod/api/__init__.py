@@ -58,6 +58,7 @@ from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
+from ownpod.store.model_lists import ModelLists
 from ownpod.store.models import Models
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
@@ -119,6 +120,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         readers=Readers(Attended(store.client)),
         replies=Replies(store.client),
         positions=Positions(store.queue, notices.wake),
+        model_lists=ModelLists(store.client),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),

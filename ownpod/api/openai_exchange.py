@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from ownpod.api.jobs import cancel_for
 from ownpod.api.services import Services
-from ownpod.api.submissions import Submission
-from ownpod.errors import JobNotFound, OwnPodError, RedisUnavailable
+from ownpod.api.submissions import Submission, Submitted
+from ownpod.errors import AnswerLost, JobNotFound, OwnPodError, RedisUnavailable
 from ownpod.rules.jobs import Job, JobStatus, new_job_id
 from ownpod.rules.openai import Rendering, Reply, error, reply_of, unbegun
 from ownpod.store.chunks import Stream
@@ -81,7 +81,7 @@ class Exchange:
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._closed = self._ended = False
-        submitted = svc.submissions.submit(replace(submission, job_id=new_job_id(sync=True)))
+        submitted = self._submit(replace(submission, job_id=new_job_id(sync=True)), keep=keep)
         self.job_id = submitted.job_id
         self.worker_id: str | None = None
         # The job of an earlier request with this idempotency key is that request's to cancel.
@@ -91,6 +91,17 @@ class Exchange:
             self._follow(peer, streams=streams)
         except BaseException:
             self.close()
+            raise
+
+    def _submit(self, submission: Submission, *, keep: bool) -> Submitted:
+        try:
+            return self._svc.submissions.submit(submission)
+        except AnswerLost:
+            if not keep and submission.job_id is not None:
+                # If the job exists, the sweep cancels it.
+                with contextlib.suppress(RedisUnavailable):
+                    self._svc.readers.enter(submission.job_id)
+                    self._svc.readers.leave(submission.job_id)
             raise
 
     def _follow(self, peer: socket.socket | None, *, streams: bool) -> None:
@@ -150,11 +161,15 @@ class Exchange:
                 return
             written = self._rendered(part, rendering)
             start = (job.attempt, part.start + len(part.chunks))
+            ends = self._ended or rendering.failed or isinstance(written, Reply)
+            if ends and not self._ended:
+                # A handler that reports an error ends by itself. If it does not, the sweep cancels the job.
+                self._owns = False
             if written:
                 self._note(written if isinstance(written, str) else written.body)
                 yield written
                 silent_s = time.monotonic()
-            if self._ended or isinstance(written, Reply):
+            if ends:
                 return
             if (late := self._late_stream(rendering)) is not None:
                 yield late

@@ -21,6 +21,7 @@ from ownpod.management.models import ModelCalls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store.agents import Agents
+from ownpod.store.model_lists import ModelLists
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
@@ -56,6 +57,7 @@ class Services:
     readers: Readers
     replies: Replies
     positions: Positions
+    model_lists: ModelLists
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

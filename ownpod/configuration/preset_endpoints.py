@@ -73,6 +73,7 @@ def preset_endpoint(
         ttl_ms=values["ttl_ms"],
         max_attempts=values["max_attempts"],
         max_queue_depth=values["max_queue_depth"],
+        on_disconnect=values["on_disconnect"],
         api_keys=tuple(values["api_keys"]),
         managed=preset.for_difficulty(spec),
         preset=replace(preset, one_off=one_off and preset.for_difficulty(one_off)),

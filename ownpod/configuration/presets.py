@@ -145,7 +145,7 @@ class PresetSchema(Keys):
     error_messages = listing(
         *("image", "command", "entrypoint", "env", "protocol", "output", "difficulty", "limits"),
         *("session", "oneOff", "workers", "residency", "volumes", "registry", "timeout"),
-        *("ttl", "maxAttempts", "maxQueueDepth", "apiKeys"),
+        *("ttl", "maxAttempts", "maxQueueDepth", "onDisconnect", "apiKeys"),
         "or docker_image, env_vars and class, the GPU service's words",
     )
 
@@ -170,6 +170,7 @@ class PresetSchema(Keys):
     ttl_ms = _endpoint_field("ttl_ms")
     max_attempts = whole(1, 100, data_key="maxAttempts", load_default=1)
     max_queue_depth = _endpoint_field("max_queue_depth")
+    on_disconnect = _endpoint_field("on_disconnect")
     api_keys = _endpoint_field("api_keys")
 
     @validates_schema

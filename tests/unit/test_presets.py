@@ -14,6 +14,7 @@ from ownpod.configuration import (
 from ownpod.errors import ConfigurationError
 from ownpod.preset_errors import UnknownDifficulty, UnknownModel, UnknownPreset
 from ownpod.registry import Registry
+from ownpod.rules.endpoints import OnDisconnect
 from ownpod.rules.fleet import Entries
 from ownpod.rules.models import ModelSource
 from ownpod.rules.presets import OutputMode, SessionLimits
@@ -75,6 +76,7 @@ FULL = {
             "ttl": 20_000,
             "maxAttempts": 2,
             "maxQueueDepth": 9,
+            "onDisconnect": "keep",
             "apiKeys": ["secret"],
         }
     },
@@ -163,6 +165,7 @@ def test_all_keys_of_a_preset_are_read(load):
     assert preset.one_off.gpu == spec.gpu
     assert (endpoint.execution_timeout_ms, endpoint.ttl_ms) == (1_200_000, 20_000)
     assert (endpoint.max_attempts, endpoint.max_queue_depth) == (2, 9)
+    assert endpoint.on_disconnect is OnDisconnect.KEEP
     assert len(endpoint.api_keys) == 1
 
 
