@@ -155,8 +155,8 @@ def test_a_deep_answer_is_passed_on():
 )
 def test_an_error_in_an_output_has_its_status(output, status, message):
     text = json.dumps(output)
-    for given in (text, f"[{text}]", json.dumps(text), json.dumps([text])):
-        reply = reply_of(ended(given))
+    for shape in (text, f"[{text}]", json.dumps(text), json.dumps([text])):
+        reply = reply_of(ended(shape))
         assert about(reply) == (status, message)
         assert reply.should_retry is False
     assert about(reply_of(ended("[]"), [text])) == (status, message)
