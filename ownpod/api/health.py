@@ -86,8 +86,8 @@ def _paused(endpoint: Endpoint, pause: Pause | None) -> str | None:
     """Why the endpoint is paused, in words for people; None: it is not. A preset serves sessions and one-off tasks nevertheless."""
     if pause is None:
         return None
-    whom = " for jobs that are no tasks" if endpoint.preset is not None else ""
-    return f"the endpoint is paused{whom}: {pause.reason}"
+    jobs = " for jobs that are no tasks" if endpoint.preset is not None else ""
+    return f"the endpoint is paused{jobs}: {pause.reason}"
 
 
 def _balanced(endpoint: Endpoint) -> Response:
