@@ -44,6 +44,7 @@ BLUEPRINTS = {
     "callbacks": Access.OPEN,
     "jobs": Access.JOBS,
     "stream": Access.JOBS,
+    "openai": Access.JOBS,
     "health": Access.JOBS,
     "workers": Access.MANAGE,
     "rest_v1": Access.MANAGE,

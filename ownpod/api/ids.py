@@ -45,11 +45,20 @@ class IdConverter(BaseConverter):
         return value
 
 
+class RestConverter(BaseConverter):
+    """The rest of a path, with any slashes; in a route ``<rest:name>``. Werkzeug's ``path`` redirects where there are two."""
+
+    regex = ".*?"
+    part_isolating = False
+    weight = 300
+
+
 def check_ids(app: Flask) -> None:
-    """Adds the converter ``id``. Call this before any route is added, because routes need the converter, and before
+    """Adds the converters ``id`` and ``rest``. Call this before any route is added, because routes need the converter, and before
     other request hooks, because they read ids.
     """
     app.url_map.converters["id"] = IdConverter
+    app.url_map.converters["rest"] = RestConverter
     app.before_request(_refuse)
 
 

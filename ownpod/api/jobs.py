@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request
 from ownpod import log
 from ownpod.api import schemas
 from ownpod.api.auth import caller, seen_owner, session_owner
-from ownpod.api.services import answer, request_id, services
+from ownpod.api.services import Services, answer, request_id, services
 from ownpod.api.session_pins import in_runpods_words, session_of
 from ownpod.api.submissions import Submission
 from ownpod.broker.messages import notify_node
@@ -99,11 +99,19 @@ def cancel(endpoint_id: str, job_id: str) -> Response:
 
 def cancel_job(job_id: str, endpoint_id: str) -> JobStatus:
     """Cancels a job for this request's client. Returns: its state then; a job that has ended does not change."""
-    svc = services()
-    state = svc.store.jobs.cancel(job_id, endpoint_id, reason="cancelled by a client")
+    return cancel_for(
+        services(), job_id, endpoint_id, reason="cancelled by a client", request_id=request_id()
+    )
+
+
+def cancel_for(
+    svc: Services, job_id: str, endpoint_id: str, *, reason: str, request_id: str | None
+) -> JobStatus:
+    """As :func:`cancel_job`, also outside of a request. ``request_id``: for the log."""
+    state = svc.store.jobs.cancel(job_id, endpoint_id, reason=reason)
     if state is JobStatus.CANCELLED:
-        log.moved(job_id, state, reason="cancelled by a client", requestId=request_id())
-        _notify_node(svc.store.listing.get(job_id, endpoint_id))
+        log.moved(job_id, state, reason=reason, requestId=request_id)
+        _notify_node(svc, svc.store.listing.get(job_id, endpoint_id))
     return state
 
 
@@ -176,7 +184,7 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
         endpoint_id: checked first, so that an unknown or paused one costs no reading of the body.
         limit: bytes of the body.
     """
-    pin = _pin()
+    pin = requested_pin()
     session = session_of(endpoint_id, pin)
     if session is None:
         services().submissions.check_open(endpoint_id)
@@ -202,7 +210,7 @@ def idempotency_key() -> str | None:
     return key
 
 
-def _pin() -> Pin | None:
+def requested_pin() -> Pin | None:
     """The worker that this request names. Raises: BadRequest."""
     try:
         return parse_pin(request.headers.get(HEADER, ""))
@@ -232,9 +240,9 @@ def _with_reason(job: Job) -> str:
     return f"{body[:-1]}, {json.dumps(why)[1:]}"
 
 
-def _notify_node(job: Job) -> None:
+def _notify_node(svc: Services, job: Job) -> None:
     """Makes the worker's node forward a cancel at once; without a notice it does so when it renews the job's lease."""
-    node = services().registry.fleet.node_of(job.worker_id) if job.worker_id else None
+    node = svc.registry.fleet.node_of(job.worker_id) if job.worker_id else None
     if node is not None:
         notify_node(celery_app, node)
 

@@ -9,6 +9,7 @@ from flask import Blueprint, Flask, Response
 
 from ownpod.api import agents_responses, responses, schemas
 from ownpod.api.openapi_models import add_models
+from ownpod.api.openapi_openai import add_openai
 from ownpod.api.openapi_tasks import TaskChoices, add_tasks, narrow
 from ownpod.api.services import answer, services
 from ownpod.api.workers import NewWorkerSchema
@@ -292,6 +293,7 @@ def make_spec(
             **({"security": [{"key": []}]} if keys else {}),
         }
         spec.path(path, operations={"get": operation})
+    add_openai(spec, endpoint, [_KEY, _PIN], keys=keys)
     add_tasks(spec, keys=keys)
     add_models(spec, keys=keys)
     document: dict[str, Any] = spec.to_dict()

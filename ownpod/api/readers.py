@@ -47,6 +47,16 @@ class Readers:
         with contextlib.suppress(RedisUnavailable):
             self._attended.leave(job_id)
 
+    def forget(self, job_id: str) -> None:
+        """As :meth:`leave`, of a job that has ended. The sweep need not read its record."""
+        with self._lock:
+            self._reads[job_id] -= 1
+            if self._reads[job_id] > 0:
+                return
+            del self._reads[job_id]
+        with contextlib.suppress(RedisUnavailable):
+            self._attended.forget(job_id)
+
     def _run(self) -> None:
         while True:
             time.sleep(RENEW_S)

@@ -43,6 +43,13 @@ class WorkerSource(StrEnum):
     """Started by OwnPod from the endpoint's template; stays until its agent has stopped it."""
 
 
+class OnDisconnect(StrEnum):
+    """What becomes of the job of an OpenAI client that has gone, or waits no longer."""
+
+    CANCEL = "cancel"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True)
 class WorkerSpec:
     """A worker as it is configured.
@@ -110,6 +117,8 @@ class Endpoint:
     """The endpoint is load-balanced: it has no jobs, and the front sends requests to its workers. None: it has a queue."""
     preset: Preset | None = None
     """The endpoint is a preset of a model, for sessions and one-off tasks. None: it is not."""
+    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
+    """What becomes of the job of a request below ``/openai`` whose client has gone."""
 
     @property
     def is_balanced(self) -> bool:

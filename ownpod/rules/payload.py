@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ LONG = 65_536
 """Size in bytes from which a payload is checked but not parsed."""
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def loads(text: str | bytes) -> Any:
@@ -52,6 +53,17 @@ def split(body: bytes, name: str, parse: Callable[[bytes], Any]) -> tuple[Any, s
     return value, json.dumps(value.pop(name))
 
 
+def members(body: bytes, names: Sequence[str]) -> dict[str, Any] | None:
+    """The values of these members of a JSON object; the others are checked and not parsed. None: it cannot be read so.
+
+    Of members with the same name the last one counts, as for Python's parser.
+    """
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
+        found = _MEMBERS.decode(body)
+        return {name: readable(str(found[name], "utf-8")) for name in names if name in found}
+    return None
+
+
 def readable(text: str) -> Any:
     """Parses JSON text that was checked. Returns the text itself if it exceeds a limit of Python's parser."""
     try:
@@ -63,3 +75,13 @@ def readable(text: str) -> Any:
 def output_of(chunk: Any) -> Any:
     """The yielded value in a chunk, which RunPod's SDK wraps as ``{"output": ...}``."""
     return chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk
+
+
+def elements(text: str) -> list[str] | None:
+    """The JSON texts of a list's elements, unchanged; None: the text is no list."""
+    if not text.lstrip().startswith("["):
+        return None
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
+        return [str(part, "utf-8") for part in _ELEMENTS.decode(text)]
+    found = readable(text)
+    return [json.dumps(part) for part in found] if isinstance(found, list) else None

@@ -194,6 +194,19 @@ class Jobs:
         limits=(1000, 300_000),
         purpose="longest wait of `/runsync` and `/status-sync` in ms, for requests without `?wait=`",
     )
+    openai_timeout_s: int = variable(
+        "OWNPOD_OPENAI_TIMEOUT_S",
+        600,
+        limits=(1, DAY_S),
+        purpose="seconds for which a request below `/openai` waits for its job's end, or for the first chunk of a stream. "
+        "Then it is answered 504",
+    )
+    openai_body_mb: int = variable(
+        "OWNPOD_OPENAI_BODY_MB",
+        20,
+        limits=(1, 1024),
+        purpose="largest body of a request below `/openai`, in MiB",
+    )
     idempotency_ttl_s: int = variable(
         "OWNPOD_IDEMPOTENCY_TTL_SEC",
         DAY_S,

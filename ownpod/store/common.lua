@@ -59,6 +59,7 @@
 -- ENDPOINT<ep>:delay        hash   histogram: number of the bucket (BUCKETS_MS) -> jobs, "sum" -> ms; from
 --                                  submission to the first attempt
 -- ENDPOINT<ep>:execution    hash   the same, of attempts that brought a result
+-- ENDPOINT<ep>:openai       hash   histograms of replies of OpenAI routes, see replies.py
 -- ENDPOINT<ep>:history      list   the sweep's samples: [ms, waiting, running]
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 -- MANAGED_IDLE              hash   see managed.lua
@@ -66,7 +67,8 @@
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when the ttl expires
 -- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try; see deliveries.lua
 -- EVENTS<process>           pub/sub "<id> <state>" for moves, "<id> CHUNK" for new chunks, of jobs that
---                                  have this channel in `followed`; "<id> <state> <answer>" for the end of
+--                                  have this channel in `followed`, with " <attempt> <index> <chunk>" behind it
+--                                  for a single chunk that is not long; "<id> <state> <answer>" for the end of
 --                                  jobs that have it in `watched`
 -- <queue>                   list   Celery's messages for jobs of normal priority; <queue>LOW_SUFFIX, of low
 --

@@ -20,12 +20,13 @@ HISTORY_MS = 3_600_000
 
 @dataclass(frozen=True)
 class Histogram:
-    """The number of observations in each bucket of :data:`ownpod.store.common.BUCKETS_MS`, and of those
-    above the last; not cumulative.
-    """
+    """The number of observations in each bucket, and of those above the last; not cumulative."""
 
     buckets: list[int]
     sum_ms: int
+    """The sum of all observations, in ms, as ``ends``, or in thousandths of another unit."""
+    ends: tuple[int, ...] = BUCKETS_MS
+    """Upper ends of the buckets."""
 
 
 START_PARTS = ("device", "prepare", "create", "import")

@@ -110,8 +110,10 @@ def test_the_internal_document_is_not_published(app):
         (kind, path, method, mode)
         for kind, path, method in OPERATIONS
         for mode in GenerationMode
+        # This API holds no request, so that it answers all of OpenAI's clients 503.
+        if "/openai/" not in path
         # A request without parameters has no invalid variant.
-        if "{" in path or mode is GenerationMode.POSITIVE
+        and ("{" in path or mode is GenerationMode.POSITIVE)
     ],
 )
 def test_generated_requests_find_nothing(documents, kind, path, method, mode):

@@ -95,7 +95,7 @@ def play(store, session, chunks, outcome, level="info"):
         task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
         attempt = store.jobs.claim(task_id, worker_id=session, claim="t", lease_s=60)
         store.chunks.add(task_id, 1, [json.dumps(chunk) for chunk in chunks[:1]])
-        store.journal.tell(task_id, "logs", {"log": "thinks", "level": level}, attempt=1)
+        store.journal.add(task_id, "logs", {"log": "thinks", "level": level}, attempt=1)
         store.chunks.add(task_id, 1, [json.dumps(chunk) for chunk in chunks[1:]])
         store.jobs.finish(attempt, outcome)
 
