@@ -22,8 +22,9 @@ from ownpod.agent.model_downloads import (
     length_of,
     name_in,
 )
+from ownpod.agent.model_folders import size_of
 from ownpod.agent.model_orders import Options
-from ownpod.agent.model_rest import ARCHIVE, size_of
+from ownpod.agent.model_rest import ARCHIVE
 from ownpod.rules.model_news import State
 from ownpod.rules.models import MOST_FILES, ModelSource, check_file
 

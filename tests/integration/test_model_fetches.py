@@ -31,7 +31,7 @@ from ownpod.agent.model_orders import Options, Order
 from ownpod.agent.model_process import FetchProcess
 from ownpod.agent.model_store import ModelStore
 from ownpod.rules.model_news import State
-from ownpod.rules.models import ModelSource, NoRoom
+from ownpod.rules.models import Manifest, ModelFile, ModelSource, NoRoom
 
 DATA = random.Random(7).randbytes(300_000)
 
@@ -731,6 +731,18 @@ def test_a_repository_that_is_being_fetched_counts_in_the_quota(server, root):
             get(root, b, quota=549_000)
     # Its process has died, and its promise with it.
     assert get(root, b, quota=549_000).size == len(DATA)
+
+
+def test_a_fetch_that_is_whole_is_counted_once_before_its_lock_is_free(server, root):
+    store, a, b = ModelStore(root), model(server, "/a", id="a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, len(DATA), quota=None, stay=())
+        store.partial(a.key).mkdir()
+        (store.partial(a.key) / "a").write_bytes(DATA)
+        files = (ModelFile("a", len(DATA)),)
+        store.complete(Manifest(a, f"store/{a.key}", "a", files, 1))
+        assert get(root, b, quota=2 * len(DATA), stay=(a.key,)).size == len(DATA)
 
 
 def test_bytes_that_another_fetch_still_needs_are_not_free(server, root, monkeypatch):
