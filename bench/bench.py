@@ -16,6 +16,7 @@ import extremes
 import growth
 import managed
 import measures
+import openai_routes
 import report
 import sessions
 from system import Stage, exit_at_signals, processes
@@ -48,6 +49,8 @@ ALONE: dict[str, Callable] = {
     "decision": managed.decision,
     "session": sessions.session,
     "streams": sessions.streams,
+    "openai": openai_routes.openai,
+    "openai_streams": openai_routes.openai_streams,
     "lb": balanced.lb,
     "lb_queue": balanced.lb_queue,
     "lb_stream": balanced.lb_stream,
@@ -138,7 +141,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     if options.list:
-        print("\n".join(f"{name:<12} {what.__doc__}" for name, what in MEASURES.items()))
+        print("\n".join(f"{name:<14} {what.__doc__}" for name, what in MEASURES.items()))
         return
     names = options.only.split(",") if options.only else list(MEASURES)
     if unknown := [name for name in names if name not in MEASURES]:

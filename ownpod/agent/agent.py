@@ -95,6 +95,7 @@ class Agent:
         self._clock = clock
         self._token = this_process()
         self._unknown_since = dict[str, float]()
+        self._lost_since = dict[str, float]()
         self._silent_since: Mapping[str, float] = {}
         self._wanted_since = dict[str, float]()
         self._found: Mapping[str, Found] = {}
@@ -236,12 +237,17 @@ class Agent:
         self._unknown_since = reconcile.first_unknown(self._unknown_since, records, found, now)
         probed = {i for i, (_, spec) in mine.items() if spec.template.protocol is Protocol.HTTP}
         draining = [w for w in records.values() if w.phase is Phase.DRAINING]
-        busy, paused, silent = self._agents.in_hand(draining)
+        restarting = [w for w in records.values() if w.restart and w.phase is Phase.READY]
+        busy, paused, silent = self._agents.in_hand([*draining, *restarting])
         self._silent_since = since = reconcile.await_front(
             self._silent_since, silent, draining, probed, now
         )
+        self._lost_since = reconcile.first_lost(
+            self._lost_since, records.values(), self._devices.read(), now
+        )
         knowledge = Knowledge(
             busy=busy,
+            lost_s={i: now - since for i, since in self._lost_since.items()},
             paused={i for i in paused if now - since.get(i, -math.inf) >= FRONT_SILENT_S},
             under_way=under_way,
             ended=self._ended(found.keys() - records.keys()),
@@ -338,6 +344,8 @@ class Agent:
                 self._managed.started(
                     worker_id, self._host.name, url=at.url, health_port=at.health_port
                 )
+            case reconcile.Restart():
+                self.steps.restart(*mine[worker_id])
             case Stop():
                 self.steps.stop(step)
             case Ended():

@@ -1,21 +1,20 @@
-"""One file of a model over HTTP or from an archive: continued where it was cut, checked, and moved to its place when whole."""
+"""One file of a model over HTTP: continued where it was cut, checked, and moved to its place when whole."""
 
 import contextlib
 import hashlib
 import json
 import os
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 
 from ownpod.errors import OwnPodError
-from ownpod.rules.models import MOST_FILES, check_file
+from ownpod.rules.models import check_file
 
 PIECE = 1024 * 1024
 """Bytes that are read at a time."""
@@ -29,29 +28,23 @@ CONNECT_S = 15.0
 LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses after which a second try may help."""
 
-LONG = frozenset(
-    {
-        *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-        *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-    }
-)
-"""Kinds of headers of an archive whose length the archive chooses."""
-
-LONGEST_HEADER = 256 * 1024
-"""Bytes of such a header, at most."""
-
-SPARSE = "the archive has a file with holes, which models must not have"
-
-GZIP = b"\x1f\x8b"
-"""The first bytes of what gzip has packed."""
-
 Progress = Callable[[int], None]
 """Gets the number of bytes that are new."""
 
 Room = Callable[[int, int], None]
 """Makes room for bytes that are still to be written, beside those that are here. Raises: FetchError."""
 
-Checks = Callable[[], contextlib.AbstractContextManager[None]]
+Checks = Callable[[], contextlib.AbstractContextManager[Progress]]
+"""Is entered while a file is checked or unpacked. Gives a function that gets the bytes which are done meanwhile."""
+
+
+def uncounted(_count: int) -> None:
+    """Takes progress that nothing shows."""
+
+
+@contextlib.contextmanager
+def _unseen() -> Iterator[Progress]:
+    yield uncounted
 
 
 class FetchError(OwnPodError):
@@ -143,9 +136,7 @@ class Http:
         with self.open("HEAD", file.url) as answer:
             return length_of(answer) if answer.ok else None
 
-    def fetch(
-        self, file: Wanted, into: Path, progress: Progress, checks: Checks = contextlib.nullcontext
-    ) -> Path:
+    def fetch(self, file: Wanted, into: Path, progress: Progress, checks: Checks = _unseen) -> Path:
         """Fetches a file into a directory, from where an earlier try was cut. Returns its path.
 
         Args:
@@ -182,8 +173,8 @@ class Http:
             part.note(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
             progress(begins)
             part.write(answer.iter_content(PIECE), begins, progress, most=size)
-        with checks() if file.sha256 else contextlib.nullcontext():
-            part.finish(size, file.sha256, file.place)
+        with checks() if file.sha256 else _unseen() as checked:
+            part.finish(size, file.sha256, file.place, checked)
         return target
 
 
@@ -238,22 +229,28 @@ class Part:
                 raise
             raise FetchError(f"{self._target.name} cannot be written: {error.strerror}") from None
 
-    def finish(self, size: int | None, sha256: str, place: str) -> None:
+    def finish(
+        self, size: int | None, sha256: str, place: str, checked: Progress = uncounted
+    ) -> None:
         """Checks the file, and moves it to its place. Raises: FetchError."""
         have = self._file.stat().st_size
         if size is not None and have != size:
             raise FetchError(f"{place} was cut: {have} of {size} bytes", again=True)
-        if sha256 and sum_of(self._file) != sha256.lower():
+        if sha256 and sum_of(self._file, checked) != sha256.lower():
             self.drop()
             raise FetchError(f"{place} does not have the SHA-256 that it should have", again=True)
         self._file.rename(self._target)
         self._note.unlink(missing_ok=True)
 
 
-def sum_of(path: Path) -> str:
-    """The SHA-256 of a file in hex. Raises: OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sum_of(path: Path, checked: Progress = uncounted) -> str:
+    """The SHA-256 of a file in hex. ``checked`` gets the bytes as they are read. Raises: OSError."""
+    total = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            total.update(piece)
+            checked(len(piece))
+    return total.hexdigest()
 
 
 def check_status(answer: requests.Response, place: str) -> None:
@@ -278,101 +275,6 @@ def name_in(url: str) -> str:
         return check_file(name)
     except ValueError:
         raise FetchError("the source names no file: its path must end with a file's name") from None
-
-
-def is_archive(name: str) -> bool:
-    """Whether a file is unpacked."""
-    return name.endswith((".tar", ".tar.gz", ".tgz"))
-
-
-class _Header(tarfile.TarInfo):
-    """A header that takes no more memory than a name needs: the library reads long ones as a whole."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> Any:
-        if self.type in LONG and self.size > LONGEST_HEADER:
-            raise FetchError(f"the archive has a header of more than {LONGEST_HEADER} bytes")
-        if self.type == tarfile.GNUTYPE_SPARSE:
-            raise FetchError(SPARSE)
-        return super()._proc_member(archive)  # type: ignore[misc]
-
-    def _proc_gnusparse_10(self, *_args: Any) -> None:
-        raise FetchError(SPARSE)
-
-
-class _Again:
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, first: bytes, stream: "IO[bytes] | Counted") -> None:
-        self._first = first
-        self._stream = stream
-
-    def read(self, size: int = -1) -> bytes:
-        first, self._first = self._first, b""
-        return first or self._stream.read(size)
-
-
-class Counted:
-    """A stream whose bytes are counted as they are read: unpacking one that comes over the network is progress."""
-
-    def __init__(self, stream: Any, progress: Progress) -> None:
-        self._stream = stream
-        self._progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        piece: bytes = self._stream.read(size)
-        self._progress(len(piece))
-        return piece
-
-
-def unpack(stream: IO[bytes] | Counted, into: Path, room: Room) -> None:
-    """Unpacks an archive. Its files and folders only, and inside of the directory only.
-
-    Args:
-        stream: a tar archive, with gzip or without.
-        into: the directory.
-        room: is called for each file before it is written.
-
-    Raises:
-        FetchError: it is no archive, or has what a model must not have.
-    """
-    written = 0
-    try:
-        first = stream.read(2)
-        again = cast("IO[bytes]", _Again(first, stream))
-        # No other kinds of packing: those may need gigabytes of memory.
-        mode: Literal["r|gz", "r|"] = "r|gz" if first == GZIP else "r|"
-        with tarfile.open(fileobj=again, mode=mode, tarinfo=_Header) as archive:
-            for count, member in enumerate(archive):
-                # The library keeps all headers otherwise.
-                archive.members.clear()  # type: ignore[attr-defined]
-                if count > MOST_FILES:
-                    raise FetchError(f"the archive has more than {MOST_FILES} files")
-                name = member.name.removeprefix("./").rstrip("/")
-                if name in {"", "."}:
-                    continue
-                path = into / check_file(name)
-                if member.isdir():
-                    path.mkdir(mode=0o755, parents=True, exist_ok=True)
-                elif member.isreg():
-                    room(member.size, written)
-                    written += member.size
-                    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                    _extract(archive, member, path)
-                else:
-                    raise FetchError(f"the archive has {name[:80]!r}, which is a link or a device")
-    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
-        raise FetchError(f"the archive cannot be unpacked: {error}") from None
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    source = archive.extractfile(member)
-    if source is None:
-        raise FetchError("the archive cannot be unpacked")
-    # A second member of the same name must not write through the first one.
-    path.unlink(missing_ok=True)
-    with source, path.open("xb") as file:
-        while piece := source.read(PIECE):
-            file.write(piece)
 
 
 def _short(error: Exception) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ownpod.agent import model_sources
 from ownpod.agent.model_downloads import FetchError
-from ownpod.agent.model_hub import Hub, folder_of
+from ownpod.agent.model_hub import Hub
 from ownpod.agent.model_orders import Order, order_in
 from ownpod.agent.model_sources import Meter
 from ownpod.agent.model_store import ModelStore, listed
@@ -71,11 +71,11 @@ def _fetch(order: Order, store: ModelStore, say: "Lines") -> Manifest:
 
     store.drop_rest(source)
     say.state(State.FETCHING)
-    meter = Meter(say.progress, room, say.state)
+    meter = Meter(say.progress, room, say.state, say.checked)
     revision, files = "", tuple[ModelFile, ...]()
     if source.in_cache:
         revision, found = Hub(source, store.hub, into, meter).fetch()
-        place = f"hub/{folder_of(source)}"
+        place = f"hub/{source.cache_folder}"
         inside = f"snapshots/{revision}"
         files = tuple(replace(file, path=f"{inside}/{file.path}") for file in found)
     else:
@@ -112,23 +112,35 @@ class Lines:
         self._last = float("-inf")
         self._lock = threading.Lock()
         self._at = (0, 0)
+        self._checked = 0
 
     def state(self, state: State) -> None:
         with self._lock:
             self._state = state
-            done, total = self._at
-            self._line({"state": state.value, "done": done, "total": total})
+            self._step()
 
     def progress(self, done: int, total: int) -> None:
         with self._lock:
             self._at = (done, total)
-            if time.monotonic() - self._last < TELL_S:
-                return
-            self._last = time.monotonic()
-            self._line({"state": self._state.value, "done": done, "total": total})
+            self._step_at_times()
+
+    def checked(self, count: int) -> None:
+        with self._lock:
+            self._checked += count
+            self._step_at_times()
 
     def end(self, **values: object) -> None:
         self._line(values)
+
+    def _step_at_times(self) -> None:
+        if time.monotonic() - self._last >= TELL_S:
+            self._last = time.monotonic()
+            self._step()
+
+    def _step(self) -> None:
+        done, total = self._at
+        values = {"state": self._state.value, "done": done, "total": total}
+        self._line({**values, "checked": self._checked})
 
     def _line(self, values: Mapping[str, object]) -> None:
         sys.stdout.write(f"{json.dumps(values)}\n")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ownpod.agent.model_downloads import FetchError, sum_of
+from ownpod.agent.model_downloads import FetchError, Progress, sum_of
 from ownpod.agent.model_sources import Meter
 from ownpod.rules.models import MOST_FILES, ModelFile, ModelSource, check_file
 
@@ -14,11 +14,6 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 AT_ONCE = 4
 """Number of files that are fetched at the same time."""
-
-
-def folder_of(source: ModelSource) -> str:
-    """The directory of a model in the cache, as the library names it."""
-    return f"models--{source.repository.replace('/', '--')}"
 
 
 class Hub:
@@ -72,7 +67,7 @@ class Hub:
         self._meter.room(sum(new.values()), 0)
         top = Path(self._download(revision=commit, tqdm_class=_bar(self._meter)))
         files = []
-        with self._meter.checks():
+        with self._meter.checks() as checked:
             for plan in planned:
                 path = top / plan.filename
                 if path.stat().st_size != plan.file_size:
@@ -81,7 +76,7 @@ class Hub:
                         f"{plan.filename} does not have its {plan.file_size} bytes", again=True
                     )
                 # Also of files that were here: a try that was killed has not checked its own.
-                total = self._sum(path, plan.filename)
+                total = self._sum(path, plan.filename, checked)
                 files.append(ModelFile(plan.filename, plan.file_size, total))
         self._name_revision(commit)
         return commit, tuple(files)
@@ -94,7 +89,7 @@ class Hub:
 
     @property
     def _repository(self) -> Path:
-        return self._cache / folder_of(self._source)
+        return self._cache / self._source.cache_folder
 
     def _download(self, revision: str | None = None, **options: Any) -> Any:
         place = {"local_dir": self._into} if self._into else {"cache_dir": self._cache}
@@ -106,10 +101,10 @@ class Hub:
             **options,
         )
 
-    def _sum(self, path: Path, name: str) -> str:
+    def _sum(self, path: Path, name: str, checked: Progress) -> str:
         """Checks a file whose sum the hub knows. Raises: FetchError."""
         total = self._known_sum(path, name)
-        if total and sum_of(path) != total:
+        if total and sum_of(path, checked) != total:
             self._drop(path)
             raise FetchError(f"{name} does not have the SHA-256 that the hub has", again=True)
         return total

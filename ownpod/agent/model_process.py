@@ -17,6 +17,9 @@ SECRET = ("OWNPOD_", "REDIS", "CELERY")
 LONGER = 1.5
 """Factor from the process's own limit to the agent's, because the error of the process has more details."""
 
+CHECKS = 10.0
+"""Factor from the limit of a fetch to that of a check without progress: a disk that is busy is slower than a network."""
+
 
 @dataclass(frozen=True)
 class End:
@@ -75,7 +78,7 @@ class FetchProcess:
                 self._end = End(str(values.get("error", "")), bool(values.get("again")))
                 continue
             state, done = State(values["state"]), int(values.get("done", 0))
-            self._watch.moved(state, done)
+            self._watch.moved(state, done, int(values.get("checked", 0)))
             yield state, done, int(values.get("total", 0))
 
     def end(self) -> End:
@@ -85,8 +88,8 @@ class FetchProcess:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         self._process.wait()
-        if self._watch.end():
-            return End(f"no byte came for {self._stall_s:g} s", again=True)
+        if (stalled := self._watch.end()) is not None:
+            return End(stalled, again=True)
         code = self._process.returncode
         return self._end or End(f"its process ended with code {code}", again=True)
 
@@ -97,34 +100,41 @@ class FetchProcess:
 
 
 class _Watch:
-    """Ends a process that fetches no further bytes. A process that waits for the fetch of another process has no limit."""
+    """Ends a process that fetches or checks no further bytes. One that waits for the fetch of another process has no limit."""
 
     def __init__(self, process: subprocess.Popen[str], stall_s: float) -> None:
         self._process = process
         self._stall_s = stall_s
         self._timer: threading.Timer | None = None
-        self._at: tuple[State, int] | None = None
-        self._stalled = False
+        self._at: tuple[State, int, int] | None = None
+        self._stalled: str | None = None
 
-    def moved(self, state: State, done: int) -> None:
-        if (state, done) == self._at:
+    def moved(self, state: State, done: int, checked: int) -> None:
+        if (state, done, checked) == self._at:
             return
-        self._at = (state, done)
+        self._at = (state, done, checked)
         self._cancel()
         if state is State.FETCHING:
-            self._timer = threading.Timer(self._stall_s * LONGER, self._kill)
-            self._timer.daemon = True
-            self._timer.start()
+            words = f"no byte came for {self._stall_s:g} s"
+            self._start(self._stall_s * LONGER, words)
+        elif state is State.CHECKING:
+            limit_s = self._stall_s * CHECKS
+            self._start(limit_s, f"its check made no progress for {limit_s:g} s")
 
-    def _kill(self) -> None:
-        self._stalled = True
+    def _start(self, limit_s: float, words: str) -> None:
+        self._timer = threading.Timer(limit_s, self._kill, (words,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _kill(self, words: str) -> None:
+        self._stalled = words
         self._process.kill()
 
     def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def end(self) -> bool:
-        """Stops the watch. Returns whether it has ended the process."""
+    def end(self) -> str | None:
+        """Stops the watch. Returns why it has ended the process, in words for people; None: it has not."""
         self._cancel()
         return self._stalled

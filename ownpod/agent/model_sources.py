@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,22 +9,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from ownpod.agent.model_archives import Counted, is_archive, unpack
 from ownpod.agent.model_downloads import (
     PIECE,
-    Counted,
     FetchError,
     Http,
     Part,
+    Progress,
     Room,
     Wanted,
     check_status,
-    is_archive,
     length_of,
     name_in,
-    unpack,
 )
 from ownpod.agent.model_orders import Options
-from ownpod.agent.model_rest import ARCHIVE
+from ownpod.agent.model_rest import ARCHIVE, size_of
 from ownpod.rules.model_news import State
 from ownpod.rules.models import MOST_FILES, ModelSource, check_file
 
@@ -46,6 +44,7 @@ class Meter:
         report: gets the bytes that are here and the bytes of all, 0 if that is not known.
         room: makes room for bytes that are still to be written, beside those that are here. Raises: FetchError.
         state: gets what is done from now on.
+        checked: gets the number of bytes that are newly checked or unpacked.
     """
 
     def __init__(
@@ -53,10 +52,12 @@ class Meter:
         report: Callable[[int, int], None],
         room: Room,
         state: Callable[[State], None],
+        checked: Callable[[int], None],
     ) -> None:
         self._report = report
         self._looked = 0
         self._state = state
+        self._checked = checked
         self.room = room
         self.done = self.total = 0
 
@@ -74,10 +75,13 @@ class Meter:
         self._report(self.done, total)
 
     @contextlib.contextmanager
-    def checks(self) -> Iterator[None]:
-        """Files are checked or unpacked meanwhile: no byte comes then, and the agent must not take it for a stall."""
+    def checks(self) -> Iterator[Progress]:
+        """Files are checked or unpacked meanwhile: no byte comes then, and the agent must not take it for a stall.
+
+        Gives a function that gets the bytes which are checked or unpacked.
+        """
         self._state(State.CHECKING)
-        yield
+        yield self._checked
         self._state(State.FETCHING)
 
 
@@ -113,8 +117,8 @@ def files_over_http(http: Http, files: Iterable[Wanted], into: Path, meter: Mete
     path.rename(archive)
     _empty(into)
     try:
-        with archive.open("rb") as stream, meter.checks():
-            unpack(stream, into, meter.room)
+        with archive.open("rb") as stream, meter.checks() as unpacked:
+            unpack(stream, into, meter.room, unpacked)
     finally:
         archive.unlink(missing_ok=True)
     return ""
@@ -291,18 +295,8 @@ def _body(answer: Any, kind: str, model_id: str, into: Path, meter: Meter) -> st
 
 
 def _make_room(meter: Meter, total: int, into: Path) -> None:
-    here = min(total, _size_of(into))
+    here = min(total, size_of(into))
     meter.room(total - here, here)
-
-
-def _size_of(directory: Path) -> int:
-    """Bytes that an earlier try has left."""
-    total = 0
-    for top, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(top, name).stat().st_size
-    return total
 
 
 def _empty(directory: Path) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ownpod.agent.model_rest import drop_rest, held
+from ownpod.agent.model_rest import PARTIAL, drop_partial, drop_rest, held, promise, unfinished
 from ownpod.rules.models import (
     FILE,
     KEY,
@@ -156,7 +156,7 @@ class ModelStore:
 
     def partial(self, key: str) -> Path:
         """Where a model is fetched into."""
-        return self.root / "store" / f".partial-{key}"
+        return self.root / "store" / f"{PARTIAL}{key}"
 
     def complete(self, manifest: Manifest) -> None:
         """A model is whole: its files are moved to their place, unless they are in the cache, and the manifest is written.
@@ -249,7 +249,7 @@ class ModelStore:
         quota: int | None,
         stay: Collection[str],
     ) -> None:
-        """Removes models until one has room.
+        """Removes models until one has room, which other fetches then leave to it.
 
         Args:
             source: the one.
@@ -272,11 +272,14 @@ class ModelStore:
                 for w in self.all()
             ]
             models.append(Kept("", have, 0.0, bound=True))
-            disk = shutil.disk_usage(self.root)
-            if disk.free - need < disk.total // 10:
-                self._drop_rest(source.key, partial=True)
-                disk = shutil.disk_usage(self.root)
-            for key in evictions(models, need, free=disk.free, total=disk.total, quota=quota):
+            others, coming = unfinished(self.root / "store", self._own, source.key, stay)
+            disk, models = shutil.disk_usage(self.root), models + others
+            free_bytes = disk.free - coming
+            for key in evictions(models, need, free=free_bytes, total=disk.total, quota=quota):
+                if key.startswith(PARTIAL):
+                    log.info("a part of a model gives way to model %s", source.id)
+                    drop_partial(self.root / "store", self._own, key)
+                    continue
                 manifest = self._read(key)
                 if manifest is None:
                     continue
@@ -284,6 +287,9 @@ class ModelStore:
                     if free:
                         log.info("model %s gives way to model %s", manifest.source.id, source.id)
                         self._remove(manifest)
+            cached = self.hub / source.cache_folder
+            place = cached if source.in_cache else self.partial(source.key)
+            promise(self._own / f"{source.key}.lock", place, need)
 
     def _stays(self, manifest: Manifest, bound: Collection[str]) -> bool:
         source = manifest.source
@@ -295,10 +301,7 @@ class ModelStore:
     def drop_rest(self, source: ModelSource) -> None:
         """Removes what killed processes have left and no fetch uses. The caller holds the model's lock. Raises: OSError."""
         with self.locked():
-            self._drop_rest(source.key, partial=False)
-
-    def _drop_rest(self, own: str, *, partial: bool) -> None:
-        drop_rest(self.root / "store", self._own, own, partial=partial)
+            drop_rest(self.root / "store", self._own, source.key)
 
     def remove(self, source: ModelSource) -> str:
         """Removes a model. Returns why it stays, in words for people; "": it is gone. Raises: OSError, ValueError."""
@@ -314,7 +317,7 @@ class ModelStore:
                 if manifest is not None:
                     self._remove(manifest)
                 shutil.rmtree(self.partial(source.key), ignore_errors=True)
-                self._drop_rest(source.key, partial=False)
+                drop_rest(self.root / "store", self._own, source.key)
         return ""
 
     def _remove(self, manifest: Manifest) -> None:
@@ -330,7 +333,7 @@ class ModelStore:
 
     def _trash(self, path: Path) -> None:
         """Removes a directory. A process that dies meanwhile must not leave half of a model at its place."""
-        trash = path.with_name(f".partial-{path.name}.old{os.getpid()}")
+        trash = path.with_name(f"{PARTIAL}{path.name}.old{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             path.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)

@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ownpod.agent.engine import EngineError
@@ -14,7 +15,7 @@ from ownpod.agent.model_process import End, FetchProcess
 from ownpod.agent.model_store import ModelStore
 from ownpod.agent.outside import Outside
 from ownpod.rules.model_mounts import ModelMount, model_mount
-from ownpod.rules.model_news import News, State, progress_words
+from ownpod.rules.model_news import Coming, News, State, progress_words
 from ownpod.rules.models import FILE, PLACED, ModelSource, check_source
 from ownpod.rules.scaling import start_pause_s
 from ownpod.rules.templates import Template
@@ -39,16 +40,6 @@ NOT_REMOVED = "it is not removed: "
 
 PROGRESS_S = 0.5
 """Least seconds between two wakeups of the agent because a fetch goes on."""
-
-
-@dataclass(frozen=True)
-class Coming:
-    """Why a worker cannot have its model yet. ``words``: for people; "": another host reports it."""
-
-    words: str = ""
-    done: int = 0
-    total: int = 0
-    failed: bool = False
 
 
 class HostModels:
@@ -99,6 +90,8 @@ class HostModels:
         self._ordered = dict[str, str]()
         """The orders whose fetch has begun, by the model's key."""
         self._pinned: Collection[str] = ()
+        self._ended = Counter[str]()
+        """Fetches that have ended, by state, until Redis has them."""
         self._published: tuple[float, tuple[News, ...]] = (float("-inf"), ())
         self._closed = False
 
@@ -196,6 +189,12 @@ class HostModels:
         for key, order in orders.items():
             self._obey(key, order)
         self._publish()
+        with self._lock:
+            ended = self._ended.copy()
+        if ended:
+            self._stored.count(self._host, ended)
+            with self._lock:
+                self._ended -= ended
 
     def _obey(self, key: str, order: Order) -> None:
         source = order.source
@@ -327,6 +326,7 @@ class HostModels:
         with self._lock:
             if self._running.get(source.key) is process:
                 self._running.pop(source.key, None)
+                self._ended[State.FAILED if error else State.READY] += 1
                 if error:
                     self._note_failure(source, error)
                 else:

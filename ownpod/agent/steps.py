@@ -106,6 +106,10 @@ class Steps:
         """Starts a worker that this host has got, on devices that it holds."""
         self._start(worker.id, lambda: self._launch(worker, spec, device_ids))
 
+    def restart(self, worker: ManagedWorker, spec: ManagedSpec) -> None:
+        """Ends a worker that has asked for a restart, and starts it again with the devices that it holds."""
+        self._start(worker.id, lambda: self._restart(worker, spec))
+
     def stop(self, step: Stop) -> None:
         """Ends a worker."""
         self._start(step.worker, lambda: self._stop(step))
@@ -215,24 +219,49 @@ class Steps:
                         return
                     started = self._engine.start(launch)
         except (EngineError, SecretMissing) as error:
-            # An engine may quote the last line of a worker that ended at once.
-            reason = self._values.masked(worker.id, None, str(error))
-            log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, reason)
-            self._managed.stopped(
-                worker.id, self._host.name, exit_code=None, reason=reason, failed=True
-            )
-            self._values.forget(worker.id)
+            self._cannot_start(worker, error)
             return
         self._managed.started(
             worker.id, self._host.name, url=started.url, health_port=started.health_port
         )
         if is_task:
-            self._tell_node(worker.id)
+            self._notify_node(worker.id)
         where = f" on {', '.join(device_ids)}" if device_ids else ""
         took_s = time.monotonic() - began
         log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
 
-    def _tell_node(self, worker_id: str) -> None:
+    def _restart(self, worker: ManagedWorker, spec: ManagedSpec) -> None:
+        self._engine.stop(worker.id, STOP_GRACE_S)
+        # The end of the output is known once the engine has listed the worker as ended.
+        self._engine.list()
+        self._followers.finish(worker.id)
+        self.memory.wait_until_free(worker.devices)
+        key = secrets.token_urlsafe(32)
+        if not self._managed.restarting(worker.id, self._host.name, digest_of(key)):
+            return
+        self._engine.remove(worker.id)
+        try:
+            launch = self.launch_of(worker, spec, key=key)
+            with self._starts.one() as allowed:
+                if not allowed:
+                    return
+                self._engine.start(launch)
+        except (EngineError, SecretMissing) as error:
+            self._cannot_start(worker, error)
+            return
+        self._managed.restarted(worker.id, self._host.name)
+        log.info("worker %s of %s started again, as it asked for", worker.id, worker.endpoint)
+
+    def _cannot_start(self, worker: ManagedWorker, error: Exception) -> None:
+        # An engine may quote the last line of a worker that ended at once.
+        reason = self._values.masked(worker.id, None, str(error))
+        log.warning("worker %s of %s cannot be started: %s", worker.id, worker.endpoint, reason)
+        self._managed.stopped(
+            worker.id, self._host.name, exit_code=None, reason=reason, failed=True
+        )
+        self._values.forget(worker.id)
+
+    def _notify_node(self, worker_id: str) -> None:
         try:
             self._managed.tasks.started(worker_id)
         except RedisUnavailable as error:

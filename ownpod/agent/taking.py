@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ownpod.agent.engine import Engine, EngineError
-from ownpod.agent.models import Coming, HostModels
+from ownpod.agent.models import HostModels
 from ownpod.agent.secret_values import SecretValues
 from ownpod.configuration.custom import CUSTOM
 from ownpod.rules.managed import AgentInfo, Hold, ManagedWorker, Role
+from ownpod.rules.model_news import Coming
 from ownpod.rules.placement import Placement, cannot_start, place, replaces
 from ownpod.rules.releases import could_run
 from ownpod.rules.templates import ManagedSpec
@@ -106,7 +107,7 @@ class Filter:
         if not refuses:
             return True
         if coming is not None:
-            self._tell(worker, coming)
+            self._record_progress(worker, coming)
             return False
         reason = cannot_start(self._host, problem)
         if replaces(worker.reason, reason) and self._managed.waits(worker.id, reason):
@@ -125,7 +126,7 @@ class Filter:
         may_fetch = could_run(spec, info) and waited_s >= self._models.head_start_s
         return self._models.coming(worker.id, source, may_fetch=may_fetch)
 
-    def _tell(self, worker: ManagedWorker, coming: Coming) -> None:
+    def _record_progress(self, worker: ManagedWorker, coming: Coming) -> None:
         if not coming.words:
             return
         reason = cannot_start(self._host, coming.words)

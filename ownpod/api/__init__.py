@@ -38,7 +38,9 @@ from ownpod.api import (
     worker_protocol,
     workers,
 )
+from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
+from ownpod.api.reports import Reports
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
@@ -57,10 +59,12 @@ from ownpod.store.catalog import Catalog
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Fronts
 from ownpod.store.managed import Managed
+from ownpod.store.model_lists import ModelLists
 from ownpod.store.models import Models
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
+from ownpod.store.replies import Replies
 from ownpod.store.secrets import Secrets
 from ownpod.store.sessions import Sessions
 
@@ -115,6 +119,10 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         sessions=private,
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
+        model_lists=ModelLists(store.client),
+        replies=Replies(store.client),
+        positions=Positions(store.queue, notices.wake),
+        reports=Reports(offers),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),

@@ -10,8 +10,8 @@ from ownpod.api.auth import opened_endpoints
 from ownpod.api.services import answer, services
 from ownpod.errors import NotForLoadBalancer, OwnPodError
 
-QUEUE_BLUEPRINTS = ("jobs", "stream")
-"""Blueprints whose routes need a queue."""
+QUEUE_BLUEPRINTS = ("jobs", "stream", "openai")
+"""Blueprints whose routes need a queue. The front has those of ``openai`` for load-balanced endpoints."""
 
 LB = "/lb/"
 """Beginning of the paths that the front serves."""
@@ -20,6 +20,15 @@ NO_FRONT_HERE = (
     "requests to /lb/ are served by the front, and this is the API without one: "
     "use the address of a front, or see `ownpod doctor` why none runs"
 )
+
+
+OPENAI_BY_FRONT = (
+    "the OpenAI routes of a load-balanced endpoint are served by the front, and this is the API without one: "
+    "use the address of a front, or see `ownpod doctor` why none runs"
+)
+
+OPENAI_RETRY_S = 1
+"""A front learns of a new endpoint within a second; until then it passes the endpoint's requests to the API."""
 
 
 def refuse_queue_routes(app: Flask) -> None:
@@ -34,8 +43,22 @@ def _refuse() -> Response | None:
     endpoint = services().registry.endpoints.get(endpoint_id)
     if endpoint is None or not endpoint.is_balanced:
         return None
+    if request.path.split("/")[3:4] == ["openai"]:
+        return _no_front_for_openai()
     error = NotForLoadBalancer()
     return answer(error.body, error.http_status)
+
+
+def _no_front_for_openai() -> Response:
+    error = {
+        "message": OPENAI_BY_FRONT,
+        "type": "server_error",
+        "param": None,
+        "code": "no_front",
+    }
+    response = answer({"error": error}, 503)
+    response.headers["Retry-After"] = str(OPENAI_RETRY_S)
+    return response
 
 
 def _endpoint_id() -> str | None:

@@ -26,6 +26,9 @@ VIEWS = {
 """The views that each of :data:`ownpod.settings.kinds.OPERATIONS` counts."""
 
 
+OPENAI = ("X-Request-ID", "x-should-retry")
+"""Headers that OpenAI's clients read in a browser, too."""
+
 MANAGING = ("rest_v1.", "rest_v2.", "graphql.")
 """Beginnings of the names of views that count as the operation ``management``, all together, for each caller."""
 
@@ -36,7 +39,7 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         CORS(
             app,
             resources={r"/(v2|api)/.*": {"origins": list(origins)}},
-            expose_headers=["ETag", "Retry-After", HEADER, "X-Task-Id", "X-Session-Id"],
+            expose_headers=["ETag", "Retry-After", HEADER, "X-Task-Id", "X-Session-Id", *OPENAI],
             max_age=600,
         )
 

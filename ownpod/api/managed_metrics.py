@@ -13,7 +13,6 @@ from prometheus_client.core import (
 from ownpod.rules.devices import STATES, state_of
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import HOST_SILENT_S, AgentInfo, Hold, ManagedWorker, Phase
-from ownpod.store.common import BUCKETS_MS
 from ownpod.store.figures import EndpointStats, Histogram
 
 FIGURES = {
@@ -114,7 +113,7 @@ def add_histogram(
     family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram
 ) -> None:
     """Adds a histogram of Redis, which counts each bucket by itself; Prometheus expects cumulative counts."""
-    ends = [*(str(ms / 1000) for ms in BUCKETS_MS), "+Inf"]
+    ends = [*(str(end / 1000) for end in histogram.ends), "+Inf"]
     total, buckets = 0, []
     for end, count in zip(ends, histogram.buckets, strict=True):
         total += count

@@ -14,7 +14,9 @@ from prometheus_client.registry import Collector
 
 from ownpod.api.balanced_metrics import BalancedMetrics
 from ownpod.api.managed_metrics import ManagedMetrics, add_histogram, device_metrics
+from ownpod.api.openai_metrics import OpenAiMetrics
 from ownpod.api.services import Services, services
+from ownpod.api.session_metrics import SessionMetrics, model_metrics
 from ownpod.api.worker_metrics import WorkerMetrics
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed_states import ManagedView
@@ -66,14 +68,18 @@ class _Collector(Collector):
         managed = ManagedMetrics()
         workers = WorkerMetrics()
         balanced = BalancedMetrics(self._svc, workers)
+        replies = OpenAiMetrics(self._svc.replies)
+        sessions = SessionMetrics(self._svc.sessions.list())
         for endpoint in self._svc.registry.endpoints.values():
             stats, name = self._svc.store.figures.stats(endpoint.id), [endpoint.id]
             managed.add(endpoint, stats, records)
+            sessions.add(endpoint, stats)
             view = ManagedView([record for record in records if record.endpoint == endpoint.id])
             if endpoint.is_balanced:
                 balanced.add(endpoint, view)
                 continue
             workers.add(endpoint, stats, self._svc.registry.fleet.statuses(endpoint.workers), view)
+            replies.add(endpoint.id)
             submitted.add_metric(name, stats.counts.get("submitted", 0))
             for status in JobStatus:
                 if status.terminal:
@@ -92,7 +98,10 @@ class _Collector(Collector):
             add_histogram(execution, name, stats.execution)
         yield from (submitted, ended, retried, begun, lost, webhooks, jobs, oldest)
         yield from (delay, execution)
+        yield from replies.families
         yield from workers.families
         yield from managed.families
         yield from balanced.families
+        yield from sessions.families
+        yield from model_metrics(self._svc.models.news(), self._svc.models.fetches())
         yield from device_metrics(self._svc.agents.agents(), self._svc.agents.all_holds())

@@ -15,13 +15,22 @@ from ownpod.api import schemas
 from ownpod.api.auth import caller, session_owner
 from ownpod.api.jobs import idempotency_key, requested_pin
 from ownpod.api.openai_exchange import ClientGone, Exchange
+from ownpod.api.openai_models import keep, known_list
 from ownpod.api.services import answer, event_stream, request_id, services
 from ownpod.api.session_pins import in_runpods_words, session_of
 from ownpod.api.submissions import Submission
-from ownpod.errors import BadRequest
+from ownpod.errors import AnswerLost, BadRequest
 from ownpod.rules.affinity import HEADER
 from ownpod.rules.endpoints import Endpoint, OnDisconnect
-from ownpod.rules.openai import Rendering, Reply, error, job_input, route_of, wants_stream
+from ownpod.rules.openai import (
+    MODELS_ROUTE,
+    Rendering,
+    Reply,
+    error,
+    job_input,
+    route_of,
+    wants_stream,
+)
 from ownpod.rules.payload import LONG, members
 
 log = logging.getLogger(__name__)
@@ -30,10 +39,9 @@ blueprint = Blueprint("openai", __name__, url_prefix="/v2/<id:endpoint_id>/opena
 
 METHODS = ["GET", "POST"]
 
-NO_FRONT = (
-    "the endpoint is load-balanced, and its requests are served by the front: this is the API without one. "
-    "Use the address of a front, or see `ownpod doctor` why none runs"
-)
+
+GONE = error(503, "the client has gone")
+"""What is written to a connection that its client has closed."""
 
 
 @blueprint.route("/<rest:path>", methods=METHODS)
@@ -43,13 +51,14 @@ def call(endpoint_id: str, path: str) -> Response:
         # The routing takes HEAD where it takes GET, and a HEAD must not run a job.
         raise MethodNotAllowed(METHODS)
     endpoint = services().registry.endpoint(endpoint_id)
-    if endpoint.is_balanced:
-        return respond(error(404, NO_FRONT))
     try:
         route = route_of(path)
     except ValueError as problem:
         raise BadRequest(str(problem)) from None
     pin = requested_pin()
+    asks_models = request.method == "GET" and route == MODELS_ROUTE and pin is None
+    if asks_models and (known := known_list(services(), endpoint)) is not None:
+        return respond(known)
     session = session_of(endpoint_id, pin)
     if session is None:
         services().submissions.check_open(endpoint_id)
@@ -64,8 +73,17 @@ def call(endpoint_id: str, path: str) -> Response:
         private=session,
         owner=None if session is None else session_owner(),
     )
-    exchange = _begun(endpoint, submission, streams=streams)
-    return _streamed(exchange) if streams else _whole(exchange)
+    try:
+        exchange = _begun(endpoint, submission, streams=streams)
+    except AnswerLost:
+        # The job may exist, so that the client must not make a second one by itself.
+        return respond(error(503, AnswerLost().message))
+    if streams:
+        return _streamed(exchange)
+    reply = _ended(exchange)
+    if asks_models:
+        reply = keep(services(), endpoint, reply)
+    return respond(reply, exchange)
 
 
 def submission_body(text: str) -> dict[str, Any]:
@@ -101,13 +119,14 @@ def _body() -> tuple[str, bool]:
     if not data:
         return "", False
     try:
-        text = data.decode()
+        # Text and not bytes is parsed, because Python takes bytes for other encodings, too.
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BadRequest("the body must be JSON in UTF-8") from None
     # A long one, with images in it, is checked and not parsed.
     found = members(data, ("stream",)) if len(data) >= LONG else None
     if found is None:
-        found = schemas.parse_json(data)
+        found = schemas.parse_json(text)
     if not isinstance(found, dict):
         raise BadRequest("the body must be a JSON object")
     return text, wants_stream(found)
@@ -126,19 +145,13 @@ def _begun(endpoint: Endpoint, submission: Submission, *, streams: bool) -> Exch
         )
 
 
-def _whole(exchange: Exchange) -> Response:
+def _ended(exchange: Exchange) -> Reply:
     try:
-        reply = exchange.reply()
+        return exchange.reply()
     except ClientGone:
-        reply = _to_nobody()
+        return GONE
     finally:
         finish(exchange)
-    return respond(reply, exchange)
-
-
-def _to_nobody() -> Reply:
-    """What is written to a connection whose client has closed it."""
-    return error(503, "the client has gone")
 
 
 def _streamed(exchange: Exchange) -> Response:
@@ -147,7 +160,7 @@ def _streamed(exchange: Exchange) -> Response:
     try:
         first = next(texts)
     except ClientGone:
-        first = _to_nobody()
+        first = GONE
     except BaseException:
         finish(exchange)
         raise

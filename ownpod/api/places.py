@@ -46,18 +46,11 @@ def view_of_session(session: Session, places: Places, endpoint: Endpoint | None)
     worker = session.worker
     template = None if endpoint is None or endpoint.managed is None else endpoint.managed.template
     return SessionView(
-        worker=worker,
-        status=session.status.value,
-        reason="" if session.reason is None else session.reason.value,
-        running=session.running,
-        queued=session.queued,
+        session,
         placed=places.placed(worker) if worker.phase in LIVE else None,
         image=None if template is None else template.image,
         digest="" if template is None else template.digest,
         container=places.container(worker) if worker.phase is not Phase.WANTED else None,
-        idle_expires_ms=session.idle_expires_ms,
-        expires_ms=session.expires_ms,
-        load_s=session.load_s,
     )
 
 

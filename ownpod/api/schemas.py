@@ -120,7 +120,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes | str) -> Any:
     """The JSON in a body.
 
     Raises:

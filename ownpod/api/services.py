@@ -11,7 +11,9 @@ from flask import Flask, Response, current_app, request
 from ownpod.api.fronts import FrontReadings, NoFronts
 from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
+from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
+from ownpod.api.reports import Reports
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
 from ownpod.api.waiting import Waiting
@@ -20,10 +22,12 @@ from ownpod.management.models import ModelCalls
 from ownpod.registry import Registry
 from ownpod.settings import Settings
 from ownpod.store.agents import Agents
+from ownpod.store.model_lists import ModelLists
 from ownpod.store.notices import Notices
 from ownpod.store.offers import Offers
 from ownpod.store.outputs import Outputs
 from ownpod.store.releases import Releases
+from ownpod.store.replies import Replies
 from ownpod.store.sessions import Sessions
 from ownpod.store.store import Store
 
@@ -52,6 +56,10 @@ class Services:
     sessions: Sessions
     tasks: Tasks
     readers: Readers
+    model_lists: ModelLists
+    replies: Replies
+    positions: Positions
+    reports: Reports
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from flask import Blueprint, Response, request, stream_with_context
 
 from ownpod.api import schemas, typed_events
+from ownpod.api.following import Following
 from ownpod.api.services import answer, event_stream, services
 from ownpod.errors import BadRequest, JobNotFound, RedisUnavailable
 from ownpod.store.chunks import Stream, parse_cursor
@@ -111,9 +112,10 @@ def _event_texts(endpoint_id: str, job_id: str, start: tuple[int, int]) -> Itera
     svc = services()
     sent = None
     with svc.notices.subscribe(job_id, end_only=False) as wait:
+        following = Following(svc.store.chunks, job_id, endpoint_id, wait)
         while not svc.notices.stopped:
             try:
-                part = svc.store.chunks.stream(job_id, endpoint_id, start)
+                part = following.read(start)
             except (JobNotFound, RedisUnavailable) as error:
                 log.info("stream of job %s ends: %s", job_id, error)
                 return

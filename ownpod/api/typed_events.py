@@ -12,6 +12,7 @@ from flask import Response, request
 
 from ownpod.api.services import Services, event_stream, services
 from ownpod.errors import BadRequest, EndpointNotFound, JobNotFound, RedisUnavailable
+from ownpod.rules.about import about_of
 from ownpod.rules.events import (
     Connection,
     Cursor,
@@ -24,7 +25,6 @@ from ownpod.rules.events import (
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Device, ManagedWorker, Phase, Role
 from ownpod.rules.managed_states import ManagedView, in_words
-from ownpod.rules.sessions import about_of
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,6 @@ KEEP_ALIVE_S = 15.0
 
 RETRY_MS = 2000
 """Ms after which a client reconnects."""
-
-QUEUED_S = (0.5, 1.0, 1.0, 2.0, 5.0)
-"""Seconds between two reads of the position of a waiting job, whose changes are not published; the last is that of all further ones."""
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -81,12 +78,17 @@ def respond(job_id: str, endpoint_id: str, cursor: Cursor | None) -> Response:
 
 def _texts(svc: Services, job_id: str, endpoint_id: str, cursor: Cursor | None) -> Iterator[str]:
     yield f"retry: {RETRY_MS}\n\n"
-    silent_since, looks = time.monotonic(), 0
-    with svc.notices.subscribe(job_id, end_only=False) as wait:
+    silent_since, timed_out = time.monotonic(), False
+    with (
+        svc.notices.subscribe(job_id, end_only=False) as wait,
+        svc.positions.follow() as follower,
+    ):
         while not svc.notices.stopped:
             try:
                 section = svc.store.journal.read(job_id, endpoint_id, cursor)
-                connection = connection_of(svc, section)
+                # Nothing has woken this stream, so the job still waits where it did.
+                same = timed_out and follower.follows(section.job)
+                connection = _unchanged(section) if same else connection_of(svc, section)
             except (JobNotFound, RedisUnavailable) as error:
                 log.info("events of job %s end: %s", job_id, error)
                 return
@@ -94,18 +96,22 @@ def _texts(svc: Services, job_id: str, endpoint_id: str, cursor: Cursor | None) 
             for event in events_of(section, connection):
                 yield text_of(event)
             if event is not None:
-                cursor, silent_since, looks = parse(event.id), time.monotonic(), 0
+                cursor, silent_since = parse(event.id), time.monotonic()
                 if cursor is not None and cursor.ended:
                     return
             elif time.monotonic() - silent_since >= KEEP_ALIVE_S:
                 yield ": keep-alive\n\n"
                 silent_since = time.monotonic()
+            follower.has(section.job, 0 if cursor is None else cursor.position)
+            timed_out = False
             if not section.more:
-                left_s = max(0.0, silent_since + KEEP_ALIVE_S - time.monotonic())
-                if section.job.status is JobStatus.IN_QUEUE:
-                    left_s = min(left_s, QUEUED_S[min(looks, len(QUEUED_S) - 1)])
-                    looks += 1
-                wait(left_s)
+                until = silent_since + KEEP_ALIVE_S
+                wait(max(0.0, until - time.monotonic()))
+                timed_out = time.monotonic() >= until
+
+
+def _unchanged(section: Section) -> Connection:
+    return Connection(section.session_id, section.start.position)
 
 
 def text_of(event: Event) -> str:
@@ -168,6 +174,9 @@ def _devices(svc: Services, worker: ManagedWorker) -> dict[str, Any]:
     data["host"] = worker.host
     if worker.devices:
         device = _device(svc, worker.host, worker.devices[0])
+        if device is not None and device.pools and found not in device.pools:
+            # It has spilled to a device of another difficulty.
+            data["gpu_class"] = device.pools[0]
         if device is not None and not device.simulated:
             data |= {"gpu_id": device.index, "gpu_uuid": device.id, "gpu_name": device.name}
     return data

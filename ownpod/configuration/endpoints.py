@@ -6,10 +6,11 @@ from typing import Any
 from marshmallow import RAISE, ValidationError, fields, validate
 
 from ownpod.configuration.balancing import BalancingSchema, balancing_of
+from ownpod.configuration.fields import choice
 from ownpod.configuration.templates import managed_spec
 from ownpod.rules import credentials
 from ownpod.rules.credentials import Credential
-from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS, Endpoint, WorkerSpec
+from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS, Endpoint, OnDisconnect, WorkerSpec
 from ownpod.rules.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 
 EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
@@ -55,6 +56,7 @@ class AddedEndpointSchema(BalancingSchema):
         load_default=0,
         validate=validate.Range(0, error="must be a whole number, 0 for any"),
     )
+    on_disconnect = choice(OnDisconnect, data_key="onDisconnect", load_default=OnDisconnect.CANCEL)
     api_keys = fields.List(_ApiKey(), data_key="apiKeys", load_default=list)
     max_workers = fields.Integer(
         data_key="maxWorkers",
@@ -105,4 +107,5 @@ def endpoint_of(
         max_workers=values["max_workers"],
         managed=None if managed is None else replace(managed, balancing=balancing),
         balancing=balancing,
+        on_disconnect=values["on_disconnect"],
     )

@@ -63,6 +63,7 @@ def preset_endpoint(
         output=values["output"],
         session=None if _only_tasks(values) else _session(values.get("session") or {}, settings),
         spill=difficulties.spill,
+        spill_after=difficulties.spill_after,
         difficulties=difficulties.pools,
     )
     timeout_s = values.get("timeout_s", settings.task_timeout_s)
@@ -73,6 +74,7 @@ def preset_endpoint(
         ttl_ms=values["ttl_ms"],
         max_attempts=values["max_attempts"],
         max_queue_depth=values["max_queue_depth"],
+        on_disconnect=values["on_disconnect"],
         api_keys=tuple(values["api_keys"]),
         managed=preset.for_difficulty(spec),
         preset=replace(preset, one_off=one_off and preset.for_difficulty(one_off)),

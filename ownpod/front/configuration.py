@@ -15,8 +15,9 @@ from ownpod.front.layout import (
     FRONT_HEADER,
     HEADERS,
     HOT_BYTES,
+    JSON,
     LUA,
-    PROBLEM,
+    OPENAI_HEADER,
     REWRITE_BYTES,
     SOCKET,
     UNLIMITED_MS,
@@ -30,7 +31,7 @@ from ownpod.front.layout import (
 )
 from ownpod.rules.homes import joined
 
-__all__ = ["LIMIT_RESPONSE", "Layout", "Maps", "digest", "render"]
+__all__ = ["Layout", "Maps", "digest", "render"]
 
 
 def render(layout: Layout, script: str = "") -> str:
@@ -135,8 +136,9 @@ _POOL_DEFAULTS = (
     # 204 is "starting", so that worker gets no requests either.
     "  http-check expect status 200",
     error(503, "%[lua.problem]", 5, "lf-string"),
-    # 504 is the processing limit. RunPod's status for it is Cloudflare's 524.
-    "  errorfile 504 limit.http",
+    # The worker had the request already. 504 is the processing limit; RunPod's status for it is Cloudflare's 524.
+    error(502, "%[lua.failed(502)]", form="lf-string"),
+    error(504, "%[lua.failed(504)]", form="lf-string"),
 )
 
 _RULES = (
@@ -149,6 +151,7 @@ _RULES = (
     "  http-request allow if !{ var(txn.far) -m found }",
     f"  http-request set-header {FRONT_HEADER} %[str(secret),map_str({Maps.SWITCHES})]",
     f"  http-request set-header {ENDPOINT_HEADER} %[var(txn.ep)]",
+    f"  http-request set-header {OPENAI_HEADER} 1 if {{ var(txn.openai) -m found }}",
     "  http-request set-header X-Runpod-Worker-Id %[var(txn.want)] if { var(txn.want) -m found }",
     # It replaces what a worker has sent. Another front has set it already.
     "  http-after-response set-header X-Runpod-Worker-Id %[srv_name] if { srv_name -m found } !{ var(txn.far) -m found }",
@@ -156,6 +159,10 @@ _RULES = (
     '  http-after-response set-status 400 reason "Bad Request" if { var(txn.problem) -m int 400 }',
     '  http-after-response set-status 502 reason "Bad Gateway" if { var(txn.problem) -m int 502 }',
     "  http-after-response set-status 503 if { var(txn.problem) -m int 503 }",
+    '  http-after-response set-status 524 reason "A Timeout Occurred" if { var(txn.problem) -m int 524 }',
+    f"  http-after-response set-header Content-Type {JSON} if {{ var(txn.openai) -m found }}",
+    # OpenAI's clients repeat a request after each status from 500 on, and a worker would generate the same text again.
+    "  http-after-response set-header X-Should-Retry false if { var(txn.openai) -m found } { var(txn.began) -m found }",
 )
 
 _PINS = (
@@ -163,15 +170,6 @@ _PINS = (
     # A request that names its worker strictly is never sent to another one, also when its worker fails meanwhile.
     "  force-persist if { var(txn.strict) -m found }",
 )
-
-LIMIT_RESPONSE = (
-    "HTTP/1.1 524 A Timeout Occurred\r\n"
-    f"Content-Type: {PROBLEM}\r\n"
-    "Cache-Control: no-store\r\n"
-    "Connection: close\r\n"
-    "\r\n" + problem(524, "A Timeout Occurred", "the request took longer than its processing limit")
-)
-"""The file ``limit.http``."""
 
 
 def _metrics(layout: Layout) -> Iterator[str]:

@@ -6,7 +6,7 @@ a third of HAProxy's speed. So only they pay for it.
 
 from collections.abc import Iterator
 
-from ownpod.front.layout import error
+from ownpod.front.layout import JSON, error
 
 SOCKET = "counted.sock"
 """The socket between the two passes, mode 0600, in HAProxy's directory."""
@@ -14,7 +14,7 @@ SOCKET = "counted.sock"
 _PREFIX = "x-ownpod-counted-"
 """Prefix of the headers with what the first pass has found out. Those of clients were removed before."""
 
-_TEXTS, _NUMBERS = ("be", "ep", "want", "pin", "strict"), ("limit", "since")
+_TEXTS, _NUMBERS = ("be", "ep", "want", "pin", "strict", "openai"), ("limit", "since")
 """Variables of the first pass that the backends of workers use."""
 
 _CONDITION = "{ var(txn.chunked) -m found } { var(txn.be) -m found }"
@@ -34,6 +34,7 @@ def second_pass() -> Iterator[str]:
         "  filter lua.limit",
         error(400, "%[lua.broken]", form="lf-string"),
         "  http-after-response set-status 413 if { var(txn.problem) -m int 413 }",
+        f"  http-after-response set-header Content-Type {JSON} if {{ var(txn.problem) -m int 413 }} {{ var(txn.openai) -m found }}",
         f"  server counted unix@{SOCKET}",
         "frontend counted_in from base",
         f"  bind unix@{SOCKET} mode 600",

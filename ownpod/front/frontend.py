@@ -13,10 +13,14 @@ from ownpod.front.layout import (
     FRONT_HEADER,
     FRONT_KEY,
     JSON,
+    OPENAI_HEADER,
+    PROBLEM,
     UNLIMITED_MS,
     Layout,
     Maps,
+    api_error,
     full,
+    openai_error,
     problem,
     quoted,
     refusal,
@@ -90,14 +94,33 @@ def _which_endpoint(layout: Layout) -> Iterator[str]:
         "  acl trusted_front var(txn.front) -m found",
         f"  http-request set-var(txn.secret) req.fhdr({FRONT_HEADER}),sha2(256),hex if !plain {{ req.fhdr({FRONT_HEADER}) -m found }}",
         f"  http-request set-var(txn.front) str({FRONT_KEY}|),concat(,txn.secret),map_str({Maps.KEYS}) if !plain {{ var(txn.secret) -m found }}",
+        f"  acl by_front var(txn.lb) -m int {BY_FRONT}",
+        f"  acl by_host var(txn.lb) -m int {BY_HOST}",
+        f"  acl by_path var(txn.lb) -m int {BY_PATH}",
         # Only the host without port and final dot names an endpoint; a map compares it as a whole.
         "  http-request set-var(txn.host) req.hdr(host),host_only,rtrim(.),lower",
         f"  http-request set-var(txn.lb) int({BY_FRONT}) if !plain trusted_front {{ req.fhdr({ENDPOINT_HEADER}) -m found }}",
         f"  http-request set-var(txn.lb) int({BY_HOST}) if {own_domain} !{{ var(txn.lb) -m found }}",
+        *_openai(),
         f"  http-request set-var(txn.lb) int({BY_PATH}) if {{ path_beg /lb/ }} !{{ var(txn.lb) -m found }}",
-        f"  acl by_front var(txn.lb) -m int {BY_FRONT}",
-        f"  acl by_host var(txn.lb) -m int {BY_HOST}",
-        f"  acl by_path var(txn.lb) -m int {BY_PATH}",
+    )
+
+
+def _openai() -> Iterator[str]:
+    """``/v2/<endpoint>/openai/<rest>`` of a load-balanced endpoint becomes ``/lb/<endpoint>/<rest>``, and gets ``txn.openai``.
+
+    Nothing is decoded, and empty segments count, so a path in another spelling names no endpoint here: it is for the API.
+    The API also gets the paths of all other endpoints.
+    """
+    yield from (
+        f"  acl balanced path,field(3,/),map_str({Maps.ROUTES}) -m found",
+        f"  acl balanced path,field(3,/),map_str({Maps.LEFT_OUT}) -m found",
+        # The first test spares all other ways to name an endpoint the rest.
+        "  http-request set-var(txn.openai) int(1) if !{ var(txn.lb) -m found } { path_beg /v2/ } { path,field(4,/) -m str openai } balanced",
+        "  acl openai var(txn.openai) -m found",
+        "  http-request set-path /lb/%[path,field(3,/)]/%[path,field(5,/,0)] if openai",
+        # From another front, which has removed the beginning of the path.
+        f"  http-request set-var(txn.openai) int(1) if !plain by_front {{ req.fhdr({OPENAI_HEADER}) -m found }}",
     )
 
 
@@ -170,7 +193,8 @@ def _headers() -> Iterator[str]:
         # Without the variable there is no limit, see the timeouts in ``configuration.py``.
         f"  http-request set-var(txn.limit) var(txn.ep),map_str_int({Maps.LIMITS},{UNLIMITED_MS}) if !remote !streams plain or !remote !streams !upgrades",
         f"  http-request del-header authorization if !open_mode !{{ var(txn.ep),map_str({Maps.PASSING}) -m found }}",
-        "  http-request set-header X-Forwarded-Prefix /lb/%[var(txn.ep)] if by_path",
+        "  http-request set-header X-Forwarded-Prefix /lb/%[var(txn.ep)] if by_path !openai",
+        "  http-request set-header X-Forwarded-Prefix /v2/%[var(txn.ep)]/openai if by_path openai",
         # `/lb/<endpoint>` without a slash is the worker's `/`. Only the first two segments are removed, nothing is decoded.
         "  http-request set-path /%[path,field(4,/,0)] if by_path",
         "  http-request set-var(txn.since) date",
@@ -206,24 +230,45 @@ def _common() -> Iterator[str]:
     )
 
 
+def _refused(
+    status: int,
+    detail: str,
+    condition: str,
+    *,
+    title: str | None = None,
+    code: str | None = None,
+    retry_s: int | None = None,
+    form: str = "string",
+) -> Iterator[str]:
+    """Two rules that answer a request: clients of OpenAI's API get its shape; others RunPod's, or without a ``title`` the API's."""
+    body = openai_error(status, detail, code)
+    yield refusal(status, body, f"openai {condition}", kind=JSON, retry_s=retry_s, form=form)
+    kind = JSON if title is None else PROBLEM
+    body = api_error(detail) if title is None else problem(status, title, detail)
+    yield refusal(status, body, condition, kind=kind, retry_s=retry_s, form=form)
+
+
 def _key_refusals() -> Iterator[str]:
     """Requests without a valid key."""
-    yield refusal(
+    yield from _refused(
         401,
-        problem(401, "Unauthorized", "no token provided"),
+        "no token provided",
         "!passes !{ var(txn.key) -m len gt 0 }",
+        title="Unauthorized",
+        code="invalid_api_key",
     )
-    yield refusal(401, problem(401, "Unauthorized", "invalid api key"), "!passes")
+    yield from _refused(
+        401, "invalid api key", "!passes", title="Unauthorized", code="invalid_api_key"
+    )
 
 
 def _guard() -> Iterator[str]:
     """The checks of ``ownpod/rules/origins.py`` while no key is needed."""
     source = "open_mode !trusted_front"
-    yield refusal(
+    yield from _refused(
         403,
-        '{"error":"without keys OwnPod answers under its own names only: set OWNPOD_HOSTS to this name, or OWNPOD_API_KEYS"}',
+        "without keys OwnPod answers under its own names only: set OWNPOD_HOSTS to this name, or OWNPOD_API_KEYS",
         f"{source} !own_host {{ req.hdr(host) -m len gt 0 }}",
-        kind=JSON,
     )
     yield from (
         f"  http-request set-var(txn.origin) req.fhdr(origin),lower if {source} !plain",
@@ -241,13 +286,12 @@ def _guard() -> Iterator[str]:
         "  acl has_origin req.fhdr(origin) -m found",
         "  acl no_page req.hdr(sec-fetch-site) -m str -i none",
     )
-    text = '{"error":"without keys no page of another site may call OwnPod: set OWNPOD_CORS_ORIGINS to its origin, or OWNPOD_API_KEYS"}'
-    yield refusal(403, text, f"{source} !plain has_origin !same_site !own_page", kind=JSON)
-    yield refusal(
+    text = "without keys no page of another site may call OwnPod: set OWNPOD_CORS_ORIGINS to its origin, or OWNPOD_API_KEYS"
+    yield from _refused(403, text, f"{source} !plain has_origin !same_site !own_page")
+    yield from _refused(
         403,
         text,
         f"{source} !plain {{ req.hdr(sec-fetch-site) -m found }} !has_origin !same_site !no_page",
-        kind=JSON,
     )
 
 
@@ -255,35 +299,38 @@ def _refusals(layout: Layout) -> Iterator[str]:
     """Requests that no worker gets."""
     # No endpoint is both: an endpoint with a route has no queue.
     lost = "!{ var(txn.be) -m found }"
-    yield refusal(
+    yield from _refused(
         400,
-        '{"error":"not allowed for QB API"}',
+        "not allowed for QB API",
         f"{lost} {{ var(txn.ep),map_str({Maps.QUEUES}) -m found }}",
-        kind=JSON,
     )
-    yield refusal(
+    yield from _refused(
         503,
-        problem(503, "Service Unavailable", full(layout.pool)),
+        full(layout.pool),
         f"{lost} {{ var(txn.ep),map_str({Maps.LEFT_OUT}) -m found }}",
+        title="Service Unavailable",
     )
-    yield refusal(404, problem(404, "Not Found", "endpoint not found"), lost)
-    yield refusal(
+    yield from _refused(404, "endpoint not found", lost, title="Not Found")
+    yield from _refused(
         400,
-        '{"status":400,"title":"Bad Request","detail":"%[var(txn.paused)]"}',
+        "%[var(txn.paused)]",
         "{ var(txn.paused) -m found }",
+        title="Bad Request",
         form="lf-string",
     )
     # Two fronts may disagree for a second which of them is the home; a request must not circle between them.
-    yield refusal(
+    yield from _refused(
         503,
-        problem(503, "Service Unavailable", "the endpoint moves to another front"),
+        "the endpoint moves to another front",
         "remote trusted_front",
+        title="Service Unavailable",
         retry_s=1,
     )
-    yield refusal(
+    yield from _refused(
         413,
-        problem(413, "Payload Too Large", "the body is larger than this endpoint accepts"),
+        "the body is larger than this endpoint accepts",
         "too_large",
+        title="Payload Too Large",
     )
 
 

@@ -15,8 +15,12 @@ LUA = "place.lua"
 ALIVE_PATH = "/.ownpod/front"
 """A path that the front itself answers with 200 while it runs; other fronts probe it."""
 
-FRONT_HEADER, ENDPOINT_HEADER = "x-ownpod-front", "x-ownpod-endpoint"
-"""Headers from front to front: the shared secret, and the endpoint's id."""
+FRONT_HEADER, ENDPOINT_HEADER, OPENAI_HEADER = (
+    "x-ownpod-front",
+    "x-ownpod-endpoint",
+    "x-ownpod-openai",
+)
+"""Headers from front to front: the shared secret, the endpoint's id, and whether its client knows OpenAI's errors."""
 
 FRONT_KEY, ANY_KEY = "<front>", "*"
 """What is in front of a digest in the map of keys instead of an endpoint's id, which has no such characters."""
@@ -142,6 +146,21 @@ JSON, PROBLEM = "application/json", "application/problem+json"
 def problem(status: int, title: str, detail: str, **more: str) -> str:
     """A body in the shape of RunPod's edge."""
     body = {"status": status, "title": title, "detail": detail, **more}
+    return json.dumps(body, separators=(",", ":"))
+
+
+def api_error(message: str) -> str:
+    """A body in the shape of OwnPod's API."""
+    return json.dumps({"error": message}, separators=(",", ":"))
+
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+def openai_error(status: int, message: str, code: str | None = None) -> str:
+    """A body in the shape of OpenAI's API. ``place.lua`` makes the same one."""
+    kind = "server_error" if status >= 500 else _OPENAI_TYPES.get(status, "invalid_request_error")
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return json.dumps(body, separators=(",", ":"))
 
 

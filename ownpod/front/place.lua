@@ -2,7 +2,7 @@
 -- Loaded once for each thread. Argument: the status of "timed out waiting for worker".
 
 local TIMEOUT_STATUS = tonumber((...)) or 400
-local TITLES = { [400] = "Bad Request", [404] = "Not Found", [413] = "Payload Too Large", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout" }
+local TITLES = { [400] = "Bad Request", [404] = "Not Found", [413] = "Payload Too Large", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout", [524] = "A Timeout Occurred" }
 
 -- The server that keeps requests in the queue, see KEEPER in plan.py.
 local KEEPER = ":keeper"
@@ -25,7 +25,28 @@ local function now()
   return time.sec + time.usec / 1e6
 end
 
-local function problem(status, detail, reason)
+-- The same shape as `openai_error` in layout.py.
+local OPENAI_TYPES = { [404] = "not_found_error", [504] = "timeout_error" }
+local function openai_error(status, detail, reason)
+  local kind = OPENAI_TYPES[status] or status >= 500 and "server_error" or "invalid_request_error"
+  local code = reason and '"' .. reason .. '"' or "null"
+  return string.format('{"error":{"message":"%s","type":"%s","param":null,"code":%s}}', detail, kind, code)
+end
+
+-- Whether the client knows OpenAI's errors, see `_openai` in frontend.py.
+local function knows_openai(txn)
+  return txn:get_var("txn.openai") ~= nil
+end
+
+-- The status where no worker was there in time. RunPod's 400 would have OpenAI's clients give up, where 503 has them try again.
+local function timeout_status(txn)
+  return knows_openai(txn) and 503 or TIMEOUT_STATUS
+end
+
+local function problem(txn, status, detail, reason)
+  if knows_openai(txn) then
+    return openai_error(status, detail, reason)
+  end
   local text = string.format('{"status":%d,"title":"%s","detail":"%s"', status, TITLES[status] or "Error", detail)
   if reason then
     text = text .. ',"reason":"' .. reason .. '"'
@@ -36,12 +57,12 @@ end
 local function answer(txn, status, detail, reason)
   local reply = txn:reply()
   reply:set_status(status)
-  reply:add_header("content-type", "application/problem+json")
+  reply:add_header("content-type", knows_openai(txn) and "application/json" or "application/problem+json")
   reply:add_header("cache-control", "no-store")
   if status ~= 404 then
     reply:add_header("retry-after", "5")
   end
-  reply:set_body(problem(status, detail, reason))
+  reply:set_body(problem(txn, status, detail, reason))
   txn:done(reply)
 end
 
@@ -110,7 +131,7 @@ end
 local function follow(txn, ep, be)
   local address = tostring(txn.f:src()):gsub("^::ffff:", "") .. ":" .. tostring(txn.f:src_port())
   if gone:lookup(address) then
-    answer(txn, TIMEOUT_STATUS, "the client has left")
+    answer(txn, timeout_status(txn), "the client has left")
     return nil
   end
   local current = routes:lookup(ep)
@@ -153,7 +174,7 @@ local function strict(txn, ep, be, id, resumes, hold_s)
       return answer(txn, 404, "affinity_worker_gone", "affinity_worker_gone")
     end
     if now() >= deadline then
-      return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker", "worker_timeout")
+      return answer(txn, timeout_status(txn), "timed out waiting for worker", "worker_timeout")
     end
     pause()
     be = follow(txn, ep, be)
@@ -182,7 +203,7 @@ core.register_action("place", { "http-req" }, function(txn)
   end
   while ready(txn, be) == 0 do
     if now() >= deadline then
-      return answer(txn, TIMEOUT_STATUS, "timed out waiting for worker")
+      return answer(txn, timeout_status(txn), "timed out waiting for worker")
     end
     pause()
     be = follow(txn, ep, be)
@@ -196,7 +217,7 @@ end)
 core.register_fetches("problem", function(txn)
   local be = txn:get_var("txn.be") or ""
   local id = txn.f:srv_name()
-  local status, detail, reason = TIMEOUT_STATUS, "timed out waiting for worker", nil
+  local status, detail, reason = timeout_status(txn), "timed out waiting for worker", nil
   local hold_s = tonumber(holds:lookup(txn:get_var("txn.ep") or "")) or 120
   if not id and now() - (tonumber(txn:get_var("txn.since")) or 0) < hold_s - 1 then
     -- The endpoint has left this backend, or lost its limit, while the request waited for a place.
@@ -210,15 +231,31 @@ core.register_fetches("problem", function(txn)
     end
   end
   txn:set_var("txn.problem", status)
-  return problem(status, detail, reason)
+  return problem(txn, status, detail, reason)
+end)
+
+-- The body of HAProxy's own 502 and 504. The worker had the request, so it may have done the work.
+core.register_fetches("failed", function(txn, status)
+  txn:set_var("txn.began", 1)
+  if tonumber(status) == 504 then
+    status = knows_openai(txn) and 504 or 524
+    txn:set_var("txn.problem", status)
+    return problem(txn, status, "the request took longer than its processing limit")
+  end
+  txn:set_var("txn.problem", 502)
+  local detail = "the connection ended before the response"
+  if knows_openai(txn) then
+    return problem(txn, 502, detail)
+  end
+  return string.format('{"status":502,"title":"%s","detail":"%s","error":"%s"}', TITLES[502], detail, detail)
 end)
 
 -- The body of HAProxy's own 400 after the request has been sent to a worker.
 core.register_fetches("broken", function(txn)
   if tonumber(txn:get_var("txn.problem")) == 413 then
-    return problem(413, "the body is larger than this endpoint accepts")
+    return problem(txn, 413, "the body is larger than this endpoint accepts")
   end
-  return problem(400, "HTTP syntax error in the body")
+  return problem(txn, 400, "HTTP syntax error in the body")
 end)
 
 -- Ends a chunked request above the endpoint's limit: HAProxy itself knows the length only where the client sends it.

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ownpod.errors import StartError
-from ownpod.front.configuration import LIMIT_RESPONSE
 from ownpod.front.layout import FILE, LUA, Maps, digest
 from ownpod.front.lock import PID_FILE
 from ownpod.front.runtime import Runtime, RuntimeUnavailable
@@ -202,7 +201,7 @@ def write_files(directory: Path, text: str, maps: Mapping[Maps, Mapping[str, str
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     (directory / "maps").mkdir(exist_ok=True)
-    files = {FILE: text, "limit.http": LIMIT_RESPONSE, LUA: script()}
+    files = {FILE: text, LUA: script()}
     for name in Maps:
         entries = maps.get(name, {})
         files[str(name)] = "".join(f"{key} {value}\n" for key, value in entries.items())

@@ -30,7 +30,15 @@ class ModelCalls:
 
     def all(self) -> list[dict[str, Any]]:
         """All models by id: those of presets, and those that hosts have, with the progress of each host."""
-        return describe_models(self._sources(), self._news(), self._stored.pinned())
+        return describe_models(self._sources(), self.news(), self._stored.pinned())
+
+    def news(self) -> dict[str, list[News]]:
+        """What each host knows of its models."""
+        return self._stored.news([agent.host for agent in self._agents()])
+
+    def fetches(self) -> dict[str, dict[str, int]]:
+        """How many fetches of each host have ended, by :class:`ownpod.rules.model_news.State`."""
+        return self._stored.fetches([agent.host for agent in self._agents()])
 
     def get(self, model_id: str) -> dict[str, Any]:
         """One of them. Raises: ModelNotFound."""
@@ -65,7 +73,7 @@ class ModelCalls:
         named = self._hosts(host) if host else []
         news = {
             name: [one for one in found if one.id == model_id]
-            for name, found in self._news().items()
+            for name, found in self.news().items()
             if not host or name in named
         }
         used = sorted({w for found in news.values() for one in found for w in one.workers})
@@ -105,9 +113,6 @@ class ModelCalls:
         if not alive:
             raise BadRequest("no agent is running, so no host can fetch a model")
         return [host] if host else alive
-
-    def _news(self) -> dict[str, list[News]]:
-        return self._stored.news([agent.host for agent in self._agents()])
 
     def _sources(self) -> list[ModelSource]:
         """The sources of all presets' models, each once."""

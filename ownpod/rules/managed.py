@@ -70,6 +70,12 @@ LOG_LINES = 50
 HOST_SILENT_S = 60.0
 """Seconds without a heartbeat of an agent after which its workers count as lost."""
 
+LOST = "lost: "
+"""The beginning of the problem of a GPU that NVML has no more."""
+
+LOST_GPU = "its GPU is lost"
+"""The beginning of the reason of a worker that was ended because of that."""
+
 ORPHAN_S = 60.0
 """Seconds after which an agent stops a container or process of its own that no record knows."""
 
@@ -135,6 +141,8 @@ class ManagedWorker:
     """The id of a task's job."""
     run: str = ""
     """Of a task: "<job id>:<attempt>" once its node has claimed the job, so its container may start."""
+    restart: int = 0
+    """Of a worker that is ready: 1, it has asked for a restart; 2, its next process runs, and has not asked for a job yet."""
     tasks_done: int = 0
     """Jobs of the session that have ended."""
     from_created: bool = False
@@ -334,7 +342,7 @@ _VALUES: dict[str, Any] = {
             *("created_ms", "placed_ms", "started_ms", "ready_ms", "stopped_ms"),
             *("gpu_count", "exit_code", "health_port"),
             *("queue_max", "idle_s", "life_s", "active_ms", "keep_ms", "tasks_done", "wait_s"),
-            "fetched_ms",
+            *("fetched_ms", "restart"),
         ),
         _whole,
     ),

@@ -50,6 +50,16 @@ class News:
     """Names the model in an order, where no preset has it any more. Answers leave it out, because its URL may have secrets."""
 
 
+@dataclass(frozen=True)
+class Coming:
+    """Why a worker cannot have its model yet. ``words``: for people; "": another host reports it."""
+
+    words: str = ""
+    done: int = 0
+    total: int = 0
+    failed: bool = False
+
+
 def news_text(news: News) -> str:
     """News as JSON."""
     return json.dumps(asdict(news))

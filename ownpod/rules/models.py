@@ -80,6 +80,11 @@ class ModelSource:
         return self.source.removeprefix("hf://")
 
     @property
+    def cache_folder(self) -> str:
+        """The directory of its repository in the cache, as Hugging Face's library names it."""
+        return f"models--{self.repository.replace('/', '--')}"
+
+    @property
     def name(self) -> str:
         """What ``MODEL_NAME`` says: RunPod's images look for a repository of the hub by it."""
         return self.repository if self.source.startswith("hf://") else self.id
@@ -173,7 +178,7 @@ def check_file(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file of a model: its path within, its bytes, and its SHA-256 in hex; "": the source does not tell it."""
+    """A file of a model: its path within, its bytes, and its SHA-256 in hex; "": the source does not have it."""
 
     path: str
     size: int
@@ -277,7 +282,7 @@ def evictions(
     if quota is not None and stored + need > quota:
         raise NoRoom(
             f"{size_words(need)} needed, and of OWNPOD_MODELS_QUOTA, {size_words(quota)}, "
-            f"{size_words(stored)} are models that are in use or pinned"
+            f"{size_words(stored)} are models that are in use or pinned, or that are being fetched"
         )
     available = max(free - reserve, 0)
     raise NoRoom(f"{size_words(need)} needed, {size_words(available)} free for models on the disk")

@@ -6,10 +6,10 @@ devices in the records at least, and never loses them.
 """
 
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST, LOST_GPU, ORPHAN_S, Device, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 
 EMPTY_REDIS_S = 600.0
@@ -45,6 +45,13 @@ class Launch:
 @dataclass(frozen=True)
 class Adopt:
     """The worker runs, and its record is to be moved to STARTING (``Managed.started``)."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class Restart:
+    """The worker is ready and has asked for a restart, or has ended after that: it is ended and started again with its devices."""
 
     worker: str
 
@@ -92,7 +99,7 @@ class Free:
     worker: str
 
 
-Step = Launch | Adopt | Stop | Ended | Remove | Free
+Step = Launch | Adopt | Restart | Stop | Ended | Remove | Free
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,7 @@ class Knowledge:
         ended: Redis has their record, as STOPPED; for example of a host that was silent for too long.
         unknown_s: seconds for which the agent has seen them without a record; a missing one: 0.
         init_timeout_s: seconds from a worker's start to its first request for a job; a missing one: RunPod's default.
+        lost_s: seconds for which a GPU of theirs has been lost; a missing one: none is.
         probed: they ask for no jobs, because the front sends them requests, once their health check is well.
     """
 
@@ -117,8 +125,12 @@ class Knowledge:
     ended: Collection[str] = frozenset()
     unknown_s: Mapping[str, float] = field(default_factory=dict)
     init_timeout_s: Mapping[str, float] = field(default_factory=dict)
+    lost_s: Mapping[str, float] = field(default_factory=dict)
     probed: Collection[str] = frozenset()
 
+
+LOST_S = 15.0
+"""Seconds after which a worker is ended whose GPU is lost: a driver that is loaded again has it back sooner."""
 
 FRONT_SILENT_S = 30.0
 """Seconds for which a draining worker that served requests stays although no front publishes its status: the front's HAProxy
@@ -189,7 +201,7 @@ def plan(
     return sorted(steps, key=lambda step: _ORDER.index(type(step)))
 
 
-_ORDER: list[type[Step]] = [Ended, Free, Remove, Stop, Adopt, Launch]
+_ORDER: list[type[Step]] = [Ended, Free, Remove, Stop, Adopt, Restart, Launch]
 
 
 def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
@@ -202,12 +214,23 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
 
 
 def _of_server(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
+    runs = found is not None and found.running
+    if record.phase is Phase.READY and record.restart == 1:
+        return Restart(record.id) if not runs or record.id not in known.busy else None
     if found is None or not found.running:
         return _ended(record, found)
     if record.phase in {Phase.DRAINING, Phase.STOPPING} or record.id in known.stuck:
         return _leaving(record, known)
+    if known.lost_s.get(record.id, 0.0) >= LOST_S:
+        return Stop(
+            record.id,
+            f"{LOST_GPU}: NVML has not had it for {LOST_S:.0f} s",
+            failed=True,
+            quick=True,
+        )
     limit = known.init_timeout_s.get(record.id, float(DEFAULT_INIT_TIMEOUT_S))
-    if record.phase is not Phase.READY and found.age_s > limit:
+    is_ready = record.phase is Phase.READY and not record.restart
+    if not is_ready and found.age_s > limit:
         # Its record is not moved to STOPPING, so that its end counts as a failure after a crash of the agent, too.
         reason = f"it did not ask for a job within {limit:g} s of its start"
         if record.id in known.probed:
@@ -268,6 +291,24 @@ def first_unknown(
 ) -> dict[str, float]:
     """When each found worker was first seen without a record, from the previous answer, on the agent's own clock."""
     return {i: before.get(i, now_s) for i in found if i not in records}
+
+
+def first_lost(
+    before: Mapping[str, float],
+    records: Iterable[ManagedWorker],
+    devices: Iterable[Device],
+    now_s: float,
+) -> dict[str, float]:
+    """Since when a GPU of workers is lost, from the previous answer, on the agent's own clock.
+
+    Args:
+        before: the previous answer.
+        records: the workers of this host.
+        devices: its devices, as read last.
+        now_s: the agent's clock.
+    """
+    lost = {device.id for device in devices if device.problem.startswith(LOST)}
+    return {w.id: before.get(w.id, now_s) for w in records if lost.intersection(w.devices)}
 
 
 def end_reason(found: Found) -> str:

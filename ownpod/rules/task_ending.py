@@ -1,8 +1,9 @@
 """How a one-off task has ended: its outcome from exit code, memory, and its own word. Pure."""
 
 import json
+import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,12 @@ _KILLED = _SIGNALLED + signal.SIGKILL
 
 STOPPED = "its container was stopped"
 
+_NO_MEMORY = re.compile(
+    r"(?:[\w.]*\.)?_?(?:Array)?MemoryError\b|.*\bstd::bad_alloc\b|.*\bCannot allocate memory\b"
+    r"|memory allocation of \d+ bytes failed|.*\bjava\.lang\.OutOfMemoryError\b"
+)
+"""The last line of a program whose own limit has refused it memory. That of a GPU is another memory."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -33,7 +40,7 @@ class Ending:
         status: COMPLETED or FAILED; "": the attempt is lost, because of ``error``.
         output: JSON text.
         exit_code: as a shell has it; None: not known.
-        out_of_memory: the kernel ended the task because of its memory limit.
+        out_of_memory: the kernel ended the task because of its memory limit, or refused it memory.
         code: one word about a failure for programs: ``handler``, ``oom``, ``lost``, ``stopped``, ``start``, ``output``.
     """
 
@@ -89,7 +96,7 @@ def ending(
     *,
     finish: Finish | None = None,
     output: str = "",
-    tail: Iterable[str] = (),
+    tail: Sequence[str] = (),
     memory_bytes: int | None = None,
     stopped: bool = False,
 ) -> Ending:
@@ -106,8 +113,8 @@ def ending(
     code = shell_code(found.exit_code)
     if stopped and code != 0:
         return failed(STOPPED, "stopped", code)
+    limit = f" (limit {amount(memory_bytes)})" if memory_bytes else ""
     if found.out_of_memory:
-        limit = f" (limit {amount(memory_bytes)})" if memory_bytes else ""
         error = f"the container was killed: out of memory{limit}"
         return Ending(JobStatus.FAILED, None, error, code, out_of_memory=True, code="oom")
     if code is None or code == _KILLED:
@@ -118,9 +125,19 @@ def ending(
     if finish is not None and finish.failed:
         return failed(finish.error or "the task reported that it failed", "handler", code)
     if code != 0:
-        lines = "\n".join(tail)
-        return failed(f"exit code {code}" + (f"\n{lines}" if lines else ""), "handler", code)
+        return _failure(code, tail, limit)
     return Ending(JobStatus.COMPLETED, output or json_text({"exitCode": code}), exit_code=code)
+
+
+def _failure(code: int, tail: Sequence[str], limit: str) -> Ending:
+    """The end with an exit code other than 0. ``limit``: of its memory, in words; "": it has none."""
+    last = [line for line in tail if line.strip()][-1:]
+    if limit and last and _NO_MEMORY.match(last[0]):
+        # Where the engine has no control groups, the limit of each process makes an allocation fail, and nothing kills it.
+        error = f"out of memory{limit}: {last[0]}"
+        return Ending(JobStatus.FAILED, None, error, code, out_of_memory=True, code="oom")
+    lines = "\n".join(tail)
+    return failed(f"exit code {code}" + (f"\n{lines}" if lines else ""), "handler", code)
 
 
 def output_of(final: str, chunks: Iterable[str]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 from ownpod.rules.event_data import iso, status_url
 from ownpod.rules.jobs import Job, JobStatus
-from ownpod.rules.managed import Device, ManagedWorker, Phase
-from ownpod.rules.sessions import about_of
+from ownpod.rules.managed import Device, Phase
+from ownpod.rules.sessions import Session
 
 
 class TaskType(StrEnum):
@@ -100,71 +100,57 @@ class SessionView:
     """A session with what its own record lacks.
 
     Attributes:
-        worker: its record.
-        status: the GPU service's word: initializing, waiting, working or killed.
-        running: ids of its running tasks.
-        queued: ids of its waiting tasks, the next one first.
+        session: the session as it is now.
         placed: its device; None: it has none yet, or its host publishes none.
         image: the image that it is started from; None: it runs without one.
         digest: of the image; "": not known.
         container: what the engine names it; None: nothing runs.
-        idle_expires_ms: when it ends if it gets no more work; None: not by being idle, or it has work.
-        expires_ms: when its lifetime ends; None: never, or not yet known.
-        reason: the word for why it ends or has ended; "": it serves.
-        load_s: seconds that its model took to load; None: it has not loaded yet.
     """
 
-    worker: ManagedWorker
-    status: str
-    running: Sequence[str] = ()
-    queued: Sequence[str] = ()
+    session: Session
     placed: Placed | None = None
     image: str | None = None
     digest: str = ""
     container: str | None = None
-    idle_expires_ms: int | None = None
-    expires_ms: int | None = None
-    reason: str = ""
-    load_s: float | None = None
 
 
 def describe_session(view: SessionView) -> dict[str, Any]:
     """A session as JSON has it, first the GPU service's keys, then OwnPod's own."""
-    worker, about = view.worker, about_of(view.worker)
-    ends = worker.phase in {Phase.DRAINING, Phase.STOPPING, Phase.STOPPED}
+    session, worker, about = view.session, view.session.worker, view.session.about
+    reason = None if session.reason is None else session.reason.value
     body = {
         "session_id": worker.id,
-        "status": view.status,
+        "status": session.status.value,
         "gpu_device_id": None if view.placed is None else view.placed.device.index,
         "container_id": view.container,
         "model_id": about.get("model_id"),
         "created_at": _iso(worker.created_ms),
         "last_activity": _iso(worker.active_ms or worker.created_ms),
-        "queue_size": len(view.queued),
-        "current_task_id": view.running[0] if view.running else None,
+        "queue_size": len(session.queued),
+        "current_task_id": session.running[0] if session.running else None,
         "endpoint": worker.endpoint,
         "task_preset": about.get("preset"),
         "task_difficulty": about.get("difficulty"),
         "labels": about["labels"] if isinstance(about.get("labels"), dict) else {},
         "phase": worker.phase.value,
-        "reason": view.reason or None,
+        "reason": reason,
         "message": worker.reason,
         "gpu": describe_gpu(view.placed, about.get("difficulty")),
         "queue_max": worker.queue_max,
-        "queued_task_ids": list(view.queued),
+        "queued_task_ids": list(session.queued),
         "tasks_done": worker.tasks_done,
         "idle_timeout_seconds": worker.idle_s,
         "max_lifetime_seconds": worker.life_s,
-        "idle_expires_at": _iso(view.idle_expires_ms),
-        "expires_at": _iso(view.expires_ms),
+        "idle_expires_at": _iso(session.idle_expires_ms),
+        "expires_at": _iso(session.expires_ms),
         "ready_at": _iso(worker.ready_ms),
-        "load_seconds": view.load_s,
+        "load_seconds": session.load_s,
         "image": view.image,
         "image_id": view.digest or None,
     }
-    if ends and worker.phase is not Phase.STOPPED:
-        body["ending"] = view.reason
-    if worker.phase is Phase.STOPPED:
+    if worker.phase in {Phase.DRAINING, Phase.STOPPING}:
+        body["ending"] = reason
+    elif worker.phase is Phase.STOPPED:
         body["ended_at"] = _iso(worker.stopped_ms)
         body["exit_code"] = worker.exit_code
         body["oom"] = worker.out_of_memory

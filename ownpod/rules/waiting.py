@@ -9,6 +9,23 @@ from ownpod.rules.managed_states import ManagedView, failure_in_words, progress,
 
 NO_MANAGED = ManagedView()
 
+FAR = 50
+"""A position from which on it is read as rarely as any."""
+
+
+def look_again_s(position: int, least_s: float, most_s: float) -> float:
+    """Seconds until a waiting job's position is read again: soon for a job that is near, because it is of interest then. The next job keeps its
+    position until it begins, which is published.
+
+    Args:
+        position: from 1.
+        least_s: the shortest time.
+        most_s: the longest time.
+    """
+    if position <= 1:
+        return most_s
+    return min(most_s, max(least_s, most_s * position / FAR))
+
 
 class RefusedWorker(Protocol):
     """A worker that asked for jobs and was refused; see :class:`ownpod.store.offers.Refusal`."""

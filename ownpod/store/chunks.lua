@@ -21,13 +21,19 @@ function commands.chunks()
       .. ' of chunks, the most that is kept of a job'})
     return 0
   end
+  local length
   for i = 6, #ARGV do
-    redis.call('RPUSH', CHUNKS .. id, ARGV[i])
+    length = redis.call('RPUSH', CHUNKS .. id, ARGV[i])
   end
   -- The tokens of several calls are kept, because a late copy of one call may arrive after the next call.
   calls = string.sub(token .. ' ' .. (calls or ''), 1, CALLS_LENGTH)
   redis.call('HSET', key, 'chunk_bytes', bytes, 'chunk_calls', calls)
-  publish(job.followed, id .. ' CHUNK')
+  if #ARGV == 6 and #ARGV[6] <= ANSWER_BYTES then
+    -- Otherwise every reader would ask Redis for the chunk of which it was just notified.
+    publish(job.followed, string.format('%s CHUNK %s %d %s', id, ARGV[4], length - 1, ARGV[6]))
+  else
+    publish(job.followed, id .. ' CHUNK')
+  end
   return 1
 end
 
@@ -38,7 +44,7 @@ function commands.progress()
   end
   redis.call('HSET', JOB .. ARGV[3], 'progress', ARGV[5])
   if #ARGV[5] <= JOURNAL_PROGRESS then
-    tell_once(token, ARGV[3], 'worker', '{"status":"working","progress":' .. ARGV[5] .. '}')
+    add_entry_once(token, ARGV[3], 'worker', '{"status":"working","progress":' .. ARGV[5] .. '}')
   end
   return 1
 end

@@ -55,9 +55,11 @@
 -- ENDPOINT<ep>:recent       zset   ids of the last RECENT jobs, by created_ms; some records may be gone
 -- ENDPOINT<ep>:counts       hash   terminal state, "submitted", "retried" (jobs), "begun", "lost" (attempts)
 --                                  -> how many ever
+-- ENDPOINT<ep>:tasks        hash   "<session or oneoff>:<terminal state>:<code, if it has one>" -> how many tasks have ended so
 -- ENDPOINT<ep>:delay        hash   histogram: number of the bucket (BUCKETS_MS) -> jobs, "sum" -> ms; from
 --                                  submission to the first attempt
 -- ENDPOINT<ep>:execution    hash   the same, of attempts that brought a result
+-- ENDPOINT<ep>:openai       hash   histograms of replies of OpenAI routes, see replies.py
 -- ENDPOINT<ep>:history      list   the sweep's samples: [ms, waiting, running]
 -- ENDPOINT<ep>:webhooks     hash   "delivered", "failed" (tries), "given_up" -> how many ever
 -- MANAGED_IDLE              hash   see managed.lua
@@ -65,7 +67,8 @@
 -- EXPIRIES                  zset   ids of jobs IN_QUEUE, by the ms when the ttl expires
 -- WEBHOOKS                  zset   ids of jobs whose webhook is owed, by the ms of the next try; see deliveries.lua
 -- EVENTS<process>           pub/sub "<id> <state>" for moves, "<id> CHUNK" for new chunks, of jobs that
---                                  have this channel in `followed`; "<id> <state> <answer>" for the end of
+--                                  have this channel in `followed`, with " <attempt> <index> <chunk>" behind it
+--                                  for a single chunk that is not long; "<id> <state> <answer>" for the end of
 --                                  jobs that have it in `watched`
 -- <queue>                   list   Celery's messages for jobs of normal priority; <queue>LOW_SUFFIX, of low
 --
@@ -234,6 +237,7 @@ local function refuses(job)
 end
 
 -- Notes that a private worker has work, and whether a job of it has ended, which may end the worker of a one-off task.
+-- -> its role, nil if it is gone
 local function touch(job, ended)
   local key = MANAGED .. ':' .. job.private
   local role = redis.call('HGET', key, 'role')
@@ -246,10 +250,23 @@ local function touch(job, ended)
       redis.call('PUBLISH', NOTICES, 'ended ' .. job.private)
     end
   end
+  return role
 end
 
 local function count(endpoint, what)
   redis.call('HINCRBY', of(endpoint, 'counts'), what, 1)
+end
+
+-- Counts the end of a task with its word for programs, as end_code() in rules/event_data.py has it.
+local function count_task(id, job, to, role)
+  local code, error = unpack(redis.call('HMGET', JOB .. id, 'code', 'error'))
+  if to == S.TIMED_OUT and not code then
+    code = string.sub(error or '', 1, 4) == 'ttl:' and 'ttl' or 'executionTimeout'
+  elseif to ~= S.FAILED and to ~= S.TIMED_OUT then
+    code = ''
+  end
+  local kind = role == 'task' and 'oneoff' or 'session'
+  redis.call('HINCRBY', of(job.endpoint, 'tasks'), kind .. ':' .. to .. ':' .. (code or 'handler'), 1)
 end
 
 -- Adds to a histogram. `ms` may be a worker's own figure, so it is any number.
@@ -314,7 +331,7 @@ local function finish(id, job, to, ttl_s, fields)
   redis.call('EXPIRE', JOURNAL .. id, ttl_s)
   count(job.endpoint, to)
   if job.private then
-    touch(job, true)
+    count_task(id, job, to, touch(job, true))
   end
   if job.webhook then
     redis.call('EXPIRE', JOB .. id, math.max(ttl_s, WEBHOOK_KEPT_S))

@@ -68,8 +68,8 @@ RETRIED = (
 """Fields that a retry copies into the new record."""
 
 ANSWER_BYTES = 16_384
-"""Bytes of output and error up to which the notice of a job's end has both; a longer result is read from
-the record."""
+"""Bytes of output and error up to which the notice of a job's end has both, and of a chunk up to which its notice has it; what
+is longer is read from the record."""
 
 RUNS_KEPT_S = 8 * 86_400
 """Seconds after a worker's last job until its runs are forgotten; no job runs longer."""

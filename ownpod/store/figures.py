@@ -20,12 +20,13 @@ HISTORY_MS = 3_600_000
 
 @dataclass(frozen=True)
 class Histogram:
-    """The number of observations in each bucket of :data:`ownpod.store.common.BUCKETS_MS`, and of those
-    above the last; not cumulative.
-    """
+    """The number of observations in each bucket, and of those above the last; not cumulative."""
 
     buckets: list[int]
     sum_ms: int
+    """The sum of all observations, in ms, as ``ends``, or in thousandths of another unit."""
+    ends: tuple[int, ...] = BUCKETS_MS
+    """Upper ends of the buckets."""
 
 
 START_PARTS = ("device", "prepare", "create", "import")
@@ -56,6 +57,8 @@ class EndpointStats:
     failed_starts: int
     swaps: Mapping[str, int]
     """How often a worker has given its devices to one of another endpoint, by that endpoint's id."""
+    tasks: Mapping[str, int]
+    """How many tasks have ended, by kind, state and code; see ``common.lua``."""
 
 
 class Figures(Part):
@@ -88,10 +91,10 @@ class Figures(Part):
             pipe.zcard(keys.private(endpoint))
             pipe.zrange(keys.queued(endpoint), 0, 0, withscores=True)
             pipe.hvals(keys.running(endpoint))
-            for name in ("counts", "webhooks", "delay", "execution", "starts", "swaps"):
+            for name in ("counts", "webhooks", "delay", "execution", "starts", "swaps", "tasks"):
                 pipe.hgetall(keys.of_endpoint(endpoint, name))
             waiting, private, oldest, running, *hashes = pipe.execute()
-        counts, webhooks, delay, execution, starts, swaps = (
+        counts, webhooks, delay, execution, starts, swaps, tasks = (
             {name: int(value) for name, value in fields.items()} for fields in hashes
         )
         return EndpointStats(
@@ -105,6 +108,7 @@ class Figures(Part):
             starts={part: _histogram(starts, f"{part}:") for part in START_PARTS},
             failed_starts=starts.get("failed", 0),
             swaps=swaps,
+            tasks=tasks,
         )
 
     @redis_reads

@@ -57,7 +57,9 @@ MODELS_NEWS = f"{PREFIX}models:news:"
 MODELS_ORDERS = f"{PREFIX}models:orders:"
 MODELS_FOR = f"{PREFIX}models:for:"
 MODELS_PINNED = f"{PREFIX}models:pinned"
+MODELS_FETCHES = f"{PREFIX}models:fetches:"
 FRONTS = f"{PREFIX}fronts"
+MODEL_LISTS = f"{PREFIX}openai:models:"
 ATTENDED = f"{PREFIX}attended"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
@@ -103,6 +105,11 @@ def output_state(worker_id: str) -> str:
 
 def idempotency(digest: str) -> str:
     return f"{PREFIX}idempotency:{digest}"
+
+
+def model_list(endpoint: str) -> str:
+    """The endpoint's last list of models, as OpenAI's clients read it."""
+    return f"{MODEL_LISTS}{endpoint}"
 
 
 def of_endpoint(endpoint: str, what: str) -> str:

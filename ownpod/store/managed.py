@@ -46,7 +46,6 @@ OWN_CONSTANTS = constants(
     ENTRIES=keys.MANAGED_ENTRIES,
     IDLE=keys.MANAGED_IDLE,
     FAILURES=keys.MANAGED_FAILURES,
-    NOTICES=keys.MANAGED_NOTICES,
     HOSTS=keys.MANAGED_HOST,
     WANTED=keys.MANAGED_WANTED,
     STOPPED=keys.MANAGED_STOPPED,
@@ -96,6 +95,7 @@ class Managed(Records):
             client,
             *MANAGED_FILES,
             "sharing.lua",
+            "restarts.lua",
             constants=MANAGED_CONSTANTS,
             repeatable=(
                 *(
@@ -110,6 +110,7 @@ class Managed(Records):
                     "ready",
                 ),
                 *("drain", "stopping", "stopped", "lost", "gone", "evict", "unkeep", "refused"),
+                *("restarting", "restarted"),
             ),
         )
 
@@ -244,6 +245,16 @@ class Managed(Records):
             health_port: the port of its health check; None: that of ``url``.
         """
         return self._move("started", worker_id, host, url or "", health_port or "")
+
+    def restarting(self, worker_id: str, host: str, key_digest: str) -> bool:
+        """The worker, which has asked for a restart and has ended, is to be started again; its requests need the key with this
+        digest from now on. False: it is to stop, or has not asked.
+        """
+        return self._move("restarting", worker_id, host, key_digest)
+
+    def restarted(self, worker_id: str, host: str) -> bool:
+        """The worker's next process runs. False: it is to stop."""
+        return self._move("restarted", worker_id, host)
 
     def stopping(self, worker_id: str, host: str, reason: str = "") -> bool:
         """The agent stops the worker, which gets no more jobs. ``reason``: "" keeps the one that it has."""

@@ -4,6 +4,7 @@ MODELS_NEWS<host>         hash    key of a model -> its news as JSON; expires wh
 MODELS_ORDERS<host>       hash    key of a model -> what the host is to do with it, as JSON, until that is done
 MODELS_FOR<worker>        string  the host that fetches the model of a wanted worker; expires unless that host renews it
 MODELS_PINNED             set     ids of models that give way to no other one
+MODELS_FETCHES<host>      hash    "ready", "failed" -> how many fetches have ended so; expires :data:`FETCHES_S` after the last one
 """
 
 import json
@@ -23,6 +24,9 @@ NEWS_S = 60
 
 FOR_S = 30
 """Seconds for which a host alone may fetch the model of a worker, from its last call."""
+
+FETCHES_S = 30 * 24 * 3600
+"""Seconds after its last fetch until a host's fetches are forgotten, because hosts may have names that never come again."""
 
 FETCH, REMOVE = "fetch", "remove"
 """What a host may be asked to do."""
@@ -70,6 +74,30 @@ class Models:
         return {
             host: sorted(_readable(values), key=lambda one: one.key)
             for host, values in zip(names, found, strict=True)
+        }
+
+    @redis_errors
+    def count(self, host: str, results: Mapping[str, int]) -> None:
+        """Adds fetches that have ended. ``results``: their number by :class:`ownpod.rules.model_news.State`, READY or FAILED."""
+        key = f"{keys.MODELS_FETCHES}{host}"
+        with self._redis.pipeline(transaction=True) as pipe:
+            for state, number in results.items():
+                pipe.hincrby(key, state, number)
+            pipe.expire(key, FETCHES_S)
+            pipe.execute()
+
+    @redis_reads
+    def fetches(self, hosts: Collection[str]) -> dict[str, dict[str, int]]:
+        """How many fetches of each host have ended, by state. A host without any is left out."""
+        names = sorted(set(hosts))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for host in names:
+                pipe.hgetall(f"{keys.MODELS_FETCHES}{host}")
+            found = pipe.execute()
+        return {
+            host: {state: int(number) for state, number in values.items()}
+            for host, values in zip(names, found, strict=True)
+            if values
         }
 
     @redis_errors

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import redis
@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.5
 """Seconds between the loss of the subscription and the next try to subscribe."""
 
+CHUNK = "CHUNK"
+"""First word of the event of new chunks."""
+
+MOST_KEPT = 65_536
+"""Characters of chunks that are kept for a thread that is busy, as with a client that reads slowly; it reads Redis then."""
+
 ENDS = {status.value for status in JobStatus if status.terminal}
 """First words of the events that end a job."""
 
@@ -32,6 +38,44 @@ class _Waiter:
     end_only: bool
     woken: threading.Event = field(default_factory=threading.Event)
     text: str = ""
+    chunks: list[str] = field(default_factory=list)
+    kept: int = 0
+    """Characters of ``chunks``."""
+    has_all: bool = False
+    """Whether ``chunks`` is all that has happened since they were taken. False if they never were."""
+
+    def add(self, state: str, text: str) -> None:
+        """Keeps an event; with the lock of :class:`Notices`."""
+        self.text = text
+        if self.has_all and state == CHUNK and text and self.kept < MOST_KEPT:
+            self.chunks.append(text)
+            self.kept += len(text)
+        else:
+            self.lose()
+
+    def lose(self) -> None:
+        """Something has happened, or may have, that only Redis has; with the lock of :class:`Notices`."""
+        self.has_all = False
+        self.chunks, self.kept = [], 0
+
+
+class Wait:
+    """Waits for events of one job; see :meth:`Notices.subscribe`."""
+
+    def __init__(self, notices: "Notices", waiter: _Waiter) -> None:
+        self._notices, self._waiter = notices, waiter
+
+    def __call__(self, timeout_s: float) -> str:
+        """Waits for an event, for at most the given number of seconds, and returns the text that follows the event's state. Returns
+        "" early if an event may have been missed, or if this process ends; the caller must then read the job's record.
+        """
+        return self._notices._wait(self._waiter, timeout_s)  # noqa: SLF001
+
+    def chunks(self) -> list[str]:
+        """The chunks of events since the last call, each "<attempt> <index> <JSON text>"; []: the caller must read the job's record,
+        because nothing has happened, something else, or more.
+        """
+        return self._notices._chunks(self._waiter)  # noqa: SLF001
 
 
 class Notices:
@@ -56,7 +100,7 @@ class Notices:
         self._expected = 0
 
     @contextlib.contextmanager
-    def subscribe(self, job_id: str, *, end_only: bool) -> Iterator[Callable[[float], str]]:
+    def subscribe(self, job_id: str, *, end_only: bool) -> Iterator[Wait]:
         """Subscribes to a job's events from now on. The job need not exist yet.
 
         Args:
@@ -67,9 +111,7 @@ class Notices:
             TooManyWaiting: :attr:`max_waiting` threads are waiting already.
 
         Yields:
-            A function that waits for an event, for at most the given number of seconds, and returns the text
-            that follows the event's state. The function returns "" early if an event may have been missed, or
-            if this process ends; the caller must then read the job's record.
+            A function that waits for an event.
         """
         waiter = _Waiter(end_only)
         self._listen()
@@ -78,7 +120,7 @@ class Notices:
             self._expected += 1
             self._waiting[job_id].add(waiter)
         try:
-            yield lambda timeout_s: self._wait(waiter, timeout_s)
+            yield Wait(self, waiter)
         finally:
             with self._lock:
                 self._expected -= 1
@@ -101,9 +143,16 @@ class Notices:
             waiter.woken.clear()
         return waiter.text
 
+    def _chunks(self, waiter: _Waiter) -> list[str]:
+        with self._lock:
+            found = waiter.chunks
+            waiter.chunks, waiter.kept, waiter.has_all = [], 0, True
+            waiter.woken.clear()
+        return found
+
     def wake(self, job_id: str) -> None:
         """Wakes the threads of this process that wait for this job, without an event from Redis."""
-        self._wake(job_id, "", ended=True)
+        self._wake(job_id, "", "", ended=True)
 
     def stop(self) -> None:
         """Wakes all waiting threads, because this process ends.
@@ -138,7 +187,7 @@ class Notices:
                             job_id, _, what = message["data"].partition(" ")
                             if job_id in self._waiting:
                                 state, _, text = what.partition(" ")
-                                self._wake(job_id, text, ended=state in ENDS)
+                                self._wake(job_id, state, text, ended=state in ENDS)
             except (redis.RedisError, OSError) as error:
                 log.warning("subscribing to job events again: %s", error)
             except Exception:
@@ -148,15 +197,16 @@ class Notices:
             self._wake_all()
             time.sleep(RETRY_S)
 
-    def _wake(self, job_id: str, text: str, *, ended: bool) -> None:
+    def _wake(self, job_id: str, state: str, text: str, *, ended: bool) -> None:
         with self._lock:
             for waiter in self._waiting.get(job_id, ()):
                 if ended or not waiter.end_only:
-                    waiter.text = text
+                    waiter.add(state, text)
                     waiter.woken.set()
 
     def _wake_all(self) -> None:
         with self._lock:
             for waiters in self._waiting.values():
                 for waiter in waiters:
+                    waiter.lose()
                     waiter.woken.set()

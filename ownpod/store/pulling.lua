@@ -107,11 +107,15 @@ end
 function commands.take()
   local endpoint, token, limit, gone_ms = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[7])
   if #worker == 14 and is_a(MANAGED .. ':' .. worker, 'hash') then
-    local phase, protocol = unpack(redis.call('HMGET', MANAGED .. ':' .. worker, 'phase', 'protocol'))
+    local phase, protocol, restart = unpack(redis.call('HMGET', MANAGED .. ':' .. worker, 'phase', 'protocol', 'restart'))
     if phase == 'stopped' or protocol == 'http' then
       -- Its host was silent and came back; or the front sends it requests. Without this check it would be registered as a
       -- worker that OwnPod has not started.
       return {phase == 'stopped' and -3 or -4, {}}
+    end
+    if restart == '2' then
+      redis.call('HDEL', MANAGED .. ':' .. worker, 'restart')
+      redis.call('HSET', MANAGED .. ':' .. worker, 'active_ms', now)
     end
   end
   drop_broken()
@@ -268,6 +272,11 @@ function commands.done()
       -- The worker ends when the API answers its open requests.
       redis.call('PUBLISH', EVENTS, 'take:' .. worker .. ' LEAVE')
       redis.call('PUBLISH', EVENTS, 'stop:' .. worker .. ' LEAVE')
+      if #worker == 14 and is_a(MANAGED .. ':' .. worker, 'hash')
+        and redis.call('HGET', MANAGED .. ':' .. worker, 'phase') == 'ready' then
+        redis.call('HSET', MANAGED .. ':' .. worker, 'restart', 1)
+        redis.call('PUBLISH', NOTICES, 'restart ' .. worker)
+      end
     end
   end
   local state, spoiled = unpack(redis.call('HMGET', run_key(run), 'state', 'spoiled'))

@@ -224,27 +224,36 @@ class Queue(Part):
         place = self.place(job)
         return None if place is None else place.position
 
-    @redis_reads
     def place(self, job: Job) -> Place | None:
         """Where a job waits; None: it waits no more. Cheap for any queue."""
-        waiting, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
-        # Of the endpoint's zset, those that wait in other queues.
-        elsewhere = keys.of_endpoint(job.endpoint, "pinned")
+        return self.places([job])[0]
+
+    @redis_reads
+    def places(self, jobs: Sequence[Job]) -> list[Place | None]:
+        """Where each of these jobs waits, in two round trips; None: it waits no more."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hget(keys.job(job.id), "queue")
-            _ask_ranks(pipe, job, waiting, low)
-            pipe.zcount(elsewhere, "-inf", job.created_ms)
-            pipe.zcard(elsewhere)
-            queue, *ranks, pinned_before, all_pinned = pipe.execute()
+            for job in jobs:
+                pipe.hget(keys.job(job.id), "queue")
+            queues = pipe.execute() if jobs else []
+        own = [
+            None if queue in {None, self._messages.queue(job.endpoint)} else str(queue)
+            for job, queue in zip(jobs, queues, strict=True)
+        ]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job, queue in zip(jobs, own, strict=True):
+                _ask_place(pipe, job, queue)
+            figures = iter(pipe.execute() if jobs else ())
+        return [
+            self._place(job, queue, [next(figures) for _ in range(_FIGURES)])
+            for job, queue in zip(jobs, own, strict=True)
+        ]
+
+    def _place(self, job: Job, queue: str | None, figures: Sequence[Any]) -> Place | None:
+        rank, low_rank, lower, all_waiting, all_low, pinned_before, all_pinned = figures
         worker_id = None
-        if queue not in {None, self._messages.queue(job.endpoint)}:
+        if queue is not None:
             worker_id = self._messages.worker_of(job.endpoint, queue)
             pinned_before = all_pinned = 0
-            waiting = keys.waiting(queue)
-            with self._redis.pipeline(transaction=False) as pipe:
-                _ask_ranks(pipe, job, waiting, f"{waiting}:low")
-                ranks = pipe.execute()
-        rank, low_rank, lower, all_waiting, all_low = ranks
         if rank is None:
             return None
         if low_rank is None:
@@ -254,10 +263,23 @@ class Queue(Part):
         return Place(int(max(0, before)) + 1, worker_id)
 
 
-def _ask_ranks(pipe: Any, job: Job, waiting: str, low: str) -> None:
-    """Asks for a job's rank among all of a queue and among those of low priority, and for the numbers of both."""
+_FIGURES = 7
+"""Number of answers for :func:`_ask_place`."""
+
+
+def _ask_place(pipe: Any, job: Job, queue: str | None) -> None:
+    """Asks for a job's rank among all of a queue and among those of low priority, for the numbers of both, and for those of the
+    endpoint's jobs that wait in other queues. ``queue``: a worker's own; None: the endpoint's.
+    """
+    waiting, low = keys.queued(job.endpoint), keys.of_endpoint(job.endpoint, "low")
+    if queue is not None:
+        waiting = keys.waiting(queue)
+        low = f"{waiting}:low"
+    elsewhere = keys.of_endpoint(job.endpoint, "pinned")
     pipe.zrank(waiting, job.id)
     pipe.zrank(low, job.id)
     pipe.zcount(low, "-inf", job.created_ms)
     pipe.zcard(waiting)
     pipe.zcard(low)
+    pipe.zcount(elsewhere, "-inf", job.created_ms)
+    pipe.zcard(elsewhere)

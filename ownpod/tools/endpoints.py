@@ -43,6 +43,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--ttl", "ttl", int, "Milliseconds that a job may take from its submission on."),
     ("--max-attempts", "maxAttempts", int, "Tries of a job whose worker is lost."),
     ("--max-queue-depth", "maxQueueDepth", int, "Jobs that may wait; 0: any number."),
+    ("--on-disconnect", "onDisconnect", str, "Jobs of OpenAI clients that leave: cancel or keep."),
     ("--network-volume-ids", "networkVolumeIds", str, "Ids of network volumes, with commas."),
     ("--data-center-ids", "dataCenterIds", str, "Ids of data centers, with commas."),
     ("--capacity", "capacity", int, "LB: requests that a worker gets at a time."),

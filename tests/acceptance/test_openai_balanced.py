@@ -1,113 +1,189 @@
-"""OpenAI's client against a load-balanced endpoint: its requests go through the front to the server's own paths."""
+"""OpenAI routes of load-balanced endpoints with all real processes: a server of OpenAI's API, HAProxy, `ownpod up`."""
 
+import json
 import sys
 from pathlib import Path
 
-import openai
 import pytest
-from helpers import Process, answers, wait_until
-from openai_workers import MODEL, Llm, Notes
+import requests
+from helpers import OwnPod, Process, answers, load_settings, wait_until
 
+from ownpod.configuration import load_endpoints
 from ownpod.processes import free_port
+from ownpod.registry import Registry
+from ownpod.store.client import connect
+from ownpod.store.fleet import Fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
-SERVER = Path(__file__).parent / "llm" / "llm_engine.py"
+PROGRAM = Path(__file__).with_name("openai_lb_server.py")
+KEY = {"Authorization": "Bearer secret"}
+
+
+class Rig:
+    """An OwnPod with the endpoints ``chat``, whose worker is :data:`PROGRAM`, ``cold`` without workers, and ``queue``."""
+
+    def __init__(self, directory: Path) -> None:
+        port = free_port()
+        self.server = f"http://127.0.0.1:{port}"
+        self._worker = Process(sys.executable, PROGRAM, port, log=directory / "worker.log")
+        wait_until(lambda: answers(f"{self.server}/ping"), 60, "the worker")
+        endpoints = {
+            "chat": {"type": "LB", "workers": [{"url": self.server, "id": "w1"}]},
+            "cold": {"type": "LB", "holdTimeout": 1},
+            "queue": {},
+        }
+        self.file = directory / "workers.yaml"
+        self.file.write_text(json.dumps({"endpoints": endpoints}))
+        self.ownpod = OwnPod(
+            directory,
+            OWNPOD_WORKERS_FILE=self.file,
+            OWNPOD_FRONT="on",
+            OWNPOD_API_KEYS="secret",
+        )
+
+    def ask(self, path, body=None, endpoint="chat", headers=KEY, **more):
+        url = f"{self.ownpod.base}/{endpoint}/openai/v1/{path}"
+        method = "GET" if body is None else "POST"
+        return requests.request(method, url, json=body, headers=headers, timeout=60, **more)
+
+    def chat(self, text, model="small", **more):
+        messages = [{"role": "user", "content": text}]
+        return {"model": model, "messages": messages, **more}
+
+    @property
+    def seen(self):
+        return requests.get(f"{self.server}/seen", timeout=10).json()
+
+    def allow(self):
+        requests.post(f"{self.server}/next", timeout=10).raise_for_status()
+
+    def health(self, endpoint="chat"):
+        return requests.get(f"{self.ownpod.base}/{endpoint}/health", headers=KEY, timeout=10).json()
+
+    def close(self) -> None:
+        self.ownpod.stop()
+        print(self.ownpod.output)
+        self._worker.kill()
+        print(self._worker.output)
 
 
 @pytest.fixture(scope="module")
-def ownpod(tmp_path_factory):
-    """The endpoint ``llm`` with two servers."""
-    directory = tmp_path_factory.mktemp("llm")
-    ports = {name: free_port() for name in ("w1", "w2")}
-    servers = [
-        Process(sys.executable, SERVER, log=directory / f"{name}.log", PORT=port)
-        for name, port in ports.items()
-    ]
-    workers = ", ".join(
-        f"{{id: {name}, url: 'http://127.0.0.1:{port}'}}" for name, port in ports.items()
-    )
-    file = directory / "workers.yaml"
-    file.write_text(f"endpoints: {{llm: {{type: LB, workers: [{workers}]}}}}\n")
-    found = None
-    try:
-        for port in ports.values():
-            wait_until(lambda port=port: answers(f"http://127.0.0.1:{port}/ping"), 40, "a server")
-        found = Llm(directory, OWNPOD_WORKERS_FILE=file, OWNPOD_FRONT="on", OWNPOD_API_KEYS="k")
-        yield found
-    finally:
-        if found is not None:
-            found.stop()
-            print(found.output)
-        for server in servers:
-            server.kill()
-            print(server.output[-2000:])
+def rig(tmp_path_factory):
+    made = Rig(tmp_path_factory.mktemp("openai"))
+    wait_until(lambda: made.health()["workers"]["ready"] == 1, 30, "a ready worker")
+    yield made
+    made.close()
 
 
-@pytest.fixture
-def client(ownpod):
-    with openai.OpenAI(base_url=ownpod.url("llm"), api_key="k") as found:
-        yield found
+def test_a_completion_and_the_model_list_are_the_servers_own(rig):
+    answer = rig.ask("chat/completions?a=1", rig.chat("hello there"))
+    assert answer.status_code == 200
+    assert answer.headers["X-Runpod-Worker-Id"] == "w1"
+    assert answer.json()["choices"][0]["message"]["content"] == "hello there"
+    assert rig.seen["paths"][-1] == "POST /v1/chat/completions?a=1"
+    headers = rig.seen["headers"]
+    assert headers["x-forwarded-prefix"] == "/v2/chat/openai"
+    assert "authorization" not in headers
+    models = rig.ask("models")
+    assert [row["id"] for row in models.json()["data"]] == ["small"]
+    direct = requests.get(f"{rig.server}/v1/models", timeout=10)
+    assert models.content == direct.content
 
 
-@pytest.fixture
-def notes(tmp_path):
-    return Notes(tmp_path)
+def test_the_servers_errors_pass_unchanged(rig):
+    missing = rig.ask("chat/completions", rig.chat("x", "none"))
+    assert missing.status_code == 404
+    assert missing.json()["error"]["message"] == "The model `none` does not exist."
+    busy = rig.ask("chat/completions", rig.chat("x", "busy"))
+    assert (busy.status_code, busy.headers["Retry-After"]) == (429, "7")
+    assert busy.json()["error"]["code"] == 429
+    wrong = rig.ask("nothing", {})
+    assert (wrong.status_code, wrong.json()) == (404, {"detail": "Not Found"})
 
 
-def said(text):
-    return {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+def test_events_arrive_when_the_server_sends_them(rig):
+    body = rig.chat("one two three", stream=True)
+    with rig.ask("chat/completions", body, stream=True) as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        lines = (line for line in answer.iter_lines() if line)
+        for word in ("one", "two", "three"):
+            # The server waits for this, so each event has arrived before the next one was made.
+            rig.allow()
+            event = json.loads(next(lines).removeprefix(b"data: "))
+            assert event["choices"][0]["delta"]["content"] == word
+        assert list(lines) == [b"data: [DONE]"]
+    assert answer.headers["X-Runpod-Worker-Id"] == "w1"
 
 
-def test_every_route_of_the_server_is_answered(client):
-    assert client.chat.completions.create(**said("hello")).choices[0].message.content == "hello"
-    assert client.completions.create(model=MODEL, prompt="to be").choices[0].text == "to be"
-    assert client.responses.create(model=MODEL, input="a b").output_text == "a b"
-    vectors = client.embeddings.create(model=MODEL, input=["four"]).data
-    assert vectors[0].embedding == [4.0, 0.5, -1.0]
-    assert [model.id for model in client.models.list()] == [MODEL]
+def test_a_client_that_leaves_is_seen_by_the_server(rig):
+    left = rig.seen["left"]
+    with rig.ask("chat/completions", rig.chat("a b", stream=True), stream=True) as answer:
+        lines = answer.iter_lines()
+        rig.allow()
+        assert b'"a"' in next(lines)
+        assert (rig.seen["open"], rig.seen["left"]) == (1, left)
+    wait_until(lambda: rig.seen["left"] == left + 1, 20, "the stream's end")
+    with pytest.raises(requests.Timeout):
+        requests.post(
+            f"{rig.ownpod.base}/chat/openai/v1/chat/completions",
+            json=rig.chat("wait"),
+            headers=KEY,
+            timeout=2,
+        )
+    wait_until(lambda: rig.seen["left"] == left + 2, 20, "the request's end")
+    wait_until(lambda: rig.health()["jobs"]["inProgress"] == 0, 20, "no open request")
 
 
-def test_words_arrive_while_the_server_works(client, notes):
-    text = notes.text("one two three", "pause")
-    stream = client.chat.completions.create(**said(text), stream=True)
-    words = (chunk.choices[0].delta.content for chunk in stream)
-    first = next(word for word in words if word)
-    assert (first, notes.signs()) == ("one", "+")
-    notes.go.touch()
-    assert first + "".join(word or "" for word in words) == "one two three"
+def test_errors_of_the_front_have_openais_shape(rig):
+    before = rig.seen["paths"]
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        refused = rig.ask("models", headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    late = rig.ask("chat/completions", rig.chat("x"), "cold")
+    assert (late.status_code, late.headers["Retry-After"]) == (503, "5")
+    assert late.json()["error"] == {
+        "message": "timed out waiting for worker",
+        "type": "server_error",
+        "param": None,
+        "code": None,
+    }
+    assert rig.seen["paths"] == before
 
 
-def test_the_servers_errors_pass_unchanged(client):
-    with pytest.raises(openai.NotFoundError) as caught:
-        client.chat.completions.create(**{**said("a"), "model": "other"})
-    assert caught.value.body["message"] == "The model `other` does not exist."
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(**said("a"), temperature=3)
-    with pytest.raises(openai.RateLimitError):
-        client.with_options(max_retries=0).chat.completions.create(**said("a !status=429"))
+def test_other_endpoints_are_the_apis(rig):
+    before = rig.seen["paths"]
+    assert rig.ask("models", endpoint="unknown").status_code == 404
+    for path in ("unknown/../chat", "unknown/%2e%2e/chat", "queue%2F..%2Fchat"):
+        raw = requests.Request("GET", rig.ownpod.base, headers=KEY).prepare()
+        raw.url = f"{rig.ownpod.base}/{path}/openai/v1/models"
+        with requests.Session() as session:
+            assert session.send(raw, timeout=20).status_code in {400, 404}
+    assert rig.seen["paths"] == before
 
 
-def test_a_client_that_leaves_stops_the_server(client, notes):
-    text = notes.text("one two", "pause")
-    with client.chat.completions.create(**said(text), stream=True) as stream:
-        next(stream)
-        notes.wait("+")
-    notes.wait("+x")
+def test_an_endpoint_that_comes_at_run_time_and_changes_its_type(rig):
+    settings = load_settings(REDIS_URL=rig.ownpod.redis_url, OWNPOD_WORKERS_FILE=rig.file)
+    worker = {"url": rig.server.replace("127.0.0.1", "localhost"), "id": "n1"}
 
+    def answering():
+        """Who answers: the server, or the API, for which this method makes no job."""
+        url = f"{rig.ownpod.base}/new/openai/v1/models"
+        answer = requests.delete(url, headers=KEY, timeout=60)
+        worker_id = answer.headers.get("X-Runpod-Worker-Id")
+        return worker_id or ("api" if answer.status_code in {404, 405} else None)
 
-def test_a_chat_keeps_its_worker(client, notes):
-    completions = client.chat.completions.with_raw_response
-    header = "X-Runpod-Worker-Id"
-    worker = completions.create(**said(notes.text("hello"))).headers[header]
-    for _ in range(6):
-        again = completions.create(**said(notes.text("hello")), extra_headers={header: worker})
-        assert again.headers[header] == worker
-    assert len(notes.workers()) == 1
-
-
-def test_a_wrong_key_and_an_unknown_endpoint_are_openais_errors(ownpod, client):
-    with pytest.raises(openai.AuthenticationError):
-        client.with_options(api_key="wrong").models.list()
-    with pytest.raises(openai.NotFoundError):
-        client.with_options(base_url=ownpod.url("another")).models.list()
+    with connect(rig.ownpod.redis_url) as client:
+        registry = Registry(load_endpoints(settings), Fleet(client), settings)
+        for _ in range(2):
+            registry.put_endpoint("new", {"type": "LB"})
+            registry.add("new", worker)
+            wait_until(lambda: answering() == "n1", 30, "the new endpoint")
+            assert rig.ask("models", endpoint="new").json()["object"] == "list"
+            registry.remove("n1")
+            registry.put_endpoint("new", {})
+            wait_until(lambda: answering() == "api", 30, "a queue")
+        registry.remove_endpoint("new")
+        wait_until(
+            lambda: rig.ask("models", endpoint="new").status_code == 404, 30, "the endpoint's end"
+        )

@@ -4,6 +4,7 @@ left. Also Celery's, gunicorn's and Flower's own commands on them.
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -498,6 +499,17 @@ def test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket()
     assert "answered by 2 workers, each with 1 request at a time at most" in said
     assert 'data: {"number": 4} after' in said
     assert "without a word:" in said
+
+
+@pytest.mark.timeout(580)
+def test_the_demo_of_openai_clients_asks_a_real_model():
+    # The first run in a tree downloads 130 MB.
+    said = demo("LLM=1", timeout=560)
+    assert "models: smollm2-135m-instruct" in said
+    assert re.search(r"\d+ tokens; the first after [\d.]+ s, then [\d.]+ tokens/s", said), said
+    assert re.search(r"job \S+: CANCELLED", said), said
+    assert "2 vectors of 576 numbers" in said
+    assert re.search(r'HTTP 400 \{"error": \{.*an array', said), said
 
 
 @pytest.mark.timeout(240)

@@ -18,6 +18,7 @@ ELSEWHERE = {
     "make demo": "test_the_demo_runs_once",
     "make demo PULL=1": "test_the_demo_runs_once",
     "make demo MANAGED=1": "test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back",
+    "make demo LLM=1": "test_the_demo_of_openai_clients_asks_a_real_model",
     "make demo LB=1": "test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket",
     "make demo SESSION=1": "test_the_demo_of_sessions_loads_its_model_once_and_ends_when_it_is_idle",
     "make demo SHARE=1": "test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle",

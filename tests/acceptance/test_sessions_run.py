@@ -208,6 +208,29 @@ def test_the_task_of_a_crashed_session_fails_and_no_other_worker_runs_it(start, 
     assert lines == ["a"]
 
 
+def test_a_session_that_asks_for_a_restart_keeps_its_id_its_device_and_its_queue(start):
+    client = start(idleTimeout=3)
+    session = client.open()
+    jobs = [
+        client.submit(session, text=str(number), do="refresh" if number == 1 else "echo")
+        for number in range(4)
+    ]
+    outputs = [client.output(job) for job in jobs]
+    before, after = outputs[:2], outputs[2:]
+    assert (
+        len({output["pid"] for output in before}) == len({output["pid"] for output in after}) == 1
+    )
+    assert before[0]["pid"] != after[0]["pid"]
+    assert [output["echo"] for output in after] == ["2", "3"]
+    assert {client.job(job).worker_id for job in jobs} == {session}
+    found = client.get(session)
+    assert (found.worker.tasks_done, found.worker.restart) == (4, 0)
+    assert len(client.held) == 1
+    # Its idle time ends it, as ever, and nothing is left.
+    assert client.killed(session).reason is Reason.IDLE_TIMEOUT
+    wait_until(lambda: not client.held and not processes_of(session), 20, "the device is free")
+
+
 def test_a_killed_node_costs_no_task_of_a_session(start, tmp_path):
     client = start()
     session, runs, go = client.open(), tmp_path / "runs", tmp_path / "go"

@@ -74,3 +74,17 @@ def answering(store, output, **options):
         worker.finish(output)
 
     return Answering(store, steps, **options)
+
+
+def error_of(response):
+    """The status, the message and the headers for repeating of an error in OpenAI's shape."""
+    assert response.content_type == "application/json"
+    (body,) = response.json.values()
+    assert body.keys() == {"message", "type", "param", "code"}
+    headers = response.headers
+    return (
+        response.status_code,
+        body["message"],
+        headers.get("x-should-retry"),
+        headers.get("Retry-After"),
+    )

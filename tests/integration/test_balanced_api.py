@@ -173,7 +173,7 @@ def test_a_queue_endpoint_has_its_type_and_no_front(api):
         ("POST", "purge-queue"),
         ("GET", "requests"),
         ("GET", "requests/none"),
-        ("POST", "openai/v1/chat/completions"),
+        ("GET", "openaix/v1/models"),
         ("GET", "ping"),
     ],
 )
@@ -186,6 +186,23 @@ def test_a_queue_route_of_a_load_balanced_endpoint_is_refused_as_by_runpod(api, 
     assert call(Authorization="Bearer web-key") == (400, REFUSED)
     assert call()[0] == 401
     assert call(Authorization="Bearer other")[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "v1/chat/completions"), ("GET", "v1/models")]
+)
+def test_an_openai_route_of_a_load_balanced_endpoint_names_the_front(api, method, path):
+    def call(**headers):
+        return api.open(f"/v2/web/openai/{path}", method=method, json={}, headers=headers)
+
+    for key in ("all", "web-key"):
+        answer = call(Authorization=f"Bearer {key}")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+        assert "front" in answer.json["error"]["message"]
+        assert answer.json["error"]["code"] == "no_front"
+    assert call().status_code == 401
+    assert call(Authorization="Bearer other").status_code == 401
 
 
 def test_a_path_of_the_front_is_a_404_that_names_the_front(api):

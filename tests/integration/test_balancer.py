@@ -7,8 +7,8 @@ import time
 
 import pytest
 import requests
-from balanced import KEY, WebWorker, front
 from helpers import wait_until
+from web_worker import KEY, WebWorker, front
 from websockets.sync.client import connect
 
 from ownpod.rules.balancing import Balancing, FrontState, Route, Server

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import requests
-from balanced import KEY, WebWorker, front
 from helpers import wait_until
+from web_worker import KEY, WebWorker, front
 
 from ownpod.front import balancer
 from ownpod.front.runtime import parse_table

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 import trustme
-from balanced import KEY, WebWorker, front
 from helpers import wait_until
+from web_worker import KEY, WebWorker, front
 from websockets.sync.client import connect
 
 from ownpod.errors import StartError

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import requests
-from balanced import KEY, WebWorker, front
 from helpers import wait_until
+from web_worker import KEY, WebWorker, front
 from websockets.sync.client import connect
 
 from ownpod.front.edge import SOCKET

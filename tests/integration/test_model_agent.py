@@ -266,6 +266,7 @@ def test_a_host_does_what_it_is_asked_to(server, managed, client, rig):
     stored.order("h", FETCH, source)
     wait_until(lambda: (host.agent.turn(), stored.read("h")[0] == {})[1], 20)
     assert host.models.store.find(source) is not None
+    assert stored.fetches(["h", "i"]) == {"h": {State.READY: 1}}
     managed.want(W, "ep", spec=spec(server))
     wait_until(host.started, 20)
     stored.order("h", REMOVE, source)
@@ -284,6 +285,7 @@ def test_an_order_that_fails_is_told_once_and_forgotten(server, client, rig):
     wait_until(lambda: (host.agent.turn(), stored.read("h")[0] == {})[1], 20)
     news = stored.news(["h"])["h"][0]
     assert (news.state, news.tries) == (State.FAILED, 1)
+    assert stored.fetches(["h"]) == {"h": {State.FAILED: 1}}
     assert "HTTP 404" in news.error
 
 

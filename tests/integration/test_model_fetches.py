@@ -17,7 +17,13 @@ import pytest
 from helpers import wait_until
 from model_server import COMMIT, model_server, sha256
 
-from ownpod.agent import model_downloads, model_sources, model_store
+from ownpod.agent import (
+    model_archives,
+    model_downloads,
+    model_process,
+    model_sources,
+    model_store,
+)
 from ownpod.agent.model_downloads import FetchError
 from ownpod.agent.model_fetch import Lines, fetch
 from ownpod.agent.model_orders import Options, Order
@@ -140,13 +146,13 @@ def test_an_archive_that_would_take_memory_is_refused(server, root, data, words)
 
 
 def test_the_headers_of_an_archive_are_not_kept(server, root, monkeypatch):
-    kept, extract = [], model_downloads._extract
+    kept, extract = [], model_archives._extract
 
     def extracted(tar, *args):
         kept.append(len(tar.members))
         extract(tar, *args)
 
-    monkeypatch.setattr(model_downloads, "_extract", extracted)
+    monkeypatch.setattr(model_archives, "_extract", extracted)
     server.files["/m.tar"] = archive(*((f"{n}", b"x") for n in range(9)))
     assert len(get(root, model(server, "/m.tar")).files) == 9
     assert max(kept) <= 1
@@ -178,7 +184,7 @@ def test_no_stall_is_seen_while_an_archive_is_unpacked_or_a_sum_is_checked(
         model_sources, "unpack", lambda *args: (seen.append(say._state), unpacks(*args))
     )
     monkeypatch.setattr(
-        model_downloads, "sum_of", lambda path: (seen.append(say._state), sums(path))[1]
+        model_downloads, "sum_of", lambda *args: (seen.append(say._state), sums(*args))[1]
     )
     server.files["/m.tar.gz"] = archive(("weights", DATA))
     fetch(order(root, model(server, "/m.tar.gz")), say)
@@ -187,6 +193,24 @@ def test_no_stall_is_seen_while_an_archive_is_unpacked_or_a_sum_is_checked(
     server.download = lambda _: (200, {}, json.dumps({"files": files}).encode())
     fetch(order(root, ModelSource("b", "file-service:"), options=service(server)), say)
     assert seen == [State.CHECKING, State.CHECKING]
+    # Each byte was progress, first of the archive, then of the sum.
+    assert say._checked == 2 * len(DATA)
+
+
+@pytest.mark.slow
+def test_a_check_that_makes_no_progress_is_ended(server, root, monkeypatch):
+    monkeypatch.setattr(model_process, "CHECKS", 0.2)
+    server.files["/model.bin"] = DATA
+    server.hold_at = 100_000
+    process = FetchProcess(order(root, model(server), options=Options(stall_s=10)), os.environ)
+    assert server.held.wait(20)
+    # Stands for a disk that does not answer.
+    with ModelStore(root).locked():
+        server.go.set()
+        states = [state for state, *_ in process.steps()]
+    assert states[-1] is State.CHECKING
+    end = process.end()
+    assert (end.error, end.again) == ("its check made no progress for 2 s", True)
 
 
 def test_an_archive_that_is_unpacked_as_it_comes_is_progress(server, root):
@@ -672,6 +696,60 @@ def test_what_is_here_of_a_model_counts_in_the_quota(server, root):
     with pytest.raises(FetchError, match="OWNPOD_MODELS_QUOTA"):
         get(root, model(server), quota=500_000)
     assert get(root, model(server), quota=600_000).size == len(DATA)
+
+
+def test_what_another_fetch_has_and_still_needs_counts_in_the_quota(server, root):
+    store, a, b = ModelStore(root), model(server, "/a", id="a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, 250_000, quota=500_000, stay=())
+        with pytest.raises(FetchError, match="being fetched"):
+            get(root, b, quota=500_000)
+        assert server.bytes_of("/b") == 0
+        # Its bytes on the disk are those that it needed before, and are counted once.
+        store.partial(a.key).mkdir()
+        (store.partial(a.key) / "a.part").write_bytes(bytes(100_000))
+        with pytest.raises(FetchError, match="being fetched"):
+            get(root, b, quota=500_000)
+        assert get(root, b, quota=550_000).size == len(DATA)
+
+
+def test_a_repository_that_is_being_fetched_counts_in_the_quota(server, root):
+    store, a, b = ModelStore(root), ModelSource("a", "hf://org/a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, 250_000, quota=500_000, stay=())
+        blob = root / "hub" / "models--org--a" / "blobs" / "one"
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(bytes(200_000))
+        with pytest.raises(FetchError, match="being fetched"):
+            get(root, b, quota=549_000)
+    # Its process has died, and its promise with it.
+    assert get(root, b, quota=549_000).size == len(DATA)
+
+
+def test_bytes_that_another_fetch_still_needs_are_not_free(server, root, monkeypatch):
+    usage = SimpleNamespace(total=1_000_000, used=400_000, free=600_000)
+    monkeypatch.setattr(model_store.shutil, "disk_usage", lambda _: usage)
+    store, a, b = ModelStore(root), model(server, "/a", id="a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, 300_000, quota=None, stay=())
+        with pytest.raises(FetchError, match="needed"):
+            get(root, b)
+    assert get(root, b).size == len(DATA)
+
+
+def test_a_part_that_no_fetch_continues_gives_way_and_a_wanted_one_stays(server, root):
+    store, a, b, c = ModelStore(root), *(model(server, f"/{n}", id=n) for n in ("a", "b", "c"))
+    server.files["/c"] = DATA
+    store.make()
+    for source in (a, b):
+        store.partial(source.key).mkdir()
+        (store.partial(source.key) / "cut.part").write_bytes(bytes(100_000))
+    assert get(root, c, quota=400_000, stay=(a.key,)).size == len(DATA)
+    assert store.partial(a.key).exists()
+    assert not store.partial(b.key).exists()
 
 
 def test_no_fetch_begins_while_a_model_is_removed(server, root, monkeypatch):

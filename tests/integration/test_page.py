@@ -29,7 +29,7 @@ def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(api):
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
         text = page.get_data(as_text=True)
     assert "http" not in text
-    for file in ("page.js", "chat.js", "page.css"):
+    for file in ("page.js", "openai.js", "chat.js", "page.css"):
         assert f'"/page/{file}"' in text
         with api.get(f"/page/{file}") as found:
             assert found.status_code == 200

@@ -94,7 +94,7 @@ def play(store, session, chunks, outcome):
         task_id = wait_until(next_task, 20, "a task")
         task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
         attempt = store.jobs.claim(task_id, worker_id=session, claim="t", lease_s=60)
-        store.journal.tell(task_id, "logs", {"log": "thinks", "level": "info"}, attempt=1)
+        store.journal.add(task_id, "logs", {"log": "thinks", "level": "info"}, attempt=1)
         store.chunks.add(task_id, 1, [json.dumps(chunk) for chunk in chunks])
         store.jobs.finish(attempt, outcome)
 

@@ -21,6 +21,7 @@ from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.fleet import Fleet
 from ownpod.store.managed import Managed
+from ownpod.store.offers import Offers, Result
 from ownpod.store.sessions import PICKED_MS, Sessions
 
 SPEC = ManagedSpec(
@@ -542,6 +543,62 @@ def test_other_jobs_are_told_nothing_of_a_session(rig, client):
     rig.submit(rig.open(owner="you"), "theirs")
     rig.ready()
     assert told(rig, "shared") == told(rig, "theirs") == []
+
+
+def test_a_session_that_asks_for_a_restart_is_started_anew_once_and_keeps_its_queue(rig):
+    offers = Offers(rig.client, gone_s=60)
+    session, wanted = rig.ready(idle_s=1), {"limit": 1, "in_progress": False}
+    assert not rig.managed.restarting(session, "h", "d2")
+    offers.take(session, rig.endpoint.id, "t1", **wanted)
+    ended = Result(Outcome(JobStatus.COMPLETED, output="1"), stopping=True)
+    offers.done(session, rig.endpoint.id, "run", ended)
+    rig.submit(session)
+    found = rig.sessions.get(session)
+    assert (found.worker.restart, found.status) == (1, Status.INITIALIZING)
+    assert offers.take(session, rig.endpoint.id, "t2", **wanted).stopping
+    assert not rig.managed.restarting(session, "other", "d2")
+    for _ in range(2):
+        # Repeated, as after a lost answer.
+        assert rig.managed.restarting(session, "h", "d2")
+    assert rig.client.hget(keys.managed(session), "key") == "d2"
+    for _ in range(2):
+        assert rig.managed.restarted(session, "h")
+    found = rig.sessions.get(session)
+    assert (found.worker.restart, found.queued, found.status) == (
+        2,
+        ("job-1",),
+        Status.INITIALIZING,
+    )
+    rig.set_ms(session, "active_ms", 10)
+    rig.store.jobs.cancel("job-1", rig.endpoint.id, reason="x")
+    assert not rig.sessions.end_private(found.worker, Reason.IDLE_TIMEOUT, how="idle")
+    # Its next process asks for a job.
+    assert not offers.take(session, rig.endpoint.id, "t3", **wanted).stopping
+    found = rig.sessions.get(session)
+    assert (found.worker.restart, found.status) == (0, Status.WAITING)
+    assert found.worker.active_ms > found.worker.ready_ms
+    assert not rig.managed.restarting(session, "h", "d3")
+
+
+def test_a_next_process_that_is_fast_may_ask_before_its_agent_reports_it(rig):
+    offers, session = Offers(rig.client, gone_s=60), rig.ready()
+    offers.take(session, rig.endpoint.id, "t1", limit=1, in_progress=False)
+    ended = Result(Outcome(JobStatus.COMPLETED, output="1"), stopping=True)
+    offers.done(session, rig.endpoint.id, "run", ended)
+    assert rig.managed.restarting(session, "h", "d2")
+    offers.take(session, rig.endpoint.id, "t2", limit=1, in_progress=False)
+    assert rig.managed.restarted(session, "h")
+    assert rig.sessions.get(session).worker.restart == 0
+
+
+def test_a_session_that_ends_meanwhile_is_not_started_anew(rig):
+    offers, session = Offers(rig.client, gone_s=60), rig.ready()
+    offers.take(session, rig.endpoint.id, "t1", limit=1, in_progress=False)
+    ended = Result(Outcome(JobStatus.COMPLETED, output="1"), stopping=True)
+    offers.done(session, rig.endpoint.id, "run", ended)
+    rig.sessions.end(session, drain=False)
+    assert not rig.managed.restarting(session, "h", "d2")
+    assert not rig.managed.restarted(session, "h")
 
 
 def test_a_session_takes_tasks_of_its_endpoint_and_owner_until_it_ends(rig):

@@ -13,7 +13,7 @@ from ownpod.agent.processes import ProcessEngine
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase
 from ownpod.rules.presets import OutputMode
-from ownpod.rules.templates import ManagedSpec, Protocol, Template, spec_text
+from ownpod.rules.templates import Limits, ManagedSpec, Protocol, Template, spec_text
 from ownpod.store import keys
 
 pytestmark = pytest.mark.slow
@@ -122,6 +122,17 @@ def test_a_client_cannot_have_a_secret_by_its_input(rig):
     code = "import os; print(os.environ['METADATA_X'])"
     job = rig.run(code, data={"x": "{{ SECRET_key }}"})
     assert json.loads(job.output) == "{{ SECRET_key }}\n"
+
+
+def test_a_task_that_needs_more_memory_than_its_limit_fails_with_it(rig):
+    eat = "print('up'); x = [bytearray(10_000_000) for _ in range(100)]; print('all')"
+    job = rig.run(eat, limits=Limits(memory_bytes=200 * 1024**2))
+    assert job.status is JobStatus.FAILED
+    # By a control group, or by the limit of each process.
+    assert "out of memory (limit 200m)" in job.error
+    assert rig.client.hget(keys.job(JOB), "code") == "oom"
+    assert rig.journal("worker")[-1]["oom"]
+    assert rig.text() == "up\n"
 
 
 def test_a_silent_task_ends_by_its_timeout(rig):

@@ -187,3 +187,10 @@ def test_the_shape_of_a_package_is_counted(tmp_path):
     assert (shape.broad_excepts, shape.excepts) == (1, 1)
     assert (shape.comments, shape.docstring_lines, shape.imports_in_functions) == (1, 2, 1)
     assert len(structure.measure(tmp_path).lengths) == 2
+
+
+def test_no_module_of_the_benchmark_has_the_name_of_a_module_of_the_tests():
+    # `bench` is in front of `tests` on the path of this process from this file on.
+    root = Path(__file__).parents[2]
+    ours = {file.name for file in (root / "tests").rglob("*.py")}
+    assert ours.intersection(file.name for file in (root / "bench").glob("*.py")) == set()

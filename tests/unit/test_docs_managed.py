@@ -22,13 +22,13 @@ def endpoints(tmp_path, text):
 def files():
     for name in (
         *("templates.md", "tutorial-managed.md"),
-        *("howto/docker-workers.md", "howto/load-balanced.md"),
+        *("howto/docker-workers.md", "howto/load-balanced.md", "howto/openai.md"),
     ):
         text = (ROOT / "docs" / name).read_text()
         found = re.findall(r"^```yaml\n(endpoints:.*?)^```$", text, re.MULTILINE | re.DOTALL)
         assert found, name
         yield from found
-    for name in ("managed", "sharing", "balanced"):
+    for name in ("managed", "sharing", "balanced", "worker-llm"):
         yield (ROOT / "examples" / name / "workers.yaml").read_text()
 
 

@@ -1,10 +1,13 @@
 """What an agent does next, rule by rule; the schedules by chance are in test_schedules.py."""
 
+from dataclasses import replace
+
 import pytest
 
-from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST_GPU, ORPHAN_S, Device, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.reconcile import (
     EMPTY_REDIS_S,
+    LOST_S,
     Adopt,
     Ended,
     Found,
@@ -12,9 +15,11 @@ from ownpod.rules.reconcile import (
     Knowledge,
     Launch,
     Remove,
+    Restart,
     Stop,
     await_front,
     end_reason,
+    first_lost,
     first_unknown,
     plan,
     unrecorded,
@@ -89,6 +94,63 @@ def test_a_worker_that_the_engine_does_not_have_any_more_has_vanished(phase):
 def test_a_draining_worker_is_stopped_when_it_can_get_no_job_and_has_none(busy, paused, expected):
     names = {"busy": {"w"} if busy else set(), "paused": {"w"} if paused else set()}
     assert steps("draining", runs(), **names) == expected
+
+
+@pytest.mark.parametrize("role", [Role.SHARED, Role.SESSION])
+@pytest.mark.parametrize("phase", ["starting", "ready"])
+def test_a_worker_whose_gpu_is_lost_for_some_time_has_failed(phase, role):
+    def after(lost_s):
+        known = Knowledge(lost_s={"w": lost_s}, busy={"w"})
+        records = {"w": record(phase, role=role)}
+        return plan(records, {"w": runs()}, instance_known=True, knowledge=known)
+
+    assert after(LOST_S - 0.1) == []
+    (stop,) = after(LOST_S)
+    assert (stop.failed, stop.quick, stop.reason[: len(LOST_GPU)]) == (True, True, LOST_GPU)
+
+
+def test_a_gpu_is_lost_from_when_it_was_first_seen_so():
+    devices = [Device("GPU-1", 0, "a", problem="lost: x"), Device("GPU-2", 1, "b", problem="used")]
+    workers = [record("ready", name, devices=(f"GPU-{name}",)) for name in "12"]
+    first = first_lost({}, workers, devices, 5.0)
+    assert first == {"1": 5.0}
+    assert first_lost(first, workers, devices, 9.0) == first
+    assert first_lost(first, workers, [replace(devices[0], problem="")], 9.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("restart", "found", "busy", "expected"),
+    [
+        (1, runs(), set(), [Restart("w")]),
+        (1, runs(), {"w"}, []),
+        # Its process has ended by itself, as the SDK's does.
+        (1, ended(0), {"w"}, [Restart("w")]),
+        (1, None, set(), [Restart("w")]),
+        # Its next process runs, and is to ask for a job in time.
+        (2, runs(age_s=99), set(), []),
+        (
+            2,
+            runs(age_s=101),
+            set(),
+            [Stop("w", "it did not ask for a job within 100 s of its start", failed=True)],
+        ),
+        (2, ended(1), set(), [Ended("w", "exit code 1", 1, failed=True)]),
+    ],
+)
+def test_a_worker_that_has_asked_for_a_restart_is_started_anew_once_it_has_no_job(
+    restart, found, busy, expected
+):
+    records = {"w": record("ready", restart=restart)}
+    known = Knowledge(busy=busy, init_timeout_s={"w": 100})
+    found = {"w": found} if found else {}
+    assert plan(records, found, instance_known=True, knowledge=known) == expected
+
+
+@pytest.mark.parametrize("phase", ["draining", "stopping"])
+def test_a_worker_that_leaves_is_not_started_anew(phase):
+    assert plan({"w": record(phase, restart=1)}, {"w": ended(0)}, instance_known=True) == [
+        Ended("w", "why", 0)
+    ]
 
 
 def test_a_worker_that_is_being_stopped_is_stopped_again_after_a_crash_of_the_agent():

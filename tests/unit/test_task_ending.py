@@ -72,6 +72,29 @@ def test_a_failure_has_its_reason_a_word_for_programs_and_the_exit_code(
     assert Ending.read(end.text()) == end
 
 
+@pytest.mark.parametrize(
+    ("last", "is_memory"),
+    [
+        ("MemoryError", True),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 7.45 GiB", True),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", True),
+        ("sh: 1: Cannot fork: Cannot allocate memory", True),
+        ("memory allocation of 1000000000 bytes failed", True),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("ValueError: no MemoryError here", False),
+    ],
+)
+def test_a_task_whose_own_limit_refused_it_memory_has_run_out_of_memory(last, is_memory):
+    end = ending(found(1), tail=["Traceback", last, ""], memory_bytes=512 * 1024**2)
+    assert (end.out_of_memory, end.code) == (is_memory, "oom" if is_memory else "handler")
+    if is_memory:
+        assert end.error == f"out of memory (limit 512m): {last}"
+        assert end.event()["oom"]
+    # Without a limit, or where the task has handled it, its words are no more than words.
+    assert not ending(found(1), tail=[last]).out_of_memory
+    assert not ending(found(0), tail=[last], memory_bytes=1024**3).out_of_memory
+
+
 def test_a_task_that_was_stopped_but_had_ended_well_is_completed():
     assert ending(found(0), stopped=True).status == JobStatus.COMPLETED
 

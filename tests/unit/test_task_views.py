@@ -7,7 +7,7 @@ import pytest
 from ownpod.rules.gpu_views import describe_device, difficulty_of, overall, resources_of
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.managed import AgentInfo, Device, Hold, ManagedWorker, Phase, Role
-from ownpod.rules.sessions import Status
+from ownpod.rules.sessions import Session, Status
 from ownpod.rules.task_views import (
     Placed,
     SessionView,
@@ -36,6 +36,10 @@ def worker(**changes):
         **changes,
     }
     return ManagedWorker("abcdefghijklmn", "m-p", "r", **values)
+
+
+def shown_of(**changes):
+    return describe_session(SessionView(Session(worker(**changes))))
 
 
 @pytest.mark.parametrize(
@@ -81,13 +85,12 @@ def test_a_job_that_is_no_task_is_shown_without_facts():
 
 def test_a_session_has_its_device_and_times():
     view = SessionView(
-        worker(ready_ms=MS, active_ms=MS, idle_s=300, queue_max=5),
-        "working",
-        running=("job-1",),
-        queued=("job-2", "job-3"),
+        Session(
+            worker(started_ms=MS - 3500, ready_ms=MS, active_ms=MS, idle_s=300, life_s=1),
+            running=("job-1",),
+            queued=("job-2", "job-3"),
+        ),
         placed=Placed("box", DEVICE),
-        expires_ms=MS,
-        load_s=3.5,
     )
     shown = describe_session(view)
     assert shown["gpu"] == {
@@ -99,30 +102,32 @@ def test_a_session_has_its_device_and_times():
         "simulated": False,
     }
     assert (shown["gpu_device_id"], shown["model_id"], shown["task_preset"]) == (1, "m", "p")
-    assert (shown["queue_size"], shown["current_task_id"]) == (2, "job-1")
-    assert (shown["expires_at"], shown["idle_expires_at"]) == (AT, None)
+    assert (shown["status"], shown["queue_size"]) == ("working", 2)
+    assert shown["current_task_id"] == "job-1"
+    assert shown["queued_task_ids"] == ["job-2", "job-3"]
+    assert (shown["expires_at"], shown["idle_expires_at"]) == ("2026-09-21T14:13:21.123Z", None)
     assert (shown["load_seconds"], shown["reason"]) == (3.5, None)
     assert "ending" not in shown
     assert "exit_code" not in shown
 
 
 def test_a_session_that_ends_has_its_reason_and_one_that_has_ended_its_exit_code():
-    drains = describe_session(
-        SessionView(worker(phase=Phase.DRAINING), "working", reason="max_lifetime")
-    )
+    drains = shown_of(phase=Phase.DRAINING, ending="max_lifetime")
     assert drains["ending"] == drains["reason"] == "max_lifetime"
-    over = worker(phase=Phase.STOPPED, stopped_ms=MS, exit_code=137, out_of_memory=True)
-    shown = describe_session(SessionView(over, "killed", reason="oom"))
+    over = {"phase": Phase.STOPPED, "stopped_ms": MS, "exit_code": 137, "out_of_memory": True}
+    shown = shown_of(**over)
+    assert (shown["status"], shown["reason"]) == ("killed", "oom")
+    assert "ending" not in shown
     assert (shown["ended_at"], shown["exit_code"], shown["oom"]) == (AT, 137, True)
 
 
 @pytest.mark.parametrize("about", ["", "{", "[1]", '{"labels": 1}'])
 def test_a_session_whose_description_cannot_be_read_is_shown(about):
-    assert describe_session(SessionView(worker(about=about), "waiting"))["model_id"] is None
+    assert shown_of(about=about)["model_id"] is None
 
 
 def test_an_instant_that_no_calendar_has_is_left_out():
-    assert describe_session(SessionView(worker(created_ms=10**17), "waiting"))["created_at"] is None
+    assert shown_of(created_ms=10**17)["created_at"] is None
 
 
 def test_the_difficulty_of_a_device_is_the_first_of_its_pools_that_is_one():

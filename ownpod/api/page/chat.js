@@ -1,10 +1,11 @@
 "use strict";
-// Talks to a preset. The id of the session stays in this tab, so that the model stays loaded between messages and reloads.
+// Talks to a preset with sessions, or by openai.js to a worker that speaks OpenAI's API. The id of a session stays in this
+// tab, so that its model stays loaded between messages and reloads.
 const RECONNECT_MS = 1000;
 const chats = {};
 
 // The events in the bytes of a stream, by the HTML standard: the last one is dropped if it is cut off.
-async function* eventsOf(stream) {
+async function* eventsOf(stream, parse = JSON.parse) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "", id = "", event = "", data = [];
   for (;;) {
@@ -15,7 +16,7 @@ async function* eventsOf(stream) {
     for (const line of lines.map((l) => l.replace(/\r$/, ""))) {
       const [, name, text] = /^([^:]*):? ?([^]*)$/.exec(line);
       if (!line) {
-        if (data.length) yield { id, event: event || "message", data: JSON.parse(data.join("\n")) };
+        if (data.length) yield { id, event: event || "message", data: parse(data.join("\n")) };
         event = "";
         data = [];
       } else if (name === "id") id = text;
@@ -29,6 +30,7 @@ function chatOf(name) {
   if (!chats[name]) {
     chats[name] = {
       name, session: sessionStorage.getItem(`ownpod-session-${name}`), log: document.createElement("div"), task: null, state: "",
+      models: keptModels(name), messages: [],
     };
   }
   return chats[name];
@@ -152,10 +154,11 @@ async function say(chat, preset, text) {
 }
 
 // Called at each refresh of the page, with the preset of the endpoint, if it is one with sessions.
-async function showChat(preset) {
-  at("chat").hidden = !preset;
-  if (!preset) return;
+async function showChat(preset = null) {
   const chat = chatOf(endpoint);
+  showOpenai(chat, !preset);
+  at("chat").hidden = !preset && !chat.models;
+  if (at("chat").hidden) return;
   if (at("chat-log").firstChild !== chat.log) at("chat-log").replaceChildren(chat.log);
   at("chat").dataset.preset = JSON.stringify(preset);
   showButtons(chat);
@@ -167,7 +170,8 @@ function showButtons(chat) {
   if (chat.name !== endpoint) return;
   at("chat-send").disabled = Boolean(chat.busy);
   at("chat-stop").hidden = !chat.busy;
-  at("chat-end").hidden = !chat.session;
+  at("chat-end").hidden = !chat.session && !chat.messages.length;
+  at("chat-end").textContent = chat.session ? "End session" : "New chat";
 }
 
 async function showSession(chat, id) {
@@ -194,7 +198,7 @@ function startChat() {
     at("chat-text").value = "";
     chat.busy = true;
     showButtons(chat);
-    await say(chat, preset, text);
+    await (preset ? say(chat, preset, text) : sayOpenai(chat, text));
     chat.busy = false;
     chat.task = null;
     showButtons(chat);
@@ -206,12 +210,15 @@ function startChat() {
     at("chat-form").requestSubmit();
   };
   at("chat-stop").onclick = () => {
-    const { task } = chatOf(endpoint);
+    const { task, abort } = chatOf(endpoint);
+    if (abort) abort.abort();
     if (task) call("POST", `tasks/${task}/cancel`, undefined, "/api/").catch((error) => { at("message").textContent = error.message; });
   };
   at("chat-end").onclick = async () => {
-    const { session } = chatOf(endpoint);
-    await call("DELETE", `sessions/${session}`, undefined, "/api/").catch((error) => { at("message").textContent = error.message; });
+    const chat = chatOf(endpoint), { session } = chat;
+    if (session) {
+      await call("DELETE", `sessions/${session}`, undefined, "/api/").catch((error) => { at("message").textContent = error.message; });
+    } else if (!chat.busy) forgetMessages(chat);
     refresh();
   };
 }

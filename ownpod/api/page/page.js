@@ -315,6 +315,7 @@ at("send").onsubmit = async (event) => {
   if (job) await open(job.id);
 };
 startChat();
+startOpenai();
 // The next refresh is scheduled after the end of this one, so that refreshes of a slow API do not overlap.
 async function poll() {
   if (!document.hidden) await refresh();
