@@ -29,7 +29,7 @@ def base(tmp_path_factory):
         OWNPOD_API_KEYS="k",
         OWNPOD_OPENAI_TIMEOUT_S=1,
         OWNPOD_OPENAI_BODY_MB=1,
-        OWNPOD_RATE_LIMITS='{"runsync": "1000/hour"}',
+        OWNPOD_RATE_LIMITS='{"runsync": "40/hour"}',
     )
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 30, "the API")
@@ -97,7 +97,7 @@ def test_more_requests_than_the_limit_are_refused_with_the_time_to_wait(client, 
     url = f"{base}/other/openai/v1/"
     strangers = client.with_options(base_url=url, max_retries=0, timeout=30)
     # Bodies that are refused count, too, and wait for nothing.
-    for _ in range(1000):
+    for _ in range(41):
         answer = requests.post(
             f"{url}chat/completions", data="[]", headers={"Authorization": "Bearer k"}, timeout=9
         )

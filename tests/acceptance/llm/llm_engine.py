@@ -69,8 +69,8 @@ class Order:
     @staticmethod
     def _text(route, body):
         found = body.get({CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input"}[route])
-        if isinstance(found, list) and found and isinstance(found[-1], dict):
-            found = found[-1].get("content")
+        if isinstance(found, list) and found:
+            found = found[-1].get("content") if isinstance(found[-1], dict) else found[-1]
             if isinstance(found, list):
                 found = "".join(part.get("text", "") for part in found)
         if not isinstance(found, str):
