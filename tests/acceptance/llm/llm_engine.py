@@ -2,8 +2,7 @@
 
 Words of the last message that begin with "!" are commands: ``!until=FILE`` and ``!pause=FILE`` (wait until this file exists,
 before or after the first word), ``!status=CODE`` (refuse), ``!break`` (an error event after the first word), ``!raise``,
-``!exit`` (the process ends after the first word), ``!note=FILE`` (append "+" at the start, "-" at the end, "x" if the
-client leaves, each with the number of the process).
+``!note=FILE`` (append "+" at the start, "-" at the end, "x" if the client leaves, each with the number of the process).
 
 As a program it is a load-balanced worker on PORT.
 """
@@ -70,8 +69,8 @@ class Order:
     @staticmethod
     def _text(route, body):
         found = body.get({CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input"}[route])
-        if isinstance(found, list) and found and isinstance(found[-1], dict):
-            found = found[-1].get("content")
+        if isinstance(found, list) and found:
+            found = found[-1].get("content") if isinstance(found[-1], dict) else found[-1]
             if isinstance(found, list):
                 found = "".join(part.get("text", "") for part in found)
         if not isinstance(found, str):
@@ -101,9 +100,6 @@ class Order:
             for number, token in enumerate(self.tokens):
                 if number == 1:
                     await self._wait("pause")
-                    if "exit" in self.commands:
-                        await asyncio.sleep(0.2)
-                        os._exit(1)
                     if "break" in self.commands:
                         raise Refused(500, "broken in the middle", "InternalServerError")
                 yield token
