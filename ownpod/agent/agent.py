@@ -95,6 +95,7 @@ class Agent:
         self._clock = clock
         self._token = this_process()
         self._unknown_since = dict[str, float]()
+        self._lost_since = dict[str, float]()
         self._silent_since: Mapping[str, float] = {}
         self._wanted_since = dict[str, float]()
         self._found: Mapping[str, Found] = {}
@@ -241,8 +242,12 @@ class Agent:
         self._silent_since = since = reconcile.await_front(
             self._silent_since, silent, draining, probed, now
         )
+        self._lost_since = reconcile.first_lost(
+            self._lost_since, records.values(), self._devices.read(), now
+        )
         knowledge = Knowledge(
             busy=busy,
+            lost_s={i: now - since for i, since in self._lost_since.items()},
             paused={i for i in paused if now - since.get(i, -math.inf) >= FRONT_SILENT_S},
             under_way=under_way,
             ended=self._ended(found.keys() - records.keys()),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ownpod.rules import devices as rules
 from ownpod.rules.devices import DeviceChoice, Difficulties, Use
-from ownpod.rules.managed import Device
+from ownpod.rules.managed import LOST, Device
 
 EVERY_S = 5.0
 """Seconds between two readings of NVML."""
@@ -311,7 +311,7 @@ class Devices:
         own = None if self._own_pids is None else self._own_pids()
         devices = [self._labelled(self._measured(gpu, own), *gpu.ids) for gpu in gpus]
         self._stale = self._stale or bool(gone)
-        return devices + [self._lost(gpu, "lost: NVML does not find it any more") for gpu in gone]
+        return devices + [self._lost(gpu, f"{LOST}NVML does not find it any more") for gpu in gone]
 
     def _lost(self, gpu: Gpu, problem: str) -> Device:
         return self._labelled(replace(gpu.device, problem=problem), *gpu.ids)
@@ -345,7 +345,7 @@ class Devices:
             # Handles of a lost GPU, or of one whose driver was restarted, do not work again.
             self._stale = True
             lost = error.value == nvml.NVML_ERROR_GPU_IS_LOST
-            return replace(gpu.device, problem=f"lost: {error}" if lost else f"NVML: {error}")
+            return replace(gpu.device, problem=f"{LOST}{error}" if lost else f"NVML: {error}")
         figures = {
             "memory_used_mb": memory and memory.used / MIB,
             "utilization_percent": rates and rates.gpu,

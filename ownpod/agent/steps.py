@@ -169,6 +169,10 @@ class Steps:
         devices = tuple(d for d in self._devices.read() if d.id in held)
         template = self._get_image(worker, spec)
         mount = self._mount(worker.id, spec.template)
+        suggested = dict(mount.env)
+        if worker.role is Role.SESSION:
+            # RunPod's SDK logs each output on its level debug, and the log lines of a session are events of its tasks.
+            suggested["RUNPOD_LOG_LEVEL"] = "INFO"
         env = environment(
             spec.template,
             worker_id=worker.id,
@@ -178,7 +182,7 @@ class Steps:
             devices=devices,
             labels=self._host.labels,
             balancing=spec.balancing,
-            suggested=mount.env,
+            suggested=suggested,
         )
         if worker.role is Role.SESSION:
             # The GPU service's variable.
@@ -225,7 +229,7 @@ class Steps:
             worker.id, self._host.name, url=started.url, health_port=started.health_port
         )
         if is_task:
-            self._tell_node(worker.id)
+            self._notify_node(worker.id)
         where = f" on {', '.join(device_ids)}" if device_ids else ""
         took_s = time.monotonic() - began
         log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
@@ -261,7 +265,7 @@ class Steps:
         )
         self._values.forget(worker.id)
 
-    def _tell_node(self, worker_id: str) -> None:
+    def _notify_node(self, worker_id: str) -> None:
         try:
             self._managed.tasks.started(worker_id)
         except RedisUnavailable as error:

@@ -107,7 +107,7 @@ class Filter:
         if not refuses:
             return True
         if coming is not None:
-            self._tell(worker, coming)
+            self._record_progress(worker, coming)
             return False
         reason = cannot_start(self._host, problem)
         if replaces(worker.reason, reason) and self._managed.waits(worker.id, reason):
@@ -126,7 +126,7 @@ class Filter:
         may_fetch = could_run(spec, info) and waited_s >= self._models.head_start_s
         return self._models.coming(worker.id, source, may_fetch=may_fetch)
 
-    def _tell(self, worker: ManagedWorker, coming: Coming) -> None:
+    def _record_progress(self, worker: ManagedWorker, coming: Coming) -> None:
         if not coming.words:
             return
         reason = cannot_start(self._host, coming.words)

@@ -14,11 +14,11 @@ from typing import Protocol
 
 from ownpod.agent.engine import Engine, EngineError, Found, Launch, Source
 from ownpod.errors import OwnPodError, RedisUnavailable
+from ownpod.rules.about import about_of
 from ownpod.rules.managed import ManagedWorker, Role
 from ownpod.rules.output import Mask
 from ownpod.rules.presets import OutputMode
 from ownpod.rules.secrets import SecretMissing
-from ownpod.rules.sessions import about_of
 from ownpod.rules.task_ending import LONGEST_TEXT, STOPPED, Ending, ending, failed, lost, output_of
 from ownpod.rules.task_input import variables
 from ownpod.rules.task_lines import Entry, Item

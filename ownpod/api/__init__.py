@@ -40,6 +40,7 @@ from ownpod.api import (
 )
 from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
+from ownpod.api.reports import Reports
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
@@ -118,9 +119,10 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         sessions=private,
         tasks=Tasks(submissions, private, store),
         readers=Readers(Attended(store.client)),
+        model_lists=ModelLists(store.client),
         replies=Replies(store.client),
         positions=Positions(store.queue, notices.wake),
-        model_lists=ModelLists(store.client),
+        reports=Reports(offers),
         managed=managed,
         fronts=fronts,
         models=ModelCalls(Models(store.client), registry, hosts.agents),

@@ -39,11 +39,6 @@ blueprint = Blueprint("openai", __name__, url_prefix="/v2/<id:endpoint_id>/opena
 
 METHODS = ["GET", "POST"]
 
-NO_FRONT = (
-    "the endpoint is load-balanced, and its requests are served by the front: this is the API without one. "
-    "Use the address of a front, or see `ownpod doctor` why none runs"
-)
-
 
 GONE = error(503, "the client has gone")
 """What is written to a connection that its client has closed."""
@@ -56,8 +51,6 @@ def call(endpoint_id: str, path: str) -> Response:
         # The routing takes HEAD where it takes GET, and a HEAD must not run a job.
         raise MethodNotAllowed(METHODS)
     endpoint = services().registry.endpoint(endpoint_id)
-    if endpoint.is_balanced:
-        return respond(error(404, NO_FRONT))
     try:
         route = route_of(path)
     except ValueError as problem:

@@ -31,16 +31,16 @@ def is_below(path: str) -> bool:
 def _shape(response: Response) -> Response:
     if response.status_code < 400 or response.is_streamed or not is_below(request.path):
         return response
-    body = _body(response)
-    if isinstance(body.get("error"), dict):
+    body, status = _body(response), response.status_code
+    if not isinstance(body.get("error"), dict):
+        text = body.get("detail") or body.get("error") or response.status
+        code = body.get("reason") or body.get("code") or CODES.get(status)
+        response.set_data(error_body(status, str(text), code=code and str(code).lower()))
+        response.mimetype = "application/json"
+    if "x-should-retry" in response.headers:
         return response
-    status = response.status_code
-    text = body.get("detail") or body.get("error") or response.status
-    code = body.get("reason") or body.get("code") or CODES.get(status)
-    response.set_data(error_body(status, str(text), code=code and str(code).lower()))
-    response.mimetype = "application/json"
     repeat = status in RETRY_AFTER_S
-    response.headers.setdefault("x-should-retry", "true" if repeat else "false")
+    response.headers["x-should-retry"] = "true" if repeat else "false"
     if repeat:
         response.headers.setdefault("Retry-After", RETRY_AFTER_S[status])
     return response

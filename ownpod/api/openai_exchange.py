@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ownpod.api.following import Following
 from ownpod.api.jobs import cancel_for
+from ownpod.api.openai_metrics import note_reply
 from ownpod.api.services import Services
 from ownpod.api.submissions import Submission, Submitted
 from ownpod.errors import AnswerLost, JobNotFound, OwnPodError, RedisUnavailable
@@ -70,14 +72,16 @@ class Exchange:
         wait_s: float,
     ) -> None:
         svc.notices.check_room()
-        self.began_s = time.monotonic()
-        self.first_s: float | None = None
+        self._streams = streams
+        self._began_s = time.monotonic()
+        self._first_s: float | None = None
         """When the first part of the output was there; None: there was none."""
-        self.tail = ""
+        self._tail = ""
+        self._completed: Job | None = None
         self.endpoint = submission.endpoint
         self._svc = svc
         self._request_id = submission.request_id
-        self._deadline = self.began_s + wait_s
+        self._deadline = self._began_s + wait_s
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._closed = self._ended = False
@@ -130,7 +134,7 @@ class Exchange:
             job = jobs.ended_job(notice) or jobs.get(self.job_id, self.endpoint)
             self.worker_id = job.worker_id
             if job.status.terminal:
-                self._ended = True
+                self._end(job)
                 reply = reply_of(job, self._chunks(job))
                 self._note(reply.body)
                 return reply
@@ -152,8 +156,9 @@ class Exchange:
 
     def _texts(self, rendering: Rendering) -> Iterator[str | Reply]:
         start, silent_s = (0, 0), time.monotonic()
+        following = Following(self._svc.store.chunks, self.job_id, self.endpoint, self._wait)
         while True:
-            part = self._svc.store.chunks.stream(self.job_id, self.endpoint, start)
+            part = following.read(start)
             job = part.job
             self.worker_id = job.worker_id
             if rendering.has_begun and _is_lost(job, start[0]):
@@ -166,7 +171,8 @@ class Exchange:
                 # A handler that reports an error ends by itself. If it does not, the sweep cancels the job.
                 self._owns = False
             if written:
-                self._note(written if isinstance(written, str) else written.body)
+                if isinstance(written, str):
+                    self._note(written)
                 yield written
                 silent_s = time.monotonic()
             if ends:
@@ -192,7 +198,7 @@ class Exchange:
                 return found
             written += rendering.text_of(chunk)
         if part.job.status.terminal:
-            self._ended = True
+            self._end(part.job)
             if not rendering.has_begun and (reply := reply_of(part.job)).is_error:
                 return reply
             written += rendering.end_of(part.job)
@@ -214,6 +220,26 @@ class Exchange:
                 self._cancel()
         finally:
             self._stack.close()
+        self._measure()
+
+    def _end(self, job: Job) -> None:
+        self._ended = True
+        if job.status is JobStatus.COMPLETED:
+            self._completed = job
+
+    def _measure(self) -> None:
+        """Adds a reply to the metrics, after it was sent."""
+        if self._completed is not None:
+            first_s = None
+            if self._streams and self._first_s is not None:
+                first_s = self._first_s - self._began_s
+            note_reply(
+                self._svc.replies,
+                self.endpoint,
+                first_s=first_s,
+                ran_ms=self._completed.ran_ms,
+                tail=self._tail,
+            )
 
     def _cancel(self) -> None:
         # Without Redis, the sweep cancels it later.
@@ -234,9 +260,9 @@ class Exchange:
             self._svc.readers.leave(self.job_id)
 
     def _note(self, text: str) -> None:
-        if self.first_s is None:
-            self.first_s = time.monotonic()
-        self.tail = (self.tail + text)[-TAIL:]
+        if self._first_s is None:
+            self._first_s = time.monotonic()
+        self._tail = (self._tail + text)[-TAIL:]
 
     def _pause(self, seconds: float) -> str:
         """Waits for an event of the job. Raises: ClientGone."""

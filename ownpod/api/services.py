@@ -13,6 +13,7 @@ from ownpod.api.held import HeldConnections
 from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
 from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
+from ownpod.api.reports import Reports
 from ownpod.api.submissions import Submissions
 from ownpod.api.task_submission import Tasks
 from ownpod.api.waiting import Waiting
@@ -55,9 +56,10 @@ class Services:
     sessions: Sessions
     tasks: Tasks
     readers: Readers
+    model_lists: ModelLists
     replies: Replies
     positions: Positions
-    model_lists: ModelLists
+    reports: Reports
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)
     first_requests: FirstRequests = field(default_factory=FirstRequests)

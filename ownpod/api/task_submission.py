@@ -14,14 +14,15 @@ from ownpod.errors import (
     SessionNotFound,
     SessionQueueFull,
 )
+from ownpod.rules.about import ANY_SESSION, about_of
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.jobs import new_job_id
 from ownpod.rules.managed import new_worker_id
-from ownpod.rules.presets import Preset
-from ownpod.rules.sessions import Reason, Session, about_of, reason_of, wish_for
+from ownpod.rules.presets import Preset, longest_wait_s
+from ownpod.rules.sessions import Reason, Session, reason_of, wish_for
 from ownpod.rules.task_views import TaskFacts, TaskType, task_facts
 from ownpod.rules.templates import ManagedSpec, spec_text
-from ownpod.store.sessions import Opened, Sessions, longest_wait_s
+from ownpod.store.sessions import Opened, Sessions
 from ownpod.store.store import Store
 
 MOST_OPENINGS = 5
@@ -145,6 +146,8 @@ class Tasks:
         self, wish: TaskWish, submission: Submission, client: Client
     ) -> TaskSubmitted:
         wanted = wish_for(wish.endpoint, wish.difficulty, wait_s=wish.wait_s)
+        if not wish.create_session:
+            wanted = replace(wanted, for_task=ANY_SESSION)
         for left in reversed(range(MOST_OPENINGS)):
             opened = self._sessions.open(
                 wanted,
@@ -185,7 +188,7 @@ class Tasks:
             raise BadRequest(
                 f"task_type: preset {preset.name!r} of model {preset.model_id!r} has sessions only"
             )
-        spec = preset.for_difficulty(spec, wish.difficulty)
+        spec = preset.for_difficulty(spec, wish.difficulty, at_once=True)
         difficulty = wish.difficulty or preset.difficulty
         if wish.wait_s == 0 and not self._sessions.has_room(spec):
             raise NoDeviceFree(difficulty)
@@ -200,6 +203,7 @@ class Tasks:
             preset=preset.name,
             difficulty=difficulty,
             output=preset.output.value,
+            spill=preset.later(wish.difficulty),
             wait_s=longest_wait_s(wish.wait_s),
         )
         # A worker whose job is not created, or was by an earlier request, is ended by housekeeping.

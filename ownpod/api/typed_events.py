@@ -12,6 +12,7 @@ from flask import Response, request
 
 from ownpod.api.services import Services, event_stream, services
 from ownpod.errors import BadRequest, EndpointNotFound, JobNotFound, RedisUnavailable
+from ownpod.rules.about import about_of
 from ownpod.rules.events import (
     Connection,
     Cursor,
@@ -24,7 +25,6 @@ from ownpod.rules.events import (
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Device, ManagedWorker, Phase, Role
 from ownpod.rules.managed_states import ManagedView, in_words
-from ownpod.rules.sessions import about_of
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +174,9 @@ def _devices(svc: Services, worker: ManagedWorker) -> dict[str, Any]:
     data["host"] = worker.host
     if worker.devices:
         device = _device(svc, worker.host, worker.devices[0])
+        if device is not None and device.pools and found not in device.pools:
+            # It has spilled to a device of another difficulty.
+            data["gpu_class"] = device.pools[0]
         if device is not None and not device.simulated:
             data |= {"gpu_id": device.index, "gpu_uuid": device.id, "gpu_name": device.name}
     return data

@@ -138,7 +138,7 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
             reason = _too_large(svc, "a chunk")
             svc.offers.spoil(worker_id, endpoint_id, run_id, reason)
             return
-        attempt = svc.offers.reported(worker_id, endpoint_id, run_id)
+        attempt = svc.reports.job_of(worker_id, endpoint_id, run_id)
         if attempt is not None:
             # One token for all tries: a try whose response was lost must not add the chunk twice.
             svc.store.chunks.add(*attempt, [_text(output_of(_parsed(body.whole)))], token=token)

@@ -63,6 +63,7 @@ def preset_endpoint(
         output=values["output"],
         session=None if _only_tasks(values) else _session(values.get("session") or {}, settings),
         spill=difficulties.spill,
+        spill_after=difficulties.spill_after,
         difficulties=difficulties.pools,
     )
     timeout_s = values.get("timeout_s", settings.task_timeout_s)

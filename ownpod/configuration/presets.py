@@ -200,13 +200,15 @@ class Difficulties:
 
     pools: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DIFFICULTIES))
     spill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    spill_after: Mapping[str, int] = field(default_factory=dict)
 
 
 class DifficultySchema(Keys):
-    error_messages = listing("pools", "spill")
+    error_messages = listing("pools", "spill", "spillAfter")
 
     pools = Parsed(parse_pools, "a list of pools, GPU names or least memories, like 40GB")
     spill = Parsed(parse_pools, "a list of difficulties", load_default=())
+    spill_after_s = whole(0, DAY_S, " of seconds", data_key="spillAfter", load_default=0)
 
 
 def parse_difficulties(content: Any) -> Difficulties:
@@ -217,14 +219,16 @@ def parse_difficulties(content: Any) -> Difficulties:
         raise ValidationError(
             "must be an object of difficulties by name, like `low: {spill: [high]}`"
         )
-    pools, spill = dict(DIFFICULTIES), {}
+    pools, spill, after = dict(DIFFICULTIES), {}, {}
     for name, given in content.items():
         if not isinstance(name, str) or not _DIFFICULTY.fullmatch(name):
             problem = "a difficulty's name must be letters, digits, dots, - and _, at most 63"
             raise ValidationError({str(name)[:80]: [problem]})
         values = _at(name, DifficultySchema(), {} if given is None else given)
         pools[name] = values.get("pools", (name,))
-        spill[name] = values["spill"]
+        spill[name], after[name] = values["spill"], values["spill_after_s"]
+        if after[name] and not spill[name]:
+            raise ValidationError({name: {"spillAfter": ["belongs to a difficulty with spill"]}})
     for name, others in spill.items():
         for other in others:
             if other not in pools or other == name:
@@ -238,7 +242,11 @@ def parse_difficulties(content: Any) -> Difficulties:
                         }
                     }
                 )
-    return Difficulties(pools, {name: others for name, others in spill.items() if others})
+    return Difficulties(
+        pools,
+        {name: others for name, others in spill.items() if others},
+        {name: seconds for name, seconds in after.items() if seconds},
+    )
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,21 @@ from collections.abc import Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.registry import Registry
+from ownpod.rules.about import about_of
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import SERVING, ManagedWorker, Role, new_worker_id
+from ownpod.rules.session_moves import Move, moves_to_idle
 from ownpod.rules.sessions import (
     End,
     Reason,
-    about_of,
+    Session,
     again,
     code_of,
     decide,
     ended_in_words,
     may_move,
 )
+from ownpod.rules.spill import spilled
 from ownpod.store.private import WaitingJob
 from ownpod.store.sessions import Sessions
 
@@ -58,7 +61,7 @@ class PrivateWorkers:
         Args:
             workers: the private workers that are not stopped.
         """
-        self._end_due([worker for worker in workers if worker.phase in SERVING])
+        sessions = self._end_due([worker for worker in workers if worker.phase in SERVING])
         presets = {e.id for e in self._registry.endpoints.values() if e.preset is not None}
         here = {worker.endpoint for worker in workers}
         if asked := presets | here | self._endpoints:
@@ -66,8 +69,10 @@ class PrivateWorkers:
             self._endpoints = here | waiting.keys()
             for endpoint, jobs in waiting.items():
                 self._settle(endpoint, jobs)
+            self._use_idle(sessions, [job for jobs in waiting.values() for job in jobs])
 
-    def _end_due(self, workers: Sequence[ManagedWorker]) -> None:
+    def _end_due(self, workers: Sequence[ManagedWorker]) -> Sequence[Session]:
+        """Ends workers. Returns those that stay."""
         tasks = [worker for worker in workers if worker.role is Role.TASK]
         over = dict(
             zip(
@@ -76,9 +81,13 @@ class PrivateWorkers:
                 strict=True,
             )
         )
-        for session in self._sessions.views(workers):
+        views, ended = self._sessions.views(workers), set[str]()
+        for session in views:
             end = decide(session, job_over=over.get(session.id))
+            if (pools := spilled(session.worker, session.now_ms)) is not None:
+                self._sessions.spill(session.id, pools)
             if end is not None and self._end(session.worker, end):
+                ended.add(session.id)
                 log.info(
                     "endpoint %s: %s %s ends: %s",
                     session.worker.endpoint,
@@ -86,6 +95,30 @@ class PrivateWorkers:
                     session.id,
                     end.words,
                 )
+        return [session for session in views if session.id not in ended]
+
+    def _use_idle(self, sessions: Sequence[Session], jobs: Sequence[WaitingJob]) -> None:
+        """Moves tasks from sessions without a device to idle ones, and ends sessions that have none left."""
+        of_session: defaultdict[str, list[WaitingJob]] = defaultdict(list)
+        for job in jobs:
+            of_session[job.worker_id].append(job)
+        for move in moves_to_idle(sessions, of_session):
+            try:
+                self._move_to_idle(move)
+            except RedisUnavailable:
+                raise
+            except OwnPodError:
+                # A record that cannot be read must not stop the others.
+                log.exception("job %s does not move to session %s", move.job, move.new.id)
+
+    def _move_to_idle(self, move: Move) -> None:
+        old, new = move.old, move.new
+        if not self._sessions.jobs.move(move.job, old.id, new.id):
+            return
+        log.info("job %s waits for session %s now, which is idle", move.job, new.id)
+        if move.last:
+            words = f"its task runs on session {new.id}"
+            self._sessions.end_private(old.worker, Reason.MANUAL, how="empty", words=words)
 
     def _end(self, worker: ManagedWorker, end: End) -> bool:
         how = _HOW.get(end.reason, "drain")
@@ -168,13 +201,14 @@ class PrivateWorkers:
         self._sessions.open_task(
             worker_id,
             worker.endpoint,
-            spec=preset.for_difficulty(spec, difficulty),
+            spec=preset.for_difficulty(spec, difficulty, at_once=True),
             job_id=job_id,
             owner=worker.owner,
             model_id=preset.model_id,
             preset=preset.name,
             difficulty=difficulty,
             output=preset.output.value,
+            spill=preset.later(difficulty),
             wait_s=worker.wait_s,
         )
         return worker_id

@@ -173,6 +173,15 @@ class Job:
                 record[name] = int(value)
         return cls(**record | {"status": JobStatus(record["status"])})
 
+    @property
+    def ran_ms(self) -> int | None:
+        """Ms of the last attempt, as its worker reports them, or as OwnPod has measured them. None: it has not ended."""
+        if self.started_ms is None or self.finished_ms is None:
+            return None
+        if self.execution_ms is not None:
+            return self.execution_ms
+        return max(0, self.finished_ms - self.started_ms)
+
     def answer(self) -> dict[str, Any]:
         """The answer to a client, without ``output`` (see :meth:`answer_json`).
 
@@ -181,9 +190,8 @@ class Job:
         body: dict[str, Any] = {"id": self.id, "status": self.status.value}
         if self.started_ms is not None:
             body["delayTime"] = max(0, self.started_ms - self.created_ms)
-        if self.started_ms is not None and self.finished_ms is not None:
-            ran_ms = max(0, self.finished_ms - self.started_ms)
-            body["executionTime"] = ran_ms if self.execution_ms is None else self.execution_ms
+        if (ran_ms := self.ran_ms) is not None:
+            body["executionTime"] = ran_ms
         if self.worker_id is not None or self.status.terminal:
             body["workerId"] = self.worker_id or ""
         if self.error is not None:

@@ -70,6 +70,12 @@ LOG_LINES = 50
 HOST_SILENT_S = 60.0
 """Seconds without a heartbeat of an agent after which its workers count as lost."""
 
+LOST = "lost: "
+"""The beginning of the problem of a GPU that NVML has no more."""
+
+LOST_GPU = "its GPU is lost"
+"""The beginning of the reason of a worker that was ended because of that."""
+
 ORPHAN_S = 60.0
 """Seconds after which an agent stops a container or process of its own that no record knows."""
 

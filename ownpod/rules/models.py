@@ -178,7 +178,7 @@ def check_file(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file of a model: its path within, its bytes, and its SHA-256 in hex; "": the source does not tell it."""
+    """A file of a model: its path within, its bytes, and its SHA-256 in hex; "": the source does not have it."""
 
     path: str
     size: int

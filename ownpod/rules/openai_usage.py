@@ -6,7 +6,6 @@ A worker reports the tokens at the end: in the body of a reply, or in the last e
 
 import json
 import re
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,28 +80,3 @@ def tokens_per_second(usage: Usage | None, ran_ms: float) -> float | None:
     if usage is None or usage.completion_tokens == 0 or ran_ms <= 0:
         return None
     return usage.completion_tokens * 1000 / ran_ms
-
-
-class Tail:
-    """The last characters of a stream: :data:`KEPT`, and at most one part more. The cost of a part does not depend on the stream's length."""
-
-    KEPT = 4096
-    """Number of characters: more than the last events have."""
-
-    def __init__(self) -> None:
-        self._parts: deque[str] = deque()
-        self._length = 0
-
-    def add(self, part: str) -> None:
-        """Appends a part of the stream's text."""
-        if len(part) > SEARCHED:
-            part = part[-SEARCHED:]
-        self._parts.append(part)
-        self._length += len(part)
-        while self._length - len(self._parts[0]) >= self.KEPT:
-            self._length -= len(self._parts.popleft())
-
-    @property
-    def text(self) -> str:
-        """The end of the stream."""
-        return "".join(self._parts)

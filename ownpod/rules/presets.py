@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from ownpod.preset_errors import UnknownDifficulty
 from ownpod.rules.templates import ManagedSpec
@@ -33,6 +34,16 @@ def device_wait_s(asked: int | None, configured: int | None, *, one_off: bool) -
     if asked is not None:
         return asked
     return configured if configured is not None or one_off else SESSION_WAIT_S
+
+
+UNPLACED_S = 60
+"""Seconds after which a worker ends that found a free device at once, but no host has taken it: the host may refuse its image, or
+its model cannot be had."""
+
+
+def longest_wait_s(wait_s: int | None) -> int:
+    """Seconds after which a wanted worker ends; 0: never. See :class:`ownpod.rules.sessions.SessionWish` for ``wait_s``."""
+    return 0 if wait_s is None else wait_s or UNPLACED_S
 
 
 class OutputMode(StrEnum):
@@ -95,6 +106,8 @@ class Preset:
     session: SessionLimits | None = SessionLimits()
     spill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Difficulties whose devices a task of a difficulty may also use, in order; empty: its own only."""
+    spill_after: Mapping[str, int] = field(default_factory=dict)
+    """Seconds for which a task of a difficulty waits for a device of its own before it spills; a missing one: 0."""
     difficulties: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DIFFICULTIES))
     """The pools of each difficulty that a task may name."""
 
@@ -103,8 +116,12 @@ class Preset:
         """Model and preset, for people."""
         return f"{self.model_id}/{self.name}"
 
-    def pools(self, difficulty: str | None = None) -> tuple[str, ...]:
-        """The pools of a task, in order of preference; None: of one that names no difficulty.
+    def pools(self, difficulty: str | None = None, *, at_once: bool = False) -> tuple[str, ...]:
+        """The pools of a task, in order of preference.
+
+        Args:
+            difficulty: None: of a task that names none.
+            at_once: only those that it has from the beginning.
 
         Raises:
             UnknownDifficulty: with those that there are.
@@ -112,12 +129,30 @@ class Preset:
         wanted = self.difficulty if difficulty is None else difficulty
         if wanted not in self.difficulties:
             raise UnknownDifficulty(wanted, sorted(self.difficulties))
-        names = (wanted, *self.spill.get(wanted, ()))
+        later = at_once and self.spill_after_s(wanted) > 0
+        names = (wanted, *(() if later else self.spill.get(wanted, ())))
         return tuple(dict.fromkeys(pool for name in names for pool in self.difficulties[name]))
 
-    def for_difficulty(self, spec: ManagedSpec, difficulty: str | None = None) -> ManagedSpec:
-        """A spec of this preset with the devices of a difficulty. Raises: UnknownDifficulty."""
+    def spill_after_s(self, difficulty: str | None = None) -> int:
+        """Seconds after which a task of a difficulty spills; 0: at once, or never. None: of a task that names none."""
+        return self.spill_after.get(self.difficulty if difficulty is None else difficulty, 0)
+
+    def later(self, difficulty: str | None = None) -> dict[str, Any]:
+        """What a worker's description keeps of the pools that a task has later, for :func:`ownpod.rules.spill.spilled`; {}: there are none.
+
+        Raises:
+            UnknownDifficulty: as :meth:`pools`.
+        """
         pools = self.pools(difficulty)
+        if pools == self.pools(difficulty, at_once=True):
+            return {}
+        return {"spill": list(pools), "spill_after_s": self.spill_after_s(difficulty)}
+
+    def for_difficulty(
+        self, spec: ManagedSpec, difficulty: str | None = None, *, at_once: bool = False
+    ) -> ManagedSpec:
+        """A spec of this preset with the devices of a difficulty. ``at_once``: as for :meth:`pools`. Raises: UnknownDifficulty."""
+        pools = self.pools(difficulty, at_once=at_once)
         return spec if spec.gpu is None else replace(spec, gpu=replace(spec.gpu, pools=pools))
 
 

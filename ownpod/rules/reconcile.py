@@ -6,10 +6,10 @@ devices in the records at least, and never loses them.
 """
 
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST, LOST_GPU, ORPHAN_S, Device, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 
 EMPTY_REDIS_S = 600.0
@@ -114,6 +114,7 @@ class Knowledge:
         ended: Redis has their record, as STOPPED; for example of a host that was silent for too long.
         unknown_s: seconds for which the agent has seen them without a record; a missing one: 0.
         init_timeout_s: seconds from a worker's start to its first request for a job; a missing one: RunPod's default.
+        lost_s: seconds for which a GPU of theirs has been lost; a missing one: none is.
         probed: they ask for no jobs, because the front sends them requests, once their health check is well.
     """
 
@@ -124,8 +125,12 @@ class Knowledge:
     ended: Collection[str] = frozenset()
     unknown_s: Mapping[str, float] = field(default_factory=dict)
     init_timeout_s: Mapping[str, float] = field(default_factory=dict)
+    lost_s: Mapping[str, float] = field(default_factory=dict)
     probed: Collection[str] = frozenset()
 
+
+LOST_S = 15.0
+"""Seconds after which a worker is ended whose GPU is lost: a driver that is loaded again has it back sooner."""
 
 FRONT_SILENT_S = 30.0
 """Seconds for which a draining worker that served requests stays although no front publishes its status: the front's HAProxy
@@ -216,6 +221,13 @@ def _of_server(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
         return _ended(record, found)
     if record.phase in {Phase.DRAINING, Phase.STOPPING} or record.id in known.stuck:
         return _leaving(record, known)
+    if known.lost_s.get(record.id, 0.0) >= LOST_S:
+        return Stop(
+            record.id,
+            f"{LOST_GPU}: NVML has not had it for {LOST_S:.0f} s",
+            failed=True,
+            quick=True,
+        )
     limit = known.init_timeout_s.get(record.id, float(DEFAULT_INIT_TIMEOUT_S))
     is_ready = record.phase is Phase.READY and not record.restart
     if not is_ready and found.age_s > limit:
@@ -279,6 +291,24 @@ def first_unknown(
 ) -> dict[str, float]:
     """When each found worker was first seen without a record, from the previous answer, on the agent's own clock."""
     return {i: before.get(i, now_s) for i in found if i not in records}
+
+
+def first_lost(
+    before: Mapping[str, float],
+    records: Iterable[ManagedWorker],
+    devices: Iterable[Device],
+    now_s: float,
+) -> dict[str, float]:
+    """Since when a GPU of workers is lost, from the previous answer, on the agent's own clock.
+
+    Args:
+        before: the previous answer.
+        records: the workers of this host.
+        devices: its devices, as read last.
+        now_s: the agent's clock.
+    """
+    lost = {device.id for device in devices if device.problem.startswith(LOST)}
+    return {w.id: before.get(w.id, now_s) for w in records if lost.intersection(w.devices)}
 
 
 def end_reason(found: Found) -> str:

@@ -4,15 +4,15 @@ The worker of a one-off task is private, too, and ends with its job.
 Source of the words and of the four states: the GPU service's ``SessionResponse``.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from ownpod.errors import BadRequest
+from ownpod.rules.about import ANY_SESSION, about, about_of
 from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST_GPU, SERVING, ManagedWorker, Phase, Role
 from ownpod.rules.placement import CANNOT_START
 from ownpod.rules.templates import ManagedSpec
 
@@ -91,6 +91,8 @@ class SessionWish:
         queue_max: tasks that may wait for it; 0: any number.
         wait_s: seconds for which it may wait for a device; None: any time, 0: it is refused when none is free.
         labels: the client's own words about it.
+        for_task: :data:`ANY_SESSION`; "": it was made for another reason.
+        spill: from :meth:`ownpod.rules.presets.Preset.later`.
     """
 
     endpoint: str
@@ -105,25 +107,14 @@ class SessionWish:
     from_created: bool = False
     wait_s: int | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
+    for_task: str = ""
+    spill: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def about(self) -> str:
         """JSON, see :attr:`ownpod.rules.managed.ManagedWorker.about`."""
-        return about(self.model_id, self.preset, self.difficulty, self.labels)
-
-
-def about(
-    model_id: str, preset: str, difficulty: str, labels: Mapping[str, Any], *, output: str = ""
-) -> str:
-    """What is known of a session or task, as JSON. ``output``: of a one-off task, what its plain lines are."""
-    values = {
-        "model_id": model_id,
-        "preset": preset,
-        "difficulty": difficulty,
-        "labels": dict(labels),
-        **({"output": output} if output else {}),
-    }
-    return json.dumps(values, sort_keys=True)
+        more = {"for_task": self.for_task, **self.spill}
+        return about(self.model_id, self.preset, self.difficulty, self.labels, **more)
 
 
 def wish_for(
@@ -154,7 +145,8 @@ def wish_for(
     limits = preset.session
     return SessionWish(
         endpoint=endpoint.id,
-        spec=preset.for_difficulty(spec, difficulty),
+        spec=preset.for_difficulty(spec, difficulty, at_once=True),
+        spill=preset.later(difficulty),
         model_id=preset.model_id,
         preset=preset.name,
         difficulty=preset.difficulty if difficulty is None else difficulty,
@@ -186,16 +178,8 @@ def again(worker: ManagedWorker, endpoint: Endpoint) -> SessionWish:
         queue_max=worker.queue_max,
         wait_s=worker.wait_s or None,
         labels=labels if isinstance(labels, dict) else {},
+        for_task=ANY_SESSION,
     )
-
-
-def about_of(worker: ManagedWorker) -> dict[str, Any]:
-    """What is known of a session or task: ``model_id``, ``preset``, ``difficulty``, ``labels``; {}: nothing."""
-    try:
-        found = json.loads(worker.about or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -345,7 +329,7 @@ def reason_of(worker: ManagedWorker) -> Reason | None:
     if worker.out_of_memory:
         return Reason.OOM
     if worker.failed:
-        return Reason.CRASHED if worker.ready_ms is not None else _start_failure(worker.reason)
+        return _failure(worker)
     if worker.ended_in:
         return Reason.HOST_LOST
     return Reason.SHUTDOWN if worker.reason == WORDS[Reason.SHUTDOWN] else Reason.MANUAL
@@ -359,6 +343,12 @@ _STARTS = (
     ("model", Reason.MODEL_FAILED),
 )
 """Parts of an agent's reasons, which are sentences for people."""
+
+
+def _failure(worker: ManagedWorker) -> Reason:
+    if worker.reason.startswith(LOST_GPU):
+        return Reason.GPU_LOST
+    return Reason.CRASHED if worker.ready_ms is not None else _start_failure(worker.reason)
 
 
 def _start_failure(text: str) -> Reason:

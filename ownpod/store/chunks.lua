@@ -44,7 +44,7 @@ function commands.progress()
   end
   redis.call('HSET', JOB .. ARGV[3], 'progress', ARGV[5])
   if #ARGV[5] <= JOURNAL_PROGRESS then
-    tell_once(token, ARGV[3], 'worker', '{"status":"working","progress":' .. ARGV[5] .. '}')
+    add_entry_once(token, ARGV[3], 'worker', '{"status":"working","progress":' .. ARGV[5] .. '}')
   end
   return 1
 end

@@ -11,7 +11,7 @@
 
 -- Adds an entry to a job's journal. `data` is the JSON of an object; with an `attempt` only while this is the job's
 -- last one. -> whether the job has not ended, and is in this attempt
-local function tell(id, event, data, attempt)
+local function add_entry(id, event, data, attempt)
   local key, list = JOB .. id, JOURNAL .. id
   local status, current, followed, first, bytes =
     unpack(redis.call('HMGET', key, 'status', 'attempt', 'followed', 'journal_first', 'journal_bytes'))
@@ -61,25 +61,25 @@ local function for_jobs_of(endpoint, worker_id, what)
 end
 
 -- The same for a step that has something else to do, which a key of a wrong type must not prevent.
-local function try_tell(id, event, data, attempt)
-  pcall(tell, id, event, data, attempt)
+local function try_add_entry(id, event, data, attempt)
+  pcall(add_entry, id, event, data, attempt)
 end
 
 -- Adds an entry to the journals of the jobs that wait in a worker's own queue or run on it.
-local function tell_waiting(endpoint, worker_id, event, data)
+local function add_entries(endpoint, worker_id, event, data)
   pcall(for_jobs_of, endpoint, worker_id, function(id, attempt)
-    try_tell(id, event, data, attempt)
+    try_add_entry(id, event, data, attempt)
   end)
 end
 
 -- The same, once for each token.
-local function tell_once(call, id, event, data, attempt)
+local function add_entry_once(call, id, event, data, attempt)
   local key = JOB .. id
   local calls = redis.call('HGET', key, 'journal_calls') or ''
   if string.find(calls, call, 1, true) then
     return true
   end
-  if not tell(id, event, data, attempt) then
+  if not add_entry(id, event, data, attempt) then
     return false
   end
   redis.call('HSET', key, 'journal_calls', string.sub(call .. ' ' .. calls, 1, JOURNAL_CALLS_LENGTH))
@@ -87,14 +87,14 @@ local function tell_once(call, id, event, data, attempt)
 end
 
 -- id, event, data, attempt or '' -> 1, or 0 if the job has ended, or is in another attempt
-function commands.tell()
-  return tell_once(token, ARGV[3], ARGV[4], ARGV[5], ARGV[6] ~= '' and ARGV[6] or nil) and 1 or 0
+function commands.add_entry()
+  return add_entry_once(token, ARGV[3], ARGV[4], ARGV[5], ARGV[6] ~= '' and ARGV[6] or nil) and 1 or 0
 end
 
 -- endpoint, worker id, event, data: adds an entry to the journals of the jobs that wait for this worker only, or run on it
-function commands.tell_waiting()
+function commands.add_entries()
   for_jobs_of(ARGV[3], ARGV[4], function(id, attempt)
-    tell_once(token, id, ARGV[5], ARGV[6], attempt)
+    add_entry_once(token, id, ARGV[5], ARGV[6], attempt)
   end)
   return 1
 end

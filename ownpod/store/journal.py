@@ -57,7 +57,7 @@ _FIELDS = (
 class Journal(Part):
     """Journals of jobs."""
 
-    def tell(
+    def add(
         self,
         job_id: str,
         event: str,
@@ -80,13 +80,13 @@ class Journal(Part):
         """
         number: int | str = "" if attempt is None else attempt
         call = call_token() if token is None else token
-        return bool(self._call("tell", call, job_id, event, json.dumps(data), number))
+        return bool(self._call("add_entry", call, job_id, event, json.dumps(data), number))
 
-    def tell_waiting(
+    def add_to_all(
         self, endpoint: str, worker_id: str, event: str, data: Mapping[str, Any]
     ) -> None:
         """Adds an entry to the journals of all jobs that wait in a worker's own queue, or run on the worker."""
-        self._call("tell_waiting", call_token(), endpoint, worker_id, event, json.dumps(data))
+        self._call("add_entries", call_token(), endpoint, worker_id, event, json.dumps(data))
 
     @redis_reads
     def read(self, job_id: str, endpoint: str, cursor: Cursor | None = None) -> Section:

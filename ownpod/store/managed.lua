@@ -172,7 +172,7 @@ function commands.waits()
     redis.call('HSET', record, 'fetched_ms', now)
     if is_news then
       local progress = {done = tonumber(ARGV[4]), total = tonumber(ARGV[5]), unit = 'bytes'}
-      tell_jobs(endpoint, 'fetching', {message = ARGV[3], progress = progress})
+      add_worker_entries(endpoint, 'fetching', {message = ARGV[3], progress = progress})
     end
   end
   return 1
@@ -222,7 +222,7 @@ function commands.place()
   redis.call('SADD', HOSTS .. host, worker)
   write_entry()
   -- The typed events of jobs that wait for this worker show their connection where this entry is.
-  tell_waiting(endpoint, worker, 'connection', '{}')
+  add_entries(endpoint, worker, 'connection', '{}')
   return 1
 end
 
@@ -242,7 +242,7 @@ function commands.progress()
   local phase, at, endpoint = known()
   if at == ARGV[3] and (phase == 'preparing' or phase == 'starting') then
     if ARGV[4] ~= '' and redis.call('HGET', record, 'reason') ~= ARGV[4] then
-      tell_jobs(endpoint, phase == 'preparing' and 'pulling' or 'initializing', {message = ARGV[4]})
+      add_worker_entries(endpoint, phase == 'preparing' and 'pulling' or 'initializing', {message = ARGV[4]})
     end
     redis.call('HSET', record, 'reason', ARGV[4])
     return 1
@@ -266,7 +266,7 @@ function commands.started()
   if phase == 'preparing' then
     redis.call('HSET', record, 'phase', 'starting', 'reason', '')
     -- The container of a one-off task is created later, when its node has claimed the job.
-    tell_jobs(endpoint, redis.call('HGET', record, 'role') == 'task' and 'initializing' or 'created')
+    add_worker_entries(endpoint, redis.call('HGET', record, 'role') == 'task' and 'initializing' or 'created')
   end
   write_entry()
   return 1
@@ -285,7 +285,7 @@ function commands.ready()
     redis.call('HSET', record, 'active_ms', now)
   end
   if role == 'session' then
-    tell_jobs(endpoint, 'ready', {load_seconds = math.max(0, now - (started or now)) / 1000})
+    add_worker_entries(endpoint, 'ready', {load_seconds = math.max(0, now - (started or now)) / 1000})
   end
   observe(endpoint, 'device', wanted, placed)
   observe(endpoint, 'prepare', placed, prepared)
@@ -344,7 +344,7 @@ function commands.stopped()
     count_failure(endpoint, reason, exit_code, log)
     redis.call('HINCRBY', ENDPOINT .. endpoint .. ':starts', 'failed', 1)
   end
-  tell_jobs(endpoint, failed == '1' and 'error' or 'stopped', {
+  add_worker_entries(endpoint, failed == '1' and 'error' or 'stopped', {
     exit_code = tonumber(exit_code), oom = ARGV[8] == '1' or nil, error = failed == '1' and reason or nil,
     message = failed ~= '1' and reason or nil
   })
@@ -360,7 +360,7 @@ function commands.lost()
     return 0
   end
   redis.call('HSET', record, 'ended_in', phase)
-  tell_jobs(redis.call('HGET', record, 'endpoint'), 'error', {error = ARGV[3]})
+  add_worker_entries(redis.call('HGET', record, 'endpoint'), 'error', {error = ARGV[3]})
   retire(host, ARGV[3])
   return 1
 end

@@ -45,7 +45,7 @@ function commands.append()
       redis.call('XADD', stream, '*', 't', now, 'm', ARGV[i], 'j', ARGV[i + 1])
       local id, attempt = job_of(ARGV[i + 1])
       if id then
-        try_tell(id, 'logs', ARGV[i + 2], attempt)
+        try_add_entry(id, 'logs', ARGV[i + 2], attempt)
       end
     end
     bytes = bytes + #ARGV[i]

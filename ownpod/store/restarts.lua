@@ -16,7 +16,7 @@ function commands.restarting()
   redis.call('HDEL', base, 'take', 'stopping')
   redis.call('PUBLISH', base, '@worker left')
   write_entry()
-  tell_jobs(endpoint, 'initializing', {message = 'it is started again, as it has asked for'})
+  add_worker_entries(endpoint, 'initializing', {message = 'it is started again, as it has asked for'})
   return 1
 end
 

@@ -2,7 +2,8 @@
 -- its constants, are in front, so ARGV[2] is the worker's id. sessions.py adds PICKED_MS.
 --
 -- MANAGED:<worker>          hash    of a private worker also: `role`, session or task, and the other fields that ManagedWorker has
---                                   for them; `picked_ms`, when a request without a session's id got this one
+--                                   for them; `picked_ms`, when a request without a session's id got this one; `first_pools`, what
+--                                   `pools` was before it spilled
 -- ENDPOINT<ep>:sessions     zset    ids of the endpoint's sessions that are not stopped, by created_ms
 
 -- How many jobs each worker of an endpoint runs.
@@ -24,8 +25,9 @@ end
 local function choose(endpoint, prefix, owner, pools)
   local running, best, best_ms, least, least_jobs = running_in(endpoint), '', -1, '', math.huge
   for _, id in ipairs(redis.call('ZRANGE', ENDPOINT .. endpoint .. ':sessions', 0, -1)) do
-    local phase, of, at, most, active_ms, picked_ms = unpack(redis.call('HMGET', MANAGED .. ':' .. id,
-      'phase', 'owner', 'pools', 'queue_max', 'active_ms', 'picked_ms'))
+    local phase, of, at, most, active_ms, picked_ms, first = unpack(redis.call('HMGET', MANAGED .. ':' .. id,
+      'phase', 'owner', 'pools', 'queue_max', 'active_ms', 'picked_ms', 'first_pools'))
+    at = first or at
     if RANK[phase or ''] and RANK[phase] < RANK.draining and of == owner and at == pools then
       local waiting = redis.call('ZCARD', WAITING .. prefix .. id)
       local jobs = waiting + (running[id] or 0)
@@ -97,6 +99,17 @@ function commands.open_task()
   return 1
 end
 
+-- worker, pools, as JSON -> 1: the worker, which is wanted, may have devices of these pools from now on, too
+function commands.spill()
+  if known() ~= 'wanted' then
+    return 0
+  end
+  redis.call('HSETNX', record, 'first_pools', redis.call('HGET', record, 'pools') or '[]')
+  redis.call('HSET', record, 'pools', ARGV[3])
+  notify('wanted')
+  return 1
+end
+
 -- worker, ms for which it stays although it is idle, or '' -> 1; 0: it takes no tasks
 function commands.keepalive()
   local phase = known()
@@ -110,7 +123,7 @@ function commands.keepalive()
   return 1
 end
 
--- worker, its own queue, reason, words, how: "idle", "life", "wait": only if that still is so; "drain": a running job ends by
+-- worker, its own queue, reason, words, how: "idle", "life", "wait", "empty": only if that still is so; "drain": a running job ends by
 -- itself; "kill": now -> 1: it takes no more jobs; 0: it is not to end, or ends already
 function commands.end_private()
   local own, reason, words, how = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -127,7 +140,7 @@ function commands.end_private()
       or redis.call('HEXISTS', record, 'restart') == 1 then
       return 0
     end
-  elseif how == 'wait' and phase ~= 'wanted' then
+  elseif (how == 'wait' or how == 'empty') and phase ~= 'wanted' or how == 'empty' and has_work(endpoint, own) then
     return 0
   end
   redis.call('HSETNX', record, 'ending', reason)

@@ -4,13 +4,16 @@ A session is a managed worker with the role SESSION, so its record, its moves an
 :class:`ownpod.store.managed.Managed`. Here are its creation, its end, and the jobs that wait for it.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ownpod.errors import NoDeviceFree, SessionEnded, SessionNotFound
+from ownpod.rules.about import about
 from ownpod.rules.managed import SERVING, WORKER_ID, ManagedWorker, Phase, Role
+from ownpod.rules.presets import longest_wait_s
 from ownpod.rules.residents import Waiting
 from ownpod.rules.sessions import (
     KEEPALIVE_FACTOR,
@@ -19,7 +22,6 @@ from ownpod.rules.sessions import (
     Reason,
     Session,
     SessionWish,
-    about,
     reason_of,
 )
 from ownpod.rules.sharing import free_slots, keep
@@ -42,10 +44,6 @@ from ownpod.store.store import Store
 PICKED_MS = 2000
 """Ms for which a session that was given to one task is not given to another as an idle one: the first one's job comes
 with the next command."""
-
-UNPLACED_S = 60
-"""Seconds after which a worker ends that found a free device at once, but no host has taken it: the host may refuse its image, or
-its model cannot be had."""
 
 MOST_TRIES = 10
 """Number of times that :meth:`Sessions.open` reads the devices again because others took some meanwhile."""
@@ -79,7 +77,7 @@ class Sessions:
             "sessions.lua",
             constants=MANAGED_CONSTANTS + constants(PICKED_MS=PICKED_MS),
             # The id of the worker is the fence: a second execution finds the worker of the first.
-            repeatable=("open", "open_task", "keepalive", "end_private"),
+            repeatable=("open", "open_task", "keepalive", "end_private", "spill"),
         )
 
     # Creation.
@@ -176,6 +174,7 @@ class Sessions:
         difficulty: str = "",
         labels: Mapping[str, Any] | None = None,
         output: str = "",
+        spill: Mapping[str, Any] | None = None,
         wait_s: int = 0,
     ) -> bool:
         """Wants the worker of a one-off task, which runs this job only. Its job is created afterwards, with the worker's id
@@ -192,13 +191,14 @@ class Sessions:
             difficulty: its pool.
             labels: the client's own words about it.
             output: what its plain lines are, a word of :class:`ownpod.rules.presets.OutputMode`; "": the default.
+            spill: from :meth:`ownpod.rules.presets.Preset.later`.
             wait_s: seconds for which it may wait for a device; 0: any time.
 
         Returns:
             False: another worker has this id.
         """
         _check_id(worker_id)
-        words = about(model_id, preset, difficulty, labels or {}, output=output)
+        words = about(model_id, preset, difficulty, labels or {}, output=output, **(spill or {}))
         arguments = (*wanted_arguments(endpoint, spec, None), owner, words, job_id, wait_s)
         return bool(self._script("open_task", worker_id, *arguments))
 
@@ -348,6 +348,13 @@ class Sessions:
 
     @broken_managed
     @redis_errors
+    def spill(self, worker_id: str, pools: Sequence[str]) -> bool:
+        """A wanted private worker may have devices of these pools from now on. False: an agent has taken it."""
+        _check_id(worker_id)
+        return bool(self._script("spill", worker_id, json.dumps(pools)))
+
+    @broken_managed
+    @redis_errors
     def end_private(
         self, worker: ManagedWorker, reason: Reason, *, how: str, words: str = ""
     ) -> bool:
@@ -356,7 +363,7 @@ class Sessions:
         Args:
             worker: its record.
             reason: why.
-            how: ``idle``, ``life`` or ``wait``: only if this still is so; ``drain``: a job that runs ends by itself;
+            how: ``idle``, ``life``, ``wait`` or ``empty`` (wanted, without jobs): only if this still is so; ``drain``: a job that runs ends by itself;
                 ``kill``: it is ended.
             words: for the worker's record; "": those of the reason.
 
@@ -376,11 +383,6 @@ class Sessions:
             self.jobs.end(
                 job_id, worker.id, f"session {worker.id} ended: {reason}", "session_ended"
             )
-
-
-def longest_wait_s(wait_s: int | None) -> int:
-    """Seconds after which a wanted worker ends; 0: never. See :class:`ownpod.rules.sessions.SessionWish` for ``wait_s``."""
-    return 0 if wait_s is None else wait_s or UNPLACED_S
 
 
 def _check_id(worker_id: str) -> None:

@@ -46,11 +46,11 @@ local function refusing(endpoint, release)
 end
 
 -- Adds what has happened to a private worker to the journals of the jobs that wait for it. `more`: further data.
-local function tell_jobs(endpoint, status, more)
+local function add_worker_entries(endpoint, status, more)
   if redis.call('HEXISTS', record, 'role') == 1 then
     local data = more or {}
     data.status, data.worker_id = status, worker
-    tell_waiting(endpoint, worker, 'worker', cjson.encode(data))
+    add_entries(endpoint, worker, 'worker', cjson.encode(data))
   end
 end
 

@@ -54,7 +54,7 @@ REPEATABLE = frozenset(
             "purge_some",
             "sample",
         ),
-        *("chunks", "progress", "save_cursor", "tell", "tell_waiting"),
+        *("chunks", "progress", "save_cursor", "add_entry", "add_entries"),
         *("end_job", "move_private"),
     }
 )

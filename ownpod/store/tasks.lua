@@ -77,7 +77,7 @@ end
 function commands.launched()
   if is_current() and redis.call('HSETNX', task, 'ran', 1) == 1 then
     for i = 6, #ARGV, 2 do
-      tell(ARGV[4], ARGV[i], ARGV[i + 1], ARGV[5])
+      add_entry(ARGV[4], ARGV[i], ARGV[i + 1], ARGV[5])
     end
   end
   return 1
@@ -111,7 +111,7 @@ function commands.append()
       redis.call('RPUSH', CHUNKS .. id, ARGV[i + 1])
       chunks = chunks + 1
     else
-      tell(id, ARGV[i], ARGV[i + 1], attempt)
+      add_entry(id, ARGV[i], ARGV[i + 1], attempt)
     end
   end
   redis.call('HSET', task, 'batch', ARGV[7], 'position', ARGV[8], 'state', ARGV[9])
@@ -145,7 +145,7 @@ function commands.done()
     if ARGV[8] ~= '' then
       redis.call('HSET', JOB .. id, 'code', ARGV[8])
     end
-    tell(id, 'worker', ARGV[9], attempt)
+    add_entry(id, 'worker', ARGV[9], attempt)
   end
   redis.call('PUBLISH', task, run .. ' DONE')
   return 1

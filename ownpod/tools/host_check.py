@@ -52,7 +52,9 @@ def _preset(endpoint: Endpoint, preset: Preset) -> str:
         *(["one-off tasks"] if preset.one_off else []),
     ]
     spill = preset.spill.get(preset.difficulty)
-    more = f", then {', '.join(spill)}" if spill else ""
+    after_s = preset.spill_after_s()
+    when = f" after {after_s} s" if after_s else ""
+    more = f", then {', '.join(spill)}{when}" if spill else ""
     return (
         f"{preset.title}: {' and '.join(kinds)}, endpoint {endpoint.id}, difficulty {preset.difficulty}{more}, "
         f"{f'image {image}' if image else 'no image'}"

@@ -1,5 +1,6 @@
 """The API of integration tests, in this process."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from helpers import RedisServer, load_settings
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stopped_notices() -> Iterator[None]:
+    """Fails if a subscription outlives its module: it would write a line each half second once its Redis has stopped."""
+    yield
+    threads = [thread for thread in threading.enumerate() if thread.name == "job-events"]
+    targets = [getattr(thread, "_target", None) for thread in threads]
+    notices = [getattr(target, "__self__", None) for target in targets]
+    assert [one for one in notices if one is not None and not one.stopped] == []
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from fake_engine import FakeEngine
@@ -14,14 +15,17 @@ from ownpod.agent.engine import EngineError, Found
 from ownpod.agent.steps import Host
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.devices import DeviceChoice
-from ownpod.rules.managed import ORPHAN_S, AgentInfo, Phase
+from ownpod.rules.jobs import JobStatus
+from ownpod.rules.managed import LOST_GPU, ORPHAN_S, AgentInfo, Phase
 from ownpod.rules.placement import pools_of
-from ownpod.rules.reconcile import EMPTY_REDIS_S
+from ownpod.rules.reconcile import EMPTY_REDIS_S, LOST_S
+from ownpod.rules.runs import Outcome
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
+from ownpod.store.offers import Offers, Result
 from ownpod.store.outputs import Outputs
 
 # They take a tenth of the time of all fast tests.
@@ -160,6 +164,52 @@ def test_a_template_that_this_engine_cannot_run_is_left_to_another_host(rig):
     rig.settle()
     assert rig.phase(W) is Phase.WANTED
     assert rig.managed.failures("ep").count == 0
+
+
+def test_a_worker_whose_gpu_is_lost_is_ended_and_its_device_is_not_given_to_another(rig):
+    rig.ready(spec=ON_GPU)
+    devices, lost = rig.agent._devices, "lost: NVML does not find it any more"
+    broken = tuple(
+        replace(device, problem=lost if device.id == "cpu-0" else "") for device in devices.read()
+    )
+    rig.agent._devices = SimpleNamespace(read=lambda: broken, problem="")
+    rig.settle()
+    assert rig.phase() is Phase.READY
+    rig.now_s += LOST_S
+    rig.turn_until(lambda: rig.phase() is Phase.STOPPED)
+    worker = rig.managed.get(W)
+    assert (worker.failed, worker.reason[: len(LOST_GPU)]) == (True, LOST_GPU)
+    rig.started(X, ON_GPU)
+    assert rig.managed.get(X).devices == ("cpu-1",)
+
+
+def asks_for_a_restart(rig, worker_id=W):
+    offers = Offers(rig.client, gone_s=60)
+    offers.take(worker_id, "ep", "t1", limit=1, in_progress=False)
+    done = Result(Outcome(JobStatus.COMPLETED, output="1"), stopping=True)
+    offers.done(worker_id, "ep", "run", done)
+
+
+def test_a_worker_that_asks_for_a_restart_is_started_again_with_its_device_and_another_key(rig):
+    rig.ready(spec=ON_GPU)
+    asks_for_a_restart(rig)
+    rig.turn_until(lambda: len(rig.engine.launched) == 2)
+    rig.turn_until(lambda: rig.managed.get(W).restart == 2)
+    first, second = rig.engine.launched
+    assert [device.id for device in second.devices] == ["cpu-0"]
+    assert first.env["RUNPOD_AI_API_KEY"] != second.env["RUNPOD_AI_API_KEY"]
+    assert (rig.phase(), rig.held()) == (Phase.READY, {(W, "cpu-0")})
+    rig.settle()
+    assert len(rig.engine.launched) == 2
+
+
+def test_a_worker_that_cannot_be_started_again_has_failed(rig):
+    rig.ready(spec=ON_GPU)
+    asks_for_a_restart(rig)
+    rig.engine.start_error = "no space left"
+    rig.turn_until(lambda: rig.phase() is Phase.STOPPED)
+    worker = rig.managed.get(W)
+    assert (worker.failed, worker.reason, rig.held()) == (True, "no space left", set())
 
 
 def test_a_worker_that_is_drained_during_its_start_is_ended_and_has_not_failed(rig):

@@ -113,7 +113,7 @@ def begun(client, task, session):
         assert managed.ready(session)
     attempt = store.jobs.claim(task, worker_id=session, claim="c", lease_s=60)
     store.chunks.add(attempt.job_id, attempt.number, ['"Hel"', '"lo"', "{}"])
-    store.journal.tell(
+    store.journal.add(
         task, "logs", {"log": f"a\n{FORGED}\r\nid: 1-end\n\ndata: x", "level": "info"}
     )
     return attempt

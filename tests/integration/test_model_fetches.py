@@ -10,6 +10,7 @@ import shutil
 import sys
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -588,7 +589,11 @@ def test_the_file_service_answers_with_an_archive_or_one_file(server, root):
 
 def test_a_file_service_without_downloads_is_read_by_its_list(server, root):
     server.files["/bucket/tiny/weights"] = DATA
-    manifest = get(root, ModelSource("tiny", "file-service:"), options=service(server))
+    source = ModelSource("tiny", "file-service:")
+    server.bucket = "weights"
+    with pytest.raises(FetchError, match="no files"):
+        get(root, source, options=service(server))
+    manifest = get(root, source, options=replace(service(server), service_bucket="weights"))
     assert path_of(root, manifest).read_bytes() == DATA
 
 

@@ -195,6 +195,11 @@ def test_a_request_that_no_worker_can_get_is_refused(api, method, path, status):
     assert (refused[0], refused[2]) == (status, "false")
 
 
+def test_a_request_to_a_load_balanced_endpoint_may_be_repeated_at_a_front(api):
+    refused = error_of(post(api, url="/v2/web/openai/v1/models"))
+    assert (refused[0], *refused[2:]) == (503, "true", "1")
+
+
 def test_head_makes_no_job(api, store):
     assert api.head("/v2/ep/openai/v1/models", headers=KEY).status_code == 405
     assert store.listing.recent("ep", status=None, before=None, limit=1)[0] == []

@@ -49,7 +49,7 @@ def test_all_streams_of_a_job_cost_one_read(store):
         assert all(follower.follows(jobs[job_id]) for follower, job_id in followers)
         store.jobs.cancel("job-1", "ep", reason="x")
         assert all(event.wait(30) for event in woken.values())
-        # Their streams read the new position, and tell it.
+        # Their streams read the new position, and show it.
         assert not any(follower.follows(jobs[job_id]) for follower, job_id in followers)
     assert all(len(asked) == len(set(asked)) for asked in queue.asked)
 

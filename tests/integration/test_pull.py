@@ -195,12 +195,14 @@ def test_a_result_ends_the_run_with_or_without_a_node_and_a_later_one_changes_no
 
 def test_another_process_goes_on_with_a_run(worker, running, pulls, client, api):
     assert taken(pulls) == ["job-1"]
-    subscribe = partial(Notices(client, keys.pull("w")).subscribe, end_only=False)
+    notices = Notices(client, keys.pull("w"))
+    subscribe = partial(notices.subscribe, end_only=False)
     after = PullWorker(worker_spec("pull:w", id="w"), Exchange(pulls, subscribe), gone_s=60)
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(after.wait, "job-1", Listener(), adopted=True)
         post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
         assert "1" in {f.result(5).output for f in (running, again) if not f.exception(5)}
+    notices.stop()
 
 
 def test_a_result_is_there_for_the_next_node_when_this_one_dies_with_it(

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from helpers import load_settings, wait_until
+from helpers import load_settings, new_job, wait_until
 from test_sessions_store import ENDPOINT, SPEC, Rig
 
 from ownpod.errors import SessionEnded, SessionQueueFull
@@ -14,16 +14,16 @@ from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.scaler import Scaler
 from ownpod.housekeeping.sessions import PrivateWorkers
 from ownpod.registry import Registry
+from ownpod.rules.about import ANY_SESSION
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed import Phase, Role, new_worker_id
-from ownpod.rules.presets import Preset, SessionLimits
+from ownpod.rules.presets import UNPLACED_S, Preset, SessionLimits
 from ownpod.rules.runs import Outcome
 from ownpod.rules.sessions import Reason, Status
 from ownpod.rules.templates import Scaling
 from ownpod.store import keys
 from ownpod.store.agents import Agents, Wakeups
 from ownpod.store.fleet import Fleet
-from ownpod.store.sessions import UNPLACED_S
 
 
 class Ending(Rig):
@@ -43,6 +43,11 @@ class Ending(Rig):
 
     def once(self):
         self.private.once([w for w in self.managed.list() if w.is_private])
+
+    def ready_of(self, session_id):
+        self.place(session_id)
+        assert self.managed.started(session_id, "h")
+        assert self.managed.ready(session_id)
 
     def idle_out(self, session_id):
         self.set_ms(session_id, "active_ms", 10_000)
@@ -378,6 +383,79 @@ def test_left_pins_leave_the_tasks_of_sessions_to_their_housekeeping(rig):
     rig.once()
     (other,) = [s for s in rig.sessions.list() if s.takes_tasks]
     assert other.queued == ("job-1",)
+
+
+def test_a_task_that_waits_for_a_device_goes_to_a_session_that_becomes_idle(rig):
+    busy = rig.ready()
+    rig.submit(busy, "running")
+    attempt = rig.claim(busy, "running")
+    waits, fresh = rig.open(reuse=False, for_task=ANY_SESSION), rig.open(reuse=False)
+    rig.submit(waits, "any", movable=True)
+    rig.submit(fresh, "new", movable=True)
+    rig.once()
+    assert rig.sessions.get(waits).queued == ("any",)
+    rig.finish(attempt)
+    rig.once()
+    assert rig.sessions.get(busy).queued == ("any",)
+    assert rig.claim(busy, "any", token="u").number == 1
+    # The session that was made for it is not needed; the one that its client wanted stays.
+    ended = rig.sessions.get(waits)
+    assert (ended.status, ended.reason) == (Status.KILLED, Reason.MANUAL)
+    assert ended.worker.reason == f"its task runs on session {busy}"
+    assert rig.sessions.get(fresh).queued == ("new",)
+
+
+def test_a_session_that_got_another_task_meanwhile_is_not_ended_as_empty(rig):
+    session = rig.open(reuse=False, for_task=ANY_SESSION)
+    worker = rig.sessions.get(session).worker
+    rig.submit(session)
+    assert not rig.sessions.end_private(worker, Reason.MANUAL, how="empty")
+    rig.store.jobs.cancel("job-1", rig.endpoint.id, reason="x")
+    assert rig.sessions.end_private(worker, Reason.MANUAL, how="empty")
+    placed = rig.open(reuse=False, for_task=ANY_SESSION)
+    rig.place(placed)
+    assert not rig.sessions.end_private(rig.sessions.get(placed).worker, Reason.MANUAL, how="empty")
+
+
+def test_a_session_spills_after_its_time_and_is_found_as_before(client):
+    preset = Preset("llama", "chat", spill={"low": ("high",)}, spill_after={"low": 30})
+    rig = Ending(client, endpoint=replace(ENDPOINT, preset=preset))
+    session = rig.open()
+    assert rig.managed.get(session).pools == ("low",)
+    rig.once()
+    assert rig.managed.get(session).pools == ("low",)
+    rig.set_ms(session, "created_ms", 31)
+    rig.once()
+    assert rig.managed.get(session).pools == ("low", "high")
+    for _ in range(2):
+        assert rig.sessions.spill(session, ("low", "high"))
+    rig.ready_of(session)
+    assert not rig.sessions.spill(session, ("any",))
+    # A task of the same difficulty finds it.
+    assert rig.open() == session
+
+
+def test_a_one_off_task_spills_after_its_time(client):
+    preset = Preset("llama", "chat", spill={"low": ("high",)}, spill_after={"low": 30})
+    rig = Ending(client, endpoint=replace(ENDPOINT, preset=preset))
+    worker = new_worker_id()
+    later = preset.later()
+    spec = preset.for_difficulty(SPEC, at_once=True)
+    assert rig.sessions.open_task(
+        worker, "llama-chat", spec=spec, job_id="j", owner="", spill=later
+    )
+    rig.set_ms(worker, "created_ms", 29)
+    rig.once()
+    assert rig.managed.get(worker).pools == ("low",)
+    rig.set_ms(worker, "created_ms", 31)
+    # Its model was fetched meanwhile, and it has waited for a device only since.
+    rig.set_ms(worker, "fetched_ms", 5)
+    rig.store.jobs.create(new_job("j", "llama-chat", private=worker))
+    rig.once()
+    assert rig.managed.get(worker).pools == ("low",)
+    rig.set_ms(worker, "fetched_ms", 31)
+    rig.once()
+    assert rig.managed.get(worker).pools == ("low", "high")
 
 
 def test_a_task_waits_for_its_session_while_its_queue_is_full(rig):

@@ -452,7 +452,7 @@ def test_a_task_is_shown_in_the_gpu_services_words(api, client, store):
     ready(client, task["session_id"])
     attempt = store.jobs.claim(task_id, worker_id=task["session_id"], claim="c", lease_s=60)
     for n in range(12):
-        store.journal.tell(task_id, "logs", {"log": f"line {n}", "level": "info"})
+        store.journal.add(task_id, "logs", {"log": f"line {n}", "level": "info"})
     shown = api.get(f"/api/tasks/{task_id}").json
     assert (shown["status"], shown["job_status"]) == ("running", "IN_PROGRESS")
     assert shown["container_id"] == f"ownpod-{task['session_id']}"

@@ -47,14 +47,14 @@ def logs(store, cursor=None, job_id="job-1"):
 
 
 def log(store, text, attempt=None, job_id="job-1", **options):
-    return store.journal.tell(job_id, "logs", {"log": text}, attempt=attempt, **options)
+    return store.journal.add(job_id, "logs", {"log": text}, attempt=attempt, **options)
 
 
 # --- in Redis
 
 
 def test_entries_and_chunks_are_one_stream_in_the_order_in_which_they_came(store):
-    store.journal.tell("job-1", "worker", {"status": "created"})
+    store.journal.add("job-1", "worker", {"status": "created"})
     attempt = claim(store)
     log(store, "a", 1)
     store.chunks.add("job-1", 1, ['"one"', '{"two": 2}'])
@@ -172,7 +172,7 @@ def test_the_jobs_that_wait_for_a_worker_or_run_on_it_are_told(store):
     store.jobs.create(new_job("elsewhere", queue=store.messages.own_queue("ep", X)))
     claim(store, "runs", W)
     store.jobs.finish(claim(store, "ended", W, "t2"), DONE, slot_free=False)
-    store.journal.tell_waiting("ep", W, "worker", {"status": "pulling"})
+    store.journal.add_to_all("ep", W, "worker", {"status": "pulling"})
     told = [
         job_id
         for job_id in ("job-1", "waits", "runs", "ended", "elsewhere")

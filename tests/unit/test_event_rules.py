@@ -72,7 +72,7 @@ class World:
 
     # What happens to the job.
 
-    def tell(self, name: str = "logs") -> None:
+    def entry(self, name: str = "logs") -> None:
         if self.job.status.terminal:
             return
         value = {"log": f"line {self.dropped + len(self.entries)}"}
@@ -123,13 +123,13 @@ class World:
     def placed(self) -> None:
         """Its worker gets its place on a host."""
         if self.job.attempt == 0:
-            self.tell("connection")
+            self.entry("connection")
 
     def move(self) -> None:
         self.connection = replace(self.connection, position=self.connection.position % 3 + 1)
 
 
-STEPS = ("tell", "chunk", "claim", "requeue", "finish", "retry", "place", "placed", "move")
+STEPS = ("entry", "chunk", "claim", "requeue", "finish", "retry", "place", "placed", "move")
 
 
 def run(steps: str) -> World:
@@ -145,7 +145,7 @@ def shown(found) -> list[str]:
 
 
 def test_the_events_of_a_job_come_in_the_order_of_the_rules():
-    world = run("tell place tell claim tell chunk chunk tell")
+    world = run("entry place entry claim entry chunk chunk entry")
     world.chunk("7")
     world.finish()
     assert shown(world.events()) == [
@@ -201,7 +201,7 @@ def test_a_waiting_job_shows_each_position_once():
 
 def test_the_connection_stands_where_the_worker_got_its_place_for_a_client_that_was_cut_off_too():
     world, seen = World(), []
-    for step in ("move", "tell", "placed", "tell", "claim", "chunk", "finish"):
+    for step in ("move", "entry", "placed", "entry", "claim", "chunk", "finish"):
         getattr(world, step)()
         seen += world.events(parse(seen[-1].id) if seen else None)
     assert shown(seen)[1:6] == [
@@ -237,7 +237,7 @@ def test_a_job_that_waits_for_a_session_which_was_there_says_so_once():
 
 
 def test_a_client_of_an_older_attempt_gets_the_last_one_from_its_beginning():
-    world = run("claim tell chunk requeue tell claim chunk tell")
+    world = run("claim entry chunk requeue entry claim chunk entry")
     expected = [
         "2-0.2r worker restarted",
         "2-0.2c connection session_ready",
@@ -253,7 +253,7 @@ def test_a_lost_attempt_shows_the_queue_again_and_then_the_restart():
     world = run("claim chunk requeue")
     seen = world.events(Cursor(1, 0, 0))
     assert shown(seen) == ["1-1.0 text_delta", "1-1.0q1 connection queued"]
-    world.tell()
+    world.entry()
     seen = world.events(parse(seen[-1].id))
     assert shown(seen) == ["1-1.1q1 logs"]
     world.claim()
@@ -346,7 +346,7 @@ def test_log_lines_have_the_time_of_the_entry_unless_they_have_their_own():
 )
 def test_an_entry_that_cannot_be_read_is_passed_over(text):
     assert parse_entry(text) is None
-    world = run("claim tell")
+    world = run("claim entry")
     world.entries.insert(0, text)
     assert shown(world.events())[-1] == "1-0.2 logs"
 
@@ -367,7 +367,7 @@ def test_any_other_text_is_no_cursor(text):
 def test_entries_that_were_dropped_are_counted_once():
     world = World(most=3)
     for _ in range(8):
-        world.tell()
+        world.entry()
     found = world.events()
     assert json.loads(found[1].data)["log"] == "5 earlier lines dropped"
     assert [json.loads(e.data)["log"] for e in found[2:]] == ["line 5", "line 6", "line 7"]
@@ -378,11 +378,11 @@ def test_entries_that_were_dropped_are_counted_once():
 
 
 def test_a_cursor_of_no_attempt_or_of_an_earlier_submission_begins_again():
-    world = run("claim tell finish")
+    world = run("claim entry finish")
     assert shown(world.events(Cursor(7, 3, 2))) == shown(world.events())
     world.retry()
     assert shown(world.events(parse("1-end"))) == ["0-0.1q1 connection queued"]
-    world.tell()
+    world.entry()
     assert shown(world.events()) == ["0-0.1q1 connection queued"]
     world.claim()
     assert shown(world.events())[1:] == [
@@ -396,12 +396,12 @@ STORIES = st.lists(st.sampled_from(STEPS), max_size=40)
 
 
 @example(
-    ["claim", "chunk", "tell", "requeue", "tell", "claim", "tell", "chunk", "finish"],
+    ["claim", "chunk", "entry", "requeue", "entry", "claim", "entry", "chunk", "finish"],
     1,
     False,
 )
 @example(["claim", "chunk", "chunk", "requeue"], 1, False)
-@example(["tell", "tell", "move"], 1, True)
+@example(["entry", "entry", "move"], 1, True)
 @given(STORIES, st.integers(1, 3), st.booleans())
 def test_a_stream_that_is_cut_at_any_event_goes_on_with_exactly_the_rest(steps, chunks, found):
     world = World(most=5, found=found)
@@ -433,7 +433,7 @@ def lasting(events) -> list:
 @given(st.lists(st.sampled_from([s for s in STEPS if s != "retry"]), max_size=40), st.randoms())
 def test_a_client_that_was_there_all_the_time_has_what_one_that_was_cut_off_gets(steps, random):
     world, seen, cursor = World(), [], None
-    for step in [*steps, "claim", "chunk", "tell", "finish"]:
+    for step in [*steps, "claim", "chunk", "entry", "finish"]:
         getattr(world, step)()
         if random.random() < 0.7:
             new = world.events(cursor)

@@ -1,11 +1,10 @@
 """Tokens of replies of OpenAI routes: bodies and streams of several workers, and the end of a stream."""
 
 import json
-import random
 
 import pytest
 
-from ownpod.rules.openai_usage import SEARCHED, Tail, Usage, tokens_per_second, usage_of
+from ownpod.rules.openai_usage import SEARCHED, Usage, tokens_per_second, usage_of
 
 CHAT = {"id": "c", "object": "chat.completion", "choices": [{"message": {"content": "hello"}}]}
 COUNTS = {"prompt_tokens": 9, "total_tokens": 21, "completion_tokens": 12}
@@ -71,30 +70,6 @@ def test_many_places_that_look_like_reports_are_not_all_parsed():
     parsed = '{"usage": {"prompt_tokens": 1}}' + '"usage": {}' * 15
     assert usage_of(parsed) == Usage(1, 0)
     assert usage_of(parsed + '"usage": {}') is None
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_end_of_a_stream_has_its_report_however_it_is_split(seed):
-    chance = random.Random(seed)
-    pieces = [event(choices=[{"delta": {"content": f"word {n} "}}]) for n in range(500)]
-    whole = "".join([*pieces, event(choices=[], usage=COUNTS), "data: [DONE]\n\n"])
-    tail, at = Tail(), 0
-    while at < len(whole):
-        length = chance.choice([1, 3, 40, 200, 9000])
-        tail.add(whole[at : at + length])
-        at += length
-        assert len(tail.text) < Tail.KEPT + 9000
-        assert tail.text == whole[:at][-len(tail.text) :] or not tail.text
-    assert len(tail.text) >= Tail.KEPT
-    assert usage_of(tail.text) == Usage(9, 12)
-
-
-def test_of_a_very_long_part_only_the_end_is_kept():
-    tail = Tail()
-    tail.add("x" * 1_000_000 + "end")
-    tail.add("")
-    assert len(tail.text) == SEARCHED
-    assert tail.text.endswith("xend")
 
 
 def test_a_rate_needs_tokens_and_a_duration():

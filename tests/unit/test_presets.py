@@ -288,6 +288,20 @@ def test_difficulties_have_pools_and_spill_in_order(load):
     assert preset.for_difficulty(endpoint.managed, "low").gpu.pools == preset.pools("low")
 
 
+def test_a_difficulty_may_spill_after_some_time(load):
+    more = {"difficulties": {"low": {"spill": ["high"], "spillAfter": 30}}}
+    endpoint = load(one(), more=more)["m-p"]
+    preset = endpoint.preset
+    assert preset.pools("low") == ("low", "high")
+    assert preset.pools("low", at_once=True) == ("low",)
+    assert preset.for_difficulty(endpoint.managed, at_once=True).gpu.pools == ("low",)
+    assert preset.later() == {"spill": ["low", "high"], "spill_after_s": 30}
+    assert preset.later("high") == {}
+    at_once = load(one(), more={"difficulties": {"low": {"spill": ["high"]}}})["m-p"].preset
+    assert at_once.pools(at_once=True) == ("low", "high")
+    assert at_once.later() == {}
+
+
 def test_devices_of_a_host_with_presets_have_a_difficulty(load):
     more = {"difficulties": {"huge": {"pools": ["80GB"]}}}
     endpoints = load(one(), more=more).values()
@@ -442,6 +456,8 @@ def test_a_wrong_preset_is_one_line_with_its_place_and_what_is_allowed(
         ({"low": {"to": []}}, "difficulties.low.to", "the keys are pools, spill"),
         ({"low": {"spill": ["hard"]}}, "difficulties.low.spill", "must be some of high"),
         ({"low": {"spill": ["low"]}}, "difficulties.low.spill", "no other difficulty"),
+        ({"low": {"spillAfter": 30}}, "difficulties.low.spillAfter", "a difficulty with spill"),
+        ({"low": {"spillAfter": "x"}}, "difficulties.low.spillAfter", "whole number of seconds"),
         ({"low": {"pools": []}}, "difficulties.low.pools", "a list of pools"),
     ],
 )

@@ -1,10 +1,13 @@
 """What an agent does next, rule by rule; the schedules by chance are in test_schedules.py."""
 
+from dataclasses import replace
+
 import pytest
 
-from ownpod.rules.managed import ORPHAN_S, Hold, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST_GPU, ORPHAN_S, Device, Hold, ManagedWorker, Phase, Role
 from ownpod.rules.reconcile import (
     EMPTY_REDIS_S,
+    LOST_S,
     Adopt,
     Ended,
     Found,
@@ -16,6 +19,7 @@ from ownpod.rules.reconcile import (
     Stop,
     await_front,
     end_reason,
+    first_lost,
     first_unknown,
     plan,
     unrecorded,
@@ -90,6 +94,28 @@ def test_a_worker_that_the_engine_does_not_have_any_more_has_vanished(phase):
 def test_a_draining_worker_is_stopped_when_it_can_get_no_job_and_has_none(busy, paused, expected):
     names = {"busy": {"w"} if busy else set(), "paused": {"w"} if paused else set()}
     assert steps("draining", runs(), **names) == expected
+
+
+@pytest.mark.parametrize("role", [Role.SHARED, Role.SESSION])
+@pytest.mark.parametrize("phase", ["starting", "ready"])
+def test_a_worker_whose_gpu_is_lost_for_some_time_has_failed(phase, role):
+    def after(lost_s):
+        known = Knowledge(lost_s={"w": lost_s}, busy={"w"})
+        records = {"w": record(phase, role=role)}
+        return plan(records, {"w": runs()}, instance_known=True, knowledge=known)
+
+    assert after(LOST_S - 0.1) == []
+    (stop,) = after(LOST_S)
+    assert (stop.failed, stop.quick, stop.reason[: len(LOST_GPU)]) == (True, True, LOST_GPU)
+
+
+def test_a_gpu_is_lost_from_when_it_was_first_seen_so():
+    devices = [Device("GPU-1", 0, "a", problem="lost: x"), Device("GPU-2", 1, "b", problem="used")]
+    workers = [record("ready", name, devices=(f"GPU-{name}",)) for name in "12"]
+    first = first_lost({}, workers, devices, 5.0)
+    assert first == {"1": 5.0}
+    assert first_lost(first, workers, devices, 9.0) == first
+    assert first_lost(first, workers, [replace(devices[0], problem="")], 9.0) == {}
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ownpod.errors import BadRequest
+from ownpod.rules.about import ANY_SESSION, about
 from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role
+from ownpod.rules.managed import LOST_GPU, SERVING, ManagedWorker, Phase, Role
 from ownpod.rules.presets import Preset, SessionLimits
 from ownpod.rules.sessions import (
     HOPELESS,
@@ -16,7 +17,6 @@ from ownpod.rules.sessions import (
     Reason,
     Session,
     Status,
-    about,
     again,
     code_of,
     decide,
@@ -174,6 +174,7 @@ def test_clients_see_four_states(changes, status):
         ({"ending": "idle_timeout", "failed": True}, Reason.IDLE_TIMEOUT),
         ({"failed": True}, Reason.CRASHED),
         ({"failed": True, "out_of_memory": True}, Reason.OOM),
+        ({"failed": True, "reason": f"{LOST_GPU}: NVML has"}, Reason.GPU_LOST),
         ({"failed": True, "ready_ms": None, "reason": "exit code 1"}, Reason.START_FAILED),
         (
             {
@@ -231,7 +232,9 @@ def test_a_wish_has_the_presets_limits_and_the_pools_of_its_difficulty():
     worker = replace(READY, about=wish.about, idle_s=1, life_s=2, queue_max=3)
     same = again(worker, endpoint)
     assert (same.idle_s, same.life_s, same.queue_max) == (1, 2, 3)
-    assert same.about == wish.about == about("llama", "chat", "low", {"who": "x"})
+    assert wish.about == about("llama", "chat", "low", {"who": "x"})
+    # It is made for a task that has moved once already.
+    assert same == replace(wish, idle_s=1, life_s=2, queue_max=3, for_task=ANY_SESSION)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""A run that has just been reported is not looked up again, for a short time."""
+
+import pytest
+
+from ownpod.api import reports
+from ownpod.api.reports import Reports
+
+
+class Offers:
+    """Runs with their jobs and attempts, and how often they were asked for."""
+
+    def __init__(self, **runs):
+        self.runs, self.asked = runs, []
+
+    def reported(self, worker_id, endpoint, run_id):
+        self.asked.append((worker_id, endpoint, run_id))
+        return self.runs.get(run_id)
+
+
+def test_a_run_is_looked_up_once_for_many_chunks():
+    offers = Offers(r=("job", 2))
+    found = Reports(offers)
+    assert [found.job_of("w", "ep", "r") for _ in range(3)] == [("job", 2)] * 3
+    assert offers.asked == [("w", "ep", "r")]
+
+
+def test_a_run_is_looked_up_again_after_a_while(monkeypatch):
+    monkeypatch.setattr(reports, "FRESH_S", 0.0)
+    offers = Offers(r=("job", 1))
+    found = Reports(offers)
+    assert found.job_of("w", "ep", "r") == ("job", 1)
+    offers.runs = {}
+    assert found.job_of("w", "ep", "r") is None
+    assert len(offers.asked) == 2
+
+
+def test_another_workers_run_is_not_found_by_its_id():
+    offers = Offers(r=("job", 1))
+    found = Reports(offers)
+    found.job_of("w", "ep", "r")
+    offers.runs = {}
+    assert found.job_of("x", "ep", "r") is None
+    assert found.job_of("w", "other", "r") is None
+    assert found.job_of("w", "ep", "r") == ("job", 1)
+
+
+@pytest.mark.parametrize("count", [10, 12])
+def test_the_oldest_runs_are_forgotten(monkeypatch, count):
+    monkeypatch.setattr(reports, "MOST", 10)
+    offers = Offers(**{f"r{n}": ("job", n) for n in range(count)})
+    found = Reports(offers)
+    for n in range(count):
+        found.job_of("w", "ep", f"r{n}")
+    offers.asked.clear()
+    found.job_of("w", "ep", f"r{count - 10}")
+    assert not offers.asked
+    found.job_of("w", "ep", "unknown")
+    assert len(offers.asked) == 1
