@@ -113,7 +113,7 @@ class Rendering:
             return None
         for part in items_of(chunk):
             text = string_in(part)
-            found = error_in(part if text is None else text)
+            found = error_in(part if text is None else _data_of(text))
             if found is not None:
                 return found
             if text != "":
@@ -174,6 +174,14 @@ class Rendering:
 
     def _note(self, text: str) -> None:
         self._tail = (self._tail + text)[-_TAIL:]
+
+
+def _data_of(text: str) -> str:
+    """The data of a text that is one event: worker-sglang makes an event of an error's body. Another text as it is."""
+    lines = _LINE_END.split(text.strip())
+    if not all(line.startswith("data:") for line in lines):
+        return text
+    return "\n".join(line.removeprefix("data:").removeprefix(" ") for line in lines)
 
 
 def _event(text: str) -> str:

@@ -2,8 +2,7 @@
 
 Words of the last message that begin with "!" are commands: ``!until=FILE`` and ``!pause=FILE`` (wait until this file exists,
 before or after the first word), ``!status=CODE`` (refuse), ``!break`` (an error event after the first word), ``!raise``,
-``!exit`` (the process ends after the first word), ``!note=FILE`` (append "+" at the start, "-" at the end, "x" if the
-client leaves, each with the number of the process).
+``!note=FILE`` (append "+" at the start, "-" at the end, "x" if the client leaves, each with the number of the process).
 
 As a program it is a load-balanced worker on PORT.
 """
@@ -101,9 +100,6 @@ class Order:
             for number, token in enumerate(self.tokens):
                 if number == 1:
                     await self._wait("pause")
-                    if "exit" in self.commands:
-                        await asyncio.sleep(0.2)
-                        os._exit(1)
                     if "break" in self.commands:
                         raise Refused(500, "broken in the middle", "InternalServerError")
                 yield token
