@@ -270,6 +270,9 @@ class Exchange:
 
     def _pause(self, seconds: float) -> str:
         """Waits for an event of the job. Raises: ClientGone."""
+        # Reading the notices of chunks also takes the wake of a close that came before.
+        if self._connection.closed:
+            raise ClientGone
         notice = self._wait(max(0.0, min(seconds, self._connection.check_s)))
         if self._connection.closed:
             raise ClientGone

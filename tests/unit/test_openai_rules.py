@@ -12,6 +12,7 @@ from ownpod.rules.openai import (
     DONE,
     LONGEST_ROUTE,
     Rendering,
+    Reply,
     error,
     job_input,
     reply_of,
@@ -201,6 +202,13 @@ def test_jobs_that_ended_otherwise():
     assert (unbegun.status, unbegun.should_retry, unbegun.retry_after) == (503, True, 5)
     cancelled = reply_of(ended(status=JobStatus.CANCELLED))
     assert (cancelled.status, cancelled.should_retry) == (503, False)
+
+
+@pytest.mark.parametrize("odd", [{}, [], {"a": [1]}, 1.5, True])
+def test_an_output_whose_object_is_no_word_is_passed_on(odd):
+    text = json.dumps({"error": "x", "object": odd})
+    assert reply_of(ended(text)) == Reply(200, text)
+    assert Rendering().text_of(text) == f"data: {text}\n\n"
 
 
 def test_an_error_has_all_members_that_clients_read():
