@@ -235,7 +235,8 @@ class Steps:
         log.info("worker %s of %s started%s in %.2f s", worker.id, worker.endpoint, where, took_s)
 
     def _restart(self, worker: ManagedWorker, spec: ManagedSpec) -> None:
-        self._engine.stop(worker.id, STOP_GRACE_S)
+        # A handler that did not end when its time had passed does not end by SIGTERM either.
+        self._engine.stop(worker.id, QUICK_GRACE_S if worker.restart > 1 else STOP_GRACE_S)
         # The end of the output is known once the engine has listed the worker as ended.
         self._engine.list()
         self._followers.finish(worker.id)

@@ -111,7 +111,9 @@ class PrivateWorkers:
         """Has sessions started again whose handler goes on for :data:`STUCK_S` after its job's time has passed, because no further task
         could run there.
         """
-        free = [s.id for s in sessions if s.worker.phase is Phase.READY and not s.running]
+        # The node counts the earlier process's handler until the next process asks for a job, which may load for long.
+        able = (s for s in sessions if s.worker.phase is Phase.READY and s.worker.restart < 2)
+        free = [s.id for s in able if not s.running]
         lingering, now = self._sessions.jobs.lingering(free) if free else set(), self._clock()
         self._lingering_since = {i: self._lingering_since.get(i, now) for i in lingering}
         for session_id, since in list(self._lingering_since.items()):

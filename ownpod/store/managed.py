@@ -247,7 +247,7 @@ class Managed(Records):
         return self._move("started", worker_id, host, url or "", health_port or "")
 
     def restart(self, worker_id: str) -> bool:
-        """The worker is to be started again at once, whatever it runs. False: it is not ready."""
+        """The worker is to be started again at once, whatever it runs. False: it is not ready, or its next process loads."""
         return self._move("restart", worker_id)
 
     def restarting(self, worker_id: str, host: str, key_digest: str) -> bool:

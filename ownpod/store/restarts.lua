@@ -5,9 +5,9 @@
 -- MANAGED:<worker>          hash    restart: 1, it has asked for a restart; 2, its next process runs, and has not asked for a job yet; 3, it
 --                                  is to be started again at once, because its handler still runs although its job has ended
 
--- worker -> 1: it is to be started again, whatever it runs
+-- worker -> 1: it is to be started again, whatever it runs; 0: it is not ready, or has just been started again
 function commands.restart()
-  if known() ~= 'ready' then
+  if known() ~= 'ready' or redis.call('HGET', record, 'restart') == '2' then
     return 0
   end
   redis.call('HSET', record, 'restart', 3)

@@ -44,7 +44,7 @@ class Client:
         opened = self.sessions.open(wish, owner="", worker_id=new_worker_id(), reuse=reuse)
         return opened.id
 
-    def submit(self, session, *, movable=False, **job_input):
+    def submit(self, session, *, movable=False, options=None, **job_input):
         self.count += 1
         return self.store.jobs.create(
             new_job(
@@ -56,6 +56,7 @@ class Client:
                 movable=movable,
                 affinity="strict",
                 max_attempts=3 if movable else 1,
+                **(options or {}),
             )
         )
 
@@ -229,6 +230,27 @@ def test_a_session_that_asks_for_a_restart_keeps_its_id_its_device_and_its_queue
     # Its idle time ends it, as ever, and nothing is left.
     assert client.killed(session).reason is Reason.IDLE_TIMEOUT
     wait_until(lambda: not client.held and not processes_of(session), 20, "the device is free")
+
+
+def test_a_handler_that_does_not_end_after_its_timeout_is_replaced_and_the_next_task_runs(
+    start, tmp_path
+):
+    client = start()
+    session, runs = client.open(), tmp_path / "runs"
+    hangs = client.submit(
+        session,
+        text="a",
+        until=str(tmp_path / "never"),
+        runs=str(runs),
+        options={"execution_timeout_ms": 5000},
+    )
+    wait_until(begun(runs, "a"), 60)
+    (before,) = {line.split()[1] for line in runs.read_text().splitlines()}
+    waiting = client.submit(session, text="b")
+    assert client.ended(hangs).status is JobStatus.TIMED_OUT
+    output = client.output(waiting)
+    assert (output["echo"], output["pid"] != int(before)) == ("b", True)
+    assert client.job(waiting).worker_id == session
 
 
 def test_a_killed_node_costs_no_task_of_a_session(start, tmp_path):

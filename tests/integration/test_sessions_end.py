@@ -479,6 +479,10 @@ def test_a_session_whose_handler_does_not_end_after_its_job_is_started_again(rig
     assert after(6, 1) == 3
     assert rig.sessions.get(session).queued == ("waits",)
     assert rig.managed.restarting(session, "h", "d")
+    assert rig.managed.restarted(session, "h")
+    # Its next process loads for long, and the node counts the old handler until it asks for a job.
+    assert [after(STUCK_S + 1, 1), after(STUCK_S + 1, 1)] == [2, 2]
+    assert not rig.managed.restart(session)
     rig.sessions.end(session, drain=True)
     assert not rig.managed.restart(session)
 
