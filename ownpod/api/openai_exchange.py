@@ -46,7 +46,8 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """A client's request whose job exists. :meth:`close` must be called at its end; it cancels a job that still runs.
+    """A client's request whose job exists. :meth:`close` must be called at its end; it cancels a job that still runs. One with an
+    idempotency key is cancelled when it has had no client for :data:`ownpod.housekeeping.unattended.GONE_S`.
 
     Args:
         svc: the services.
@@ -88,8 +89,9 @@ class Exchange:
         submitted = self._submit(replace(submission, job_id=new_job_id(sync=True)), keep=keep)
         self.job_id = submitted.job_id
         self.worker_id: str | None = None
-        # The job of an earlier request with this idempotency key is that request's to cancel.
-        self._owns = not submitted.earlier and not keep
+        self._keep, self._earlier = keep, submitted.earlier
+        # With an idempotency key the job may have other readers, and its client may come again: the sweep cancels it if none has.
+        self._owns = submission.idempotency_key is None and not keep
         self._reason = GONE
         try:
             self._follow(peer, streams=streams)
@@ -110,9 +112,8 @@ class Exchange:
 
     def _follow(self, peer: socket.socket | None, *, streams: bool) -> None:
         svc, job_id = self._svc, self.job_id
-        if self._owns:
-            # If this process dies, the sweep cancels the job.
-            svc.readers.enter(job_id)
+        # If this process dies, the sweep cancels the job. A job that an earlier request keeps is not for the sweep.
+        if not self._keep and svc.readers.enter(job_id, only_attended=self._earlier):
             self._stack.callback(self._leave)
         self._wait = self._stack.enter_context(svc.notices.subscribe(job_id, end_only=not streams))
         self._connection = self._stack.enter_context(

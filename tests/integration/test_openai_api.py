@@ -337,6 +337,43 @@ def test_a_client_that_goes_does_not_cancel_the_job_of_another_request(api, stor
     assert first["state"] is JobStatus.IN_PROGRESS
 
 
+def test_a_client_that_goes_does_not_cancel_a_job_that_another_one_awaits(api, store, connection):
+    headers = {"headers": {"Idempotency-Key": "k"}}
+    theirs, options = connection
+    texts = []
+    second = threading.Thread(target=lambda: texts.append(post(api, **headers).text))
+
+    def steps(worker):
+        worker.claim()
+        name = keys.job(worker.job_id)
+        wait_until(lambda: worker.store.client.hget(name, "watched"))
+        theirs.close()
+        first.join(10)
+        assert not first.is_alive()
+        # Nobody waits; its client has some seconds to come again.
+        assert worker.job_id in Attended(store.client).overdue()
+        second.start()
+        wait_until(lambda: worker.job_id not in Attended(store.client).overdue())
+        assert worker.job().status is JobStatus.IN_PROGRESS
+        worker.finish(CHAT)
+
+    first = threading.Thread(target=post, args=(api,), kwargs=headers | options)
+    with Answering(store, steps) as worker:
+        first.start()
+    second.join(10)
+    assert texts == [CHAT]
+    assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
+
+
+def test_a_second_client_does_not_end_the_job_of_an_endpoint_that_keeps_it(api, store, connection):
+    theirs, options = connection
+    url, headers = "/v2/kept/openai/v1/x", {"headers": {"Idempotency-Key": "k"}}
+    with leaving(store, theirs, "kept") as worker:
+        post(api, url=url, **headers, **options)
+    assert not services_of(api.application).readers.enter(worker.job_id, only_attended=True)
+    assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
+
+
 def test_a_job_is_attended_while_its_client_waits(api, store):
     def steps(worker):
         worker.claim()
