@@ -5,8 +5,10 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from ownpod.api.following import Following
 from ownpod.api.jobs import cancel_for
@@ -20,12 +22,20 @@ from ownpod.store.chunks import Stream
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 WAITING_S = 10.0
 """Seconds for which the headers of a stream wait for its first chunk, and between comments on a silent stream. OpenAI's clients
 ignore comments, and proxies close a connection that is silent for long."""
 
 TAIL = 4096
 """Characters of a response's end that are remembered: the last events of a stream have the numbers of tokens."""
+
+AWAY_S = 15.0
+"""Seconds for which an exchange waits for a Redis that does not answer, as during its restart. Workers go on meanwhile."""
+
+AGAIN_S = 0.5
+"""Seconds between two reads of a Redis that does not answer."""
 
 GONE = "cancelled because its client has gone"
 NOT_IN_TIME = "cancelled because it did not end in time for its client"
@@ -126,13 +136,23 @@ class Exchange:
 
         Raises:
             ClientGone: its client has gone.
-            JobNotFound: the job's record is gone.
-            RedisUnavailable: Redis does not answer.
         """
-        notice = ""
+        try:
+            return self._reply()
+        except (JobNotFound, RedisUnavailable) as problem:
+            return self._lost(problem)
+
+    def _lost(self, problem: OwnPodError) -> Reply:
+        # A worker may have begun, so that the client must not repeat the request by itself.
+        log.info("the answer of job %s is lost: %s", self.job_id, problem)
+        return error(problem.http_status, "OwnPod lost the request's job; see its log")
+
+    def _reply(self) -> Reply:
+        notice, jobs = "", self._svc.store.jobs
         while True:
-            jobs = self._svc.store.jobs
-            job = jobs.ended_job(notice) or jobs.get(self.job_id, self.endpoint)
+            job = jobs.ended_job(notice)
+            if job is None:
+                job = self._patiently(partial(jobs.get, self.job_id, self.endpoint))
             self.worker_id = job.worker_id
             if job.status.terminal:
                 self._end(job)
@@ -152,14 +172,13 @@ class Exchange:
         try:
             yield from self._texts(rendering)
         except (JobNotFound, RedisUnavailable) as problem:
-            log.info("stream of job %s ends: %s", self.job_id, problem)
-            yield error(problem.http_status, "OwnPod lost the request's job; see its log")
+            yield self._lost(problem)
 
     def _texts(self, rendering: Rendering) -> Iterator[str | Reply]:
         start, silent_s = (0, 0), time.monotonic()
         following = Following(self._svc.store.chunks, self.job_id, self.endpoint, self._wait)
         while True:
-            part = following.read(start)
+            part = self._patiently(partial(following.read, start))
             job = part.job
             self.worker_id = job.worker_id
             if rendering.has_begun and _is_lost(job, start[0]):
@@ -275,6 +294,17 @@ class Exchange:
             raise ClientGone
         return notice
 
+    def _patiently(self, read: Callable[[], T]) -> T:
+        """What a read of Redis returns, which is repeated for :data:`AWAY_S`. Raises: ClientGone, and as ``read``."""
+        until_s = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return read()
+            except RedisUnavailable:
+                if self._svc.notices.stopped or time.monotonic() >= until_s:
+                    raise
+            self._pause(AGAIN_S)
+
     def _late(self) -> Reply | None:
         """The response without the job's end; None: it can still be awaited."""
         if self._svc.notices.stopped:
@@ -288,4 +318,5 @@ class Exchange:
         """What the handler yielded, where the job's output does not have it."""
         if job.status is not JobStatus.COMPLETED or (job.output or "[]") != "[]":
             return []
-        return self._svc.store.chunks.stream(self.job_id, self.endpoint, (0, 0)).chunks
+        read = partial(self._svc.store.chunks.stream, self.job_id, self.endpoint, (0, 0))
+        return self._patiently(read).chunks

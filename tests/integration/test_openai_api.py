@@ -9,8 +9,9 @@ import pytest
 from helpers import job_store, wait_until
 from openai_worker import Answering, answering, error_of
 
+from ownpod.api import openai_exchange
 from ownpod.api.services import provide, services_of
-from ownpod.errors import AnswerLost
+from ownpod.errors import AnswerLost, RedisUnavailable
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.attended import Attended
@@ -256,6 +257,27 @@ def test_without_redis_a_request_may_be_repeated_and_an_unknown_outcome_is_not(a
     (entry,), _ = store.listing.recent("ep", status=None, before=None, limit=5)
     # The sweep cancels it, because it has no reader.
     wait_until(lambda: entry.job.id in Attended(store.client).overdue())
+
+
+def test_a_request_whose_worker_has_begun_is_not_repeated_because_redis_is_away(
+    app, api, store, monkeypatch
+):
+    monkeypatch.setattr(openai_exchange, "AWAY_S", 0.0)
+    svc = services_of(app)
+
+    def away(*_args):
+        raise RedisUnavailable("Redis cannot be reached: 10.0.0.9")
+
+    def steps(worker):
+        worker.claim()
+        wait_until(lambda: worker.store.client.hget(keys.job(worker.job_id), "watched"))
+        monkeypatch.setattr(svc.store.jobs, "get", away)
+        svc.notices.wake(worker.job_id)
+
+    with Answering(store, steps):
+        status, message, repeat, after = error_of(post(api))
+    assert (status, repeat, after) == (503, "false", None)
+    assert "10.0.0.9" not in message
 
 
 # --- the client's time, and its connection
