@@ -1,5 +1,6 @@
 """Requests of OpenAI's clients without a stream: jobs, responses, errors."""
 
+import io
 import json
 import socket
 import threading
@@ -199,6 +200,18 @@ def test_a_request_that_no_worker_can_get_is_refused(api, method, path, status):
 def test_a_request_to_a_load_balanced_endpoint_may_be_repeated_at_a_front(api):
     refused = error_of(post(api, url="/v2/web/openai/v1/models"))
     assert (refused[0], *refused[2:]) == (503, "true", "1")
+
+
+def test_a_long_body_in_chunks_is_refused_by_its_length(api, store):
+    long = io.BytesIO(b'{"a": "' + b"x" * (1 << 20) + b'"}')
+    environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    refused = api.post(URL, input_stream=long, environ_overrides=environ, headers=KEY)
+    assert error_of(refused)[::2] == (413, "false")
+
+
+def test_an_object_of_the_management_named_openai_has_the_errors_of_rest(api):
+    refused = api.get("/v2/serverless/openai", headers=KEY)
+    assert refused.mimetype == "application/problem+json"
 
 
 def test_head_makes_no_job(api, store):
