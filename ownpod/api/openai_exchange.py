@@ -14,7 +14,7 @@ from ownpod.api.following import Following
 from ownpod.api.jobs import cancel_for
 from ownpod.api.openai_metrics import note_reply
 from ownpod.api.services import Services
-from ownpod.api.submissions import Submission, Submitted
+from ownpod.api.submissions import Submission
 from ownpod.errors import AnswerLost, JobNotFound, OwnPodError, RedisUnavailable
 from ownpod.rules.jobs import Job, JobStatus, new_job_id
 from ownpod.rules.openai import Rendering, Reply, error, reply_of, unbegun
@@ -96,34 +96,40 @@ class Exchange:
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._closed = self._ended = False
-        submitted = self._submit(replace(submission, job_id=new_job_id(sync=True)), keep=keep)
-        self.job_id = submitted.job_id
+        self.job_id, self._earlier = new_job_id(sync=True), False
         self.worker_id: str | None = None
-        self._keep, self._earlier = keep, submitted.earlier
+        self._keep = keep
         # With an idempotency key the job may have other readers, and its client may come again: the sweep cancels it if none has.
         self._owns = submission.idempotency_key is None and not keep
         self._reason = GONE
+        self._submit(submission)
         try:
             self._follow(peer, streams=streams)
         except BaseException:
             self.close()
             raise
 
-    def _submit(self, submission: Submission, *, keep: bool) -> Submitted:
+    def _submit(self, submission: Submission) -> None:
+        svc, new_id = self._svc, self.job_id
+        if not self._keep:
+            # Before there is a job: if this process dies at any time, or the job's creation is not answered, the sweep cancels it.
+            svc.readers.enter(new_id)
         try:
-            return self._svc.submissions.submit(submission)
-        except AnswerLost:
-            if not keep and submission.job_id is not None:
-                # If the job exists, the sweep cancels it.
-                with contextlib.suppress(RedisUnavailable):
-                    self._svc.readers.enter(submission.job_id)
-                    self._svc.readers.leave(submission.job_id)
+            submitted = svc.submissions.submit(replace(submission, job_id=new_id))
+        except BaseException as problem:
+            if not self._keep:
+                left = svc.readers.leave if isinstance(problem, AnswerLost) else svc.readers.forget
+                left(new_id)
             raise
+        self.job_id, self._earlier = submitted.job_id, submitted.earlier
+        if self._earlier and not self._keep:
+            svc.readers.forget(new_id)
 
     def _follow(self, peer: socket.socket | None, *, streams: bool) -> None:
         svc, job_id = self._svc, self.job_id
-        # If this process dies, the sweep cancels the job. A job that an earlier request keeps is not for the sweep.
-        if not self._keep and svc.readers.enter(job_id, only_attended=self._earlier):
+        # A job that an earlier request keeps is not for the sweep.
+        attends = not (self._keep or self._earlier)
+        if attends or (not self._keep and svc.readers.enter(job_id, only_attended=True)):
             self._stack.callback(self._leave)
         self._wait = self._stack.enter_context(svc.notices.subscribe(job_id, end_only=not streams))
         self._connection = self._stack.enter_context(

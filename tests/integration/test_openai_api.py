@@ -420,6 +420,30 @@ def test_a_job_is_attended_while_its_client_waits(api, store):
     assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
 
 
+def test_a_process_that_dies_after_the_creation_of_a_job_leaves_it_to_the_sweep(app, api, store):
+    svc = services_of(app)
+    seen = []
+
+    class Dying:
+        def __getattr__(self, name):
+            return getattr(svc.submissions, name)
+
+        def submit(self, submission):
+            found = svc.submissions.submit(submission)
+            seen.append(store.client.zscore(keys.ATTENDED, found.job_id))
+            return found
+
+    provide(app, replace(svc, submissions=Dying()))
+    with answering(store, CHAT):
+        assert post(api, headers={"Idempotency-Key": "k"}).text == CHAT
+    assert post(api, headers={"Idempotency-Key": "k"}).text == CHAT
+    refused = post(api, {"other": 1}, headers={"Idempotency-Key": "k"})
+    assert refused.status_code == 409
+    assert seen[0] is not None
+    # Nothing is left of jobs that were not made.
+    assert not store.client.zcard(keys.ATTENDED)
+
+
 def test_a_process_that_ends_gives_its_requests_to_another_one(app, api, store):
     with Answering(store, lambda worker: services_of(app).notices.stop()) as worker:
         status, _, repeat, after = error_of(post(api))
