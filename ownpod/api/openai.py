@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge
 
 from ownpod.api import schemas
 from ownpod.api.auth import caller, session_owner
@@ -114,8 +114,12 @@ def _body() -> tuple[str, bool]:
     """The JSON text of this request's body, and whether it asks for events. Raises: BadRequest."""
     if request.method == "GET":
         return "", False
-    request.max_content_length = services().settings.openai_body_mb * 1024 * 1024
+    limit = services().settings.openai_body_mb * 1024 * 1024
+    request.max_content_length = limit
     data = request.get_data(cache=False)
+    if request.content_length is None and len(data) >= limit:
+        # A body without a length, in chunks, is cut at the limit without an error.
+        raise RequestEntityTooLarge
     if not data:
         return "", False
     try:

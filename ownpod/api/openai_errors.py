@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Flask, Response, request
 
+from ownpod.api.rest_v2 import is_managing
 from ownpod.rules.openai_replies import error_body
 
 RETRY_AFTER_S = {429: "5", 503: "2"}
@@ -25,7 +26,7 @@ def shape_errors(app: Flask) -> None:
 def is_below(path: str) -> bool:
     """Whether a path is one of OpenAI's clients."""
     parts = path.split("/", 4)
-    return len(parts) > 3 and parts[1] == "v2" and parts[3] == "openai"
+    return parts[1:2] == ["v2"] and parts[3:4] == ["openai"] and not is_managing(path)
 
 
 def _shape(response: Response) -> Response:

@@ -5,14 +5,16 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from ownpod.api.following import Following
 from ownpod.api.jobs import cancel_for
 from ownpod.api.openai_metrics import note_reply
 from ownpod.api.services import Services
-from ownpod.api.submissions import Submission, Submitted
+from ownpod.api.submissions import Submission
 from ownpod.errors import AnswerLost, JobNotFound, OwnPodError, RedisUnavailable
 from ownpod.rules.jobs import Job, JobStatus, new_job_id
 from ownpod.rules.openai import Rendering, Reply, error, reply_of, unbegun
@@ -20,12 +22,20 @@ from ownpod.store.chunks import Stream
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 WAITING_S = 10.0
 """Seconds for which the headers of a stream wait for its first chunk, and between comments on a silent stream. OpenAI's clients
 ignore comments, and proxies close a connection that is silent for long."""
 
 TAIL = 4096
 """Characters of a response's end that are remembered: the last events of a stream have the numbers of tokens."""
+
+AWAY_S = 15.0
+"""Seconds for which an exchange waits for a Redis that does not answer, as during its restart. Workers go on meanwhile."""
+
+AGAIN_S = 0.5
+"""Seconds between two reads of a Redis that does not answer."""
 
 GONE = "cancelled because its client has gone"
 STOPPED = "cancelled because the API process of its client has ended"
@@ -47,7 +57,8 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """A client's request whose job exists. :meth:`close` must be called at its end; it cancels a job that still runs.
+    """A client's request whose job exists. :meth:`close` must be called at its end; it cancels a job that still runs. One with an
+    idempotency key is cancelled when it has had no client for :data:`ownpod.housekeeping.unattended.GONE_S`.
 
     Args:
         svc: the services.
@@ -86,34 +97,40 @@ class Exchange:
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._closed = self._ended = False
-        submitted = self._submit(replace(submission, job_id=new_job_id(sync=True)), keep=keep)
-        self.job_id = submitted.job_id
+        self.job_id, self._earlier = new_job_id(sync=True), False
         self.worker_id: str | None = None
-        # The job of an earlier request with this idempotency key is that request's to cancel.
-        self._owns = not submitted.earlier and not keep
+        self._keep = keep
+        # With an idempotency key the job may have other readers, and its client may come again: the sweep cancels it if none has.
+        self._owns = submission.idempotency_key is None and not keep
         self._reason = GONE
+        self._submit(submission)
         try:
             self._follow(peer, streams=streams)
         except BaseException:
             self.close()
             raise
 
-    def _submit(self, submission: Submission, *, keep: bool) -> Submitted:
+    def _submit(self, submission: Submission) -> None:
+        svc, new_id = self._svc, self.job_id
+        if not self._keep:
+            # Before there is a job: if this process dies at any time, or the job's creation is not answered, the sweep cancels it.
+            svc.readers.enter(new_id)
         try:
-            return self._svc.submissions.submit(submission)
-        except AnswerLost:
-            if not keep and submission.job_id is not None:
-                # If the job exists, the sweep cancels it.
-                with contextlib.suppress(RedisUnavailable):
-                    self._svc.readers.enter(submission.job_id)
-                    self._svc.readers.leave(submission.job_id)
+            submitted = svc.submissions.submit(replace(submission, job_id=new_id))
+        except BaseException as problem:
+            if not self._keep:
+                left = svc.readers.leave if isinstance(problem, AnswerLost) else svc.readers.forget
+                left(new_id)
             raise
+        self.job_id, self._earlier = submitted.job_id, submitted.earlier
+        if self._earlier and not self._keep:
+            svc.readers.forget(new_id)
 
     def _follow(self, peer: socket.socket | None, *, streams: bool) -> None:
         svc, job_id = self._svc, self.job_id
-        if self._owns:
-            # If this process dies, the sweep cancels the job.
-            svc.readers.enter(job_id)
+        # A job that an earlier request keeps is not for the sweep.
+        attends = not (self._keep or self._earlier)
+        if attends or (not self._keep and svc.readers.enter(job_id, only_attended=True)):
             self._stack.callback(self._leave)
         self._wait = self._stack.enter_context(svc.notices.subscribe(job_id, end_only=not streams))
         self._connection = self._stack.enter_context(
@@ -126,13 +143,23 @@ class Exchange:
 
         Raises:
             ClientGone: its client has gone.
-            JobNotFound: the job's record is gone.
-            RedisUnavailable: Redis does not answer.
         """
-        notice = ""
+        try:
+            return self._reply()
+        except (JobNotFound, RedisUnavailable) as problem:
+            return self._lost(problem)
+
+    def _lost(self, problem: OwnPodError) -> Reply:
+        # A worker may have begun, so that the client must not repeat the request by itself.
+        log.info("the answer of job %s is lost: %s", self.job_id, problem)
+        return error(problem.http_status, "OwnPod lost the request's job; see its log")
+
+    def _reply(self) -> Reply:
+        notice, jobs = "", self._svc.store.jobs
         while True:
-            jobs = self._svc.store.jobs
-            job = jobs.ended_job(notice) or jobs.get(self.job_id, self.endpoint)
+            job = jobs.ended_job(notice)
+            if job is None:
+                job = self._patiently(partial(jobs.get, self.job_id, self.endpoint))
             self.worker_id = job.worker_id
             if job.status.terminal:
                 self._end(job)
@@ -152,14 +179,13 @@ class Exchange:
         try:
             yield from self._texts(rendering)
         except (JobNotFound, RedisUnavailable) as problem:
-            log.info("stream of job %s ends: %s", self.job_id, problem)
-            yield error(problem.http_status, "OwnPod lost the request's job; see its log")
+            yield self._lost(problem)
 
     def _texts(self, rendering: Rendering) -> Iterator[str | Reply]:
         start, silent_s = (0, 0), time.monotonic()
         following = Following(self._svc.store.chunks, self.job_id, self.endpoint, self._wait)
         while True:
-            part = following.read(start)
+            part = self._patiently(partial(following.read, start))
             job = part.job
             self.worker_id = job.worker_id
             if rendering.has_begun and _is_lost(job, start[0]):
@@ -278,6 +304,17 @@ class Exchange:
             raise ClientGone
         return notice
 
+    def _patiently(self, read: Callable[[], T]) -> T:
+        """What a read of Redis returns, which is repeated for :data:`AWAY_S`. Raises: ClientGone, and as ``read``."""
+        until_s = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return read()
+            except RedisUnavailable:
+                if self._svc.notices.stopped or time.monotonic() >= until_s:
+                    raise
+            self._pause(AGAIN_S)
+
     def _late(self) -> Reply | None:
         """The response without the job's end; None: it can still be awaited."""
         if self._svc.notices.stopped:
@@ -292,4 +329,5 @@ class Exchange:
         """What the handler yielded, where the job's output does not have it."""
         if job.status is not JobStatus.COMPLETED or (job.output or "[]") != "[]":
             return []
-        return self._svc.store.chunks.stream(self.job_id, self.endpoint, (0, 0)).chunks
+        read = partial(self._svc.store.chunks.stream, self.job_id, self.endpoint, (0, 0))
+        return self._patiently(read).chunks

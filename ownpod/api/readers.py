@@ -28,14 +28,22 @@ class Readers:
         self._reads: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
 
-    def enter(self, job_id: str) -> None:
-        """A reader has come. Raises: RedisUnavailable."""
-        self._attended.renew([job_id])
+    def enter(self, job_id: str, *, only_attended: bool = False) -> bool:
+        """A reader has come. ``only_attended``: only if the task is one that is cancelled without readers; returns whether it is.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        if not only_attended:
+            self._attended.renew([job_id])
+        elif not self._attended.join(job_id):
+            return False
         with self._lock:
             self._reads[job_id] += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
                 self._thread.start()
+        return True
 
     def leave(self, job_id: str) -> None:
         """A reader has gone. Does not raise: a reader that is no longer renewed soon counts as gone."""

@@ -38,6 +38,13 @@ class Attended:
             self._redis.zadd(keys.ATTENDED, dict.fromkeys(job_ids, until_ms))
 
     @redis_errors
+    def join(self, job_id: str) -> bool:
+        """The task has one more reader, if it has had any. Returns whether it has."""
+        until_ms = clock_ms(self._redis) + int(LEASE_S * 1000)
+        self._redis.zadd(keys.ATTENDED, {job_id: until_ms}, xx=True)
+        return self._redis.zscore(keys.ATTENDED, job_id) is not None
+
+    @redis_errors
     def leave(self, job_id: str) -> None:
         """A reader of a task has gone. Another one of the same task renews it soon."""
         self._redis.zadd(keys.ATTENDED, {job_id: clock_ms(self._redis)}, xx=True)

@@ -249,6 +249,8 @@ def _queue_writes(pipe: Any, change: Change, now_ms: int) -> None:
         pipe.hdel(f"{keys.CATALOG}{kind}", row_id)
         if kind is Kind.ENDPOINT:
             pipe.zadd(keys.CATALOG_DELETED, {row_id: now_ms})
+            # A later endpoint may get the same id, and other keys.
+            pipe.delete(keys.model_list(row_id))
         if kind is Kind.VOLUME:
             # Its host keeps the data for a day.
             pipe.zadd(keys.VOLUMES_DELETED, {f"{NETWORK}{row_id}": now_ms})

@@ -34,6 +34,7 @@ from ownpod.store import keys
 from ownpod.store.catalog import Catalog, Change
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
+from ownpod.store.model_lists import ModelLists
 from ownpod.store.secrets import Secrets
 
 CALLER = Caller("digest", Door.V1)
@@ -107,6 +108,14 @@ def test_a_deleted_endpoint_is_gone_at_once_with_its_own_template(management, re
     assert set(management.catalog.deleted()) == {made.id}
     with pytest.raises(CatalogNotFound):
         management.endpoints.delete(made.id, CALLER)
+
+
+def test_the_list_of_models_of_a_deleted_endpoint_is_forgotten(management, client):
+    made = management.endpoints.create(endpoint(), CALLER).row
+    lists = ModelLists(client)
+    lists.put(made.id, "{}")
+    management.endpoints.delete(made.id, CALLER)
+    assert lists.get(made.id) is None
 
 
 def test_endpoints_of_the_file_are_visible_and_read_only(management):

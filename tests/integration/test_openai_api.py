@@ -1,5 +1,6 @@
 """Requests of OpenAI's clients without a stream: jobs, responses, errors."""
 
+import io
 import json
 import socket
 import threading
@@ -9,8 +10,9 @@ import pytest
 from answering import Answering, answering, error_of
 from helpers import job_store, wait_until
 
+from ownpod.api import openai_exchange
 from ownpod.api.services import provide, services_of
-from ownpod.errors import AnswerLost
+from ownpod.errors import AnswerLost, RedisUnavailable
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.attended import Attended
@@ -200,6 +202,18 @@ def test_a_request_to_a_load_balanced_endpoint_may_be_repeated_at_a_front(api):
     assert (refused[0], *refused[2:]) == (503, "true", "1")
 
 
+def test_a_long_body_in_chunks_is_refused_by_its_length(api, store):
+    long = io.BytesIO(b'{"a": "' + b"x" * (1 << 20) + b'"}')
+    environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    refused = api.post(URL, input_stream=long, environ_overrides=environ, headers=KEY)
+    assert error_of(refused)[::2] == (413, "false")
+
+
+def test_an_object_of_the_management_named_openai_has_the_errors_of_rest(api):
+    refused = api.get("/v2/serverless/openai", headers=KEY)
+    assert refused.mimetype == "application/problem+json"
+
+
 def test_head_makes_no_job(api, store):
     assert api.head("/v2/ep/openai/v1/models", headers=KEY).status_code == 405
     assert store.listing.recent("ep", status=None, before=None, limit=1)[0] == []
@@ -256,6 +270,27 @@ def test_without_redis_a_request_may_be_repeated_and_an_unknown_outcome_is_not(a
     (entry,), _ = store.listing.recent("ep", status=None, before=None, limit=5)
     # The sweep cancels it, because it has no reader.
     wait_until(lambda: entry.job.id in Attended(store.client).overdue())
+
+
+def test_a_request_whose_worker_has_begun_is_not_repeated_because_redis_is_away(
+    app, api, store, monkeypatch
+):
+    monkeypatch.setattr(openai_exchange, "AWAY_S", 0.0)
+    svc = services_of(app)
+
+    def away(*_args):
+        raise RedisUnavailable("Redis cannot be reached: 10.0.0.9")
+
+    def steps(worker):
+        worker.claim()
+        wait_until(lambda: worker.store.client.hget(keys.job(worker.job_id), "watched"))
+        monkeypatch.setattr(svc.store.jobs, "get", away)
+        svc.notices.wake(worker.job_id)
+
+    with Answering(store, steps):
+        status, message, repeat, after = error_of(post(api))
+    assert (status, repeat, after) == (503, "false", None)
+    assert "10.0.0.9" not in message
 
 
 # --- the client's time, and its connection
@@ -337,6 +372,43 @@ def test_a_client_that_goes_does_not_cancel_the_job_of_another_request(api, stor
     assert first["state"] is JobStatus.IN_PROGRESS
 
 
+def test_a_client_that_goes_does_not_cancel_a_job_that_another_one_awaits(api, store, connection):
+    headers = {"headers": {"Idempotency-Key": "k"}}
+    theirs, options = connection
+    texts = []
+    second = threading.Thread(target=lambda: texts.append(post(api, **headers).text))
+
+    def steps(worker):
+        worker.claim()
+        name = keys.job(worker.job_id)
+        wait_until(lambda: worker.store.client.hget(name, "watched"))
+        theirs.close()
+        first.join(10)
+        assert not first.is_alive()
+        # Nobody waits; its client has some seconds to come again.
+        assert worker.job_id in Attended(store.client).overdue()
+        second.start()
+        wait_until(lambda: worker.job_id not in Attended(store.client).overdue())
+        assert worker.job().status is JobStatus.IN_PROGRESS
+        worker.finish(CHAT)
+
+    first = threading.Thread(target=post, args=(api,), kwargs=headers | options)
+    with Answering(store, steps) as worker:
+        first.start()
+    second.join(10)
+    assert texts == [CHAT]
+    assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
+
+
+def test_a_second_client_does_not_end_the_job_of_an_endpoint_that_keeps_it(api, store, connection):
+    theirs, options = connection
+    url, headers = "/v2/kept/openai/v1/x", {"headers": {"Idempotency-Key": "k"}}
+    with leaving(store, theirs, "kept") as worker:
+        post(api, url=url, **headers, **options)
+    assert not services_of(api.application).readers.enter(worker.job_id, only_attended=True)
+    assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
+
+
 def test_a_job_is_attended_while_its_client_waits(api, store):
     def steps(worker):
         worker.claim()
@@ -346,6 +418,30 @@ def test_a_job_is_attended_while_its_client_waits(api, store):
     with Answering(store, steps) as worker:
         post(api)
     assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
+
+
+def test_a_process_that_dies_after_the_creation_of_a_job_leaves_it_to_the_sweep(app, api, store):
+    svc = services_of(app)
+    seen = []
+
+    class Dying:
+        def __getattr__(self, name):
+            return getattr(svc.submissions, name)
+
+        def submit(self, submission):
+            found = svc.submissions.submit(submission)
+            seen.append(store.client.zscore(keys.ATTENDED, found.job_id))
+            return found
+
+    provide(app, replace(svc, submissions=Dying()))
+    with answering(store, CHAT):
+        assert post(api, headers={"Idempotency-Key": "k"}).text == CHAT
+    assert post(api, headers={"Idempotency-Key": "k"}).text == CHAT
+    refused = post(api, {"other": 1}, headers={"Idempotency-Key": "k"})
+    assert refused.status_code == 409
+    assert seen[0] is not None
+    # Nothing is left of jobs that were not made.
+    assert not store.client.zcard(keys.ATTENDED)
 
 
 def test_a_process_that_ends_gives_its_requests_to_another_one(app, api, store):

@@ -342,10 +342,32 @@ def test_a_process_that_ends_ends_its_streams(app, api, store):
     assert worker.job().status is JobStatus.CANCELLED
 
 
+def test_a_stream_outlives_a_restart_of_redis(app, api, store, monkeypatch):
+    monkeypatch.setattr(openai_exchange, "AGAIN_S", 0.01)
+    with begun(store, EVENT) as worker:
+        parts = post(api).iter_encoded()
+        assert next(parts) == EVENT.encode()
+    chunks = services_of(app).store.chunks
+    read, away = chunks.stream, iter(range(3))
+
+    def restarting(*args):
+        if next(away, None) is not None:
+            raise RedisUnavailable
+        return read(*args)
+
+    monkeypatch.setattr(chunks, "stream", restarting)
+    worker.chunk("data: 1\n\n", "data: 2\n\n")
+    worker.finish([])
+    assert rest(parts) == f"data: 1\n\ndata: 2\n\n{DONE}"
+    assert next(away, None) is None
+
+
 def test_without_redis_a_stream_ends_with_an_error(app, api, store, monkeypatch):
     with begun(store, EVENT) as worker:
         parts = post(api).iter_encoded()
         assert next(parts) == EVENT.encode()
+
+    monkeypatch.setattr(openai_exchange, "AWAY_S", 0.0)
 
     def away(*_args):
         raise RedisUnavailable("Redis cannot be reached: 10.0.0.9")
