@@ -1,5 +1,6 @@
 """Measures of OpenAI routes: how late the chunks of a stream are, of one and of 200 at once, beside the events of /stream."""
 
+import random
 import re
 import selectors
 import time
@@ -70,13 +71,9 @@ class Stream:
         return [(at - sent) * 1000 for sent, at in zip(self.sent, self.arrived, strict=True)]
 
 
-def _input(chunks: int, every_s: float) -> dict:
-    return {"stream": True, "chunks": chunks, "every_s": every_s, "messages": []}
-
-
-def _opened(kind: str, port: int, chunks: int, every_s: float) -> Stream:
-    """A request for a stream, which was sent."""
-    given = _input(chunks, every_s)
+def _opened(kind: str, port: int, chunks: int, every_s: float, phase: float) -> Stream:
+    """A request for a stream, which was sent; see streamer.py for its values."""
+    given = {"stream": True, "chunks": chunks, "every_s": every_s, "phase": phase, "messages": []}
     if kind == "openai":
         path, began = f"/v2/{ENDPOINT}/openai/v1/chat/completions", time.monotonic()
         stream = Stream(Client(port), began, b"data: [DONE]", chunks)
@@ -126,11 +123,12 @@ def openai(_stage: object, *, quick: bool) -> EndpointStats:
     """One stream at a time of an OpenAI route, in turn with the events of /stream: how late each chunk arrives."""
     count, chunks = (20, 20) if quick else (60, 50)
     found: dict[str, list[Stream]] = {kind: [] for kind in KINDS}
+    chance = random.Random(1)
     with processes() as group:
         system = _system(group)
         for _ in range(count + WARM):
             for kind in KINDS:
-                found[kind] += _read([_opened(kind, system.port, chunks, ALONE_S)])
+                found[kind] += _read([_opened(kind, system.port, chunks, ALONE_S, chance.random())])
     figures: EndpointStats = {}
     for kind, streams in found.items():
         measured = streams[WARM:]
@@ -174,8 +172,9 @@ def openai_streams(_stage: object, *, quick: bool) -> EndpointStats:
 
 
 def _many(kind: str, system: OwnPod, chunks: int, every_s: float) -> list[Stream]:
-    """Streams that begin one after the other, so that their chunks are spread over ``every_s``."""
-    coming = (_opened(kind, system.port, chunks, every_s) for _ in range(STREAMS))
+    """Many streams, which are opened one after the other. When in a pause the chunks of each come is left to chance, with a fixed seed."""
+    chance = random.Random(STREAMS)
+    coming = (_opened(kind, system.port, chunks, every_s, chance.random()) for _ in range(STREAMS))
     streams = _read(coming, every_s / STREAMS)
     if any(len(stream.sent) != chunks for stream in streams):
         raise ConnectionError("a stream has not had all of its chunks")

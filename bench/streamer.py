@@ -1,6 +1,7 @@
 """A worker that asks for jobs as the SDK does, and streams as worker-vllm does: one event of a chat for each chunk, in a request of its own.
 
-A job's ``openai_input`` has ``chunks``, how many, and ``every_s``, the pause from one to the next. Each event has its number and when it was sent.
+A job's ``openai_input`` has ``chunks``, how many, ``every_s``, the pause from one to the next, and ``phase``, from 0 to 1, when in a
+pause they come. Each event has its number and when it was sent.
 """
 
 import asyncio
@@ -68,9 +69,12 @@ def event(number: int) -> str:
 async def run(job: dict) -> None:
     """Streams one job."""
     given, id_ = job["input"]["openai_input"], job["id"]
-    connection, began = Connection(), time.monotonic()
+    connection, every_s = Connection(), given["every_s"]
+    begin = time.monotonic()
+    if every_s:
+        begin += (given["phase"] * every_s - begin) % every_s
     for number in range(given["chunks"]):
-        await asyncio.sleep(max(0.0, began + number * given["every_s"] - time.monotonic()))
+        await asyncio.sleep(max(0.0, begin + number * every_s - time.monotonic()))
         await connection.ask(
             "POST", STREAM.replace("$ID", id_), json.dumps({"output": event(number)})
         )

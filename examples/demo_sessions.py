@@ -56,11 +56,13 @@ class Demo(ManagedDemo):
                 first_s = first_s or time.monotonic() - began
                 text += data["delta"]
             elif event == "task_finish":
-                self.say(f"  text_delta   {text!r}, in pieces")
                 self.say(f"  task_finish  {data['status']} after {data['execution_ms']} ms")
                 return first_s, data
-            elif event != "text":
-                self.say(f"  {event:<12} {brief(data)}")
+            else:
+                if event in {"text", "output"}:
+                    self.say(f"  text_delta   {text!r}, in pieces")
+                if event != "text":
+                    self.say(f"  {event:<12} {brief(data)}")
         return first_s, {"status": "cut off", "session_id": session}
 
     def shown(self, session: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class ModelServer:
         self.download: Callable[[dict[str, Any]], tuple[int, dict[str, str], bytes]] | None = None
         self.redirects: dict[str, str] = {}
         self.tag = '"one"'
+        self.bucket = "models"
 
     def bytes_of(self, path: str) -> int:
         """Bytes that were sent of a file."""
@@ -52,7 +53,7 @@ def sha256(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def model_server() -> Iterator[ModelServer]:
+def model_server(host: str = "127.0.0.1") -> Iterator[ModelServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -83,9 +84,9 @@ def model_server() -> Iterator[ModelServer]:
             elif path in server.redirects:
                 self._answer(302, b"", {"Location": server.redirects[path]})
             elif path == "/internal/list":
-                prefix = parse_qs(parts.query)["prefix"][0]
-                self._list(prefix)
-            elif found := re.fullmatch(r"/internal/download/models/(.+)", path):
+                asked = parse_qs(parts.query)
+                self._list(asked["prefix"][0] if asked["bucket"] == [server.bucket] else "/")
+            elif found := re.fullmatch(rf"/internal/download/{server.bucket}/(.+)", path):
                 self._file(f"/bucket/{found[1]}", server.files[f"/bucket/{found[1]}"], body=body)
             elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path):
                 self._repository(found[1], (found[2] or "").rpartition("/")[2])
@@ -104,7 +105,7 @@ def model_server() -> Iterator[ModelServer]:
                 for name, data in server.files.items()
                 if name.startswith(f"/bucket/{prefix}")
             ]
-            found = {"success": True, "bucket": "models", "files": files}
+            found = {"success": True, "bucket": server.bucket, "files": files}
             self._answer(200, json.dumps(found).encode())
 
         def _repository(self, name: str, revision: str) -> None:
@@ -172,9 +173,9 @@ def model_server() -> Iterator[ModelServer]:
             if self.command != "HEAD":
                 self.wfile.write(data)
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer((host, 0), Handler)
     http.daemon_threads = True
-    server = ModelServer(f"http://127.0.0.1:{http.server_port}")
+    server = ModelServer(f"http://{host}:{http.server_port}")
     thread = threading.Thread(
         target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
     )

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from ownpod.agent import model_sources
 from ownpod.agent.model_downloads import FetchError
+from ownpod.agent.model_folders import listed
 from ownpod.agent.model_hub import Hub
 from ownpod.agent.model_orders import Order, order_in
 from ownpod.agent.model_sources import Meter
-from ownpod.agent.model_store import ModelStore, listed
+from ownpod.agent.model_store import ModelStore
 from ownpod.rules.model_news import State
 from ownpod.rules.models import (
     HF,

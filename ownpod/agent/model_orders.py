@@ -21,11 +21,13 @@ class Options:
         stall_s: seconds without a byte after which a request has failed.
         service_url: of the file service.
         service_key: its key.
+        service_bucket: its bucket with the models.
     """
 
     stall_s: float = 60.0
     service_url: str = ""
     service_key: str = ""
+    service_bucket: str = "models"
 
 
 @dataclass(frozen=True)

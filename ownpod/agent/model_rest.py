@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ownpod.agent.model_folders import size_of
 from ownpod.rules.models import KEY, Kept
 
 ARCHIVE = ".archive"
@@ -44,6 +45,11 @@ def promise(lock: Path, place: Path, need: int) -> None:
     lock.write_text(json.dumps({"need": need, "place": str(place), "before": size_of(place)}))
 
 
+def keep_promise(lock: Path) -> None:
+    """Forgets what the holder of a lock has promised, because it has written that. Raises: OSError."""
+    lock.write_text("")
+
+
 def unfinished(store: Path, locks: Path, own: str, stay: Collection[str]) -> tuple[list[Kept], int]:
     """The models of which other fetches have a part, and the bytes that those which run will still write.
 
@@ -76,23 +82,10 @@ def unfinished(store: Path, locks: Path, own: str, stay: Collection[str]) -> tup
 def _promised(lock: Path) -> tuple[int, int]:
     try:
         values = json.loads(lock.read_text())
-        return values["need"], size_of(Path(values["place"])) - values["before"]
+        return values["need"], max(size_of(Path(values["place"])) - values["before"], 0)
     except (OSError, ValueError, TypeError, KeyError):
         # It has not promised anything yet, or is of another version.
         return 0, 0
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory; links have none."""
-    if path.is_file() and not path.is_symlink():
-        return path.stat().st_size
-    total = 0
-    for top, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                file = Path(top, name)
-                total += 0 if file.is_symlink() else file.stat().st_size
-    return total
 
 
 def drop_partial(store: Path, locks: Path, name: str) -> None:

@@ -22,13 +22,11 @@ from ownpod.agent.model_downloads import (
     length_of,
     name_in,
 )
+from ownpod.agent.model_folders import size_of
 from ownpod.agent.model_orders import Options
-from ownpod.agent.model_rest import ARCHIVE, size_of
+from ownpod.agent.model_rest import ARCHIVE
 from ownpod.rules.model_news import State
 from ownpod.rules.models import MOST_FILES, ModelSource, check_file
-
-BUCKET = "models"
-"""The file service's bucket with models."""
 
 LOOK = 16 * PIECE
 """Bytes of a model of unknown size after which there is looked for room."""
@@ -222,7 +220,8 @@ def over_service(source: ModelSource, into: Path, meter: Meter, options: Options
                 return ""
         else:
             found = []
-    return files_over_http(http, found or list(_bucket(http, base, model_id)), into, meter)
+    listed = found or list(_bucket(http, base, options.service_bucket, model_id))
+    return files_over_http(http, listed, into, meter)
 
 
 def _files(body: Any, base: str) -> Iterable[Wanted]:
@@ -242,10 +241,10 @@ def _files(body: Any, base: str) -> Iterable[Wanted]:
             raise FetchError(f"the file service: {error}") from None
 
 
-def _bucket(http: Http, base: str, model_id: str) -> Iterable[Wanted]:
+def _bucket(http: Http, base: str, bucket: str, model_id: str) -> Iterable[Wanted]:
     """The files of a model in the service's bucket."""
     prefix = f"{model_id.strip('/')}/"
-    query = f"bucket={quote(BUCKET)}&prefix={quote(prefix)}"
+    query = f"bucket={quote(bucket)}&prefix={quote(prefix)}"
     with http.open("GET", f"{urljoin(base, 'internal/list')}?{query}") as answer:
         check_status(answer, "the file service")
         body = _json(answer)
@@ -257,7 +256,7 @@ def _bucket(http: Http, base: str, model_id: str) -> Iterable[Wanted]:
             path = check_file(key.removeprefix(prefix))
         except ValueError as error:
             raise FetchError(f"the file service: {error}") from None
-        url = urljoin(base, f"internal/download/{quote(BUCKET)}/{quote(key)}")
+        url = urljoin(base, f"internal/download/{quote(bucket)}/{quote(key)}")
         size = file.get("size")
         yield Wanted(
             path, url, size if isinstance(size, int) else None, str(file.get("sha256") or "")

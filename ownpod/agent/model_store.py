@@ -19,7 +19,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ownpod.agent.model_rest import PARTIAL, drop_partial, drop_rest, held, promise, unfinished
+from ownpod.agent.model_folders import of_path, sync
+from ownpod.agent.model_rest import (
+    PARTIAL,
+    drop_partial,
+    drop_rest,
+    held,
+    keep_promise,
+    promise,
+    unfinished,
+)
 from ownpod.rules.models import (
     FILE,
     KEY,
@@ -27,14 +36,11 @@ from ownpod.rules.models import (
     SERVICE,
     Kept,
     Manifest,
-    ModelFile,
     ModelSource,
-    check_file,
     evictions,
     manifest_in,
     manifest_text,
 )
-from ownpod.rules.volumes import path_problem
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +75,7 @@ class ModelStore:
     def find(self, source: ModelSource) -> Manifest | None:
         """The manifest of a model that is whole; None: it must be fetched. Raises: OSError, ValueError."""
         if source.kind == FILE:
-            return _of_path(source, Path(source.source.removeprefix("file://")))
+            return of_path(source, Path(source.source.removeprefix("file://")))
         manifest = self._read(source.key)
         if manifest is not None and self._is_whole(manifest):
             return manifest
@@ -177,7 +183,9 @@ class ModelStore:
                 file.flush()
                 os.fsync(file.fileno())
             new.rename(self._manifest(key))
-            _sync(self._own)
+            sync(self._own)
+            # The manifest counts from now on, and the lock is held for some moments more.
+            keep_promise(self._own / f"{key}.lock")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -354,42 +362,3 @@ class ModelStore:
         with contextlib.suppress(OSError):
             if not any((repository / "snapshots").iterdir()):
                 shutil.rmtree(repository, ignore_errors=True)
-
-
-def listed(directory: Path) -> tuple[ModelFile, ...]:
-    """The files in a directory, of which none is a link. Raises: OSError; ValueError, with what is wrong."""
-    found = []
-    for top, folders, names in os.walk(directory):
-        for name in (*folders, *names):
-            path = Path(top, name)
-            inside = check_file(str(path.relative_to(directory)))
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise ValueError(f"{inside[:80]!r} is no file, and models have files only")
-            if name in names:
-                found.append(ModelFile(inside, path.stat().st_size))
-    return tuple(sorted(found, key=lambda file: file.path))
-
-
-def _of_path(source: ModelSource, path: Path) -> Manifest:
-    """A model that is used where it is. Raises: ValueError, it is not there.
-
-    Of Hugging Face's cache a worker gets all of the repository, because the files of a revision are links into its blobs.
-    """
-    real = os.path.realpath(path)
-    if problem := path_problem(real, forbidden=("/proc", "/sys", "/dev", "/etc"), whole=("/",)):
-        raise ValueError(f"the path {path} {problem}")
-    if not path.exists():
-        raise ValueError(f"{path} does not exist on this host")
-    for above in path.parents:
-        inside = path.relative_to(above)
-        if above.name.startswith("models--") and inside.parts[0] == "snapshots":
-            return Manifest(source, str(above), str(inside))
-    return Manifest(source, str(path))
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

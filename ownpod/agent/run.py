@@ -140,6 +140,7 @@ def _models(config: Settings, engine: Engine, stored: Models) -> HostModels:
             Options(
                 service_url=config.file_service_url or "",
                 service_key=config.file_service_key or "",
+                service_bucket=config.file_service_bucket,
             ),
         ),
         environ=dict(os.environ),

@@ -5,10 +5,11 @@ import contextlib
 from flask import Flask, Response, request
 from werkzeug.exceptions import NotFound
 
-from ownpod.api import rest_v2
+from ownpod.api import openai_errors, rest_v2
 from ownpod.api.auth import opened_endpoints
 from ownpod.api.services import answer, services
 from ownpod.errors import NotForLoadBalancer, OwnPodError
+from ownpod.rules.openai_replies import error_body
 
 QUEUE_BLUEPRINTS = ("jobs", "stream", "openai")
 """Blueprints whose routes need a queue. The front has those of ``openai`` for load-balanced endpoints."""
@@ -43,20 +44,14 @@ def _refuse() -> Response | None:
     endpoint = services().registry.endpoints.get(endpoint_id)
     if endpoint is None or not endpoint.is_balanced:
         return None
-    if request.path.split("/")[3:4] == ["openai"]:
+    if openai_errors.is_below(request.path):
         return _no_front_for_openai()
     error = NotForLoadBalancer()
     return answer(error.body, error.http_status)
 
 
 def _no_front_for_openai() -> Response:
-    error = {
-        "message": OPENAI_BY_FRONT,
-        "type": "server_error",
-        "param": None,
-        "code": "no_front",
-    }
-    response = answer({"error": error}, 503)
+    response = answer(error_body(503, OPENAI_BY_FRONT, code="no_front"), 503)
     response.headers["Retry-After"] = str(OPENAI_RETRY_S)
     return response
 

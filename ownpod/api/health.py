@@ -16,6 +16,7 @@ from ownpod.rules.balanced_states import (
     job_counts,
 )
 from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.hours import Pause
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed_states import count_workers
 
@@ -66,7 +67,7 @@ def health(endpoint_id: str) -> Response:
                 "type": endpoint.type,
                 "workers": described(endpoint.workers, statuses, running, view),
                 "managed": describe_managed(view),
-                "paused": None if pause is None else f"the endpoint is paused: {pause.reason}",
+                "paused": _paused(endpoint, pause),
                 "leftOut": left_out(endpoint_id),
                 "refused": [
                     {
@@ -79,6 +80,14 @@ def health(endpoint_id: str) -> Response:
             },
         }
     )
+
+
+def _paused(endpoint: Endpoint, pause: Pause | None) -> str | None:
+    """Why the endpoint is paused, in words for people; None: it is not. A preset serves sessions and one-off tasks nevertheless."""
+    if pause is None:
+        return None
+    jobs = " for jobs that are no tasks" if endpoint.preset is not None else ""
+    return f"the endpoint is paused{jobs}: {pause.reason}"
 
 
 def _balanced(endpoint: Endpoint) -> Response:
@@ -94,7 +103,7 @@ def _balanced(endpoint: Endpoint) -> Response:
                 "front": describe_front(view),
                 "workers": describe_balanced(endpoint.workers, view),
                 "managed": describe_managed(view.managed),
-                "paused": None if pause is None else f"the endpoint is paused: {pause.reason}",
+                "paused": _paused(endpoint, pause),
                 "leftOut": left_out(endpoint.id),
                 "refused": [],
             },

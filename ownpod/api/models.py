@@ -26,14 +26,14 @@ def listed() -> Response:
 def fetch(model_id: str) -> Response:
     """Asks a host, or all, to fetch a model."""
     hosts = _calls().fetch(model_id, _host())
-    return _done(model_id, hosts, "is fetched" if hosts else "is fetched by no host")
+    return _done(model_id, hosts, "is being fetched" if hosts else "is fetched by no host")
 
 
 @blueprint.delete("/api/models/<path:model_id>")
 def remove(model_id: str) -> Response:
     """Asks a host, or all that have it, to remove a model."""
     hosts = _calls().remove(model_id, _host())
-    return _done(model_id, hosts, "is removed" if hosts else "is on no host")
+    return _done(model_id, hosts, "is being removed" if hosts else "is on no host")
 
 
 @blueprint.post("/api/models/<path:model_id>/pin")

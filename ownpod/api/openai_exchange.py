@@ -28,6 +28,7 @@ TAIL = 4096
 """Characters of a response's end that are remembered: the last events of a stream have the numbers of tokens."""
 
 GONE = "cancelled because its client has gone"
+STOPPED = "cancelled because the API process of its client has ended"
 NOT_IN_TIME = "cancelled because it did not end in time for its client"
 
 STOPPING = "OwnPod is stopping"
@@ -207,7 +208,10 @@ class Exchange:
     def _late_stream(self, rendering: Rendering) -> Reply | None:
         if not rendering.has_begun:
             return self._late()
-        return error(503, STOPPING, "server_stopping") if self._svc.notices.stopped else None
+        if not self._svc.notices.stopped:
+            return None
+        self._reason = STOPPED
+        return error(503, STOPPING, "server_stopping")
 
     def close(self) -> None:
         """Ends the exchange, and cancels the job if it has not ended. May be called again, and in any thread."""
@@ -266,6 +270,9 @@ class Exchange:
 
     def _pause(self, seconds: float) -> str:
         """Waits for an event of the job. Raises: ClientGone."""
+        # Reading the notices of chunks also takes the wake of a close that came before.
+        if self._connection.closed:
+            raise ClientGone
         notice = self._wait(max(0.0, min(seconds, self._connection.check_s)))
         if self._connection.closed:
             raise ClientGone
@@ -274,6 +281,7 @@ class Exchange:
     def _late(self) -> Reply | None:
         """The response without the job's end; None: it can still be awaited."""
         if self._svc.notices.stopped:
+            self._reason = STOPPED
             return unbegun(503, f"{STOPPING}; repeat the request", RESTART_S)
         if time.monotonic() < self._deadline:
             return None

@@ -25,7 +25,9 @@ from ownpod.api.task_submission import Client, TaskSubmitted, TaskWish
 from ownpod.configuration.custom import CUSTOM
 from ownpod.errors import BadRequest, JobNotFound, UnsupportedMediaType
 from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.event_data import is_debug, iso, log_data
 from ownpod.rules.jobs import Job, JobStatus
+from ownpod.rules.managed import Role
 from ownpod.rules.presets import device_wait_s
 from ownpod.rules.task_views import (
     SUBMITTED_STATUS,
@@ -87,6 +89,9 @@ def task(task_id: str) -> Response:
     if worker is not None:
         container = Places(svc.agents.agents()).container(worker)
     logs = svc.store.journal.last_logs(task_id, MOST_LOGS)
+    if worker is not None and worker.role is not Role.TASK and len(logs) < MOST_LOGS:
+        # Lines that came when the job had just ended are in the worker's output only.
+        logs = _lines_of(task_id, worker.id) or logs
     return answer(
         describe_task(
             job, facts, svc.store.now_ms(), session=session, container=container, logs=logs
@@ -132,6 +137,13 @@ def _known(task_id: str) -> tuple[Job, TaskFacts, str | None]:
         raise JobNotFound(task_id)
     check_owner(task_id)
     return job, facts, private
+
+
+def _lines_of(task_id: str, worker_id: str) -> list[dict[str, Any]]:
+    """The last log lines of a task in its worker's output, as their events have them."""
+    lines = services().outputs.of_job(worker_id, task_id)
+    found = [log_data(line.text) | {"timestamp": iso(line.at_ms)} for line in lines]
+    return [data for data in found if not is_debug(data)][-MOST_LOGS:]
 
 
 def _named(name: str, model_id: str | None) -> Endpoint:

@@ -20,12 +20,12 @@ from ownpod.front.layout import (
     Maps,
     api_error,
     full,
-    openai_error,
     problem,
     quoted,
     refusal,
 )
 from ownpod.rules.homes import joined
+from ownpod.rules.openai_replies import error_body
 
 BY_FRONT, BY_HOST, BY_PATH = 1, 2, 3
 """What names the endpoint, in ``txn.lb``: another front's header, the host, or the path. Without it a request is for the API."""
@@ -241,7 +241,7 @@ def _refused(
     form: str = "string",
 ) -> Iterator[str]:
     """Two rules that answer a request: clients of OpenAI's API get its shape; others RunPod's, or without a ``title`` the API's."""
-    body = openai_error(status, detail, code)
+    body = error_body(status, detail, code=code)
     yield refusal(status, body, f"openai {condition}", kind=JSON, retry_s=retry_s, form=form)
     kind = JSON if title is None else PROBLEM
     body = api_error(detail) if title is None else problem(status, title, detail)

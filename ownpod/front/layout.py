@@ -154,16 +154,6 @@ def api_error(message: str) -> str:
     return json.dumps({"error": message}, separators=(",", ":"))
 
 
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-
-
-def openai_error(status: int, message: str, code: str | None = None) -> str:
-    """A body in the shape of OpenAI's API. ``place.lua`` makes the same one."""
-    kind = "server_error" if status >= 500 else _OPENAI_TYPES.get(status, "invalid_request_error")
-    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    return json.dumps(body, separators=(",", ":"))
-
-
 def refusal(
     status: int,
     body: str,

@@ -25,7 +25,7 @@ local function now()
   return time.sec + time.usec / 1e6
 end
 
--- The same shape as `openai_error` in layout.py.
+-- The same shape and types as `error_body` in rules/openai_replies.py.
 local OPENAI_TYPES = { [404] = "not_found_error", [504] = "timeout_error" }
 local function openai_error(status, detail, reason)
   local kind = OPENAI_TYPES[status] or status >= 500 and "server_error" or "invalid_request_error"

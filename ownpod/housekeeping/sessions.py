@@ -5,14 +5,15 @@ that came in between. Nothing is remembered here that a successor needs.
 """
 
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ownpod.errors import OwnPodError, RedisUnavailable
 from ownpod.registry import Registry
 from ownpod.rules.about import about_of
 from ownpod.rules.endpoints import Endpoint
-from ownpod.rules.managed import SERVING, ManagedWorker, Role, new_worker_id
+from ownpod.rules.managed import SERVING, ManagedWorker, Phase, Role, new_worker_id
 from ownpod.rules.session_moves import Move, moves_to_idle
 from ownpod.rules.sessions import (
     End,
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 GONE = "session {} ended: its record is gone"
 
+STUCK_S = 15.0
+"""Seconds for which a handler may go on after its job has ended."""
+
 _HOW = {
     Reason.IDLE_TIMEOUT: "idle",
     Reason.MAX_LIFETIME: "life",
@@ -47,11 +51,16 @@ class PrivateWorkers:
     Args:
         registry: the endpoints.
         sessions: the private workers.
+        clock: seconds, for how long a handler has gone on after its job.
     """
 
-    def __init__(self, registry: Registry, sessions: Sessions) -> None:
+    def __init__(
+        self, registry: Registry, sessions: Sessions, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._registry = registry
         self._sessions = sessions
+        self._clock = clock
+        self._lingering_since = dict[str, float]()
         self._endpoints = set[str]()
         """Endpoints that had private workers in the last round; their jobs may be left."""
 
@@ -70,6 +79,7 @@ class PrivateWorkers:
             for endpoint, jobs in waiting.items():
                 self._settle(endpoint, jobs)
             self._use_idle(sessions, [job for jobs in waiting.values() for job in jobs])
+        self._replace_stuck([s for s in sessions if s.worker.role is Role.SESSION])
 
     def _end_due(self, workers: Sequence[ManagedWorker]) -> Sequence[Session]:
         """Ends workers. Returns those that stay."""
@@ -96,6 +106,18 @@ class PrivateWorkers:
                     end.words,
                 )
         return [session for session in views if session.id not in ended]
+
+    def _replace_stuck(self, sessions: Sequence[Session]) -> None:
+        """Has sessions started again whose handler goes on for :data:`STUCK_S` after its job's time has passed, because no further task
+        could run there.
+        """
+        free = [s.id for s in sessions if s.worker.phase is Phase.READY and not s.running]
+        lingering, now = self._sessions.jobs.lingering(free) if free else set(), self._clock()
+        self._lingering_since = {i: self._lingering_since.get(i, now) for i in lingering}
+        for session_id, since in list(self._lingering_since.items()):
+            if now - since > STUCK_S and self._sessions.managed.restart(session_id):
+                del self._lingering_since[session_id]
+                log.warning("session %s is started again: its handler does not end", session_id)
 
     def _use_idle(self, sessions: Sequence[Session], jobs: Sequence[WaitingJob]) -> None:
         """Moves tasks from sessions without a device to idle ones, and ends sessions that have none left."""

@@ -174,6 +174,7 @@ def _residents(
                 queued=0 if worker.is_private else view.queued,
                 oldest_wait_s=view.oldest_wait_s,
                 above_min=above * view.known,
+                private=worker.is_private,
                 sharing=spec.template.sharing,
             )
         )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -64,6 +65,11 @@ def log_data(text: str, stream: str | None = None) -> dict[str, Any]:
     match = _PREFIX.match(text)
     data = {"log": text, "level": _LEVELS[match[1]] if match else "info"}
     return data if stream is None else data | {"stream": stream}
+
+
+def is_debug(data: Mapping[str, Any]) -> bool:
+    """Whether a log line is one of those that RunPod's SDK writes for its own developers: several for each chunk, with the output."""
+    return data.get("stream") == "sdk" and data.get("level") == "debug"
 
 
 def status_url(job: Job) -> str:

@@ -142,7 +142,8 @@ class ManagedWorker:
     run: str = ""
     """Of a task: "<job id>:<attempt>" once its node has claimed the job, so its container may start."""
     restart: int = 0
-    """Of a worker that is ready: 1, it has asked for a restart; 2, its next process runs, and has not asked for a job yet."""
+    """Of a worker that is ready: 1, it has asked for a restart; 2, its next process runs, and has not asked for a job yet;
+    3, it is to be started again at once."""
     tasks_done: int = 0
     """Jobs of the session that have ended."""
     from_created: bool = False

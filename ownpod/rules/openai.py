@@ -49,6 +49,7 @@ LONGEST_ROUTE = 2000
 
 _SAFE = "/:@!$&'()*+,;=-._~"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_DONE = re.compile(r"(?:^|\n)data: ?\[DONE\]\s*\Z")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _TAIL = 32
 """Characters of a stream's end that are remembered: ``data: [DONE]`` and line ends fit."""
@@ -131,7 +132,7 @@ class Rendering:
         written = ""
         if not self.has_begun:
             written = "".join(map(self.text_of, outputs_of(job, ())))
-        if self.failed or "data: [DONE]" in self._tail or "data:[DONE]" in self._tail:
+        if self.failed or _DONE.search(self._tail):
             return written
         return written + self._separated(DONE)
 

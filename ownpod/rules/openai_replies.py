@@ -197,7 +197,7 @@ def _status_of(*errors: Mapping[str, Any]) -> int:
 def _error_of(found: dict[str, Any], text: str) -> Reply | None:
     """The error in an object that a worker has answered; None: it is none. ``text``: the object's JSON text."""
     about = found.get("error")
-    if about and found.get("object") in {None, "error"}:
+    if about and found.get("object") in (None, "error"):
         return _of_error(about, text, found)
     if found.get("object") == "error":
         return _of_flat(found)

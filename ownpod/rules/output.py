@@ -41,9 +41,10 @@ PIECE_BYTES = 16_384
 CUT = " … (cut)"
 
 _SDK = b'{"requestId": '
-_STARTED, _ENDED = "Started.", ("Finished.", "Job stopped.")
+# A generator handler writes no "Started.".
+_STARTED, _ENDED = ("Started.", "Handling Job"), ("Finished.", "Job stopped.")
 _MARKS = re.compile(
-    rb'\{"requestId": "([^"]{1,255})", "message": "(Started|Finished|Job stopped)\.'
+    rb'\{"requestId": "([^"]{1,255})", "message": "(Started\.|Handling Job|Finished\.|Job stopped\.)"'
 )
 _ENDS = re.compile(rb"(\r\n|\n|\r(?!\Z))")
 # Escape sequences of terminals: colors, the position of the cursor, titles.
@@ -216,7 +217,7 @@ class Lines:
         """Counts lines that are left out. Only the beginnings and ends of jobs in them matter."""
         data = self._partial + data
         for found in _MARKS.finditer(data):
-            self._note(found[1].decode(errors="replace"), f"{found[2].decode()}.")
+            self._note(found[1].decode(errors="replace"), found[2].decode())
         whole, end, self._partial = data.rpartition(b"\n")
         self._left += whole.count(b"\n") + len(end)
         if len(self._partial) > HELD_BYTES:
@@ -240,7 +241,7 @@ class Lines:
         return [Line(_clean(text), run) for text in texts]
 
     def _note(self, run: str, message: str) -> None:
-        if message == _STARTED:
+        if message in _STARTED:
             self._open[run] = None
             if len(self._open) > MOST_OPEN:
                 del self._open[next(iter(self._open))]

@@ -215,8 +215,9 @@ def _of_record(record: ManagedWorker, found: Found | None, known: Knowledge) -> 
 
 def _of_server(record: ManagedWorker, found: Found | None, known: Knowledge) -> Step | None:
     runs = found is not None and found.running
-    if record.phase is Phase.READY and record.restart == 1:
-        return Restart(record.id) if not runs or record.id not in known.busy else None
+    if record.phase is Phase.READY and record.restart in {1, 3}:
+        waits = runs and record.restart == 1 and record.id in known.busy
+        return None if waits else Restart(record.id)
     if found is None or not found.running:
         return _ended(record, found)
     if record.phase in {Phase.DRAINING, Phase.STOPPING} or record.id in known.stuck:

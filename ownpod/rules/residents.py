@@ -29,7 +29,8 @@ class Resident:
         jobs: number of jobs that it has.
         queued: number of waiting jobs of its endpoint.
         oldest_wait_s: seconds for which the oldest of them has waited.
-        above_min: how many of its endpoint's ready workers are above ``workersMin``.
+        above_min: how many of its endpoint's ready workers are above ``workersMin``; of a private worker, 1 if it may give way.
+        private: it is a session, or the worker of a one-off task.
     """
 
     worker: str
@@ -44,6 +45,7 @@ class Resident:
     queued: int = 0
     oldest_wait_s: float = 0.0
     above_min: int = 1
+    private: bool = False
     sharing: Sharing = field(default_factory=Sharing)
 
     @property

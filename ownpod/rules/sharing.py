@@ -385,6 +385,7 @@ def _state(resident: Resident, left_s: float | None) -> str:
         (resident.works, "works"),
         (sharing.pinned, "is pinned"),
         (not sharing.evictable, "is not evictable"),
+        (resident.private and not resident.above_min, "serves one client"),
         (not resident.above_min, "is within its workersMin"),
     )
     state = next((words for applies, words in cases if applies), "stays")

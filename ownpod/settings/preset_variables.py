@@ -119,6 +119,12 @@ class Presets:
         alias=Alias(name="FILE_SERVICE_INTERNAL_KEY"),
         purpose="key of the file service",
     )
+    file_service_bucket: str = variable(
+        "OWNPOD_FILE_SERVICE_BUCKET",
+        "models",
+        alias=Alias(name="FILE_SERVICE_BUCKET"),
+        purpose="the file service's bucket with the models, if the service lists files instead of sending models",
+    )
     gpu_wait_s: int | None = variable(
         "OWNPOD_GPU_WAIT_S",
         limits=(0, DAY_S),

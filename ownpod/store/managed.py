@@ -110,7 +110,7 @@ class Managed(Records):
                     "ready",
                 ),
                 *("drain", "stopping", "stopped", "lost", "gone", "evict", "unkeep", "refused"),
-                *("restarting", "restarted"),
+                *("restart", "restarting", "restarted"),
             ),
         )
 
@@ -245,6 +245,10 @@ class Managed(Records):
             health_port: the port of its health check; None: that of ``url``.
         """
         return self._move("started", worker_id, host, url or "", health_port or "")
+
+    def restart(self, worker_id: str) -> bool:
+        """The worker is to be started again at once, whatever it runs. False: it is not ready."""
+        return self._move("restart", worker_id)
 
     def restarting(self, worker_id: str, host: str, key_digest: str) -> bool:
         """The worker, which has asked for a restart and has ended, is to be started again; its requests need the key with this

@@ -44,7 +44,7 @@ function commands.append()
     else
       redis.call('XADD', stream, '*', 't', now, 'm', ARGV[i], 'j', ARGV[i + 1])
       local id, attempt = job_of(ARGV[i + 1])
-      if id then
+      if id and ARGV[i + 2] ~= '' then
         try_add_entry(id, 'logs', ARGV[i + 2], attempt)
       end
     end

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from ownpod.rules.event_data import log_data
+from ownpod.rules.event_data import is_debug, log_data
 from ownpod.rules.managed import STOPPED_KEPT_S
 from ownpod.rules.output import BURST_BYTES, BURST_LINES, Line, is_of_job
 from ownpod.store import keys
@@ -147,8 +147,10 @@ class Outputs:
 
 
 def _parts(line: Line) -> tuple[str, str, str]:
-    """What ``append`` gets of a line."""
-    return line.text, line.run or "", json.dumps(log_data(line.text)) if line.run else ""
+    """What ``append`` gets of a line. One without an event is in the worker's output only."""
+    data = log_data(line.text)
+    event = json.dumps(data) if line.run and not is_debug(data) else ""
+    return line.text, line.run or "", event
 
 
 def _line(line_id: str, values: dict[str, str]) -> KeptLine:

@@ -89,6 +89,15 @@ class PrivateJobs:
         return [None if status is None else finished is not None for status, finished in found]
 
     @redis_reads
+    def lingering(self, worker_ids: Sequence[str]) -> set[str]:
+        """Those of these workers whose handler still runs although its job has ended."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for worker_id in worker_ids:
+                pipe.hget(keys.worker(worker_id), "held")
+            found = pipe.execute()
+        return {i for i, held in zip(worker_ids, found, strict=True) if held and held != "0"}
+
+    @redis_reads
     def workers_of(self, job_ids: Sequence[str]) -> list[str | None]:
         """The private worker of each of these jobs; None: it has none, or there is no such job."""
         with self._redis.pipeline(transaction=False) as pipe:

@@ -56,7 +56,7 @@ def fetch(model_id: str, host: str) -> None:
     """Fetch a model before a worker needs it. `ownpod models list` shows the progress."""
     with _opened() as calls:
         asked = calls.fetch(model_id, host)
-    click.echo(f"model {model_id} is fetched on {', '.join(asked)}")
+    click.echo(f"model {model_id} is being fetched on {', '.join(asked)}")
 
 
 @models.command()
@@ -66,7 +66,9 @@ def remove(model_id: str, host: str) -> None:
     """Remove a model from the hosts' disks. A model that a worker has stays."""
     with _opened() as calls:
         asked = calls.remove(model_id, host)
-    click.echo(f"model {model_id} is removed on {', '.join(asked)}" if asked else "no host has it")
+    click.echo(
+        f"model {model_id} is being removed on {', '.join(asked)}" if asked else "no host has it"
+    )
 
 
 @models.command()

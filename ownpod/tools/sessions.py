@@ -110,6 +110,7 @@ def start(  # noqa: PLR0917 - click
     help="How long it may run; by default the preset's time-out.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print the text and output only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also log lines of the level debug.")
 @remote_api
 def send(  # noqa: PLR0917 - click
     client: Client,
@@ -120,6 +121,7 @@ def send(  # noqa: PLR0917 - click
     timeout_s: int | None,
     *,
     quiet: bool,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Run a task in a session, and print its text while it is made. Ctrl-C cancels the task.
@@ -141,7 +143,7 @@ def send(  # noqa: PLR0917 - click
     }
     headers = {"Prefer": "respond-async", "Idempotency-Key": str(uuid.uuid4())}
     task = client.json("POST", "/api/tasks/submit", json=body, headers=headers)
-    printed = _Printed(quiet=quiet, as_json=as_json)
+    printed = _Printed(quiet=quiet, verbose=verbose, as_json=as_json)
     try:
         for found in follow(client, task["task_id"]):
             printed.show(found)
@@ -202,8 +204,9 @@ def kill(client: Client, session_ids: tuple[str, ...], *, drain: bool, as_json: 
 class _Printed:
     """Prints a task's events: its text to the standard output, and all else to the standard error."""
 
-    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+    def __init__(self, *, quiet: bool, verbose: bool, as_json: bool) -> None:
         self._quiet = quiet
+        self._verbose = verbose
         self._as_json = as_json
         self._has_text = False
         self._line_open = False
@@ -228,7 +231,10 @@ class _Printed:
         else:
             if data.get("status") == "restarted":
                 self._has_text = False
-            self._note(in_words(found))
+            if data.get("level") != "debug" or self._verbose:
+                self._note(in_words(found))
+            if found.event == FINISH:
+                self._end_line()
 
     def _text(self, text: str) -> None:
         # As sent: it may be a part of a line.
@@ -243,7 +249,9 @@ class _Printed:
         self._has_text = True
 
     def _note(self, text: str) -> None:
-        self._end_line()
+        if sys.stdout.isatty():
+            # A note must not continue a line of text on the screen. In a file it would cut the text into lines.
+            self._end_line()
         failed = self.status not in {"", "completed"}
         if text and (failed or not self._quiet):
             click.echo(click.style(text, dim=not failed), err=True)

@@ -1,12 +1,23 @@
 """The chat box of the page in a real browser: it keeps its session between messages and reloads, and begins another one after its end."""
 
+import base64
 import contextlib
 import json
+import os
+import random
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, wait_until
 from test_browser import Browser, pytestmark, url_of  # noqa: F401 - the mark of this file, too
+
+from ownpod.store.client import connect as redis_connect
+from ownpod.store.figures import SAMPLE_MS, SAMPLES
+from ownpod.store.keys import of_endpoint
+
+SCREEN = {"width": 1180, "height": 1330, "deviceScaleFactor": 1, "mobile": False}
 
 FILE = """
 endpoints: {{local-ep: {{}}}}
@@ -178,3 +189,33 @@ def test_the_javascript_example_follows_a_task_with_the_browsers_event_source(br
     assert (got[0][0], got[-1][0]) == ("connection", "task_finish")
     text = "".join(data["delta"] for name, data in got if name == "text_delta")
     assert text == "hi! You have spoken 1 times; first you said: hi"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_picture_of_the_readme_has_a_chat_and_the_last_hour(browser, ownpod, tmp_path):
+    """`PAGE_PICTURE=docs/images/page.png pytest tests/acceptance/test_browser_chat.py -k picture` makes it again."""
+    now, chance, waiting = int(time.time() * 1000), random.Random(4), 0
+    with redis_connect(ownpod.redis_url) as client:
+        for step in range(SAMPLES):
+            # Made up: more tasks in the middle of the hour.
+            up = 1 if 60 < step < 180 else -1
+            waiting = min(5, max(0, waiting + chance.choice((-1, 0, 0, up))))
+            sample = [now - (SAMPLES - step) * SAMPLE_MS, waiting, int(waiting > 0)]
+            client.rpush(of_endpoint("parrot-chat", "history"), json.dumps(sample))
+    browser.send("Emulation.setDeviceMetricsOverride", **SCREEN)
+    browser.open(url_of(ownpod))
+    choose(browser, "parrot-chat")
+    wait_until(lambda: not browser.run("at('chat').hidden"), 15, "the chat box")
+    for number, text in enumerate(("hello", "how are you?"), 1):
+        send(browser, text)
+        wait_until(lambda n=number: len(lines(browser, "model")) == n, 60, "an answer")
+    wait_until(lambda: free(browser), 20)
+    send(browser, '{"prompt": "tell me more", "seconds": 30}')
+    wait_until(lambda: "more!" in lines(browser, "model")[-1], 30, "the first words")
+    wait_until(lambda: "running" in browser.text("#jobs"), 15)
+    # Its sessions are served nevertheless.
+    assert "paused for jobs that are no tasks" in browser.text("#paused")
+    shot = base64.b64decode(browser.send("Page.captureScreenshot", format="png")["data"])
+    assert shot.startswith(b"\x89PNG")
+    Path(os.environ.get("PAGE_PICTURE") or tmp_path / "page.png").write_bytes(shot)

@@ -167,6 +167,14 @@ def test_a_session_as_in_the_readme(service):
     assert statuses[-1] == "waiting"
     first = text_of(events)
     assert first.startswith("Hello, world! (llama-7b ")
+    # What the SDK writes for its developers has the output in it, and is no event.
+    assert not [log for log in of(events, "logs") if log["level"] == "debug"]
+
+    def logged():
+        shown = call(ownpod, "GET", f"/api/tasks/{events[-1].data['task_id']}")
+        return "the prompt has arrived" in [log["log"] for log in shown["recent_logs"]]
+
+    wait_until(logged, 10, "the task's own line")
     finish = events[-1].data
     assert finish["status"] == "completed"
     assert isinstance(finish["elapsed_seconds"], int)

@@ -1,6 +1,7 @@
 """The real HAProxy between OpenAI's clients and workers of load-balanced endpoints: ``/v2/<endpoint>/openai/<rest>``."""
 
 import contextlib
+import json
 import socket
 import threading
 
@@ -10,9 +11,9 @@ from helpers import wait_until
 from web_worker import KEY, WebWorker, front
 from websockets.sync.client import connect
 
-from ownpod.front.layout import openai_error
 from ownpod.rules.balancing import Balancing, FrontState, Route, Server
 from ownpod.rules.credentials import digest_of
+from ownpod.rules.openai_replies import error_body
 
 pytestmark = pytest.mark.slow
 
@@ -215,7 +216,7 @@ def test_a_websocket_passes(lb, worker):
 
 
 def error(status, message, code=None):
-    return status, openai_error(status, message, code)
+    return status, json.loads(error_body(status, message, code=code))
 
 
 @pytest.mark.parametrize("capacity", [0, 1])
@@ -226,7 +227,7 @@ def test_no_worker_in_time_has_openais_clients_try_again(tmp_path, worker, capac
         busy = lb.background("/hold") if capacity else None
         wait_until(lambda: worker.running == capacity)
         answer = ask(lb)
-        assert (answer.status_code, answer.text) == error(503, "timed out waiting for worker")
+        assert (answer.status_code, answer.json()) == error(503, "timed out waiting for worker")
         assert answer.headers["Content-Type"] == "application/json"
         assert answer.headers["Retry-After"] == "5"
         assert "X-Should-Retry" not in answer.headers
@@ -247,7 +248,9 @@ def test_a_request_that_a_worker_has_begun_is_not_repeated_by_the_client(lb, wor
     with broken() as port:
         lb.apply(Server("w2", "127.0.0.1", port))
         cut = ask(lb, "/v1/chat/completions", "POST", data=b"x")
-        assert (cut.status_code, cut.text) == error(502, "the connection ended before the response")
+        assert (cut.status_code, cut.json()) == error(
+            502, "the connection ended before the response"
+        )
         assert cut.headers["X-Should-Retry"] == "false"
         cut = lb.get("/x", method="POST", data=b"x")
         assert cut.status_code == 502
@@ -288,12 +291,12 @@ def test_bodies_above_the_limit_are_refused(lb, worker):
     assert ask(lb, "/upload", "POST", data=mib).text == str(len(mib))
     large = (413, "the body is larger than this endpoint accepts")
     above = ask(lb, "/upload", "POST", data=mib + b"x")
-    assert (above.status_code, above.text) == error(*large)
+    assert (above.status_code, above.json()) == error(*large)
     assert ask(lb, "/upload", "POST", data=iter([mib])).text == str(len(mib))
     with contextlib.suppress(requests.ConnectionError):
         # The client may not read the answer, because it still sends.
         cut = ask(lb, "/upload", "POST", data=iter([mib] * 4))
-        assert (cut.status_code, cut.text) == error(*large)
+        assert (cut.status_code, cut.json()) == error(*large)
         assert cut.headers["Content-Type"] == "application/json"
 
 
@@ -305,7 +308,7 @@ def test_errors_of_a_body_without_a_length_have_the_shape_too(tmp_path, worker):
         assert (late.status_code, late.json()["error"]["type"]) == (504, "timeout_error")
         lb.apply(hold_s=1)
         none = ask(lb, "/x", "POST", data=iter([b"a"]))
-        assert (none.status_code, none.text) == error(503, "timed out waiting for worker")
+        assert (none.status_code, none.json()) == error(503, "timed out waiting for worker")
 
 
 def test_an_endpoint_that_is_paused_or_has_no_backend_says_why(tmp_path, worker):
@@ -313,9 +316,9 @@ def test_an_endpoint_that_is_paused_or_has_no_backend_says_why(tmp_path, worker)
         route = Route("a", Balancing(), (worker.server(),), paused='it is "off"')
         lb.balancer.apply(FrontState({"a": route, "b": Route("b")}, keys=None))
         paused = ask(lb, endpoint="a")
-        assert (paused.status_code, paused.text) == error(400, 'it is "off"')
+        assert (paused.status_code, paused.json()) == error(400, 'it is "off"')
         left = ask(lb, endpoint="b")
-        assert (left.status_code, left.text) == error(
+        assert (left.status_code, left.json()) == error(
             503, "the front has room for 1 load-balanced endpoints"
         )
 

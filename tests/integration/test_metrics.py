@@ -216,6 +216,8 @@ def test_devices_are_counted_by_state_and_gpus_have_their_figures(api, client, m
 
 
 def test_the_dashboard_asks_for_what_there_is(api):
+    # Only endpoints with such replies have these metrics.
+    services_of(api.application).replies.add("ep", first_s=0.1, rate=20.0)
     text = api.get("/metrics").get_data(as_text=True)
     known = {
         (sample.name, label)

@@ -91,14 +91,16 @@ def managed(client):
 class Rig:
     """An agent with models of its own, whose turns the test makes."""
 
-    def __init__(self, client, managed, root, name, engine, outside=None, **changes):
+    def __init__(
+        self, client, managed, root, name, engine, *, outside=None, head_start_s=0.0, **changes
+    ):
         self.models = HostModels(
             root,
             name,
             Models(client),
             container=engine.name == "docker",
             fetching=FetchSettings(**{"tries": 1, **changes}),
-            head_start_s=0.0,
+            head_start_s=head_start_s,
             outside=outside,
         )
         self.engine = engine
@@ -214,7 +216,17 @@ def test_a_session_is_told_its_id(client, rig):
     sessions = Sessions(job_store(client), result_ttl_s=60)
     wish = SessionWish("ep", ManagedSpec(Template(command=("c",))), "m", "p", "low")
     sessions.open(wish, owner="", worker_id=W, reuse=False)
-    assert wait_until(rig().started, 20).env["SESSION_ID"] == W
+    env = wait_until(rig().started, 20).env
+    # The SDK would log each output otherwise.
+    assert (env["SESSION_ID"], env["RUNPOD_LOG_LEVEL"]) == (W, "INFO")
+
+
+def test_a_preset_may_have_the_sdks_log_level_of_its_own(client, rig):
+    sessions = Sessions(job_store(client), result_ttl_s=60)
+    template = Template(command=("c",), env={"RUNPOD_LOG_LEVEL": "DEBUG"})
+    wish = SessionWish("ep", ManagedSpec(template), "m", "p", "low")
+    sessions.open(wish, owner="", worker_id=W, reuse=False)
+    assert wait_until(rig().started, 20).env["RUNPOD_LOG_LEVEL"] == "DEBUG"
 
 
 def test_only_one_host_fetches_the_model_of_a_worker(server, managed, rig):
@@ -228,6 +240,21 @@ def test_only_one_host_fetches_the_model_of_a_worker(server, managed, rig):
     server.go.set()
     launched = wait_until(lambda: [host for host in hosts if host.started()], 20)
     assert len(launched) == 1
+    assert server.gets("/model.bin") == [0]
+
+
+def test_a_host_with_the_model_has_a_head_start(server, managed, client, rig):
+    # It has no model, and would wait for longer than this test does.
+    without = rig("a", head_start_s=600.0)
+    has = rig("h", head_start_s=600.0)
+    source = spec(server).template.model
+    Models(client).order("h", FETCH, source)
+    wait_until(lambda: (has.agent.turn(), has.models.store.find(source))[1], 20)
+    managed.want(W, "ep", spec=spec(server))
+    without.agent.turn()
+    assert without.started() is None
+    assert wait_until(has.started, 20).env["MODEL_NAME"] == "tiny"
+    assert without.models.store.find(source) is None
     assert server.gets("/model.bin") == [0]
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from ownpod.agent.model_orders import Options, Order
 from ownpod.agent.model_process import FetchProcess
 from ownpod.agent.model_store import ModelStore
 from ownpod.rules.model_news import State
-from ownpod.rules.models import ModelSource, NoRoom
+from ownpod.rules.models import Manifest, ModelFile, ModelSource, NoRoom
 
 DATA = random.Random(7).randbytes(300_000)
 
@@ -588,7 +589,11 @@ def test_the_file_service_answers_with_an_archive_or_one_file(server, root):
 
 def test_a_file_service_without_downloads_is_read_by_its_list(server, root):
     server.files["/bucket/tiny/weights"] = DATA
-    manifest = get(root, ModelSource("tiny", "file-service:"), options=service(server))
+    source = ModelSource("tiny", "file-service:")
+    server.bucket = "weights"
+    with pytest.raises(FetchError, match="no files"):
+        get(root, source, options=service(server))
+    manifest = get(root, source, options=replace(service(server), service_bucket="weights"))
     assert path_of(root, manifest).read_bytes() == DATA
 
 
@@ -726,6 +731,18 @@ def test_a_repository_that_is_being_fetched_counts_in_the_quota(server, root):
             get(root, b, quota=549_000)
     # Its process has died, and its promise with it.
     assert get(root, b, quota=549_000).size == len(DATA)
+
+
+def test_a_fetch_that_is_whole_is_counted_once_before_its_lock_is_free(server, root):
+    store, a, b = ModelStore(root), model(server, "/a", id="a"), model(server, "/b", id="b")
+    server.files["/b"] = DATA
+    with store.fetching(a, wait=False):
+        store.make_room(a, len(DATA), quota=None, stay=())
+        store.partial(a.key).mkdir()
+        (store.partial(a.key) / "a").write_bytes(DATA)
+        files = (ModelFile("a", len(DATA)),)
+        store.complete(Manifest(a, f"store/{a.key}", "a", files, 1))
+        assert get(root, b, quota=2 * len(DATA), stay=(a.key,)).size == len(DATA)
 
 
 def test_bytes_that_another_fetch_still_needs_are_not_free(server, root, monkeypatch):

@@ -197,9 +197,11 @@ def test_the_commands_list_and_ask(stored, run):
         "here",
         "org/tiny",
     ]
-    assert run("fetch", "org/tiny", "--host", "i").output == "model org/tiny is fetched on i\n"
+    assert (
+        run("fetch", "org/tiny", "--host", "i").output == "model org/tiny is being fetched on i\n"
+    )
     assert "pinned org/tiny" in run("pin", "org/tiny").output
     assert stored.pinned() == {"org/tiny"}
     assert run("unpin", "org/tiny").output == "unpinned org/tiny\n"
-    assert run("remove", "org/tiny").output == "model org/tiny is removed on h\n"
+    assert run("remove", "org/tiny").output == "model org/tiny is being removed on h\n"
     assert run("fetch", "none").exit_code == 2

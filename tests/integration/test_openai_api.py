@@ -6,8 +6,8 @@ import threading
 from dataclasses import replace
 
 import pytest
+from answering import Answering, answering, error_of
 from helpers import job_store, wait_until
-from openai_worker import Answering, answering, error_of
 
 from ownpod.api.services import provide, services_of
 from ownpod.errors import AnswerLost

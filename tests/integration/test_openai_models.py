@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from answering import Answering, answering, error_of
 from helpers import job_store
-from openai_worker import Answering, answering, error_of
 
 from ownpod.api import openai_models
 from ownpod.rules.fleet import WorkerState, WorkerStatus

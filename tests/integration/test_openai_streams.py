@@ -5,15 +5,15 @@ import socket
 import threading
 
 import pytest
+from answering import Answering, error_of
 from helpers import job_store, wait_until
-from openai_worker import Answering, error_of
 
 from ownpod.api import openai_exchange
 from ownpod.api.services import services_of
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.openai import DONE
-from ownpod.store import keys
+from ownpod.store import keys, notices
 from ownpod.store.attended import Attended
 
 FILE = """
@@ -279,6 +279,28 @@ def test_a_client_that_goes_before_the_first_chunk_cancels_its_job(api, store, c
 
     with Answering(store, steps) as worker:
         post(api, **options)
+    assert worker.job().status is JobStatus.CANCELLED
+
+
+def test_a_client_that_goes_while_its_chunks_are_read_cancels_its_job_at_once(
+    app, api, store, connection, monkeypatch
+):
+    theirs, options = connection
+    svc = services_of(app)
+    seen, wake = threading.Event(), svc.notices.wake
+    monkeypatch.setattr(svc.notices, "wake", lambda job_id: (wake(job_id), seen.set()))
+    chunks = notices.Notices._chunks
+
+    def leaving(waiter_notices, waiter):
+        theirs.close()
+        assert seen.wait(10)
+        return chunks(waiter_notices, waiter)
+
+    monkeypatch.setattr(notices.Notices, "_chunks", leaving)
+    # The wait is longer than the test may last.
+    monkeypatch.setattr(openai_exchange, "WAITING_S", 600.0)
+    with begun(store) as worker:
+        assert post(api, **options).status_code == 503
     assert worker.job().status is JobStatus.CANCELLED
 
 

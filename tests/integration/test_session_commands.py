@@ -83,7 +83,7 @@ def session(run, ready):
     return session_id
 
 
-def play(store, session, chunks, outcome):
+def play(store, session, chunks, outcome, level="info"):
     """Runs the next task of a session, in a thread, as its node and worker do."""
 
     def next_task():
@@ -94,8 +94,9 @@ def play(store, session, chunks, outcome):
         task_id = wait_until(next_task, 20, "a task")
         task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
         attempt = store.jobs.claim(task_id, worker_id=session, claim="t", lease_s=60)
-        store.journal.add(task_id, "logs", {"log": "thinks", "level": "info"}, attempt=1)
-        store.chunks.add(task_id, 1, [json.dumps(chunk) for chunk in chunks])
+        store.chunks.add(task_id, 1, [json.dumps(chunk) for chunk in chunks[:1]])
+        store.journal.add(task_id, "logs", {"log": "thinks", "level": level}, attempt=1)
+        store.chunks.add(task_id, 1, [json.dumps(chunk) for chunk in chunks[1:]])
         store.jobs.finish(attempt, outcome)
 
     thread = threading.Thread(target=work)
@@ -132,12 +133,20 @@ def test_a_task_prints_its_text_and_everything_else_goes_to_standard_error(run, 
     assert (done.exit_code, done.stdout) == (0, "Hello\n"), done.output
     assert "logs: info thinks" in done.stderr
     assert "task_finish: completed after" in done.stderr
+    thread = play(store, session, ["Hel", "lo"], completed("Hello"), level="debug")
+    done = run("send", session, "{}")
+    thread.join()
+    assert (done.stdout, "thinks" in done.stderr) == ("Hello\n", False)
+    thread = play(store, session, ["Hel", "lo"], completed("Hello"), level="debug")
+    done = run("send", session, "{}", "--verbose")
+    thread.join()
+    assert (done.stdout, "logs: debug thinks" in done.stderr) == ("Hello\n", True)
     thread = play(store, session, [], completed({"n": 1}))
     # By model and preset: the idle session of before.
     done = run("send", "llama/chat", "--prompt", "Hi", "--quiet")
     thread.join()
     assert (done.exit_code, done.stdout, done.stderr) == (0, '{"n": 1}\n', "")
-    assert json.loads(run("list", "--json").stdout)["sessions"][0]["tasks_done"] == 2
+    assert json.loads(run("list", "--json").stdout)["sessions"][0]["tasks_done"] == 4
 
 
 def test_json_has_each_event_with_its_id(run, store, session):

@@ -12,7 +12,7 @@ from ownpod.errors import SessionEnded, SessionQueueFull
 from ownpod.housekeeping.left_pins import LeftPins
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.scaler import Scaler
-from ownpod.housekeeping.sessions import PrivateWorkers
+from ownpod.housekeeping.sessions import STUCK_S, PrivateWorkers
 from ownpod.registry import Registry
 from ownpod.rules.about import ANY_SESSION
 from ownpod.rules.jobs import JobStatus
@@ -456,6 +456,31 @@ def test_a_one_off_task_spills_after_its_time(client):
     rig.set_ms(worker, "fetched_ms", 31)
     rig.once()
     assert rig.managed.get(worker).pools == ("low", "high")
+
+
+def test_a_session_whose_handler_does_not_end_after_its_job_is_started_again(rig):
+    now = [0.0]
+    rig.private = PrivateWorkers(rig.registry, rig.sessions, clock=lambda: now[0])
+    session = rig.ready()
+
+    def after(seconds, held):
+        rig.client.hset(keys.worker(session), "held", held)
+        now[0] += seconds
+        rig.once()
+        return rig.managed.get(session).restart
+
+    rig.submit(session)
+    attempt = rig.claim(session)
+    assert [after(0, 1), after(STUCK_S + 1, 1)] == [0, 0]
+    rig.finish(attempt)
+    rig.submit(session, "waits")
+    # One that ends in time stays; the time begins again with the next.
+    assert [after(0, 1), after(STUCK_S - 1, 1), after(2, 0), after(0, 1), after(10, 1)] == [0] * 5
+    assert after(6, 1) == 3
+    assert rig.sessions.get(session).queued == ("waits",)
+    assert rig.managed.restarting(session, "h", "d")
+    rig.sessions.end(session, drain=True)
+    assert not rig.managed.restart(session)
 
 
 def test_a_task_waits_for_its_session_while_its_queue_is_full(rig):

@@ -101,6 +101,17 @@ def test_a_second_attempt_gets_a_fresh_container(rig, tmp_path):
     assert (job.status, job.attempt, rig.text()) == (JobStatus.COMPLETED, 2, "try\n")
 
 
+def test_a_task_that_needs_more_memory_than_its_limit_fails(rig):
+    eat = "x = [bytearray(10_000_000) for _ in range(100)]; print('all')"
+    job = rig.run(eat, limits=Limits(memory_bytes=200_000_000))
+    assert job.status is JobStatus.FAILED
+    assert rig.text() == ""
+    code = rig.client.hget(keys.job(JOB), "code")
+    # By its control group, or, where the host allows none, by the limit of its address space.
+    limited = code == "handler" and "MemoryError" in job.error
+    assert limited or (code == "oom" and "out of memory" in job.error), (code, job.error)
+
+
 def test_a_failure_that_a_task_reports_counts_whatever_its_exit_code_is(rig):
     job = rig.run("""print('{"type": "finish", "data": {"status": "failed", "error": "no"}}')""")
     assert (job.status, job.error) == (JobStatus.FAILED, "no")

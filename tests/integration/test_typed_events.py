@@ -240,6 +240,7 @@ def test_a_workers_lines_about_its_own_jobs_are_in_their_journals(store, client)
         Line("loading"),
         Line("INFO   | Started.", "mine"),
         Line("ERROR: hot", "mine"),
+        Line("DEBUG  | Generator output: x", "mine"),
         Line("forged", "others"),
         Line("forged", "unknown"),
         Line("of no attempt", "mine-2"),

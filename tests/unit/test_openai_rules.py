@@ -4,12 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ownpod.rules.jobs import Job, JobStatus
 from ownpod.rules.openai import (
     DONE,
     LONGEST_ROUTE,
     Rendering,
+    Reply,
     error,
     job_input,
     reply_of,
@@ -153,8 +156,8 @@ def test_a_deep_answer_is_passed_on():
 )
 def test_an_error_in_an_output_has_its_status(output, status, message):
     text = json.dumps(output)
-    for given in (text, f"[{text}]", json.dumps(text), json.dumps([text])):
-        reply = reply_of(ended(given))
+    for shape in (text, f"[{text}]", json.dumps(text), json.dumps([text])):
+        reply = reply_of(ended(shape))
         assert about(reply) == (status, message)
         assert reply.should_retry is False
     assert about(reply_of(ended("[]"), [text])) == (status, message)
@@ -201,6 +204,13 @@ def test_jobs_that_ended_otherwise():
     assert (cancelled.status, cancelled.should_retry) == (503, False)
 
 
+@pytest.mark.parametrize("odd", [{}, [], {"a": [1]}, 1.5, True])
+def test_an_output_whose_object_is_no_word_is_passed_on(odd):
+    text = json.dumps({"error": "x", "object": odd})
+    assert reply_of(ended(text)) == Reply(200, text)
+    assert Rendering().text_of(text) == f"data: {text}\n\n"
+
+
 def test_an_error_has_all_members_that_clients_read():
     assert json.loads(error(404, "m").body) == {
         "error": {"message": "m", "type": "not_found_error", "param": None, "code": None}
@@ -233,6 +243,8 @@ EVENT = 'data: {"a": 1}\n\n'
         ),
         ([{"a": 1}], EVENT + DONE),
         ([[], None, "", {"a": 1}], EVENT + DONE),
+        (["data:[DONE]\r\n\r\n"], "data:[DONE]\r\n\r\n"),
+        ([{"content": "data: [DONE]"}], f'data: {{"content": "data: [DONE]"}}\n\n{DONE}'),
         (["data: x"], f"data: x\n\n{DONE}"),
         (["data: x\n"], f"data: x\n\n{DONE}"),
         (["data: x", {"a": 1}], f"data: x\n\n{EVENT}{DONE}"),
@@ -245,6 +257,14 @@ EVENT = 'data: {"a": 1}\n\n'
 )
 def test_strings_are_written_as_they_come_and_the_rest_as_events(chunks, text):
     assert stream(*chunks) == text
+
+
+@given(st.lists(st.integers(0, 200)))
+def test_however_a_worker_divides_its_events_they_are_the_same(places):
+    text = "".join(f'data: {{"n": {n}, "t": "é{n}"}}\n\n' for n in range(8)) + DONE
+    cuts = sorted({min(place, len(text)) for place in places})
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert stream(*parts) == text
 
 
 def test_a_chunk_of_several_lines_is_one_event():

@@ -152,12 +152,34 @@ def test_lines_belong_to_the_job_that_runs_alone():
     ]
 
 
+def test_lines_of_a_generator_handler_belong_to_its_job_too():
+    # As the SDK 1.12 writes them.
+    data = (
+        sdk("job-1", "Job Queued", "DEBUG")
+        + b"idle\n"
+        + sdk("job-1", "Handling Job", "DEBUG")
+        + sdk("job-1", "Using Standard Generator", "DEBUG")
+        + b"plain\n"
+        + sdk("job-1", "Finished running generator.")
+        + b"still\n"
+        + sdk("job-1", "Finished.")
+        + sdk("job-1", "Finished Job", "DEBUG")
+        + b"idle\n"
+    )
+    found = Lines().feed(data, 0.0)
+    plain = [(line.run, line.text) for line in found if "|" not in line.text]
+    assert plain == [(None, "idle"), ("job-1", "plain"), ("job-1", "still"), (None, "idle")]
+
+
 def test_lines_that_are_left_out_still_begin_and_end_jobs():
     lines = Lines()
     noise = b"noise\n" * 100_000
     lines.feed(noise + sdk("job-1", "Started.") + noise, 0.0)
     found = lines.feed(b"mine\n", 5.0)
     assert found[-1] == Line("mine", "job-1")
+    more = sdk("job-1", "Finished.") + sdk("job-2", "Handling Job", "DEBUG")
+    lines.feed(noise + more + noise, 10.0)
+    assert lines.feed(b"of the next\n", 15.0)[-1] == Line("of the next", "job-2")
 
 
 @pytest.mark.parametrize(

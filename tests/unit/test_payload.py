@@ -57,3 +57,32 @@ def test_what_is_no_json_is_an_error(body):
 def test_what_python_cannot_read_stays_text():
     assert readable('{"a": 1}') == {"a": 1}
     assert readable("1" * 5000) == "1" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[]", []),
+        (' [ {"a":  1.50} ,"x"] ', ['{"a":  1.50}', '"x"']),
+        ('["\\ud800"]', ['"\\ud800"']),
+        ("[1e999]", ["1e999"]),
+        ("[" + "9" * 5000 + "]", ["9" * 5000]),
+        ("{}", None),
+        ("1", None),
+        ("", None),
+        ("[x", None),
+        ("[" * 100_000 + "]" * 100_000, None),
+    ],
+)
+def test_the_elements_of_a_list_are_its_texts(text, parts):
+    found = payload.elements(text)
+    # A deep element may be kept as text, or be too deep.
+    assert found in (parts, [text[1:-1]])
+
+
+def test_members_are_read_without_the_others():
+    body = b'{"stream": false, "big": [1e999, {}], "str\\u0065am": true}'
+    assert payload.members(body, ("stream", "missing")) == {"stream": True}
+    for other in (b"[]", b"{", b'{"a": NaN}', b'{"a": 1}x', b"\xff", b'{"a": "\xff"}'):
+        assert payload.members(other, ("stream",)) in (None, {})
+    assert payload.members(b'{"a": ' + b"[" * 100_000, ("a",)) is None

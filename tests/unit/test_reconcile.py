@@ -123,6 +123,8 @@ def test_a_gpu_is_lost_from_when_it_was_first_seen_so():
     [
         (1, runs(), set(), [Restart("w")]),
         (1, runs(), {"w"}, []),
+        # Its handler does not end.
+        (3, runs(), {"w"}, [Restart("w")]),
         # Its process has ended by itself, as the SDK's does.
         (1, ended(0), {"w"}, [Restart("w")]),
         (1, None, set(), [Restart("w")]),
