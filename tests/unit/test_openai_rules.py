@@ -176,6 +176,7 @@ def test_an_error_in_an_output_has_its_status(output, status, message):
         (json.dumps({"error": {"message": "m", "type": "t", "code": 401}}), 401, "m"),
         (VLLM, 404, "no model"),
         (f"handler: {VLLM} \ntraceback: x", 404, "no model"),
+        ("handler: no memory \ntraceback: Traceback\n File secret.py", 500, "no memory"),
         (VLLM[:-1], 404, VLLM[:-1]),
         ("vLLM returned HTTP 503: {} x", 503, "vLLM returned HTTP 503: {} x"),
         ("vLLM returned HTTP 200: {}", 500, "vLLM returned HTTP 200: {}"),
