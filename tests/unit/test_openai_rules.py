@@ -163,6 +163,11 @@ def test_an_error_in_an_output_has_its_status(output, status, message):
     assert about(reply_of(ended("[]"), [text])) == (status, message)
     assert about(Rendering().first_error(text)) == (status, message)
     assert about(Rendering().first_error(json.dumps(text))) == (status, message)
+    # worker-sglang makes an event of an error's body, with one line of data for each line of its JSON.
+    lines = json.dumps(output, indent=4).splitlines()
+    event = "".join(f"data: {line}\n" for line in lines) + "\n"
+    assert about(Rendering().first_error(json.dumps(event))) == (status, message)
+    assert Rendering().first_error(json.dumps(f"{EVENT}{event}")) is None
 
 
 @pytest.mark.parametrize(
