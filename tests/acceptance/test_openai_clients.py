@@ -21,6 +21,7 @@ chats = pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if "infinity" 
 MORE = """
   two: {}
   keeps: {onDisconnect: keep}
+  short: {executionTimeout: 5000}
   idle: {}
   dies: {}
 """
@@ -306,6 +307,18 @@ def test_a_chat_keeps_its_worker(start, client_of, notes):
     with pytest.raises(openai.NotFoundError) as caught:
         completions.create(**said("hello"), extra_headers={header: "strict another"})
     assert caught.value.body["code"] == "affinity_worker_gone"
+
+
+def test_a_request_that_takes_longer_than_a_job_may_is_stopped_and_is_not_retried(
+    ownpod, start, client_of, notes
+):
+    start("vllm", "short", "short-1")
+    with pytest.raises(openai.InternalServerError) as caught:
+        chat(client_of("short"), notes.text("one", "until"))
+    assert caught.value.status_code == 504
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    notes.wait("+x")
+    assert ownpod.statuses("short", notes.path) == ["TIMED_OUT"]
 
 
 def test_a_worker_that_dies_in_a_stream_is_an_error(ownpod, start, client_of, notes):
