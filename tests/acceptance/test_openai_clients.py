@@ -323,12 +323,14 @@ def test_a_request_that_takes_longer_than_a_job_may_is_stopped_and_is_not_retrie
 
 def test_a_worker_that_dies_in_a_stream_is_an_error(ownpod, start, client_of, notes):
     worker = start("vllm", "dies", "dies-1")
-    client = client_of("dies", timeout=60)
+    client = client_of("dies", timeout=100)
     stream = chat(client, notes.text("one two", "pause"), stream=True)
     seen = [next(stream)]
     while not joined(seen):
         seen.append(next(stream))
     worker.kill()
+    # Its container starts again. Without that it is gone after 60 s.
+    start("vllm", "dies", "dies-1", wait=False)
     with pytest.raises(openai.APIError) as caught:
         seen.extend(stream)
     assert joined(seen) == "one"
