@@ -272,7 +272,9 @@ def failure_of(job: Job) -> Reply:
     message = job.error or "the worker failed"
     found = _dict_in(message)
     if found is None:
-        return _of_message(message, 500)
+        # A generator's exception, as the SDK reports it: its traceback is for the worker's owner only.
+        cause, traceback, _ = message.partition("\ntraceback: ")
+        return _of_message(cause.strip().removeprefix("handler: ") if traceback else message, 500)
     if isinstance(told := found.get("error_message"), str):
         # An exception, as RunPod's SDK reports it. The traceback is for the worker's owner only.
         return _of_message(told or "the handler failed", 500)

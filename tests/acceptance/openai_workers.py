@@ -145,7 +145,7 @@ def serving(
 
 
 def python_with(name: str, *packages: str) -> Path:
-    """A Python with packages whose requirements contradict OwnPod's. Kept in .venv: it takes half a minute to make."""
+    """A Python with packages whose requirements contradict OwnPod's. Kept in .venv: it takes minutes to make."""
     folder = Path(sys.prefix) / name
     python, done = folder / "bin" / "python", folder / "done"
     with Path(sys.prefix, f"{name}.lock").open("w") as lock:
@@ -156,7 +156,7 @@ def python_with(name: str, *packages: str) -> Path:
             venv.create(folder, with_pip=True)
             options = ("--quiet", "--disable-pip-version-check", "--no-compile")
             install = [python, "-m", "pip", "install", *options, *packages]
-            subprocess.run(install, check=True, timeout=300)
+            subprocess.run(install, check=True, timeout=600)
             done.write_text(" ".join(packages))
     return python
 

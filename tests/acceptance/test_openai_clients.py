@@ -21,6 +21,7 @@ chats = pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if "infinity" 
 MORE = """
   two: {}
   keeps: {onDisconnect: keep}
+  short: {executionTimeout: 5000}
   idle: {}
   dies: {}
 """
@@ -308,14 +309,28 @@ def test_a_chat_keeps_its_worker(start, client_of, notes):
     assert caught.value.body["code"] == "affinity_worker_gone"
 
 
+def test_a_request_that_takes_longer_than_a_job_may_is_stopped_and_is_not_retried(
+    ownpod, start, client_of, notes
+):
+    start("vllm", "short", "short-1")
+    with pytest.raises(openai.InternalServerError) as caught:
+        chat(client_of("short"), notes.text("one", "until"))
+    assert caught.value.status_code == 504
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    notes.wait("+x")
+    assert ownpod.statuses("short", notes.path) == ["TIMED_OUT"]
+
+
 def test_a_worker_that_dies_in_a_stream_is_an_error(ownpod, start, client_of, notes):
     worker = start("vllm", "dies", "dies-1")
-    client = client_of("dies", timeout=60)
+    client = client_of("dies", timeout=100)
     stream = chat(client, notes.text("one two", "pause"), stream=True)
     seen = [next(stream)]
     while not joined(seen):
         seen.append(next(stream))
     worker.kill()
+    # Its container starts again. Without that it is gone after 60 s.
+    start("vllm", "dies", "dies-1", wait=False)
     with pytest.raises(openai.APIError) as caught:
         seen.extend(stream)
     assert joined(seen) == "one"

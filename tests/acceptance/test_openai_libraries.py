@@ -6,7 +6,7 @@ import pytest
 from helpers import run_command, wait_until
 from openai_workers import MODEL, Notes, python_with, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
 ENDPOINTS = ["vllm-pull", "sglang-pull", "vllm-mid-raw0-push"]
 

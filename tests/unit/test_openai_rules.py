@@ -163,6 +163,11 @@ def test_an_error_in_an_output_has_its_status(output, status, message):
     assert about(reply_of(ended("[]"), [text])) == (status, message)
     assert about(Rendering().first_error(text)) == (status, message)
     assert about(Rendering().first_error(json.dumps(text))) == (status, message)
+    # worker-sglang makes an event of an error's body, with one line of data for each line of its JSON.
+    lines = json.dumps(output, indent=4).splitlines()
+    event = "".join(f"data: {line}\n" for line in lines) + "\n"
+    assert about(Rendering().first_error(json.dumps(event))) == (status, message)
+    assert Rendering().first_error(json.dumps(f"{EVENT}{event}")) is None
 
 
 @pytest.mark.parametrize(
@@ -176,6 +181,7 @@ def test_an_error_in_an_output_has_its_status(output, status, message):
         (json.dumps({"error": {"message": "m", "type": "t", "code": 401}}), 401, "m"),
         (VLLM, 404, "no model"),
         (f"handler: {VLLM} \ntraceback: x", 404, "no model"),
+        ("handler: no memory \ntraceback: Traceback\n File secret.py", 500, "no memory"),
         (VLLM[:-1], 404, VLLM[:-1]),
         ("vLLM returned HTTP 503: {} x", 503, "vLLM returned HTTP 503: {} x"),
         ("vLLM returned HTTP 200: {}", 500, "vLLM returned HTTP 200: {}"),

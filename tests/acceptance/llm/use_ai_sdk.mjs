@@ -1,4 +1,5 @@
 // The AI SDK with RunPod's provider; prints what came back as one line of JSON. The variables are those of use_openai.mjs.
+import { existsSync } from "node:fs"
 import { createRunpod } from "@runpod/ai-sdk-provider"
 import { generateText, streamText } from "ai"
 
@@ -41,9 +42,12 @@ const aborted = streamText({
   abortSignal: controller.signal,
   onError: () => {},
 })
-try {
-  for await (const _ of aborted.textStream) controller.abort()
-} catch {}
+const leaving = refusal((async () => {
+  for await (const _ of aborted.textStream);
+})())
+while (!existsSync(`${note}.abort`)) await new Promise((done) => setTimeout(done, 20))
+controller.abort()
+await leaving
 
 console.log(JSON.stringify(said))
 process.exit(0)

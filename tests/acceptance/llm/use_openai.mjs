@@ -1,5 +1,6 @@
 // OpenAI's JavaScript client; prints what came back as one line of JSON.
 // ENDPOINT: its base URL. NOTE: a file for the engine's notes. MODEL: the model.
+import { existsSync } from "node:fs"
 import OpenAI from "openai"
 
 const { ENDPOINT: baseURL, NOTE: note, MODEL: model, RESPONSES: responses } = process.env
@@ -54,10 +55,16 @@ said.failed = await refusal(client.chat.completions.create({ model, messages: me
 const broken = await client.chat.completions.create({ model, messages: messages("one two !break"), stream: true })
 said.broken = await refusal((async () => { for await (const _ of broken); })())
 
+// Not all workers send a first word before their last one, so the note shows that one has begun.
 const waiting = `one two !note=${note}.abort !pause=${note}.never`
-const left = await client.chat.completions.create({ model, messages: messages(waiting), stream: true })
-for await (const chunk of left) if (chunk.choices[0]?.delta?.content) break
-left.controller.abort()
+const controller = new AbortController()
+const leaving = refusal((async () => {
+  const body = { model, messages: messages(waiting), stream: true }
+  for await (const _ of await client.chat.completions.create(body, { signal: controller.signal }));
+})())
+while (!existsSync(`${note}.abort`)) await new Promise((done) => setTimeout(done, 20))
+controller.abort()
+await leaving
 
 const late = `one !note=${note}.late !until=${note}.never`
 const once = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0, timeout: 1000 })
