@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge
 
 from ownpod.api import schemas
 from ownpod.api.auth import caller, session_owner
@@ -111,11 +111,16 @@ def _name(response: Response, exchange: Exchange) -> None:
 
 
 def _body() -> tuple[str, bool]:
-    """The JSON text of this request's body, and whether it asks for events. Raises: BadRequest."""
+    """The JSON text of this request's body, and whether it asks for events. Raises: BadRequest, RequestEntityTooLarge."""
     if request.method == "GET":
         return "", False
-    request.max_content_length = services().settings.openai_body_mb * 1024 * 1024
-    data = request.get_data(cache=False)
+    limit_mb = services().settings.openai_body_mb
+    request.max_content_length = limit_mb * 1024 * 1024
+    try:
+        data = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        text = f"the body is above {limit_mb} MiB (OWNPOD_OPENAI_BODY_MB)"
+        raise RequestEntityTooLarge(text) from None
     if not data:
         return "", False
     try:
