@@ -118,7 +118,8 @@ if __name__ == "__main__":
                 + json.dumps({"messages": [{"role": "user", "content": "Hello!"}], "stream": True})
                 + "'",
                 "  pip install openai; then in Python:",
-                f'    client = openai.OpenAI(base_url="{BASE}", api_key="any")',
+                f'    import openai; client = openai.OpenAI(base_url="{BASE}", api_key="any")',
+                "  docs/howto/openai.md has more clients",
             ),
         )
     )

@@ -111,15 +111,19 @@ def _name(response: Response, exchange: Exchange) -> None:
 
 
 def _body() -> tuple[str, bool]:
-    """The JSON text of this request's body, and whether it asks for events. Raises: BadRequest."""
+    """The JSON text of this request's body, and whether it asks for events. Raises: BadRequest, RequestEntityTooLarge."""
     if request.method == "GET":
         return "", False
-    limit = services().settings.openai_body_mb * 1024 * 1024
-    request.max_content_length = limit
-    data = request.get_data(cache=False)
-    if request.content_length is None and len(data) >= limit:
+    limit_mb = services().settings.openai_body_mb
+    request.max_content_length = limit_mb * 1024 * 1024
+    too_large = RequestEntityTooLarge(f"the body is above {limit_mb} MiB (OWNPOD_OPENAI_BODY_MB)")
+    try:
+        data = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        raise too_large from None
+    if request.content_length is None and len(data) >= request.max_content_length:
         # A body without a length, in chunks, is cut at the limit without an error.
-        raise RequestEntityTooLarge
+        raise too_large
     if not data:
         return "", False
     try:

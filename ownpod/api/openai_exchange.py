@@ -323,7 +323,8 @@ class Exchange:
         if time.monotonic() < self._deadline:
             return None
         self._reason = NOT_IN_TIME
-        return error(504, "the worker did not answer in time")
+        limit_s = self._svc.settings.openai_timeout_s
+        return error(504, f"no worker answered within {limit_s} s (OWNPOD_OPENAI_TIMEOUT_S)")
 
     def _chunks(self, job: Job) -> list[str]:
         """What the handler yielded, where the job's output does not have it."""

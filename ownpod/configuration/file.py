@@ -29,7 +29,13 @@ LONGEST_PROBLEM = 200
 
 
 class _EndpointSchema(AddedEndpointSchema):
-    workers = fields.List(fields.Nested(WorkerSchema), load_default=list)
+    error_messages = {"type": "must be an object with the endpoint's keys"}  # noqa: RUF012 - marshmallow's own name
+
+    workers = fields.List(
+        fields.Nested(WorkerSchema),
+        load_default=list,
+        error_messages={"invalid": "must be a list, like [{{url: http://localhost:18000}}]"},
+    )
 
 
 class _FileSchema(Schema):
@@ -43,6 +49,7 @@ class _FileSchema(Schema):
             )
         ),
         values=fields.Nested(_EndpointSchema),
+        error_messages={"invalid": "must be an object with the endpoints by id"},
     )
     difficulties = fields.Raw(allow_none=True)
     models = fields.Raw(allow_none=True)

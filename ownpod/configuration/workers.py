@@ -48,6 +48,10 @@ class WorkerSchema(Schema):
     class Meta:
         unknown = RAISE
 
+    error_messages = {  # noqa: RUF012 - marshmallow's own name
+        "type": "must be an object with a url, like {url: http://localhost:18000}"
+    }
+
     url = fields.String(
         required=True,
         validate=check_http_url,

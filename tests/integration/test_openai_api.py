@@ -239,6 +239,7 @@ def test_what_was_refused_before_a_job_may_be_repeated(api, store, new_app):
     assert paused.json["error"]["code"] == "endpoint_paused"
     large = post(api, {"x": "x" * 1_100_000})
     assert error_of(large)[::2] == (413, "false")
+    assert "the body is above 1 MiB (OWNPOD_OPENAI_BODY_MB)" in large.json["error"]["message"]
 
 
 def test_requests_are_limited_as_runsync_is(new_app, store):
@@ -300,7 +301,12 @@ def test_a_client_that_waits_too_long_gets_504_and_its_job_is_cancelled(new_app,
     api = new_app(FILE, OWNPOD_API_KEYS="all", OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
     with Answering(store, lambda worker: worker.claim()) as worker:
         late = post(api)
-    assert error_of(late) == (504, "the worker did not answer in time", "false", None)
+    assert error_of(late) == (
+        504,
+        "no worker answered within 1 s (OWNPOD_OPENAI_TIMEOUT_S)",
+        "false",
+        None,
+    )
     assert worker.job().status is JobStatus.CANCELLED
     assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
 

@@ -187,7 +187,12 @@ def test_an_error_that_is_yielded_in_the_middle_ends_the_stream(api, store):
 def test_a_stream_that_does_not_begin_in_time_is_504(new_app, store):
     api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
     with begun(store) as worker:
-        assert error_of(post(api)) == (504, "the worker did not answer in time", "false", None)
+        assert error_of(post(api)) == (
+            504,
+            "no worker answered within 1 s (OWNPOD_OPENAI_TIMEOUT_S)",
+            "false",
+            None,
+        )
     assert worker.job().status is JobStatus.CANCELLED
 
 

@@ -65,6 +65,10 @@ def test_the_variable_replaces_the_default_endpoints_workers(tmp_path):
         ("endpoint: {}", "endpoints"),
         ("endpoints: {'a b': {}}", "letters, digits"),
         ("endpoints: {a: {worker: []}}", "a.worker: Unknown field"),
+        ("endpoints: [a]", "endpoints: must be an object with the endpoints by id"),
+        ("endpoints: {a: 3}", "endpoints.a: must be an object"),
+        ("endpoints: {a: {workers: 'http://h'}}", "a.workers: must be a list, like"),
+        ("endpoints: {a: {workers: ['http://h']}}", "a.workers.0: must be an object with a url"),
         ("endpoints: {a: {workers: [{}]}}", "a.workers.0.url: Missing data"),
         ("endpoints: {a: {workers: [{url: 'h:1'}]}}", "a.workers.0.url: must be an http://"),
         (
