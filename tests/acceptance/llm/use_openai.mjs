@@ -67,7 +67,7 @@ controller.abort()
 await leaving
 
 const late = `one !note=${note}.late !until=${note}.never`
-const once = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0, timeout: 1000 })
+const once = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0, timeout: 4000 })
 said.late = await refusal(once.chat.completions.create({ model, messages: messages(late) }))
 
 console.log(JSON.stringify(said))
