@@ -87,6 +87,10 @@ def play(
         demo = make(group)
         demo.until(serves, "OwnPod")
         done = demo.run()
+        # The log so far, which otherwise comes below the lines for people.
+        for _ in range(20):
+            if group.stopping or not group.supervise(0.1):
+                break
         for line in ("", "try next:", *try_next, ""):
             write("demo", line)
         while not chosen.once and not group.stopping:
