@@ -169,10 +169,6 @@ class Steps:
         devices = tuple(d for d in self._devices.read() if d.id in held)
         template = self._get_image(worker, spec)
         mount = self._mount(worker.id, spec.template)
-        suggested = dict(mount.env)
-        if worker.role is Role.SESSION:
-            # RunPod's SDK logs each output on its level debug, and the log lines of a session are events of its tasks.
-            suggested["RUNPOD_LOG_LEVEL"] = "INFO"
         env = environment(
             spec.template,
             worker_id=worker.id,
@@ -182,7 +178,7 @@ class Steps:
             devices=devices,
             labels=self._host.labels,
             balancing=spec.balancing,
-            suggested=suggested,
+            suggested=mount.env,
         )
         if worker.role is Role.SESSION:
             # The GPU service's variable.

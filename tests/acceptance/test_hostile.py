@@ -247,7 +247,7 @@ def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
     tried += [(method, f"/v2/{{endpoint_id}}/{path}") for method, path in PULL]
 
     def call(method, path, headers=MINE, **ids):
-        path = path.format(**{"worker_id": "w", "job_id": theirs} | ids)
+        path = path.format(**{"worker_id": "w", "job_id": theirs, "path": "v1/models"} | ids)
         answer = requests.request(method, f"{url}{path}", json={}, headers=headers, timeout=9)
         assert "the-input" not in answer.text
         # A result under another key is to be posted again: the SDK drops it after a 4xx.

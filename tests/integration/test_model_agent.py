@@ -217,16 +217,9 @@ def test_a_session_is_told_its_id(client, rig):
     wish = SessionWish("ep", ManagedSpec(Template(command=("c",))), "m", "p", "low")
     sessions.open(wish, owner="", worker_id=W, reuse=False)
     env = wait_until(rig().started, 20).env
-    # The SDK would log each output otherwise.
-    assert (env["SESSION_ID"], env["RUNPOD_LOG_LEVEL"]) == (W, "INFO")
-
-
-def test_a_preset_may_have_the_sdks_log_level_of_its_own(client, rig):
-    sessions = Sessions(job_store(client), result_ttl_s=60)
-    template = Template(command=("c",), env={"RUNPOD_LOG_LEVEL": "DEBUG"})
-    wish = SessionWish("ep", ManagedSpec(template), "m", "p", "low")
-    sessions.open(wish, owner="", worker_id=W, reuse=False)
-    assert wait_until(rig().started, 20).env["RUNPOD_LOG_LEVEL"] == "DEBUG"
+    assert env["SESSION_ID"] == W
+    # On another level, RunPod's SDK does not say when a generator begins, and its lines would have no task.
+    assert "RUNPOD_LOG_LEVEL" not in env
 
 
 def test_only_one_host_fetches_the_model_of_a_worker(server, managed, rig):
