@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
+import psutil
 import pytest
-from helpers import load_settings
+from helpers import load_settings, wait_until
 
 from ownpod.errors import StartError
 from ownpod.front.lock import FILE, PID_FILE, end_orphan, front_directory, locked
@@ -16,6 +17,8 @@ def program(directory, *arguments):
     """A process in a directory, noted in the file that names HAProxy's."""
     directory.mkdir(exist_ok=True)
     process = subprocess.Popen([sys.executable, "-c", SLEEP, *arguments], cwd=directory)
+    # Until then, the process has the command line of this one.
+    wait_until(lambda: SLEEP in psutil.Process(process.pid).cmdline(), 10, "the program")
     (directory / PID_FILE).write_text(f"{process.pid}\n")
     return process
 
