@@ -297,6 +297,7 @@ def test_a_request_whose_worker_has_begun_is_not_repeated_because_redis_is_away(
 # --- the client's time, and its connection
 
 
+@pytest.mark.slow
 def test_a_client_that_waits_too_long_gets_504_and_its_job_is_cancelled(new_app, store):
     api = new_app(FILE, OWNPOD_API_KEYS="all", OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
     with Answering(store, lambda worker: worker.claim()) as worker:

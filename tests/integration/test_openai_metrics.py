@@ -64,6 +64,7 @@ def test_a_reply_without_figures_changes_nothing(apps):
     assert samples(apps[0]) == {}
 
 
+@pytest.mark.slow
 def test_a_redis_that_is_away_is_no_error_of_a_reply(caplog):
     away = Replies(redis.Redis(host="127.0.0.1", port=1))
     with caplog.at_level(logging.DEBUG, "ownpod.api.openai_metrics"):

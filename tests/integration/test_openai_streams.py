@@ -184,6 +184,7 @@ def test_an_error_that_is_yielded_in_the_middle_ends_the_stream(api, store):
     assert Attended(store.client).overdue() == [worker.job_id]
 
 
+@pytest.mark.slow
 def test_a_stream_that_does_not_begin_in_time_is_504(new_app, store):
     api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
     with begun(store) as worker:
@@ -196,6 +197,7 @@ def test_a_stream_that_does_not_begin_in_time_is_504(new_app, store):
     assert worker.job().status is JobStatus.CANCELLED
 
 
+@pytest.mark.slow
 def test_a_stream_whose_headers_are_sent_ends_with_the_error_of_its_time(new_app, store, prompt):
     api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
     with begun(store) as worker:
@@ -205,6 +207,7 @@ def test_a_stream_whose_headers_are_sent_ends_with_the_error_of_its_time(new_app
     assert worker.job().status is JobStatus.CANCELLED
 
 
+@pytest.mark.slow
 def test_a_stream_that_has_begun_may_last_longer(new_app, store, prompt):
     api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
     with begun(store, EVENT) as worker:
@@ -367,6 +370,7 @@ def test_a_stream_outlives_a_restart_of_redis(app, api, store, monkeypatch):
     assert next(away, None) is None
 
 
+@pytest.mark.slow
 def test_without_redis_a_stream_ends_with_an_error(app, api, store, monkeypatch):
     with begun(store, EVENT) as worker:
         parts = post(api).iter_encoded()
