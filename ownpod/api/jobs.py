@@ -185,11 +185,28 @@ def _submission(endpoint_id: str, *, limit: int) -> Submission:
         limit: bytes of the body.
     """
     pin = requested_pin()
+    session = open_session(endpoint_id, pin)
+    request.max_content_length = limit
+    body = schemas.parse(_run_schema, request.get_data(cache=False), text="input")
+    return submission_of(endpoint_id, body, pin, session)
+
+
+def open_session(endpoint_id: str, pin: Pin | None) -> str | None:
+    """The session that a request names; None: none, and its endpoint takes jobs now.
+
+    Raises:
+        As :func:`ownpod.api.session_pins.session_of` and :meth:`ownpod.api.submissions.Submissions.check_open`.
+    """
     session = session_of(endpoint_id, pin)
     if session is None:
         services().submissions.check_open(endpoint_id)
-    request.max_content_length = limit
-    body = schemas.parse(_run_schema, request.get_data(cache=False), text="input")
+    return session
+
+
+def submission_of(
+    endpoint_id: str, body: dict[str, Any], pin: Pin | None, session: str | None
+) -> Submission:
+    """This request's submission. ``body``: what :class:`ownpod.api.schemas.RunSchema` loads. Raises: BadRequest."""
     return Submission(
         endpoint=endpoint_id,
         body=body,

@@ -12,12 +12,11 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge
 
 from ownpod.api import schemas
-from ownpod.api.auth import caller, session_owner
-from ownpod.api.jobs import idempotency_key, requested_pin
+from ownpod.api.jobs import open_session, requested_pin, submission_of
 from ownpod.api.openai_exchange import ClientGone, Exchange
 from ownpod.api.openai_models import keep, known_list
-from ownpod.api.services import answer, event_stream, request_id, services
-from ownpod.api.session_pins import in_runpods_words, session_of
+from ownpod.api.services import answer, event_stream, services
+from ownpod.api.session_pins import in_runpods_words
 from ownpod.api.submissions import Submission
 from ownpod.errors import AnswerLost, BadRequest
 from ownpod.rules.affinity import HEADER
@@ -59,20 +58,10 @@ def call(endpoint_id: str, path: str) -> Response:
     asks_models = request.method == "GET" and route == MODELS_ROUTE and pin is None
     if asks_models and (known := known_list(services(), endpoint)) is not None:
         return respond(known)
-    session = session_of(endpoint_id, pin)
-    if session is None:
-        services().submissions.check_open(endpoint_id)
+    session = open_session(endpoint_id, pin)
     text, streams = _body()
-    submission = Submission(
-        endpoint=endpoint_id,
-        body=submission_body(job_input(route, text)),
-        request_id=request_id(),
-        idempotency_key=idempotency_key(),
-        caller=caller(),
-        pin=pin if session is None else None,
-        private=session,
-        owner=None if session is None else session_owner(),
-    )
+    body = submission_body(job_input(route, text))
+    submission = submission_of(endpoint_id, body, pin, session)
     try:
         exchange = _begun(endpoint, submission, streams=streams)
     except AnswerLost:

@@ -33,7 +33,7 @@ def keep(svc: Services, endpoint: Endpoint, reply: Reply) -> Reply:
     answered.
     """
     if reply.status in NO_ROUTE and endpoint.managed is not None:
-        # What an operator has written there is no secret to those who use the model.
+        # The operator's names of the model are not secret: clients of the endpoint may see them.
         made = list_of(endpoint.managed.template.env)
         reply = reply if made is None else Reply(200, made)
     with contextlib.suppress(RedisUnavailable):

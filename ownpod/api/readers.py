@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ownpod.api.held import HeldConnections
 from ownpod.errors import RedisUnavailable
@@ -47,23 +47,21 @@ class Readers:
 
     def leave(self, job_id: str) -> None:
         """A reader has gone. Does not raise: a reader that is no longer renewed soon counts as gone."""
-        with self._lock:
-            self._reads[job_id] -= 1
-            if self._reads[job_id] > 0:
-                return
-            del self._reads[job_id]
-        with contextlib.suppress(RedisUnavailable):
-            self._attended.leave(job_id)
+        self._gone(job_id, self._attended.leave)
 
     def forget(self, job_id: str) -> None:
         """As :meth:`leave`, of a job that has ended. The sweep need not read its record."""
+        self._gone(job_id, self._attended.forget)
+
+    def _gone(self, job_id: str, then: Callable[[str], None]) -> None:
+        """Calls ``then`` if it was the last reader of this process."""
         with self._lock:
             self._reads[job_id] -= 1
             if self._reads[job_id] > 0:
                 return
             del self._reads[job_id]
         with contextlib.suppress(RedisUnavailable):
-            self._attended.forget(job_id)
+            then(job_id)
 
     def _run(self) -> None:
         while True:

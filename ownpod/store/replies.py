@@ -4,6 +4,7 @@ The key ``ENDPOINT<ep>:openai`` is a hash of two histograms: "<name>:<number of 
 ``first`` has the times to the first token in seconds, ``rate`` the output tokens per second.
 """
 
+import bisect
 from typing import Any
 
 import redis
@@ -73,4 +74,4 @@ class Replies:
 
 def _bucket(ends: tuple[int, ...], value: int) -> int:
     """The number of the first bucket, from 1 on, whose end is not below the value; one more than the last if there is none."""
-    return next((number for number, end in enumerate(ends, 1) if value <= end), len(ends) + 1)
+    return bisect.bisect_left(ends, value) + 1

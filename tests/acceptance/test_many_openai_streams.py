@@ -3,14 +3,13 @@
 import contextlib
 import json
 import re
-import selectors
 import socket
-import time
 
 import psutil
 import pytest
 import requests
 from helpers import job_store, one_api, wait_until
+from test_many_streams import read
 
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
@@ -20,6 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 STREAMS, CHUNKS = 200, 12
 DONE = "data: [DONE]\n\n"
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""The end of a chunked response."""
 USAGE = {"prompt_tokens": 3, "completion_tokens": CHUNKS}
 
 
@@ -49,23 +50,6 @@ def events_of(name):
     """The events of a chat, the last one with its tokens."""
     words = [event(choices=[{"delta": {"content": f"{name} {n}"}}]) for n in range(CHUNKS)]
     return [*words, event(choices=[], usage=USAGE)]
-
-
-def read(socks, seconds=90):
-    """Reads each connection to the end of its response."""
-    had = dict.fromkeys(socks, b"")
-    until = time.monotonic() + seconds
-    with selectors.DefaultSelector() as selector:
-        for sock in socks:
-            selector.register(sock, selectors.EVENT_READ)
-        while selector.get_map():
-            assert time.monotonic() < until, f"{len(selector.get_map())} streams have no end"
-            for key, _ in selector.select(1):
-                part = key.fileobj.recv(1 << 16)
-                had[key.fileobj] += part
-                if not part or had[key.fileobj].endswith(b"\r\n0\r\n\r\n"):
-                    selector.unregister(key.fileobj)
-    return had
 
 
 def body_of(response):
@@ -106,7 +90,7 @@ def test_200_streams_of_one_process_each_get_all_their_chunks_once_and_in_order(
         assert requests.get(f"{url}/health", timeout=30).ok
         for attempt in attempts.values():
             store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="[]", execution_ms=500))
-        had = read(socks)
+        had = read(socks, LAST_CHUNK, 90)
     for sock, response in had.items():
         assert body_of(response) == "".join([*events_of(socks[sock]), DONE])
     worker = psutil.Process(process.pid).children()[0]

@@ -167,7 +167,7 @@ def test_an_endpoint_that_comes_at_run_time_and_changes_its_type(rig):
     worker = {"url": rig.server.replace("127.0.0.1", "localhost"), "id": "n1"}
 
     def answering():
-        """Who answers: the server, or the API, for which this method makes no job."""
+        """What answers: the worker (its id), or the API ("api"), which makes no job of a DELETE."""
         url = f"{rig.ownpod.base}/new/openai/v1/models"
         answer = requests.delete(url, headers=KEY, timeout=60)
         worker_id = answer.headers.get("X-Runpod-Worker-Id")

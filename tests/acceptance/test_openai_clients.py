@@ -263,8 +263,8 @@ def test_a_request_whose_time_is_over_is_cancelled_and_repeated_by_its_client(
 def test_a_request_that_waits_for_a_worker_is_gone_with_its_client(ownpod, client_of):
     client = client_of("idle", timeout=3, max_retries=0)
     with pytest.raises(openai.APITimeoutError):
-        chat(client, "nobody is there")
-    wait_until(lambda: ownpod.statuses("idle", "nobody is there") == ["CANCELLED"], 20)
+        chat(client, "no worker")
+    wait_until(lambda: ownpod.statuses("idle", "no worker") == ["CANCELLED"], 20)
     health = requests.get(f"{ownpod.base}/idle/health", timeout=9).json()
     assert health["jobs"]["inQueue"] == 0
 

@@ -60,7 +60,7 @@ def test_a_wrong_key_is_an_authentication_error(client):
 
 def test_an_unknown_endpoint_is_not_found(client, base):
     with pytest.raises(openai.NotFoundError):
-        client.with_options(base_url=f"{base}/nobody/openai/v1").chat.completions.create(**CHAT)
+        client.with_options(base_url=f"{base}/unknown/openai/v1").chat.completions.create(**CHAT)
 
 
 def test_a_body_that_is_too_large_is_refused(client):

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 USER_65534 = "ownpod-test/user-65534:1"
-"""The tiny image, run by the user 65534, who owns no files."""
+"""The tiny image, run by the user 65534, to which no file of the model belongs."""
 
 SIZE = 100_000
 

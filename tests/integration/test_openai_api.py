@@ -131,7 +131,7 @@ def test_a_request_that_names_a_worker_waits_for_that_worker(api, store, client)
     with Answering(store, lambda worker: worker.claim() and worker.finish(CHAT)) as worker:
         assert post(api, headers={"X-Runpod-Worker-Id": "strict w1"}).text == CHAT
     assert client.hget(keys.job(worker.job_id), "affinity") == "strict"
-    gone = post(api, headers={"X-Runpod-Worker-Id": "strict nobody"})
+    gone = post(api, headers={"X-Runpod-Worker-Id": "strict unknown"})
     assert error_of(gone)[0] == 404
     assert gone.json["error"]["code"] == "affinity_worker_gone"
     assert error_of(post(api, headers={"X-Runpod-Worker-Id": "strict"}))[0] == 400
@@ -392,7 +392,7 @@ def test_a_client_that_goes_does_not_cancel_a_job_that_another_one_awaits(api, s
         theirs.close()
         first.join(10)
         assert not first.is_alive()
-        # Nobody waits; its client has some seconds to come again.
+        # No client waits for the job. It is cancelled unless one comes within some seconds.
         assert worker.job_id in Attended(store.client).overdue()
         second.start()
         wait_until(lambda: worker.job_id not in Attended(store.client).overdue())

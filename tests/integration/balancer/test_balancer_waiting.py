@@ -19,18 +19,6 @@ from ownpod.rules.credentials import digest_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def lb(tmp_path):
-    with front(tmp_path / "front") as made:
-        yield made
-
-
-@pytest.fixture
-def worker():
-    with WebWorker("w1").serving() as made:
-        yield made
-
-
 class Mortal:
     """A worker that answers its health checks only, until it dies."""
 

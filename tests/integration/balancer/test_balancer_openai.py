@@ -20,18 +20,6 @@ pytestmark = pytest.mark.slow
 BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
-@pytest.fixture
-def lb(tmp_path):
-    with front(tmp_path / "front") as made:
-        yield made
-
-
-@pytest.fixture
-def worker():
-    with WebWorker("w1").serving() as made:
-        yield made
-
-
 def url(lb, path="/v1/models", endpoint="ep"):
     return f"http://127.0.0.1:{lb.port}/v2/{endpoint}/openai{path}"
 

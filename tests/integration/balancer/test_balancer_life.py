@@ -31,18 +31,6 @@ PROGRAM = find_haproxy().path
 AUTH = f"Authorization: {KEY}\r\n"
 
 
-@pytest.fixture
-def lb(tmp_path):
-    with front(tmp_path / "front") as made:
-        yield made
-
-
-@pytest.fixture
-def worker():
-    with WebWorker("w1").serving() as made:
-        yield made
-
-
 def test_files_are_for_this_user_only_and_the_environment_is_empty(lb, monkeypatch):
     lb.apply()
     lb.balancer.stop()

@@ -32,12 +32,6 @@ def descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.fixture
-def lb(tmp_path):
-    with front(tmp_path / "front") as made:
-        yield made
-
-
 def sent(lb, stack, count, **headers):
     """Sends requests that wait, each on a connection of its own."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
