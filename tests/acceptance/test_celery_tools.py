@@ -43,10 +43,15 @@ class Operated(OwnPod):
         return self.command(BIN / "celery", "-A", "ownpod", *command)
 
     def inspect(self, what):
-        """The answers, by worker id."""
-        said = self.celery("inspect", what, "-t", "1.5", "--json")
-        nodes = json.loads(said[said.index("{") : said.rindex("}") + 1])
-        return {name.partition("@")[0]: answer for name, answer in nodes.items()}
+        """The answers of all nodes, by worker id; asked again if one was too busy to answer in time."""
+
+        def asked():
+            said = self.celery("inspect", what, "-t", "1.5", "--json")
+            nodes = json.loads(said[said.index("{") : said.rindex("}") + 1])
+            found = {name.partition("@")[0]: answer for name, answer in nodes.items()}
+            return found if found.keys() == {*self.ids, "housekeeping"} else None
+
+        return wait_until(asked, 60, f"an answer of each node to {what}")
 
     def node(self, worker_id):
         return f"{worker_id}@{next(iter(self.hosts()))}"
@@ -141,8 +146,11 @@ def test_revoke_cancels_a_job_that_waits(operated):
         assert operated.ended(one, 40)["status"] == "COMPLETED"
 
 
-def test_inspect_shows_the_jobs_of_each_node(operated):
-    job = running(operated, 20)
+def test_inspect_shows_the_jobs_of_each_node(operated, tmp_path):
+    # Three commands of Celery need more than 20 s on a loaded machine.
+    end = tmp_path / "end"
+    job = operated.submit(text="long", until=str(end))
+    wait_until(lambda: operated.status(job)["status"] == "IN_PROGRESS", 20)
     worker_id = operated.status(job)["workerId"]
     assert [task["id"] for task in operated.inspect("active")[worker_id]] == [job]
     assert operated.inspect("reserved")[worker_id] == []
@@ -151,6 +159,7 @@ def test_inspect_shows_the_jobs_of_each_node(operated):
     assert described[worker_id]["state"] == "ready"
     assert described["housekeeping"] == {"worker": None}
     assert operated.inspect("stats")[worker_id]["pool"]["max-concurrency"] == 1
+    end.touch()
     operated.ended(job, 40)
 
 

@@ -228,6 +228,8 @@ def test_a_paused_worker_finishes_its_requests_and_gets_no_more(rig):
         wait_until(lambda: worker.now)
         rig.fleet.pause("w", "why")
         wait_until(lambda: rig.state() is WorkerState.PAUSED)
+        # The state is Redis's; this is HAProxy's, which follows within half a second.
+        wait_until(lambda: rig.fronts.loads()["lb"].servers["w"].draining)
         second = pool.submit(front.get)
         wait_until(lambda: rig.fronts.loads()["lb"].requests == 2)
         worker.free.set()
