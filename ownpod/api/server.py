@@ -3,6 +3,7 @@
 ``GUNICORN_CMD_ARGS`` wins over them, as gunicorn documents.
 """
 
+import gc
 import os
 import resource
 import signal
@@ -179,14 +180,19 @@ def max_waiting(threads: int) -> int:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Installs the handler of SIGTERM: requests that wait for a job are answered at once with its present state,
-    because gunicorn ends them after its graceful timeout.
+    """Prepares a process for its first request.
+
+    SIGTERM gets a handler: requests that wait for a job are answered at once with its present state, because gunicorn ends
+    them after its graceful timeout.
     """
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, _hosts(worker))
     notices = services_of(worker.wsgi).notices
     notices.max_waiting = max_waiting(worker.cfg.threads)
+    # Otherwise a full collection visits the objects of all modules, and stops every thread, so all streams, for 100 ms.
+    gc.collect()
+    gc.freeze()
     finish_requests = signal.getsignal(signal.SIGTERM)
 
     def stop(signum: int, frame: FrameType | None) -> None:
