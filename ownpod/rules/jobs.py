@@ -147,6 +147,9 @@ class Job:
     error: str | None = None
     progress: str | None = None
     """The handler's last progress update; JSON text."""
+    all_lost: bool = False
+    """The job is FAILED because its last allowed attempt was lost. Only where it was asked for, see
+    :meth:`ownpod.store.jobs.Jobs.were_all_lost`."""
 
     FIELDS: ClassVar = (
         "id",

@@ -313,6 +313,12 @@ class Jobs(Part):
         return Job.from_record([None if part is False else part for part in json.loads(answer)])
 
     @redis_reads
+    def were_all_lost(self, job_id: str) -> bool:
+        """Whether as many attempts of a job were lost as it may have. Its record's other fields do not have it."""
+        lost, most = fields(self._redis, job_id, "lost", "max_attempts")
+        return int(lost or 0) >= int(most or 1)
+
+    @redis_reads
     def has_ended(self, job_id: str) -> bool:
         """Whether a job is in a terminal state, or its record is gone."""
         (status,) = fields(self._redis, job_id, "status")
