@@ -93,7 +93,7 @@ class Turn:
 def has_room(turn: Turn, earlier: Iterable[Waiting], waiting: Waiting) -> bool:
     """Whether devices for one more worker are free or freeable.
 
-    Freeable are devices that idle workers of other endpoints give to it now, and devices that are being freed for nobody.
+    Freeable are devices that idle workers of other endpoints give to it now, and devices that are being freed and not yet promised.
     A worker with jobs frees none: how long its jobs take is not known.
 
     Args:
