@@ -173,7 +173,7 @@ class SessionQueueFull(SessionError):
 
 
 class NoDeviceFree(SessionError):
-    """No device is free, and the request does not wait for one."""
+    """No device is free or freeable, and the request does not wait for one."""
 
     http_status = 503
     code = "full"

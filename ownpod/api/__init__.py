@@ -98,7 +98,12 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         now_ms=managed.now_ms,
         managed=managed,
     )
-    private = Sessions(store, result_ttl_s=settings.result_ttl_s)
+    private = Sessions(
+        store,
+        result_ttl_s=settings.result_ttl_s,
+        endpoints=lambda: registry.endpoints,
+        hold_least_s=settings.device_hold_s,
+    )
     services = Services(
         settings=settings,
         registry=registry,
