@@ -11,7 +11,7 @@ from test_browser import CHROMIUM, Browser
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium"),
     pytest.mark.slow,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(300),
 ]
 
 ECHOES = 30

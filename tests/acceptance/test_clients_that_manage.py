@@ -9,7 +9,7 @@ import requests
 from helpers import ROOT, run_command
 from managing import ADMIN, ENV, POOL, START, flash_environment, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

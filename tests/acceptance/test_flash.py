@@ -9,7 +9,7 @@ import requests
 from helpers import run_command
 from managing import ADMIN, ENV, START, flash_environment, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
 

@@ -8,7 +8,7 @@ import requests
 from balancing import DOMAIN, balancing
 from helpers import run_command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ADMIN, KEY = "the-admin-key", "a-clients-key"
 

@@ -22,7 +22,7 @@ from ownpod.processes import free_port
 NOWHERE = "http://127.0.0.1:1"
 """A worker that is away, so that jobs wait."""
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 
 
 def processes(pid):

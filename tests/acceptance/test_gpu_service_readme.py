@@ -14,7 +14,7 @@ import sse
 import yaml
 from helpers import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 KEY = "your-internal-api-key-here"
 HEADERS = {"X-API-Key": KEY}

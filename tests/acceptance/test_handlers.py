@@ -93,7 +93,7 @@ def test_a_job_longer_than_every_time_out_completes_and_ran_once(shared, endpoin
     assert len(note.read_text().splitlines()) == 1
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_jobs_of_20_and_60_seconds_complete_and_ran_once(shared, tmp_path):
     # Two workers: they run beside each other.
     jobs = {s: shared.submit(seconds=s, note=str(tmp_path / str(s))) for s in (20, 60)}

@@ -113,7 +113,7 @@ def local(start_ownpod):
     return ownpod, port, ownpod.submit(text="waits")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_page_of_another_site_drives_no_local_ownpod(browser, page, local):
     ownpod, flower, job = local
     before = picture_of(ownpod)
@@ -141,7 +141,7 @@ def test_a_page_of_another_site_drives_no_local_ownpod(browser, page, local):
     assert ownpod.process.running
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_same_page_could_where_it_is_let_in(browser, page, start_ownpod):
     """The attack above is one: a page whose origin is named in OWNPOD_CORS_ORIGINS succeeds."""
     ownpod = start_ownpod(NOWHERE, OWNPOD_CORS_ORIGINS=f"http://localhost:{page.port}")
@@ -155,7 +155,7 @@ def test_the_same_page_could_where_it_is_let_in(browser, page, start_ownpod):
     assert "planted" in {worker[0] for worker in workers}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_own_page_and_a_link_to_it_work(browser, page, start_ownpod):
     ownpod = start_ownpod(NOWHERE)
     own = f"http://localhost:{ownpod.port}/"
@@ -184,7 +184,7 @@ def status_of(port, *lines):
         return int(first[1]) if first else 0
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_odd_hosts_are_read_on_the_wire(local):
     ownpod, flower, _ = local
     for port, path in ((ownpod.port, "/v2/local-ep/workers"), (flower, "/api/tasks")):
@@ -232,7 +232,7 @@ def locked(start_ownpod, tmp_path):
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
     url = locked.base.removesuffix("/v2")
     body = {"input": {"secret": "the-input"}}
@@ -285,7 +285,7 @@ def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
     assert picture_of(locked, "the-admin-key") == before
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_flower_takes_admin_keys_only(start_ownpod):
     port = free_port()
     start_ownpod(

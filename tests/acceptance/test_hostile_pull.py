@@ -87,7 +87,7 @@ def lies(base, run):
     yield "GET", f"{base}/local-ep/ping/good:out", None
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_worker_that_lies_in_every_field_changes_no_other_workers_job(start_ownpod, tmp_path):
     file = tmp_path / "workers.yaml"
     file.write_text("endpoints: {local-ep: {maxWorkers: 1}, other: {maxWorkers: 2}}")

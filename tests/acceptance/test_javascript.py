@@ -7,7 +7,7 @@ import pytest
 from helpers import environment
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_every_operation_of_the_javascript_client(shared, javascript):
     done = subprocess.run(
         ["node", "use.mjs"],

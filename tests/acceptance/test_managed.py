@@ -17,7 +17,7 @@ from ownpod.store.agents import Agents
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 FAST = {"idleTimeout": 2, "scalerType": "REQUEST_COUNT", "scalerValue": 1}

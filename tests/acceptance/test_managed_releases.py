@@ -18,7 +18,7 @@ from ownpod.rules.managed import Phase
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 UP = {"workersMin": 1, "workersMax": 2, "idleTimeout": 60, "scalerType": "QUEUE_DELAY"}

@@ -15,7 +15,7 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STREAMS, CHUNKS = 200, 12
 DONE = "data: [DONE]\n\n"

@@ -15,7 +15,7 @@ from ownpod.api.arrival import CREDIT_S
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STREAMS, JOBS = 500, 50
 MOST_MB = 150

@@ -13,7 +13,7 @@ import pytest
 from helpers import environment
 from managing import ADMIN, ENV, POOL, START, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

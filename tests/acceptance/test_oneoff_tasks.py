@@ -17,7 +17,7 @@ from ownpod.store.agents import Agents
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRAM = Path(__file__).with_name("oneoff.py")
 

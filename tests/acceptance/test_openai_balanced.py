@@ -14,7 +14,7 @@ from ownpod.registry import Registry
 from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRAM = Path(__file__).with_name("openai_lb_server.py")
 KEY = {"Authorization": "Bearer secret"}

@@ -9,7 +9,7 @@ import requests
 from helpers import wait_until
 from openai_workers import MODEL, Notes, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 IN_PROCESS = ["vllm-mid", "vllm-mid-raw0", "vllm-29"]
 CHATS = ["vllm", *IN_PROCESS, "sglang"]

@@ -16,7 +16,7 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.attended import Attended
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 EVENT = 'data: {"a": 1}\n\n'
 DONE = "data: [DONE]\n\n"

@@ -7,7 +7,7 @@ import pytest
 from helpers import run_command, wait_until
 from openai_workers import MODEL, node_folder, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from helpers import Process, RedisServer, answers, wait_until
 
 from ownpod.processes import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 

@@ -16,7 +16,7 @@ QUOTA = (
     "the max workers for other endpoints or lower the max worker count for this endpoint to at most 5."
 )
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import requests
 from helpers import overlaps, wait_until
 from managing import ADMIN, ENV, START, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class Client(requests.Session):

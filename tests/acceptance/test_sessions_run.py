@@ -22,7 +22,7 @@ from ownpod.store.client import connect
 from ownpod.store.fleet import Fleet
 from ownpod.store.sessions import Sessions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 EP = "llama-chat"

@@ -47,7 +47,7 @@ class Client(threading.Thread):
                 time.sleep(0.01)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_a_kill_in_the_first_seconds_under_load_ends_nothing_and_loses_no_job(
     start_worker, tmp_path
 ):
@@ -107,7 +107,7 @@ def kill_and_wait(kill, answers) -> None:
     wait_until(lambda: time.monotonic() > until)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_an_api_that_is_killed_eight_times_is_back_at_once_each_time(start_ownpod):
     ownpod = start_ownpod("http://127.0.0.1:1")
     starts = [0]
@@ -134,7 +134,7 @@ def test_an_api_that_is_killed_eight_times_is_back_at_once_each_time(start_ownpo
     assert ownpod.output.count("api ended by SIGKILL; starting it again at once") == 8
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_a_node_that_is_killed_eight_times_is_back_at_once_each_time(start_worker, start_ownpod):
     url, _ = start_worker()
     ownpod = start_ownpod(url)

@@ -67,7 +67,7 @@ def test_the_old_code_is_what_runs(old_code):
     assert not (old_code / "ownpod" / "schema.py").exists()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_rolling_upgrade_completes_each_accepted_job_once(
     old_code, start_worker, own_redis, tmp_path
 ):
@@ -157,7 +157,7 @@ def test_a_command_ends_with_one_line_where_the_records_are_a_newer_versions(new
     assert f"schema version {VERSION + 1}" in line
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(300)
 def test_a_supervisor_waits_for_records_of_its_version_and_then_runs_jobs(
     newer_redis, start_worker, tmp_path
 ):

@@ -74,7 +74,7 @@ def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(
     cluster.ended(job)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("lease_s", "away_s", "job_s"),
     [

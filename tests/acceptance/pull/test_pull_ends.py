@@ -138,7 +138,7 @@ def test_a_job_submitted_right_after_four_of_five_workers_were_killed_runs_at_on
     assert reason == "the worker closed its request for a job, and has not sent another"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_a_worker_that_comes_to_another_endpoint_under_its_old_id_is_taken_there(
     start_ownpod, start_worker, tmp_path
 ):
@@ -157,7 +157,7 @@ def test_a_worker_that_comes_to_another_endpoint_under_its_old_id_is_taken_there
         moved.kill()
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_after_a_restart_a_worker_is_ready_when_it_has_asked_and_not_before(ownpod, start_worker):
     worker = start_worker(ownpod)
     # Its node alone begins anew: the request that the API holds is known to it at once.
