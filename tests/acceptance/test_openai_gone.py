@@ -43,7 +43,7 @@ def request(*, stream, path="/v2/ep/openai/v1/chat/completions"):
 
 @contextlib.contextmanager
 def connected(port):
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
+    with socket.create_connection(("127.0.0.1", port), 60) as sock:
         yield sock
 
 
