@@ -27,7 +27,7 @@ class Answering:
         return self
 
     def __exit__(self, *raised):
-        self._thread.join(20)
+        self._thread.join(100)
         if self._error is not None and raised[0] is None:
             raise self._error
 

@@ -18,12 +18,13 @@ from pathlib import Path
 import psutil
 import redis
 import requests
+from ports import free_port
 
 from ownpod import settings
 from ownpod.broker.messages import make_templates
 from ownpod.celery import app
 from ownpod.onehost.embedded import find_server
-from ownpod.processes import die_with_parent, free_port
+from ownpod.processes import die_with_parent
 from ownpod.rules.endpoints import WorkerSpec
 from ownpod.rules.jobs import JobStatus, NewJob
 from ownpod.rules.pulling import worker_environment
@@ -36,10 +37,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 CHECK_INTERVAL_S = 0.01
 """Seconds between two checks of a condition."""
+LEAST_S = 60.0
+"""Seconds that a condition gets at least. On a loaded machine a start of Python takes 10 s, and no test is about speed."""
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10, what: str = "") -> object:
-    """Waits until a condition is true; returns its value. Fails the test after ``seconds``. ``what``: its name in the failure."""
+def wait_until(condition: Callable[[], object], seconds: float = LEAST_S, what: str = "") -> object:
+    """Waits until a condition is true; returns its value. Fails the test after ``seconds``, and not before :data:`LEAST_S`.
+
+    ``what``: its name in the failure.
+    """
+    seconds = max(seconds, LEAST_S)
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():
@@ -110,10 +117,10 @@ class Process:
         if self.running:
             self._popen.send_signal(signum)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 120) -> int:
         return self._popen.wait(seconds)
 
-    def stop(self, seconds: float = 60) -> int:
+    def stop(self, seconds: float = 120) -> int:
         self.send(signal.SIGTERM)
         try:
             return self.wait(seconds)
@@ -123,7 +130,7 @@ class Process:
 
 
 def run_command(
-    *command: object, cwd: Path = ROOT, stdin: str = "", timeout: float = 50, **environ: object
+    *command: object, cwd: Path = ROOT, stdin: str = "", timeout: float = 200, **environ: object
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, which it must reach within ``timeout`` s; returns its exit code and output."""
     return subprocess.run(
@@ -490,7 +497,7 @@ class OwnPod:
         self.process = Process(*command, log=self._dir / "up.log", cwd=self._dir, **self.environ)
         wait_until(
             lambda: self.output.count("| ready: ") > before or not self.process.running,
-            60,
+            120,
             "the ready line",
         )
         assert self.process.running, self.output
@@ -515,7 +522,7 @@ class OwnPod:
     def status(self, job_id: str) -> dict:
         return self.get(f"/status/{job_id}")
 
-    def ended(self, job_id: str, seconds: float = 20) -> dict:
+    def ended(self, job_id: str, seconds: float = LEAST_S) -> dict:
         """Waits until the job ends; returns its last status."""
 
         def last_status() -> dict | None:

@@ -94,9 +94,9 @@ def processes_of(ownpod, part: str, parts: Parts = PARTS) -> list[psutil.Process
     return found
 
 
-def soon(find):
+def soon(find, seconds=3.0):
     """What is found within some seconds: what was just killed is started again after a pause."""
-    until = time.monotonic() + 3
+    until = time.monotonic() + seconds
     while not (found := find()) and time.monotonic() < until:
         time.sleep(0.05)
     return found
@@ -311,7 +311,7 @@ class TwoHosts:
         def ready() -> bool:
             if not answers(f"{self.endpoint}/health"):
                 return False
-            health = requests.get(f"{self.endpoint}/health", timeout=5)
+            health = requests.get(f"{self.endpoint}/health", timeout=60)
             return health.ok and health.json()["workers"]["ready"] == workers
 
         wait_until(ready, 60, "the workers")

@@ -2,7 +2,7 @@
 
 What a job does stands in its input: {"do": ..., "seconds": s, "note": a file that each run appends
 a line to when it starts, "runs": one to which each run writes when it starts and when it ends,
-"until": the run goes on until this file exists}. LOAD_S: seconds that its load takes, as that of a model does.
+"until": the run goes on until this file exists, that of a generator after its last part}. LOAD_S: seconds that its load takes, as that of a model does.
 """
 
 import asyncio
@@ -87,6 +87,8 @@ def generator(job):
     for number in range(data.get("count", 3)):
         time.sleep(data.get("seconds", 0))
         yield {"number": number}
+    while waits(data):
+        time.sleep(0.05)
     mark(data, "-")
     if data.get("do") == "raise":
         raise ValueError("boom")
@@ -97,6 +99,8 @@ async def asynchronous_generator(job):
     for number in range(data.get("count", 3)):
         await asyncio.sleep(data.get("seconds", 0))
         yield {"number": number}
+    while waits(data):  # noqa: ASYNC110 - another process makes the file
+        await asyncio.sleep(0.05)
     mark(data, "-")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
@@ -32,13 +33,19 @@ async def become(status: int):
 
 @app.get("/sleep/{seconds}")
 @app.post("/sleep/{seconds}")
-async def sleep(seconds: float, request: Request):
+async def sleep(seconds: float, request: Request, until: str = ""):
+    """``until``: at most so long, and no longer than until this file exists."""
     seen["requests"] += 1
     seen["now"] += 1
     seen["most"] = max(seen["most"], seen["now"])
     await request.body()
     left = asyncio.create_task(gone(request))
-    done, _ = await asyncio.wait({left}, timeout=seconds)
+    ends = asyncio.get_running_loop().time() + seconds
+    done = set()
+    while not done and (rest := ends - asyncio.get_running_loop().time()) > 0:
+        if until and Path(until).exists():  # noqa: ASYNC240
+            break
+        done, _ = await asyncio.wait({left}, timeout=min(rest, 0.05) if until else rest)
     left.cancel()
     seen["left"] += bool(done)
     seen["now"] -= 1

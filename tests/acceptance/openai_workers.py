@@ -31,8 +31,8 @@ class Llm(OwnPod):
     def jobs(self, endpoint: str, text: object = "") -> list[dict]:
         """The endpoint's jobs whose input has this text, newest first, with all their details."""
         base = f"{self.base}/{endpoint}/requests"
-        found = requests.get(base, params={"limit": 100}, timeout=9).json()["requests"]
-        details = (requests.get(f"{base}/{row['id']}", timeout=9).json() for row in found)
+        found = requests.get(base, params={"limit": 100}, timeout=60).json()["requests"]
+        details = (requests.get(f"{base}/{row['id']}", timeout=60).json() for row in found)
         return [job for job in details if str(text) in str(job["input"])]
 
     def statuses(self, endpoint: str, text: object) -> list[str]:
@@ -118,7 +118,7 @@ def serving(
         return worker
 
     def ready(endpoint: str, name: str) -> bool:
-        health = requests.get(f"{ownpod.base}/{endpoint}/health", timeout=9).json()
+        health = requests.get(f"{ownpod.base}/{endpoint}/health", timeout=60).json()
         states = {worker["id"]: worker["state"] for worker in health["ownpod"]["workers"]}
         return states.get(name) == "ready"
 
@@ -166,5 +166,5 @@ def node_folder(directory: Path) -> Path:
     for file in (HERE / "package.json", *HERE.glob("*.mjs")):
         copy(file, directory)
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
-    subprocess.run(install, cwd=directory, check=True, timeout=180, env={**os.environ})
+    subprocess.run(install, cwd=directory, check=True, timeout=280, env={**os.environ})
     return directory

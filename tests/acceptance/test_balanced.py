@@ -40,10 +40,10 @@ class Worker:
 
     @property
     def seen(self) -> dict:
-        return requests.get(f"{self.url}/seen", timeout=10).json()
+        return requests.get(f"{self.url}/seen", timeout=60).json()
 
     def health(self, status: int) -> None:
-        requests.post(f"{self.url}/health/{status}", timeout=10).raise_for_status()
+        requests.post(f"{self.url}/health/{status}", timeout=60).raise_for_status()
 
 
 class Pod:
@@ -60,17 +60,17 @@ class Pod:
         return f"http://127.0.0.1:{self.port}/lb/{endpoint}{path}"
 
     def get(self, endpoint: str, path: str, **options: object) -> requests.Response:
-        return requests.get(self.url(endpoint, path), timeout=60, **options)
+        return requests.get(self.url(endpoint, path), timeout=120, **options)
 
     def health(self, endpoint: str) -> dict:
-        return requests.get(f"{self.api}/{endpoint}/health", timeout=10).json()
+        return requests.get(f"{self.api}/{endpoint}/health", timeout=60).json()
 
     def ready(self, endpoint: str, count: int) -> None:
         wait_until(lambda: self.health(endpoint)["workers"]["ready"] == count, 30, "ready workers")
 
     def add(self, endpoint: str, worker: Worker, **values: object) -> None:
         added = requests.post(
-            f"{self.api}/{endpoint}/workers", json={"url": worker.url, **values}, timeout=10
+            f"{self.api}/{endpoint}/workers", json={"url": worker.url, **values}, timeout=60
         )
         assert added.ok, added.text
 
@@ -187,7 +187,7 @@ def test_requests_wait_for_the_first_worker_and_reach_it_only_once_it_is_ready(p
         worker.health(200)
         assert [one.result().status_code for one in held] == [200] * 20
     wait_until(lambda: pod.health("cold")["jobs"]["inQueue"] == 0)
-    removed = requests.delete(f"{pod.api}/cold/workers/late", timeout=10)
+    removed = requests.delete(f"{pod.api}/cold/workers/late", timeout=60)
     assert removed.ok, removed.text
 
 
@@ -205,23 +205,25 @@ def test_a_worker_gets_as_many_requests_at_a_time_as_its_capacity(pod):
     assert pod.workers["c"].seen["most"] == 1
 
 
-def test_a_client_that_leaves_frees_its_place_in_the_queue(pod):
+def test_a_client_that_leaves_frees_its_place_in_the_queue(pod, tmp_path):
+    end = tmp_path / "end"
     before = pod.workers["c"].seen["requests"]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(pod.get, "one", "/sleep/10")
+        busy = pool.submit(pod.get, "one", f"/sleep/100?until={end}")
         wait_until(lambda: pod.health("one")["jobs"]["inProgress"] == 1)
         queued = [posted(pod, "one", "/sleep/0") for _ in range(5)]
         wait_until(lambda: pod.health("one")["jobs"]["inQueue"] == 5, what="5 that wait")
         for one in queued:
             one.close()
         wait_until(lambda: pod.health("one")["jobs"]["inQueue"] == 0, what="none that waits")
+        end.touch()
         assert busy.result().status_code == 200
     assert pod.workers["c"].seen["requests"] == before + 1
 
 
 def posted(pod, endpoint, path):
     """A connection on which a request was sent."""
-    one = socket.create_connection(("127.0.0.1", pod.port), 20)
+    one = socket.create_connection(("127.0.0.1", pod.port), 60)
     text = f"POST /lb/{endpoint}{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi"
     one.sendall(text.encode())
     return one
@@ -247,12 +249,17 @@ def test_the_header_names_the_worker(pod):
     assert pod.get("free", "/x", headers={"X-Runpod-Worker-Id": "other"}).status_code == 200
 
 
-def test_a_strict_request_waits_for_its_busy_worker(pod):
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(pod.get, "one", "/sleep/1")
+def test_a_strict_request_waits_for_its_busy_worker(pod, tmp_path):
+    end, strict = tmp_path / "end", {"X-Runpod-Worker-Id": "strict c"}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        busy = pool.submit(pod.get, "one", f"/sleep/100?until={end}")
         wait_until(lambda: pod.health("one")["jobs"]["inProgress"] == 1)
-        answer = pod.get("one", "/x", headers={"X-Runpod-Worker-Id": "strict c"})
-        assert busy.done()
+        waits = pool.submit(pod.get, "one", "/x", headers=strict)
+        wait_until(lambda: pod.health("one")["jobs"]["inQueue"] == 1)
+        assert not waits.done()
+        end.touch()
+        assert busy.result().status_code == 200
+        answer = waits.result()
     assert (answer.status_code, answer.headers["X-Runpod-Worker-Id"]) == (200, "c")
 
 
@@ -261,7 +268,7 @@ def test_a_websocket_goes_to_the_named_worker(pod):
     for worker in ("a", "strict b"):
         with connect(url, additional_headers={"X-Runpod-Worker-Id": worker}) as found:
             found.send("hello")
-            assert found.recv(10) == "hello"
+            assert found.recv(60) == "hello"
             named = found.response.headers["X-Runpod-Worker-Id"]
             assert named == worker.split()[-1]
 
@@ -280,7 +287,7 @@ def test_a_body_of_30_mb_passes_both_ways_and_a_larger_one_is_refused(pod):
     body = random.Random(7).randbytes(BIG)
     answer = requests.post(pod.url("free", "/big"), data=body, timeout=60)
     assert answer.content == body
-    one = socket.create_connection(("127.0.0.1", pod.port), 20)
+    one = socket.create_connection(("127.0.0.1", pod.port), 60)
     one.sendall(
         f"POST /lb/free/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BIG + 1}\r\n\r\n".encode()
     )
@@ -291,7 +298,7 @@ def test_a_body_of_30_mb_passes_both_ways_and_a_larger_one_is_refused(pod):
 def test_each_type_of_endpoint_refuses_the_other_ones_addresses(pod):
     answer = pod.get("queue", "/x")
     assert (answer.status_code, answer.json()) == (400, {"error": "not allowed for QB API"})
-    answer = requests.post(f"{pod.api}/free/run", json={"input": {}}, timeout=10)
+    answer = requests.post(f"{pod.api}/free/run", json={"input": {}}, timeout=60)
     assert (answer.status_code, answer.json()) == (400, {"error": "not allowed for LB API"})
     assert pod.get("unknown", "/x").status_code == 404
 
@@ -315,7 +322,7 @@ def test_a_worker_that_dies_in_a_request_is_502_and_no_other_worker_gets_it(pod,
 
 async def load(pod: Pod, changes: threading.Event) -> dict[str, list[object]]:
     """500 requests, 50 streams and 20 WebSockets at once; returns what came back of each kind."""
-    timeout = aiohttp.ClientTimeout(total=100)
+    timeout = aiohttp.ClientTimeout(total=200)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
@@ -332,7 +339,7 @@ async def load(pod: Pod, changes: threading.Event) -> dict[str, list[object]]:
             async with session.ws_connect(pod.url("churn", "/ws")) as found:
                 for number in range(40):
                     await found.send_str(str(number))
-                    if (await found.receive_str(timeout=30)) != str(number):
+                    if (await found.receive_str(timeout=100)) != str(number):
                         return False
                     await asyncio.sleep(0.1)
             return True
@@ -351,7 +358,6 @@ async def load(pod: Pod, changes: threading.Event) -> dict[str, list[object]]:
         }
 
 
-@pytest.mark.timeout(180)
 def test_ten_changes_of_the_workers_break_nothing_that_is_open(pod, start):
     workers = [start() for _ in range(4)]
     for number in (0, 1):
@@ -360,7 +366,7 @@ def test_ten_changes_of_the_workers_break_nothing_that_is_open(pod, start):
     begun = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(lambda: asyncio.run(load(pod, begun)))
-        begun.wait(30)
+        begun.wait(60)
         for step in range(10):
             change(pod, workers, step)
         found = loaded.result()
@@ -376,20 +382,21 @@ def change(pod, workers, step):
         case 0 | 1:
             pod.add("churn", workers[2 + step], id=f"w{2 + step}")
         case 2 | 3:
-            assert requests.post(f"{url}/w{step - 2}/drain", timeout=10).ok
+            assert requests.post(f"{url}/w{step - 2}/drain", timeout=60).ok
         case 4:
-            assert requests.post(f"{url}/w0/resume", timeout=10).ok
+            assert requests.post(f"{url}/w0/resume", timeout=60).ok
         case 5 | 6:
-            assert requests.delete(f"{url}/w{step - 4}", timeout=10).ok
+            assert requests.delete(f"{url}/w{step - 4}", timeout=60).ok
         case 7 | 8:
             pod.add("churn", workers[step - 6], id=f"w{step - 6}")
         case _:
-            assert requests.delete(f"{url}/w0", timeout=10).ok
+            assert requests.delete(f"{url}/w0", timeout=60).ok
     wait_until(lambda: pod.health("churn")["ownpod"]["workers"], what="the endpoint's workers")
 
 
 def test_haproxy_is_killed_and_serves_again_with_all_it_knew(pod):
-    (old,) = pod.processes("haproxy")
+    # One that has lost its place to another lives until its last connection ends.
+    (old,) = wait_until(lambda: len(found := pod.processes("haproxy")) == 1 and found)
     os.kill(old.pid, signal.SIGKILL)
     wait_until(
         lambda: any(p.pid != old.pid for p in pod.processes("haproxy")), 20, "another HAProxy"
@@ -397,7 +404,7 @@ def test_haproxy_is_killed_and_serves_again_with_all_it_knew(pod):
     answer = wait_until(lambda: tried(pod, "free"), 20, "an answer")
     assert answer.headers["X-Runpod-Worker-Id"] in {"a", "b"}
     assert pod.get("one", "/sleep/0").status_code == 200
-    assert requests.get(f"{pod.api}/queue/health", timeout=10).ok
+    assert requests.get(f"{pod.api}/queue/health", timeout=60).ok
 
 
 def tried(pod, endpoint):
@@ -408,8 +415,8 @@ def tried(pod, endpoint):
 
 
 def test_a_killed_edge_breaks_nothing(pod):
-    (haproxy,) = pod.processes("haproxy")
-    (edge,) = pod.processes("ownpod front")
+    (haproxy,) = wait_until(lambda: len(found := pod.processes("haproxy")) == 1 and found)
+    (edge,) = wait_until(lambda: len(found := pod.processes("ownpod front")) == 1 and found)
     with connect(pod.url("free", "/ws").replace("http", "ws")) as found:
         os.kill(edge.pid, signal.SIGKILL)
         for _ in range(20):
@@ -418,7 +425,7 @@ def test_a_killed_edge_breaks_nothing(pod):
             lambda: any(p.pid != edge.pid for p in pod.processes("ownpod front")), 30, "an edge"
         )
         found.send("still")
-        assert found.recv(10) == "still"
+        assert found.recv(60) == "still"
     # It belongs to no edge for a moment, and to no `ownpod up`.
     assert haproxy.is_running()
     wait_until(lambda: pod.health("free")["workers"]["ready"] == 2, 20, "statuses")

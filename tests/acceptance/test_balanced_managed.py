@@ -65,10 +65,11 @@ def pod(tmp_path):
 
 
 def test_a_request_starts_a_worker_and_brings_the_very_worker_back(pod):
-    first = pod.get("/x")
-    assert first.status_code == 200
-    worker_id = first.headers["X-Runpod-Worker-Id"]
-    assert pod.workers() == [worker_id]
+    # While it is open, the worker is not idle.
+    with pod.socket() as socket:
+        worker_id = socket.response.headers["X-Runpod-Worker-Id"]
+        assert pod.workers() == [worker_id]
+        assert pod.get("/x").headers["X-Runpod-Worker-Id"] == worker_id
     pod.empty()
 
     def back():
@@ -100,7 +101,6 @@ def test_an_open_websocket_keeps_its_worker_while_an_idle_one_leaves(pod):
 
 
 def test_a_release_replaces_the_worker_and_breaks_nothing_that_is_open(pod):
-    assert pod.get("/x").status_code == 200
     stop, found = threading.Event(), []
 
     def load():
@@ -109,6 +109,7 @@ def test_a_release_replaces_the_worker_and_breaks_nothing_that_is_open(pod):
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     with pod.socket() as socket:
+        assert pod.get("/x").status_code == 200
         (old,) = pod.workers()
         for thread in threads:
             thread.start()

@@ -9,7 +9,7 @@ from balancing import WORKER
 from helpers import wait_until
 from managing import ADMIN, POOL, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 KEY = {"Authorization": f"Bearer {ADMIN}"}
 

@@ -30,31 +30,35 @@ def png():
     return base64.b64encode(made).decode()
 
 
-def test_the_page_shows_workers_and_jobs_and_stays_live(browser, shared):
+def test_the_page_shows_workers_and_jobs_and_stays_live(browser, shared, tmp_path):
+    end = tmp_path / "end"
     browser.open(url_of(shared))
     browser.run(
         "document.querySelector('#endpoint').value = 'local-ep'; endpoint = 'local-ep'; refresh()"
     )
     wait_until(lambda: browser.text("#workers").count("● ready") == 2, 15)
-    job = shared.submit(text="seen", seconds=3)
+    job = shared.submit(text="seen", until=str(end))
     wait_until(lambda: job in browser.text("#jobs"), 10)
     wait_until(lambda: f"{job} for " in browser.text("#workers"), 10)
+    end.touch()
     shared.ended(job)
     row = f"[...document.querySelectorAll('#jobs tr')].find((r) => r.innerText.includes('{job}')).innerText"
     wait_until(lambda: "✓ completed" in browser.run(row), 10)
     assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_a_job_is_sent_watched_cancelled_and_retried(browser, shared):
+def test_a_job_is_sent_watched_cancelled_and_retried(browser, shared, tmp_path):
+    end = tmp_path / "end"
     browser.open(url_of(shared))
     browser.run("endpoint = 'local-ep'; refresh()")
     wait_until(lambda: browser.run("!document.querySelector('#main').hidden"))
     send = "document.querySelector('#input').value = %s; document.querySelector('#send button').click()"
-    browser.run(send % json.dumps(json.dumps({"text": "from the page", "seconds": 4})))
+    browser.run(send % json.dumps(json.dumps({"text": "from the page", "until": str(end)})))
     wait_until(lambda: "◐ running" in browser.text("#job-state"), 15)
     assert "from the page" in browser.text("#job-input")
     browser.run("document.querySelector('#cancel').click()")
     wait_until(lambda: "cancelled" in browser.text("#job-state"), 10)
+    end.touch()
     browser.run("document.querySelector('#job').close()")
     browser.run(send % json.dumps(json.dumps({"do": "error"})))
     wait_until(lambda: "it says no" in browser.text("#job-state"), 15)

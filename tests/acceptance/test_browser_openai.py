@@ -71,7 +71,7 @@ def jobs(ownpod):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_chat_asks_for_models_streams_remembers_and_stops(browser, ownpod):
     browser.open(url_of(ownpod))
     choose(browser, "chat")
@@ -113,7 +113,7 @@ def test_the_chat_asks_for_models_streams_remembers_and_stops(browser, ownpod):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_page_says_why_an_endpoint_has_no_chat(browser, ownpod):
     browser.open(url_of(ownpod))
     choose(browser, "echo")

@@ -7,7 +7,7 @@ from helpers import wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(300),
 ]
 
 BROWSER_OPTIONS = ("--ignore-certificate-errors", "--host-resolver-rules=MAP *.test 127.0.0.1")

@@ -45,7 +45,7 @@ def kill_by_chance(ownpod, workers: Workers, chance: random.Random) -> Counter[s
         if kind == "RunPod worker":
             workers.kill(chance)
             killed[kind] += 1
-        elif victims := soon(lambda kind=kind: processes_of(ownpod, kind)):
+        elif victims := soon(lambda kind=kind: processes_of(ownpod, kind), 30):
             os.kill(chance.choice(victims).pid, signal.SIGKILL)
             killed[kind] += 1
     return killed

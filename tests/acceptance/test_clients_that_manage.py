@@ -9,7 +9,7 @@ import requests
 from helpers import ROOT, run_command
 from managing import ADMIN, ENV, POOL, START, flash_environment, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ def test_the_python_package_makes_a_template_and_an_endpoint_and_runs_a_job_on_i
     assert "template 'none' not found" in said["refused"]
     assert said["unauthorized"]
     found = requests.get(
-        f"{root}/v1/endpoints/{made['id']}", headers={"Authorization": f"Bearer {ADMIN}"}, timeout=9
+        f"{root}/v1/endpoints/{made['id']}",
+        headers={"Authorization": f"Bearer {ADMIN}"},
+        timeout=60,
     ).json()
     assert (found["version"], found["env"]) == (2, {**ENV, "SECOND": "1"})
 
@@ -104,7 +106,7 @@ def test_flashs_client_of_an_existing_endpoint_runs_jobs(ownpod, tmp_path):
     root, headers = root_of(ownpod), {"Authorization": f"Bearer {ADMIN}"}
 
     def post(path, body):
-        answer = requests.post(f"{root}{path}", json=body, headers=headers, timeout=9)
+        answer = requests.post(f"{root}{path}", json=body, headers=headers, timeout=60)
         assert answer.ok, answer.text
         return answer.json()
 
@@ -129,7 +131,7 @@ def test_flashs_client_of_an_existing_endpoint_runs_jobs(ownpod, tmp_path):
         "sync",
         "CANCELLED",
     )
-    requests.delete(f"{root}/v1/endpoints/{made['id']}", headers=headers, timeout=9)
+    requests.delete(f"{root}/v1/endpoints/{made['id']}", headers=headers, timeout=60)
 
 
 FLASH_DEPLOY = """
@@ -154,7 +156,7 @@ def test_flash_makes_a_load_balanced_endpoint(ownpod, tmp_path):
     done = run_command(
         *(sys.executable, "-W", "ignore", "-c", FLASH_DEPLOY),
         cwd=tmp_path,
-        timeout=60,
+        timeout=150,
         HOME=tmp_path,
         **flash_environment(root),
     )
@@ -165,13 +167,13 @@ def test_flash_makes_a_load_balanced_endpoint(ownpod, tmp_path):
         f"https://{made['id']}.127.0.0.1:{ownpod.port}",
     )
     url, headers = f"{root}/v2/serverless/{made['id']}", {"Authorization": f"Bearer {ADMIN}"}
-    found = requests.get(url, headers=headers, timeout=9).json()
+    found = requests.get(url, headers=headers, timeout=60).json()
     assert (found["type"], found["scaling"]) == (
         "LOAD_BALANCER",
         {"type": "REQUEST_COUNT", "requestCount": 2},
     )
     assert found["env"]["PORT"] == "8000"
-    requests.delete(url, headers=headers, timeout=9)
+    requests.delete(url, headers=headers, timeout=60)
 
 
 def deploy(ownpod, **more):
@@ -197,7 +199,7 @@ def deploy(ownpod, **more):
 def test_the_deploy_example_makes_an_endpoint_and_its_second_run_changes_it(ownpod, tmp_path):
     def all_of(path):
         headers = {"Authorization": f"Bearer {ADMIN}"}
-        found = requests.get(f"{root_of(ownpod)}/v1/{path}", headers=headers, timeout=9).json()
+        found = requests.get(f"{root_of(ownpod)}/v1/{path}", headers=headers, timeout=60).json()
         return [one for one in found if one["name"].startswith("from-ci")]
 
     summary = tmp_path / "summary.md"

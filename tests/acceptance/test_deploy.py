@@ -76,14 +76,19 @@ def test_a_proxy_lets_large_jobs_and_long_waits_through(proxied):
     assert (done["status"], done["output"]["echo"] == text) == ("COMPLETED", True)
 
 
-def test_a_proxy_passes_events_on_as_they_come(proxied):
-    job = requests.post(f"{proxied}/run", json={"input": {"seconds": 3}}, timeout=9).json()["id"]
-    began = time.monotonic()
+def test_a_proxy_passes_events_on_as_they_come(proxied, tmp_path):
+    end = tmp_path / "end"
+    body = {"input": {"until": str(end)}}
+    job = requests.post(f"{proxied}/run", json=body, timeout=60).json()["id"]
     events = {"Accept": "text/event-stream"}
-    with requests.get(f"{proxied}/stream/{job}", headers=events, stream=True, timeout=30) as got:
-        lines = [(time.monotonic() - began, line) for line in got.iter_lines()]
-    assert b"COMPLETED" in b"".join(line for _, line in lines)
-    assert lines[0][0] < 2 < lines[-1][0]
+    with requests.get(f"{proxied}/stream/{job}", headers=events, stream=True, timeout=60) as got:
+        lines = got.iter_lines()
+        # The job ends after the first one has come.
+        first = next(lines)
+        end.touch()
+        rest = list(lines)
+    assert b"COMPLETED" not in first
+    assert b"COMPLETED" in b"".join(rest)
 
 
 def test_a_result_of_30_mb_comes_through_a_proxy(proxied):
@@ -104,13 +109,13 @@ def test_a_result_of_30_mb_comes_through_a_proxy(proxied):
     puller.start()
 
     def known():
-        workers = requests.get(f"{endpoint}/health", timeout=9).json()["ownpod"]["workers"]
+        workers = requests.get(f"{endpoint}/health", timeout=60).json()["ownpod"]["workers"]
         return any(found["id"] == worker and found["state"] == "ready" for found in workers)
 
     wait_until(known, 30, "the worker that pulls")
     # The endpoint's other worker has something to do meanwhile.
     jobs = [
-        requests.post(f"{endpoint}/run", json={"input": {"count": 2, "seconds": 5}}, timeout=9)
+        requests.post(f"{endpoint}/run", json={"input": {"count": 2, "seconds": 5}}, timeout=60)
         for _ in range(2)
     ]
     wait_until(lambda: taken, 30, "a job")
@@ -122,7 +127,7 @@ def test_a_result_of_30_mb_comes_through_a_proxy(proxied):
 
     def result():
         for job in (job.json()["id"] for job in jobs):
-            status = requests.get(f"{endpoint}/status/{job}", timeout=20).json()
+            status = requests.get(f"{endpoint}/status/{job}", timeout=60).json()
             if status.get("workerId") == worker and status["status"] == "COMPLETED":
                 return status
         return None
@@ -173,7 +178,7 @@ def upstream():
 def test_a_client_cannot_choose_its_address_behind_a_proxy(proxy, upstream, tmp_path):
     with started(proxy, tmp_path, upstream[0]) as url:
         headers = {"X-Forwarded-For": "203.0.113.7"}
-        seen = requests.get(url, headers=headers, timeout=9).json()
+        seen = requests.get(url, headers=headers, timeout=60).json()
     forwarded = {name.lower(): value for name, value in seen.items()}["x-forwarded-for"]
     assert forwarded == "127.0.0.1"
 
@@ -182,11 +187,11 @@ def test_nginx_sends_a_slow_body_on_when_it_is_complete(upstream, tmp_path):
     upstream_port, began = upstream
     with started(nginx, tmp_path, upstream_port) as url:
         port = int(url.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), 9) as client:
+        with socket.create_connection(("127.0.0.1", port), 60) as client:
             head = b"POST /v2/local-ep/run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n"
             client.sendall(head + b"{")
             # Another request meanwhile: what the first has sent would have arrived before it.
-            assert requests.get(url, timeout=9).status_code == 200
+            assert requests.get(url, timeout=60).status_code == 200
             assert began == []
             client.sendall(b"}")
             assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -204,13 +209,13 @@ def impatient_caddy(tmp_path, port, upstream):
 
 def test_caddy_ends_a_body_that_does_not_come_and_bounds_no_answer(shared, tmp_path):
     with started(impatient_caddy, tmp_path, shared.port) as url:
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 20) as client:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 60) as client:
             head = b"POST /v2/local-ep/run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n"
             client.sendall(head + b"{")
             answer = client.recv(100)
             assert b" 504 " in answer or b" 400 " in answer or not answer, answer
         job = {"input": {"text": "x", "seconds": 4}}
-        waited = requests.post(f"{url}/v2/local-ep/runsync?wait=20000", json=job, timeout=30)
+        waited = requests.post(f"{url}/v2/local-ep/runsync?wait=20000", json=job, timeout=60)
         assert waited.json()["status"] == "COMPLETED"
 
 
@@ -223,7 +228,7 @@ def test_systemd_accepts_the_units(tmp_path):
             ["systemd-analyze", "verify", "--man=no", tmp_path / unit.name],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
         assert (checked.returncode, checked.stderr) == (0, "")
@@ -240,7 +245,7 @@ def test_systemd_finds_little_that_the_units_leave_open(unit):
         ],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert found.returncode == 0, found.stdout + found.stderr

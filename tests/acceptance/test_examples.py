@@ -74,7 +74,7 @@ def test_the_webhook_receiver_accepts_signed_webhooks_only(
         receiver.kill()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_javascript_sdk(run, javascript):
     shutil.copy(CLIENTS / "javascript_sdk.mjs", javascript)
     assert "COMPLETED" in run("node", javascript / "javascript_sdk.mjs")
@@ -96,7 +96,7 @@ def sessions(start_ownpod, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_clients_of_sessions_keep_their_session_and_print_text_as_it_comes(sessions, tmp_path):
     url = sessions.base.removesuffix("/v2")
     folder = ROOT / "examples" / "sessions"

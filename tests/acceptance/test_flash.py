@@ -9,7 +9,7 @@ import requests
 from helpers import run_command
 from managing import ADMIN, ENV, START, flash_environment, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
 
@@ -75,7 +75,7 @@ async def double(number):
     return number * 2
 
 try:
-    print(json.dumps(asyncio.run(asyncio.wait_for(double(21), 8))))
+    print(json.dumps(asyncio.run(asyncio.wait_for(double(21), 20))))
 except asyncio.TimeoutError:
     print(json.dumps("waits"))
 """
@@ -116,7 +116,7 @@ def flash(ownpod, tmp_path):
 
 def get(ownpod, path):
     """Rows without those of ``workers.yaml``."""
-    found = requests.get(f"{root_of(ownpod)}{path}", headers=HEADERS, timeout=9).json()
+    found = requests.get(f"{root_of(ownpod)}{path}", headers=HEADERS, timeout=60).json()
     return [row for row in found if row["name"] != "local-ep"]
 
 

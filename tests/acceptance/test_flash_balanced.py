@@ -6,9 +6,9 @@ import sys
 import pytest
 import requests
 from balancing import DOMAIN, balancing
-from helpers import run_command
+from helpers import run_command, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ADMIN, KEY = "the-admin-key", "a-clients-key"
 
@@ -89,7 +89,7 @@ def flash(ownpod, tmp_path, script, endpoint="web", key=KEY):
     return run_command(
         *(sys.executable, "-W", "ignore", "-c", script, endpoint),
         cwd=tmp_path,
-        timeout=60,
+        timeout=150,
         HOME=tmp_path,
         SSL_CERT_FILE=ownpod.authority,
         RUNPOD_API_KEY=key,
@@ -146,7 +146,7 @@ def test_the_management_api_shows_the_name_that_flash_calls(ownpod):
     found = requests.get(
         f"{ownpod.root}/v2/serverless/web",
         headers={"Authorization": f"Bearer {ADMIN}"},
-        timeout=9,
+        timeout=60,
     ).json()
     assert found["requestUrls"]["base"] == f"http://web.{DOMAIN}:{ownpod.port}"
     base = found["requestUrls"]["health"].replace(f"web.{DOMAIN}", "127.0.0.1")
@@ -166,4 +166,5 @@ def test_names_below_localhost_lead_to_workers(tmp_path):
             assert answer.status_code == 200, answer.text
             assert answer.json()["path"] == "x"
         # The API stays under its own name.
-        assert requests.get(f"{ownpod.base}/web/health", timeout=9).json()["workers"]["ready"] == 1
+        health = f"{ownpod.base}/web/health"
+        wait_until(lambda: requests.get(health, timeout=60).json()["workers"]["ready"] == 1)

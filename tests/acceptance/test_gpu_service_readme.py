@@ -14,7 +14,7 @@ import sse
 import yaml
 from helpers import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 KEY = "your-internal-api-key-here"
 HEADERS = {"X-API-Key": KEY}
@@ -144,14 +144,14 @@ def text_of(events):
 def test_a_session_as_in_the_readme(service):
     ownpod = service(LOAD_S=1)
     # "Health Check", and `curl .../health | jq '.gpus'` of "Check GPU Status".
-    health = requests.get(url(ownpod, "/health"), timeout=10).json()
+    health = requests.get(url(ownpod, "/health"), timeout=60).json()
     assert (health["status"], health["active_sessions"], health["active_tasks"]) == (
         "healthy",
         0,
         0,
     )
     gpus = wait_until(
-        lambda: requests.get(url(ownpod, "/health"), timeout=10).json()["gpus"], 20, "the devices"
+        lambda: requests.get(url(ownpod, "/health"), timeout=60).json()["gpus"], 20, "the devices"
     )
     assert [(gpu["device_id"], gpu["difficulty"]) for gpu in gpus] == [(0, "low"), (1, "high")]
     assert all(gpu["is_available"] for gpu in gpus)
@@ -180,6 +180,7 @@ def test_a_session_as_in_the_readme(service):
     assert isinstance(finish["elapsed_seconds"], int)
 
     # "Session Management": list, get.
+    wait_until(lambda: call(ownpod, "GET", f"/api/sessions/{session}")["status"] == "waiting")
     listed = call(ownpod, "GET", "/api/sessions")
     assert listed["total"] == 1
     shown = call(ownpod, "GET", f"/api/sessions/{session}")
@@ -216,7 +217,7 @@ def test_a_session_as_in_the_readme(service):
     wait_until(
         lambda: all(
             gpu["is_available"]
-            for gpu in requests.get(url(ownpod, "/health"), timeout=10).json()["gpus"]
+            for gpu in requests.get(url(ownpod, "/health"), timeout=60).json()["gpus"]
         ),
         30,
         "the device",
@@ -251,7 +252,7 @@ def test_a_one_off_task_as_in_the_readme(service):
     assert shown["recent_logs"]
 
     def freed():
-        gpus = requests.get(url(ownpod, "/health"), timeout=10).json()["gpus"]
+        gpus = requests.get(url(ownpod, "/health"), timeout=60).json()["gpus"]
         return len(gpus) == 2 and all(gpu["is_available"] for gpu in gpus)
 
     wait_until(freed, 30, "the container exits, the GPU is released")

@@ -22,9 +22,11 @@ def picture_of(ownpod, key=None):
     """What a caller could have changed: jobs with their state, by endpoint, and all workers with theirs."""
     headers = {} if key is None else {"Authorization": key}
     jobs = {}
-    for endpoint in requests.get(f"{ownpod.base}/", headers=headers, timeout=9).json()["endpoints"]:
+    for endpoint in requests.get(f"{ownpod.base}/", headers=headers, timeout=60).json()[
+        "endpoints"
+    ]:
         url = f"{ownpod.base}/{endpoint}/requests"
-        found = requests.get(url, headers=headers, timeout=9).json()["requests"]
+        found = requests.get(url, headers=headers, timeout=60).json()["requests"]
         jobs[endpoint] = {job["id"]: job["status"] for job in found}
     # A process of its own: the API may know the workers of a second ago.
     command = (sys.executable, "-m", "ownpod", "workers", "list")
@@ -102,7 +104,7 @@ def local(start_ownpod):
     return ownpod, port, ownpod.submit(text="waits")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_page_of_another_site_drives_no_local_ownpod(browser, page, local):
     ownpod, flower, job = local
     before = picture_of(ownpod)
@@ -130,7 +132,7 @@ def test_a_page_of_another_site_drives_no_local_ownpod(browser, page, local):
     assert ownpod.process.running
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_same_page_could_where_it_is_let_in(browser, page, start_ownpod):
     """The attack above is one: a page whose origin is named in OWNPOD_CORS_ORIGINS succeeds."""
     ownpod = start_ownpod(NOWHERE, OWNPOD_CORS_ORIGINS=f"http://localhost:{page.port}")
@@ -144,7 +146,7 @@ def test_the_same_page_could_where_it_is_let_in(browser, page, start_ownpod):
     assert "planted" in {worker[0] for worker in workers}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_own_page_and_a_link_to_it_work(browser, page, start_ownpod):
     ownpod = start_ownpod(NOWHERE)
     own = f"http://localhost:{ownpod.port}/"
@@ -166,14 +168,13 @@ def test_the_own_page_and_a_link_to_it_work(browser, page, start_ownpod):
 
 def status_of(port, *lines):
     """The status of a request as it is written here; 0: the connection was closed."""
-    with socket.create_connection(("127.0.0.1", port), 5) as peer:
+    with socket.create_connection(("127.0.0.1", port), 60) as peer:
         peer.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
-        peer.settimeout(5)
         first = peer.makefile("rb").readline().split()
         return int(first[1]) if first else 0
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_odd_hosts_are_read_on_the_wire(local):
     ownpod, flower, _ = local
     for port, path in ((ownpod.port, "/v2/local-ep/workers"), (flower, "/api/tasks")):
@@ -221,13 +222,13 @@ def locked(start_ownpod, tmp_path):
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
     url = locked.base.removesuffix("/v2")
     body = {"input": {"secret": "the-input"}}
-    theirs = requests.post(f"{url}/v2/other/run", json=body, headers=OTHER, timeout=9).json()["id"]
+    theirs = requests.post(f"{url}/v2/other/run", json=body, headers=OTHER, timeout=60).json()["id"]
     before = picture_of(locked, "the-admin-key")
-    document = requests.get(f"{url}/openapi.json", timeout=9).json()
+    document = requests.get(f"{url}/openapi.json", timeout=60).json()
     tried = [
         (m.upper(), p) for p, item in document["paths"].items() for m in item if m != "parameters"
     ]
@@ -237,7 +238,7 @@ def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
 
     def call(method, path, headers=MINE, **ids):
         path = path.format(**{"worker_id": "w", "job_id": theirs, "path": "v1/models"} | ids)
-        answer = requests.request(method, f"{url}{path}", json={}, headers=headers, timeout=9)
+        answer = requests.request(method, f"{url}{path}", json={}, headers=headers, timeout=60)
         assert "the-input" not in answer.text
         # A result under another key is to be posted again: the SDK drops it after a 4xx.
         posted = "/job-done/" in path or "/job-stream/" in path
@@ -270,11 +271,11 @@ def test_a_key_of_one_endpoint_reaches_nothing_of_another(locked):
         {"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Host": "localhost"},
     ):
         assert call("GET", "/v2/other/requests", headers) == 401, headers
-    assert requests.get(f"{url}/v2/", headers=MINE, timeout=9).json()["endpoints"] == ["mine"]
+    assert requests.get(f"{url}/v2/", headers=MINE, timeout=60).json()["endpoints"] == ["mine"]
     assert picture_of(locked, "the-admin-key") == before
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_flower_takes_admin_keys_only(start_ownpod):
     port = free_port()
     start_ownpod(
@@ -287,7 +288,7 @@ def test_flower_takes_admin_keys_only(start_ownpod):
     wait_until(lambda: answers(f"{flower}/healthcheck"), 30, "Flower")
 
     def status(path, *, method="GET", **options):
-        return requests.request(method, f"{flower}{path}", timeout=20, **options).status_code
+        return requests.request(method, f"{flower}{path}", timeout=60, **options).status_code
 
     admin = ("ownpod", "the-admin-key")
     for path in ("/", "/workers", "/tasks", "/api/tasks", "/api/workers", "/metrics", "/static/x"):

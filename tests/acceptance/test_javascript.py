@@ -7,7 +7,7 @@ import pytest
 from helpers import environment
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_every_operation_of_the_javascript_client(shared, javascript):
     done = subprocess.run(
         ["node", "use.mjs"],
@@ -15,7 +15,7 @@ def test_every_operation_of_the_javascript_client(shared, javascript):
         env=environment(BASE=shared.base, KEY="any"),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stderr

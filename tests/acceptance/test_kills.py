@@ -7,7 +7,7 @@ import pytest
 from helpers import node_processes, wait_until
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_no_job_is_lost_when_nodes_are_killed(start_worker, start_ownpod):
     chance = random.Random(7)
     urls = [start_worker()[0] for _ in range(2)]

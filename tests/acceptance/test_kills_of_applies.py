@@ -14,7 +14,7 @@ from ownpod.rules.catalog_changes import entry_of
 from ownpod.rules.records import from_text
 from ownpod.store import keys
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SEED = int(os.environ.get("CHAOS_SEED", "18"))
 KILLS = 8

@@ -24,7 +24,7 @@ from ownpod.store.agents import Agents
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 PASSWORD = "of-redis"

@@ -15,7 +15,7 @@ from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 from ownpod.store.outputs import Outputs
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 HANDLER = """
 import asyncio

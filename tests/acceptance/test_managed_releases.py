@@ -18,7 +18,7 @@ from ownpod.rules.managed import Phase
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 UP = {"workersMin": 1, "workersMax": 2, "idleTimeout": 60, "scalerType": "QUEUE_DELAY"}
@@ -81,7 +81,7 @@ class Lab:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=200,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -115,7 +115,8 @@ def test_a_rolling_release_under_load_loses_no_job_and_keeps_workers_min(lab, tm
     jobs = {}
 
     def load():
-        while not over.wait(0.05):
+        # More than one worker runs in this time, but not so many that they run for minutes after a slow release.
+        while not over.wait(0.3):
             text = f"job-{len(jobs)}"
             jobs[text] = ownpod.submit(text=text, seconds=0.2, runs=str(runs))
 
@@ -185,9 +186,9 @@ def test_with_one_worker_at_most_a_release_without_its_secret_leaves_the_old_wor
 
 def test_with_auto_rollback_an_idle_endpoint_goes_back_by_itself(lab):
     # Without a least number of workers, and without a job.
-    lab = lab(workersMin=1, workersMax=2, autoRollback=True)
+    lab = lab(workersMin=1, workersMax=2, autoRollback=True, idleTimeout=600)
     (old,) = lab.ready()
-    lab.configure(template=BROKEN, workersMin=0, autoRollback=True)
+    lab.configure(template=BROKEN, workersMin=0, autoRollback=True, idleTimeout=600)
     shown = wait_until(
         lambda: (found := lab.shown()["releases"])["current"] == 3 and found, 90, "the way back"
     )

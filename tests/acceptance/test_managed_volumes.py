@@ -12,7 +12,7 @@ from ownpod.rules.managed import Phase
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 SECRET = "hunter2-and-more"

@@ -15,7 +15,7 @@ from ownpod.api.serving.arrival import CREDIT_S
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STREAMS, JOBS = 500, 50
 MOST_MB = 150
@@ -34,7 +34,7 @@ def opened(port, job_id, *, small=False):
     sock = socket.socket()
     if small:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.settimeout(30)
+    sock.settimeout(100)
     sock.connect(("127.0.0.1", port))
     sock.sendall(f"GET /v2/ep/stream/{job_id}?events=typed HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     return sock
@@ -73,18 +73,18 @@ def test_500_streams_of_one_process_all_get_every_event_and_keep_no_one_else_wai
         for n in range(STREAMS):
             sock = stack.enter_context(contextlib.closing(opened(port, jobs[n % JOBS])))
             socks[sock] = jobs[n % JOBS]
-        begun = read(socks, b"event: connection", 30)
+        begun = read(socks, b"event: connection", 100)
         assert all(b"X-Task-Id: " in text for text in begun.values())
         assert memory_mb(process) - before_mb < MOST_MB
         url = f"http://127.0.0.1:{port}"
         for path in ("/health", "/v2/ep/health", "/v2/ep/status/job-0"):
-            assert requests.get(f"{url}{path}", timeout=10).ok
-        assert requests.post(f"{url}/v2/ep/run", json={"input": {}}, timeout=10).ok
+            assert requests.get(f"{url}{path}", timeout=60).ok
+        assert requests.post(f"{url}/v2/ep/run", json={"input": {}}, timeout=60).ok
         for job_id in jobs:
             attempt = store.jobs.claim(job_id, worker_id="w", claim=job_id, lease_s=60)
             store.chunks.add(job_id, attempt.number, [json.dumps(job_id), '" more"'])
             store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output='"x"'))
-        had = read(socks, b"event: task_finish", 60)
+        had = read(socks, b"event: task_finish", 100)
         for sock, text in had.items():
             assert text.count(b"event: text_delta") == 2
             assert json.dumps({"delta": socks[sock]}).encode() in text
@@ -102,7 +102,7 @@ def test_500_streams_of_one_process_all_get_every_event_and_keep_no_one_else_wai
         30,
         "the end of all connections",
     )
-    assert requests.get(f"{url}/v2/ep/status/job-1", timeout=10).json()["status"] == "COMPLETED"
+    assert requests.get(f"{url}/v2/ep/status/job-1", timeout=60).json()["status"] == "COMPLETED"
 
 
 def test_a_stream_that_is_not_read_is_given_up_and_others_go_on(api, client):
@@ -121,7 +121,7 @@ def test_a_stream_that_is_not_read_is_given_up_and_others_go_on(api, client):
         before = psutil.Process(process.pid).children()[0].memory_info().rss
         reader = stack.enter_context(contextlib.closing(opened(port, "large")))
         store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output='"x"'))
-        text = read([reader], b"event: task_finish", 30)[reader]
+        text = read([reader], b"event: task_finish", 100)[reader]
         assert text.count(b"event: text_delta") == 10
         given_up = "a response is read too slowly: connection of 127.0.0.1 is closed"
         wait_until(lambda: process.output.count(given_up) >= 1, CREDIT_S + 20, given_up)

@@ -13,7 +13,7 @@ import pytest
 from helpers import environment
 from managing import ADMIN, ENV, POOL, START, managing, root_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_tools_of_version_4_manage_through_rest_v2(packages, ownpod):
             "type": "QUEUE",
             "scaling": {"type": "QUEUE_DELAY", "queueDelay": 1},
             "gpu": {"pools": [POOL]},
-            "workers": {"max": 1},
+            "workers": {"max": 1, "idleTimeout": 60},
             "templateId": template["id"],
         }
         made = server.call("create-endpoint", body=body)

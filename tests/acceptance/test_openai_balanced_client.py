@@ -10,7 +10,7 @@ from openai_workers import MODEL, Llm, Notes
 
 from ownpod.processes import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SERVER = Path(__file__).parent / "llm" / "llm_engine.py"
 

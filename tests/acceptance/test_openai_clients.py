@@ -9,7 +9,7 @@ import requests
 from helpers import wait_until
 from openai_workers import MODEL, Notes, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 IN_PROCESS = ["vllm-mid", "vllm-mid-raw0", "vllm-29"]
 CHATS = ["vllm", *IN_PROCESS, "sglang"]
@@ -115,7 +115,7 @@ def test_a_chat_streams_every_word_its_usage_and_done(client_of, endpoint):
     assert chunks[-1].usage.completion_tokens == 7
     body = {**said("one two"), "stream": True}
     url = f"{client_of(endpoint).base_url}chat/completions"
-    answer = requests.post(url, json=body, timeout=30)
+    answer = requests.post(url, json=body, timeout=60)
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     assert answer.headers["Cache-Control"] == "no-cache"
     assert answer.text.count("data: [DONE]") == 1
@@ -191,7 +191,7 @@ def test_an_error_after_a_worker_has_begun_is_not_retried(client_of, notes, endp
     with pytest.raises(kind) as caught:
         chat(client_of(endpoint), notes.text("hello", f"status={code}"))
     assert caught.value.response.headers["x-should-retry"] == "false"
-    assert notes.signs() == "+"
+    notes.wait("+")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_an_error_after_a_worker_has_begun_is_not_retried(client_of, notes, endp
 def test_an_engine_that_is_dead_is_a_500_and_is_not_retried(client_of, notes, endpoint):
     with pytest.raises(openai.InternalServerError, match="the engine is dead"):
         chat(client_of(endpoint), notes.text("hello", "raise"))
-    assert notes.signs() == "+x"
+    notes.wait("+x")
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/rerank"])
@@ -226,7 +226,7 @@ def test_an_error_in_the_middle_of_a_stream_is_raised(client_of, notes, endpoint
     "endpoint", ["vllm-pull", "vllm-mid-pull", "vllm-mid-raw0-pull", "vllm-29-pull"]
 )
 def test_a_pull_workers_words_arrive_while_it_works(client_of, notes, endpoint):
-    client = client_of(endpoint, timeout=40)
+    client = client_of(endpoint, timeout=100)
     stream = chat(client, notes.text("one two three", "pause"), stream=True)
     # Before worker-vllm's proxy, the second part has the first three words.
     first = [next(stream)]
@@ -235,7 +235,7 @@ def test_a_pull_workers_words_arrive_while_it_works(client_of, notes, endpoint):
     assert (first[0].choices[0].delta.role, notes.signs()) == ("assistant", "+")
     notes.go.touch()
     assert joined([*first, *stream]) == "one two three"
-    assert notes.signs() == "+-"
+    notes.wait("+-")
 
 
 @pytest.mark.parametrize("endpoint", ["vllm-pull", "vllm-mid-pull"])
@@ -265,7 +265,7 @@ def test_a_request_that_waits_for_a_worker_is_gone_with_its_client(ownpod, clien
     with pytest.raises(openai.APITimeoutError):
         chat(client, "no worker")
     wait_until(lambda: ownpod.statuses("idle", "no worker") == ["CANCELLED"], 20)
-    health = requests.get(f"{ownpod.base}/idle/health", timeout=9).json()
+    health = requests.get(f"{ownpod.base}/idle/health", timeout=60).json()
     assert health["jobs"]["inQueue"] == 0
 
 
@@ -375,7 +375,7 @@ def test_a_key_of_idempotency_makes_one_job(ownpod, client_of, notes):
     for _ in range(2):
         found = chat(client_of("vllm-pull"), notes.text("hello"), extra_headers=headers)
         assert found.choices[0].message.content == "hello"
-    assert notes.signs() == "+-"
+    notes.wait("+-")
     assert len(ownpod.jobs("vllm-pull", notes.path)) == 1
 
 

@@ -16,7 +16,7 @@ from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
 from ownpod.store.attended import Attended
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 EVENT = 'data: {"a": 1}\n\n'
 DONE = "data: [DONE]\n\n"
@@ -43,7 +43,7 @@ def request(*, stream, path="/v2/ep/openai/v1/chat/completions"):
 
 @contextlib.contextmanager
 def connected(port):
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
+    with socket.create_connection(("127.0.0.1", port), 60) as sock:
         yield sock
 
 

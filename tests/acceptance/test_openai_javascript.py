@@ -7,7 +7,7 @@ import pytest
 from helpers import run_command, wait_until
 from openai_workers import MODEL, node_folder, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def use(ownpod, packages, tmp_path):
 
     def run(program, endpoint, **environ):
         values = {"ENDPOINT": ownpod.url(endpoint), "NOTE": tmp_path / "note", "MODEL": MODEL}
-        done = run_command("node", program, cwd=packages, timeout=60, **values, **environ)
+        done = run_command("node", program, cwd=packages, timeout=250, **values, **environ)
         assert done.returncode == 0, done.stderr + done.stdout
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT, run_command
 from openai_workers import MODEL, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PAGE = (ROOT / "docs" / "howto" / "openai.md").read_text()
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 import requests
@@ -21,85 +21,96 @@ def test_a_failed_job_is_retried(shared):
     assert "only FAILED" in shared.post(f"/retry/{shared.submit(seconds=0.5)}")["error"]
 
 
-def busy(ownpod, seconds):
-    """Both workers of ``local-ep`` at work."""
-    jobs = [ownpod.submit(seconds=seconds) for _ in range(2)]
+@pytest.fixture
+def end(tmp_path):
+    """A file that ends the jobs of a test; it is there after the test."""
+    found = tmp_path / "end"
+    yield found
+    found.touch()
+
+
+def busy(ownpod, end):
+    """Both workers of ``local-ep`` at work, until the file ``end`` exists."""
+    jobs = [ownpod.submit(until=str(end)) for _ in range(2)]
     wait_until(lambda: all(ownpod.status(job)["status"] == "IN_PROGRESS" for job in jobs))
     return jobs
 
 
-def test_low_priority_waits_behind_the_others(shared):
-    busy(shared, 1.5)
+def test_low_priority_waits_behind_the_others(shared, end):
+    busy(shared, end)
     low = {"input": {"seconds": 0.3}, "policy": {"lowPriority": True}}
     lows = [shared.post("/run", low)["id"] for _ in range(2)]
     others = [shared.submit(seconds=0.3) for _ in range(4)]
+    end.touch()
     last_other = max(shared.ended(job)["delayTime"] for job in others)
     first_low = min(shared.ended(job)["delayTime"] for job in lows)
     assert first_low > last_other
 
 
-def test_a_job_that_waits_past_its_ttl_is_timed_out_unseen(shared, tmp_path):
-    jobs = busy(shared, 13)
+def test_a_job_that_waits_past_its_ttl_is_timed_out_unseen(shared, tmp_path, end):
+    jobs = busy(shared, end)
     note = tmp_path / "note"
     policy = {"input": {"note": str(note)}, "policy": {"ttl": 10000}}
     job = shared.post("/run", policy)["id"]
-    done = shared.get(f"/status-sync/{job}?wait=20000")
+    done = shared.get(f"/status-sync/{job}?wait=60000")
     assert done["status"] == "TIMED_OUT"
     assert done["error"] == "ttl: the job waited longer than 10000 ms for a worker"
     assert "executionTime" not in done
+    end.touch()
     for one in jobs:
         shared.ended(one)
     assert shared.ended(shared.submit(text="next"))["status"] == "COMPLETED"
     assert not note.exists()
 
 
-def test_a_job_that_runs_past_its_ttl_is_stopped_like_a_time_out(shared):
-    job = shared.post("/run", {"input": {"seconds": 12}, "policy": {"ttl": 10000}})["id"]
-    began = time.monotonic()
-    done = shared.get(f"/status-sync/{job}?wait=20000")
+def test_a_job_that_runs_past_its_ttl_is_stopped_like_a_time_out(shared, end):
+    job = shared.post("/run", {"input": {"until": str(end)}, "policy": {"ttl": 10000}})["id"]
+    # Its handler goes on.
+    done = shared.get(f"/status-sync/{job}?wait=60000")
     assert done["status"] == "TIMED_OUT"
     assert done["error"] == "ttl: the job was not done when its ttl had passed"
-    assert time.monotonic() - began < 12
 
 
-def test_curl_can_do_everything(shared):
+def test_curl_can_do_everything(shared, end):
     def curl(path, *options, body=None):
         data = [] if body is None else ["-d", json.dumps(body)]
         said = subprocess.run(
             ["curl", "-s", *options, *data, f"{shared.endpoint}{path}"],
             capture_output=True,
             text=True,
-            timeout=40,
+            timeout=100,
             check=True,
         ).stdout
         return json.loads(said)
 
     job = curl("/run", "-XPOST", body={"input": {"text": "curl"}})["id"]
-    assert curl(f"/status-sync/{job}")["status"] == "COMPLETED"
+    assert curl(f"/status-sync/{job}?wait=60000")["status"] == "COMPLETED"
     assert curl(f"/status/{job}")["output"]["echo"] == "curl"
     assert curl(f"/stream/{job}", "-H", "Accept: application/json")["stream"] == []
-    assert curl("/runsync", "-XPOST", body={"input": {"text": "s"}})["output"]["echo"] == "s"
-    failed = curl("/runsync", "-XPOST", body={"input": {"do": "raise"}})["id"]
+    runsync = "/runsync?wait=60000"
+    assert curl(runsync, "-XPOST", body={"input": {"text": "s"}})["output"]["echo"] == "s"
+    failed = curl(runsync, "-XPOST", body={"input": {"do": "raise"}})["id"]
     again = curl(f"/retry/{failed}", "-XPOST")["id"]
-    assert curl(f"/status-sync/{again}?wait=20000")["status"] == "FAILED"
-    jobs = busy(shared, 6)
+    assert curl(f"/status-sync/{again}?wait=60000")["status"] == "FAILED"
+    jobs = busy(shared, end)
     waiting = [curl("/run", "-XPOST", body={"input": {}})["id"] for _ in range(2)]
     assert curl(f"/cancel/{waiting[0]}", "-XPOST")["status"] == "CANCELLED"
     assert curl("/purge-queue", "-XPOST") == {"removed": 1, "status": "completed"}
     assert curl("/requests?limit=1&status=CANCELLED")["requests"][0]["id"] == waiting[1]
     assert curl("/health")["workers"]["running"] == 2
+    end.touch()
     for one in jobs:
         shared.ended(one)
 
 
 def test_curl_sees_events(shared):
     url = f"{shared.base}/generator-ep"
-    job = requests.post(f"{url}/run", json={"input": {"count": 3}}, timeout=9).json()["id"]
+    job = requests.post(f"{url}/run", json={"input": {"count": 3}}, timeout=60).json()["id"]
     said = subprocess.run(
         ["curl", "-sN", f"{url}/stream/{job}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     ).stdout
     chunks = [line for line in said.splitlines() if line.startswith('data: {"output"')]
@@ -111,10 +122,14 @@ def test_a_streaming_worker_is_relayed_as_it_comes(start_ownpod):
     def run(*_):
         return Answer(body={"id": "r", "status": "IN_PROGRESS"})
 
+    arrived = threading.Semaphore(0)
+
     def parts():
         for number in range(3):
             yield f'data: {{"output": {number}}}\n\n'.encode()
-            time.sleep(1)
+            # The next one is sent when the client has this one.
+            if not arrived.acquire(timeout=60):
+                return
 
     worker = FakeWorker(
         {
@@ -130,19 +145,18 @@ def test_a_streaming_worker_is_relayed_as_it_comes(start_ownpod):
             f"{ownpod.endpoint}/stream/{job}",
             headers={"Accept": "text/event-stream"},
             stream=True,
-            timeout=20,
+            timeout=100,
         ) as response:
-            times = [
-                time.monotonic()
-                for line in response.iter_lines()
-                if line.startswith(b'data: {"output"')
-            ]
-        assert len(times) == 3
-        assert times[2] - times[0] > 1.5
+            had = 0
+            for line in response.iter_lines():
+                if line.startswith(b'data: {"output"'):
+                    had += 1
+                    arrived.release()
+        assert had == 3
         assert ownpod.status(job)["output"] == [0, 1, 2]
 
 
-def test_webhooks_come_at_every_end_and_survive_a_restart(start_worker, start_ownpod):
+def test_webhooks_come_at_every_end_and_survive_a_restart(start_worker, start_ownpod, end):
     url, _ = start_worker()
     port = free_port()
     ownpod = start_ownpod(
@@ -157,9 +171,10 @@ def test_webhooks_come_at_every_end_and_survive_a_restart(start_worker, start_ow
         return ownpod.post("/run", {"input": job_input, "webhook": hook})["id"]
 
     jobs = {submit(text="a"): "COMPLETED", submit(do="raise"): "FAILED"}
-    held = submit(seconds=1.5)
+    held = submit(until=str(end))
     cancelled = submit()
     assert ownpod.post(f"/cancel/{cancelled}")["status"] == "CANCELLED"
+    end.touch()
     jobs |= {held: "COMPLETED", cancelled: "CANCELLED"}
     for job in jobs:
         ownpod.ended(job)
@@ -174,16 +189,15 @@ def test_webhooks_come_at_every_end_and_survive_a_restart(start_worker, start_ow
     receiver = FakeWorker({"POST /hook": Answer(body={})}, port=port)
     with receiver.serving():
         ownpod.start()
-        wait_until(lambda: len(receiver.seen) >= len(jobs), 30)
-        assert {body["id"]: body["status"] for _, _, body in receiver.seen} == jobs
+        received = lambda: {body["id"]: body["status"] for _, _, body in list(receiver.seen)}  # noqa: E731
+        wait_until(lambda: len(received()) == len(jobs), 30)
+        assert received() == jobs
         assert all("X-OwnPod-Signature" in headers for headers, _ in receiver.raw)
         body = next(b for _, _, b in receiver.seen if b["id"] == held)
         assert body == ownpod.status(held)
 
 
 def test_a_webhook_that_hangs_holds_up_no_job(start_worker, start_ownpod):
-    import threading
-
     url, _ = start_worker()
     ownpod = start_ownpod(url)
     never = threading.Event()
@@ -215,7 +229,7 @@ def test_a_cancel_reaches_a_worker_that_accepts_it(start_ownpod):
     )
     with worker.serving():
         # A lease so long that its renewal is not what tells the node.
-        ownpod = start_ownpod(worker.url, OWNPOD_LEASE_S=60)
+        ownpod = start_ownpod(worker.url, OWNPOD_LEASE_S=600)
         job = ownpod.submit()
         wait_until(lambda: worker.paths("POST /status"))
         assert ownpod.post(f"/cancel/{job}")["status"] == "CANCELLED"
@@ -241,7 +255,7 @@ def test_the_start_warns_when_no_key_is_needed(redis_server, tmp_path, environ, 
         for key in ("hunter2", "hunter2-wrong"):
             for path, body in (("run", {"input": {}}), ("run", []), ("cancel/none", None)):
                 headers = {"Authorization": f"Bearer {key}"}
-                requests.post(f"{url}/{path}", json=body, headers=headers, timeout=9)
+                requests.post(f"{url}/{path}", json=body, headers=headers, timeout=60)
         assert "hunter2" not in api.output
     finally:
         api.stop()

@@ -12,7 +12,7 @@ from helpers import ROOT, run_command, wait_until
 
 from ownpod.processes import free_port
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 SERVICE_FILE = """
 models:

@@ -3,6 +3,7 @@ left. Also Celery's, gunicorn's and Flower's own commands on them.
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -47,7 +48,9 @@ def all_gone(processes):
 def kill_everything(ownpod):
     everything = [psutil.Process(ownpod.process.pid), *children(ownpod.process.pid)]
     for process in everything:
-        process.kill()
+        # The others end with the first.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     wait_until(all_gone(everything[1:]))
     ownpod.process.wait()
 
@@ -72,9 +75,8 @@ def test_the_ready_line_is_the_last_and_names_come_first(start_worker, start_own
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_everything(start_ownpod, signum):
     ownpod = start_ownpod("http://127.0.0.1:1")
-    started = children(ownpod.process.pid)
     # redis, the front and its HAProxy, gunicorn and its two workers, the supervisor and its two nodes
-    assert len(started) == 9
+    started = wait_until(lambda: len(found := children(ownpod.process.pid)) == 9 and found)
     ownpod.process.send(signum)
     assert ownpod.process.wait() == 0
     wait_until(all_gone(started))
@@ -114,9 +116,12 @@ def test_a_part_that_ends_is_started_again(start_ownpod, start_worker, part):
 
 
 def post_again(ownpod):
-    """The next job's id, as soon as the API takes one again."""
-    job = ownpod.post("/run", {"input": {"text": "after"}}).get("id")
-    return job and ownpod.ended(job, 20)["status"] == "COMPLETED"
+    """Whether the API takes a job again, which then completes."""
+    try:
+        job = ownpod.post("/run", {"input": {"text": "after"}})["id"]
+    except (requests.RequestException, KeyError):
+        return False
+    return ownpod.ended(job)["status"] == "COMPLETED"
 
 
 def test_the_embedded_redis_can_be_set_to_write_always(start_ownpod):
@@ -130,8 +135,8 @@ def test_a_node_that_keeps_ending_is_reported_in_health(start_ownpod, start_work
     ownpod = start_ownpod(url, "http://127.0.0.1:1", OWNPOD_LEASE_S=30)
 
     def kill_node():
-        for process in children(ownpod.process.pid):
-            if "celeryd: 127-0-0-1-1@" in " ".join(process.cmdline()):
+        for process in node_processes(ownpod, "127-0-0-1-1"):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
     def reason():
@@ -149,14 +154,14 @@ def test_a_node_that_keeps_ending_is_reported_in_health(start_ownpod, start_work
 def test_ending_during_a_long_job_is_quick_and_keeps_the_job(start_worker, start_ownpod, tmp_path):
     url, _ = start_worker("async")
     ownpod = start_ownpod(url, OWNPOD_SHUTDOWN_GRACE_S=1)
-    note = tmp_path / "note"
-    job = ownpod.submit(seconds=8, note=str(note))
+    note, end = tmp_path / "note", tmp_path / "end"
+    job = ownpod.submit(until=str(end), note=str(note))
     wait_until(note.exists)
-    began = time.monotonic()
+    # It does not wait for the job, which ends only later.
     assert ownpod.stop() == 0
-    assert time.monotonic() - began < 8
     assert "1 unfinished jobs handed over" in ownpod.output
     ownpod.start()
+    end.touch()
     done = ownpod.ended(job, 30)
     assert done["status"] == "COMPLETED"
     assert "retries" not in done
@@ -182,7 +187,7 @@ def test_a_request_that_waits_is_answered_when_the_api_ends(start_ownpod):
         waiting = pool.submit(ownpod.post, "/runsync?wait=60000", {"input": {}})
         wait_until(lambda: ownpod.get("/health")["jobs"]["inQueue"] == 1)
         ownpod.stop()
-        assert waiting.result(20)["status"] == "IN_QUEUE"
+        assert waiting.result(60)["status"] == "IN_QUEUE"
 
 
 def test_records_and_queue_survive_a_restart_of_everything(start_worker, start_ownpod):
@@ -203,11 +208,12 @@ def test_records_and_queue_survive_a_restart_of_everything(start_worker, start_o
 def test_a_running_job_survives_a_kill_of_everything(start_worker, start_ownpod, tmp_path):
     url, _ = start_worker()
     ownpod = start_ownpod(url)
-    note = tmp_path / "note"
-    job = ownpod.submit(seconds=2, note=str(note))
+    note, end = tmp_path / "note", tmp_path / "end"
+    job = ownpod.submit(until=str(end), note=str(note))
     wait_until(note.exists)
     time.sleep(1.2)
     kill_everything(ownpod)
+    end.touch()
     ownpod.start()
     done = ownpod.ended(job, 40)
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)
@@ -297,20 +303,22 @@ def test_a_data_directory_that_cannot_be_used_is_one_line(tmp_path):
 def test_celery_sees_the_nodes_and_what_they_run(start_worker, start_ownpod, tmp_path):
     url, _ = start_worker()
     ownpod = start_ownpod(url)
-    note = tmp_path / "note"
-    job = ownpod.submit(seconds=6, note=str(note))
+    note, end = tmp_path / "note", tmp_path / "end"
+    job = ownpod.submit(until=str(end), note=str(note))
     wait_until(note.exists)
     # No REDIS_URL: the embedded one is found by its file.
     environ = {"OWNPOD_DATA_DIR": tmp_path / "var", "OWNPOD_WORKERS": url}
 
-    def inspect(what):
+    def asked(what):
         code, said = run(
             *(BIN / "celery", "-A", "ownpod", "inspect", what, "-t", "1.5", "--json"), **environ
         )
-        assert code == 0, said
-        import json
+        # Nodes that are too busy do not reply in time.
+        found = json.loads(said[said.index("{") : said.rindex("}") + 1]) if code == 0 else {}
+        return len(found) == 2 and found
 
-        return json.loads(said[said.index("{") : said.rindex("}") + 1])
+    def inspect(what):
+        return wait_until(lambda: asked(what), 120, "the replies of both nodes")
 
     active = inspect("active")
     (node,) = [name for name in active if not name.startswith("housekeeping@")]
@@ -320,6 +328,7 @@ def test_celery_sees_the_nodes_and_what_they_run(start_worker, start_ownpod, tmp
     queues = [queue["name"] for queue in inspect("active_queues")[node]]
     assert queues == [f"ownpod.local-ep.{worker_id}", "ownpod.local-ep"]
     assert inspect("stats")[node]["pool"]["max-concurrency"] == 1
+    end.touch()
 
 
 @pytest.mark.parametrize(
@@ -369,7 +378,7 @@ def test_flower_shows_the_nodes(start_worker, start_ownpod, tmp_path):
             # Task events come on when Flower asks for them, within seconds.
             job = ownpod.submit(text="seen")
             ownpod.ended(job)
-            task = requests.get(f"{base}/api/tasks", timeout=9).json().get(job)
+            task = requests.get(f"{base}/api/tasks", timeout=20).json().get(job)
             return task if task and task["name"] else None
 
         task = wait_until(seen, 30)
@@ -402,7 +411,7 @@ def test_gunicorn_and_celery_alone_are_an_ownpod(start_worker, tmp_path):
         endpoint = f"http://127.0.0.1:{port}/v2/local-ep"
         wait_until(lambda: answers(f"{endpoint}/health"), 30)
         answer = requests.post(
-            f"{endpoint}/runsync?wait=30000", json={"input": {"text": "x"}}, timeout=40
+            f"{endpoint}/runsync?wait=90000", json={"input": {"text": "x"}}, timeout=100
         ).json()
         assert (answer["status"], answer["workerId"]) == ("COMPLETED", worker_id)
     finally:
@@ -434,7 +443,7 @@ def test_api_and_dispatch_work_alone(start_worker, tmp_path):
         endpoint = f"http://127.0.0.1:{port}/v2/local-ep"
         wait_until(lambda: answers(f"{endpoint}/health"), 30)
         body = {"input": {"text": "apart"}}
-        answer = requests.post(f"{endpoint}/runsync?wait=30000", json=body, timeout=40).json()
+        answer = requests.post(f"{endpoint}/runsync?wait=90000", json=body, timeout=100).json()
         assert answer["output"]["echo"] == "apart"
     finally:
         assert api.stop() == 0
@@ -476,25 +485,25 @@ def test_the_demo_runs_once(options):
     assert "nur omed dopnwo" in shown[-1]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_demo_of_managed_workers_goes_from_no_worker_to_two_and_back():
-    said = demo("MANAGED=1", timeout=200)
+    said = demo("MANAGED=1", timeout=280)
     assert "from no worker to 2 and back" in said
     assert "jobs: 0 wait, 0 run, 6 completed" in said
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_demo_of_sharing_swaps_twice_and_never_in_the_middle():
-    said = demo("SHARE=1", timeout=200)
+    said = demo("SHARE=1", timeout=280)
     assert "the jobs came as A A B A A and ran as A A A B A" in said
     assert "images-ep gave its device to text-ep: 1" in said
     assert "text-ep gave its device to images-ep: 1" in said
     assert "device 0 is being freed (images-ep, idle" in said
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_demo_of_load_balancing_holds_limits_streams_and_keeps_a_websocket():
-    said = demo("LB=1", timeout=200)
+    said = demo("LB=1", timeout=280)
     assert "answered: HELLO by worker" in said
     assert "answered by 2 workers, each with 1 request at a time at most" in said
     assert 'data: {"number": 4} after' in said
@@ -512,9 +521,9 @@ def test_the_demo_of_openai_clients_asks_a_real_model():
     assert re.search(r'HTTP 400 \{"error": \{.*an array', said), said
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_demo_of_sessions_loads_its_model_once_and_ends_when_it_is_idle():
-    said = demo("SESSION=1", timeout=200)
+    said = demo("SESSION=1", timeout=280)
     assert "text_delta   'hello! You have spoken 1 times; first you said: hello'" in said
     assert "text_delta   'again! You have spoken 2 times; first you said: hello'" in said
     assert "idle_timeout, after 2 tasks" in said

@@ -89,7 +89,7 @@ def api(redis_server, tmp_path_factory):
 
 def exchange(port, request):
     """Status, header and body of the answer; the request's side is closed after it."""
-    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 10)) as sock:
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 60)) as sock:
         with contextlib.suppress(OSError):
             sock.sendall(request)
             sock.shutdown(socket.SHUT_WR)

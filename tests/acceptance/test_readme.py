@@ -57,7 +57,7 @@ def bash(tmp_path, start_worker):
             env=environment(**environ),
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=200,
             check=False,
         )
 
@@ -148,19 +148,24 @@ class Tutorial:
         if block.startswith("for name"):
             self.worker.stop()
         block = block.replace("http://localhost:8000", f"http://127.0.0.1:{self.port}")
-        return self.run(block)
+        return self.nodes(block) if "inspect active" in block else self.run(block)
 
-    def run(self, block):
+    def nodes(self, block):
+        """What a command prints that asks the nodes, once the worker's node is not too busy to reply in a second."""
+        name = f"localhost-{self.worker_port}"
+        return wait_until(lambda: name in (said := self.run(block, check=False)) and said, 100)
+
+    def run(self, block, *, check=True):
         done = subprocess.run(
             ["bash", "-euc", block],
             cwd=self.folder,
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=200,
             check=False,
         )
-        assert done.returncode == 0, (block, done.stdout, done.stderr, self.ownpod.output)
+        assert not check or done.returncode == 0, (block, done, self.ownpod.output)
         return done.stdout
 
     def stop(self):
@@ -169,7 +174,7 @@ class Tutorial:
                 process.stop()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_tutorial_works_as_it_is_written(tmp_path):
     text = (ROOT / "docs" / "tutorial.md").read_text()
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -36,12 +36,13 @@ def test_the_next_attempt_begins_when_the_worker_is_done_with_the_last(
 ):
     url, _ = start_worker(kind)
     ownpod = start_ownpod(url, OWNPOD_WORKER_CONNECT_TIMEOUT_S=1)
-    runs = tmp_path / "runs"
-    job = ownpod.submit(text="a", runs=str(runs), seconds=3, count=2)
+    runs, killed = tmp_path / "runs", tmp_path / "killed"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=3, count=2, until=str(killed))
     wait_until(begun(runs, "a"))
     if kind == "generator":
         wait_until(lambda: look_at_run(ownpod, url) == RunCheck.HEALTH)
     kill_node(ownpod, worker_id(url))
+    killed.touch()
     done = ownpod.ended(job, 40)
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)
     assert runs.read_text().count("+") == 2
@@ -54,14 +55,15 @@ def test_an_async_generator_gets_its_whole_time_before_the_next_attempt(
 ):
     url, _ = start_worker("async-generator")
     ownpod = start_ownpod(url, OWNPOD_WORKER_CONNECT_TIMEOUT_S=1)
-    runs = tmp_path / "runs"
-    job_input = {"text": "a", "runs": str(runs), "seconds": 2, "count": 3}
-    policy = {"executionTimeout": 9000}
+    runs, killed = tmp_path / "runs", tmp_path / "killed"
+    job_input = {"text": "a", "runs": str(runs), "seconds": 2, "count": 3, "until": str(killed)}
+    policy = {"executionTimeout": 12000}
     job = ownpod.post("/run", {"input": job_input, "policy": policy})["id"]
     wait_until(begun(runs, "a"))
     if learned:
         time.sleep(LEARN_AFTER_S * 1.5)
     kill_node(ownpod, worker_id(url))
+    killed.touch()
     done = ownpod.ended(job, 40)
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)
     assert runs.read_text().count("+") == 2
@@ -71,14 +73,15 @@ def test_an_async_generator_gets_its_whole_time_before_the_next_attempt(
 def test_another_worker_does_not_wait_for_it(start_worker, start_ownpod, tmp_path):
     urls = [start_worker("async")[0] for _ in range(2)]
     ownpod = start_ownpod(*urls)
-    runs = tmp_path / "runs"
-    job = ownpod.submit(text="a", runs=str(runs), seconds=8)
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=8, until=str(go))
     wait_until(begun(runs, "a"))
     first = ownpod.status(job)["workerId"]
     kill_node(ownpod, first)
     wait_until(lambda: ownpod.status(job).get("workerId") not in {None, first}, 6)
     # The first one has no slot until its run has ended, however idle it looks.
     quick = [ownpod.submit(text=f"q{n}", runs=str(runs)) for n in range(3)]
+    go.touch()
     assert ownpod.ended(job, 30)["workerId"] != first
     assert {ownpod.ended(q, 20)["status"] for q in quick} == {"COMPLETED"}
     assert overlaps(runs) == []

@@ -23,7 +23,7 @@ from ownpod.store.agents import Agents
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 EP = "llama-chat"
@@ -78,7 +78,7 @@ def submit(ownpod, *, session_id=None, key=None, **metadata):
     until = time.monotonic() + 60
     while True:
         with contextlib.suppress(requests.RequestException):
-            answer = requests.post(url, json=body, headers=headers, timeout=15)
+            answer = requests.post(url, json=body, headers=headers, timeout=30)
             refused = answer.status_code == 503 and answer.json().get("code") not in {
                 "queue_full",
                 "full",
@@ -91,11 +91,11 @@ def submit(ownpod, *, session_id=None, key=None, **metadata):
 
 def session_of(ownpod, session_id):
     url = f"{ownpod.base.removesuffix('/v2')}/api/sessions/{session_id}"
-    return requests.get(url, timeout=15).json()
+    return requests.get(url, timeout=30).json()
 
 
 def status(ownpod, job_id):
-    return requests.get(f"{ownpod.base}/{EP}/status/{job_id}", timeout=15).json()
+    return requests.get(f"{ownpod.base}/{EP}/status/{job_id}", timeout=30).json()
 
 
 def test_a_task_at_the_moment_of_the_idle_end_is_run_or_refused(start):
@@ -194,7 +194,8 @@ def test_kills_of_everything_lose_no_task_and_run_none_on_another_worker(start, 
     try:
         wait_until(runs.exists, 60, "the first task")
         until, kinds = time.monotonic() + 30, [*PARTS, "worker"]
-        while time.monotonic() < until:
+        # On a loaded machine a client submits a task in some seconds only.
+        while time.monotonic() < until or (len(tasks) <= 10 and time.monotonic() < until + 60):
             kill_something(ownpod, chance, kinds)
             stop.wait(chance.uniform(0.3, 1.5))
     finally:

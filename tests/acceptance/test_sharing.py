@@ -14,7 +14,7 @@ from ownpod.rules.managed import Phase
 from ownpod.store.client import connect
 from ownpod.store.managed import Managed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_three_endpoints_share_a_device_while_its_agent_is_killed_and_no_job_is_
                 break
         return not open_jobs
 
-    wait_until(done, 160, "all jobs")
+    wait_until(done, 250, "all jobs")
     assert kills > 0
     began = order(runs)
     assert sorted(began) == sorted(names)

@@ -23,7 +23,7 @@ def redis_process(ownpod):
     raise AssertionError("no Redis")
 
 
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(300)
 def test_each_job_accepted_while_redis_stalls_is_completed_once(
     start_worker, start_ownpod, tmp_path
 ):

@@ -66,7 +66,7 @@ class Reader:
             cwd=self.folder,
             **self.environ,
         )
-        wait_until(lambda: self.log.count(STARTED) == self.starts, 60, "OwnPod is ready")
+        wait_until(lambda: self.log.count(STARTED) == self.starts, 120, "OwnPod is ready")
 
     @property
     def log(self):
@@ -79,7 +79,7 @@ class Reader:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=200,
             check=False,
         )
         assert done.returncode == 0, (block, done.stdout, done.stderr, self.log)
@@ -87,7 +87,7 @@ class Reader:
 
     def stop(self):
         if self.ownpod is not None:
-            self.ownpod.stop(60)
+            self.ownpod.stop()
 
     def until(self, block, condition):
         """Repeats a block until its output is as expected. Returns: the output."""

@@ -16,7 +16,7 @@ time.time_ns = lambda: _time_ns() + {shift} * 10**9
 """
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("shift", [-60, 60])
 def test_jobs_of_a_host_whose_clock_is_a_minute_off_run_once(start_worker, tmp_path, shift):
     url, _ = start_worker("sync")
@@ -40,7 +40,7 @@ def test_jobs_of_a_host_whose_clock_is_a_minute_off_run_once(start_worker, tmp_p
         wait_until(lambda: answers(f"{endpoint}/health"), 40)
         # Its node has the worker; the sweep is the other host's by turns.
         start("wrong", "dispatch", PYTHONPATH=f"{tmp_path}:{ROOT}")
-        health = lambda: requests.get(f"{endpoint}/health", timeout=5).json()  # noqa: E731
+        health = lambda: requests.get(f"{endpoint}/health", timeout=60).json()  # noqa: E731
         wait_until(lambda: health()["workers"]["ready"] == 1, 30)
         right = start("right", "dispatch")
         wait_until(lambda: "standing by" in right.output, 30)
@@ -49,13 +49,13 @@ def test_jobs_of_a_host_whose_clock_is_a_minute_off_run_once(start_worker, tmp_p
         for name in ("a", "b"):
             # Longer than a lease, and than the time after which the sweep requeues.
             body = {"input": {"seconds": 7, "runs": str(runs), "text": name}}
-            ids.append(requests.post(f"{endpoint}/run", json=body, timeout=20).json()["id"])
+            ids.append(requests.post(f"{endpoint}/run", json=body, timeout=60).json()["id"])
         wait_until(lambda: health()["jobs"]["completed"] == 2, 40)
         assert [line.split()[2] for line in runs.read_text().splitlines()] == ["a", "a", "b", "b"]
         assert overlaps(runs) == []
         for job_id in ids:
-            status = requests.get(f"{endpoint}/status/{job_id}", timeout=20).json()
-            assert status["delayTime"] < 30_000
+            status = requests.get(f"{endpoint}/status/{job_id}", timeout=60).json()
+            assert status["delayTime"] < 50_000
             assert "retries" not in status
     finally:
         for process in started:

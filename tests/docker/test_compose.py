@@ -67,7 +67,7 @@ def demo(images):
 def workers(state):
     """How many there are."""
     try:
-        return requests.get(f"{ENDPOINT}/health", timeout=5).json()["workers"][state]
+        return requests.get(f"{ENDPOINT}/health", timeout=60).json()["workers"][state]
     except (requests.RequestException, ValueError):
         return None
 
@@ -79,7 +79,7 @@ def wait_for_workers():
 def ended(job, seconds=90):
     def look():
         try:
-            status = requests.get(f"{ENDPOINT}/status/{job}", timeout=5).json()
+            status = requests.get(f"{ENDPOINT}/status/{job}", timeout=60).json()
         except (requests.RequestException, ValueError):
             return None
         return status if status.get("status") not in {"IN_QUEUE", "IN_PROGRESS", None} else None
@@ -88,7 +88,7 @@ def ended(job, seconds=90):
 
 
 def submit(**job_input):
-    return requests.post(f"{ENDPOINT}/run", json={"input": job_input}, timeout=9).json()["id"]
+    return requests.post(f"{ENDPOINT}/run", json={"input": job_input}, timeout=60).json()["id"]
 
 
 def test_readmes_quick_start(images, clean):
@@ -146,7 +146,7 @@ def test_stopping_lets_a_running_job_finish(demo):
     job = submit(text="x", seconds=5)
     wait_until(lambda: workers("running") == 1, 20, "a busy worker")
     bash("docker compose stop dispatcher")
-    status = requests.get(f"{ENDPOINT}/status/{job}", timeout=5).json()
+    status = requests.get(f"{ENDPOINT}/status/{job}", timeout=60).json()
     bash("docker compose start dispatcher")
     assert (status["status"], "retries" in status) == ("COMPLETED", False)
 

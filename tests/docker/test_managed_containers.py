@@ -114,7 +114,7 @@ def test_an_endpoint_scales_from_zero_to_two_containers_and_back(start):
 
 def test_a_killed_agent_ends_no_container_and_the_next_one_adopts_it(start):
     ownpod = start(workersMax=1)
-    job = submit(ownpod, text="a", seconds=12)
+    job = submit(ownpod, text="a", seconds=20)
     wait_until(lambda: call(ownpod, "GET", f"/status/{job}")["status"] == "IN_PROGRESS", 120)
     before = containers()
     agent_of(ownpod).kill()

@@ -113,18 +113,18 @@ def endpoint(celery_setup, gpu, api):
 
 def health(url):
     try:
-        return requests.get(f"{url}/health", timeout=5).json()["workers"]
+        return requests.get(f"{url}/health", timeout=60).json()["workers"]
     except requests.RequestException:
         return {}
 
 
 def run(url, **job_input):
-    return requests.post(f"{url}/run", json={"input": job_input}, timeout=9).json()["id"]
+    return requests.post(f"{url}/run", json={"input": job_input}, timeout=60).json()["id"]
 
 
 def ended(url, job):
     def look():
-        status = requests.get(f"{url}/status/{job}", timeout=9).json()
+        status = requests.get(f"{url}/status/{job}", timeout=60).json()
         return status if status["status"] not in {"IN_QUEUE", "IN_PROGRESS"} else None
 
     return wait_until(look, 90, f"the end of {job}")

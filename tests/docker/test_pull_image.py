@@ -20,7 +20,7 @@ from ownpod.agent.engine import EngineError
 from ownpod.agent.registry_logins import Login
 from ownpod.rules.templates import Template
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 PIECE = 64 * 1024

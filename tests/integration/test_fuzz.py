@@ -285,7 +285,7 @@ def check(answer, method, lines):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "environ",
     [

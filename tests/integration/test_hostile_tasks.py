@@ -19,7 +19,7 @@ from ownpod.rules.task_input import MOST_INPUT_BYTES, variables
 from ownpod.store.agents import Agents
 from ownpod.store.managed import Managed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 __all__ = ["Lines", "lines"]
 

@@ -104,7 +104,7 @@ def test_the_internal_document_is_not_published(app):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("kind", "path", "method", "mode"),
     [

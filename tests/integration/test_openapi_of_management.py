@@ -91,7 +91,7 @@ def test_a_strict_server_says_so_in_its_document(redis_server, api):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("api", "path", "method", "mode"),
     [

@@ -1,4 +1,7 @@
 // Every operation of RunPod's official JavaScript client; prints what came back as one line of JSON.
+import { mkdtempSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import runpodSdk from "runpod-sdk"
 
 const log = console.log
@@ -21,13 +24,15 @@ const streamed = await generator.run({ input: { count: 4 } })
 said.stream = []
 for await (const chunk of generator.stream(streamed.id)) said.stream.push(chunk)
 
-const busy = [await endpoint.run({ input: { seconds: 2 } }), await endpoint.run({ input: { seconds: 2 } })]
+const until = join(mkdtempSync(join(tmpdir(), "ownpod-")), "end")
+const busy = [await endpoint.run({ input: { until } }), await endpoint.run({ input: { until } })]
 for (const job of busy) while ((await endpoint.status(job.id)).status !== "IN_PROGRESS") await pause(20)
 const waiting = await endpoint.run({ input: {} })
 said.cancel = await endpoint.cancel(waiting.id)
 await endpoint.run({ input: {} })
 said.health = await endpoint.health()
 said.purgeQueue = await endpoint.purgeQueue()
+writeFileSync(until, "")
 for (const job of busy) while (!(await endpoint.status(job.id)).completed) await pause(100)
 
 log(JSON.stringify(said))

@@ -41,7 +41,7 @@ def test_a_worker_that_ends_itself_after_each_job_is_given_the_next_when_it_is_b
     assert ownpod.post("/runsync", {"input": {"text": "a"}})["status"] == "COMPLETED"
     following = ownpod.submit(text="b")
     # Nothing is held open for it, so it ends soon.
-    worker.wait(8)
+    worker.wait(20)
     start_worker(ownpod, REFRESH=1)
     done = ownpod.ended(following)
     assert (done["output"]["echo"], "retries" in done) == ("b", False)
@@ -59,15 +59,16 @@ def test_a_worker_that_ends_costs_no_job(
         # A worker that has never pinged may have no pings at all, so its silence proves nothing: a job that is delivered to it
         # while it dies would wait for its executionTimeout. The SDK's first ping comes just before its first request or after.
         wait_until(lambda: client.hget(keys.pull("gpu-1"), "ping_ms"), 30, "a ping")
-    runs = tmp_path / "runs"
+    runs, go = tmp_path / "runs", tmp_path / "go"
     jobs = []
     if when == "running":
-        jobs.append(ownpod.submit(text="a", runs=str(runs), seconds=3))
+        jobs.append(ownpod.submit(text="a", runs=str(runs), until=str(go)))
         wait_until(begun(runs))
     worker.send(signum)
+    go.touch()
     jobs.append(ownpod.submit(text="b", runs=str(runs)))
     if signum == signal.SIGKILL:
-        worker.wait(10)
+        worker.wait()
     start_worker(ownpod, "async", name="gpu-2", python=python)
     if when == "running" and signum == signal.SIGKILL:
         # Under its old name: what the old process had is lost, and known to be.
@@ -86,12 +87,13 @@ def test_a_result_counts_after_a_restart_of_ownpod(ownpod, start_worker, tmp_pat
     ownpod.stop()
     ownpod.start()
     start_worker(ownpod, "async", python=python)
-    runs = tmp_path / "runs"
-    # Longer than a restart takes on a busy machine, because the SDK gives a result up after three tries.
-    job = ownpod.submit(text="a", runs=str(runs), seconds=25)
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    job = ownpod.submit(text="a", runs=str(runs), until=str(go))
     wait_until(begun(runs))
     assert ownpod.stop() == 0
     ownpod.start()
+    # Not earlier, because the SDK gives a result up after three tries.
+    go.touch()
     done = ownpod.ended(job, 60)
     assert (done["status"], done["output"]["echo"]) == ("COMPLETED", "a")
     assert "retries" not in done
@@ -128,7 +130,8 @@ def test_a_job_submitted_right_after_four_of_five_workers_were_killed_runs_at_on
     done = ownpod.ended(job)
     took_s = time.monotonic() - began
     assert (done["status"], done["workerId"]) == ("COMPLETED", "gpu-5")
-    assert took_s < 10, took_s
+    # It does not wait for the end of a lease.
+    assert took_s < 25, took_s
     # Another API process may look within a second only.
     expected = dict.fromkeys(names[:4], "unhealthy") | {"gpu-5": "ready"}
     wait_until(lambda: worker_states(ownpod) == expected, 5, "the states of the five workers")
@@ -138,7 +141,7 @@ def test_a_job_submitted_right_after_four_of_five_workers_were_killed_runs_at_on
     assert reason == "the worker closed its request for a job, and has not sent another"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_a_worker_that_comes_to_another_endpoint_under_its_old_id_is_taken_there(
     start_ownpod, start_worker, tmp_path
 ):
@@ -152,12 +155,13 @@ def test_a_worker_that_comes_to_another_endpoint_under_its_old_id_is_taken_there
         ownpod.endpoint = f"{ownpod.base}/other"
         assert ownpod.ended(ownpod.submit(text="there"), 30)["workerId"] == "gpu-1"
         ownpod.endpoint = f"{ownpod.base}/local-ep"
-        assert worker_states(ownpod) == {}
+        # Another API process may look within a second only.
+        wait_until(lambda: worker_states(ownpod) == {})
     finally:
         moved.kill()
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_after_a_restart_a_worker_is_ready_when_it_has_asked_and_not_before(ownpod, start_worker):
     worker = start_worker(ownpod)
     # Its node alone begins anew: the request that the API holds is known to it at once.

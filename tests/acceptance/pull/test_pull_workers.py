@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -54,17 +53,21 @@ def test_jobs_go_through_a_worker_that_pulls(ownpod, start_worker, kind, python)
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("aggregate", [False, True])
-def test_chunks_come_while_the_handler_runs(ownpod, start_worker, aggregate, python):
+def test_chunks_come_while_the_handler_runs(ownpod, start_worker, aggregate, python, tmp_path):
     environ = {"AGGREGATE": 1} if aggregate else {}
     start_worker(ownpod, "generator", python=python, **environ)
-    job = ownpod.submit(count=3, seconds=1)
-    came = []
-    url = f"{ownpod.endpoint}/stream/{job}"
-    with requests.get(url, headers={"Accept": "text/event-stream"}, stream=True, timeout=30) as got:
-        came = [(time.monotonic(), line) for line in got.iter_lines() if b'{"output"' in line]
+    go, came = tmp_path / "go", []
+    job = ownpod.submit(count=3, seconds=0.5, until=str(go))
+    url, events = f"{ownpod.endpoint}/stream/{job}", {"Accept": "text/event-stream"}
+    with requests.get(url, headers=events, stream=True, timeout=100) as got:
+        for line in got.iter_lines():
+            if b'{"output"' in line:
+                came.append(line)
+            if len(came) == 3:
+                # The handler runs until then.
+                go.touch()
     chunks = [f'data: {{"output": {{"number": {number}}}}}'.encode() for number in range(3)]
-    assert [line for _, line in came[:3]] == chunks
-    assert came[2][0] - came[0][0] > 1.5
+    assert came[:3] == chunks
     assert ownpod.status(job)["output"] == [{"number": number} for number in range(3)]
 
 
@@ -77,11 +80,13 @@ def test_a_node_that_starts_takes_no_more_than_the_worker_asks_for(ownpod, start
 
 
 @pytest.mark.timeout(400)
-def test_progress_is_the_output_until_the_end(ownpod, start_worker, python):
+def test_progress_is_the_output_until_the_end(ownpod, start_worker, python, tmp_path):
     start_worker(ownpod, "async", python=python)
-    job = ownpod.submit(do="progress", seconds=2, text="x")
+    go = tmp_path / "go"
+    job = ownpod.submit(do="progress", until=str(go), text="x")
     wait_until(lambda: ownpod.status(job).get("output") == {"percent": 50}, 10)
     assert ownpod.status(job)["status"] == "IN_PROGRESS"
+    go.touch()
     assert ownpod.ended(job)["output"]["echo"] == "x"
 
 
@@ -90,24 +95,25 @@ def test_an_async_handler_is_stopped(ownpod, start_worker, tmp_path, how):
     start_worker(ownpod, "async")
     runs = tmp_path / "runs"
     policy = {"cancel": {}, "executionTimeout": {"executionTimeout": 5000}, "ttl": {"ttl": 10000}}
-    body = {"input": {"text": "a", "runs": str(runs), "seconds": 30}, "policy": policy[how]}
+    body = {"input": {"text": "a", "runs": str(runs), "seconds": 300}, "policy": policy[how]}
     job = ownpod.post("/run", body)["id"]
     wait_until(begun(runs))
     if how == "cancel":
         assert ownpod.post(f"/cancel/{job}")["status"] == "CANCELLED"
     assert ownpod.ended(job)["status"] == ("CANCELLED" if how == "cancel" else "TIMED_OUT")
     # The slot is free long before the handler would have ended.
-    assert ownpod.post("/runsync?wait=20000", {"input": {"text": "next"}})["status"] == "COMPLETED"
+    assert ownpod.post("/runsync?wait=90000", {"input": {"text": "next"}})["status"] == "COMPLETED"
     assert "-" not in runs.read_text()
 
 
 def test_a_sync_handler_keeps_its_slot_until_it_ends(ownpod, start_worker, tmp_path):
     start_worker(ownpod)
-    runs = tmp_path / "runs"
-    job = ownpod.submit(text="a", runs=str(runs), seconds=4)
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    job = ownpod.submit(text="a", runs=str(runs), seconds=4, until=str(go))
     wait_until(begun(runs))
     assert ownpod.post(f"/cancel/{job}")["status"] == "CANCELLED"
     following = ownpod.submit(text="b", runs=str(runs))
+    go.touch()
     assert ownpod.ended(following, 30)["status"] == "COMPLETED"
     assert overlaps(runs) == []
 
@@ -117,19 +123,21 @@ def test_the_old_sdk_asks_for_more_while_an_async_handler_runs(
     ownpod, start_worker, tmp_path, python_with_the_old_sdk
 ):
     start_worker(ownpod, "async", python=python_with_the_old_sdk)
-    runs = tmp_path / "runs"
-    jobs = [ownpod.submit(text=f"j{n}", runs=str(runs), seconds=12) for n in range(3)]
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    jobs = [ownpod.submit(text=f"j{n}", runs=str(runs), until=str(go)) for n in range(3)]
     wait_until(lambda: runs.exists() and runs.read_text().count("+") == 3, 20)
     assert "-" not in runs.read_text()
+    go.touch()
     assert {ownpod.ended(job, 30)["status"] for job in jobs} == {"COMPLETED"}
 
 
 def test_capacity_follows_what_the_worker_asks_for(ownpod, start_worker, tmp_path):
     start_worker(ownpod, "async", CONCURRENCY=4)
     wait_until(lambda: capacity(ownpod) == [4], 15)
-    runs = tmp_path / "runs"
-    jobs = [ownpod.submit(text=f"j{n}", runs=str(runs), seconds=2) for n in range(8)]
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    jobs = [ownpod.submit(text=f"j{n}", runs=str(runs), seconds=2, until=str(go)) for n in range(8)]
     wait_until(lambda: runs.exists() and runs.read_text().count("+") == 4, 10)
+    go.touch()
     for number, job in enumerate(jobs):
         assert ownpod.ended(job, 30)["output"]["echo"] == f"j{number}"
     running, most = 0, 0
@@ -172,12 +180,12 @@ def test_two_hundred_idle_workers_wait_at_one_api_process(tmp_path):
             ]
             wait_until(lambda: client.zcard(keys.HEARD) == 200, 20)
             wait_until(
-                lambda: len(requests.get(f"{base}/workers", timeout=5).json()["workers"]) == 200
+                lambda: len(requests.get(f"{base}/workers", timeout=60).json()["workers"]) == 200
             )
             pulls = Offers(client, gone_s=60)
             body = '{"id": "r", "input": {}}'
             pulls.offer("w77", "r", job_id="j", attempt=1, body=body, time_s=60)
-            assert held[154].result(5).json() == {"id": "r", "input": {}}
+            assert held[154].result(60).json() == {"id": "r", "input": {}}
             assert {h.result(60).status_code for h in held} == {200, 204}
     finally:
         api.stop()
@@ -223,7 +231,7 @@ def test_worker_env_prints_what_makes_a_container_a_worker(form):
     if form == "shell":
         script = f"{done.stdout}\nenv -0"
         lines = subprocess.run(
-            ["bash", "-c", script], capture_output=True, text=True, check=True, timeout=9
+            ["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60
         ).stdout.split("\0")
         found = dict(line.split("=", 1) for line in lines if line.startswith("RUNPOD_"))
     elif form == "docker":
