@@ -100,6 +100,7 @@ def test_a_requeued_job_is_in_front_of_the_endpoints_queue(store, client):
     create(store, "a")
     create(store, "b", created_ms=now_ms() - 40_000)
     take(store)
+    client.rpop(OWN)
     claim(store, "a")
     store.jobs.requeue("a", 1, lost=False, reason="busy", freed="runpod")
     assert client.llen(OWN) == 0
