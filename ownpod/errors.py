@@ -329,6 +329,10 @@ class WorkerAwaited(WorkerUnavailable):
     """The pulling worker has not polled for a job since its node started."""
 
 
+class WorkerStandsBy(WorkerUnavailable):
+    """The cloud worker gets no job now, because of a rule: it is not needed, or it may not."""
+
+
 class WorkerRecordBroken(WorkerUnavailable):
     """The pulling worker's entries in Redis are invalid."""
 

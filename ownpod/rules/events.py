@@ -26,6 +26,10 @@ PLACED = "connection"
 """Name of an entry that has no data: the worker for which the job waits has got its place on a host."""
 
 
+OVERFLOW = "overflow"
+"""Status of an entry of the same name whose data is that of its event: the job has gone to a cloud worker."""
+
+
 class Event(NamedTuple):
     """``id``: the cursor behind the event; ``data``: JSON text."""
 
@@ -156,6 +160,11 @@ def parse_entry(text: str) -> Entry | None:
         return Entry(int(attempt), int(chunks), int(at_ms), str(event), json.dumps(data))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_place(entry: Entry) -> bool:
+    """Whether an entry is about a place. That a job has gone to a cloud worker is an event as it is."""
+    return entry.event == PLACED and json.loads(entry.data).get("status") != OVERFLOW
 
 
 def needs_connection(section: Section, cursor: Cursor) -> bool:
@@ -316,7 +325,7 @@ class _Walk:
         yield from self._dropped()
         while (entry := self._next()) is not None and entry.attempt <= attempt:
             self._take()
-            if entry.event == PLACED:
+            if _is_place(entry):
                 if self._at.mark != self._section.connected:
                     yield self._connected(has_place=True)
             elif entry.attempt == attempt:
@@ -333,7 +342,7 @@ class _Walk:
                 or (last and self._section.whole)
             ):
                 self._take()
-                if entry.attempt == self._job.attempt and entry.event != PLACED:
+                if entry.attempt == self._job.attempt and not _is_place(entry):
                     yield self._event(entry.event, entry.data)
             if not last:
                 yield self._chunk(chunks[index])

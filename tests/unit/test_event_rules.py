@@ -453,3 +453,14 @@ def test_a_client_that_was_there_all_the_time_has_what_one_that_was_cut_off_gets
         else:
             begin = [e for e in seen if parse(e.id).attempt == last]
             assert lasting(rest)[-len(lasting(begin)) :] == lasting(begin), event.id
+
+
+def test_that_a_job_has_gone_to_a_cloud_worker_is_an_event():
+    world = World()
+    world.claim()
+    data = {"status": "overflow", "worker_id": "runpod"}
+    world.entries.append(json.dumps([1, 0, 5, "connection", data]))
+    seen = world.events(None)
+    assert [json.loads(event.data) for event in seen if "overflow" in event.data] == [data]
+    assert [event.event for event in seen][-1] == "connection"
+    assert world.events(parse(seen[-1].id)) == []
