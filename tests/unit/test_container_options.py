@@ -146,6 +146,14 @@ def test_a_worker_that_is_pushed_to_gets_the_arguments_of_the_local_api(template
             "crun: setrlimit `RLIMIT_NOFILE`: Operation not permitted: OCI permission denied",
             "may not raise the limits of a container: set default_ulimits",
         ),
+        (
+            'pinging container registry 127.0.0.1:1: Get "https://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
+            "the registry cannot be reached",
+        ),
+        (
+            "reading manifest 1 in 127.0.0.1:5055/team/none: manifest unknown: manifest unknown",
+            "the registry has no such image",
+        ),
         ("something\nnew " + "x" * 1000, "the Docker engine refused: something new xxx"),
     ],
 )
