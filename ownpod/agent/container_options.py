@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from ownpod.agent.docker_api import PODMAN_CDI
+from ownpod.agent.docker_api import PODMAN_CDI, podman_without_gpus
 from ownpod.agent.engine import STOP_GRACE_S, WITHOUT_PORT, EngineError, Launch, Started
 from ownpod.agent.images import Image
 from ownpod.rules.task_input import INPUT_FILE, INPUT_VARIABLE
@@ -16,6 +16,13 @@ from ownpod.rules.volumes import DIRECTORY, VolumeSource
 
 NETWORK = "ownpod-workers"
 """The bridge of all workers, on which they do not reach each other."""
+
+HOST = "host.docker.internal"
+"""The name of the engine's host in workers."""
+
+PODMAN_HOST = "host.containers.internal"
+"""The name that Podman gives its host in each container. Of Docker's ``host-gateway`` it makes a wrong line of
+``/etc/hosts`` (4.3), or refuses to start the container (5.0)."""
 
 PORT = 8000
 """Port of RunPod's local API in a worker that is pushed to."""
@@ -122,7 +129,6 @@ def options(
         container["command"] = command
     host: dict[str, Any] = {
         "network_mode": network,
-        "extra_hosts": {"host.docker.internal": "host-gateway"},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "init": True,
@@ -138,7 +144,9 @@ def options(
         "shm_size": limits.shm_bytes or DEFAULT_SHM_BYTES,
         "pids_limit": limits.pids or DEFAULT_PIDS,
     }
-    if podman is not None and launch.template.protocol is Protocol.HTTP:
+    if podman is None:
+        host["extra_hosts"] = {HOST: "host-gateway"}
+    elif launch.template.protocol is Protocol.HTTP:
         # RunPod's default of PORT is 80. Docker sets this by itself; with Podman a worker without capabilities could not listen there.
         host["sysctls"] = {"net.ipv4.ip_unprivileged_port_start": "0"}
     if limits.memory_bytes is not None:
@@ -226,8 +234,5 @@ def _request(gpus: Sequence[str], podman: tuple[int, ...] | None) -> dict[str, A
     if podman is None:
         return {"device_ids": list(gpus), "capabilities": [["gpu"]]}
     if podman < PODMAN_CDI:
-        version = ".".join(map(str, podman))
-        raise EngineError(
-            f"Podman {version} gives no GPU to containers through its Docker API: version 5.4 or newer does"
-        )
+        raise EngineError(podman_without_gpus(podman))
     return {"driver": "cdi", "device_ids": [f"nvidia.com/gpu={gpu}" for gpu in gpus]}

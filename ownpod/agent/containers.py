@@ -1,7 +1,9 @@
 """The engine ``docker``: each worker is a container of a Docker engine, or of Podman through its Docker API.
 
 What differs with Podman: its bridge does not keep workers from reaching each other, it passes GPUs on from version 5.4
-only, and as CDI devices.
+only, and as CDI devices, and reports that memory was exhausted from version 5.0 only. It has a name of its own for the
+host, makes directories of mounts that do not exist, does not ask registries what a tag means, and its container that is
+being stopped does not count as running (:func:`ownpod.agent.container_states.runs`).
 """
 
 import logging
@@ -9,13 +11,16 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
 from ownpod.agent.container_options import (
+    HOST,
     NETWORK,
     OURS,
+    PODMAN_HOST,
     address_of,
     input_archive,
     model_mounts,
@@ -24,7 +29,8 @@ from ownpod.agent.container_options import (
     options,
 )
 from ownpod.agent.container_output import ContainerSource
-from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
+from ownpod.agent.container_states import end, exit_code, runs
+from ownpod.agent.docker_api import Conflict, DockerApi, NotThere, missing_directory
 from ownpod.agent.engine import (
     LOG_LINES,
     STOP_GRACE_S,
@@ -40,14 +46,12 @@ from ownpod.agent.volumes import Volumes, in_container
 from ownpod.rules.endings import why_ended
 from ownpod.rules.managed import ORPHAN_S
 from ownpod.rules.templates import Protocol, Template
+from ownpod.rules.volumes import DIRECTORY, VolumeSource
 
 logger = logging.getLogger(__name__)
 
 LONGEST_LOG = 64 * 1024
 """Maximum length of a log in characters; the beginning is cut off."""
-
-SIGKILLED = 137
-"""Exit code of a container that SIGKILL ended."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CREATE_S = 10.0
@@ -56,9 +60,6 @@ CREATE_S = 10.0
 CREATE_CHECK_S = 0.05
 
 _RUNNING = ("running", "paused", "restarting")
-
-_SIGNALS = range(129, 129 + 64)
-"""Exit codes of containers that signals 1 to 64 ended."""
 
 
 class ContainerEngine:
@@ -146,7 +147,7 @@ class ContainerEngine:
 
     def stop(self, worker_id: str, grace_s: float = STOP_GRACE_S) -> None:
         found = self._inspect(worker_id)
-        if found is not None and found["State"]["Running"]:
+        if found is not None and runs(found["State"]):
             self._quiet(lambda client: client.stop(found["Id"], timeout=max(0, math.ceil(grace_s))))
 
     def remove(self, worker_id: str) -> None:
@@ -190,7 +191,8 @@ class ContainerEngine:
         if parts.hostname not in LOOPBACK:
             return base_url
         port = f":{parts.port}" if parts.port else ""
-        return urlunsplit(parts._replace(netloc=f"host.docker.internal{port}"))
+        host = HOST if self._api.podman() is None else PODMAN_HOST
+        return urlunsplit(parts._replace(netloc=f"{host}{port}"))
 
     def env(self, worker_id: str) -> Mapping[str, str]:
         container = self._inspect(worker_id)
@@ -212,13 +214,9 @@ class ContainerEngine:
 
     def _create(self, launch: Launch) -> Mapping[str, Any]:
         image = self._images.get(launch.template)
-        chosen = options(
-            launch,
-            image,
-            network=self._network(),
-            podman=self._api.podman(),
-            volumes=[*self._volumes.of(launch.template), *model_mounts(launch)],
-        )
+        podman = self._api.podman()
+        volumes = [*self._volumes.of(launch.template), *model_mounts(launch)]
+        chosen = options(launch, image, network=self._network(), podman=podman, volumes=volumes)
 
         def create(client: Any) -> str:
             host = client.create_host_config(**chosen.host)
@@ -226,6 +224,9 @@ class ContainerEngine:
             return str(created["Id"])
 
         try:
+            if podman is not None and not self._volumes.elsewhere:
+                # Podman makes a directory that does not exist, as root's.
+                _check_directories(source for _, source in volumes)
             self._api.call(create)
         except Conflict:
             # The same agent before its restart, or a call whose answer was lost, has created it.
@@ -294,14 +295,15 @@ class ContainerEngine:
         found = self._inspect(worker_id)
         if found is None:
             raise EngineError("the container was removed by another program")
-        networks = found["NetworkSettings"]["Networks"].values()
-        if address := next((n["IPAddress"] for n in networks if n.get("IPAddress")), None):
+        networks, state = found["NetworkSettings"]["Networks"].values(), found["State"]
+        address = next((n["IPAddress"] for n in networks if n.get("IPAddress")), None)
+        # Podman keeps the address of a container for a moment after its end.
+        if address and runs(state):
             return str(address)
-        state = found["State"]
         log = self.log(worker_id, 5)
         self._discard(found["Id"])
         last = f": {log.splitlines()[-1][:300]}" if log else ""
-        raise EngineError(f"ended at once, {why_ended(_exit_code(state), log=log)}{last}")
+        raise EngineError(f"ended at once, {why_ended(exit_code(state), log=log)}{last}")
 
     def _network(self) -> str:
         """The id of the workers' network, which is created if there is none."""
@@ -349,7 +351,7 @@ class ContainerEngine:
         age_s = max(0.0, time.time() - container["Created"])
         container_id, state = container["Id"], container["State"]
         named = container["Labels"].get(f"{OURS}.devices") or ""
-        runs = Found(
+        running = Found(
             worker_id, running=True, age_s=age_s, devices=tuple(filter(None, named.split(",")))
         )
         if state == "removing":
@@ -358,15 +360,15 @@ class ContainerEngine:
             # Its start is in progress, unless that process has ended in between.
             return Found(worker_id, running=False, age_s=age_s) if age_s > ORPHAN_S else None
         if state in _RUNNING and not self._changes.has_ended(container_id):
-            return runs
+            return running
         if container_id not in self._ends:
             try:
                 found = self._api.call(lambda client: client.inspect_container(container_id))
             except NotThere:
                 return None
-            if found["State"]["Running"]:
-                return runs
-            self._ends[container_id] = _end(found["State"])
+            if runs(found["State"]):
+                return running
+            self._ends[container_id] = end(found["State"])
         code, out_of_memory = self._ends[container_id]
         return Found(
             worker_id, running=False, age_s=age_s, exit_code=code, out_of_memory=out_of_memory
@@ -380,6 +382,12 @@ class ContainerEngine:
             return
 
 
+def _check_directories(sources: Iterable[VolumeSource]) -> None:
+    for source in sources:
+        if source.kind == DIRECTORY and not Path(source.source).is_dir():
+            raise EngineError(missing_directory(source.source))
+
+
 def _create_network(client: Any) -> None:
     client.create_network(
         NETWORK,
@@ -387,14 +395,3 @@ def _create_network(client: Any) -> None:
         options={"com.docker.network.bridge.enable_icc": "false"},
         labels={OURS: "1"},
     )
-
-
-def _end(state: Mapping[str, Any]) -> tuple[int, bool]:
-    # OOMKilled alone is also true where the kernel killed only a child of the worker.
-    return _exit_code(state), bool(state.get("OOMKilled")) and state["ExitCode"] == SIGKILLED
-
-
-def _exit_code(state: Mapping[str, Any]) -> int:
-    """The exit code as Python's ``subprocess`` has it: negative for a signal."""
-    code = int(state["ExitCode"])
-    return 128 - code if code in _SIGNALS else code

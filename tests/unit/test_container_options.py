@@ -82,6 +82,11 @@ def test_podman_gets_gpus_as_cdi_devices_from_the_version_that_passes_them_on():
     assert "device_requests" not in options(launch(STANDIN), IMAGE, podman=(4, 3, 1)).host
 
 
+def test_podmans_own_name_of_the_host_is_used_because_it_does_not_know_host_gateway():
+    assert options(launch(), IMAGE).host["extra_hosts"] == {"host.docker.internal": "host-gateway"}
+    assert "extra_hosts" not in options(launch(), IMAGE, podman=(5, 4, 0)).host
+
+
 @pytest.mark.parametrize(
     ("template", "command"),
     [
@@ -132,6 +137,22 @@ def test_a_worker_that_is_pushed_to_gets_the_arguments_of_the_local_api(template
         (
             'runc: exec: "nosuch": executable file not found in $PATH: unknown',
             "the image has no command nosuch",
+        ),
+        (
+            "runc: error during container init: error setting rlimit type 7: operation not permitted: OCI permission denied",
+            "may not raise the limits of a container: set default_ulimits",
+        ),
+        (
+            "crun: setrlimit `RLIMIT_NOFILE`: Operation not permitted: OCI permission denied",
+            "may not raise the limits of a container: set default_ulimits",
+        ),
+        (
+            'pinging container registry 127.0.0.1:1: Get "https://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
+            "the registry cannot be reached",
+        ),
+        (
+            "reading manifest 1 in 127.0.0.1:5055/team/none: manifest unknown: manifest unknown",
+            "the registry has no such image",
         ),
         ("something\nnew " + "x" * 1000, "the Docker engine refused: something new xxx"),
     ],
