@@ -13,6 +13,8 @@ from ownpod import log
 from ownpod.api import schemas
 from ownpod.api.auth import caller, seen_owner, session_owner
 from ownpod.api.hops import requested_hops
+from ownpod.api.jobs.session_pins import in_runpods_words, session_of
+from ownpod.api.jobs.submissions import Submission
 from ownpod.api.services import Services, answer, request_id, services
 from ownpod.broker.messages import notify_node
 from ownpod.celery import app as celery_app

@@ -15,7 +15,9 @@ from prometheus_client.registry import Collector
 from ownpod.api.metrics.balanced import BalancedMetrics
 from ownpod.api.metrics.managed import ManagedMetrics, add_histogram, device_metrics
 from ownpod.api.metrics.openai import OpenAiMetrics
-from ownpod.api.overflow_metrics import overflow_metrics
+from ownpod.api.metrics.overflow import overflow_metrics
+from ownpod.api.metrics.sessions import SessionMetrics, model_metrics
+from ownpod.api.metrics.workers import WorkerMetrics
 from ownpod.api.services import Services, services
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed_states import ManagedView
