@@ -34,7 +34,7 @@ JOB = "job-1"
 class Node:
     """What the node of a task worker is made of, but for Celery."""
 
-    def __init__(self, client, *, lease_s=2):
+    def __init__(self, client, *, lease_s=10):
         self.store = job_store(client)
         spec = pull_worker("ep", W, 1)
         spec = type(spec)(**{**vars(spec), "kind": WorkerKind.CONTAINER, "private": True})
@@ -130,7 +130,7 @@ class Rig:
             self.next_agent()
 
     def submit(
-        self, command, *, data=None, mode=OutputMode.AUTO, most=1, timeout_ms=60_000, **template
+        self, command, *, data=None, mode=OutputMode.AUTO, most=1, timeout_ms=200_000, **template
     ):
         spec = ManagedSpec(
             Template(command=tuple(command), protocol=Protocol.CONTAINER, **template)
@@ -154,7 +154,7 @@ class Rig:
         return self.finish(self.node.start())
 
     def finish(self, thread):
-        thread.join(60)
+        thread.join(100)
         assert not thread.is_alive()
         return self.job()
 

@@ -68,7 +68,7 @@ class WebWorker:
         finally:
             self.let_go()
             server.should_exit = server.force_exit = True
-            thread.join(10)
+            thread.join(60)
             listener.close()
 
     def let_go(self) -> None:
@@ -206,7 +206,7 @@ class Front:
 
     def get(self, path: str = "/echo", method: str = "GET", **more: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {KEY}"} | more.pop("headers", {})
-        more.setdefault("timeout", 20)
+        more.setdefault("timeout", 100)
         return requests.request(method, self.url(path), headers=headers, **more)
 
     def background(self, path: str, **more: Any) -> "Background":
@@ -250,7 +250,7 @@ class Background:
     def done(self) -> bool:
         return not self._thread.is_alive()
 
-    def answer(self, seconds: float = 20) -> requests.Response:
+    def answer(self, seconds: float = 100) -> requests.Response:
         self._thread.join(seconds)
         assert self.done, "no answer in time"
         if isinstance(self._answer, Exception):

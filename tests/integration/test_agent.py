@@ -240,7 +240,7 @@ def test_a_worker_whose_step_ends_during_a_turn_is_not_compared_with_its_old_rec
 ):
     rig.ready()
     go = threading.Event()
-    monkeypatch.setattr(rig.engine, "log", lambda _: str(go.wait(10)))
+    monkeypatch.setattr(rig.engine, "log", lambda _: str(go.wait(60)))
     rig.engine.change(W, running=False, exit_code=1)
     rig.agent.turn()
 
@@ -386,7 +386,7 @@ def test_a_worker_that_was_lost_is_ended_at_once_when_its_host_is_back(rig):
     assert rig.managed.lost(W, "its host h has been silent")
     assert rig.held() == {(W, "cpu-0")}
     rig.turn_until(lambda: not rig.held())
-    assert (rig.engine.stopped, rig.engine.removed) == ([W], [W])
+    wait_until(lambda: (rig.engine.stopped, rig.engine.removed) == ([W], [W]))
 
 
 def test_a_device_that_is_held_by_nothing_is_freed(rig, client):
@@ -501,7 +501,7 @@ def test_a_worker_whose_start_is_under_way_at_the_end_of_an_installation_is_ende
     end.start()
     wait_until(lambda: rig.agent.steps._starts.closed)
     rig.engine.holding.set()
-    end.join(20)
+    end.join(60)
     assert not any(found.running for found in rig.engine.workers.values())
     wait_until(lambda: rig.phase() is Phase.STOPPED)
     assert (rig.held(), rig.managed.get(W).failed) == (set(), False)
@@ -546,7 +546,7 @@ def test_the_loop_starts_what_is_wanted_and_leaves_the_workers_at_its_end(rig):
         wait_until(lambda: rig.phase(X) is Phase.STARTING)
     finally:
         rig.agent.stop()
-        thread.join(10)
+        thread.join(60)
         # Ends the thread that listens, before its client is closed.
         rig.managed.notice()
         wait_until(lambda: not any(t.name == "listen" for t in threading.enumerate()))
@@ -580,4 +580,4 @@ def test_an_agent_that_finds_an_ended_worker_keeps_its_output_before_it_removes_
     second = make_rig(first.engine)
     second.turn_until(lambda: second.phase() is Phase.STOPPED)
     assert [line.text for line in Outputs(second.client).last(W)] == ["the last words"]
-    assert second.engine.removed == [W]
+    wait_until(lambda: second.engine.removed == [W])

@@ -89,20 +89,20 @@ def test_a_stream_is_held_until_there_is_a_chunk(api, store, running):
     threading.Timer(0.3, store.chunks.add, (job_id, attempt.number, ["1"])).start()
     began = time.monotonic()
     assert stream(api, job_id).json["stream"] == [{"output": 1}]
-    assert 0.2 < time.monotonic() - began < 3
+    assert 0.2 < time.monotonic() - began < 4.5
 
 
 def test_a_stream_is_held_no_longer_than_its_wait(api, running):
     began = time.monotonic()
     assert stream(api, running[0], "?wait=1").json == {"status": "IN_PROGRESS", "stream": []}
-    assert 0.9 < time.monotonic() - began < 3
+    assert 0.9 < time.monotonic() - began < 4.5
 
 
 @pytest.mark.slow
 def test_without_a_wait_a_stream_is_held_about_5_s(api, running):
     began = time.monotonic()
     assert stream(api, running[0]).json["stream"] == []
-    assert 4.5 < time.monotonic() - began < 8
+    assert 4.5 < time.monotonic() - began < 30
 
 
 def test_the_cursor_moves_only_after_the_answer_was_written(api, store, running):
@@ -163,12 +163,13 @@ def test_events_tell_states_and_chunks_as_they_come(api, store, headers):
     job_id = run(api).json["id"]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: events(stream(api, job_id, headers=headers)))
+        wait_until(lambda: store.client.hget(f"ownpod:job:{job_id}", "followed"))
         time.sleep(1)
         attempt = begin(store, job_id)
         time.sleep(1)
         store.chunks.add(attempt.job_id, attempt.number, ["1", '"two"'])
         store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="[1]"))
-        found = waiting.result(10)
+        found = waiting.result(60)
     assert [(e.get("event", "message"), e.get("id")) for e in found] == [
         ("status", None),
         ("status", None),

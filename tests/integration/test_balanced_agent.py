@@ -202,7 +202,7 @@ def real(client, tmp_path):
 
 def ping(url, path="/ping"):
     try:
-        return requests.get(f"{url}{path}", timeout=5).status_code
+        return requests.get(f"{url}{path}", timeout=60).status_code
     except requests.ConnectionError:
         return None
 
@@ -212,7 +212,7 @@ def test_a_fastapi_worker_listens_on_a_port_of_its_own_and_is_adopted_there(real
     assert urlsplit(worker.url).hostname == "127.0.0.1"
     assert (urlsplit(worker.url).port != 80, worker.health_port) == (True, None)
     wait_until(lambda: ping(worker.url, "/up") == 204, 30, "the worker that loads")
-    found = requests.get(f"{worker.url}/loaded", timeout=5).json()
+    found = requests.get(f"{worker.url}/loaded", timeout=60).json()
     assert found == {"worker": W, "health": str(urlsplit(worker.url).port)}
     assert ping(worker.url, "/up") == 200
     assert real.managed.ready(W)

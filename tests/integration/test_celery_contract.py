@@ -12,7 +12,7 @@ import pytest
 from celery.concurrency.thread import TaskPool
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
-from helpers import run_command
+from helpers import run_command, wait_until
 from kombu import Connection, Queue
 from kombu.transport import redis as kombu_redis
 from kombu.transport.redis import Channel
@@ -120,7 +120,7 @@ def test_kombu_requeues_what_a_lost_channel_had_fetched_unless_that_is_off(
     connection = connect(transport)
     received = []
     consume(connection, received)
-    connection.drain_events(timeout=5)
+    connection.drain_events(timeout=60)
     assert len(received) == 1
     connection.close()
     assert client.llen(QUEUE) == left
@@ -132,12 +132,17 @@ def test_without_ack_emulation_the_prefetch_limit_still_holds_and_no_copy_is_kep
     connection = connect()
     received = []
     consume(connection, received)
-    drain(connection, 0.5)
+
+    def received_so_many(count):
+        drain(connection, 0.5)
+        return len(received) >= count
+
+    wait_until(lambda: received_so_many(1))
     assert [message.body for message in received] == [b"a"]
     assert client.llen(QUEUE) == 1
     assert not client.exists("unacked", "unacked_index")
     received[0].ack()
-    drain(connection, 0.5)
+    wait_until(lambda: received_so_many(2))
     assert [message.body for message in received] == [b"a", b"b"]
 
 
@@ -147,19 +152,19 @@ def test_celerys_pool_waits_for_running_tasks_when_it_stops_and_ours_does_not(po
 
     def task():
         running.set()
-        end.wait(30)
+        end.wait(200)
 
     made = pool(limit=1)
     made.executor.submit(task)
-    assert running.wait(5)
+    assert running.wait(60)
     stop = threading.Thread(target=made.on_stop)
     stop.start()
-    stop.join(1 if waits else 5)
+    stop.join(1 if waits else 60)
     try:
         assert stop.is_alive() == waits
     finally:
         end.set()
-        stop.join(5)
+        stop.join(60)
         made.executor.shutdown()
 
 

@@ -114,7 +114,7 @@ class Rig:
 
     def close(self):
         self.edge.stop()
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         self.client.close()
         self.balancer.close()
@@ -322,7 +322,7 @@ def test_workers_that_an_adopted_haproxy_has_are_not_asked_again(redis_server, c
         rig.add(worker)
         wait_until(lambda: "w" in balancer.servers())
         rig.edge.stop()
-        rig.thread.join(10)
+        rig.thread.join(60)
     # The worker does not answer now, as a busy one may not.
     applied = balancer.applied
     again = Rig(redis_server.url, balancer=balancer, adopted=True)

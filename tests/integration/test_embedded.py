@@ -30,7 +30,7 @@ def running(data_dir):
         yield found
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
         found.ended()
 
 
@@ -175,11 +175,11 @@ def test_the_address_of_a_killed_server_is_replaced(tmp_path):
     process = first.start()
     first.wait(process)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     process = first.start()
     try:
         wait_until(first.answers)
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
         first.ended()

@@ -57,7 +57,7 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path):
 @pytest.mark.slow
 def test_what_a_killed_front_left_behind_is_ended(tmp_path, haproxy):
     end_orphan(tmp_path / "front")
-    assert haproxy.wait(5) == -15
+    assert haproxy.wait(60) == -15
 
 
 def test_the_haproxy_of_a_front_that_runs_is_kept(tmp_path, haproxy):

@@ -418,7 +418,7 @@ def test_the_held_request_of_a_worker_that_is_stopped_is_answered_204(api, clien
         if notice:
             client.publish(keys.PULL_EVENTS, f"take:{A} LOOK")
         # Of a worker that is not stopped it is held for 20 s.
-        assert held.result(12).status_code == 204
+        assert held.result(18).status_code == 204
     # Its node requeues what it offers, and does not wait for the worker.
     assert client.hget(keys.pull(A), "take") is None
 
@@ -437,12 +437,12 @@ def test_the_held_request_for_stops_of_a_worker_that_is_stopped_is_answered_204(
     monkeypatch.setattr(offers, "stops", stops)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(api.get, f"/v2/ep/job-stop/{A}", headers=headers(OWN[A]))
-        assert held.wait(10)
+        assert held.wait(60)
         add(api.application, A, draining=True, stopping=True)
         if notice:
             client.publish(keys.PULL_EVENTS, f"stop:{A} LEAVE")
         # Of a worker that is not stopped it is held for 20 s.
-        assert answer.result(12).status_code == 204
+        assert answer.result(18).status_code == 204
 
 
 def test_a_notice_that_is_no_stop_leaves_the_request_held(api, client):
@@ -454,7 +454,7 @@ def test_a_notice_that_is_no_stop_leaves_the_request_held(api, client):
         wait_until(lambda: client.hget(keys.pull(A), "asked_ms") != asked)
         assert not held.done()
         offer(client)
-        assert held.result(12).json["id"] == "job-1"
+        assert held.result(60).json["id"] == "job-1"
 
 
 # States and reasons.
@@ -697,8 +697,8 @@ def test_a_worker_is_shown_and_served_from_the_wish_to_its_end(new_app, client):
         # This process has read the drain, and does not read again for a second.
         wait_until(lambda: services_of(app).registry.worker(A).draining)
         assert store.stopping(A, "h")
-        assert held.result(12).status_code == 204
-        assert stops.result(12).status_code == 204
+        assert held.result(18).status_code == 204
+        assert stops.result(18).status_code == 204
     assert take(api).status_code == 204
     assert counts() == {"idle": 1}
     store.stopped(A, "h", exit_code=0, reason="idle for 5 s", failed=False, log="")

@@ -146,7 +146,7 @@ def test_a_worker_holds_no_device_while_its_model_is_fetched(server, managed, cl
     managed.want(W, "ep", spec=spec(server))
     host = rig()
     host.agent.turn()
-    assert server.held.wait(20)
+    assert server.held.wait(60)
     wait_until(lambda: (host.agent.turn(), "of" in managed.get(W).reason)[1])
     found = managed.get(W)
     assert found.phase is Phase.WANTED
@@ -189,7 +189,7 @@ def test_a_worker_whose_model_is_on_its_way_waits_for_no_device_also_while_anoth
     managed.waits(W, other)
     host = rig()
     host.agent.turn()
-    assert server.held.wait(20)
+    assert server.held.wait(60)
     first = wait_until(lambda: (host.agent.turn(), managed.get(W).fetched_ms)[1])
     # No byte comes, so there is no news.
     wait_until(lambda: (host.agent.turn(), managed.get(W).fetched_ms > first)[1])
@@ -229,7 +229,7 @@ def test_only_one_host_fetches_the_model_of_a_worker(server, managed, rig):
     for _ in range(3):
         for host in hosts:
             host.agent.turn()
-    assert server.held.wait(20)
+    assert server.held.wait(60)
     server.go.set()
     launched = wait_until(lambda: [host for host in hosts if host.started()], 20)
     assert len(launched) == 1
@@ -365,7 +365,7 @@ def test_the_next_agent_continues_a_fetch_that_was_cut(server, managed, rig):
     managed.want(W, "ep", spec=spec(server))
     first = rig()
     first.agent.turn()
-    assert server.held.wait(20)
+    assert server.held.wait(60)
     part = first.models.store.partial(spec(server).template.model.key) / "model.bin.part"
     wait_until(lambda: part.exists() and part.stat().st_size >= 1_000_000)
     first.agent.leave()

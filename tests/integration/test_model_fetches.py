@@ -204,7 +204,7 @@ def test_a_check_that_makes_no_progress_is_ended(server, root, monkeypatch):
     server.files["/model.bin"] = DATA
     server.hold_at = 100_000
     process = FetchProcess(order(root, model(server), options=Options(stall_s=10)), os.environ)
-    assert server.held.wait(20)
+    assert server.held.wait(60)
     # Stands for a disk that does not answer.
     with ModelStore(root).locked():
         server.go.set()
@@ -242,7 +242,7 @@ def test_a_fetch_that_was_killed_is_continued_where_it_was_cut(server, root):
     server.files["/model.bin"] = DATA * 30
     server.hold_at = 4_000_000
     process = FetchProcess(order(root, model(server)), os.environ)
-    assert server.held.wait(20)
+    assert server.held.wait(60)
     part = next(iter([root / "store" / f".partial-{model(server).key}" / "model.bin.part"]))
     wait_until(lambda: part.exists() and part.stat().st_size > 1_000_000)
     process.kill()
@@ -299,9 +299,9 @@ def test_a_process_that_fetches_ends_with_its_agent(server, root):
     server.files["/model.bin"] = DATA
     server.hold_at = 100_000
     process = FetchProcess(order(root, model(server)), os.environ)
-    assert server.held.wait(20)
+    assert server.held.wait(60)
     process._process.stdin.close()
-    assert process._process.wait(20) == 1
+    assert process._process.wait(60) == 1
     process.end()
 
 

@@ -471,12 +471,13 @@ def test_a_request_whose_worker_has_begun_is_not_repeated_because_redis_is_away(
 
 @pytest.mark.slow
 def test_a_client_that_waits_too_long_gets_504_and_its_job_is_cancelled(new_app, store):
-    api = new_app(FILE, OWNPOD_API_KEYS="all", OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
+    # In which a worker takes the job, also on a loaded machine.
+    api = new_app(FILE, OWNPOD_API_KEYS="all", OWNPOD_OPENAI_TIMEOUT_S=3).test_client()
     with Answering(store, lambda worker: worker.claim()) as worker:
         late = post(api)
     assert error_of(late) == (
         504,
-        "no worker answered within 1 s (OWNPOD_OPENAI_TIMEOUT_S)",
+        "no worker answered within 3 s (OWNPOD_OPENAI_TIMEOUT_S)",
         "false",
         None,
     )
@@ -542,7 +543,7 @@ def test_a_client_that_goes_does_not_cancel_the_job_of_another_request(api, stor
         name = keys.job(worker.job_id)
         wait_until(lambda: len((store.client.hget(name, "watched") or "").split()) >= 1)
         theirs.close()
-        second.join(10)
+        second.join(60)
         first["state"] = worker.job().status
         worker.finish(CHAT)
 
@@ -562,7 +563,7 @@ def test_a_client_that_goes_does_not_cancel_a_job_that_another_one_awaits(api, s
         name = keys.job(worker.job_id)
         wait_until(lambda: worker.store.client.hget(name, "watched"))
         theirs.close()
-        first.join(10)
+        first.join(60)
         assert not first.is_alive()
         # No client waits for the job. It is cancelled unless one comes within some seconds.
         assert worker.job_id in Attended(store.client).overdue()
@@ -574,7 +575,7 @@ def test_a_client_that_goes_does_not_cancel_a_job_that_another_one_awaits(api, s
     first = threading.Thread(target=post, args=(api,), kwargs=headers | options)
     with Answering(store, steps) as worker:
         first.start()
-    second.join(10)
+    second.join(60)
     assert texts == [CHAT]
     assert store.client.zscore(keys.ATTENDED, worker.job_id) is None
 

@@ -101,7 +101,7 @@ def test_a_slow_receiver_is_ended_at_the_deadline(serve, scheme):
         took = time.monotonic() - began
     # This server speaks no TLS, so a try with https ends at once.
     assert failed.value.reason in ({"timeout"} if scheme == "http" else {"timeout", "unreachable"})
-    assert took < 5
+    assert took < 20
 
 
 def test_an_answer_counts_whatever_becomes_of_its_body():
@@ -113,7 +113,7 @@ def test_an_answer_counts_whatever_becomes_of_its_body():
     with listening(serve) as port:
         began = time.monotonic()
         assert outbound().post(f"http://127.0.0.1:{port}/", b"{}", {}) == 200
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_an_answer_before_the_end_of_a_large_body_counts():

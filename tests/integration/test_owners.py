@@ -46,7 +46,7 @@ def test_a_worker_that_was_given_up_can_be_taken_at_once(registry):
 
 
 def test_an_owner_that_renews_nothing_loses_its_worker(registry):
-    registry.fleet.acquire("w", "one:1", ttl_s=0.2)
+    registry.fleet.acquire("w", "one:1", ttl_s=0.8)
     assert not registry.fleet.acquire("w", "two:2", ttl_s=5)
     wait_until(lambda: registry.fleet.acquire("w", "two:2", ttl_s=5), 3)
     assert not registry.fleet.acquire("w", "one:1", ttl_s=5)
@@ -72,7 +72,7 @@ def test_a_status_expires_when_its_node_does_not_renew_it(registry):
     workers = registry.endpoint("local-ep").workers
     (worker,) = workers
     status = WorkerStatus(WorkerState.READY, lingering=1)
-    registry.fleet.publish_status(worker.id, status, node="n@h", ttl_s=0.3)
+    registry.fleet.publish_status(worker.id, status, node="n@h", ttl_s=0.8)
     assert registry.fleet.statuses(workers)[worker.id] == status
     assert registry.fleet.node_of(worker.id) == "n@h"
     wait_until(lambda: registry.fleet.statuses(workers)[worker.id].has_no_node, 10)

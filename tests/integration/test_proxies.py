@@ -83,7 +83,7 @@ def test_a_polled_worker_that_is_gone_is_lost_within_seconds(fake):
     began = time.monotonic()
     with pytest.raises(AttemptLost, match="died or was cut off"):
         push(fake.url).wait("r", Listener())
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow
@@ -124,11 +124,11 @@ def test_a_proxys_answer_beside_a_generator_does_not_show_that_its_worker_answer
     watched = Listener()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(push(fake.url).wait, "r", watched)
-        assert asked.wait(10)
+        assert asked.wait(60)
         if status == 404:
             wait_until(lambda: watched.checks == looks)
         ended.set()
-        running.result(5)
+        running.result(60)
     assert watched.checks == looks
 
 

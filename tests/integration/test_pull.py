@@ -40,7 +40,8 @@ def pulls(client):
 
 @pytest.fixture
 def worker(client, pulls, monkeypatch):
-    monkeypatch.setattr(pull, "OFFER_S", 1.0)
+    # A test takes what is offered within a moment, also on a loaded machine.
+    monkeypatch.setattr(pull, "OFFER_S", 20.0)
     monkeypatch.setattr(pull, "CHECK_INTERVAL_S", 0.1)
     notices = Notices(client, keys.pull("w"))
     subscribe = partial(notices.subscribe, end_only=False)
@@ -95,13 +96,16 @@ def post(api, path, body):
     return api.post(path, data=json.dumps(body), content_type="application/x-www-form-urlencoded")
 
 
-def test_a_run_is_recorded_before_the_worker_can_take_it_and_has_the_jobs_id(worker, pulls):
+def test_a_run_is_recorded_before_the_worker_can_take_it_and_has_the_jobs_id(
+    worker, pulls, monkeypatch
+):
+    monkeypatch.setattr(pull, "OFFER_S", 0.5)
     listener = Listener()
     assert worker.start(attempt()) == "job-1"
     assert worker.start(attempt(number=2)) == "job-1-2"
     assert take(pulls) == []
     with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerUnavailable, match="asked for no job"):
-        pool.submit(worker.wait, "job-1", listener).result(9)
+        pool.submit(worker.wait, "job-1", listener).result(60)
     assert listener.checks == [RunCheck.POLL]
     assert take(pulls) == []
 
@@ -111,14 +115,14 @@ def test_a_worker_that_polls_without_running_jobs_has_lost_the_runs_it_took(runn
     pulls.ping("w", "ep", ["job-1"])
     assert take(pulls) == []
     with pytest.raises(AttemptLost, match="no longer runs the job"):
-        running.result(5)
+        running.result(60)
 
 
 def test_a_delivery_that_was_never_begun_is_requeued_uncounted(running, pulls):
     assert taken(pulls) == ["job-1"]
     assert take(pulls) == []
     with pytest.raises(WorkerUnavailable, match="did not begin it"):
-        running.result(5)
+        running.result(60)
 
 
 def test_pings_that_stop_listing_a_run_end_it(running, pulls, client, monkeypatch):
@@ -133,7 +137,7 @@ def test_pings_that_stop_listing_a_run_end_it(running, pulls, client, monkeypatc
     assert not running.done()
     pulls.ping("w", "ep", [])
     with pytest.raises(AttemptLost):
-        running.result(5)
+        running.result(60)
 
 
 def test_a_worker_that_vanished_loses_its_run(running, pulls, client):
@@ -142,7 +146,7 @@ def test_a_worker_that_vanished_loses_its_run(running, pulls, client):
     client.zadd(keys.HEARD, {"w": 1})
     client.hset(keys.pull("w"), "ping_ms", 1)
     with pytest.raises(AttemptLost):
-        running.result(20)
+        running.result(60)
 
 
 def test_a_worker_that_pinged_only_before_its_first_request_loses_its_run_when_it_vanishes(
@@ -159,7 +163,7 @@ def test_a_worker_that_pinged_only_before_its_first_request_loses_its_run_when_i
     client.hset(keys.pull("w"), "ping_ms", 1)
     # The request that took the job is the last one: it has not begun.
     with pytest.raises(WorkerUnavailable, match="did not begin it"):
-        running.result(10)
+        running.result(60)
 
 
 def test_a_worker_that_was_refused_for_another_reason_counts_as_one_that_does_not_ping(
@@ -177,7 +181,7 @@ def test_a_worker_that_does_not_ping_keeps_its_run_for_its_whole_time(running, p
     assert not running.done()
     client.hset(f"{keys.pull('w')}:run:job-1", "until_ms", 1)
     with pytest.raises(WorkerUnavailable):
-        running.result(5)
+        running.result(60)
 
 
 def test_a_result_ends_the_run_with_or_without_a_node_and_a_later_one_changes_nothing(
@@ -186,7 +190,7 @@ def test_a_result_ends_the_run_with_or_without_a_node_and_a_later_one_changes_no
     assert taken(pulls) == ["job-1"]
     url = "/v2/ep/job-done/w/job-1?gpu=0&isStream=false"
     assert post(api, url, {"output": {"a": 1}}).status_code == 200
-    outcome = running.result(5)
+    outcome = running.result(60)
     assert (outcome.status, outcome.output) == (JobStatus.COMPLETED, '{"a": 1}')
     assert outcome.execution_ms >= 0
     assert post(api, url, {"output": 2}).status_code == 200
@@ -201,7 +205,7 @@ def test_another_process_goes_on_with_a_run(worker, running, pulls, client, api)
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(after.wait, "job-1", Listener(), adopted=True)
         post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
-        assert "1" in {f.result(5).output for f in (running, again) if not f.exception(5)}
+        assert "1" in {f.result(60).output for f in (running, again) if not f.exception(60)}
     notices.stop()
 
 
@@ -210,7 +214,7 @@ def test_a_result_is_there_for_the_next_node_when_this_one_dies_with_it(
 ):
     assert taken(pulls) == ["job-1"]
     post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1})
-    assert running.result(5).output == "1"
+    assert running.result(60).output == "1"
     assert worker.wait("job-1", Listener(), adopted=True).output == "1"
     assert client.pttl(f"{keys.pull('w')}:run:job-1") > 60_000
 
@@ -222,7 +226,7 @@ def test_late_progress_changes_nothing(running, pulls, api, store):
     assert json.loads(store.jobs.get("job-1", "ep").answer_json())["output"] == {"percent": 10}
     post(api, url, {"output": "done"})
     post(api, url, {"status": "IN_PROGRESS", "output": {"percent": 90}})
-    assert running.result(5).output == '"done"'
+    assert running.result(60).output == '"done"'
     assert store.jobs.get("job-1", "ep").progress == '{"percent": 10}'
     store.jobs.requeue("job-1", 1, lost=True, reason="x")
     assert store.jobs.get("job-1", "ep").progress is None
@@ -233,7 +237,7 @@ def test_chunks_are_the_output_of_a_stream_that_was_not_aggregated(running, pull
     for number in range(2):
         post(api, "/v2/ep/job-stream/w/job-1?isStream=false", {"output": number})
     post(api, "/v2/ep/job-done/w/job-1?isStream=true", {"output": []})
-    assert running.result(5).output == "[0, 1]"
+    assert running.result(60).output == "[0, 1]"
 
 
 def test_a_cancelled_run_is_stopped_and_its_slot_is_free_when_the_worker_has_not_got_it(
@@ -244,7 +248,7 @@ def test_a_cancelled_run_is_stopped_and_its_slot_is_free_when_the_worker_has_not
     assert api.get("/v2/ep/job-stop/w?gpu=0").json == {"jobsToStop": ["job-1"]}
     assert not running.done()
     assert take(pulls) == []
-    assert running.result(5).error == "the worker was asked to stop it"
+    assert running.result(60).error == "the worker was asked to stop it"
 
 
 def test_a_run_that_is_cancelled_before_it_is_offered_is_never_taken(worker, pulls):
@@ -257,7 +261,7 @@ def test_a_run_that_is_cancelled_before_it_is_offered_is_never_taken(worker, pul
 def test_a_cancelled_offer_is_never_taken(worker, running, pulls):
     wait_until(lambda: pulls.run("w", "job-1"), 5)
     worker.cancel("job-1")
-    assert running.result(5).status == JobStatus.FAILED
+    assert running.result(60).status == JobStatus.FAILED
     assert take(pulls) == []
 
 
@@ -280,7 +284,7 @@ def test_a_batch_has_at_most_as_many_as_asked_for_and_capacity_counts_what_is_ou
 def test_a_worker_that_is_to_be_restarted_gets_nothing_before(running, pulls, api, worker, client):
     assert taken(pulls) == ["job-1"]
     post(api, "/v2/ep/job-done/w/job-1?isStream=false", {"output": 1, "stopPod": True})
-    running.result(5)
+    running.result(60)
     with pytest.raises(WorkerUnavailable, match="requested a restart of its container"):
         worker.probe()
     with pytest.raises(WorkerUnavailable):

@@ -363,8 +363,8 @@ def test_offered_jobs_are_requeued_when_the_worker_leaves(pulls, worker):
         began = time.monotonic()
         pulls.left("w", "t")
         with pytest.raises(WorkerUnavailable, match="closed its request"):
-            waiting.result(5)
-    assert time.monotonic() - began < 5
+            waiting.result(60)
+    assert time.monotonic() - began < 30
 
 
 def test_runs_delivered_to_a_request_that_was_closed_were_not_begun(pulls):

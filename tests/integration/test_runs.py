@@ -109,7 +109,7 @@ def test_a_timed_out_job_keeps_its_run_until_the_worker_is_done(node, store, fak
         wait_until(lambda: job(store).status is JobStatus.TIMED_OUT)
         assert store.runs.orphans("w") == [("job-1", 1)]
         held.hold.set()
-        running.result(5)
+        running.result(60)
     assert store.runs.orphans("w") == []
 
 
@@ -167,7 +167,7 @@ def test_a_blocked_worker_is_asked_once_and_answers_when_it_is_free(node, store,
         # A message that came twice takes no second slot.
         node.runner.await_run("job-1", 1)
         free.set()
-        waiting.result(5)
+        waiting.result(60)
     assert len(fake.seen) == 1
     assert node.slots.taken == 0
 
@@ -197,7 +197,7 @@ def test_a_worker_that_was_silent_for_long_and_answers_is_free_whatever_else_is_
         began = time.monotonic()
         wait_until(lambda: time.monotonic() - began > 0.1)
         free.set()
-        waiting.result(5)
+        waiting.result(60)
     assert fake.paths("GET /health") == ["GET /health"]
     assert store.runs.orphans("w") == []
 
@@ -242,7 +242,7 @@ def test_a_node_that_ends_leaves_a_polled_run_to_the_next(make_node, store, fake
     def status(*_):
         state = next(states, None)
         if state is None:
-            polled.wait(10)
+            polled.wait(60)
         return Answer(body={"status": state or "COMPLETED", "output": 5})
 
     fake.routes["POST /status"] = status
@@ -256,7 +256,7 @@ def test_a_node_that_ends_leaves_a_polled_run_to_the_next(make_node, store, fake
         polled.set()
         second.runner.adopt("ep")
         second.runner.run("job-1")
-        running.result(5)
+        running.result(60)
     done = job(store)
     assert (done.status, done.output, done.attempt) == (JobStatus.COMPLETED, "5", 1)
     assert len(fake.paths("POST /run")) == 1
@@ -290,7 +290,7 @@ def test_two_runs_under_one_id_are_distinguished(make_node, store, fake):
         wait_until(lambda: fake.paths("POST /status"))
         node.runner.run("job-2")
         held.hold.set()
-        running.result(5)
+        running.result(60)
     assert job(store).status is JobStatus.COMPLETED
     second = store.jobs.get("job-2", "ep")
     assert (second.status, second.retries) == (JobStatus.IN_QUEUE, 1)
@@ -358,7 +358,7 @@ def test_a_result_is_waited_for_while_the_worker_is_at_it(api, make_node, store,
         assert job(store).status is JobStatus.IN_PROGRESS
         assert post(api, {"output": 7}).json["status"] == "COMPLETED"
         free.set()
-        running.result(5)
+        running.result(60)
     done = job(store)
     assert (done.status, done.output, done.attempt, done.retries) == ("COMPLETED", "7", 1, 0)
     assert fake.paths("POST /run") == store.runs.orphans("w") == []

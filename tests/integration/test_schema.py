@@ -102,7 +102,7 @@ def test_a_process_that_waits_logs_one_line_and_continues_when_the_versions_agre
         wait_until(lambda: caplog.records)
         assert waits.is_alive()
         client.delete(keys.SCHEMA)
-        waits.join(10)
+        waits.join(60)
     assert not waits.is_alive()
     (line,) = caplog.messages
     assert "schema version 3" in line

@@ -192,7 +192,7 @@ def test_the_prompt_shows_no_value_and_neither_do_arguments_and_environment(
     assert VALUE not in str(found.cmdline()) + str(found.environ())
     os.write(main_end, f"{VALUE}\n".encode())
     read_until("set hub, used by a, b")
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     os.close(main_end)
     assert VALUE not in shown
     assert secrets.values(["hub"])[0] == {"hub": VALUE}

@@ -267,7 +267,7 @@ def test_the_worker_of_a_task_leaves_when_its_job_has_ended(rig, client):
     assert wait_until(lambda: not wakeups.wait(0.01))
     rig.store.jobs.finish(attempt, Outcome(JobStatus.FAILED, error="exit code 1"))
     # Its end wakes housekeeping, because its device is wanted.
-    assert wakeups.wait(5)
+    assert wakeups.wait(60)
     rig.once()
     assert rig.managed.get(worker_id).phase is Phase.DRAINING
     assert rig.managed.get(lonely).phase is Phase.PREPARING

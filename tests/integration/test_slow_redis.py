@@ -218,7 +218,7 @@ def test_a_script_that_keeps_redis_busy_is_an_outage_not_the_end_of_a_process(tm
                     store.figures.counts("ep")
             finally:
                 client.script_kill()
-            assert endless.exception(10) is not None
+            assert endless.exception(60) is not None
         assert begin(store).number == 1
 
 

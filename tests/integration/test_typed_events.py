@@ -333,7 +333,7 @@ def test_events_come_as_they_happen_and_end_with_the_job(api, store):
     log(store, "x", 1)
     assert reader.wait("logs")["log"] == "x"
     store.jobs.finish(attempt, DONE)
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
     assert reader.parser.retry_ms == 2000
     assert [sent.event for sent in reader.events][-2:] == ["text", "task_finish"]
@@ -369,7 +369,7 @@ def test_too_many_streams_are_refused(api, store):
     reader.wait("connection")
     assert get(api).status_code == 503
     store.jobs.cancel("job-1", "ep", reason="x")
-    reader.join(10)
+    reader.join(60)
     assert get(api).status_code == 200
 
 
@@ -380,7 +380,7 @@ def test_a_silent_stream_gets_comments_and_ends_with_its_process(api, store, mon
     wait_until(lambda: len(reader.parser.comments) >= 3)
     assert set(reader.parser.comments) == {"keep-alive"}
     services_of(api.application).notices.stop()
-    reader.join(10)
+    reader.join(60)
     assert [sent.event for sent in reader.events] == ["connection", "worker"]
 
 
@@ -407,7 +407,7 @@ def test_the_place_in_the_queue_counts_down(api, store):
         store.jobs.cancel(job_id, "ep", reason="x")
         wait_until(lambda shown=shown: len(reader.events) > shown)
     store.jobs.cancel("job-3", "ep", reason="x")
-    reader.join(10)
+    reader.join(60)
     assert [sent.data.get("position") for sent in reader.events] == [3, 2, 1, None]
 
 
@@ -428,7 +428,7 @@ def test_a_job_of_a_managed_worker_has_its_host_and_device(api, store, managed):
         "gpu_class": "low",
     }
     store.jobs.finish(claim(store, "pinned", worker), DONE)
-    reader.join(10)
+    reader.join(60)
     assert [sent.data.get("status") for sent in reader.events] == [
         *("queued", "allocated", "working", None, "completed")
     ]

@@ -261,7 +261,7 @@ def test_heads_interim_answers_and_trailers_without_end_are_cut(server, start, p
     finally:
         tracemalloc.stop()
     assert most < 20_000_000
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_head_of_60_kib_is_read_and_one_of_200_kib_is_not(server):
@@ -291,7 +291,7 @@ def test_a_head_that_comes_byte_by_byte_is_given_up(server, read_s, data):
         ask(server, read_s, head_s=0.5)
     assert not isinstance(caught.value, NoAnswerInTime)
     assert "did not end within 0.5 s" in str(caught.value.__cause__)
-    assert 0.5 <= time.monotonic() - began < 5
+    assert 0.5 <= time.monotonic() - began < 15
 
 
 def test_a_head_that_stops_in_the_middle_of_a_held_request_is_given_up(server):
@@ -335,7 +335,7 @@ def test_a_body_that_has_a_time_ends_with_it(server, rest):
     began = time.monotonic()
     with pytest.raises(NoAnswerInTime):
         reply.read(time.monotonic() + 0.5)
-    assert 0.5 <= time.monotonic() - began < 5
+    assert 0.5 <= time.monotonic() - began < 15
     held.set()
 
 

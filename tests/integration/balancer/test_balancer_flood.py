@@ -36,7 +36,7 @@ def sent(lb, stack, count, **headers):
     """Sends requests that wait, each on a connection of its own."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     for number in range(count):
-        one = stack.enter_context(socket.create_connection(("127.0.0.1", lb.port), 20))
+        one = stack.enter_context(socket.create_connection(("127.0.0.1", lb.port), 60))
         text = f"GET /lb/ep/x HTTP/1.1\r\nHost: localhost\r\nAuthorization: {KEY}\r\n{lines}\r\n"
         one.sendall(text.replace("NUMBER", str(number)).encode())
 
@@ -85,17 +85,17 @@ def test_wishes_of_the_past_are_not_read(lb):
 def test_requests_of_an_endpoint_for_which_no_backend_is_left_are_told_so(tmp_path):
     with front(tmp_path / "front", pool=1) as lb:
         lb.balancer.apply(FrontState({name: Route(name) for name in ("a", "B")}, keys={}))
-        assert requests.get(lb.url("/x", "a"), timeout=5).status_code == 401
+        assert requests.get(lb.url("/x", "a"), timeout=60).status_code == 401
         lb.balancer.apply(FrontState({name: Route(name) for name in ("a", "B")}, keys=None))
         left = [name for name in ("a", "B") if name in lb.balancer.problems]
         host = {"Host": f"{left[0].lower()}.localhost"}
         for answer in (
-            requests.get(lb.url("/x", left[0]), timeout=5),
-            requests.get(f"http://127.0.0.1:{lb.port}/x", headers=host, timeout=5),
+            requests.get(lb.url("/x", left[0]), timeout=60),
+            requests.get(f"http://127.0.0.1:{lb.port}/x", headers=host, timeout=60),
         ):
             assert answer.status_code == 503
             assert answer.json()["detail"] == "the front has room for 1 load-balanced endpoints"
-        assert requests.get(lb.url("/x", "other"), timeout=5).status_code == 404
+        assert requests.get(lb.url("/x", "other"), timeout=60).status_code == 404
 
 
 def test_an_endpoint_for_which_no_backend_is_left_is_logged_once(tmp_path, caplog):

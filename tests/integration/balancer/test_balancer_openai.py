@@ -26,7 +26,7 @@ def url(lb, path="/v1/models", endpoint="ep"):
 
 def ask(lb, path="/v1/models", method="GET", endpoint="ep", **more):
     headers = BEARER | more.pop("headers", {})
-    return requests.request(method, url(lb, path, endpoint), headers=headers, timeout=20, **more)
+    return requests.request(method, url(lb, path, endpoint), headers=headers, timeout=60, **more)
 
 
 def test_the_worker_gets_its_own_path_and_query_unchanged(lb, worker):
@@ -174,7 +174,7 @@ def test_requests_are_held_and_counted_until_a_worker_is_ready(lb, worker):
     wait_until(lambda: lb.reading().waiting == 5)
     lb.apply(worker.server())
     for each in held:
-        each.join(20)
+        each.join(100)
     assert [answer.json()["path"] for answer in answers] == ["/echo"] * 5
     wait_until(lambda: lb.reading().requests == 0)
     assert lb.reading().total == 5

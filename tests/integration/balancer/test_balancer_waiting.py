@@ -52,7 +52,7 @@ class Mortal:
 
 def leaving(lb, path, *, method="GET", body=b"", headers=""):
     """A client that has sent a request, and is closed by the test."""
-    connection = socket.create_connection(("127.0.0.1", lb.port), 5)
+    connection = socket.create_connection(("127.0.0.1", lb.port), 60)
     head = f"{method} /lb/ep{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\n{headers}"
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return connection
@@ -127,9 +127,12 @@ def test_a_worker_of_capacity_one_never_gets_two(lb):
 def test_a_place_goes_to_a_request_that_waits(lb, worker):
     lb.apply(worker.server(capacity=1))
     first, second = lb.background("/hold"), lb.background("/hold")
-    wait_until(lambda: lb.reading().waiting == 1)
-    reading = lb.reading()
-    assert (reading.requests, reading.running, reading.servers["w1"].open) == (2, 1, 1)
+
+    def one_waits():
+        reading = lb.reading()
+        return (reading.requests, reading.running, reading.servers["w1"].open) == (2, 1, 1)
+
+    wait_until(one_waits)
     with WebWorker("w2").serving() as other:
         lb.apply(worker.server(capacity=1), other.server(capacity=1))
         wait_until(
@@ -228,7 +231,7 @@ def test_held_requests_of_a_removed_endpoint_are_answered_and_reach_no_other(tmp
 
         wait_until(there, what="the backend is given to the next endpoint once it is empty")
         head = {"Authorization": KEY}
-        assert requests.get(lb.url("/echo", "next"), headers=head, timeout=5).ok
+        assert requests.get(lb.url("/echo", "next"), headers=head, timeout=60).ok
         assert worker.seen == ["GET /echo"]
 
 
@@ -261,7 +264,7 @@ def test_a_held_request_notifies_the_edge(lb):
     with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
         listener.bind(str(lb.directory / SOCKET))
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(60)
         lb.apply()
         stack.callback(leaving(lb, "/x").close)
         listener.accept()[0].close()
@@ -315,7 +318,7 @@ def test_changes_of_membership_under_load_break_nothing(lb):
                 )
             )
         for thread in threads:
-            thread.join(60)
+            thread.join(200)
         assert problems == []
         for number, each in enumerate(sockets):
             each.send(str(number))
@@ -380,13 +383,13 @@ def test_requests_that_wait_for_a_place_at_a_worker_that_dies_wait_for_the_next(
 
 
 def test_requests_in_the_queue_wait_no_longer_than_those_that_are_held(tmp_path, worker):
-    with front(tmp_path / "front", holds=(1,)) as lb:
-        lb.apply(worker.server(capacity=1), hold_s=1, capacity=1)
+    with front(tmp_path / "front", holds=(3,)) as lb:
+        lb.apply(worker.server(capacity=1), hold_s=3, capacity=1)
         busy = lb.background("/hold")
         wait_until(lambda: worker.running == 1)
         queued = lb.background("/echo")
         wait_until(lambda: lb.reading().waiting == 1)
-        lb.apply(hold_s=1, capacity=1)
+        lb.apply(hold_s=3, capacity=1)
         held = lb.background("/echo")
         for each in (queued, held):
             answer = each.answer()
