@@ -275,6 +275,14 @@ def test_the_jobs_id_is_in_a_header_of_its_own(api, store):
     assert response.headers["X-OwnPod-Job-Id"] == worker.job_id == response.headers["X-Request-ID"]
 
 
+def test_pages_of_other_origins_may_read_the_headers(new_app, store):
+    api = new_app(QUERIES, OWNPOD_CORS_ORIGINS="https://page.example").test_client()
+    with answering(store, CHAT):
+        found = api.post(URL, json=BODY, headers={"Origin": "https://page.example"})
+    exposed = found.headers["Access-Control-Expose-Headers"]
+    assert {"X-OwnPod-Job-Id", "X-Request-ID", "x-should-retry"} <= set(exposed.split(", "))
+
+
 def test_a_request_to_a_load_balanced_endpoint_may_be_repeated_at_a_front(api):
     refused = error_of(post(api, url="/v2/web/openai/v1/models"))
     assert (refused[0], *refused[2:]) == (503, "true", "1")
