@@ -105,6 +105,8 @@ class Section:
     """The session of a task, after its record; None: it has none, or is no task."""
     found: bool = False
     """The session was there before the job, which names it or got it as one that could run it."""
+    one_off: bool = False
+    """The journal has ``worker created`` and ``worker working``, because each attempt has a container of its own."""
 
     @property
     def more(self) -> bool:
@@ -183,7 +185,7 @@ def events_of(section: Section, connection: Connection) -> Iterator[Event]:
 
     ``connection`` is the first event of a stream, and comes again when it changes. Its status is ``session_found`` only as that
     of the first event. An attempt begins with
-    ``worker restarted``, if it is not the first, and ``worker working``. Final text or output come after all chunks,
+    ``worker restarted``, if it is not the first, and ``worker working``, which for a one-off task comes from its journal. Final text or output come after all chunks,
     and ``task_finish`` is the last event of a job that has ended.
     """
     return _Walk(section, connection).events()
@@ -210,7 +212,7 @@ class _Walk:
         elif self._at.attempt and self._at.mark == _RESTARTED:
             yield from self._connect_and_work()
         elif self._at.attempt and self._at.mark.startswith(_CONNECTED):
-            yield self._working()
+            yield from self._working()
         if self._at.attempt == job.attempt and job.attempt:
             yield from self._content()
         if job.status.terminal:
@@ -274,19 +276,23 @@ class _Walk:
             data = {"status": "restarted", "attempt": job.attempt}
             yield self._event("worker", data, mark=_RESTARTED)
         if earlier.mark == self._section.connected and job.attempt == 1:
-            yield self._working()
+            yield from self._working()
         else:
             yield from self._connect_and_work()
 
     def _connect_and_work(self) -> Iterator[Event]:
         yield self._connected(has_place=False)
-        yield self._working()
+        yield from self._working()
 
-    def _working(self) -> Event:
+    def _working(self) -> Iterator[Event]:
+        if self._section.one_off:
+            # Its container is not created yet.
+            self._at = replace(self._at, mark="")
+            return
         data: dict[str, Any] = {"status": "working", "attempt": self._job.attempt}
         if self._job.worker_id is not None:
             data["worker_id"] = self._job.worker_id
-        return self._event("worker", data, mark="")
+        yield self._event("worker", data, mark="")
 
     # Chunks and entries.
 
