@@ -38,6 +38,7 @@ from ownpod.api import (
     worker_protocol,
     workers,
 )
+from ownpod.api.estimates import Estimates
 from ownpod.api.positions import Positions
 from ownpod.api.readers import Readers
 from ownpod.api.reports import Reports
@@ -127,6 +128,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         model_lists=ModelLists(store.client),
         replies=Replies(store.client),
         positions=Positions(store.queue, notices.wake),
+        estimates=Estimates(registry, store.figures.pace, managed, hosts),
         reports=Reports(offers),
         managed=managed,
         fronts=fronts,

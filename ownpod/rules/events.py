@@ -129,6 +129,7 @@ class Connection:
         position: of a waiting job in its queue, from 1; 0: not known.
         placed: the worker for which the job waits has its place on a host, and the job is its next.
         ready: it is ready, too.
+        estimated_wait_s: whole seconds until the waiting job will probably begin; None: not known.
         data: further values of the event: gpu_id, gpu_uuid, gpu_name, gpu_class, host, reason, message.
     """
 
@@ -136,6 +137,7 @@ class Connection:
     position: int = 0
     placed: bool = False
     ready: bool = False
+    estimated_wait_s: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -261,6 +263,8 @@ class _Walk:
             mark = self._section.connected
         elif connection.position:
             data["position"] = connection.position
+            if connection.estimated_wait_s is not None:
+                data["estimated_wait_seconds"] = connection.estimated_wait_s
         if data["status"] == "queued" and self._is_found:
             data["status"] = "session_found"
         return self._event("connection", data | dict(connection.data), mark=mark)
