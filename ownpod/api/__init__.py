@@ -24,9 +24,21 @@ from ownpod.api import (
     models,
     ui,
 )
-from ownpod.api.estimates import Estimates
+from ownpod.api.jobs import callbacks, stream
+from ownpod.api.jobs import routes as jobs
+from ownpod.api.jobs.estimates import Estimates
 from ownpod.api.jobs.positions import Positions
 from ownpod.api.jobs.readers import Readers
+from ownpod.api.jobs.submissions import Submissions
+from ownpod.api.jobs.waiting import Waiting
+from ownpod.api.management import graphql
+from ownpod.api.management import v1_pods as rest_v1_pods
+from ownpod.api.management import v2 as rest_v2
+from ownpod.api.management import v2_workers as rest_v2_workers
+from ownpod.api.metrics import routes as metrics
+from ownpod.api.openai import errors as openai_errors
+from ownpod.api.openai import routes as openai
+from ownpod.api.openapi import document as openapi
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.tasks import errors as task_errors
 from ownpod.api.tasks import routes as tasks

@@ -8,8 +8,8 @@ from typing import Any
 
 from flask import Flask, Response, current_app, request
 
-from ownpod.api.estimates import Estimates
 from ownpod.api.fronts import FrontReadings, NoFronts
+from ownpod.api.jobs.estimates import Estimates
 from ownpod.api.jobs.positions import Positions
 from ownpod.api.jobs.readers import Readers
 from ownpod.api.jobs.submissions import Submissions
