@@ -1,3 +1,3 @@
 """gunicorn's settings for OwnPod. gunicorn reads this file if it is started in this directory."""
 
-from ownpod.api.server import *  # noqa: F403
+from ownpod.api.serving.server import *  # noqa: F403

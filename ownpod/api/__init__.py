@@ -2,6 +2,10 @@
 
 Imports ``celery``, the broker, the registry, the store and the floors below them; no other floor imports Flask. It
 imports no driver, because the API never sends a request to a worker.
+
+Each folder is for one kind of caller: ``jobs`` for RunPod's clients, ``openai`` for OpenAI's, ``tasks`` for those of the GPU service,
+``management`` for RunPod's management APIs, ``workers`` for workers and their hosts; ``metrics`` and ``openapi`` tell about all of
+them, and ``serving`` is the way of a request through gunicorn. What several of these need is beside the folders.
 """
 
 from flask import Flask, Response, current_app, request
@@ -9,42 +13,40 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, RequestTimeout
 
 from ownpod.api import (
-    agents,
     auth,
     balanced,
-    callbacks,
     error_answers,
     gpu_health,
-    graphql,
     guard,
     health,
     ids,
-    jobs,
     limits,
-    logs,
-    metrics,
     models,
-    openai,
-    openai_errors,
-    openapi,
-    rest_v1_pods,
-    rest_v2,
-    rest_v2_workers,
-    sessions,
-    stream,
-    task_errors,
-    tasks,
     ui,
-    worker_protocol,
-    workers,
 )
-from ownpod.api.positions import Positions
-from ownpod.api.readers import Readers
-from ownpod.api.reports import Reports
+from ownpod.api.jobs import callbacks, stream
+from ownpod.api.jobs import routes as jobs
+from ownpod.api.jobs.positions import Positions
+from ownpod.api.jobs.readers import Readers
+from ownpod.api.jobs.submissions import Submissions
+from ownpod.api.jobs.waiting import Waiting
+from ownpod.api.management import graphql
+from ownpod.api.management import v1_pods as rest_v1_pods
+from ownpod.api.management import v2 as rest_v2
+from ownpod.api.management import v2_workers as rest_v2_workers
+from ownpod.api.metrics import routes as metrics
+from ownpod.api.openai import errors as openai_errors
+from ownpod.api.openai import routes as openai
+from ownpod.api.openapi import document as openapi
 from ownpod.api.services import Services, answer, provide, request_id
-from ownpod.api.submissions import Submissions
-from ownpod.api.task_submission import Tasks
-from ownpod.api.waiting import Waiting
+from ownpod.api.tasks import errors as task_errors
+from ownpod.api.tasks import routes as tasks
+from ownpod.api.tasks import sessions
+from ownpod.api.tasks.submission import Tasks
+from ownpod.api.workers import agents, logs
+from ownpod.api.workers import protocol as worker_protocol
+from ownpod.api.workers import routes as workers
+from ownpod.api.workers.reports import Reports
 from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
 from ownpod.errors import OwnPodError

@@ -5,8 +5,9 @@ import contextlib
 from flask import Flask, Response, request
 from werkzeug.exceptions import NotFound
 
-from ownpod.api import openai_errors, rest_v2
 from ownpod.api.auth import opened_endpoints
+from ownpod.api.management import v2 as rest_v2
+from ownpod.api.openai import errors as openai_errors
 from ownpod.api.services import answer, services
 from ownpod.errors import NotForLoadBalancer, OwnPodError
 from ownpod.rules.openai_replies import error_body

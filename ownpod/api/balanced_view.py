@@ -1,7 +1,7 @@
 """What the API knows of a load-balanced endpoint."""
 
-from ownpod.api.managed import view_of
 from ownpod.api.services import Services
+from ownpod.api.workers.managed import view_of
 from ownpod.rules.balanced_states import BalancedView
 from ownpod.rules.balancing import RouteReading
 from ownpod.rules.endpoints import Endpoint

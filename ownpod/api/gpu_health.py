@@ -10,8 +10,8 @@ from typing import Any
 from flask import Blueprint, Response
 
 from ownpod.api.auth import known_caller, opened_endpoints
-from ownpod.api.places import view_sessions
 from ownpod.api.services import answer, services
+from ownpod.api.tasks.places import view_sessions
 from ownpod.rules.gpu_views import describe_device, overall, resources_of
 from ownpod.rules.sessions import Session
 from ownpod.rules.task_views import describe_session

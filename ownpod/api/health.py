@@ -6,9 +6,9 @@ from flask import Blueprint, Response
 
 from ownpod.api.balanced_view import balanced_view
 from ownpod.api.gpu_health import gpu_keys
-from ownpod.api.managed import describe_managed, view_of
 from ownpod.api.services import answer, services
-from ownpod.api.workers import described, left_out
+from ownpod.api.workers.managed import describe_managed, view_of
+from ownpod.api.workers.routes import described, left_out
 from ownpod.rules.balanced_states import (
     count_balanced,
     describe_balanced,

@@ -6,7 +6,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest
 from werkzeug.routing import BaseConverter
 
-from ownpod.api import rest_v2
+from ownpod.api.management import v2 as rest_v2
 from ownpod.api.services import answer
 from ownpod.validation import NAME
 

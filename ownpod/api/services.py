@@ -9,14 +9,14 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.fronts import FrontReadings, NoFronts
-from ownpod.api.held import HeldConnections
-from ownpod.api.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
-from ownpod.api.positions import Positions
-from ownpod.api.readers import Readers
-from ownpod.api.reports import Reports
-from ownpod.api.submissions import Submissions
-from ownpod.api.task_submission import Tasks
-from ownpod.api.waiting import Waiting
+from ownpod.api.jobs.positions import Positions
+from ownpod.api.jobs.readers import Readers
+from ownpod.api.jobs.submissions import Submissions
+from ownpod.api.jobs.waiting import Waiting
+from ownpod.api.tasks.submission import Tasks
+from ownpod.api.workers.held import HeldConnections
+from ownpod.api.workers.managed import FirstRequests, ManagedWorkers, NoManagedWorkers
+from ownpod.api.workers.reports import Reports
 from ownpod.management import Management
 from ownpod.management.models import ModelCalls
 from ownpod.registry import Registry

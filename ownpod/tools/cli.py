@@ -153,7 +153,7 @@ def api(host: str, port: int, behind_front: str | None) -> None:
     check_redis(config)
     if behind_front is not None:
         os.environ["OWNPOD_BEHIND_FRONT"] = behind_front
-    server = "ownpod.api.server"
+    server = "ownpod.api.serving.server"
     command = [sys.executable, "-m", "gunicorn", "-c", f"python:{server}", "-b", joined(host, port)]
     os.execv(sys.executable, [*command, f"{server}:application()"])  # noqa: S606
 

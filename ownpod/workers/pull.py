@@ -1,7 +1,7 @@
 """RunPod's production protocol: the worker polls OwnPod for jobs, and posts chunks and results.
 
 Here is the node's side: the node offers a run, and the worker takes it with its next request. The API
-(:mod:`ownpod.api.worker_protocol`) answers the worker. docs/architecture.md describes what real workers do.
+(:mod:`ownpod.api.workers.protocol`) answers the worker. docs/architecture.md describes what real workers do.
 
 Each wait follows from what the SDK does (the package runpod, 1.7.0 and 1.12.0):
 

@@ -1,11 +1,13 @@
 """The real processes, started once for all tests that do not end any of them."""
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browsing import CHROMIUM, Browser
 from helpers import OwnPod, Process, answers, sdk_worker, wait_until
 
 from ownpod.processes import free_port
@@ -46,6 +48,20 @@ def start_ownpod(tmp_path: Path) -> Iterator[Callable[..., OwnPod]]:
     for found in started:
         found.stop()
         print(found.output)
+
+
+@pytest.fixture(scope="module")
+def browser(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Browser]:
+    """A browser; a module's ``BROWSER_OPTIONS`` are more options of its command line."""
+    if not CHROMIUM:
+        pytest.skip("needs chromium: apt-get install chromium")
+    options = getattr(request.module, "BROWSER_OPTIONS", ())
+    directory = tmp_path_factory.mktemp("browser")
+    profile, log = directory / "profile", directory / "chromium.log"
+    with contextlib.closing(Browser(profile, log, *options)) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,13 @@
 """The page in a real browser, headless, over its debugging protocol."""
 
 import base64
-import contextlib
 import json
-import shutil
 import sys
 import zlib
 from pathlib import Path
 
-import pytest
-import requests
-from helpers import Process, wait_until
-from websockets.sync.client import connect
+from browsing import url_of
+from helpers import wait_until
 
 from ownpod.rules.balancing import RouteReading, ServerReading
 from ownpod.rules.fleet import WorkerState, WorkerStatus
@@ -19,72 +15,6 @@ from ownpod.rules.homes import Front
 from ownpod.store.client import connect as redis_connect
 from ownpod.store.fleet import Fleet
 from ownpod.store.fronts import Fronts
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium")
-
-
-class Browser:
-    """One tab of a headless Chromium."""
-
-    def __init__(self, directory, log, *more):
-        options = (
-            "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-            "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0"
-        )
-        self.process = Process(
-            *(CHROMIUM, *options.split(), *more, f"--user-data-dir={directory}", "about:blank"),
-            log=log,
-        )
-        file = directory / "DevToolsActivePort"
-        wait_until(lambda: file.exists() and len(file.read_text().split()) == 2, 30, "chromium")
-        port = file.read_text().split()[0]
-        tabs = requests.get(f"http://127.0.0.1:{port}/json/list", timeout=9).json()
-        url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-        self._ends = contextlib.ExitStack()
-        self._socket = self._ends.enter_context(connect(url, max_size=None))
-        self._number = 0
-
-    def send(self, method, **options):
-        self._number += 1
-        self._socket.send(json.dumps({"id": self._number, "method": method, "params": options}))
-        while True:
-            said = json.loads(self._socket.recv(timeout=60))
-            if said.get("id") == self._number:
-                assert "error" not in said, said
-                return said["result"]
-
-    def open(self, url):
-        self.send("Page.navigate", url=url)
-        wait_until(lambda: self.run("document.readyState") == "complete")
-
-    def run(self, script):
-        """The value of an expression in the page."""
-        said = self.send(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
-        assert "exceptionDetails" not in said, said
-        return said["result"].get("value")
-
-    def text(self, selector):
-        return self.run(f"document.querySelector({json.dumps(selector)}).innerText") or ""
-
-    def close(self):
-        self._ends.close()
-        self.process.kill()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("browser")
-    with contextlib.closing(Browser(directory / "profile", directory / "chromium.log")) as found:
-        yield found
-
-
-def url_of(ownpod):
-    return f"http://127.0.0.1:{ownpod.port}/"
 
 
 def png():

@@ -1,7 +1,6 @@
 """The chat box of the page in a real browser: it keeps its session between messages and reloads, and begins another one after its end."""
 
 import base64
-import contextlib
 import json
 import os
 import random
@@ -10,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from browsing import url_of
 from helpers import ROOT, wait_until
-from test_browser import Browser, pytestmark, url_of  # noqa: F401 - the mark of this file, too
 
 from ownpod.store.client import connect as redis_connect
 from ownpod.store.figures import SAMPLE_MS, SAMPLES
@@ -30,13 +29,6 @@ models:
         session: {{idleTimeout: 600}}
       count: {{command: [python, count.py], protocol: stdout}}
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("browser")
-    with contextlib.closing(Browser(directory / "profile", directory / "chromium.log")) as found:
-        yield found
 
 
 @pytest.fixture

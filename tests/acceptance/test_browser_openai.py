@@ -1,13 +1,12 @@
 """The chat of the page with a worker that speaks OpenAI's API, in a real browser."""
 
-import contextlib
 import json
 import sys
 
 import pytest
 import requests
+from browsing import url_of
 from helpers import wait_until
-from test_browser import Browser, pytestmark, url_of  # noqa: F401 - the mark of this file, too
 from test_browser_chat import choose, free, lines, send
 
 HANDLER = '''
@@ -46,13 +45,6 @@ ECHO = """
 import runpod
 runpod.serverless.start({"handler": lambda job: {"echo": job["input"]}})
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("browser")
-    with contextlib.closing(Browser(directory / "profile", directory / "chromium.log")) as found:
-        yield found
 
 
 @pytest.fixture

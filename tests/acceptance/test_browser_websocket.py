@@ -1,31 +1,19 @@
 """A real browser holds a WebSocket through the front: by path, by name, and over HTTPS."""
 
-import contextlib
-
 import pytest
 import requests
 from balancing import DOMAIN, balancing
 from helpers import wait_until
-from test_browser import CHROMIUM, Browser
 
 pytestmark = [
-    pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium"),
     pytest.mark.slow,
     pytest.mark.timeout(150),
 ]
 
+BROWSER_OPTIONS = ("--ignore-certificate-errors", "--host-resolver-rules=MAP *.test 127.0.0.1")
+
 ECHOES = 30
 """Echoes for which a page waits; it sends ten messages a second, so its WebSocket is open for at least 3 s."""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("browser")
-    options = ("--ignore-certificate-errors", "--host-resolver-rules=MAP *.test 127.0.0.1")
-    with contextlib.closing(
-        Browser(directory / "profile", directory / "chromium.log", *options)
-    ) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

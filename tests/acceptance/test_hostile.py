@@ -8,13 +8,14 @@ import sys
 import pytest
 import requests
 from helpers import Answer, FakeWorker, answers, run_command, wait_until
-from test_browser import CHROMIUM, Browser
 
 from ownpod.processes import free_port
 from ownpod.rules.credentials import digest_of
 
 NOWHERE = "http://127.0.0.1:1"
 """A worker that is away, so that jobs wait."""
+
+BROWSER_OPTIONS = ("--host-resolver-rules=MAP evil.example 127.0.0.1",)
 
 
 def picture_of(ownpod, key=None):
@@ -82,18 +83,6 @@ def attack(browser, ownpod, flower, job, host="127.0.0.1"):
     """Runs the attack in the page that is open; the types and states of what it was answered."""
     values = (f"http://{host}:{ownpod.port}", f"http://{host}:{flower}", job)
     return browser.run(ATTACK % tuple(map(json.dumps, values)))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not CHROMIUM:
-        pytest.skip("needs chromium: apt-get install chromium")
-    directory = tmp_path_factory.mktemp("hostile-browser")
-    rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
-    with contextlib.closing(
-        Browser(directory / "profile", directory / "chromium.log", rules)
-    ) as found:
-        yield found
 
 
 @pytest.fixture

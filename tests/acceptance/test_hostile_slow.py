@@ -13,7 +13,7 @@ import pytest
 import requests
 from helpers import job_store, new_job, one_api, wait_until
 
-from ownpod.api.arrival import CREDIT_S, HEADER_S
+from ownpod.api.serving.arrival import CREDIT_S, HEADER_S
 from ownpod.rules.runs import Outcome
 
 HEADER = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "

@@ -11,7 +11,7 @@ import pytest
 import requests
 from helpers import job_store, new_job, one_api, wait_until
 
-from ownpod.api.arrival import CREDIT_S
+from ownpod.api.serving.arrival import CREDIT_S
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ownpod.api.openapi import make_spec
+from ownpod.api.openapi.document import make_spec
 from ownpod.rules.managed import AgentInfo, Device
 from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
 from ownpod.store import keys

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 from helpers import job_store, wait_until
 
-from ownpod.api import server
 from ownpod.api.services import services_of
+from ownpod.api.serving import server
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store.deliveries import Deliveries
@@ -216,7 +216,7 @@ def test_a_browser_that_has_received_the_end_is_answered_204(api, store, running
 
 
 def test_a_silent_stream_of_events_gets_comments(api, running, monkeypatch, store):
-    monkeypatch.setattr("ownpod.api.stream.KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr("ownpod.api.jobs.stream.KEEP_ALIVE_S", 0.1)
     threading.Timer(1, store.jobs.finish, (running[1], Outcome(JobStatus.COMPLETED))).start()
     response = stream(api, running[0], headers={"Accept": "text/event-stream"})
     assert response.get_data(as_text=True).count(": keep-alive\n\n") >= 3

@@ -14,9 +14,9 @@ from gunicorn.config import Config
 from helpers import wait_until
 from werkzeug.exceptions import RequestTimeout, ServiceUnavailable
 
-from ownpod.api.arrival import CREDIT_S, Pace, State
-from ownpod.api.channel import Channel, Shares
-from ownpod.api.worker import Connection, PromptWorker, refusal
+from ownpod.api.serving.arrival import CREDIT_S, Pace, State
+from ownpod.api.serving.channel import Channel, Shares
+from ownpod.api.serving.worker import Connection, PromptWorker, refusal
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import job_store, new_job, wait_until
 
-from ownpod.api.following import Following
+from ownpod.api.jobs.following import Following
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store import keys

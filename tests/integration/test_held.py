@@ -7,7 +7,7 @@ import threading
 import pytest
 import trustme
 
-from ownpod.api.held import HeldConnections, is_closed
+from ownpod.api.workers.held import HeldConnections, is_closed
 
 
 @pytest.fixture(params=["plain", "tls"])

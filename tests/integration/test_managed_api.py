@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 from helpers import job_store, new_job, wait_until
 
+from ownpod.api.jobs.waiting import Waiting
 from ownpod.api.services import provide, services_of
-from ownpod.api.waiting import Waiting
 from ownpod.errors import EndpointPaused, RedisUnavailable
 from ownpod.rules.credentials import digest_of
 from ownpod.rules.endpoints import WorkerKind, WorkerSource, pull_worker
@@ -405,7 +405,7 @@ def test_a_worker_that_is_stopped_gets_no_job_and_its_results_count(api, client,
 @pytest.fixture
 def no_checks(monkeypatch):
     """Held requests wake as behind a real connection: a test's has none, and is checked every second."""
-    monkeypatch.setattr("ownpod.api.held.CHECK_S", float("inf"))
+    monkeypatch.setattr("ownpod.api.workers.held.CHECK_S", float("inf"))
 
 
 @pytest.mark.usefixtures("no_checks")

@@ -10,7 +10,7 @@ import pytest
 from answering import Answering, answering, error_of
 from helpers import job_store, wait_until
 
-from ownpod.api import openai_exchange
+from ownpod.api.openai import exchange as openai_exchange
 from ownpod.api.services import provide, services_of
 from ownpod.errors import AnswerLost, RedisUnavailable, TooManyWaiting
 from ownpod.rules.jobs import JobStatus

@@ -8,7 +8,7 @@ from helpers import load_settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from ownpod.api import create_app
-from ownpod.api.openai_metrics import note_reply
+from ownpod.api.metrics.openai import note_reply
 from ownpod.api.services import services_of
 from ownpod.store.replies import Replies
 
@@ -67,6 +67,6 @@ def test_a_reply_without_figures_changes_nothing(apps):
 @pytest.mark.slow
 def test_a_redis_that_is_away_is_no_error_of_a_reply(caplog):
     away = Replies(redis.Redis(host="127.0.0.1", port=1))
-    with caplog.at_level(logging.DEBUG, "ownpod.api.openai_metrics"):
+    with caplog.at_level(logging.DEBUG, "ownpod.api.metrics.openai"):
         note_reply(away, "ep", first_s=0.1, ran_ms=10, tail=REPORT)
     assert "a reply of endpoint ep is not in the metrics" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 from answering import Answering, answering, error_of
 from helpers import job_store
 
-from ownpod.api import openai_models
+from ownpod.api.openai import models as openai_models
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.store import keys, model_lists
 from ownpod.store.fleet import Fleet

@@ -8,7 +8,7 @@ import pytest
 from answering import Answering, error_of
 from helpers import job_store, wait_until
 
-from ownpod.api import openai_exchange
+from ownpod.api.openai import exchange as openai_exchange
 from ownpod.api.services import services_of
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.jobs import JobStatus

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import GenerationMode, openapi
 
 from ownpod.api import create_app
-from ownpod.api.openapi import make_spec
-from ownpod.api.openapi_internal import make_internal_spec
-from ownpod.api.openapi_tasks import TaskChoices
+from ownpod.api.openapi.document import make_spec
+from ownpod.api.openapi.internal import make_internal_spec
+from ownpod.api.openapi.tasks import TaskChoices
 from ownpod.api.services import services_of
 from ownpod.rules.catalog import RESERVED
 from ownpod.rules.jobs import JobStatus

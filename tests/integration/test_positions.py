@@ -6,7 +6,7 @@ import threading
 import pytest
 from helpers import job_store, new_job, wait_until
 
-from ownpod.api.positions import Positions
+from ownpod.api.jobs.positions import Positions
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.waiting import look_again_s
 
@@ -70,7 +70,7 @@ def test_a_stream_that_has_gone_or_whose_job_has_its_worker_costs_nothing(store)
 
 
 def test_positions_are_read_again_when_redis_is_back(store, monkeypatch):
-    monkeypatch.setattr("ownpod.api.positions.MOST_S", 0.01)
+    monkeypatch.setattr("ownpod.api.jobs.positions.MOST_S", 0.01)
     answers, woken = [RedisUnavailable("away"), OSError("any"), [None]], threading.Event()
 
     def places(_jobs):

@@ -11,7 +11,7 @@ from helpers import attempt, job_store, load_settings, new_job, wait_until, work
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
-from ownpod.api.worker_protocol import result_of
+from ownpod.api.workers.protocol import result_of
 from ownpod.errors import AttemptLost, WorkerUnavailable
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Run, RunCheck

@@ -7,8 +7,8 @@ import pytest
 from helpers import job_store
 
 from ownpod import settings
+from ownpod.api.jobs.submissions import Submission, Submissions
 from ownpod.api.schemas import RunSchema
-from ownpod.api.submissions import Submission, Submissions
 from ownpod.configuration import load_endpoints
 from ownpod.errors import EndpointNotFound, IdempotencyConflict
 from ownpod.registry import Registry

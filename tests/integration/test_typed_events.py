@@ -374,7 +374,7 @@ def test_too_many_streams_are_refused(api, store):
 
 
 def test_a_silent_stream_gets_comments_and_ends_with_its_process(api, store, monkeypatch):
-    monkeypatch.setattr("ownpod.api.typed_events.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("ownpod.api.jobs.typed_events.KEEP_ALIVE_S", 0.05)
     claim(store)
     reader = Reader(api)
     wait_until(lambda: len(reader.parser.comments) >= 3)

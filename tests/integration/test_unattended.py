@@ -5,8 +5,8 @@ import socket
 import pytest
 from helpers import job_store, new_job, wait_until
 
-from ownpod.api.held import HeldConnections
-from ownpod.api.readers import Readers, Reading, read_by
+from ownpod.api.jobs.readers import Readers, Reading, read_by
+from ownpod.api.workers.held import HeldConnections
 from ownpod.housekeeping.unattended import GONE_S, Unattended
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome

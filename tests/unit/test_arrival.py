@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ownpod.api.arrival import (
+from ownpod.api.serving.arrival import (
     BODY_BYTES,
     CREDIT_S,
     HEADER_BYTES,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ownpod.api.server import on_starting, worker_exit
+from ownpod.api.serving.server import on_starting, worker_exit
 
 HUP, TERM, CHLD = signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD
 

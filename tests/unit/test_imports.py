@@ -42,7 +42,7 @@ ONLY = {
     "flask": {"api"},
     "msgspec": {"rules.payload"},
     "httptools": {"workers.http"},
-    "urllib3": {"workers.http", "tools.client", "api.worker"},
+    "urllib3": {"workers.http", "tools.client", "api.serving.worker"},
     # docker-py raises its errors.
     "requests": {"tools.client", "agent.docker_api", "agent.model_downloads"},
     "fsspec": {"agent.model_sources"},
@@ -56,7 +56,7 @@ ONLY = {
 }
 
 # Modules of the API that other ways into OwnPod use, so they must not know a web framework.
-WITHOUT_FLASK = {"api.submissions", "api.waiting", "api.held"}
+WITHOUT_FLASK = {"api.jobs.submissions", "api.jobs.waiting", "api.workers.held"}
 
 # Must not be reached, however far the way.
 APART = [

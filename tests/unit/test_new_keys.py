@@ -99,7 +99,7 @@ def test_flower_does_not_start_for_keys_of_single_endpoints(tmp_path):
 
 def test_key_files_are_read_again_and_a_wrong_one_changes_nothing(tmp_path, monkeypatch):
     from ownpod import settings
-    from ownpod.api import server
+    from ownpod.api.serving import server
 
     file = tmp_path / "keys"
     file.write_text("one\n")

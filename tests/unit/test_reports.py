@@ -2,8 +2,8 @@
 
 import pytest
 
-from ownpod.api import reports
-from ownpod.api.reports import Reports
+from ownpod.api.workers import reports
+from ownpod.api.workers.reports import Reports
 
 
 class Offers:

@@ -1,0 +1,1 @@
+"""The job API of RunPod's clients: submit, wait, stream, cancel."""

@@ -1,0 +1,1 @@
+"""``/metrics``, a module for each part."""

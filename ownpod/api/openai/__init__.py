@@ -1,0 +1,1 @@
+"""The routes below ``/v2/{endpoint}/openai`` for OpenAI's clients."""

@@ -1,0 +1,1 @@
+"""Tasks and sessions under the GPU service's paths."""
