@@ -15,7 +15,10 @@ from ownpod.rules.templates import Protocol, Template, VolumeMount
 from ownpod.rules.volumes import DIRECTORY, VolumeSource
 
 NETWORK = "ownpod-workers"
-"""The bridge of all workers, on which they do not reach each other."""
+"""The bridge of workers, on which they do not reach each other."""
+
+INTERNAL_NETWORK = "ownpod-workers-internal"
+"""The same of workers with ``egress: false``: they reach this host, and nothing beyond it."""
 
 PORT = 8000
 """Port of RunPod's local API in a worker that is pushed to."""
@@ -87,6 +90,7 @@ def options(
     image: Image,
     *,
     network: str = NETWORK,
+    host_address: str = "host-gateway",
     podman: tuple[int, ...] | None = None,
     volumes: Sequence[tuple[VolumeMount, VolumeSource]] = (),
 ) -> Options:
@@ -96,6 +100,7 @@ def options(
         launch: what to start.
         image: what it is started from.
         network: the network's name or id.
+        host_address: of the engine's host, as containers of this network reach it.
         podman: Podman's version, if the engine is Podman.
         volumes: the template's volumes, with their sources on this host.
 
@@ -122,7 +127,7 @@ def options(
         container["command"] = command
     host: dict[str, Any] = {
         "network_mode": network,
-        "extra_hosts": {"host.docker.internal": "host-gateway"},
+        "extra_hosts": {"host.docker.internal": host_address},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "init": True,
