@@ -8,9 +8,8 @@ being stopped does not count as running (:func:`ownpod.agent.container_states.ru
 
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -18,7 +17,6 @@ from urllib.parse import urlsplit, urlunsplit
 from ownpod.agent.changes import Changes
 from ownpod.agent.container_options import (
     HOST,
-    NETWORK,
     OURS,
     PODMAN_HOST,
     address_of,
@@ -41,6 +39,7 @@ from ownpod.agent.engine import (
     Started,
 )
 from ownpod.agent.images import FREE_BYTES, Images
+from ownpod.agent.networks import Networks
 from ownpod.agent.registry_logins import Logins, no_logins
 from ownpod.agent.volumes import Volumes, in_container
 from ownpod.rules.endings import why_ended
@@ -99,7 +98,7 @@ class ContainerEngine:
         self._images = Images(self._api, allow, free_bytes=free_bytes, logins=logins)
         self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
         self._changes = Changes(lambda: self._api.events(self._labels))
-        self._network_lock = threading.Lock()
+        self._networks = Networks(self._api)
         # By container: exit code and out of memory. A list of containers does not have them.
         self._ends: dict[str, tuple[int, bool]] = {}
 
@@ -126,7 +125,7 @@ class ContainerEngine:
             found = self._create(launch)
         if found["State"]["Status"] == "created":
             self._put_input(launch, found["Id"])
-            self._start(found["Id"])
+            self._start(found["Id"], egress=launch.template.egress)
         if launch.template.protocol in WITHOUT_PORT:
             return Started()
         return address_of(found["Config"]["Labels"], self._host(launch.worker_id))
@@ -216,7 +215,15 @@ class ContainerEngine:
         image = self._images.get(launch.template)
         podman = self._api.podman()
         volumes = [*self._volumes.of(launch.template), *model_mounts(launch)]
-        chosen = options(launch, image, network=self._network(), podman=podman, volumes=volumes)
+        network = self._networks.get(egress=launch.template.egress)
+        chosen = options(
+            launch,
+            image,
+            network=network.id,
+            host_address=network.host,
+            podman=podman,
+            volumes=volumes,
+        )
 
         def create(client: Any) -> str:
             host = client.create_host_config(**chosen.host)
@@ -258,7 +265,7 @@ class ContainerEngine:
             raise EngineError(f"another program has a container with the name {name}: remove it")
         return found
 
-    def _start(self, container_id: str) -> None:
+    def _start(self, container_id: str, *, egress: bool) -> None:
         deadline = time.monotonic() + CREATE_S
         while True:
             try:
@@ -270,7 +277,7 @@ class ContainerEngine:
             else:
                 return
             # There are two networks until one agent has removed one of them.
-            self._network()
+            self._networks.get(egress=egress)
             time.sleep(CREATE_CHECK_S)
 
     def _put_input(self, launch: Launch, container_id: str) -> None:
@@ -304,36 +311,6 @@ class ContainerEngine:
         self._discard(found["Id"])
         last = f": {log.splitlines()[-1][:300]}" if log else ""
         raise EngineError(f"ended at once, {why_ended(exit_code(state), log=log)}{last}")
-
-    def _network(self) -> str:
-        """The id of the workers' network, which is created if there is none."""
-        with self._network_lock:
-            if not (found := self._networks()):
-                try:
-                    self._api.call(_create_network)
-                except Conflict:
-                    logger.debug("another agent has created the network %s", NETWORK)
-                found = self._networks()
-            if not found:
-                raise EngineError(f"another program removes the network {NETWORK}")
-            # Engines before Docker 25 allow several networks of one name, so two agents of a host may both create one;
-            # and no container starts while there are two. All agents keep the oldest one.
-            for other in found[1:]:
-                if (other["Labels"] or {}).get(OURS) == "1":
-                    self._remove_network(other["Id"])
-            return str(found[0]["Id"])
-
-    def _networks(self) -> Sequence[Mapping[str, Any]]:
-        """The networks with the name of ours, the oldest first."""
-        listed = self._api.call(lambda client: client.networks(names=[NETWORK]))
-        exact = [network for network in listed if network["Name"] == NETWORK]
-        return sorted(exact, key=lambda network: (network["Created"], network["Id"]))
-
-    def _remove_network(self, network_id: str) -> None:
-        try:
-            self._api.call(lambda client: client.remove_network(network_id))
-        except EngineError as error:
-            logger.debug("network %s was not removed: %s", network_id[:12], error)
 
     def _inspect(self, worker_id: str) -> Mapping[str, Any] | None:
         """The worker's container; None if there is none, or if it is not one of this instance."""
@@ -386,12 +363,3 @@ def _check_directories(sources: Iterable[VolumeSource]) -> None:
     for source in sources:
         if source.kind == DIRECTORY and not Path(source.source).is_dir():
             raise EngineError(missing_directory(source.source))
-
-
-def _create_network(client: Any) -> None:
-    client.create_network(
-        NETWORK,
-        driver="bridge",
-        options={"com.docker.network.bridge.enable_icc": "false"},
-        labels={OURS: "1"},
-    )

@@ -48,6 +48,15 @@ def test_a_container_has_no_rights_and_is_not_restarted_by_the_engine():
     assert (host["pids_limit"], host["shm_size"]) == (4096, 1024**3)
 
 
+def test_a_container_reaches_its_host_by_the_address_of_its_network():
+    assert options(launch(), IMAGE).host["extra_hosts"] == {"host.docker.internal": "host-gateway"}
+    host = options(launch(), IMAGE, network="n1", host_address="172.30.0.1").host
+    assert (host["network_mode"], host["extra_hosts"]) == (
+        "n1",
+        {"host.docker.internal": "172.30.0.1"},
+    )
+
+
 def test_limits_are_the_templates():
     host = options(launch(limits=Limits(256 * 2**20, 0.5, 64 * 2**20, 64)), IMAGE).host
     assert host["mem_limit"] == host["memswap_limit"] == 268435456
@@ -85,6 +94,9 @@ def test_podman_gets_gpus_as_cdi_devices_from_the_version_that_passes_them_on():
 def test_podmans_own_name_of_the_host_is_used_because_it_does_not_know_host_gateway():
     assert options(launch(), IMAGE).host["extra_hosts"] == {"host.docker.internal": "host-gateway"}
     assert "extra_hosts" not in options(launch(), IMAGE, podman=(5, 4, 0)).host
+    # On an internal network it has another address.
+    inside = options(launch(), IMAGE, podman=(5, 4, 0), host_address="10.1.0.1")
+    assert inside.host["extra_hosts"] == {"host.containers.internal": "10.1.0.1"}
 
 
 @pytest.mark.parametrize(
