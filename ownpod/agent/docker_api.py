@@ -51,6 +51,7 @@ _WORDS = (
         r"error setting rlimit|setrlimit ",
         "the engine may not raise the limits of a container: set default_ulimits in Podman's containers.conf",
     ),
+    (r"^Not Found$", "Podman asks no registry what a tag means"),
     (r"no space left on device", "the disk of the Docker engine is full"),
     (
         r"bind source path does not exist: (?P<what>\S+)",

@@ -166,6 +166,7 @@ def test_a_worker_that_is_pushed_to_gets_the_arguments_of_the_local_api(template
             "reading manifest 1 in 127.0.0.1:5055/team/none: manifest unknown: manifest unknown",
             "the registry has no such image",
         ),
+        ("Not Found", "Podman asks no registry what a tag means"),
         ("something\nnew " + "x" * 1000, "the Docker engine refused: something new xxx"),
     ],
 )
