@@ -12,7 +12,7 @@ from ownpod.rules.overflow import (
     reserve_micro,
 )
 from ownpod.store.budgets import Booked, Budgets
-from ownpod.store.retry import patient
+from ownpod.store.retry import patient, until_available
 from ownpod.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Purse:
         return reserve_micro(execution_timeout_ms, self._p95, self._cloud.price_micro_per_s)
 
     def reserve(self, run: str, execution_timeout_ms: int) -> bool:
-        money = self.estimate(execution_timeout_ms)
+        money = until_available(lambda: self.estimate(execution_timeout_ms))
         limit = self._cloud.budget_micro_per_day
         booked = self._budgets.reserve(self._worker_id, run, money, limit=limit)
         self._warn(booked)

@@ -51,7 +51,9 @@ function commands.settle()
   end
   local key = day_key(worker, day)
   redis.call('HDEL', runs, run)
-  redis.call('HINCRBY', key, 'reserved', '-' .. money)
+  if money ~= '0' then
+    redis.call('HINCRBY', key, 'reserved', '-' .. money)
+  end
   redis.call('HINCRBY', key, 'spent', ARGV[4] == '' and money or ARGV[4])
   redis.call('EXPIRE', key, KEPT_S)
   return {1, warns(key, limit)}

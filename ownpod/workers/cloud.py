@@ -28,7 +28,7 @@ from ownpod.workers.answers import Answer
 from ownpod.workers.driver import Purse, RunListener
 from ownpod.workers.http import CannotConnect, WorkerHTTPError
 from ownpod.workers.local_api import LocalApi, quoted
-from ownpod.workers.other_side import Follower, Hold
+from ownpod.workers.other_side import Ended, Follower, Hold
 from ownpod.workers.polling import reason_of
 from ownpod.workers.traits import WorkerTraits
 
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 PROBE_S = 60.0
 """Seconds for which a good answer to ``/health`` there counts."""
+
+CHECK_S = 1.0
+"""Seconds between two checks whether a run without use has ended."""
 
 LONGEST_ID = 255
 """Number of characters of a run's id there."""
@@ -70,6 +73,8 @@ class CloudWorker:
         self._api = LocalApi(replace(spec, headers=headers), settings, WorkerTraits(spec.capacity))
         self._follower = Follower(self._api, self._url, settings.worker_status_timeout_s)
         self._healthy_until = 0.0
+        self._stopped = set[str]()
+        """Runs without use that were asked to stop."""
 
     def start(self, attempt: Attempt) -> str:
         self._check_hold()
@@ -110,19 +115,22 @@ class CloudWorker:
             raise self._hold.failed("a job waited too long at the other side, and did not begin")
         return ended.outcome
 
-    def is_running(self, run: Run, patience_s: float) -> bool:  # noqa: ARG002 - the protocol has it
+    def is_running(self, run: Run, patience_s: float) -> bool:
         name, remote_id = _parts(run.id)
-        self.cancel(run.id)
+        if run.id not in self._stopped and self.cancel(run.id):
+            self._stopped.add(run.id)
         try:
             ended = self._follower.ended(remote_id)
         except (WorkerHTTPError, JobRejected):
-            return True
+            ended = None
         except AttemptLost:
-            # It is not known there any more.
-            self._purse.settle(name, None)
-            return False
+            # It is not known there any more, and may have run.
+            ended = Ended(None, None)
         if ended is None:
+            # Each question is a request over the internet.
+            time.sleep(min(patience_s, CHECK_S))
             return True
+        self._stopped.discard(run.id)
         self._purse.settle(name, ended.ran_ms)
         return False
 

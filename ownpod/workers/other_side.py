@@ -129,6 +129,7 @@ class Follower:
         answer = self.status(remote_id)
         if answer is None or answer.json().get("status") in STILL_RUNNING:
             return None
+        self.cancels.discard(remote_id)
         return _Walk(self, remote_id, None).ended(answer)
 
     def follow(self, remote_id: str, listener: RunListener) -> Ended:

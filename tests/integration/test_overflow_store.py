@@ -185,6 +185,12 @@ def test_a_run_is_reserved_once_and_settled_once(budgets):
     assert budgets.reserve("runpod", "b:1", 1, limit=None).done
 
 
+def test_a_run_may_cost_nothing(budgets):
+    assert budgets.reserve("runpod", "a:1", 0, limit=0).done
+    assert budgets.settle("runpod", "a:1", 0, limit=0).done
+    assert budgets.spent(["runpod"])["runpod"] == Spent()
+
+
 def test_the_warning_comes_once_a_day(budgets):
     assert not budgets.reserve("runpod", "a:1", 79, limit=100).warns
     assert budgets.reserve("runpod", "b:1", 1, limit=100).warns
