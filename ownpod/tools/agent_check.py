@@ -152,7 +152,13 @@ def _podman(
     if gpus and version < PODMAN_CDI:
         needed = any(spec.gpu is not None for spec in managed.values())
         yield Finding("bad" if needed else "note", "engine", podman_without_gpus(version))
-    if "name=rootless" in (info.get("SecurityOptions") or ()):
+    if info.get("Rootless"):
+        if info.get("CgroupVersion") == "1":
+            yield Finding(
+                "note",
+                "engine",
+                "Podman without root ignores the limits of workers, because this host has cgroup v1",
+            )
         served = [
             name for name, spec in managed.items() if spec.template.protocol not in WITHOUT_PORT
         ]

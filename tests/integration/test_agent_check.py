@@ -98,16 +98,21 @@ def test_podman_has_its_name_and_what_it_lacks(found):
     assert "reaching each other" in new[1][1]
 
 
-def test_a_worker_with_a_port_is_bad_on_podman_without_root(found):
+def test_a_worker_with_a_port_is_bad_on_podman_without_root_and_limits_need_cgroup_v2(found):
     pushed = endpoint()
     template = replace(pushed.managed.template, protocol=Protocol.PUSH)
     pushed = replace(pushed, managed=replace(pushed.managed, template=template))
-    podman = {**INFO, "Podman": (5, 4, 0)}
-    rootless = {**podman, "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"]}
+    podman = {**INFO, "Podman": (5, 4, 0), "Rootless": False, "CgroupVersion": "1"}
+    rootless = {**podman, "Rootless": True}
     text = "ep: this host cannot reach workers of Podman without root, so only protocol: pull works"
     assert ("bad", "engine", text) in found(pushed, docker=rootless)
     assert ("bad", "engine", text) not in found(pushed, docker=podman)
     assert ("bad", "engine", text) not in found(endpoint(), docker=rootless)
+    ignored = "Podman without root ignores the limits of workers, because this host has cgroup v1"
+    assert ("note", "engine", ignored) in found(endpoint(), docker=rootless)
+    assert ("note", "engine", ignored) not in found(endpoint(), docker=podman)
+    second = {**rootless, "CgroupVersion": "2"}
+    assert ("note", "engine", ignored) not in found(endpoint(), docker=second)
 
 
 def test_an_image_outside_the_list_is_bad_and_named(found):
