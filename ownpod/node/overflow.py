@@ -44,6 +44,7 @@ class Chooser:
     def decision(self, blocked: str) -> Decision:
         """Whether jobs go there now. ``blocked``: why the other side takes none; "": it may take some. Raises: RedisUnavailable."""
         spec, cloud = self._spec, self._cloud
+        self._purse.settle_lost()
         seen = self._store.overflow.seen(
             spec.endpoint, spec.id, after_s=cloud.after_s, secrets=cloud.allow_secrets
         )

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 P95_TTL_S = 60.0
 """Seconds for which the percentile of the endpoint's execution times is cached."""
 
+LOST_CHECK_S = 60.0
+"""Seconds between two checks for reservations of runs that were lost with their node."""
+
 
 class Purse:
     """Reserves money for runs, and settles it. Implements :class:`ownpod.workers.Purse`.
@@ -33,12 +36,14 @@ class Purse:
 
     def __init__(self, store: Store, endpoint: str, worker_id: str, cloud: CloudSpec) -> None:
         self._store = store
-        self._budgets = patient(Budgets(store.client))
+        self._budgets_now = Budgets(store.client)
+        self._budgets = patient(self._budgets_now)
         self._endpoint = endpoint
         self._worker_id = worker_id
         self._cloud = cloud
         self._p95: int | None = None
         self._p95_until = 0.0
+        self._lost_at = 0.0
 
     def estimate(self, execution_timeout_ms: int) -> int:
         """What is reserved for a job, in micro-units. Raises: RedisUnavailable."""
@@ -59,6 +64,19 @@ class Purse:
         price, limit = self._cloud.price_micro_per_s, self._cloud.budget_micro_per_day
         cost = None if ran_ms is None else cost_micro(ran_ms, price)
         self._warn(self._budgets.settle(self._worker_id, run, cost, limit=limit))
+
+    def settle_lost(self) -> None:
+        """Spends the reservations of runs that were lost with their node; asks Redis once in :data:`LOST_CHECK_S`.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        if self._lost_at <= time.monotonic():
+            self._lost_at = time.monotonic() + LOST_CHECK_S
+            if count := self._budgets_now.settle_lost(self._worker_id):
+                log.warning(
+                    "%d runs were lost with their node: their reservations are spent", count
+                )
 
     def keep(self, job_id: str) -> None:
         patient(self._store).overflow.keep(job_id)

@@ -1,4 +1,4 @@
--- What cloud workers cost. Each command is one atomic step. budgets.py puts the constants in front: BUDGET (keys.py), DAY_MS,
+-- What cloud workers cost. Each command is one atomic step. budgets.py puts the constants in front: BUDGET and RUNS (keys.py), DAY_MS,
 -- KEPT_S, WARN_PERCENT; scripts.py adds `now`. All money is in whole micro-units.
 --
 -- BUDGET<worker>:<day>   hash   spent, reserved; `warned`, set: the warning about this day was logged. The day is that of UTC, counted
@@ -18,6 +18,23 @@ local function warns(key, limit)
     return 0
   end
   return redis.call('HSETNX', key, 'warned', 1)
+end
+
+-- Replaces a reservation by a cost, '': all that was reserved. -> the key of its day; nil: there is no reservation
+local function settle(worker, run, cost)
+  local runs = BUDGET .. worker .. ':runs'
+  local day, money = string.match(redis.call('HGET', runs, run) or '', '^(%d+) (%d+)$')
+  if not day then
+    return nil
+  end
+  local key = day_key(worker, day)
+  redis.call('HDEL', runs, run)
+  if money ~= '0' then
+    redis.call('HINCRBY', key, 'reserved', '-' .. money)
+  end
+  redis.call('HINCRBY', key, 'spent', cost == '' and money or cost)
+  redis.call('EXPIRE', key, KEPT_S)
+  return key
 end
 
 -- worker id, run, micro-units, limit of the day (-1: none) -> 1: reserved, perhaps by an earlier call for the same run; 0: the limit
@@ -43,20 +60,19 @@ end
 -- worker id, run, micro-units that it cost ('': all that was reserved), limit -> 1: settled; 0: it was settled before, or never
 -- reserved; then whether to warn
 function commands.settle()
-  local worker, run, limit = ARGV[2], ARGV[3], tonumber(ARGV[5])
-  local runs = BUDGET .. worker .. ':runs'
-  local day, money = string.match(redis.call('HGET', runs, run) or '', '^(%d+) (%d+)$')
-  if not day then
-    return {0, 0}
+  local key = settle(ARGV[2], ARGV[3], ARGV[4])
+  return {key and 1 or 0, key and warns(key, tonumber(ARGV[5])) or 0}
+end
+
+-- worker id -> number of reservations whose run is not recorded, because its node was killed: all that was reserved is spent
+function commands.settle_lost()
+  local lost = 0
+  for _, run in ipairs(redis.call('HKEYS', BUDGET .. ARGV[2] .. ':runs')) do
+    if redis.call('HEXISTS', RUNS .. ARGV[2], run) == 0 and settle(ARGV[2], run, '') then
+      lost = lost + 1
+    end
   end
-  local key = day_key(worker, day)
-  redis.call('HDEL', runs, run)
-  if money ~= '0' then
-    redis.call('HINCRBY', key, 'reserved', '-' .. money)
-  end
-  redis.call('HINCRBY', key, 'spent', ARGV[4] == '' and money or ARGV[4])
-  redis.call('EXPIRE', key, KEPT_S)
-  return {1, warns(key, limit)}
+  return lost
 end
 
 -- worker ids -> of each, what is spent and reserved today

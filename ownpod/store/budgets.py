@@ -42,9 +42,13 @@ class Budgets:
             client,
             "budgets.lua",
             constants=constants(
-                BUDGET=keys.BUDGET, DAY_MS=DAY_MS, KEPT_S=KEPT_S, WARN_PERCENT=WARN_PERCENT
+                BUDGET=keys.BUDGET,
+                RUNS=keys.RUNS,
+                DAY_MS=DAY_MS,
+                KEPT_S=KEPT_S,
+                WARN_PERCENT=WARN_PERCENT,
             ),
-            repeatable=("reserve", "settle"),
+            repeatable=("reserve", "settle", "settle_lost"),
         )
 
     def reserve(self, worker_id: str, run: str, micro: int, *, limit: int | None) -> Booked:
@@ -57,6 +61,10 @@ class Budgets:
         cost = "" if micro is None else micro
         done, warns = self._script("settle", worker_id, run, cost, -1 if limit is None else limit)
         return Booked(bool(done), bool(warns))
+
+    def settle_lost(self, worker_id: str) -> int:
+        """Spends the reservations whose run is not recorded any more, because its node was killed. Returns: how many."""
+        return int(self._script("settle_lost", worker_id))
 
     def spent(self, worker_ids: Sequence[str]) -> dict[str, Spent]:
         """The money of the present day, by worker id."""

@@ -58,7 +58,7 @@ def pods(tmp_path_factory):
             },
             "stream": {"workers": [cloud(there_port, "stream")]},
             "loop": {"workers": [cloud(there_port, "loop")]},
-            "near": {"workers": [{"url": urls["near"]}, cloud(there_port, "near", after=60)]},
+            "near": {"workers": [{"url": urls["near"]}, cloud(there_port, "near", after=3)]},
         },
     )
     yield SimpleNamespace(here=here, there=there)
@@ -171,13 +171,24 @@ def test_two_that_point_at_each_other_send_a_job_once(pods):
     wait_until(lambda: at(pods.there, "loop", f"/status/{remote}")["status"] == "CANCELLED", 30)
 
 
-def test_a_job_that_must_stay_stays_and_a_free_worker_here_comes_first(pods):
+def test_a_job_that_must_stay_stays(pods):
     kept = pods.here.post("/run", {"input": {"text": "kept"}, "policy": {"overflow": False}})["id"]
     later = pods.here.submit(text="later")
     # The later one has gone, so the node has passed the earlier one by.
     assert pods.here.ended(later, 40)["status"] == "COMPLETED"
     assert pods.here.status(kept)["status"] == "IN_QUEUE"
     pods.here.post(f"/cancel/{kept}")
-    near = at(pods.here, "near", "/runsync", {"input": {"text": "near"}})
-    assert (near["status"], near["workerId"] != "cloud-near") == ("COMPLETED", True)
-    assert jobs_of(pods.there, "near") == {}
+
+
+def test_a_worker_here_comes_first_and_only_what_waits_for_it_goes(pods, tmp_path):
+    runs, until = tmp_path / "runs", tmp_path / "until"
+    data = {"text": "a", "runs": str(runs), "until": str(until)}
+    first = at(pods.here, "near", "/run", {"input": data})["id"]
+    wait_until(begun(runs), 30)
+    second = at(pods.here, "near", "/run", {"input": {}})["id"]
+    remote = remote_of(pods, second, "near")["id"]
+    assert set(jobs_of(pods.there, "near")) == {remote}
+    assert at(pods.here, "near", f"/status/{second}")["workerId"] == "cloud-near"
+    assert at(pods.here, "near", f"/status/{first}")["workerId"] != "cloud-near"
+    until.touch()
+    at(pods.here, "near", f"/cancel/{second}", {})

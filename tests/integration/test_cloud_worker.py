@@ -446,6 +446,18 @@ def test_the_next_node_adopts_the_run_and_submits_nothing(node, other, client, p
     assert node.spent == Spent(1500, 0)
 
 
+def test_the_money_of_a_run_that_was_lost_with_its_node_is_spent(node, client, other):
+    node.create()
+    node.store.jobs.claim("job-1", worker_id="runpod", claim="c", lease_s=10)
+    assert node.purse.reserve("job-1:1", 9000)
+    node.purse.settle_lost()
+    assert node.spent == Spent(0, 9000)
+    later = Node(client, other.url)
+    later.runner.adopt("ep")
+    later.breaker.probe_once()
+    assert (later.spent, later.job().retries) == (Spent(9000, 0), 1)
+
+
 def test_the_run_of_a_job_that_was_cancelled_without_a_node_is_stopped_there(
     node, other, client, pool
 ):
