@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -440,31 +441,57 @@ def test_workers_do_not_reach_each_other(lab):
     assert inspect(f"ownpod-{worker}")["Id"] in network["Containers"]
 
 
-REACHES = """
-if exec 3<>/dev/tcp/host.docker.internal/$PORT; then echo "host: yes"; fi
-while read -r interface destination gateway rest; do
-    if [ "$destination" = 00000000 ]; then echo "out: yes"; fi
-done </proc/net/route
+CONNECTS = """
+(exec 3<>/dev/tcp/host.docker.internal/$PORT && echo "it reaches the host") &
+(exec 3<>/dev/tcp/$BEYOND/80 && echo "it reaches beyond") &
+sleep $PATIENCE
 echo done
 """
+"""A container waits for connections as long as it is patient: a network may drop what it does not let pass."""
 
 
-def test_a_worker_without_egress_reaches_its_host_and_nothing_beyond(lab):
-    first = lab.launch(egress=False)
-    lab.engine.start(first)
+@pytest.fixture
+def beyond():
+    """The address of a server on another host, which is a network namespace beside Docker's networks."""
+
+    def ip(*arguments):
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
+
+    space, link, net = f"ownpod-test-{os.getpid()}", f"oe{os.getpid()}", "198.19.251"
+    server = "import socket, time; s = socket.create_server(('', 80)); print(1, flush=True); time.sleep(300)"
+    ip("netns", "add", space)
+    try:
+        ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+        ip("address", "add", f"{net}.1/24", "dev", link)
+        ip("link", "set", link, "up")
+        ip("-n", space, "address", "add", f"{net}.2/24", "dev", "eth0")
+        ip("-n", space, "link", "set", "eth0", "up")
+        command = ["ip", "netns", "exec", space, sys.executable, "-c", server]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"1\n"
+            yield f"{net}.2"
+            process.kill()
+    finally:
+        ip("netns", "delete", space)
+
+
+def test_a_worker_without_egress_reaches_its_host_and_nothing_beyond(lab, beyond):
+    lab.start(egress=False)
     (network,) = json.loads(docker("network", "inspect", "ownpod-workers-internal"))
     assert network["Internal"]
     assert network["Options"]["com.docker.network.bridge.enable_icc"] == "false"
-    (name,) = inspect(name_of(first.worker_id))["NetworkSettings"]["Networks"]
-    assert name == "ownpod-workers-internal"
     gateway = network["IPAM"]["Config"][0]["Gateway"]
-    for egress, address in ((False, gateway), (True, "172.17.0.1")):
+    for egress, address, patience in ((True, "172.17.0.1", "300"), (False, gateway, "3")):
         with socket.create_server((address, 0)) as server:
-            env = {"PORT": str(server.getsockname()[1])}
-            worker = lab.start(("bash", "-c", REACHES), env=env, egress=egress)
-            lab.ended(worker)
-        log = lab.engine.log(worker).splitlines()
-        assert ("host: yes" in log, "out: yes" in log, log[-1]) == (True, egress, "done"), log
+            env = {
+                "PORT": str(server.getsockname()[1]),
+                "BEYOND": beyond,
+                "PATIENCE": patience,
+            }
+            worker = lab.start(("bash", "-c", CONNECTS), env=env, egress=egress)
+            for words in ("the host", *(["beyond"] if egress else ["done"])):
+                wait_until(lambda w=words, i=worker: w in lab.engine.log(i), 60, words)
+        assert ("it reaches beyond" in lab.engine.log(worker)) is egress
 
 
 def test_a_network_of_that_name_that_leads_out_stops_the_start(lab):
