@@ -38,7 +38,7 @@ def device_wait_s(asked: int | None, configured: int | None, *, one_off: bool) -
 
 
 UNPLACED_S = 60
-"""Seconds after which a worker ends that found a free device at once, but no host has taken it: the host may refuse its image, or
+"""Seconds after which a worker ends that found a free or freeable device at once, but no host has taken it: the host may refuse its image, or
 its model cannot be had."""
 
 

@@ -262,6 +262,12 @@ class _Printed:
             self._line_open = False
 
 
+def _wait_in_words(data: dict[str, Any]) -> str:
+    place = f"position {data['position']}" if data.get("position") else ""
+    seconds = data.get("estimated_wait_seconds")
+    return f"{place} for about {seconds} s," if seconds else place
+
+
 def in_words(found: TaskEvent) -> str:
     """An event as one line for people, without characters that control a terminal."""
     data = found.data
@@ -271,8 +277,7 @@ def in_words(found: TaskEvent) -> str:
     elif found.event == FINISH:
         words = [f"{data.get('status')} after {data.get('execution_ms', 0) / 1000:.2f} s"]
     elif found.event == "connection":
-        if data.get("position"):
-            words.append(f"position {data['position']}")
+        words.append(_wait_in_words(data))
         if data.get("gpu_name"):
             words.append(f"on {data['gpu_name']} of {data.get('host')}")
         words.append(str(data.get("reason") or data.get("message") or ""))

@@ -41,6 +41,7 @@ def test_data_that_is_no_object_is_an_error_in_one_line(data):
     ("event", "data", "words"),
     [
         ("connection", {"status": "queued", "position": 2, "reason": "busy"}, "queued position 2 busy"),
+        ("connection", {"status": "queued", "position": 2, "estimated_wait_seconds": 30, "reason": "busy"}, "queued position 2 for about 30 s, busy"),
         ("connection", {"status": "session_ready", "gpu_name": "RTX", "host": "h"}, "session_ready on RTX of h"),
         ("worker", {"status": "fetching", "progress": {"done": 1, "total": 4}}, "fetching 25 %"),
         ("worker", {"status": "working", "progress": "half"}, 'working "half"'),
