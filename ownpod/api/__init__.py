@@ -4,8 +4,9 @@ Imports ``celery``, the broker, the registry, the store and the floors below the
 imports no driver, because the API never sends a request to a worker.
 
 Each folder is for one kind of caller: ``jobs`` for RunPod's clients, ``openai`` for OpenAI's, ``tasks`` for those of the GPU service,
-``management`` for RunPod's management APIs, ``workers`` for workers and their hosts; ``metrics`` and ``openapi`` tell about all of
-them, and ``serving`` is the way of a request through gunicorn. What several of these need is beside the folders.
+``management`` for RunPod's management APIs, ``workers`` for workers and their hosts; ``metrics`` and ``openapi`` describe all of
+them, and ``serving`` is the way of a request through gunicorn. Where a folder has a ``routes.py``, its main
+views are there. What several folders need is in the modules beside them, as are the routes of models (``models``), ``/health`` and the page (``ui``).
 """
 
 from flask import Flask, Response, current_app, request
