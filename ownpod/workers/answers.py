@@ -52,7 +52,7 @@ class Answer:
             value = loads(self.body)
         except (ValueError, RecursionError):
             value = None
-        return value if isinstance(value, dict) else {}
+        return _with_a_text_as_status(value)
 
     def outcome(self) -> tuple[dict[str, Any], str | None]:
         """The body without ``output``, and the output as JSON text."""
@@ -60,10 +60,13 @@ class Answer:
             body, output = split(self.body, "output", loads)
         except (ValueError, RecursionError):
             return {}, None
-        return (body, output) if isinstance(body, dict) else ({}, None)
+        return (_with_a_text_as_status(body), output) if isinstance(body, dict) else ({}, None)
 
     def __str__(self) -> str:
-        text = self.body[:200].decode("utf-8", "replace").strip()
+        text = "".join(
+            char if char.isprintable() else " "
+            for char in self.body[:200].decode("utf-8", "replace").strip()
+        )
         return f"HTTP {self.status}" + (f": {text}" if text else "")
 
 
@@ -83,7 +86,7 @@ class Yielded:
         items = body.get("stream")
         for item in items if isinstance(items, list) else []:
             self._add_item(item)
-        self.status = body.get("status")
+        self.status = _with_a_text_as_status(body).get("status")
         if body.get("error") and self.status not in {JobStatus.COMPLETED.value, *STILL_RUNNING}:
             self.error = _text(body["error"])
 
@@ -113,9 +116,20 @@ def yielded_in(lines: Iterable[bytes]) -> Yielded:
     return part
 
 
+def _with_a_text_as_status(body: Any) -> dict[str, Any]:
+    """A JSON object as it is, or without a ``status`` that is no text: lists are not hashable. {}: it is no object."""
+    if not isinstance(body, dict):
+        return {}
+    if isinstance(body.get("status", ""), str):
+        return body
+    return {name: value for name, value in body.items() if name != "status"}
+
+
 def _text(error: Any) -> str:
-    """A handler's reason as text; workers may send any JSON."""
-    return error if isinstance(error, str) else json.dumps(error)
+    """A handler's reason as text; workers may send any JSON. Half of a surrogate pair, which UTF-8 does not have, becomes "?"."""
+    if isinstance(error, str):
+        return error.encode("utf-8", "replace").decode()
+    return json.dumps(error)
 
 
 class PollFailures:

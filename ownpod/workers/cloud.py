@@ -26,9 +26,9 @@ from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
 from ownpod.settings import Settings, of_environment
 from ownpod.workers.answers import Answer
 from ownpod.workers.driver import Purse, RunListener
-from ownpod.workers.http import CannotConnect, WorkerHTTPError
+from ownpod.workers.http import CannotConnect, Reply, WorkerHTTPError
 from ownpod.workers.local_api import LocalApi, quoted
-from ownpod.workers.other_side import Ended, Follower, Hold
+from ownpod.workers.other_side import Ended, Follower, Hold, is_name
 from ownpod.workers.polling import reason_of
 from ownpod.workers.traits import WorkerTraits
 
@@ -40,8 +40,8 @@ PROBE_S = 60.0
 CHECK_S = 1.0
 """Seconds between two checks whether a run without use has ended."""
 
-LONGEST_ID = 255
-"""Number of characters of a run's id there."""
+LEAST_KEY = 6
+"""Number of characters of the shortest key that is removed from answers."""
 
 LEAST_TTL_MS, LEAST_TIMEOUT_MS = 10_000, 5_000
 """RunPod's least values of ``ttl`` and ``executionTimeout``, in ms."""
@@ -70,7 +70,8 @@ class CloudWorker:
             name = cloud.key.removeprefix("env:")
             self._hold.forever(f"the variable {name} of its key is not set where its node runs")
         headers = {**spec.headers, **({"Authorization": f"Bearer {key}"} if key else {})}
-        self._api = LocalApi(replace(spec, headers=headers), settings, WorkerTraits(spec.capacity))
+        keyed = replace(spec, headers=headers)
+        self._api = _DiscreetApi(keyed, settings, WorkerTraits(spec.capacity), key or "")
         self._follower = Follower(self._api, self._url, settings.worker_status_timeout_s)
         self._healthy_until = 0.0
         self._stopped = set[str]()
@@ -201,7 +202,7 @@ class CloudWorker:
             raise self._hold.answered("/run", answer)
         body = answer.json()
         remote_id = body.get("id")
-        if not isinstance(remote_id, str) or not 0 < len(remote_id) <= LONGEST_ID:
+        if not isinstance(remote_id, str) or not is_name(remote_id):
             raise AttemptLost(f"the answer to /run at the other side has no usable id: {answer}")
         self._hold.release()
         return remote_id
@@ -218,6 +219,29 @@ class CloudWorker:
         if attempt.s3_config is not None and self._cloud.allow_secrets:
             parts += [', "s3Config": ', attempt.s3_config]
         return "".join([*parts, "}"])
+
+
+class _DiscreetApi(LocalApi):
+    """Requests with a key, which no answer has: errors go to logs and to clients, and some servers repeat a key in them.
+
+    Args:
+        spec: as of :class:`LocalApi`.
+        settings: as of :class:`LocalApi`.
+        traits: as of :class:`LocalApi`.
+        key: the key; a shorter one than :data:`LEAST_KEY` stays in answers, because it may be in any text.
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, settings: Settings, traits: WorkerTraits, key: str
+    ) -> None:
+        super().__init__(spec, settings, traits)
+        self._key = key.encode() if len(key) >= LEAST_KEY else None
+
+    def whole(self, response: Reply, body_s: float | None = None) -> Answer:
+        answer = super().whole(response, body_s)
+        if self._key is None or self._key not in answer.body:
+            return answer
+        return replace(answer, body=answer.body.replace(self._key, b"***"))
 
 
 def _parts(run_id: str) -> tuple[str, str]:

@@ -35,8 +35,19 @@ UNREACHED_S = 1500.0
 UNKNOWN_POLLS = 3
 """Answers in a row that the run is not known there, after which it is lost."""
 
+DRAIN_S = 300.0
+"""Longest time in seconds for the chunks that are left when a run has ended: a side that repeats them never ends."""
+
+LONGEST_ID = 255
+"""Number of characters of an id of a run or worker there."""
+
 WAITS = '{"remote": "IN_QUEUE"}'
 """A job's progress while it waits at the other side."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a text from the other side may be an id: Redis, logs and clients get it."""
+    return 0 < len(text) <= LONGEST_ID and text.isprintable()
 
 
 class Hold:
@@ -169,7 +180,8 @@ class _Walk:
                 state = answer.json().get("status")
                 self._note(answer, state)
                 if state not in STILL_RUNNING:
-                    while self._drained():
+                    until = time.monotonic() + DRAIN_S
+                    while self._drained() and time.monotonic() < until:
                         pass
                     return self.ended(answer)
                 if state != "IN_QUEUE" and self._drained():
@@ -236,7 +248,7 @@ class _Walk:
         place = Place(
             url=self._side.url,
             run_id=self._id,
-            worker_id=worker_id if isinstance(worker_id, str) and worker_id else None,
+            worker_id=worker_id if isinstance(worker_id, str) and is_name(worker_id) else None,
             begun=begun and (state in STILL_RUNNING or ran_ms > 0),
             ran_ms=0 if state in STILL_RUNNING else ran_ms,
             progress="" if progress == "null" else progress,

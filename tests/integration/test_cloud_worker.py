@@ -360,6 +360,65 @@ def test_a_key_that_is_not_set_is_a_reason(client, other):
     assert other.server.seen == []
 
 
+# Hostile answers.
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "error"),
+    [
+        (b'{"id": "r1", "status": []}', JobStatus.FAILED, "the worker answered /status with an"),
+        (b'{"id": "r1", "status": {}}', JobStatus.FAILED, "the worker answered /status with an"),
+        (b'{"status": "FAILED", "error": "\\ud800x"}', JobStatus.FAILED, "?x"),
+        (b'{"status": "FAILED", "error": "no: rpa_KEY"}', JobStatus.FAILED, "no: ***"),
+        (b"a\nb\x1b[31m", JobStatus.FAILED, "the worker answered /status with an"),
+        (b'{"status": "COMPLETED", "output": 1, "workerId": "\\ud800"}', JobStatus.COMPLETED, ""),
+    ],
+)
+def test_a_strange_state_ends_the_job_and_its_reservation(node, other, state, status, error):
+    other.answers["status"] = Answer(body=state)
+    node.create(execution_timeout_ms=7000)
+    node.run()
+    job = node.job()
+    assert (job.status, (job.error or "").startswith(error)) == (status, True)
+    assert (job.error or "").isprintable()
+    assert node.spent == Spent(7000, 0)
+    assert "workerId" not in node.store.listing.details("job-1")["remote"]
+
+
+@pytest.mark.parametrize("remote_id", ["\ud800", "a\r\nb", "x" * 256, "", 5])
+def test_an_id_that_redis_or_a_log_cannot_have_is_a_lost_attempt(node, other, remote_id):
+    other.answers["run"] = Answer(body={"id": remote_id})
+    node.create(execution_timeout_ms=7000)
+    node.run()
+    assert (node.job().status, node.job().retries) == (JobStatus.IN_QUEUE, 1)
+    assert node.spent == Spent(7000, 0)
+
+
+def test_a_worker_id_that_redis_cannot_read_does_not_keep_the_job(node, other):
+    known = iter([other.state("IN_PROGRESS", workerId="\ud800")])
+    other.answers["status"] = lambda *_: next(known, Answer(404, {}))
+    other.answers["stream"] = Answer(404, {})
+    node.create(execution_timeout_ms=100)
+    node.run()
+    assert (node.job().status, node.job().retries) == (JobStatus.IN_QUEUE, 1)
+
+
+def test_chunks_without_end_end(node, other, monkeypatch):
+    monkeypatch.setattr("ownpod.workers.other_side.DRAIN_S", 0.2)
+    other.answers["stream"] = Answer(body={"status": "COMPLETED", "stream": [{"output": 1}]})
+    node.create()
+    node.run()
+    assert node.job().status is JobStatus.COMPLETED
+
+
+def test_a_key_in_an_answer_is_in_no_reason(node, other, caplog):
+    other.answers["run"] = Answer(503, {"error": "not for the key rpa_KEY"})
+    node.create()
+    node.run()
+    assert "not for the key ***" in node.reason
+    assert "rpa_KEY" not in caplog.text
+
+
 # The breaker.
 
 

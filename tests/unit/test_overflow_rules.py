@@ -138,6 +138,11 @@ def test_a_job_may_go_with_secrets_or_local_addresses_if_that_is_allowed():
         ('{"a": "https://8.8.8.8/ https://example.com:444/x?u=http%3A"}', None),
         ('{"a": "no URL: //nas/x"}', None),
         ('"https://"', None),
+        (r'{"u": "http://public.com@x@10.0.0.1/"}', "10.0.0.1"),
+        (r'{"u": "http://10.0.0.1\\@public.com/"}', "10.0.0.1"),
+        ('{"u": "http://0x7f.1/"}', "0x7f.1"),
+        ('{"u": "http://①0.0.0.1/"}', "①0.0.0.1"),
+        ('{"u": "http://a.example.com/", "image": "' + "a" * 2_000_000 + '"}', None),
     ],
 )
 def test_addresses_of_this_network_are_found_in_an_input(text, host):
