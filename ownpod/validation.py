@@ -129,9 +129,12 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 def first_problem(messages: Any, place: str = "") -> tuple[str, str]:
     """The first problem in marshmallow's nested messages: the dotted path of its field, and the message."""
+    outer: Any = None
     while isinstance(messages, dict):
         key, messages = next(iter(messages.items()))
-        # marshmallow's own levels, which are no fields of the user's.
-        if key not in {"_schema", "value", "key"}:
+        # marshmallow's own levels, which are no fields of the user's. An element of a list may have a field of such a name.
+        is_own = key == "_schema" or (key in {"value", "key"} and not isinstance(outer, int))
+        outer = key
+        if not is_own:
             place = f"{place}.{key}" if place else str(key)
     return place or "the file", str(messages[0])

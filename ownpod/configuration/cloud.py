@@ -41,12 +41,13 @@ _SPAN = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))? ?- ?([0-9]{1,2})(?::([0-5][0
 _SPAN_FORM = 'hours such as "08-22" or "08:30-18:00", in quotes, or a list of objects with the keys days, from, to'
 
 
+_URL_FORM = "must be the URL of an endpoint, like https://api.runpod.ai/v2/<its id>"
+
+
 def _url(value: str) -> None:
     check_http_url(value)
     if not re.search(r"/v2/[A-Za-z0-9_-]{1,255}/?$", value):
-        raise ValidationError(
-            "must be the URL of an endpoint, like https://api.runpod.ai/v2/<its id>"
-        )
+        raise ValidationError(_URL_FORM)
 
 
 def _money(value: Any) -> Decimal:
@@ -124,7 +125,11 @@ class CloudWorkerSchema(Schema):
         "timezone, allowSecrets, lanUrls, verifyTls, caBundle"
     }
 
-    cloud = fields.String(required=True, validate=_url)
+    cloud = fields.String(
+        required=True,
+        validate=_url,
+        error_messages={"invalid": _URL_FORM, "null": _URL_FORM},
+    )
     key = matching(
         _KEY, "a key of visible characters, or env:<the variable that has it>", load_default=""
     )

@@ -14,7 +14,7 @@ from ownpod.store.model_lists import ModelLists
 
 FILE = """
 endpoints:
-  ep: {workers: [{url: "http://127.0.0.1:1", id: w1}]}
+  ep: {workers: [{url: "http://127.0.0.1:1", id: w1}, {cloud: "http://127.0.0.1:1/v2/x", id: far}]}
   made:
     template: {image: x, env: {MODEL_NAME: org/m, SERVED_MODEL_NAME: short}}
     workersMin: 0
@@ -38,8 +38,8 @@ def models(api, endpoint="ep", **headers):
     return api.get(f"/v2/{endpoint}/openai/v1/models", headers=headers)
 
 
-def publish(client, state):
-    Fleet(client).publish_status("w1", WorkerStatus(state, "", 0), ttl_s=60, node="n")
+def publish(client, state, worker="w1"):
+    Fleet(client).publish_status(worker, WorkerStatus(state, "", 0), ttl_s=60, node="n")
 
 
 def age(client, seconds, endpoint="ep"):
@@ -63,6 +63,9 @@ def test_the_first_request_is_a_job_and_the_next_ones_are_answered_by_the_list(a
 def test_an_old_list_is_answered_while_no_worker_is_ready(api, store, client):
     ModelLists(client).put("ep", LIST)
     age(client, openai_models.FRESH_S + 1)
+    assert models(api).text == LIST
+    # A job for it would wait as long as any other before it goes to a cloud worker.
+    publish(client, WorkerState.READY, "far")
     assert models(api).text == LIST
     publish(client, WorkerState.READY)
     with answering(store, [json.loads(OTHER)]):

@@ -91,6 +91,8 @@ def test_a_price_is_an_exact_decimal_number(tmp_path, price, micro):
     ("entry", "problem"),
     [
         ({"cloud": "https://api.runpod.ai/v2/"}, ".cloud: must be the URL of an endpoint"),
+        ({"cloud": 5}, ".cloud: must be the URL of an endpoint"),
+        ({"cloud": None}, ".cloud: must be the URL of an endpoint"),
         ({"cloud": "ftp://api.runpod.ai/v2/x"}, ".cloud: must be an http"),
         ({"cloud": URL, "capacity": 3}, ".capacity: is not a key of a cloud worker"),
         ({"cloud": URL, "after": -1}, ".after: must be a number from 0"),
@@ -104,8 +106,8 @@ def test_a_price_is_an_exact_decimal_number(tmp_path, price, micro):
         ({"cloud": URL, "hours": [{"from": "08:00"}]}, ".hours.0.to: must be a time of day"),
         ({"cloud": URL, "timezone": "Mars"}, ".timezone: must be the name"),
         ({"cloud": URL, "lanUrls": "no"}, ".lanUrls: must be one of warn, refuse, allow"),
-        ({"cloud": URL, "key": "k e y"}, ": must be a key of visible characters"),
-        ({"cloud": URL, "key": "env:"}, ": must be a key of visible characters"),
+        ({"cloud": URL, "key": "k e y"}, ".key: must be a key of visible characters"),
+        ({"cloud": URL, "key": "env:"}, ".key: must be a key of visible characters"),
         ({"url": "http://w", "price": 1}, ".price"),
     ],
 )

@@ -70,8 +70,9 @@ class Estimates:
             endpoint = self._registry.endpoint(job.endpoint)
         except EndpointNotFound:
             return None
-        private = {spec.id for spec in endpoint.workers if spec.private}
-        shared = [s for name, of in pace.running.items() if name not in private for s in of]
+        # When a job of theirs ends, the queue gets no slot.
+        others = {spec.id for spec in endpoint.workers if spec.own_queue_only}
+        shared = [s for name, of in pace.running.items() if name not in others for s in of]
         starting = []
         if not shared and endpoint.managed is not None:
             workers = [w for w in self._managed.list(endpoint.id) if not w.is_private]

@@ -51,6 +51,6 @@ def _list_of(endpoint: Endpoint) -> str | None:
 
 
 def _has_ready_worker(svc: Services, endpoint: Endpoint) -> bool:
-    shared = tuple(worker for worker in endpoint.workers if not worker.private)
+    shared = tuple(worker for worker in endpoint.workers if not worker.own_queue_only)
     statuses = svc.registry.fleet.statuses(shared)
     return any(status.state is WorkerState.READY for status in statuses.values())
