@@ -330,7 +330,7 @@ class WorkerAwaited(WorkerUnavailable):
 
 
 class WorkerStandsBy(WorkerUnavailable):
-    """The cloud worker gets no job now, because of a rule: it is not needed, or it may not."""
+    """The cloud worker gets no job now, because it is not needed, or because a rule does not allow it."""
 
 
 class WorkerRecordBroken(WorkerUnavailable):

@@ -18,17 +18,17 @@ NETWORK = "ownpod-workers"
 """The bridge of workers, on which they do not reach each other."""
 
 INTERNAL_NETWORK = "ownpod-workers-internal"
-"""The same of workers with ``egress: false``: they reach this host, and nothing beyond it."""
+"""The bridge of workers with ``egress: false``, which reach their host and nothing beyond it."""
 
 HOST = "host.docker.internal"
 """The name of the engine's host in workers."""
 
 HOST_GATEWAY = "host-gateway"
-"""What Docker replaces by an address of the host that a network with a way out reaches."""
+"""Docker replaces this by the address of the host on a network with a way out."""
 
 PODMAN_HOST = "host.containers.internal"
-"""The name that Podman gives its host in each container. Of Docker's ``host-gateway`` it makes a wrong line of
-``/etc/hosts`` (4.3), or refuses to start the container (5.0)."""
+"""The name that Podman gives its host in each container. ``host-gateway`` is never sent to Podman, because 4.3 writes a wrong
+line into ``/etc/hosts`` for it, and 5.0 does not start the container."""
 
 PORT = 8000
 """Port of RunPod's local API in a worker that is pushed to."""

@@ -12,7 +12,7 @@ _SIGNALS = range(129, 129 + 64)
 
 def runs(state: Mapping[str, Any]) -> bool:
     """Whether the container's processes run, or may run."""
-    # Podman's container does not count as running from SIGTERM on, and has the exit code 0 until it has ended.
+    # From SIGTERM on, Podman reports a container as not running, with the exit code 0. Its devices would be freed too early.
     return bool(state["Running"]) or state.get("Status") == "stopping"
 
 

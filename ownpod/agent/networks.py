@@ -1,4 +1,4 @@
-"""The networks of workers that are containers: one that leads out of the host, and an internal one, from which nothing does."""
+"""The networks of workers that are containers: one with a way out of the host, and an internal one without."""
 
 import logging
 import threading
@@ -37,10 +37,10 @@ class Networks:
         """A network, which is created if there is none.
 
         Args:
-            egress: whether it leads out of the host.
+            egress: whether it has a way out of the host.
 
         Raises:
-            EngineError: a network of this name is another program's, and does not keep workers from going out.
+            EngineError: a network of this name is another program's and not internal, so that workers would reach the internet.
         """
         name = NETWORK if egress else INTERNAL_NETWORK
         with self._lock:

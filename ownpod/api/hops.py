@@ -1,4 +1,4 @@
-"""Jobs that another OwnPod has sent on."""
+"""The header of a job that another OwnPod has sent here because it waited too long there."""
 
 import re
 

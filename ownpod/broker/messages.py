@@ -87,7 +87,7 @@ def _template(app: Celery, task: str, *, task_id: str, queue: str = "@queue@", s
         "body_encoding": "utf-8",
         "delivery_tag": task_id,
         "priority": _PRIORITY,
-        # Celery's is another one in each process, and a message is found in its list by its whole text.
+        # Celery's own value differs from process to process, and a message is found in its list by its whole text.
         "reply_to": _ORIGIN,
     }
     # In JSON the priority is a number.

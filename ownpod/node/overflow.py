@@ -1,4 +1,4 @@
-"""The breaker of a cloud worker: jobs are put into the worker's own queue while it sends them to the other side."""
+"""The breaker of a cloud worker: while it is closed, chosen jobs are put into the worker's own queue, and go to the other side."""
 
 import logging
 import time
@@ -155,7 +155,7 @@ class OverflowBreaker(Breaker):
             log.info("%d waiting jobs go to the other side", count)
 
     def _publish_seldom(self, status: WorkerStatus) -> None:
-        """Publishes a status when it has changed, or is due: each check is no reason for a heartbeat."""
+        """Publishes a status when it has changed or is due. Otherwise the check of each second would be a write to Redis."""
         now = time.monotonic()
         if status == self._published and now < self._publish_at:
             return

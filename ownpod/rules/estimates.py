@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MOST_RUNS = 1000
-"""Number of running and of waiting jobs up to which there is an estimate; for further ones it would cost much and tell little."""
+"""Largest number of running and waiting jobs together for which there is an estimate, because its cost grows with this number."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Failures:
     worker: str = ""
 
     def of(self, release: str) -> "Failures":
-        """These, if they are of this release; otherwise that it has none."""
+        """These failures, if they are those of this release; otherwise none."""
         return self if self.release == release else Failures(release)
 
 

@@ -22,16 +22,16 @@ MICRO = 1_000_000
 """Micro-units in one unit of the currency."""
 
 LARGEST_INPUT = 10 * 1024 * 1024
-"""Bytes of an input that go to a cloud worker at most: RunPod's limit of ``/run``."""
+"""Largest input of a job that goes to a cloud worker, in bytes: RunPod's limit of ``/run``."""
 
 RESERVE_FACTOR = Decimal("1.5")
 """A reservation is for the 95th percentile of the endpoint's execution times, times this, because later jobs may be longer."""
 
 FEWEST = 20
-"""Number of executions from which on their percentile is used."""
+"""Least number of executions whose percentile is used, because that of fewer ones may be far off."""
 
 TTL_EXTRA_MS = 600_000
-"""Ms that a job may wait at the other side, beside its ``executionTimeout``."""
+"""Ms for which a job may wait at the other side, in addition to its ``executionTimeout``."""
 
 WARN_PERCENT = 80
 """Share of the day's budget at which the node logs a warning."""

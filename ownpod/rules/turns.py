@@ -1,7 +1,7 @@
 """One turn of devices: each wanted worker, the oldest first, gets free devices, or those of workers that give way. Pure.
 
-The scaler makes each choice so; the admission of a task only looks where a turn would lead, to know whether a device is
-free or freeable.
+The scaler carries out each choice. The admission of a task only computes a turn, to know whether a device is free or
+freeable.
 """
 
 from collections import Counter
@@ -58,7 +58,7 @@ class Turn:
     hold_least_s: float = HOLD_LEAST_S
 
     def find(self, waiting: Waiting) -> Found:
-        """What a wanted worker gets now. Its slots that :func:`is_kept_in_vain` are to be given up before."""
+        """What a wanted worker gets now. Call :meth:`without_vain` before, because slots that are kept in vain count as taken."""
         if (free := free_slots(waiting, self.agents, self.holds)) is not None:
             return Free(*free)
         waiting = replace(waiting, behind=self.behind)

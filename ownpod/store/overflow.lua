@@ -31,7 +31,7 @@ local function candidates(endpoint, after_ms, largest, secrets, most)
   return normal
 end
 
--- endpoint, worker id, ms that a job must have waited, largest input, also with secrets (0|1)
+-- endpoint, worker id, ms that a job must have waited, largest input, whether jobs with an s3_config may go, too (0|1)
 -- -> now; of the first job that may go, since when it waits, or -1, and its executionTimeout; what the worker has spent and
 -- reserved today; number of jobs in the worker's own queue
 function commands.overflow_seen()
@@ -45,8 +45,9 @@ function commands.overflow_seen()
   return {now, created_ms, timeout_ms, spent or 0, reserved or 0, redis.call('ZCARD', WAITING .. queue_of(endpoint, worker_id))}
 end
 
--- endpoint, worker id, ms that a job must have waited, largest input, also with secrets (0|1), the worker's capacity -> ids of jobs
--- that wait in the worker's own queue now, and did not before: as many as it has free slots. Each only prefers it: it returns to its endpoint's queue when the node does not claim it.
+-- as overflow_seen, then the worker's capacity -> ids of jobs
+-- that wait in the worker's own queue now, and did not before: as many as the worker has free slots. A job only prefers the
+-- worker: if the node does not claim the job within PREFER_MS, the job returns to its endpoint's queue.
 function commands.overflow_take()
   local endpoint, worker_id = ARGV[3], ARGV[4]
   local own, taken = queue_of(endpoint, worker_id), {}
@@ -74,6 +75,7 @@ end
 
 -- id: the job stays here from now on -> 1
 function commands.overflow_keep()
+  -- Without the check, this would make a record of a job that has expired.
   if redis.call('EXISTS', JOB .. ARGV[3]) == 1 then
     redis.call('HSET', JOB .. ARGV[3], 'stays', 1)
   end

@@ -11,7 +11,7 @@ from ownpod.store.common import Part
 from ownpod.store.scripts import constants
 
 SCANNED = 1000
-"""Number of waiting jobs that are checked at a time, at most, in some 2 ms of Redis, for some that may go."""
+"""Largest number of waiting jobs that one command checks, because 1000 cost Redis some 2 ms."""
 
 OVERFLOW_CONSTANTS = constants(BUDGET=keys.BUDGET, DAY_MS=DAY_MS, SCANNED=SCANNED)
 

@@ -93,7 +93,7 @@ class Rooms:
         agents: Sequence[AgentInfo],
         holds: HoldsByHost,
     ) -> bool:
-        """As the scaler's next turn finds it, whose step checks again that the workers which give way are idle."""
+        """Whether the scaler's next turn would find devices. The scaler's step checks again that the workers which give way are idle."""
         endpoints = {name: e for name, e in self._endpoints().items() if e.managed is not None}
         specs = {name: e.managed for name, e in endpoints.items() if e.managed is not None}
         specs.setdefault(waiting.endpoint, spec)
@@ -128,8 +128,8 @@ class Rooms:
 def _with_requests(
     view: JobsView, workers: Sequence[ManagedWorker], holds: HoldsByHost
 ) -> JobsView:
-    """The jobs of a load-balanced endpoint, which are its requests: only the scaler asks the fronts, and what it found is
-    whether a worker is idle.
+    """The jobs of a load-balanced endpoint, which are its requests. Only the scaler reads the fronts' counts; of these the holds
+    have whether a worker is idle.
     """
     idle = {hold.worker for mine in holds.values() for hold in mine if hold.idle_s is not None}
     busy = [w.id for w in workers if w.phase is Phase.READY and w.id not in idle]

@@ -85,7 +85,8 @@ def driver_for(
     Args:
         spec: the worker.
         settings: time-outs and limits.
-        exchange: makes what the driver of a polling worker, or of a one-off task, needs from Redis; None: neither can be driven.
+        exchange: makes what the driver of a worker that pulls, of a one-off task or of a cloud worker needs from Redis; None: only
+            workers that are pushed to can be driven.
 
     Raises:
         ConfigurationError: no driver of this kind exists, or it needs an exchange.

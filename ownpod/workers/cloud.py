@@ -38,7 +38,7 @@ PROBE_S = 60.0
 """Seconds for which a good answer to ``/health`` there counts."""
 
 CHECK_S = 1.0
-"""Seconds between two checks whether a run without use has ended."""
+"""Seconds between two checks whether a run has ended whose result is of no use."""
 
 LEAST_KEY = 6
 """Number of characters of the shortest key that is removed from answers."""
@@ -75,7 +75,7 @@ class CloudWorker:
         self._follower = Follower(self._api, self._url, settings.worker_status_timeout_s)
         self._healthy_until = 0.0
         self._stopped = set[str]()
-        """Runs without use that were asked to stop."""
+        """Ids of runs whose result is of no use, and which were asked to stop."""
 
     def start(self, attempt: Attempt) -> str:
         self._check_hold()
@@ -125,7 +125,7 @@ class CloudWorker:
         except (WorkerHTTPError, JobRejected):
             ended = None
         except AttemptLost:
-            # It is not known there any more, and may have run.
+            # It is not known there any more, and may have run, so its whole reservation counts as spent.
             ended = Ended(None, None)
         if ended is None:
             # Each question is a request over the internet.

@@ -185,7 +185,7 @@ class _Walk:
                         pass
                     return self.ended(answer)
                 if state != "IN_QUEUE" and self._drained():
-                    # More will come soon.
+                    # Polls are fast again, because more chunks will probably come soon.
                     polled_from = time.monotonic()
             if self._id in self._side.cancels:
                 self._cancel()
@@ -200,6 +200,7 @@ class _Walk:
         body = answer.json()
         never = ran_ms in {None, 0} and self._began is None
         if never and outcome.status is JobStatus.TIMED_OUT and not body.get("workerId"):
+            # Its ttl there has passed in the queue there: as a timed-out attempt it would end the job, which can still run here.
             return Ended(None, 0)
         if ran_ms is None and self._began is not None:
             ran_ms = int((time.monotonic() - self._began) * 1000)
@@ -260,7 +261,11 @@ class _Walk:
             self._listener.remote(place)
 
     def _drained(self) -> bool:
-        """Takes the chunks that the run has yielded. This node alone reads them, because reading removes them. -> whether there were any"""
+        """Takes the chunks that the run has yielded. This node alone reads them, because reading removes them.
+
+        Returns:
+            Whether there were any.
+        """
         if not self._streams or self._listener is None:
             return False
         try:

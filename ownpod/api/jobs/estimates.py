@@ -90,7 +90,7 @@ class Estimates:
         """Seconds since the start of a worker began; empty: it does not start, or how long its start takes is not known."""
         if worker.phase is Phase.STARTING and worker.started_ms is not None:
             return [max(now_ms - worker.started_ms, 0) / 1000]
-        # A reason is that its model or image is missing, or that no device is free.
+        # With a reason, it lacks its model, its image or a device, so nothing is known of when its start begins.
         if worker.phase is not Phase.WANTED or worker.reason:
             return []
         need = Waiting(worker.id, worker.endpoint, worker.pools, worker.gpu_count, worker.volumes)
