@@ -173,7 +173,7 @@ class SessionQueueFull(SessionError):
 
 
 class NoDeviceFree(SessionError):
-    """No device is free, and the request does not wait for one."""
+    """No device is free or freeable, and the request does not wait for one."""
 
     http_status = 503
     code = "full"
@@ -327,6 +327,10 @@ class WorkerSilent(WorkerUnavailable):
 
 class WorkerAwaited(WorkerUnavailable):
     """The pulling worker has not polled for a job since its node started."""
+
+
+class WorkerStandsBy(WorkerUnavailable):
+    """The cloud worker gets no job now, because of a rule: it is not needed, or it may not."""
 
 
 class WorkerRecordBroken(WorkerUnavailable):

@@ -296,6 +296,7 @@ class Answer:
     parts: Iterable[bytes] | None = None
     hold: threading.Event | None = None
     hang_up: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -363,6 +364,8 @@ class FakeWorker:
                 self.send_response(answer.status)
                 self.send_header("Content-Type", answer.kind)
                 self.send_header("Content-Length", str(len(data)))
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 with contextlib.suppress(OSError):
                     self.wfile.write(data)

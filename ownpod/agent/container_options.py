@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from ownpod.agent.docker_api import PODMAN_CDI
+from ownpod.agent.docker_api import PODMAN_CDI, podman_without_gpus
 from ownpod.agent.engine import STOP_GRACE_S, WITHOUT_PORT, EngineError, Launch, Started
 from ownpod.agent.images import Image
 from ownpod.rules.task_input import INPUT_FILE, INPUT_VARIABLE
@@ -15,7 +15,20 @@ from ownpod.rules.templates import Protocol, Template, VolumeMount
 from ownpod.rules.volumes import DIRECTORY, VolumeSource
 
 NETWORK = "ownpod-workers"
-"""The bridge of all workers, on which they do not reach each other."""
+"""The bridge of workers, on which they do not reach each other."""
+
+INTERNAL_NETWORK = "ownpod-workers-internal"
+"""The same of workers with ``egress: false``: they reach this host, and nothing beyond it."""
+
+HOST = "host.docker.internal"
+"""The name of the engine's host in workers."""
+
+HOST_GATEWAY = "host-gateway"
+"""What Docker replaces by an address of the host that a network with a way out reaches."""
+
+PODMAN_HOST = "host.containers.internal"
+"""The name that Podman gives its host in each container. Of Docker's ``host-gateway`` it makes a wrong line of
+``/etc/hosts`` (4.3), or refuses to start the container (5.0)."""
 
 PORT = 8000
 """Port of RunPod's local API in a worker that is pushed to."""
@@ -82,11 +95,19 @@ def address_of(labels: Mapping[str, str], host: str) -> Started:
     return Started(f"http://{host}:{port}", int(health) if health else None)
 
 
+def _host_names(address: str, *, podman: bool) -> dict[str, dict[str, str]]:
+    """The name of the engine's host in a container. Podman itself knows the address where the network has a way out."""
+    if podman:
+        return {} if address == HOST_GATEWAY else {"extra_hosts": {PODMAN_HOST: address}}
+    return {"extra_hosts": {HOST: address}}
+
+
 def options(
     launch: Launch,
     image: Image,
     *,
     network: str = NETWORK,
+    host_address: str = HOST_GATEWAY,
     podman: tuple[int, ...] | None = None,
     volumes: Sequence[tuple[VolumeMount, VolumeSource]] = (),
 ) -> Options:
@@ -96,6 +117,7 @@ def options(
         launch: what to start.
         image: what it is started from.
         network: the network's name or id.
+        host_address: of the engine's host, as containers of this network reach it.
         podman: Podman's version, if the engine is Podman.
         volumes: the template's volumes, with their sources on this host.
 
@@ -122,7 +144,6 @@ def options(
         container["command"] = command
     host: dict[str, Any] = {
         "network_mode": network,
-        "extra_hosts": {"host.docker.internal": "host-gateway"},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "init": True,
@@ -138,6 +159,7 @@ def options(
         "shm_size": limits.shm_bytes or DEFAULT_SHM_BYTES,
         "pids_limit": limits.pids or DEFAULT_PIDS,
     }
+    host |= _host_names(host_address, podman=podman is not None)
     if podman is not None and launch.template.protocol is Protocol.HTTP:
         # RunPod's default of PORT is 80. Docker sets this by itself; with Podman a worker without capabilities could not listen there.
         host["sysctls"] = {"net.ipv4.ip_unprivileged_port_start": "0"}
@@ -226,8 +248,5 @@ def _request(gpus: Sequence[str], podman: tuple[int, ...] | None) -> dict[str, A
     if podman is None:
         return {"device_ids": list(gpus), "capabilities": [["gpu"]]}
     if podman < PODMAN_CDI:
-        version = ".".join(map(str, podman))
-        raise EngineError(
-            f"Podman {version} gives no GPU to containers through its Docker API: version 5.4 or newer does"
-        )
+        raise EngineError(podman_without_gpus(podman))
     return {"driver": "cdi", "device_ids": [f"nvidia.com/gpu={gpu}" for gpu in gpus]}

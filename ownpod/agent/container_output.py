@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ownpod.agent.container_states import runs
 from ownpod.agent.docker_api import DockerApi, NotThere, Stream
 from ownpod.agent.engine import EngineError, Output
 
@@ -236,11 +237,11 @@ class ContainerSource:
         while not self._closed:
             # Before its output is read, because it may write between the two.
             found = self._inspect()
-            runs = found is not None and bool(found["State"]["Running"])
             if found is None:
                 return
-            too_much = self._read_answer(found["Id"], follow=runs, tail=tail)
-            if not runs and not too_much:
+            going = runs(found["State"])
+            too_much = self._read_answer(found["Id"], follow=going, tail=tail)
+            if not going and not too_much:
                 return
             tail = TAIL if too_much else None
             with self._changed:

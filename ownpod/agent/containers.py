@@ -1,21 +1,24 @@
 """The engine ``docker``: each worker is a container of a Docker engine, or of Podman through its Docker API.
 
 What differs with Podman: its bridge does not keep workers from reaching each other, it passes GPUs on from version 5.4
-only, and as CDI devices.
+only, and as CDI devices, and reports that memory was exhausted from version 5.0 only. It has a name of its own for the
+host, makes directories of mounts that do not exist, does not ask registries what a tag means, and its container that is
+being stopped does not count as running (:func:`ownpod.agent.container_states.runs`).
 """
 
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ownpod.agent.changes import Changes
 from ownpod.agent.container_options import (
-    NETWORK,
+    HOST,
     OURS,
+    PODMAN_HOST,
     address_of,
     input_archive,
     model_mounts,
@@ -24,7 +27,8 @@ from ownpod.agent.container_options import (
     options,
 )
 from ownpod.agent.container_output import ContainerSource
-from ownpod.agent.docker_api import Conflict, DockerApi, NotThere
+from ownpod.agent.container_states import end, exit_code, runs
+from ownpod.agent.docker_api import Conflict, DockerApi, NotThere, missing_directory
 from ownpod.agent.engine import (
     LOG_LINES,
     STOP_GRACE_S,
@@ -35,19 +39,18 @@ from ownpod.agent.engine import (
     Started,
 )
 from ownpod.agent.images import FREE_BYTES, Images
+from ownpod.agent.networks import Networks
 from ownpod.agent.registry_logins import Logins, no_logins
 from ownpod.agent.volumes import Volumes, in_container
 from ownpod.rules.endings import why_ended
 from ownpod.rules.managed import ORPHAN_S
 from ownpod.rules.templates import Protocol, Template
+from ownpod.rules.volumes import DIRECTORY, VolumeSource
 
 logger = logging.getLogger(__name__)
 
 LONGEST_LOG = 64 * 1024
 """Maximum length of a log in characters; the beginning is cut off."""
-
-SIGKILLED = 137
-"""Exit code of a container that SIGKILL ended."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CREATE_S = 10.0
@@ -56,9 +59,6 @@ CREATE_S = 10.0
 CREATE_CHECK_S = 0.05
 
 _RUNNING = ("running", "paused", "restarting")
-
-_SIGNALS = range(129, 129 + 64)
-"""Exit codes of containers that signals 1 to 64 ended."""
 
 
 class ContainerEngine:
@@ -98,7 +98,7 @@ class ContainerEngine:
         self._images = Images(self._api, allow, free_bytes=free_bytes, logins=logins)
         self._labels = [f"{OURS}=1", f"{OURS}.instance={instance}"]
         self._changes = Changes(lambda: self._api.events(self._labels))
-        self._network_lock = threading.Lock()
+        self._networks = Networks(self._api)
         # By container: exit code and out of memory. A list of containers does not have them.
         self._ends: dict[str, tuple[int, bool]] = {}
 
@@ -125,7 +125,7 @@ class ContainerEngine:
             found = self._create(launch)
         if found["State"]["Status"] == "created":
             self._put_input(launch, found["Id"])
-            self._start(found["Id"])
+            self._start(found["Id"], egress=launch.template.egress)
         if launch.template.protocol in WITHOUT_PORT:
             return Started()
         return address_of(found["Config"]["Labels"], self._host(launch.worker_id))
@@ -146,7 +146,7 @@ class ContainerEngine:
 
     def stop(self, worker_id: str, grace_s: float = STOP_GRACE_S) -> None:
         found = self._inspect(worker_id)
-        if found is not None and found["State"]["Running"]:
+        if found is not None and runs(found["State"]):
             self._quiet(lambda client: client.stop(found["Id"], timeout=max(0, math.ceil(grace_s))))
 
     def remove(self, worker_id: str) -> None:
@@ -190,7 +190,8 @@ class ContainerEngine:
         if parts.hostname not in LOOPBACK:
             return base_url
         port = f":{parts.port}" if parts.port else ""
-        return urlunsplit(parts._replace(netloc=f"host.docker.internal{port}"))
+        host = HOST if self._api.podman() is None else PODMAN_HOST
+        return urlunsplit(parts._replace(netloc=f"{host}{port}"))
 
     def env(self, worker_id: str) -> Mapping[str, str]:
         container = self._inspect(worker_id)
@@ -212,12 +213,16 @@ class ContainerEngine:
 
     def _create(self, launch: Launch) -> Mapping[str, Any]:
         image = self._images.get(launch.template)
+        podman = self._api.podman()
+        volumes = [*self._volumes.of(launch.template), *model_mounts(launch)]
+        network = self._networks.get(egress=launch.template.egress)
         chosen = options(
             launch,
             image,
-            network=self._network(),
-            podman=self._api.podman(),
-            volumes=[*self._volumes.of(launch.template), *model_mounts(launch)],
+            network=network.id,
+            host_address=network.host,
+            podman=podman,
+            volumes=volumes,
         )
 
         def create(client: Any) -> str:
@@ -226,6 +231,9 @@ class ContainerEngine:
             return str(created["Id"])
 
         try:
+            if podman is not None and not self._volumes.elsewhere:
+                # Podman makes a directory that does not exist, as root's.
+                _check_directories(source for _, source in volumes)
             self._api.call(create)
         except Conflict:
             # The same agent before its restart, or a call whose answer was lost, has created it.
@@ -257,7 +265,7 @@ class ContainerEngine:
             raise EngineError(f"another program has a container with the name {name}: remove it")
         return found
 
-    def _start(self, container_id: str) -> None:
+    def _start(self, container_id: str, *, egress: bool) -> None:
         deadline = time.monotonic() + CREATE_S
         while True:
             try:
@@ -269,7 +277,7 @@ class ContainerEngine:
             else:
                 return
             # There are two networks until one agent has removed one of them.
-            self._network()
+            self._networks.get(egress=egress)
             time.sleep(CREATE_CHECK_S)
 
     def _put_input(self, launch: Launch, container_id: str) -> None:
@@ -294,44 +302,15 @@ class ContainerEngine:
         found = self._inspect(worker_id)
         if found is None:
             raise EngineError("the container was removed by another program")
-        networks = found["NetworkSettings"]["Networks"].values()
-        if address := next((n["IPAddress"] for n in networks if n.get("IPAddress")), None):
+        networks, state = found["NetworkSettings"]["Networks"].values(), found["State"]
+        address = next((n["IPAddress"] for n in networks if n.get("IPAddress")), None)
+        # Podman keeps the address of a container for a moment after its end.
+        if address and runs(state):
             return str(address)
-        state = found["State"]
         log = self.log(worker_id, 5)
         self._discard(found["Id"])
         last = f": {log.splitlines()[-1][:300]}" if log else ""
-        raise EngineError(f"ended at once, {why_ended(_exit_code(state), log=log)}{last}")
-
-    def _network(self) -> str:
-        """The id of the workers' network, which is created if there is none."""
-        with self._network_lock:
-            if not (found := self._networks()):
-                try:
-                    self._api.call(_create_network)
-                except Conflict:
-                    logger.debug("another agent has created the network %s", NETWORK)
-                found = self._networks()
-            if not found:
-                raise EngineError(f"another program removes the network {NETWORK}")
-            # Engines before Docker 25 allow several networks of one name, so two agents of a host may both create one;
-            # and no container starts while there are two. All agents keep the oldest one.
-            for other in found[1:]:
-                if (other["Labels"] or {}).get(OURS) == "1":
-                    self._remove_network(other["Id"])
-            return str(found[0]["Id"])
-
-    def _networks(self) -> Sequence[Mapping[str, Any]]:
-        """The networks with the name of ours, the oldest first."""
-        listed = self._api.call(lambda client: client.networks(names=[NETWORK]))
-        exact = [network for network in listed if network["Name"] == NETWORK]
-        return sorted(exact, key=lambda network: (network["Created"], network["Id"]))
-
-    def _remove_network(self, network_id: str) -> None:
-        try:
-            self._api.call(lambda client: client.remove_network(network_id))
-        except EngineError as error:
-            logger.debug("network %s was not removed: %s", network_id[:12], error)
+        raise EngineError(f"ended at once, {why_ended(exit_code(state), log=log)}{last}")
 
     def _inspect(self, worker_id: str) -> Mapping[str, Any] | None:
         """The worker's container; None if there is none, or if it is not one of this instance."""
@@ -349,7 +328,7 @@ class ContainerEngine:
         age_s = max(0.0, time.time() - container["Created"])
         container_id, state = container["Id"], container["State"]
         named = container["Labels"].get(f"{OURS}.devices") or ""
-        runs = Found(
+        running = Found(
             worker_id, running=True, age_s=age_s, devices=tuple(filter(None, named.split(",")))
         )
         if state == "removing":
@@ -358,15 +337,15 @@ class ContainerEngine:
             # Its start is in progress, unless that process has ended in between.
             return Found(worker_id, running=False, age_s=age_s) if age_s > ORPHAN_S else None
         if state in _RUNNING and not self._changes.has_ended(container_id):
-            return runs
+            return running
         if container_id not in self._ends:
             try:
                 found = self._api.call(lambda client: client.inspect_container(container_id))
             except NotThere:
                 return None
-            if found["State"]["Running"]:
-                return runs
-            self._ends[container_id] = _end(found["State"])
+            if runs(found["State"]):
+                return running
+            self._ends[container_id] = end(found["State"])
         code, out_of_memory = self._ends[container_id]
         return Found(
             worker_id, running=False, age_s=age_s, exit_code=code, out_of_memory=out_of_memory
@@ -380,21 +359,7 @@ class ContainerEngine:
             return
 
 
-def _create_network(client: Any) -> None:
-    client.create_network(
-        NETWORK,
-        driver="bridge",
-        options={"com.docker.network.bridge.enable_icc": "false"},
-        labels={OURS: "1"},
-    )
-
-
-def _end(state: Mapping[str, Any]) -> tuple[int, bool]:
-    # OOMKilled alone is also true where the kernel killed only a child of the worker.
-    return _exit_code(state), bool(state.get("OOMKilled")) and state["ExitCode"] == SIGKILLED
-
-
-def _exit_code(state: Mapping[str, Any]) -> int:
-    """The exit code as Python's ``subprocess`` has it: negative for a signal."""
-    code = int(state["ExitCode"])
-    return 128 - code if code in _SIGNALS else code
+def _check_directories(sources: Iterable[VolumeSource]) -> None:
+    for source in sources:
+        if source.kind == DIRECTORY and not Path(source.source).is_dir():
+            raise EngineError(missing_directory(source.source))

@@ -26,9 +26,16 @@ LONGEST_REASON = 300
 PODMAN_CDI = (5, 4)
 """The first version of Podman whose Docker API passes a GPU on. Older ones start the container without it."""
 
+PODMAN_OOM = (5, 0)
+"""The first version of Podman that reports that the kernel killed a container because of its memory limit."""
+
 _T = TypeVar("_T")
 
 _START = "start it, or set DOCKER_HOST"
+
+_MISSING_DIRECTORY = (
+    "the directory {what} of a mount does not exist on the host of the Docker engine"
+)
 
 # In an engine's message, and the sentence for people. The first that fits counts.
 _WORDS = (
@@ -40,10 +47,15 @@ _WORDS = (
         r"unresolvable CDI devices? (?P<what>\S+)",
         "the Docker engine knows no CDI device {what}: run nvidia-ctk cdi generate on its host",
     ),
+    (
+        r"error setting rlimit|setrlimit ",
+        "the engine may not raise the limits of a container: set default_ulimits in Podman's containers.conf",
+    ),
+    (r"^Not Found$", "Podman asks no registry what a tag means"),
     (r"no space left on device", "the disk of the Docker engine is full"),
     (
         r"bind source path does not exist: (?P<what>\S+)",
-        "the directory {what} of a mount does not exist on the host of the Docker engine",
+        _MISSING_DIRECTORY,
     ),
     (
         r"non-overlapping IPv4 address pool",
@@ -96,6 +108,11 @@ def words(message: str) -> str:
     return f"the Docker engine refused: {one_line(message)}"
 
 
+def missing_directory(place: str) -> str:
+    """The sentence for a mount whose directory does not exist."""
+    return _MISSING_DIRECTORY.format(what=place)
+
+
 def away_words(problem: str) -> str:
     """Why no engine answers, as one plain sentence. ``problem``: docker-py's error."""
     if "Permission denied" in problem:
@@ -121,6 +138,11 @@ def podman_version(answer: Mapping[str, Any]) -> tuple[int, ...] | None:
         if part.get("Name") == "Podman Engine":
             return tuple(int(number) for number in re.findall(r"\d+", part["Version"])[:3])
     return None
+
+
+def podman_without_gpus(version: tuple[int, ...]) -> str:
+    """Why a Podman before :data:`PODMAN_CDI` starts no worker with a GPU."""
+    return f"Podman {'.'.join(map(str, version))} gives no GPU to containers through its Docker API: version 5.4 or newer does"
 
 
 def require() -> None:
@@ -156,7 +178,9 @@ class DockerApi:
 
     def events(self, labels: Iterable[str]) -> "Events":
         """The stream of what happens to containers with these labels. Raises: EngineError."""
-        filters = {"type": ["container"], "event": ["die", "oom", "destroy"], "label": list(labels)}
+        # In Podman's filters, two of these events have other names.
+        event = ["die", "oom", "destroy", "died", "remove"]
+        filters = {"type": ["container"], "event": event, "label": list(labels)}
         response = self.call(
             lambda client: _open(
                 client.get,

@@ -352,6 +352,8 @@ class ProcessEngine:
         command = command_line(launch.template, Path.cwd(), env["PATH"]) + ports.arguments
         for name in self._volumes.link(launch.template):
             self._note("the engine process does not enforce readOnly of volume %s", name)
+        if not launch.template.egress:
+            self._note("the engine process does not enforce egress of endpoint %s", launch.endpoint)
         directory = self._directory(launch.worker_id)
         shell = None
         try:

@@ -25,7 +25,8 @@ from ownpod.api import (
     ui,
 )
 from ownpod.api.jobs import callbacks, stream
-from ownpod.api.jobs import routes as jobs
+from ownpod.api.jobs import routes as job_routes
+from ownpod.api.jobs.estimates import Estimates
 from ownpod.api.jobs.positions import Positions
 from ownpod.api.jobs.readers import Readers
 from ownpod.api.jobs.submissions import Submissions
@@ -34,18 +35,18 @@ from ownpod.api.management import graphql
 from ownpod.api.management import v1_pods as rest_v1_pods
 from ownpod.api.management import v2 as rest_v2
 from ownpod.api.management import v2_workers as rest_v2_workers
-from ownpod.api.metrics import routes as metrics
+from ownpod.api.metrics import routes as metric_routes
 from ownpod.api.openai import errors as openai_errors
-from ownpod.api.openai import routes as openai
-from ownpod.api.openapi import document as openapi
+from ownpod.api.openai import routes as openai_routes
+from ownpod.api.openapi import document
 from ownpod.api.services import Services, answer, provide, request_id
 from ownpod.api.tasks import errors as task_errors
-from ownpod.api.tasks import routes as tasks
+from ownpod.api.tasks import routes as task_routes
 from ownpod.api.tasks import sessions
 from ownpod.api.tasks.submission import Tasks
 from ownpod.api.workers import agents, logs
 from ownpod.api.workers import protocol as worker_protocol
-from ownpod.api.workers import routes as workers
+from ownpod.api.workers import routes as worker_routes
 from ownpod.api.workers.reports import Reports
 from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
@@ -98,7 +99,12 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         now_ms=managed.now_ms,
         managed=managed,
     )
-    private = Sessions(store, result_ttl_s=settings.result_ttl_s)
+    private = Sessions(
+        store,
+        result_ttl_s=settings.result_ttl_s,
+        endpoints=lambda: registry.endpoints,
+        hold_least_s=settings.device_hold_s,
+    )
     services = Services(
         settings=settings,
         registry=registry,
@@ -124,6 +130,7 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
         model_lists=ModelLists(store.client),
         replies=Replies(store.client),
         positions=Positions(store.queue, notices.wake),
+        estimates=Estimates(registry, store.figures.pace, managed, hosts),
         reports=Reports(offers),
         managed=managed,
         fronts=fronts,
@@ -136,18 +143,18 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     app.register_error_handler(ParseException, _broken_framing)
     app.register_error_handler(Exception, _unexpected_error)
     for module in (
-        jobs,
+        job_routes,
         stream,
-        openai,
+        openai_routes,
         health,
         gpu_health,
-        tasks,
+        task_routes,
         sessions,
         models,
-        workers,
+        worker_routes,
         agents,
         logs,
-        metrics,
+        metric_routes,
         ui,
         worker_protocol,
         rest_v1_pods,
@@ -158,8 +165,8 @@ def create_app(settings: Settings, *, behind_front: bool = False) -> Flask:
     app.register_blueprint(rest_v2_workers.hapi)
     if settings.callback_url is not None:
         app.register_blueprint(callbacks.blueprint)
-    app.register_blueprint(workers.endpoints)
-    openapi.add_docs(app)
+    app.register_blueprint(worker_routes.endpoints)
+    document.add_docs(app)
     task_errors.shape_errors(app)
     openai_errors.shape_errors(app)
     guard.guard_source(app)

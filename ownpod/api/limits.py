@@ -26,7 +26,7 @@ VIEWS = {
 """The views that each of :data:`ownpod.settings.kinds.OPERATIONS` counts."""
 
 
-OPENAI = ("X-Request-ID", "x-should-retry")
+OPENAI = ("X-Request-ID", "X-OwnPod-Job-Id", "x-should-retry")
 """Headers that OpenAI's clients read in a browser, too."""
 
 MANAGING = ("rest_v1.", "rest_v2.", "graphql.")

@@ -67,6 +67,11 @@ class PolicySchema(Schema):
         allow_none=True,
         metadata={"description": "the job waits behind the jobs without this flag"},
     )
+    # Without a default, so that bodies under an idempotency key are the same to processes of an earlier version.
+    overflow = Flag(
+        allow_none=True,
+        metadata={"description": "false: the job never goes to a cloud worker"},
+    )
 
 
 class RunSchema(Schema):

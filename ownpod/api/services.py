@@ -9,6 +9,7 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from ownpod.api.fronts import FrontReadings, NoFronts
+from ownpod.api.jobs.estimates import Estimates
 from ownpod.api.jobs.positions import Positions
 from ownpod.api.jobs.readers import Readers
 from ownpod.api.jobs.submissions import Submissions
@@ -59,6 +60,7 @@ class Services:
     model_lists: ModelLists
     replies: Replies
     positions: Positions
+    estimates: Estimates
     reports: Reports
     held: HeldConnections = field(default_factory=HeldConnections)
     managed: ManagedWorkers = field(default_factory=NoManagedWorkers)

@@ -87,6 +87,8 @@ def _template(app: Celery, task: str, *, task_id: str, queue: str = "@queue@", s
         "body_encoding": "utf-8",
         "delivery_tag": task_id,
         "priority": _PRIORITY,
+        # Celery's is another one in each process, and a message is found in its list by its whole text.
+        "reply_to": _ORIGIN,
     }
     # In JSON the priority is a number.
     return json.dumps(message).replace(f'"{_PRIORITY}"', _PRIORITY)

@@ -111,6 +111,9 @@ BALANCED_KEYS: Mapping[str, str] = {
 
 def check_balanced_worker(values: Mapping[str, Any]) -> None:
     """Checks a worker, given by its URL, of a load-balanced endpoint. Raises: ValidationError."""
+    if "cloud" in values:
+        problem = "a load-balanced endpoint has no jobs, so none can go to a cloud worker"
+        raise ValidationError({"cloud": [problem]})
     if urlsplit(values["url"]).path.rstrip("/"):
         problem = "the URL of a load-balanced endpoint's worker has no path, because clients' paths reach it unchanged"
         raise ValidationError({"url": [problem]})

@@ -10,7 +10,7 @@ from ownpod.configuration.fields import choice
 from ownpod.configuration.templates import managed_spec
 from ownpod.rules import credentials
 from ownpod.rules.credentials import Credential
-from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS, Endpoint, OnDisconnect, WorkerSpec
+from ownpod.rules.endpoints import DEFAULT_MAX_WORKERS, Endpoint, OnDisconnect, Overflow, WorkerSpec
 from ownpod.rules.jobs import DEFAULT_EXECUTION_TIMEOUT_MS, DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL_MS
 
 EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
@@ -56,6 +56,7 @@ class AddedEndpointSchema(BalancingSchema):
         load_default=0,
         validate=validate.Range(0, error="must be a whole number, 0 for any"),
     )
+    overflow = choice(Overflow, load_default=Overflow.ALLOWED)
     on_disconnect = choice(OnDisconnect, data_key="onDisconnect", load_default=OnDisconnect.CANCEL)
     api_keys = fields.List(_ApiKey(), data_key="apiKeys", load_default=list)
     max_workers = fields.Integer(
@@ -108,4 +109,5 @@ def endpoint_of(
         managed=None if managed is None else replace(managed, balancing=balancing),
         balancing=balancing,
         on_disconnect=values["on_disconnect"],
+        overflow=values["overflow"],
     )

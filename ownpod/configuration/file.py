@@ -9,13 +9,14 @@ import yaml
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
 from ownpod.configuration.balancing import balancing_of
+from ownpod.configuration.cloud import WorkerField, make_cloud_worker
 from ownpod.configuration.custom import CUSTOM, custom_endpoint
 from ownpod.configuration.endpoints import AddedEndpointSchema, endpoint_of
 from ownpod.configuration.preset_endpoints import check_presets, preset_endpoint
 from ownpod.configuration.presets import Difficulties, GivenPreset, parse_difficulties, parse_models
-from ownpod.configuration.workers import WorkerSchema, check_unique, make_worker
+from ownpod.configuration.workers import check_unique, make_worker
 from ownpod.errors import ConfigurationError
-from ownpod.rules.endpoints import Endpoint
+from ownpod.rules.endpoints import Endpoint, WorkerSpec
 from ownpod.rules.quota import first_over_quota
 from ownpod.settings import DEFAULT_ENDPOINT, Settings
 from ownpod.validation import NAME, first_problem
@@ -32,7 +33,7 @@ class _EndpointSchema(AddedEndpointSchema):
     error_messages = {"type": "must be an object with the endpoint's keys"}  # noqa: RUF012 - marshmallow's own name
 
     workers = fields.List(
-        fields.Nested(WorkerSchema),
+        WorkerField(),
         load_default=list,
         error_messages={"invalid": "must be a list, like [{{url: http://localhost:18000}}]"},
     )
@@ -102,10 +103,7 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         endpoint_id: endpoint_of(
             endpoint_id,
             values,
-            tuple(
-                make_worker(endpoint_id, w, settings, balancing=balancing_of(values))
-                for w in values["workers"]
-            ),
+            tuple(_worker(endpoint_id, w, values, settings) for w in values["workers"]),
         )
         for endpoint_id, values in given.items()
     }
@@ -123,6 +121,15 @@ def load_endpoints(settings: Settings) -> dict[str, Endpoint]:
         place = f"endpoints.{endpoint_id}.workersMax" if preset is None else preset.title
         raise ConfigurationError(f"{settings.workers_file}: {place}: {problem}")
     return endpoints
+
+
+def _worker(
+    endpoint_id: str, worker: dict[str, Any], values: Mapping[str, Any], settings: Settings
+) -> WorkerSpec:
+    """A worker of an endpoint, from loaded values of both."""
+    if "cloud" in worker:
+        return make_cloud_worker(endpoint_id, worker, settings)
+    return make_worker(endpoint_id, worker, settings, balancing=balancing_of(values))
 
 
 def _presets(

@@ -27,7 +27,7 @@ _MOMENT = re.compile(
 )
 
 
-class _Days(fields.Field[Any]):
+class DaysField(fields.Field[Any]):
     """``mon-fri``, ``sat``, ``fri-mon``, ``mon, wed``, or a list of these; as numbers, Monday is 0."""
 
     PROBLEM = "must be days such as mon-fri, sat, or [mon, wed]"
@@ -53,7 +53,7 @@ class _Days(fields.Field[Any]):
             yield (start + step) % len(DAYS)
 
 
-class _MinuteOfDay(fields.Field[Any]):
+class MinuteOfDayField(fields.Field[Any]):
     """``08:00`` as minutes from midnight."""
 
     PROBLEM = 'must be a time of day such as "08:00", in quotes, from 00:00 to 24:00'
@@ -101,9 +101,9 @@ class HoursSchema(Schema):
         "type": f"must be an object with the keys {_KEYS}",
     }
 
-    days = _Days(load_default=tuple(range(len(DAYS))))
-    from_min = _MinuteOfDay(data_key="from", required=True)
-    to_min = _MinuteOfDay(data_key="to", required=True)
+    days = DaysField(load_default=tuple(range(len(DAYS))))
+    from_min = MinuteOfDayField(data_key="from", required=True)
+    to_min = MinuteOfDayField(data_key="to", required=True)
     workers_min = _Workers(data_key="workersMin", load_default=None)
     workers_max = _Workers(data_key="workersMax", load_default=None)
 

@@ -116,6 +116,7 @@ def _spec(given: GivenPreset, settings: Settings) -> ManagedSpec:
             residency_s=residency.get("min", Sharing.residency_s),
         ),
         registry=values["registry"],
+        egress=values["egress"],
         model=_model(given, settings),
     )
     workers = values.get("workers", {})

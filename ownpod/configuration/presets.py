@@ -144,8 +144,8 @@ class PresetSchema(Keys):
 
     error_messages = listing(
         *("image", "command", "entrypoint", "env", "protocol", "output", "difficulty", "limits"),
-        *("session", "oneOff", "workers", "residency", "volumes", "registry", "timeout"),
-        *("ttl", "maxAttempts", "maxQueueDepth", "onDisconnect", "apiKeys"),
+        *("session", "oneOff", "workers", "residency", "volumes", "registry", "egress"),
+        *("timeout", "ttl", "maxAttempts", "maxQueueDepth", "onDisconnect", "apiKeys"),
         "or docker_image, env_vars and class, the GPU service's words",
     )
 
@@ -166,6 +166,7 @@ class PresetSchema(Keys):
     residency = nested(ResidencySchema)
     volumes = VolumesField(load_default=())
     registry = template_fields.registry(load_default="")
+    egress = flag(load_default=True)
     timeout_s = whole(5, 7 * DAY_S, " of seconds", data_key="timeout")
     ttl_ms = _endpoint_field("ttl_ms")
     max_attempts = whole(1, 100, data_key="maxAttempts", load_default=1)

@@ -100,7 +100,7 @@ class TemplateSchema(Keys):
     error_messages = listing(
         *("image", "command", "entrypoint", "env", "limits", "protocol", "initTimeout"),
         *("evictable", "pinned", "weight", "residency"),
-        *("volumes", "registry"),
+        *("volumes", "registry", "egress"),
     )
 
     image = template_fields.image()
@@ -116,6 +116,7 @@ class TemplateSchema(Keys):
     residency_s = number(0, 86_400, data_key="residency", load_default=Sharing.residency_s)
     volumes = VolumesField(load_default=())
     registry = template_fields.registry(load_default="")
+    egress = flag(load_default=True)
 
     @post_load
     def _make(self, values: dict[str, Any], **_: Any) -> Template:
@@ -140,6 +141,7 @@ class TemplateSchema(Keys):
             ),
             volumes=values["volumes"],
             registry=values["registry"],
+            egress=values["egress"],
         )
 
 

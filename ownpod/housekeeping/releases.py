@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ownpod.errors import WorkerRecordBroken
 from ownpod.rules.hours import scaling_at
+from ownpod.rules.loads import Failures
 from ownpod.rules.managed import LIVE, SERVING, AgentInfo, ManagedWorker, Phase
 from ownpod.rules.releases import (
     Prepared,
@@ -22,7 +23,6 @@ from ownpod.rules.releases import (
     prepared,
 )
 from ownpod.rules.templates import ManagedSpec, Scaling
-from ownpod.store.loads import Failures
 from ownpod.store.releases import Releases
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from ownpod.housekeeping.sharing import Swaps
 from ownpod.processes import this_process
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import HOUSEKEEPING
+from ownpod.rules.loads import JobsView
 from ownpod.rules.managed import HOST_SILENT_S, LIVE, ManagedWorker, Phase, new_worker_id
 from ownpod.rules.placement import kept_reason, why_waits
 from ownpod.rules.residents import HOLD_LEAST_S
@@ -34,7 +35,6 @@ from ownpod.rules.scaling import (
 )
 from ownpod.rules.sessions import has_evictable_sessions
 from ownpod.store.agents import Agents, Wakeups
-from ownpod.store.loads import JobsView
 from ownpod.store.managed import Managed
 
 log = logging.getLogger(__name__)

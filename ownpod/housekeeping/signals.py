@@ -84,16 +84,21 @@ def _sweep(prepared: Prepared) -> Sweep:
 
 
 def _scaler(prepared: Prepared) -> Scaler:
-    client, result_ttl_s = prepared.store.client, prepared.config.result_ttl_s
-    sessions = Sessions(prepared.store, result_ttl_s=result_ttl_s)
+    client, registry, config = prepared.store.client, prepared.registry, prepared.config
+    sessions = Sessions(
+        prepared.store,
+        result_ttl_s=config.result_ttl_s,
+        endpoints=lambda: registry.endpoints,
+        hold_least_s=config.device_hold_s,
+    )
     return Scaler(
-        prepared.registry,
+        registry,
         Managed(client),
         Agents(client),
         Wakeups(client),
         fronts=Fronts(client),
-        hold_s=prepared.config.device_hold_s,
-        sessions=PrivateWorkers(prepared.registry, sessions),
+        hold_s=config.device_hold_s,
+        sessions=PrivateWorkers(registry, sessions),
     )
 
 

@@ -61,6 +61,10 @@ class Breaker(Prober):
         """The worker takes no jobs: the node fetches none until a probe succeeds."""
         self.fail(reason)
 
+    def refuse(self, error: WorkerUnavailable) -> None:
+        """The worker did not take a job."""
+        self.open(str(error))
+
     def open_if_closed(self, reason: str) -> None:
         """Opens the breaker; one that is open already keeps its reason and its pause."""
         if self.closed:

@@ -86,6 +86,7 @@ class Node(WorkerNode):
         spec: the worker.
         name: the node's name, ``<worker id>@<host>``.
         probe: used in place of the driver's own probe.
+        make_breaker: makes the breaker, that of a cloud worker for example.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Node(WorkerNode):
         spec: WorkerSpec,
         name: str,
         probe: Callable[[], None] | None = None,
+        make_breaker: Callable[..., Breaker] = Breaker,
     ) -> None:
         self._name = name
         self._process = this_process()
@@ -134,13 +136,14 @@ class Node(WorkerNode):
             lease_s=config.lease_s,
             on_change=self._slots_changed,
             on_over=self._notify_celery,
+            begins_later=spec.cloud is not None,
         )
-        self.breaker = Breaker(
+        self.breaker = make_breaker(
             probe or worker.probe,
             self._publish,
             publish_every_s=config.lease_s / 6,
             slots=self._slots,
-            is_paused=lambda: self._paused is not None,
+            is_paused=lambda: self._paused is not None or self.stop.asked,
             on_change=self._apply_soon,
         )
         self.runner = JobRunner(
@@ -154,8 +157,8 @@ class Node(WorkerNode):
 
     @property
     def queues(self) -> list[str]:
-        """The queues that the node may consume; the worker's own comes first. That of the endpoint is not for a private worker."""
-        return [self._own_queue] if self._spec.private else [self._own_queue, self._queue]
+        """The queues that the node may consume; the worker's own comes first. That of the endpoint is not for every worker."""
+        return [self._own_queue] if self._spec.own_queue_only else [self._own_queue, self._queue]
 
     @property
     def concurrency(self) -> int:
@@ -286,7 +289,7 @@ class Node(WorkerNode):
         self._apply_soon()
 
     def _status(self, status: WorkerStatus) -> WorkerStatus:
-        if self._paused is None or status.state is not WorkerState.READY:
+        if self._paused is None or status.state not in {WorkerState.READY, WorkerState.STANDBY}:
             return status
         return replace(status, state=WorkerState.PAUSED, reason=self._paused)
 
@@ -381,7 +384,7 @@ class Node(WorkerNode):
         # The worker's own queue holds runs that the worker executes already, so an open breaker does not matter.
         for queue, wanted in (
             (self._own_queue, self._consumes_own and not self.stop.asked),
-            (self._queue, self._fetches and not self._spec.private),
+            (self._queue, self._fetches and not self._spec.own_queue_only),
         ):
             if wanted and not consumer.task_consumer.consuming_from(queue):
                 consumer.add_task_queue(queue)

@@ -1,5 +1,6 @@
 """Runs one job on one worker: claim, start, wait, finish or requeue. Knows no Celery."""
 
+import functools
 import logging
 import time
 import uuid
@@ -16,7 +17,7 @@ from ownpod.rules.runs import Attempt, Outcome, Run, RunCheck
 from ownpod.store.chunks import call_token
 from ownpod.store.retry import patient
 from ownpod.store.store import Store
-from ownpod.workers import Worker
+from ownpod.workers import Place, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +39,20 @@ class _Recorder:
         attempt: the attempt.
         run: the run as it is known.
         on_over: called when the job is over for the client.
+        on_begun: called when the run of a cloud worker has begun there.
     """
 
     def __init__(
-        self, store: Store, attempt: Attempt, run: Run, on_over: Callable[[], None]
+        self,
+        store: Store,
+        attempt: Attempt,
+        run: Run,
+        on_over: Callable[[], None],
+        on_begun: Callable[[], None],
     ) -> None:
         self._store = store
         self._on_over = on_over
+        self._on_begun = on_begun
         self._attempt = attempt
         self.run = run
 
@@ -57,6 +65,24 @@ class _Recorder:
     def set_check(self, check: RunCheck) -> None:
         self.run = replace(self.run, check=check)
         self._store.runs.record(self.run, self._attempt.worker_id)
+
+    def remote(self, place: Place) -> None:
+        found = {"url": place.url, "endpoint": place.url.rpartition("/")[2], "id": place.run_id}
+        if place.worker_id is not None:
+            found["workerId"] = place.worker_id
+        job_id, number = self._attempt.job_id, self._attempt.number
+        runs = self._store.overflow.remote(
+            job_id,
+            number,
+            found,
+            begun=place.begun,
+            ran_ms=place.ran_ms,
+            progress=place.progress,
+        )
+        if not runs:
+            self._on_over()
+        elif place.begun:
+            self._on_begun()
 
 
 class JobRunner:
@@ -169,7 +195,7 @@ class JobRunner:
                 outcome = Outcome(JobStatus.FAILED, error=str(error))
             except WorkerUnavailable as error:
                 # First the breaker: the next node to take the job must be another one.
-                self._breaker.open(str(error))
+                self._breaker.refuse(error)
                 self._requeue(attempt, lost=False, reason=str(error), freed=True)
                 return None
             except AttemptLost as error:
@@ -199,7 +225,8 @@ class JobRunner:
             logger.info("job %s: attempt %d adopted", attempt.job_id, attempt.number)
         if not self._slots.name_run(running, run.id):
             raise AttemptLost(f"the worker gave the id {run.id[:80]!r} to two runs at a time")
-        return _Recorder(self._store, attempt, run, self._slots.check_runs)
+        on_begun = functools.partial(self._slots.begin, running)
+        return _Recorder(self._store, attempt, run, self._slots.check_runs, on_begun)
 
     def _finish(self, running: Running, outcome: Outcome) -> Outcome | None:
         """Writes the outcome. None: the job was over before."""

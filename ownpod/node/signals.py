@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -23,8 +24,11 @@ from ownpod.broker.process import become, current
 from ownpod.celery import open_store
 from ownpod.configuration import kept_endpoints
 from ownpod.errors import ConfigurationError
+from ownpod.node.breaker import Breaker
 from ownpod.node.first_probe import FirstProbe
 from ownpod.node.node import Node
+from ownpod.node.overflow import Chooser, OverflowBreaker
+from ownpod.node.purse import Purse
 from ownpod.processes import Exit
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import WorkerKind, WorkerSpec
@@ -37,7 +41,8 @@ from ownpod.store.offers import Offers
 from ownpod.store.retry import until_available
 from ownpod.store.store import Store
 from ownpod.store.tasks import TaskRuns
-from ownpod.workers import Exchange, driver_for
+from ownpod.workers import Exchange, Worker, driver_for
+from ownpod.workers.cloud import CloudWorker
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +128,7 @@ def prepare(sender: str, instance: Any, **_: Any) -> None:
         spec=spec,
         name=sender,
         probe=probe,
+        make_breaker=_breaker(spec, worker, prepared),
     )
     instance.app.amqp.queues.select(node.queues)
     instance.app.conf.worker_concurrency = node.concurrency
@@ -131,13 +137,27 @@ def prepare(sender: str, instance: Any, **_: Any) -> None:
     node.acquire()
 
 
+def _breaker(spec: WorkerSpec, worker: Worker, prepared: Prepared) -> Callable[..., Breaker]:
+    """Makes the breaker of a worker, from the arguments that :class:`Node` gives."""
+    if not isinstance(worker, CloudWorker) or spec.cloud is None:
+        return Breaker
+    purse = Purse(prepared.store, spec.endpoint, spec.id, spec.cloud)
+    chooser = Chooser(prepared.store, prepared.registry, spec, spec.cloud, purse)
+    return functools.partial(
+        OverflowBreaker, worker=worker, chooser=chooser, capacity=spec.capacity
+    )
+
+
 def _exchange(spec: WorkerSpec, prepared: Prepared) -> Exchange:
     client = prepared.store.client
     offers = Offers(client, gone_s=prepared.config.worker_gone_s)
     is_task = spec.kind is WorkerKind.CONTAINER
     notices = Notices(client, keys.task(spec.id) if is_task else keys.pull(spec.id))
     subscribe = functools.partial(notices.subscribe, end_only=False)
-    return Exchange(offers, subscribe, TaskRuns(client) if is_task else None)
+    purse = None
+    if spec.cloud is not None:
+        purse = Purse(prepared.store, spec.endpoint, spec.id, spec.cloud)
+    return Exchange(offers, subscribe, TaskRuns(client) if is_task else None, purse)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

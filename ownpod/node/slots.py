@@ -34,20 +34,26 @@ class Running:
     run_id: str | None = None
     over: bool = False
     """The job has ended or is queued again; only the slot is still taken."""
+    begun: bool = True
+    """Its run has begun, so its ``executionTimeout`` counts."""
 
 
-def _start(attempt: Attempt) -> Running:
+def _start(attempt: Attempt, *, begun: bool = True) -> Running:
     """Sets the deadline: the end of the ``executionTimeout`` or of the ``ttl``, whichever comes first.
 
     This host's clock may be wrong, so only durations on Redis's clock are used.
+
+    Args:
+        attempt: the attempt.
+        begun: its run has begun; otherwise only the ``ttl`` counts.
     """
     began = time.monotonic() - attempt.ran_ms / 1000
     longest_ms = attempt.execution_timeout_ms
     too_long = f"executionTimeout: the job ran longer than {longest_ms} ms"
     ttl_left_ms = attempt.expires_ms - attempt.started_ms
-    if ttl_left_ms < longest_ms:
+    if ttl_left_ms < longest_ms or not begun:
         longest_ms, too_long = ttl_left_ms, "ttl: the job was not done when its ttl had passed"
-    return Running(attempt, began, began + longest_ms / 1000, too_long)
+    return Running(attempt, began, began + longest_ms / 1000, too_long, begun=begun)
 
 
 class Slots(threading.Thread):
@@ -59,6 +65,7 @@ class Slots(threading.Thread):
         lease_s: see ``OWNPOD_LEASE_S``.
         on_change: called from any thread when the number of lingering slots changes.
         on_over: called when a job is over before its run has ended, from a thread of its own.
+        begins_later: runs begin when :meth:`begin` is called, because they may wait at the worker first.
     """
 
     def __init__(
@@ -69,12 +76,14 @@ class Slots(threading.Thread):
         lease_s: float,
         on_change: Callable[[], None],
         on_over: Callable[[Attempt], None] = lambda _: None,
+        begins_later: bool = False,
     ) -> None:
         super().__init__(name="slots", daemon=True)
         self._store = store
         self._worker = worker
         self._on_change = on_change
         self._on_over = on_over
+        self._begins_later = begins_later
         self.lease_s = lease_s
         self._changed = threading.Condition()
         self._running: set[Running] = set()
@@ -103,7 +112,7 @@ class Slots(threading.Thread):
     @contextlib.contextmanager
     def occupy(self, attempt: Attempt) -> Iterator[Running]:
         """Takes a slot for the attempt until the block ends; its lease is renewed and its deadline kept."""
-        running = _start(attempt)
+        running = _start(attempt, begun=attempt.remote_begun or not self._begins_later)
         with self._changed:
             self._running.add(running)
             self.begun += 1
@@ -116,6 +125,19 @@ class Slots(threading.Thread):
                 self._running.discard(running)
             if running.over:
                 self._on_change()
+
+    def begin(self, running: Running) -> None:
+        """The run has begun at the worker: its ``executionTimeout`` counts from now on."""
+        with self._changed:
+            if running.begun:
+                return
+            longest_ms = running.attempt.execution_timeout_ms
+            deadline = time.monotonic() + longest_ms / 1000
+            running.begun = True
+            if deadline < running.deadline:
+                running.deadline = deadline
+                running.too_long = f"executionTimeout: the job ran longer than {longest_ms} ms"
+                self._changed.notify()
 
     @property
     def jobs(self) -> list[str]:

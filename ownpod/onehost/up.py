@@ -316,7 +316,8 @@ def _statuses(registry: Registry, *, with_nodes: bool = False) -> list[WorkerSta
 
 def _probed(status: WorkerStatus) -> bool:
     """Whether the worker's node has probed it at least once."""
-    return status.state in {WorkerState.READY, WorkerState.BUSY, WorkerState.PAUSED} or (
+    done = {WorkerState.READY, WorkerState.BUSY, WorkerState.PAUSED, WorkerState.STANDBY}
+    return status.state in done or (
         status.state is WorkerState.UNHEALTHY and not status.has_no_node
     )
 

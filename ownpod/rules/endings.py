@@ -11,7 +11,10 @@ NOT_EXECUTABLE = 126
 _SIGNALS = {number.value: number.name for number in signal.Signals}
 
 _TINI = re.compile(r"\[FATAL tini \(\d+\)\] exec (?P<command>.+?) failed: (?P<problem>.+)")
-"""What the init of a container writes when it cannot start the command."""
+"""What the init of a Docker container writes when it cannot start the command."""
+
+_CATATONIT = re.compile(r"ERROR \(catatonit:\d+\): failed to exec pid1: (?P<problem>.+)")
+"""The same of Podman's, which ends with exit code 1 then."""
 
 
 def why_ended(exit_code: int | None, *, out_of_memory: bool = False, log: str = "") -> str:
@@ -35,5 +38,12 @@ def why_ended(exit_code: int | None, *, out_of_memory: bool = False, log: str = 
             f"the image has no command {command}"
             if missing
             else f"the command {command} cannot be started: {found['problem']}"
+        )
+    if exit_code == 1 and (found := _CATATONIT.search(log)):
+        missing = "No such file" in found["problem"]
+        return (
+            "the image does not have the command"
+            if missing
+            else f"the command cannot be started: {found['problem']}"
         )
     return f"exit code {exit_code}"

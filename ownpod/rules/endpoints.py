@@ -7,6 +7,7 @@ from enum import StrEnum
 from ownpod.rules.balancing import Balancing
 from ownpod.rules.credentials import Credential
 from ownpod.rules.hours import Pause, pause_at
+from ownpod.rules.overflow import CloudSpec
 from ownpod.rules.presets import Preset
 from ownpod.rules.templates import ManagedSpec
 
@@ -26,6 +27,8 @@ class WorkerKind(StrEnum):
     """The worker polls OwnPod for jobs, as on RunPod."""
     CONTAINER = "container"
     """The worker's agent starts a fresh container for each job."""
+    CLOUD = "cloud"
+    """The node sends jobs on to an endpoint of RunPod, or of another OwnPod, when they have waited too long."""
     HTTP = "http"
     """The front sends clients' requests straight to the worker's URL: it gets no jobs, and has no node."""
 
@@ -43,6 +46,13 @@ class WorkerSource(StrEnum):
     """Started by OwnPod from the endpoint's template; stays until its agent has stopped it."""
 
 
+class Overflow(StrEnum):
+    """Whether jobs of an endpoint may go to its cloud workers."""
+
+    NEVER = "never"
+    ALLOWED = "allowed"
+
+
 class OnDisconnect(StrEnum):
     """What becomes of the job of an OpenAI client that has gone, or waits no longer."""
 
@@ -56,13 +66,14 @@ class WorkerSpec:
 
     Attributes:
         url: the base URL of a worker that is pushed to; ``pull:<id>`` for one that pulls,
-            ``container:<id>`` for a one-off task.
+            ``container:<id>`` for a one-off task; the URL of the other endpoint for a cloud worker.
         capacity: number of jobs that the worker runs at a time; of a load-balanced endpoint, of requests, 0: any number.
         key_digest: of a managed worker, the digest of its own key; None: it has none.
         draining: of a managed worker, that its node fetches no more jobs for it.
         stopping: of a managed worker, that it has no job and is stopped now.
         health_port: of a load-balanced endpoint's worker, the port of its health check; None: that of ``url``.
         private: the worker gets jobs from its own queue only: it is a session's, or a task's.
+        cloud: of a cloud worker, when jobs go there, and what they may cost; None: it is none.
     """
 
     id: str
@@ -79,6 +90,12 @@ class WorkerSpec:
     stopping: bool = False
     health_port: int | None = None
     private: bool = False
+    cloud: CloudSpec | None = None
+
+    @property
+    def own_queue_only(self) -> bool:
+        """The worker's node never fetches from the endpoint's queue: jobs are put into the worker's own."""
+        return self.private or self.cloud is not None
 
     @property
     def pulls(self) -> bool:
@@ -119,6 +136,8 @@ class Endpoint:
     """The endpoint is a preset of a model, for sessions and one-off tasks. None: it is not."""
     on_disconnect: OnDisconnect = OnDisconnect.CANCEL
     """What becomes of the job of a request below ``/openai`` whose client has gone."""
+    overflow: Overflow = Overflow.ALLOWED
+    """Whether its jobs may go to its cloud workers."""
 
     @property
     def is_balanced(self) -> bool:

@@ -26,6 +26,10 @@ PLACED = "connection"
 """Name of an entry that has no data: the worker for which the job waits has got its place on a host."""
 
 
+OVERFLOW = "overflow"
+"""Status of an entry of the same name whose data is that of its event: the job has gone to a cloud worker."""
+
+
 class Event(NamedTuple):
     """``id``: the cursor behind the event; ``data``: JSON text."""
 
@@ -105,6 +109,8 @@ class Section:
     """The session of a task, after its record; None: it has none, or is no task."""
     found: bool = False
     """The session was there before the job, which names it or got it as one that could run it."""
+    one_off: bool = False
+    """The journal has ``worker created`` and ``worker working``, because each attempt has a container of its own."""
 
     @property
     def more(self) -> bool:
@@ -127,6 +133,7 @@ class Connection:
         position: of a waiting job in its queue, from 1; 0: not known.
         placed: the worker for which the job waits has its place on a host, and the job is its next.
         ready: it is ready, too.
+        estimated_wait_s: whole seconds until the waiting job will probably begin; None: not known.
         data: further values of the event: gpu_id, gpu_uuid, gpu_name, gpu_class, host, reason, message.
     """
 
@@ -134,6 +141,7 @@ class Connection:
     position: int = 0
     placed: bool = False
     ready: bool = False
+    estimated_wait_s: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -156,6 +164,11 @@ def parse_entry(text: str) -> Entry | None:
         return Entry(int(attempt), int(chunks), int(at_ms), str(event), json.dumps(data))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_place(entry: Entry) -> bool:
+    """Whether an entry is about a place. That a job has gone to a cloud worker is an event as it is."""
+    return entry.event == PLACED and json.loads(entry.data).get("status") != OVERFLOW
 
 
 def needs_connection(section: Section, cursor: Cursor) -> bool:
@@ -183,7 +196,7 @@ def events_of(section: Section, connection: Connection) -> Iterator[Event]:
 
     ``connection`` is the first event of a stream, and comes again when it changes. Its status is ``session_found`` only as that
     of the first event. An attempt begins with
-    ``worker restarted``, if it is not the first, and ``worker working``. Final text or output come after all chunks,
+    ``worker restarted``, if it is not the first, and ``worker working``, which for a one-off task comes from its journal. Final text or output come after all chunks,
     and ``task_finish`` is the last event of a job that has ended.
     """
     return _Walk(section, connection).events()
@@ -210,7 +223,7 @@ class _Walk:
         elif self._at.attempt and self._at.mark == _RESTARTED:
             yield from self._connect_and_work()
         elif self._at.attempt and self._at.mark.startswith(_CONNECTED):
-            yield self._working()
+            yield from self._working()
         if self._at.attempt == job.attempt and job.attempt:
             yield from self._content()
         if job.status.terminal:
@@ -259,6 +272,8 @@ class _Walk:
             mark = self._section.connected
         elif connection.position:
             data["position"] = connection.position
+            if connection.estimated_wait_s is not None:
+                data["estimated_wait_seconds"] = connection.estimated_wait_s
         if data["status"] == "queued" and self._is_found:
             data["status"] = "session_found"
         return self._event("connection", data | dict(connection.data), mark=mark)
@@ -274,19 +289,23 @@ class _Walk:
             data = {"status": "restarted", "attempt": job.attempt}
             yield self._event("worker", data, mark=_RESTARTED)
         if earlier.mark == self._section.connected and job.attempt == 1:
-            yield self._working()
+            yield from self._working()
         else:
             yield from self._connect_and_work()
 
     def _connect_and_work(self) -> Iterator[Event]:
         yield self._connected(has_place=False)
-        yield self._working()
+        yield from self._working()
 
-    def _working(self) -> Event:
+    def _working(self) -> Iterator[Event]:
+        if self._section.one_off:
+            # Its container is not created yet.
+            self._at = replace(self._at, mark="")
+            return
         data: dict[str, Any] = {"status": "working", "attempt": self._job.attempt}
         if self._job.worker_id is not None:
             data["worker_id"] = self._job.worker_id
-        return self._event("worker", data, mark="")
+        yield self._event("worker", data, mark="")
 
     # Chunks and entries.
 
@@ -316,7 +335,7 @@ class _Walk:
         yield from self._dropped()
         while (entry := self._next()) is not None and entry.attempt <= attempt:
             self._take()
-            if entry.event == PLACED:
+            if _is_place(entry):
                 if self._at.mark != self._section.connected:
                     yield self._connected(has_place=True)
             elif entry.attempt == attempt:
@@ -333,7 +352,7 @@ class _Walk:
                 or (last and self._section.whole)
             ):
                 self._take()
-                if entry.attempt == self._job.attempt and entry.event != PLACED:
+                if entry.attempt == self._job.attempt and not _is_place(entry):
                     yield self._event(entry.event, entry.data)
             if not last:
                 yield self._chunk(chunks[index])

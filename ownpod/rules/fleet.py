@@ -36,6 +36,8 @@ class WorkerState(StrEnum):
     """The worker still runs a job that began before its node did, and takes no other."""
     PAUSED = "paused"
     """The worker was drained or paused: it takes no jobs, and finishes those that run."""
+    STANDBY = "standby"
+    """The cloud worker gets no jobs now: none needs it, or its hours or its budget do not allow it. Nothing is wrong with it."""
     UNHEALTHY = "unhealthy"
     """The worker does not answer, refuses jobs, or has no node."""
 

@@ -5,7 +5,7 @@ and a part may come twice on the day on which they go back.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -65,11 +65,16 @@ def scaling_at(spec: ManagedSpec, now_ms: int) -> Scaling:
 
 def hours_at(spec: ManagedSpec, now_ms: int) -> Hours | None:
     """The first of the endpoint's hours that applies; None: none does."""
-    if not spec.hours:
-        return None
-    local = datetime.fromtimestamp(now_ms / 1000, _zone(spec.timezone))
+    return first_at(spec.hours, spec.timezone, now_ms)
+
+
+def first_at(hours: Iterable[Hours], timezone: str, now_ms: int) -> Hours | None:
+    """The first of these hours that applies at a moment, in ms since the epoch; None: none does. ``timezone``: "" is that of
+    the process.
+    """
+    local = datetime.fromtimestamp(now_ms / 1000, _zone(timezone))
     minute = local.hour * 60 + local.minute
-    return next((h for h in spec.hours if _applies(h, local.weekday(), minute)), None)
+    return next((h for h in hours if _applies(h, local.weekday(), minute)), None)
 
 
 def _applies(hours: Hours, weekday: int, minute: int) -> bool:

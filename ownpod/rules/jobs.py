@@ -100,6 +100,10 @@ class NewJob:
     """When its session ends, the job moves to another session, because its client did not name one."""
     owner: str | None = None
     """Of a task: the digest of its client's key, "" without one. Other keys of its endpoint do not see it. None: all see it."""
+    stays: bool = False
+    """It never goes to a cloud worker."""
+    hops: int = 0
+    """Number of OwnPods that it has come through before this one."""
 
     def record(self) -> dict[str, str | int]:
         """The fields that the record starts with."""
@@ -121,6 +125,8 @@ class NewJob:
             "private": self.private,
             "movable": 1 if self.movable else None,
             "owner": self.owner,
+            "stays": 1 if self.stays else None,
+            "hops": self.hops or None,
             "status": JobStatus.IN_QUEUE.value,
             "attempt": 0,
             "lost": 0,
@@ -147,6 +153,9 @@ class Job:
     error: str | None = None
     progress: str | None = None
     """The handler's last progress update; JSON text."""
+    all_lost: bool = False
+    """The job is FAILED because its last allowed attempt was lost. Only where it was asked for, see
+    :meth:`ownpod.store.jobs.Jobs.were_all_lost`."""
 
     FIELDS: ClassVar = (
         "id",

@@ -140,6 +140,10 @@ def _words(
     elif status is None:
         # It became ready after the registry was read.
         yield from ("ready", "running" if busy else "idle")
+    elif status.state is WorkerState.STANDBY:
+        # It adds no capacity until jobs have waited, so it counts as no worker; one that runs jobs counts as running.
+        if busy:
+            yield "running"
     else:
         yield IN_RUNPODS_WORDS.get(status.state, status.state.value)
         if status.state is WorkerState.READY:

@@ -35,8 +35,10 @@ __all__ = [
     "job_input",
     "reply_of",
     "route_of",
+    "sends_queries",
     "unbegun",
     "wants_stream",
+    "with_query",
 ]
 
 DONE = "data: [DONE]\n\n"
@@ -47,7 +49,15 @@ MODELS_ROUTE = "/v1/models"
 LONGEST_ROUTE = 2000
 """Characters of a route."""
 
+VLLM_PROXY_SINCE = (2, 24)
+"""The first version of worker-vllm that is a proxy of `vllm serve`."""
+
+_VLLM_PROXY = re.compile(
+    r"(?:[^\s@]*/)?worker-(?:v1-)?vllm:v?(\d{1,5})\.(\d{1,5})(?:[.-][\w.-]*)?(?:@sha256:[0-9a-f]{64})?",
+    re.ASCII,
+)
 _SAFE = "/:@!$&'()*+,;=-._~"
+_SAFE_IN_QUERY = f"{_SAFE}?%"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _DONE = re.compile(r"(?:^|\n)data: ?\[DONE\]\s*\Z")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -70,6 +80,28 @@ def route_of(path: str) -> str:
     if len(route) > LONGEST_ROUTE:
         raise ValueError(f"the route must have at most {LONGEST_ROUTE} characters")
     return route
+
+
+def sends_queries(image: str | None) -> bool:
+    """Whether a worker of this image takes a URL's query as a part of its route: worker-vllm from 2.24 on, which sends the route to
+    `vllm serve`. Older ones compare the route with a list, so a query would make it unknown.
+    """
+    found = _VLLM_PROXY.fullmatch(image or "")
+    return found is not None and (int(found[1]), int(found[2])) >= VLLM_PROXY_SINCE
+
+
+def with_query(route: str, query: str) -> str:
+    """A route with the query of its URL, as the client has written it. ``query`` "": there is none.
+
+    Raises:
+        ValueError: both together are too long.
+    """
+    if not query:
+        return route
+    whole = f"{route}?{quote(query, safe=_SAFE_IN_QUERY, errors='replace')}"
+    if len(whole) > LONGEST_ROUTE:
+        raise ValueError(f"the route and its query must have at most {LONGEST_ROUTE} characters")
+    return whole
 
 
 def job_input(route: str, body_text: str) -> str:

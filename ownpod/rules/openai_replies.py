@@ -34,6 +34,9 @@ TYPES = {
 RETRY_S = 5
 """Seconds after which a client may repeat a request whose job no worker has begun."""
 
+WORKER_LOST = "worker_lost"
+"""The ``type`` of an error because a worker was lost: the last one that the job may have, or one that had answered in part."""
+
 STATUS_OF_TYPE = {
     "invalid_request_error": 400,
     "BadRequestError": 400,
@@ -269,7 +272,13 @@ def failure_of(job: Job) -> Reply:
         return error(504, job.error or "the worker did not answer in time")
     if job.status is JobStatus.CANCELLED:
         return error(503, "the request was cancelled", code="cancelled")
-    message = job.error or "the worker failed"
+    if job.all_lost:
+        return error(500, job.error or "the worker was lost", WORKER_LOST)
+    return _of_failure(job.error or "the worker failed")
+
+
+def _of_failure(message: str) -> Reply:
+    """The error of a job that its worker has failed."""
     found = _dict_in(message)
     if found is None:
         # A generator's exception, as the SDK reports it: its traceback is for the worker's owner only.

@@ -24,7 +24,8 @@ SESSION_WAIT_S = 60
 
 
 def device_wait_s(asked: int | None, configured: int | None, *, one_off: bool) -> int | None:
-    """Seconds for which a new worker may wait for a device; None: as long as the job's ttl, 0: it is refused if none is free.
+    """Seconds for which a new worker may wait for a device; None: as long as the job's ttl, 0: it is refused if none is free
+    or freeable.
 
     Args:
         asked: what the client wants; None: it does not say.

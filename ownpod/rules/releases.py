@@ -147,7 +147,7 @@ def _changed(old: ManagedSpec, new: ManagedSpec) -> Iterator[str]:
         if before.env.get(name) != now.env.get(name):
             yield f"env.{name}"
     yield from _limits(before.limits, now.limits)
-    for name in ("protocol", "volumes"):
+    for name in ("protocol", "volumes", "egress"):
         if getattr(before, name) != getattr(now, name):
             yield name
     yield from _gpu(old.gpu, new.gpu)

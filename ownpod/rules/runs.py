@@ -78,6 +78,13 @@ class Attempt:
     callback_token: str = ""
     """A result that comes by callback must have this token."""
     request_id: str | None = None
+    low_priority: bool = False
+    stays: bool = False
+    """The job never goes to a cloud worker."""
+    hops: int = 0
+    """Number of OwnPods through which the job has come before this one."""
+    remote_begun: bool = False
+    """Of an attempt at a cloud worker: the run has begun there, so its ``executionTimeout`` counts since then."""
     run: Run | None = None
     """The run that an earlier node began, and that this attempt adopts."""
 

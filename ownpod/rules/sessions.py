@@ -89,7 +89,7 @@ class SessionWish:
         idle_s: seconds without work until it ends; 0: never.
         life_s: seconds until it ends; 0: never.
         queue_max: tasks that may wait for it; 0: any number.
-        wait_s: seconds for which it may wait for a device; None: any time, 0: it is refused when none is free.
+        wait_s: seconds for which it may wait for a device; None: any time, 0: it is refused when none is free or freeable.
         labels: the client's own words about it.
         for_task: :data:`ANY_SESSION`; "": it was made for another reason.
         spill: from :meth:`ownpod.rules.presets.Preset.later`.

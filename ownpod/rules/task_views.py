@@ -180,6 +180,8 @@ def describe_task(
     session: str | None = None,
     container: str | None = None,
     logs: Sequence[Mapping[str, Any]] = (),
+    position: int | None = None,
+    estimated_wait_s: int | None = None,
 ) -> dict[str, Any]:
     """A task as JSON has it, without its output.
 
@@ -190,6 +192,8 @@ def describe_task(
         session: the id of its session; None: it is of none.
         container: what the engine names the container that runs it, or ran it.
         logs: its last log lines, as their events have them.
+        position: in its queue, from 1; None: it does not wait.
+        estimated_wait_s: whole seconds until it will probably begin; None: not known.
     """
     began, ended = job.started_ms, job.finished_ms
     elapsed_ms = 0 if began is None else max(0, (ended or now_ms) - began)
@@ -213,5 +217,7 @@ def describe_task(
         "job_status": job.status.value,
         "worker_id": job.worker_id,
         "attempts": job.attempt,
+        "position": position,
+        "estimated_wait_seconds": estimated_wait_s,
         "status_url": status_url(job),
     }

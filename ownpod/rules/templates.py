@@ -126,6 +126,8 @@ class Template:
     """The id of the credentials with which the image is pulled; "": those of the agent's user."""
     model: ModelSource | None = None
     """The model that each worker gets, read-only. None: none."""
+    egress: bool = True
+    """Whether a worker reaches more than its host."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ class ManagedSpec:
             del template["registry"]
         if self.template.model is None:
             del template["model"]
+        if self.template.egress:
+            del template["egress"]
         parts = {"template": template, "gpu": self.gpu and asdict(self.gpu)}
         if self.balancing is not None:
             parts["serves"] = asdict(serving_of(self.balancing))
@@ -206,8 +210,12 @@ def serving_of(balancing: Balancing) -> Balancing:
 def spec_text(spec: ManagedSpec) -> str:
     """A spec as the JSON text that its workers' records have, environment included."""
     # Agents of earlier versions refuse a text with a field that they do not know.
-    unused = {"balancing": spec.balancing, "template.model": spec.template.model}
-    return to_text(spec, without=tuple(name for name, value in unused.items() if value is None))
+    unused = {
+        "balancing": spec.balancing is None,
+        "template.model": spec.template.model is None,
+        "template.egress": spec.template.egress,
+    }
+    return to_text(spec, without=tuple(name for name, without in unused.items() if without))
 
 
 @functools.lru_cache(maxsize=128)

@@ -48,7 +48,8 @@ def explain(
     if pause := endpoint.pause_at(managed.now_ms or 0):
         return f"the endpoint is paused: {pause.reason}"
     shared = [worker for worker in endpoint.workers if not worker.private]
-    current = [statuses[worker.id] for worker in without_unready(shared, managed)]
+    found = [statuses[worker.id] for worker in without_unready(shared, managed)]
+    current = [status for status in found if status.state is not WorkerState.STANDBY]
     able = [s for s in current if s.state in {WorkerState.READY, WorkerState.BUSY}]
     coming = _coming(managed)
     if able:
@@ -59,9 +60,12 @@ def explain(
         return f"{text}; {coming}" if coming else text
     reasons = sorted({s.reason for s in current if s.state is not WorkerState.PAUSED})
     parts = [f"no healthy worker: {reasons[0]}"] if current else []
+    standby = sorted({s.reason for s in found if s.state is WorkerState.STANDBY})
+    if standby and not current:
+        parts.append(f"its cloud worker gets no jobs now: {standby[0]}")
     if coming:
         parts.append(coming)
-    elif not current:
+    elif not found:
         parts.append(_none_yet(endpoint))
     if refused:
         more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""

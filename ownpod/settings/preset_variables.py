@@ -130,7 +130,7 @@ class Presets:
         limits=(0, DAY_S),
         unset="unset: 60 for a session, the job's `ttl` for a one-off task",
         purpose="seconds for which a new session, or the container of a one-off task, waits for a device where the request has no "
-        "`wait_seconds`. 0: the request is answered 503 if no device is free",
+        "`wait_seconds`. 0: the request is answered 503 if no device is free or freeable",
     )
     custom_tasks: bool = variable(
         "OWNPOD_CUSTOM_TASKS",

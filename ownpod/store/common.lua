@@ -20,6 +20,9 @@
 --                                  `description`, what Flower shows as the task's arguments;
 --                                  `claim`, the token of the delivery that runs the job;
 --                                  `drained`, the "<attempt>-<index>" up to which /stream was read;
+--                                  `stays`, set: it never goes to a cloud worker; `hops`, through how many OwnPods it came;
+--                                  `remote`, the JSON of its run at a cloud worker's other side; `remote_begun`, the attempt
+--                                  whose run has begun there;
 --                                  `deliveries`, the JSON log of its webhook; `webhook_try`, see deliveries.lua;
 --                                  `attempts`, the JSON log of requeued and lost attempts;
 --                                  `callback`, the token of the run's callback;

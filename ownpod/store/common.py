@@ -63,7 +63,7 @@ PREFER_MS = 1000
 RETRIED = (
     *("endpoint", "input", "s3_config", "webhook", "execution_timeout_ms", "ttl_ms"),
     *("low_priority", "max_attempts", "request_id", "description", "queue", "affinity"),
-    *("private", "movable", "task", "owner"),
+    *("private", "movable", "task", "owner", "stays", "hops"),
 )
 """Fields that a retry copies into the new record."""
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ownpod.rules.estimates import MOST_RUNS, Pace, median_ms
 from ownpod.rules.jobs import JobStatus
 from ownpod.store import keys
-from ownpod.store.client import clock_ms, redis_reads
+from ownpod.store.client import clock_ms, ms_of, redis_reads
 from ownpod.store.common import BUCKETS_MS, Part
 
 SAMPLES, SAMPLE_MS = 240, 15_000
@@ -110,6 +111,34 @@ class Figures(Part):
             swaps=swaps,
             tasks=tasks,
         )
+
+    @redis_reads
+    def pace(self, endpoint: str) -> tuple[Pace, int]:
+        """How fast the endpoint's jobs run and its workers load, in two round trips; and Redis's clock, in ms since the epoch."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(keys.of_endpoint(endpoint, "execution"))
+            pipe.hget(keys.of_endpoint(endpoint, "starts"), "load_ms")
+            pipe.hgetall(keys.running(endpoint))
+            time, execution, load_ms, running = pipe.execute()
+        now_ms, jobs = ms_of(time), list(running.items())[:MOST_RUNS]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, _ in jobs:
+                pipe.hget(keys.job(job_id), "started_ms")
+            began = pipe.execute() if jobs else []
+        elapsed: dict[str, list[float]] = {}
+        for (_, worker_id), started_ms in zip(jobs, began, strict=True):
+            if started_ms:
+                elapsed.setdefault(worker_id, []).append(max(now_ms - int(started_ms), 0) / 1000)
+        median = median_ms(
+            _histogram({name: int(value) for name, value in execution.items()}).buckets, BUCKETS_MS
+        )
+        pace = Pace(
+            run_s=None if median is None else median / 1000,
+            load_s=int(load_ms) / 1000 if load_ms else None,
+            running=elapsed,
+        )
+        return pace, now_ms
 
     @redis_reads
     def taken(self, endpoint: str, worker_id: str) -> int:

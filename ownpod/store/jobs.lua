@@ -2,12 +2,15 @@
 
 -- Writes the end of an attempt without a result into the job's log.
 local function log_attempt(id, job, lost, reason)
-  local log = redis.call('HGET', JOB .. id, 'attempts')
+  local log, remote = unpack(redis.call('HMGET', JOB .. id, 'attempts', 'remote'))
   local entries = log and cjson.decode(log) or {}
   entries[#entries + 1] = {
     attempt = tonumber(job.attempt), workerId = job.worker_id, startedMs = tonumber(job.started_ms),
-    endedMs = now, lost = lost, reason = reason
+    endedMs = now, lost = lost, reason = reason, remote = remote and cjson.decode(remote) or nil
   }
+  if remote then
+    redis.call('HDEL', JOB .. id, 'remote', 'remote_begun')
+  end
   while #entries > ATTEMPTS_LOGGED do
     table.remove(entries, 1)
   end
@@ -151,7 +154,7 @@ function commands.retry()
   redis.call(
     'HDEL', again, 'worker_id', 'started_ms', 'finished_ms', 'execution_ms', 'output', 'error',
     'claim', 'drained', 'deliveries', 'attempts', 'callback', 'retried_as', 'chunk_bytes', 'chunk_calls',
-    'code', 'exit_code', 'moves'
+    'code', 'exit_code', 'moves', 'remote', 'remote_begun'
   )
   redis.call('DEL', CHUNKS .. new_id)
   forget_journal(new_id)

@@ -29,6 +29,7 @@ RETRYABLE = (JobStatus.FAILED, JobStatus.TIMED_OUT)
 _ATTEMPT_FIELDS = (
     *("endpoint", "attempt", "input", "s3_config", "execution_timeout_ms", "created_ms"),
     *("ttl_ms", "started_ms", "callback", "request_id"),
+    *("low_priority", "stays", "hops", "remote_begun"),
 )
 
 
@@ -184,6 +185,10 @@ class Jobs(Part):
             ran_ms=max(0, now_ms - int(record["started_ms"])),
             callback_token=record["callback"],
             request_id=record["request_id"],
+            low_priority=record["low_priority"] == "1",
+            stays=record["stays"] is not None,
+            hops=int(record["hops"] or 0),
+            remote_begun=record["remote_begun"] == record["attempt"],
             run=run,
         )
 
@@ -311,6 +316,12 @@ class Jobs(Part):
         if not answer:
             return None
         return Job.from_record([None if part is False else part for part in json.loads(answer)])
+
+    @redis_reads
+    def were_all_lost(self, job_id: str) -> bool:
+        """Whether as many attempts of a job were lost as it may have. Its record's other fields do not have it."""
+        lost, most = fields(self._redis, job_id, "lost", "max_attempts")
+        return int(lost or 0) >= int(most or 1)
 
     @redis_reads
     def has_ended(self, job_id: str) -> bool:

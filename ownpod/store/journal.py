@@ -137,6 +137,7 @@ class Journal(Part):
                     # A job of the queue API that has a session names it.
                     found=private is not None and (not task or facts.found),
                     waits_for=self._waits_for(job, queue),
+                    one_off=facts.type == TaskType.ONE_OFF,
                 )
             # The cursor is of an earlier attempt or submission, or entries have been dropped.
             start, first, attempt = at, int(now_first or 0), job.attempt

@@ -1,6 +1,6 @@
 """Names of OwnPod's keys in Redis; ``common.lua``, ``journal.lua``, ``deliveries.lua``, ``offers.lua``, ``managed.lua``,
-``sessions.lua``, ``tasks.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua`` and ``fronts.lua`` list types and
-meanings.
+``sessions.lua``, ``tasks.lua``, ``sharing.lua``, ``agents.lua``, ``releases.lua``, ``outputs.lua``, ``budgets.lua`` and ``fronts.lua`` list types
+and meanings.
 
 Celery's own keys, the queues, are in :mod:`ownpod.broker.names`.
 """
@@ -61,6 +61,7 @@ MODELS_FETCHES = f"{PREFIX}models:fetches:"
 FRONTS = f"{PREFIX}fronts"
 MODEL_LISTS = f"{PREFIX}openai:models:"
 ATTENDED = f"{PREFIX}attended"
+BUDGET = f"{PREFIX}budget:"
 SWEEP_LOCK = f"{PREFIX}lock:sweep"
 
 

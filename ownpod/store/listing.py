@@ -30,10 +30,11 @@ INTERNAL = (
     *("claim", "callback", "watched", "followed", "webhook_try", "owner"),
     *("chunk_calls", "chunk_bytes", "retry_call"),
     *("journal_first", "journal_base", "journal_bytes", "journal_calls"),
+    "remote_begun",
 )
 """Fields of a record that :meth:`Listing.details` omits, because they are tokens, channels and internal counters."""
 
-_COUNTS = {"attempt", "lost", "retries", "max_attempts", "low_priority"}
+_COUNTS = {"attempt", "lost", "retries", "max_attempts", "low_priority", "hops", "stays"}
 
 Place = tuple[int, str]
 """A job's place in the list: its time of creation in ms since the epoch, and its id. The list is in descending order."""
@@ -118,7 +119,7 @@ class Listing:
             raise JobNotFound(job_id)
         for name in INTERNAL:
             record.pop(name, None)
-        for name in ("input", "output", "progress", "s3_config", "task", *LOGS):
+        for name in ("input", "output", "progress", "s3_config", "task", "remote", *LOGS):
             if name in record:
                 record[name] = readable(record[name])
         if "s3_config" in record:

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import redis
 from ownpod.errors import BadRequest
 from ownpod.rules.balancing import RouteReading
 from ownpod.rules.fleet import WorkerState
+from ownpod.rules.loads import Failures, JobsView
 from ownpod.rules.managed import WORKER_ID, ManagedWorker, Phase
 from ownpod.rules.scaling import COMING
 from ownpod.store import keys
@@ -44,63 +45,6 @@ class Instance(NamedTuple):
 
     id: str
     restored_s: float = math.inf
-
-
-@dataclass(frozen=True)
-class Failures:
-    """Starts of an endpoint's workers that failed in a row, and the last of them.
-
-    Attributes:
-        release: the release that fails; "": none does. The failures of another release do not count.
-        count: number of failed starts since a worker of the release was last ready.
-        pause_s: seconds until the next start is allowed; 0: now.
-        log: the worker's last lines of output.
-    """
-
-    release: str = ""
-    count: int = 0
-    pause_s: float = 0.0
-    reason: str = ""
-    exit_code: int | None = None
-    log: str = ""
-    worker: str = ""
-
-
-@dataclass(frozen=True)
-class JobsView:
-    """What the scaler needs to know of an endpoint's jobs.
-
-    Attributes:
-        now_ms: Redis's clock, in ms since the epoch.
-        queued: number of waiting jobs that any worker of the endpoint may run.
-        oldest_wait_s: seconds since the oldest waiting job was submitted; 0: none waits.
-        running: number of running jobs, by worker id; of all workers of the endpoint.
-        lingering: number of lingering slots, by the id of a managed worker that has some.
-        idle_s: seconds since a ready worker was first seen without a job, by id; 0 while it is busy.
-        failures: failed starts of the release that is to run.
-        load_s: seconds from start to ready of the worker that was ready last; 0: not known.
-        unhealthy: ids of managed workers that were last published as unhealthy.
-        known: the numbers above are known; those of a load-balanced endpoint are not while no front reports.
-        are_requests: the jobs are requests of a load-balanced endpoint.
-        wishes: ids of workers that are not there, and for which a request or a job waits.
-    """
-
-    now_ms: int
-    queued: int
-    oldest_wait_s: float
-    running: Mapping[str, int]
-    lingering: Mapping[str, int]
-    idle_s: Mapping[str, float] = field(default_factory=dict)
-    failures: Failures = Failures()
-    load_s: float = 0.0
-    unhealthy: frozenset[str] = frozenset()
-    known: bool = True
-    are_requests: bool = False
-    wishes: tuple[str, ...] = ()
-
-    def jobs(self, worker_id: str) -> int:
-        """Number of slots that jobs of a worker take, lingering ones included."""
-        return self.running.get(worker_id, 0) + self.lingering.get(worker_id, 0)
 
 
 MOST_WISHES = 100
@@ -172,11 +116,7 @@ class Loads:
             readings: of the load-balanced endpoints; None: not known.
             used: ids of workers that have had a request since the last call.
         """
-        mine: defaultdict[str, list[ManagedWorker]] = defaultdict(list)
-        for worker in workers:
-            if worker.phase in WITH_JOBS:
-                mine[worker.endpoint].append(worker)
-        found = self._jobs({name: [w.id for w in mine[name]] for name in endpoints})
+        found, mine = self._found(endpoints, workers)
         for endpoint in found.keys() & readings.keys():
             failures, view = found[endpoint]
             of_endpoint = [worker for worker in workers if worker.endpoint == endpoint]
@@ -193,12 +133,32 @@ class Loads:
             endpoint: replace(
                 view,
                 idle_s={w.id: idle_s[w.id] for w in mine[endpoint] if w.phase is Phase.READY},
-                failures=failures
-                if failures.release == endpoints[endpoint]
-                else Failures(endpoints[endpoint]),
+                failures=failures.of(endpoints[endpoint]),
             )
             for endpoint, (failures, view) in found.items()
         }
+
+    def peek(
+        self, endpoints: Mapping[str, str], workers: Collection[ManagedWorker]
+    ) -> dict[str, JobsView]:
+        """As :meth:`views`, by one round trip, for a reader that does not scale: nothing is remembered of idle workers, and
+        ``idle_s`` is empty. Of load-balanced endpoints the requests are not known.
+        """
+        found, _ = self._found(endpoints, workers)
+        return {
+            endpoint: replace(view, failures=failures.of(endpoints[endpoint]))
+            for endpoint, (failures, view) in found.items()
+        }
+
+    def _found(
+        self, endpoints: Collection[str], workers: Collection[ManagedWorker]
+    ) -> tuple[dict[str, tuple[Failures, JobsView]], Mapping[str, list[ManagedWorker]]]:
+        """Failures and jobs of endpoints, and those of their workers that may have jobs."""
+        mine: defaultdict[str, list[ManagedWorker]] = defaultdict(list)
+        for worker in workers:
+            if worker.phase in WITH_JOBS:
+                mine[worker.endpoint].append(worker)
+        return self._jobs({name: [w.id for w in mine[name]] for name in endpoints}), mine
 
     @broken_managed
     @redis_errors

@@ -291,7 +291,8 @@ function commands.ready()
   observe(endpoint, 'prepare', placed, prepared)
   observe(endpoint, 'create', prepared, started)
   observe(endpoint, 'import', started, now)
-  if started then
+  -- The worker of a one-off task loads nothing before its job.
+  if started and role ~= 'task' then
     redis.call('HSET', ENDPOINT .. endpoint .. ':starts', 'load_ms', math.max(0, now - started))
   end
   if redis.call('HGET', FAILURES .. endpoint, 'release') == redis.call('HGET', record, 'release') then

@@ -54,9 +54,9 @@ end
 local commands = {}
 
 -- worker, and the others of want, owner, about, most that may wait, idle s, life s, hard life (0|1), from created (0|1), wait s,
--- queue's name before a worker's id, whether one that is there may do (0|1), a device: "ask", "free", "taken" or "any",
+-- queue's name before a worker's id, whether one that is there may do (0|1), a device: "ask", "free" (or freeable), "taken" or "any",
 -- number of wanted workers and of used slots when that was found, whether it waits for a device (0|1)
--- -> {"created"|"reused", id}, {"ask"}: it depends on the devices, {"full"}: none is free, and it does not wait
+-- -> {"created"|"reused", id}, {"ask"}: it depends on the devices, {"full"}: none is free or freeable, and it does not wait
 function commands.open()
   local endpoint, owner, prefix, device = ARGV[3], ARGV[10], ARGV[18], ARGV[20]
   if redis.call('EXISTS', record) == 1 then

@@ -14,7 +14,7 @@ from ownpod.errors import NoDeviceFree, SessionEnded, SessionNotFound
 from ownpod.rules.about import about
 from ownpod.rules.managed import SERVING, WORKER_ID, ManagedWorker, Phase, Role
 from ownpod.rules.presets import longest_wait_s
-from ownpod.rules.residents import Waiting
+from ownpod.rules.residents import HOLD_LEAST_S
 from ownpod.rules.sessions import (
     KEEPALIVE_FACTOR,
     KEPT_S,
@@ -24,7 +24,6 @@ from ownpod.rules.sessions import (
     SessionWish,
     reason_of,
 )
-from ownpod.rules.sharing import free_slots, keep
 from ownpod.rules.templates import ManagedSpec
 from ownpod.store import keys
 from ownpod.store.agents import Agents
@@ -38,6 +37,7 @@ from ownpod.store.managed import (
     wanted_arguments,
 )
 from ownpod.store.private import PrivateJobs
+from ownpod.store.rooms import Endpoints, Rooms
 from ownpod.store.scripts import Scripts, constants
 from ownpod.store.store import Store
 
@@ -63,14 +63,29 @@ class Sessions:
     Args:
         store: the jobs.
         result_ttl_s: seconds for which a finished job's record is kept.
+        endpoints: all endpoints, whose idle workers may give their devices to a new private worker.
+        hold_least_s: see :data:`ownpod.rules.residents.HOLD_LEAST_S`.
     """
 
-    def __init__(self, store: Store, *, result_ttl_s: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        result_ttl_s: int,
+        endpoints: Endpoints = dict,
+        hold_least_s: float = HOLD_LEAST_S,
+    ) -> None:
         self._redis = store.client
         self._store = store
         self.jobs = PrivateJobs(store, result_ttl_s=result_ttl_s)
         self.managed = Managed(store.client)
-        self._agents = Agents(store.client)
+        self._rooms = Rooms(
+            store.client,
+            self.managed,
+            Agents(store.client),
+            endpoints,
+            hold_least_s=hold_least_s,
+        )
         self._script = Scripts(
             store.client,
             *MANAGED_FILES,
@@ -85,8 +100,8 @@ class Sessions:
     def open(self, wish: SessionWish, *, owner: str, worker_id: str, reuse: bool) -> Opened:
         """A session for a task: one of the same owner, preset and difficulty, or a new one, in one step.
 
-        With ``reuse`` an idle one, the last used first; otherwise a new one if a device is free; otherwise the one with the
-        fewest tasks whose queue has room; otherwise a new one, which waits for a device. The session may end before its
+        With ``reuse`` an idle one, the last used first; otherwise a new one if a device is free or freeable; otherwise the one
+        with the fewest tasks whose queue has room; otherwise a new one, which waits for a device. The session may end before its
         task is created: :meth:`ownpod.store.jobs.Jobs.create` raises SessionEnded then, and the caller opens again.
 
         Args:
@@ -96,7 +111,7 @@ class Sessions:
             reuse: one that is there will do.
 
         Raises:
-            NoDeviceFree: no device is free, and ``wait_s`` is 0.
+            NoDeviceFree: no device is free or freeable, and ``wait_s`` is 0.
         """
         device, seen = "ask", (0, 0)
         for left in reversed(range(MOST_TRIES)):
@@ -106,7 +121,7 @@ class Sessions:
                     return Opened(session_id, created=how == "created")
                 case ["full"]:
                     break
-            free, seen = self._has_room(wish.spec)
+            free, seen = self._rooms.find(wish.endpoint, wish.spec)
             # At the end the choice counts as it was made, because others may go on taking devices.
             device = ("free" if left > 1 else "any") if free else "taken"
         raise NoDeviceFree(wish.difficulty)
@@ -129,35 +144,9 @@ class Sessions:
         )
         return found
 
-    def has_room(self, spec: ManagedSpec) -> bool:
-        """Whether devices for one more worker are free now, besides those of the workers that wait already."""
-        return self._has_room(spec)[0]
-
-    @redis_reads
-    def _has_room(self, spec: ManagedSpec) -> tuple[bool, tuple[int, int]]:
-        """Whether devices for one more worker are free, besides those of the workers that wait already; the numbers of
-        wanted workers and of used slots, read before.
-        """
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(keys.MANAGED_WANTED)
-            pipe.hlen(keys.DEVICES_HELD)
-            wanted, held = pipe.execute()
-        seen = int(wanted), int(held)
-        need = spec.gpu
-        if need is None or need.count < 1:
-            return True, seen
-        agents, holds = self._agents.agents(), self._agents.all_holds()
-        for known, _ in self.managed.wanted() if wanted else []:
-            if known.gpu_count > 0:
-                other = Waiting(
-                    known.id, known.endpoint, known.pools, known.gpu_count, known.volumes
-                )
-                free = free_slots(other, agents, holds)
-                if free is not None:
-                    holds = keep(holds, *free, known.id)
-        volumes = tuple(mount.name for mount in spec.template.volumes)
-        mine = Waiting("", "", need.pools, need.count, volumes)
-        return free_slots(mine, agents, holds) is not None, seen
+    def has_room(self, endpoint: str, spec: ManagedSpec) -> bool:
+        """Whether devices for one more worker are free or freeable now, besides those of the workers that wait already."""
+        return self._rooms.find(endpoint, spec)[0]
 
     @broken_managed
     @redis_errors

@@ -20,6 +20,7 @@ from ownpod.store.jobs import Jobs
 from ownpod.store.journal import JOURNAL_CONSTANTS, Journal
 from ownpod.store.listing import Listing
 from ownpod.store.messages import Templates
+from ownpod.store.overflow import OVERFLOW_CONSTANTS, Overflow
 from ownpod.store.queue import Queue
 from ownpod.store.runs import Runs
 from ownpod.store.schema import Guard
@@ -27,7 +28,7 @@ from ownpod.store.scripts import Scripts
 
 FILES = (
     *("common.lua", "journal.lua", "jobs.lua", "runs.lua", "queue.lua", "chunks.lua"),
-    "private.lua",
+    *("private.lua", "overflow.lua"),
 )
 
 REPEATABLE = frozenset(
@@ -56,6 +57,7 @@ REPEATABLE = frozenset(
         ),
         *("chunks", "progress", "save_cursor", "add_entry", "add_entries"),
         *("end_job", "move_private"),
+        *("overflow_seen", "overflow_take", "overflow_keep", "overflow_remote"),
     }
 )
 """Commands of :data:`FILES` that change nothing when they are executed a second time."""
@@ -75,7 +77,17 @@ class Store:
     """
 
     PARTS: ClassVar = frozenset(
-        {"jobs", "runs", "queue", "chunks", "journal", "figures", "listing", "deliveries"}
+        {
+            "jobs",
+            "runs",
+            "queue",
+            "chunks",
+            "journal",
+            "figures",
+            "listing",
+            "deliveries",
+            "overflow",
+        }
     )
     """Attributes that :func:`ownpod.store.retry.patient` makes patient too."""
 
@@ -87,7 +99,7 @@ class Store:
         self.scripts = call = Scripts(
             client,
             *FILES,
-            constants=common_constants(messages) + JOURNAL_CONSTANTS,
+            constants=common_constants(messages) + JOURNAL_CONSTANTS + OVERFLOW_CONSTANTS,
             repeatable=REPEATABLE,
             insist=INSIST,
         )
@@ -97,6 +109,7 @@ class Store:
         self.chunks = Chunks(client, call, messages, result_ttl_s=result_ttl_s)
         self.journal = Journal(client, call, messages, result_ttl_s=result_ttl_s)
         self.figures = Figures(client, call, messages, result_ttl_s=result_ttl_s)
+        self.overflow = Overflow(client, call, messages, result_ttl_s=result_ttl_s)
         self.listing = Listing(client)
         self.deliveries = Deliveries(client, messages)
 

@@ -1,11 +1,13 @@
 """The part of ``ownpod doctor`` about managed workers: this host's devices, its engine, and the allowed images."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ownpod.agent.devices import Devices
-from ownpod.agent.docker_api import DockerApi
+from ownpod.agent.docker_api import PODMAN_CDI, PODMAN_OOM, DockerApi, podman_without_gpus
+from ownpod.agent.engine import WITHOUT_PORT
 from ownpod.configuration import allowed_images, device_difficulties
 from ownpod.errors import OwnPodError
 from ownpod.rules import images
@@ -13,6 +15,7 @@ from ownpod.rules.devices import gigabytes
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.managed import Device
 from ownpod.rules.placement import matches, pools_of
+from ownpod.rules.templates import ManagedSpec
 from ownpod.settings import Settings
 from ownpod.tools.findings import Finding
 
@@ -21,13 +24,10 @@ LINKS = Path("/dev/char")
 
 
 def docker_info() -> Mapping[str, Any]:
-    """What the Docker engine reports about itself. Raises: EngineError, ExtraMissing."""
-    api = DockerApi()
-    try:
+    """What the Docker engine reports about itself, with its version as ``Podman`` if it is Podman. Raises: EngineError, ExtraMissing."""
+    with contextlib.closing(DockerApi()) as api:
         info: Mapping[str, Any] = api.call(lambda client: client.info())
-        return info
-    finally:
-        api.close()
+        return {**info, "Podman": api.podman()}
 
 
 def examine(
@@ -72,9 +72,13 @@ def examine(
         except OwnPodError as error:
             yield _without_docker(config, str(error))
         else:
-            name = f"Docker {info.get('ServerVersion', 'of unknown version')}"
-            yield Finding("ok", "engine", f"docker: {name} answers")
-            if any(not device.simulated for device in found):
+            podman, gpus = info.get("Podman"), any(not device.simulated for device in found)
+            kind = "Podman" if podman else "Docker"
+            version = info.get("ServerVersion", "of unknown version")
+            yield Finding("ok", "engine", f"docker: {kind} {version} answers")
+            if podman:
+                yield from _podman(podman, info, managed, gpus=gpus)
+            elif gpus:
                 yield from _cgroups(info, links)
     lacking = [
         name
@@ -135,6 +139,45 @@ def _without_docker(config: Settings, reason: str) -> Finding:
     if config.engine == "docker":
         return Finding("bad", "engine", f"docker, as OWNPOD_ENGINE has it: {reason}")
     return Finding("ok", "engine", f"process, because Docker cannot be used: {reason}")
+
+
+def _podman(
+    version: tuple[int, ...],
+    info: Mapping[str, Any],
+    managed: Mapping[str, ManagedSpec],
+    *,
+    gpus: bool,
+) -> Iterator[Finding]:
+    """What Podman does not do for workers."""
+    if gpus and version < PODMAN_CDI:
+        needed = any(spec.gpu is not None for spec in managed.values())
+        yield Finding("bad" if needed else "note", "engine", podman_without_gpus(version))
+    if info.get("Rootless"):
+        if info.get("CgroupVersion") == "1":
+            yield Finding(
+                "note",
+                "engine",
+                "Podman without root ignores the limits of workers, because this host has cgroup v1",
+            )
+        served = [
+            name for name, spec in managed.items() if spec.template.protocol not in WITHOUT_PORT
+        ]
+        if served:
+            listed = ", ".join(sorted(served))
+            yield Finding(
+                "bad",
+                "engine",
+                f"{listed}: this host cannot reach workers of Podman without root, so only protocol: pull works",
+            )
+    if version < PODMAN_OOM:
+        yield Finding(
+            "note",
+            "engine",
+            "it does not report exhausted memory before version 5.0: such a worker counts as killed by SIGKILL",
+        )
+    yield Finding(
+        "note", "engine", "Podman's bridge does not keep workers from reaching each other"
+    )
 
 
 def _cgroups(info: Mapping[str, Any], links: Path) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from ownpod.rules.runs import Attempt, Outcome, RunCheck
 from ownpod.tools import host_check
 from ownpod.tools.findings import Finding, show
 from ownpod.validation import check_http_url
-from ownpod.workers import Worker, driver_for
+from ownpod.workers import Place, Worker, driver_for
 
 
 class _Listener:
@@ -30,6 +30,9 @@ class _Listener:
 
     def set_check(self, check: RunCheck) -> None:
         self.checks.append(check)
+
+    def remote(self, place: Place) -> None:
+        """Does nothing: a worker that the command tests is no cloud worker."""
 
 
 @click.command()

@@ -53,7 +53,7 @@ def session() -> None:
     "wait_s",
     type=int,
     metavar="SECONDS",
-    help="Time for which it may wait for a device; by default OWNPOD_GPU_WAIT_S of the API. 0: refuse if none is free.",
+    help="Time for which it may wait for a device; by default OWNPOD_GPU_WAIT_S of the API. 0: refuse if none is free or freeable.",
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label, for people.")
 @click.option(

@@ -10,10 +10,13 @@ from ownpod.errors import ConfigurationError
 from ownpod.rules.endpoints import WorkerKind, WorkerSpec
 from ownpod.rules.templates import DEFAULT_INIT_TIMEOUT_S
 from ownpod.settings import Settings
+from ownpod.workers.cloud import CloudWorker
 from ownpod.workers.container import ContainerWorker
 from ownpod.workers.driver import (
     Exchange,
     OfferQueue,
+    Place,
+    Purse,
     RunListener,
     Subscription,
     TaskQueue,
@@ -25,6 +28,8 @@ from ownpod.workers.push import PushWorker
 __all__ = [
     "Exchange",
     "OfferQueue",
+    "Place",
+    "Purse",
     "RunListener",
     "Subscription",
     "TaskQueue",
@@ -56,10 +61,18 @@ def _container(spec: WorkerSpec, _settings: Settings, exchange: MakeExchange | N
     return ContainerWorker(spec, made.tasks, made.subscribe)
 
 
+def _cloud(spec: WorkerSpec, settings: Settings, exchange: MakeExchange | None) -> Worker:
+    made = None if exchange is None else exchange()
+    if made is None or made.purse is None or spec.cloud is None:
+        raise ConfigurationError(f"worker {spec.id}: a cloud worker is driven by a node only")
+    return CloudWorker(spec, spec.cloud, settings, made.purse)
+
+
 DRIVERS: Mapping[str, Callable[[WorkerSpec, Settings, MakeExchange | None], Worker]] = {
     WorkerKind.PUSH: _push,
     WorkerKind.PULL: _pull,
     WorkerKind.CONTAINER: _container,
+    WorkerKind.CLOUD: _cloud,
 }
 """The driver of each kind of worker."""
 

@@ -38,6 +38,14 @@ class WorkerNotReached(AttemptLost):
 class Answer:
     status: int
     body: bytes
+    retry_after: str = ""
+    """The header ``Retry-After``; "": there is none."""
+
+    @property
+    def retry_after_s(self) -> int | None:
+        """Seconds of ``Retry-After``; None: the answer has none, or a date."""
+        text = self.retry_after
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
     def json(self) -> dict[str, Any]:
         try:

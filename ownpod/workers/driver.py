@@ -21,6 +21,30 @@ class RunListener(Protocol):
         another way is found.
         """
 
+    def remote(self, place: "Place") -> None:
+        """Where the run of a cloud worker is now. Called whenever that changes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run at the other side of a cloud worker.
+
+    Attributes:
+        url: the URL of the endpoint there.
+        run_id: the job's id there.
+        worker_id: the worker that runs it there; None: not known.
+        begun: the run has begun there.
+        ran_ms: ms that it has run there, if it is over.
+        progress: JSON text, the handler's progress, or where the job waits; "": none.
+    """
+
+    url: str
+    run_id: str
+    worker_id: str | None = None
+    begun: bool = False
+    ran_ms: int = 0
+    progress: str = ""
+
 
 class Worker(Protocol):
     """A worker, whatever protocol it uses. All calls block; any thread may make them."""
@@ -51,7 +75,8 @@ class Worker(Protocol):
         """
 
     def is_running(self, run: Run, patience_s: float) -> bool:
-        """Whether the worker may still execute a run of an earlier attempt. Changes nothing in the worker.
+        """Whether the worker may still execute a run of an earlier attempt, whose result is of no use. Changes nothing in the
+        worker, but a cloud worker is asked to stop the run, which costs money.
 
         Blocks while a worker that executes the run does not answer, at most ``patience_s``.
         """
@@ -98,6 +123,21 @@ class TaskQueue(Protocol):
     def state(self, worker_id: str) -> TaskState: ...
 
 
+class Purse(Protocol):
+    """The money of a cloud worker, and which jobs it must not get. Calls wait while Redis is away. A run is named by
+    "<job id>:<attempt>".
+    """
+
+    def reserve(self, run: str, execution_timeout_ms: int) -> bool:
+        """Reserves money for a run. False: the day's budget has no room for it."""
+
+    def settle(self, run: str, ran_ms: int | None) -> None:
+        """Replaces the reservation by the cost of a run; None: as much as was reserved, because its time is not known."""
+
+    def keep(self, job_id: str) -> None:
+        """The job goes to no cloud worker any more."""
+
+
 Subscription = AbstractContextManager[Callable[[float], object]]
 """While open, yields a function that blocks until the next notice, at most so many seconds."""
 
@@ -110,8 +150,10 @@ class Exchange:
         offers: the runs that the worker can take.
         subscribe: opens a subscription to the notices of a run or worker, by its id.
         tasks: the runs of one-off tasks; None: the worker runs none.
+        purse: of a cloud worker; None: it is none.
     """
 
     offers: OfferQueue
     subscribe: Callable[[str], Subscription]
     tasks: TaskQueue | None = None
+    purse: Purse | None = None

@@ -198,6 +198,7 @@ class Reply:
         self.status = 0
         self.content_type = ""
         """As ``application/json``, without parameters."""
+        self.retry_after = ""
 
     def begin(self) -> None:
         """Waits for its beginning. Raises: NoAnswerInTime, WorkerHTTPError."""
@@ -289,6 +290,8 @@ class Reply:
         if name == b"content-type":
             text = value.decode("latin-1")
             self.content_type = text.partition(";")[0].strip().lower()
+        elif name == b"retry-after":
+            self.retry_after = value.decode("latin-1").strip()
         elif name in {b"content-length", b"transfer-encoding"}:
             self._sized = True
 

@@ -63,7 +63,7 @@ class LocalApi:
             while left > 0:
                 part = response.read(until)
                 if not part:
-                    return Answer(response.status, b"".join(parts))
+                    return Answer(response.status, b"".join(parts), response.retry_after)
                 parts.append(part)
                 left -= len(part)
                 if time.monotonic() > until:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -45,7 +46,7 @@ pytestmark = [
 ]
 
 IMAGE = "ownpod-test/tiny:1"
-PROGRAMS = ("sh", "sleep", "tail", "cat", "env", "grep", "true")
+PROGRAMS = ("sh", "bash", "sleep", "tail", "cat", "env", "grep", "true")
 MIB = 2**20
 
 WAITS = ("sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done")
@@ -437,6 +438,44 @@ def test_workers_do_not_reach_each_other(lab):
     assert network["Options"]["com.docker.network.bridge.enable_icc"] == "false"
     assert network["Labels"] == {"ownpod": "1"}
     assert inspect(f"ownpod-{worker}")["Id"] in network["Containers"]
+
+
+REACHES = """
+if exec 3<>/dev/tcp/host.docker.internal/$PORT; then echo "host: yes"; fi
+while read -r interface destination gateway rest; do
+    if [ "$destination" = 00000000 ]; then echo "out: yes"; fi
+done </proc/net/route
+echo done
+"""
+
+
+def test_a_worker_without_egress_reaches_its_host_and_nothing_beyond(lab):
+    first = lab.launch(egress=False)
+    lab.engine.start(first)
+    (network,) = json.loads(docker("network", "inspect", "ownpod-workers-internal"))
+    assert network["Internal"]
+    assert network["Options"]["com.docker.network.bridge.enable_icc"] == "false"
+    (name,) = inspect(name_of(first.worker_id))["NetworkSettings"]["Networks"]
+    assert name == "ownpod-workers-internal"
+    gateway = network["IPAM"]["Config"][0]["Gateway"]
+    for egress, address in ((False, gateway), (True, "172.17.0.1")):
+        with socket.create_server((address, 0)) as server:
+            env = {"PORT": str(server.getsockname()[1])}
+            worker = lab.start(("bash", "-c", REACHES), env=env, egress=egress)
+            lab.ended(worker)
+        log = lab.engine.log(worker).splitlines()
+        assert ("host: yes" in log, "out: yes" in log, log[-1]) == (True, egress, "done"), log
+
+
+def test_a_network_of_that_name_that_leads_out_stops_the_start(lab):
+    docker("network", "rm", "ownpod-workers-internal", check=False)
+    docker("network", "create", "ownpod-workers-internal")
+    try:
+        with pytest.raises(EngineError, match="is not internal"):
+            lab.start(egress=False)
+    finally:
+        docker("network", "rm", "ownpod-workers-internal")
+    assert lab.engine.list() == {}
 
 
 def test_the_end_of_a_worker_ends_the_wait(lab):

@@ -10,7 +10,7 @@ from helpers import load_settings
 from ownpod.agent.engine import EngineError
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.presets import Preset
-from ownpod.rules.templates import GpuNeed, ManagedSpec, Template
+from ownpod.rules.templates import GpuNeed, ManagedSpec, Protocol, Template
 from ownpod.tools.agent_check import examine
 
 NONE = Driver(error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
@@ -78,6 +78,41 @@ def test_docker_is_used_where_it_answers(found):
     findings = found(endpoint(), docker=INFO)
     assert ("ok", "engine", "docker: Docker 28.3.0 answers") in findings
     assert any(kind == "note" and "allows all images" in text for kind, _, text in findings)
+
+
+def test_podman_has_its_name_and_what_it_lacks(found):
+    def findings(version, *endpoints, gpus=(), **info):
+        text = ".".join(map(str, version))
+        answer = {**INFO, "ServerVersion": text, "Podman": version, **info}
+        listed = found(*endpoints, docker=answer, nvml=Driver(*gpus) if gpus else NONE)
+        return [(kind, text) for kind, part, text in listed if part == "engine"]
+
+    old = findings((4, 3, 1), endpoint(gpu=True), gpus=[Card("GPU-1")])
+    assert old[0] == ("ok", "docker: Podman 4.3.1 answers")
+    assert old[1][0] == "bad"
+    assert "Podman 4.3.1 gives no GPU" in old[1][1]
+    assert [kind for kind, _ in old[2:]] == ["note", "note"]
+    assert "does not report exhausted memory" in old[2][1]
+    new = findings((5, 4, 0), endpoint(gpu=True), gpus=[Card("GPU-1")])
+    assert [kind for kind, _ in new] == ["ok", "note"]
+    assert "reaching each other" in new[1][1]
+
+
+def test_a_worker_with_a_port_is_bad_on_podman_without_root_and_limits_need_cgroup_v2(found):
+    pushed = endpoint()
+    template = replace(pushed.managed.template, protocol=Protocol.PUSH)
+    pushed = replace(pushed, managed=replace(pushed.managed, template=template))
+    podman = {**INFO, "Podman": (5, 4, 0), "Rootless": False, "CgroupVersion": "1"}
+    rootless = {**podman, "Rootless": True}
+    text = "ep: this host cannot reach workers of Podman without root, so only protocol: pull works"
+    assert ("bad", "engine", text) in found(pushed, docker=rootless)
+    assert ("bad", "engine", text) not in found(pushed, docker=podman)
+    assert ("bad", "engine", text) not in found(endpoint(), docker=rootless)
+    ignored = "Podman without root ignores the limits of workers, because this host has cgroup v1"
+    assert ("note", "engine", ignored) in found(endpoint(), docker=rootless)
+    assert ("note", "engine", ignored) not in found(endpoint(), docker=podman)
+    second = {**rootless, "CgroupVersion": "2"}
+    assert ("note", "engine", ignored) not in found(endpoint(), docker=second)
 
 
 def test_an_image_outside_the_list_is_bad_and_named(found):

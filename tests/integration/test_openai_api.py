@@ -12,8 +12,9 @@ from helpers import job_store, wait_until
 
 from ownpod.api.openai import exchange as openai_exchange
 from ownpod.api.services import provide, services_of
-from ownpod.errors import AnswerLost, RedisUnavailable
+from ownpod.errors import AnswerLost, RedisUnavailable, TooManyWaiting
 from ownpod.rules.jobs import JobStatus
+from ownpod.rules.runs import Outcome
 from ownpod.store import keys
 from ownpod.store.attended import Attended
 
@@ -24,6 +25,13 @@ endpoints:
   full: {maxQueueDepth: 1}
   paused: {template: {image: x}, workersMax: 0}
   web: {type: LB, workers: [{url: "http://127.0.0.1:2", id: c}]}
+"""
+QUERIES = """
+endpoints:
+  ep: {workers: [{url: "http://127.0.0.1:1", id: w1}]}
+  proxy: {template: {image: "runpod/worker-v1-vllm:v2.25.2"}}
+  old: {template: {image: "runpod/worker-v1-vllm:v2.9.6"}}
+  sgl: {template: {image: "runpod/worker-v1-sglang:v2.0.2"}}
 """
 URL = "/v2/ep/openai/v1/chat/completions"
 KEY = {"Authorization": "Bearer all"}
@@ -181,7 +189,10 @@ def test_a_body_that_is_no_json_object_is_refused(api, store, body):
     ("method", "path", "status"),
     [
         ("POST", "/v2/ep/openai", 404),
-        ("POST", "/v2/ep/openai/", 400),
+        ("POST", "/v2/ep/openai/", 404),
+        ("GET", "/v2/ep/openai//", 404),
+        ("POST", "/v2/no/openai", 404),
+        ("PUT", "/v2/ep/openai", 405),
         ("POST", "/v2/ep/openai/v1/%2e%2e/x", 400),
         ("POST", "/v2/ep/openai/v1/../x", 400),
         ("POST", "/v2/ep/openai/v1/a%00b", 400),
@@ -195,6 +206,81 @@ def test_a_body_that_is_no_json_object_is_refused(api, store, body):
 def test_a_request_that_no_worker_can_get_is_refused(api, method, path, status):
     refused = error_of(api.open(path, method=method, data="{}", headers=KEY))
     assert (refused[0], refused[2]) == (status, "false")
+
+
+@pytest.mark.parametrize("path", ["/v2/ep/openai", "/v2/ep/openai/", "/v2/ep/openai?a=b"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_error_of_a_wrong_base_url_names_the_right_one(api, store, method, path):
+    refused = error_of(api.open(path, method=method, data="{}", headers=KEY))
+    assert (refused[0], refused[2]) == (404, "false")
+    assert refused[1].endswith("must end in /v2/ep/openai/v1")
+    # What an endpoint is called is for its own keys only.
+    assert error_of(api.open("/v2/ep/openai", method=method))[0] == 401
+    other = {"Authorization": "Bearer ep-key"}
+    assert error_of(api.open("/v2/kept/openai", method=method, headers=other))[0] == 403
+    assert store.listing.recent("ep", status=None, before=None, limit=1)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "route"),
+    [
+        ("proxy", "/v1/responses/r?include=a%20b&include%5B%5D=%C3%A9&x=/%22"),
+        *((name, "/v1/responses/r") for name in ("ep", "old", "sgl")),
+    ],
+)
+def test_a_query_reaches_workers_that_take_it_as_a_part_of_the_route(
+    new_app, store, endpoint, route
+):
+    api = new_app(QUERIES).test_client()
+
+    def steps(worker):
+        assert worker.claim() == {"openai_route": route, "openai_input": {}}
+        worker.finish({"ok": True})
+
+    with Answering(store, steps, endpoint=endpoint):
+        query = 'include=a%20b&include[]=é&x=/"'
+        assert api.get(f"/v2/{endpoint}/openai/v1/responses/r?{query}").json == {"ok": True}
+
+
+def test_the_list_of_models_has_no_query(new_app, store):
+    api = new_app(QUERIES).test_client()
+    found = {"object": "list", "data": [{"id": "m", "object": "model"}]}
+
+    def steps(worker):
+        assert worker.claim()["openai_route"] == "/v1/models"
+        worker.finish([found])
+
+    with Answering(store, steps, endpoint="proxy"):
+        assert api.get("/v2/proxy/openai/v1/models?api-version=1").json == found
+    assert api.get("/v2/proxy/openai/v1/models").json == found
+
+
+def test_a_query_that_is_too_long_is_refused_where_it_would_be_sent(new_app, store):
+    api = new_app(QUERIES).test_client()
+    query = "x" * 2000
+    refused = error_of(api.post(f"/v2/proxy/openai/v1/x?{query}", json={}))
+    assert (refused[0], refused[2]) == (400, "false")
+    assert "2000 characters" in refused[1]
+    with answering(store, CHAT):
+        assert api.post(f"/v2/ep/openai/v1/x?{query}", json={}).text == CHAT
+
+
+def test_the_jobs_id_is_in_a_header_of_its_own(api, store):
+    with answering(store, CHAT) as worker:
+        response = post(api, headers={"X-Request-ID": "mine"})
+    assert response.headers["X-OwnPod-Job-Id"] == worker.job_id
+    assert response.headers["X-Request-ID"] == "mine"
+    with answering(store, CHAT) as worker:
+        response = post(api)
+    assert response.headers["X-OwnPod-Job-Id"] == worker.job_id == response.headers["X-Request-ID"]
+
+
+def test_pages_of_other_origins_may_read_the_headers(new_app, store):
+    api = new_app(QUERIES, OWNPOD_CORS_ORIGINS="https://page.example").test_client()
+    with answering(store, CHAT):
+        found = api.post(URL, json=BODY, headers={"Origin": "https://page.example"})
+    exposed = found.headers["Access-Control-Expose-Headers"]
+    assert {"X-OwnPod-Job-Id", "X-Request-ID", "x-should-retry"} <= set(exposed.split(", "))
 
 
 def test_a_request_to_a_load_balanced_endpoint_may_be_repeated_at_a_front(api):
@@ -271,6 +357,100 @@ def test_without_redis_a_request_may_be_repeated_and_an_unknown_outcome_is_not(a
     (entry,), _ = store.listing.recent("ep", status=None, before=None, limit=5)
     # The sweep cancels it, because it has no reader.
     wait_until(lambda: entry.job.id in Attended(store.client).overdue())
+
+
+@pytest.fixture
+def blind(app, monkeypatch):
+    """A context in which Redis fails right after the creation of a job, so that its end cannot be awaited."""
+    monkeypatch.setattr(openai_exchange, "AWAY_S", 0.0)
+
+    def away(*_args, **_options):
+        raise RedisUnavailable("Redis cannot be reached: 10.0.0.9")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(services_of(app).store.jobs, "subscribe", away)
+        yield broken
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_that_redis_has_made_before_it_failed_is_not_made_again(blind, api, store, stream):
+    refused = error_of(post(api, {**BODY, "stream": stream}))
+    assert (refused[0], *refused[2:]) == (503, "false", None)
+    assert "10.0.0.9" not in refused[1]
+    (entry,), _ = store.listing.recent("ep", status=None, before=None, limit=5)
+    assert entry.job.status is JobStatus.CANCELLED
+
+
+def test_with_a_key_the_request_is_repeated_and_gets_the_job_that_was_made(blind, api, store):
+    key = {"headers": {"Idempotency-Key": "k"}}
+    status, message, repeat, after = error_of(post(api, **key))
+    assert (status, repeat, after) == (503, "true", "2")
+    assert "Idempotency-Key" in message
+    blind.undo()
+    (entry,), _ = store.listing.recent("ep", status=None, before=None, limit=5)
+    assert entry.job.status is JobStatus.IN_QUEUE
+    attempt = store.jobs.claim(entry.job.id, worker_id="w1", claim="c", lease_s=60)
+    store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output=CHAT))
+    assert post(api, **key).text == CHAT
+    assert len(store.listing.recent("ep", status=None, before=None, limit=5)[0]) == 1
+
+
+def test_a_job_whose_process_has_no_room_to_await_it_is_not_made_again(app, api, monkeypatch):
+    def full(*_args, **_options):
+        raise TooManyWaiting
+
+    monkeypatch.setattr(services_of(app).notices, "subscribe", full)
+    refused = error_of(post(api))
+    assert (refused[0], refused[2]) == (503, "false")
+
+
+def test_a_request_survives_a_redis_that_fails_right_after_the_jobs_creation(
+    app, api, store, monkeypatch
+):
+    jobs = services_of(app).store.jobs
+    subscribe, calls = jobs.subscribe, []
+
+    def once_away(*args, **options):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RedisUnavailable("Redis cannot be reached: 10.0.0.9")
+        subscribe(*args, **options)
+
+    monkeypatch.setattr(jobs, "subscribe", once_away)
+    with answering(store, CHAT):
+        assert post(api).text == CHAT
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_job_whose_attempts_are_all_lost_has_an_error_of_its_type(new_app, store, attempts):
+    file = FILE.replace("}], onDis", f"}}], maxAttempts: {attempts}, onDis")
+    api = new_app(file, OWNPOD_API_KEYS="all").test_client()
+
+    def steps(worker):
+        for _ in range(attempts):
+            worker.claim()
+            worker.lose()
+
+    with Answering(store, steps, endpoint="kept", worker="w2"):
+        lost = post(api, url="/v2/kept/openai/v1/x")
+    assert error_of(lost) == (500, "gone", "false", None)
+    assert lost.json["error"]["type"] == "worker_lost"
+
+
+def test_a_handler_that_fails_after_a_lost_attempt_has_its_own_error(new_app, store):
+    file = FILE.replace("}], onDis", "}], maxAttempts: 2, onDis")
+    api = new_app(file, OWNPOD_API_KEYS="all").test_client()
+
+    def steps(worker):
+        worker.claim()
+        worker.lose()
+        worker.claim()
+        worker.finish(error="broken")
+
+    with Answering(store, steps, endpoint="kept", worker="w2"):
+        failed = post(api, url="/v2/kept/openai/v1/x")
+    assert failed.json["error"]["type"] == "server_error"
 
 
 def test_a_request_whose_worker_has_begun_is_not_repeated_because_redis_is_away(

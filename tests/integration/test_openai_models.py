@@ -107,6 +107,87 @@ def test_a_worker_that_has_no_list_gets_one_of_its_template(api, store):
         assert error_of(models(api))[:2] == (405, "Method Not Allowed")
 
 
+REFUSED = '{"detail":"Method Not Allowed"}'
+
+
+def env_of(**env):
+    template = {"image": "x", "env": env}
+    return json.dumps({"endpoints": {"made": {"template": template, "workersMin": 0}}})
+
+
+@pytest.mark.parametrize("refused", [REFUSED, '{"detail":"Not Found"}'])
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ({"MODEL_NAME": "org/m"}, "org/m"),
+        ({"MODEL_NAME": "org/m", "SERVED_MODEL_NAME": "b"}, "b"),
+        ({"SERVED_MODEL_NAME": "b", "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "a"}, "a"),
+        ({"MODEL_NAME": "org/m", "SERVED_MODEL_NAME": ""}, "org/m"),
+    ],
+)
+def test_a_made_list_has_the_name_under_which_the_model_is_served(
+    new_app, store, env, name, refused
+):
+    api = new_app(env_of(**env)).test_client()
+    # worker-sglang yields the lines of what its server answers.
+    with answering(store, [refused], endpoint="made"):
+        response = models(api, "made")
+    assert response.content_type == "application/json"
+    (model,) = response.json["data"]
+    assert model == {"id": name, "object": "model", "created": 0, "owned_by": "ownpod"}
+    assert response.json["object"] == "list"
+
+
+@pytest.mark.parametrize("env", [{}, {"MODEL_NAME": "{{ RUNPOD_SECRET_model }}"}])
+def test_a_template_that_names_no_model_makes_no_list(new_app, store, client, env):
+    api = new_app(env_of(**env)).test_client()
+    with answering(store, [REFUSED], endpoint="made"):
+        refused = models(api, "made")
+    assert error_of(refused)[:3] == (405, "Method Not Allowed", "false")
+    assert "RUNPOD_SECRET" not in refused.text
+    assert ModelLists(client).get("made") is None
+
+
+@pytest.mark.parametrize("output", [{"error": "out of memory"}, {"detail": "Unauthorized"}])
+def test_a_worker_that_fails_gets_no_made_list(api, store, client, output):
+    with answering(store, [output], endpoint="made"):
+        assert models(api, "made").status_code >= 400
+    assert ModelLists(client).get("made") is None
+
+
+def test_another_route_of_a_worker_without_a_list_is_its_own_error(api, store):
+    for method, path in (("POST", "/v1/models"), ("GET", "/v1/models/short")):
+        with answering(store, [REFUSED], endpoint="made"):
+            found = api.open(f"/v2/made/openai{path}", method=method)
+        assert error_of(found)[0] == 405
+
+
+def test_a_made_list_has_the_templates_name_of_now(new_app, store, client):
+    before = new_app(env_of(MODEL_NAME="before")).test_client()
+    with answering(store, [REFUSED], endpoint="made"):
+        assert models(before, "made").json["data"][0]["id"] == "before"
+    after = new_app(env_of(MODEL_NAME="after")).test_client()
+    assert models(after, "made").json["data"][0]["id"] == "after"
+    # Also while no worker is ready.
+    age(client, openai_models.FRESH_S + 1, "made")
+    assert models(after, "made").json["data"][0]["id"] == "after"
+    # A worker's own list is not replaced.
+    ModelLists(client).put("made", LIST)
+    assert models(after, "made").text == LIST
+
+
+def test_a_worker_that_learns_its_list_replaces_the_made_one(api, store, client):
+    with answering(store, [REFUSED], endpoint="made"):
+        assert models(api, "made").json["data"][0]["id"] == "short"
+    with answering(store, LIST, endpoint="made", worker="w1"):
+        named = models(api, "made", **{"X-Runpod-Worker-Id": "w1"})
+    assert named.text == LIST
+    client.delete(keys.model_list("made"))
+    with answering(store, LIST, endpoint="made"):
+        assert models(api, "made").text == LIST
+    assert models(api, "made").text == LIST
+
+
 def test_a_paused_endpoint_answers_its_last_list(api, client):
     assert error_of(models(api, "paused"))[0] == 409
     ModelLists(client).put("paused", LIST)

@@ -260,7 +260,8 @@ def test_a_job_whose_attempts_are_all_lost_is_an_error(app, store, new_app):
         parts = post(api, "/v2/kept/openai/v1/x").iter_encoded()
         assert next(parts) == EVENT.encode()
     worker.lose()
-    assert "gone" in rest(parts)
+    error = json.loads(rest(parts).removeprefix("data: "))["error"]
+    assert (error["type"], error["message"]) == ("worker_lost", "gone")
     assert worker.job().status is JobStatus.FAILED
 
 

@@ -35,8 +35,9 @@ PAGES = {
     "/v2/openapi.json",
     "/docs/",
     "/docs/{path}",
+    "/v2/{endpoint_id}/openai",
 }
-"""Pages for people, and the document itself."""
+"""Pages for people, the document itself, and a path that only explains what is wrong with it."""
 
 
 @pytest.fixture

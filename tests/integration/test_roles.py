@@ -100,6 +100,7 @@ ROLES = {
             "status/<id:job_id>": "GET POST",
             "status-sync/<id:job_id>": "GET POST",
             "stream/<id:job_id>": "GET POST",
+            "openai": "GET POST",
             "openai/<rest:path>": "GET POST",
             "cancel/<id:job_id>": "POST",
             "retry/<id:job_id>": "POST",

@@ -150,3 +150,85 @@ def test_a_task_of_a_session_that_ends_has_the_code_of_the_end(lab):
     lab.client.hset(keys.job("job-1"), "task", '{"type": "session"}')
     lab.client.delete(keys.managed(lab.id))
     assert stream_of(lab.stream().data)[-1] == finish
+
+
+# How long a task will probably wait.
+
+
+def loads(lab, seconds):
+    lab.client.hset(keys.of_endpoint("ep", "starts"), "load_ms", seconds * 1000)
+
+
+def ran(lab, seconds, number=1):
+    """Jobs of the endpoint have run for about so many seconds; see BUCKETS_MS."""
+    lab.client.hset(keys.of_endpoint("ep", "execution"), {10: 11, 30: 12}[seconds], number)
+
+
+def test_nothing_is_said_of_a_wait_for_which_nothing_is_known(lab):
+    lab.submit()
+    assert "estimated_wait_seconds" not in first_of(lab).data
+    shown = lab.api.get("/api/tasks/job-1").json
+    assert (shown["position"], shown["estimated_wait_seconds"]) == (1, None)
+
+
+def test_a_task_whose_session_gets_a_free_device_waits_for_its_load(lab):
+    loads(lab, 40)
+    lab.submit()
+    assert first_of(lab).data["estimated_wait_seconds"] == 40
+    # Its model or image is missing, or the device is not free, and nothing tells for how long.
+    lab.managed.waits(lab.id, "waits for a GPU")
+    assert "estimated_wait_seconds" not in first_of(lab).data
+    assert lab.managed.place(lab.id, "h", "t", ["GPU-1"])
+    assert lab.managed.started(lab.id, "h")
+    began_ms = lab.managed.now_ms() - 15_000
+    lab.client.hset(keys.managed(lab.id), "started_ms", began_ms)
+    shown = lab.api.get("/api/tasks/job-1").json
+    # The clock of the estimate may be a second old.
+    assert 1 <= shown["estimated_wait_seconds"] <= 26
+    assert "estimated_wait_seconds" not in first_of(lab).data
+
+
+def test_a_task_behind_others_waits_for_the_median_of_the_runs_for_each(lab):
+    ran(lab, 30)
+    lab.ready()
+    for job_id in ("job-1", "job-2", "job-3"):
+        lab.submit(job_id)
+    attempt = lab.claim()
+    # The median of one run between 10 and 30 s.
+    first, second = (first_of(lab, job_id).data for job_id in ("job-2", "job-3"))
+    assert 1 <= first["estimated_wait_seconds"] <= 20
+    assert 21 <= second["estimated_wait_seconds"] <= 40
+    shown = lab.api.get("/api/tasks/job-3").json
+    assert shown["position"] == 2
+    assert 21 <= shown["estimated_wait_seconds"] <= 40
+    lab.store.jobs.finish(attempt, Outcome(JobStatus.COMPLETED, output="1"), slot_free=True)
+    assert "estimated_wait_seconds" not in first_of(lab, "job-2").data
+    shown = lab.api.get("/api/tasks/job-1").json
+    assert (shown["position"], shown["estimated_wait_seconds"]) == (None, None)
+
+
+def test_a_job_of_the_endpoints_queue_waits_for_the_runs_of_shared_workers_only(lab):
+    ran(lab, 30)
+    lab.store.jobs.create(new_job("a"))
+    lab.store.jobs.create(new_job("b"))
+    lab.ready()
+    lab.submit("private")
+    lab.claim("private")
+    assert "estimated_wait_seconds" not in first_of(lab, "b").data
+    assert lab.store.jobs.claim("a", worker_id="w", claim="a", lease_s=15)
+    lab.api.application.extensions["ownpod"].estimates._cached.clear()
+    assert 1 <= first_of(lab, "b").data["estimated_wait_seconds"] <= 20
+
+
+def test_the_worker_of_a_one_off_task_tells_nothing_of_the_loads_of_sessions(lab):
+    lab.ready()
+    load = keys.of_endpoint("ep", "starts"), "load_ms"
+    known = lab.client.hget(*load)
+    assert known is not None
+    worker = new_worker_id()
+    assert lab.sessions.open_task(worker, "ep", spec=SPEC, job_id="x", owner="")
+    assert lab.managed.place(worker, "h", "t", ["GPU-2"])
+    assert lab.managed.started(worker, "h")
+    lab.client.hset(keys.managed(worker), "started_ms", 1)
+    assert lab.managed.ready(worker)
+    assert lab.client.hget(*load) == known

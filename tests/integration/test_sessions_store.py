@@ -41,7 +41,8 @@ class Rig:
         self.client = client
         self.endpoint = endpoint
         self.store = job_store(client)
-        self.sessions = Sessions(self.store, result_ttl_s=1800)
+        self.endpoints = {endpoint.id: endpoint}
+        self.sessions = Sessions(self.store, result_ttl_s=1800, endpoints=lambda: self.endpoints)
         self.managed = Managed(client)
         self.devices = tuple(Device(f"cpu-{i}", i, "CPU", pools=("low",)) for i in range(devices))
         Agents(client).heartbeat(AgentInfo("h", "process", self.devices), "t")

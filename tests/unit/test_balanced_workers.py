@@ -12,10 +12,11 @@ from ownpod.configuration import make_endpoint
 from ownpod.rules.balancing import Balancing, RouteReading, ServerReading
 from ownpod.rules.endpoints import WorkerKind
 from ownpod.rules.fleet import Entries, merge
+from ownpod.rules.loads import JobsView
 from ownpod.rules.managed import ManagedWorker, Phase
 from ownpod.rules.releases import Release, changed, effective, recorded
 from ownpod.rules.templates import ManagedSpec, Protocol, Template, spec_in, spec_text
-from ownpod.store.loads import MOST_WISHES, JobsView, with_requests
+from ownpod.store.loads import MOST_WISHES, with_requests
 
 LB = {"type": "LB", "template": {"command": ["w"]}}
 W = "a" * 14

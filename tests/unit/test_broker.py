@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import job_messages
@@ -136,3 +137,13 @@ def test_lists_are_named_as_kombu_names_them():
     channel = Named()
     theirs = [channel._q_for_pri("ownpod.ep", step) for step in names.PRIORITY_STEPS]
     assert job_messages().lists("ep") == theirs
+
+
+def test_messages_of_all_processes_are_the_same_because_they_are_found_by_their_text():
+    def made(_=None):
+        return make_templates.__wrapped__(app, description_prefix="ownpod")
+
+    with ThreadPoolExecutor(1) as pool:
+        # Celery's own id for replies differs between threads, as between processes.
+        other = pool.submit(made).result()
+    assert other == made()

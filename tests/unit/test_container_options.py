@@ -48,6 +48,15 @@ def test_a_container_has_no_rights_and_is_not_restarted_by_the_engine():
     assert (host["pids_limit"], host["shm_size"]) == (4096, 1024**3)
 
 
+def test_a_container_reaches_its_host_by_the_address_of_its_network():
+    assert options(launch(), IMAGE).host["extra_hosts"] == {"host.docker.internal": "host-gateway"}
+    host = options(launch(), IMAGE, network="n1", host_address="172.30.0.1").host
+    assert (host["network_mode"], host["extra_hosts"]) == (
+        "n1",
+        {"host.docker.internal": "172.30.0.1"},
+    )
+
+
 def test_limits_are_the_templates():
     host = options(launch(limits=Limits(256 * 2**20, 0.5, 64 * 2**20, 64)), IMAGE).host
     assert host["mem_limit"] == host["memswap_limit"] == 268435456
@@ -80,6 +89,14 @@ def test_podman_gets_gpus_as_cdi_devices_from_the_version_that_passes_them_on():
     with pytest.raises(EngineError, match=r"Podman 5\.3\.2 gives no GPU"):
         options(launch(GPUS), IMAGE, podman=(5, 3, 2))
     assert "device_requests" not in options(launch(STANDIN), IMAGE, podman=(4, 3, 1)).host
+
+
+def test_podmans_own_name_of_the_host_is_used_because_it_does_not_know_host_gateway():
+    assert options(launch(), IMAGE).host["extra_hosts"] == {"host.docker.internal": "host-gateway"}
+    assert "extra_hosts" not in options(launch(), IMAGE, podman=(5, 4, 0)).host
+    # On an internal network it has another address.
+    inside = options(launch(), IMAGE, podman=(5, 4, 0), host_address="10.1.0.1")
+    assert inside.host["extra_hosts"] == {"host.containers.internal": "10.1.0.1"}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +150,23 @@ def test_a_worker_that_is_pushed_to_gets_the_arguments_of_the_local_api(template
             'runc: exec: "nosuch": executable file not found in $PATH: unknown',
             "the image has no command nosuch",
         ),
+        (
+            "runc: error during container init: error setting rlimit type 7: operation not permitted: OCI permission denied",
+            "may not raise the limits of a container: set default_ulimits",
+        ),
+        (
+            "crun: setrlimit `RLIMIT_NOFILE`: Operation not permitted: OCI permission denied",
+            "may not raise the limits of a container: set default_ulimits",
+        ),
+        (
+            'pinging container registry 127.0.0.1:1: Get "https://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
+            "the registry cannot be reached",
+        ),
+        (
+            "reading manifest 1 in 127.0.0.1:5055/team/none: manifest unknown: manifest unknown",
+            "the registry has no such image",
+        ),
+        ("Not Found", "Podman asks no registry what a tag means"),
         ("something\nnew " + "x" * 1000, "the Docker engine refused: something new xxx"),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 from ownpod.rules.endings import why_ended
 
 TINI = "[FATAL tini (7)] exec nosuch failed: {}"
+CATATONIT = "ERROR (catatonit:6): failed to exec pid1: {}"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,13 @@ TINI = "[FATAL tini (7)] exec nosuch failed: {}"
             "the command nosuch cannot be started: Permission denied",
         ),
         (3, TINI.format("No such file or directory"), "exit code 3"),
+        (1, CATATONIT.format("No such file or directory"), "the image does not have the command"),
+        (
+            1,
+            CATATONIT.format("Permission denied"),
+            "the command cannot be started: Permission denied",
+        ),
+        (3, CATATONIT.format("Permission denied"), "exit code 3"),
     ],
 )
 def test_the_reason_of_an_end_is_in_words(exit_code, log, words):

@@ -37,6 +37,7 @@ class World:
     connection: Connection = SESSION
     most: int = 1000
     found: bool = False
+    one_off: bool = False
 
     def read(self, cursor: Cursor | None, *, chunks: int = 100) -> Section:
         """As ``Journal.read``: ``chunks`` is the number of them that it brings at most."""
@@ -53,6 +54,7 @@ class World:
             first=max(at.entries, self.dropped),
             entries=self.entries[max(0, at.entries - self.dropped) :],
             found=self.found,
+            one_off=self.one_off,
         )
 
     def events(self, cursor: Cursor | None = None, *, chunks: int = 100) -> list:
@@ -356,6 +358,46 @@ def test_an_id_is_a_cursor(text):
     assert str(parse(text)) == text
 
 
+def test_a_one_off_task_works_when_its_container_runs_as_its_journal_says():
+    world = World(one_off=True, connection=Connection(position=1, data={"gpu_id": 0}))
+
+    def says(status):
+        world.entries.append(
+            json.dumps([world.job.attempt, len(world.chunks), 5, "worker", {"status": status}])
+        )
+
+    def runs():
+        world.claim()
+        says("created")
+        says("working")
+
+    seen = world.events()
+    world.claim()
+    # It has a worker, whose container is not created yet.
+    seen += world.events(parse(seen[-1].id))
+    assert shown(seen) == ["0-0.0q1 connection queued", "1-0.0c connection allocated"]
+    says("created")
+    says("working")
+    world.chunk()
+    world.requeue()
+    runs()
+    world.chunk()
+    says("stopped")
+    world.finish()
+    second = [
+        "2-0.2r worker restarted",
+        "2-0.2c connection allocated",
+        "2-0.3 worker created",
+        "2-0.4 worker working",
+        "2-1.4 text_delta",
+        "2-1.5 worker stopped",
+        "2-1.5t text",
+        "2-end task_finish completed",
+    ]
+    assert shown(world.events(parse(seen[-1].id))) == second
+    assert shown(world.events())[1:] == second
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "1-2", "1-end ", "1-1.1tt", "1-1.1Q", "-1-0.0", "1-1.1\n", "१-0.0", "9" * 10 + "-0.0"],
@@ -399,12 +441,16 @@ STORIES = st.lists(st.sampled_from(STEPS), max_size=40)
     ["claim", "chunk", "entry", "requeue", "entry", "claim", "entry", "chunk", "finish"],
     1,
     False,
+    False,
 )
-@example(["claim", "chunk", "chunk", "requeue"], 1, False)
-@example(["entry", "entry", "move"], 1, True)
-@given(STORIES, st.integers(1, 3), st.booleans())
-def test_a_stream_that_is_cut_at_any_event_goes_on_with_exactly_the_rest(steps, chunks, found):
-    world = World(most=5, found=found)
+@example(["claim", "chunk", "chunk", "requeue"], 1, False, False)
+@example(["entry", "entry", "move"], 1, True, False)
+@example(["place", "claim", "requeue", "claim", "entry", "finish"], 1, False, True)
+@given(STORIES, st.integers(1, 3), st.booleans(), st.booleans())
+def test_a_stream_that_is_cut_at_any_event_goes_on_with_exactly_the_rest(
+    steps, chunks, found, one_off
+):
+    world = World(most=5, found=found, one_off=one_off)
     for step in steps:
         getattr(world, step)()
     whole = world.events()
@@ -430,9 +476,15 @@ def lasting(events) -> list:
     return found
 
 
-@given(st.lists(st.sampled_from([s for s in STEPS if s != "retry"]), max_size=40), st.randoms())
-def test_a_client_that_was_there_all_the_time_has_what_one_that_was_cut_off_gets(steps, random):
-    world, seen, cursor = World(), [], None
+@given(
+    st.lists(st.sampled_from([s for s in STEPS if s != "retry"]), max_size=40),
+    st.booleans(),
+    st.randoms(),
+)
+def test_a_client_that_was_there_all_the_time_has_what_one_that_was_cut_off_gets(
+    steps, one_off, random
+):
+    world, seen, cursor = World(one_off=one_off), [], None
     for step in [*steps, "claim", "chunk", "entry", "finish"]:
         getattr(world, step)()
         if random.random() < 0.7:
@@ -453,3 +505,14 @@ def test_a_client_that_was_there_all_the_time_has_what_one_that_was_cut_off_gets
         else:
             begin = [e for e in seen if parse(e.id).attempt == last]
             assert lasting(rest)[-len(lasting(begin)) :] == lasting(begin), event.id
+
+
+def test_that_a_job_has_gone_to_a_cloud_worker_is_an_event():
+    world = World()
+    world.claim()
+    data = {"status": "overflow", "worker_id": "runpod"}
+    world.entries.append(json.dumps([1, 0, 5, "connection", data]))
+    seen = world.events(None)
+    assert [json.loads(event.data) for event in seen if "overflow" in event.data] == [data]
+    assert [event.event for event in seen][-1] == "connection"
+    assert world.events(parse(seen[-1].id)) == []

@@ -1,5 +1,6 @@
 """Which queues a node consumes, by the state of its worker. Celery's consumer is a stand-in."""
 
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from helpers import load_settings, worker_spec
 from ownpod.broker import names
 from ownpod.node.node import Node
 from ownpod.rules.endpoints import WorkerKind
+from ownpod.rules.overflow import CloudSpec
 
 OWN, SHARED = names.worker_queue("ep", "w"), names.endpoint_queue("ep")
 
@@ -29,7 +31,7 @@ class Consumer:
         call()
 
 
-def node_of(kind, *, orphans=(), private=False):
+def node_of(kind, *, orphans=(), private=False, cloud=None):
     free = SimpleNamespace(
         owner=lambda _: None, acquire=lambda *_, **__: True, paused=lambda _: None
     )
@@ -41,7 +43,7 @@ def node_of(kind, *, orphans=(), private=False):
         registry=SimpleNamespace(fleet=free, worker=lambda _: None),
         store=SimpleNamespace(runs=runs),
         worker=SimpleNamespace(probe=lambda: None),
-        spec=worker_spec("http://w", id="w", kind=kind, private=private),
+        spec=worker_spec("http://w", id="w", kind=kind, private=private, cloud=cloud),
         name="w@host",
     )
     node.acquire()
@@ -73,5 +75,15 @@ def test_a_private_worker_gets_jobs_from_its_own_queue_only(kind, orphans):
     assert node.queues == [OWN]
     node.attach(consumer)
     assert consumer.queues == ([OWN] if orphans else [])
+    node.breaker.ready()
+    assert consumer.queues == [OWN]
+
+
+def test_a_cloud_workers_node_fetches_from_its_own_queue_only():
+    cloud = CloudSpec(key="", after_s=30, price_micro_per_s=Decimal(0))
+    node, consumer = node_of(WorkerKind.CLOUD, cloud=cloud), Consumer()
+    assert node.queues == [OWN]
+    consumer.queues.remove(SHARED)
+    node.attach(consumer)
     node.breaker.ready()
     assert consumer.queues == [OWN]

@@ -17,7 +17,9 @@ from ownpod.rules.openai import (
     job_input,
     reply_of,
     route_of,
+    sends_queries,
     wants_stream,
+    with_query,
 )
 
 JOB = Job("j", "ep", JobStatus.COMPLETED, 0, 1, 0)
@@ -64,6 +66,60 @@ def test_a_route_is_the_path_of_a_url(path, route):
 def test_a_path_that_is_no_route_is_refused(path):
     with pytest.raises(ValueError, match="route"):
         route_of(path)
+
+
+@pytest.mark.parametrize(
+    ("image", "sends"),
+    [
+        ("runpod/worker-v1-vllm:v2.25.2", True),
+        ("runpod/worker-v1-vllm:v2.24.0", True),
+        ("docker.io/runpod/worker-v1-vllm:3.0", True),
+        ("mirror:5000/team/worker-vllm:v2.24.0-cu128", True),
+        ("worker-v1-vllm:v2.25.2@sha256:" + "a" * 64, True),
+        ("runpod/worker-v1-vllm:v2.23.0", False),
+        ("runpod/worker-v1-vllm:v2.9.6", False),
+        ("runpod/worker-v1-vllm:v1.99.0", False),
+        ("runpod/worker-v1-vllm:stable-cuda12.1.0", False),
+        ("runpod/worker-v1-vllm:latest", False),
+        ("runpod/worker-v1-vllm", False),
+        ("runpod/worker-v1-vllm@sha256:" + "a" * 64, False),
+        ("runpod/worker-v1-sglang:v2.25.2", False),
+        ("x/my-worker-vllm:v2.25.2", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_worker_vllm_since_its_proxy_gets_queries(image, sends):
+    assert sends_queries(image) is sends
+
+
+@pytest.mark.parametrize(
+    ("query", "route"),
+    [
+        ("", "/v1/x"),
+        ("a=b&c[]=d", "/v1/x?a=b&c%5B%5D=d"),
+        ("a=%20é+\ud800", "/v1/x?a=%20%C3%A9+?"),
+        ("a=b?c/d#e\n\0", "/v1/x?a=b?c/d%23e%0A%00"),
+    ],
+)
+def test_a_query_follows_the_route_as_its_client_has_written_it(query, route):
+    assert with_query("/v1/x", query) == route
+
+
+def test_a_route_is_not_too_long_with_its_query():
+    assert len(with_query("/v1/x", "y" * (LONGEST_ROUTE - 6))) == LONGEST_ROUTE
+    with pytest.raises(ValueError, match="2000 characters"):
+        with_query("/v1/x", "y" * (LONGEST_ROUTE - 5))
+
+
+def test_a_job_whose_attempts_were_all_lost_has_the_type_of_that():
+    lost = replace(JOB, status=JobStatus.FAILED, error="{'error': 'x'}", all_lost=True)
+    reply = reply_of(lost)
+    assert (reply.status, reply.should_retry) == (500, False)
+    assert json.loads(reply.body)["error"]["type"] == "worker_lost"
+    assert (
+        json.loads(reply_of(replace(lost, all_lost=False)).body)["error"]["type"] != "worker_lost"
+    )
 
 
 def test_the_body_is_in_the_jobs_input_as_it_was_sent():

@@ -26,6 +26,8 @@ from ownpod.rules.templates import (
     Scaling,
     Sharing,
     VolumeMount,
+    spec_in,
+    spec_text,
 )
 
 SERVICE_FILE = """
@@ -70,8 +72,9 @@ FULL = {
             "oneOff": {"command": "python once.py"},
             "workers": {"min": 1, "max": 2, "idleTimeout": 30, "scalerType": "REQUEST_COUNT"},
             "residency": {"min": 20, "weight": 2, "pinned": True, "evictable": False},
-            "volumes": {"data": "/data"},
+            "volumes": [{"name": "data", "path": "/data", "readOnly": True}],
             "registry": "mine",
+            "egress": False,
             "timeout": 1200,
             "ttl": 20_000,
             "maxAttempts": 2,
@@ -148,8 +151,10 @@ def test_all_keys_of_a_preset_are_read(load):
     assert template.entrypoint == ("/bin/tini", "--")
     assert template.limits == Limits(8 * 1024**3, 2.0, 1024**3, 100)
     assert template.init_timeout_s == 900
-    assert template.volumes == (VolumeMount("data", "/data"),)
+    assert template.volumes == (VolumeMount("data", "/data", read_only=True),)
     assert template.registry == "mine"
+    assert (template.egress, preset.one_off.template.egress) == (False, False)
+    assert preset.one_off.template.volumes == template.volumes
     assert template.sharing == Sharing(evictable=False, pinned=True, weight=2.0, residency_s=20.0)
     assert template.model == ModelSource(
         "llama-7b", "hf://meta-llama/Llama-2-7b-hf", "0123abc", flat=True, offline=False
@@ -167,6 +172,18 @@ def test_all_keys_of_a_preset_are_read(load):
     assert (endpoint.max_attempts, endpoint.max_queue_depth) == (2, 9)
     assert endpoint.on_disconnect is OnDisconnect.KEEP
     assert len(endpoint.api_keys) == 1
+
+
+def test_a_preset_without_egress_is_known_to_agents_of_earlier_versions_by_its_field_only(load):
+    plain, apart = (
+        load(one(**more))["m-p"].managed for more in ({}, {"egress": False, "oneOff": False})
+    )
+    assert plain.template.egress
+    assert '"egress"' not in spec_text(plain)
+    assert spec_in(spec_text(plain)) == plain
+    assert '"egress": false' in spec_text(apart)
+    assert spec_in(spec_text(apart)) == apart
+    assert plain.release != apart.release
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ MAKES_ONE = [
     (with_template(limits=Limits(shm_bytes=1, cpus=2)), ("limits.cpus", "limits.shm")),
     (with_template(protocol=Protocol.PUSH), ("protocol",)),
     (with_template(volumes=(VolumeMount("models"),)), ("volumes",)),
+    (with_template(egress=False), ("egress",)),
     (replace(SPEC, gpu=None), ("gpu",)),
     (replace(SPEC, gpu=GpuNeed(("high",), 2)), ("gpu.pools", "gpu.count")),
 ]

@@ -40,8 +40,8 @@ class Pins:
 
     def _worker(self, endpoint: Endpoint, pin: Pin) -> WorkerSpec | None:
         def find(endpoint: Endpoint) -> WorkerSpec | None:
-            # A private worker runs no job but its client's, see ownpod.api.jobs.session_pins.
-            named = (w for w in endpoint.workers if w.id == pin.worker_id and not w.private)
+            # A private worker runs no job but its client's, see ownpod.api.jobs.session_pins; a cloud worker chooses its jobs.
+            named = (w for w in endpoint.workers if w.id == pin.worker_id and not w.own_queue_only)
             return next(named, None)
 
         found = find(endpoint)

@@ -12,6 +12,7 @@ from flask import Blueprint, Response, request
 from ownpod import log
 from ownpod.api import schemas
 from ownpod.api.auth import caller, seen_owner, session_owner
+from ownpod.api.hops import requested_hops
 from ownpod.api.jobs.session_pins import in_runpods_words, session_of
 from ownpod.api.jobs.submissions import Submission
 from ownpod.api.services import Services, answer, request_id, services
@@ -216,6 +217,7 @@ def submission_of(
         pin=pin if session is None else None,
         private=session,
         owner=None if session is None else session_owner(),
+        hops=requested_hops(),
     )
 
 

@@ -41,6 +41,7 @@ class Submission:
         task: JSON text of :class:`ownpod.rules.task_views.TaskFacts`.
         job_id: the job's id; None: a new one.
         owner: of a task, the digest of its client's key; other keys of its endpoint do not see it.
+        hops: number of OwnPods that the job has come through.
     """
 
     endpoint: str
@@ -55,6 +56,7 @@ class Submission:
     task: str | None = None
     job_id: str | None = None
     owner: str | None = None
+    hops: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,8 @@ def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str
         private=submission.private,
         movable=submission.movable,
         owner=submission.owner,
+        stays=policy.get("overflow") is False,
+        hops=submission.hops,
         task=submission.task,
     )
 

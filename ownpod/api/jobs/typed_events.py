@@ -135,9 +135,11 @@ def connection_of(svc: Services, section: Section) -> Connection:
     if worker is not None and place.position == 1:
         ready = worker.phase is Phase.READY and not svc.store.runs.orphans(worker.id)
         placed = ready or worker.phase in {Phase.PREPARING, Phase.STARTING}
-    if not placed:
-        data["reason"] = _reason(svc, section, worker)
-    return Connection(session_id, place.position, placed, ready, data)
+    if placed:
+        return Connection(session_id, place.position, placed, ready, data=data)
+    data["reason"] = _reason(svc, section, worker)
+    wait_s = svc.estimates.wait_s(job, place, worker)
+    return Connection(session_id, place.position, estimated_wait_s=wait_s, data=data)
 
 
 def _session_id(section: Section, worker: ManagedWorker | None) -> str | None:

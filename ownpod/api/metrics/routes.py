@@ -15,11 +15,13 @@ from prometheus_client.registry import Collector
 from ownpod.api.metrics.balanced import BalancedMetrics
 from ownpod.api.metrics.managed import ManagedMetrics, add_histogram, device_metrics
 from ownpod.api.metrics.openai import OpenAiMetrics
+from ownpod.api.metrics.overflow import overflow_metrics
 from ownpod.api.metrics.sessions import SessionMetrics, model_metrics
 from ownpod.api.metrics.workers import WorkerMetrics
 from ownpod.api.services import Services, services
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.managed_states import ManagedView
+from ownpod.store.budgets import Budgets
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -103,5 +105,6 @@ class _Collector(Collector):
         yield from managed.families
         yield from balanced.families
         yield from sessions.families
+        yield from overflow_metrics(self._svc.registry.workers(), Budgets(self._svc.store.client))
         yield from model_metrics(self._svc.models.news(), self._svc.models.fetches())
         yield from device_metrics(self._svc.agents.agents(), self._svc.agents.all_holds())

@@ -15,9 +15,16 @@ from ownpod.api.jobs.routes import cancel_for
 from ownpod.api.jobs.submissions import Submission
 from ownpod.api.metrics.openai import note_reply
 from ownpod.api.services import Services
-from ownpod.errors import AnswerLost, JobNotFound, OwnPodError, RedisUnavailable
+from ownpod.errors import (
+    AnswerLost,
+    JobNotFound,
+    OwnPodError,
+    RedisUnavailable,
+    TooManyWaiting,
+)
 from ownpod.rules.jobs import Job, JobStatus, new_job_id
 from ownpod.rules.openai import Rendering, Reply, error, reply_of, unbegun
+from ownpod.rules.openai_replies import WORKER_LOST
 from ownpod.store.chunks import Stream
 
 log = logging.getLogger(__name__)
@@ -47,6 +54,19 @@ RESTART_S = 1
 """Seconds after which a client may repeat a request that this process ended."""
 
 
+AGAIN = "Redis did not answer; repeat the request with the same Idempotency-Key to get its job"
+
+REPEAT_S = 2
+"""Seconds after which a client may repeat a request that Redis has not answered."""
+
+
+def unknown(*, has_key: bool, message: str = AnswerLost().message) -> Reply:
+    """The response to a request whose job may exist. ``has_key``: with an idempotency key, the same request gets the same job; without
+    one it would make a second job.
+    """
+    return unbegun(503, AGAIN, REPEAT_S) if has_key else error(503, message)
+
+
 def _is_lost(job: Job, attempt: int) -> bool:
     """Whether a job runs this attempt no more, although it has not ended."""
     return job.attempt != attempt or job.status is JobStatus.IN_QUEUE
@@ -70,7 +90,9 @@ class Exchange:
 
     Raises:
         As :meth:`ownpod.api.jobs.submissions.Submissions.submit`.
+        AnswerLost: the job may exist, and is cancelled unless the endpoint keeps it, or another request has its idempotency key.
         TooManyWaiting: this process has no room for another waiting request. No job was created.
+        ClientGone: the client has gone.
     """
 
     def __init__(
@@ -102,10 +124,16 @@ class Exchange:
         self._keep = keep
         # With an idempotency key the job may have other readers, and its client may come again: the sweep cancels it if none has.
         self._owns = submission.idempotency_key is None and not keep
+        self._has_key = submission.idempotency_key is not None
         self._reason = GONE
         self._submit(submission)
         try:
             self._follow(peer, streams=streams)
+        except (RedisUnavailable, TooManyWaiting) as problem:
+            # There is a job, so this is no error after which a client may repeat its request.
+            self.close()
+            log.info("job %s is not followed: %s", self.job_id, problem)
+            raise AnswerLost from problem
         except BaseException:
             self.close()
             raise
@@ -136,7 +164,8 @@ class Exchange:
         self._connection = self._stack.enter_context(
             svc.held.watch(peer, lambda: svc.notices.wake(job_id))
         )
-        svc.store.jobs.subscribe(job_id, svc.notices.channel, end_only=not streams)
+        subscribe = partial(svc.store.jobs.subscribe, job_id, svc.notices.channel)
+        self._patiently(partial(subscribe, end_only=not streams))
 
     def reply(self) -> Reply:
         """The response to a request without a stream, when the job has ended or the client's time is over.
@@ -152,7 +181,10 @@ class Exchange:
     def _lost(self, problem: OwnPodError) -> Reply:
         # A worker may have begun, so that the client must not repeat the request by itself.
         log.info("the answer of job %s is lost: %s", self.job_id, problem)
-        return error(problem.http_status, "OwnPod lost the request's job; see its log")
+        message = "OwnPod lost the request's job; see its log"
+        if isinstance(problem, RedisUnavailable):
+            return unknown(has_key=self._has_key, message=message)
+        return error(problem.http_status, message)
 
     def _reply(self) -> Reply:
         notice, jobs = "", self._svc.store.jobs
@@ -162,7 +194,7 @@ class Exchange:
                 job = self._patiently(partial(jobs.get, self.job_id, self.endpoint))
             self.worker_id = job.worker_id
             if job.status.terminal:
-                self._end(job)
+                job = self._end(job)
                 reply = reply_of(job, self._chunks(job))
                 self._note(reply.body)
                 return reply
@@ -189,7 +221,7 @@ class Exchange:
             job = part.job
             self.worker_id = job.worker_id
             if rendering.has_begun and _is_lost(job, start[0]):
-                yield error(500, "the worker was lost while it answered", "worker_lost")
+                yield error(500, "the worker was lost while it answered", WORKER_LOST)
                 return
             written = self._rendered(part, rendering)
             start = (job.attempt, part.start + len(part.chunks))
@@ -225,10 +257,10 @@ class Exchange:
                 return found
             written += rendering.text_of(chunk)
         if part.job.status.terminal:
-            self._end(part.job)
-            if not rendering.has_begun and (reply := reply_of(part.job)).is_error:
+            job = self._end(part.job)
+            if not rendering.has_begun and (reply := reply_of(job)).is_error:
                 return reply
-            written += rendering.end_of(part.job)
+            written += rendering.end_of(job)
         return written
 
     def _late_stream(self, rendering: Rendering) -> Reply | None:
@@ -252,10 +284,15 @@ class Exchange:
             self._stack.close()
         self._measure()
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: Job) -> Job:
+        """Notes the job's end. Returns the job, with :attr:`ownpod.rules.jobs.Job.all_lost`."""
         self._ended = True
         if job.status is JobStatus.COMPLETED:
             self._completed = job
+        elif job.status is JobStatus.FAILED:
+            read = partial(self._svc.store.jobs.were_all_lost, self.job_id)
+            return replace(job, all_lost=self._patiently(read))
+        return job
 
     def _measure(self) -> None:
         """Adds a reply to the metrics, after it was sent."""

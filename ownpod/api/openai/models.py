@@ -9,7 +9,7 @@ from ownpod.errors import RedisUnavailable
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.fleet import WorkerState
 from ownpod.rules.openai import Reply
-from ownpod.rules.openai_models import is_model_list, list_of
+from ownpod.rules.openai_models import is_made, is_model_list, list_of
 
 FRESH_S = 60.0
 """Seconds for which a list is answered without a worker."""
@@ -24,7 +24,9 @@ def known_list(svc: Services, endpoint: Endpoint) -> Reply | None:
     if known is None:
         return None
     if known.age_s < FRESH_S or not _has_ready_worker(svc, endpoint):
-        return Reply(200, known.body)
+        # A list of the template's has the name that the template has now: no worker is needed to know it.
+        made = _list_of(endpoint) if is_made(known.body) else None
+        return Reply(200, made or known.body)
     return None
 
 
@@ -32,10 +34,8 @@ def keep(svc: Services, endpoint: Endpoint, reply: Reply) -> Reply:
     """The response to a client whose request a worker has answered. A good list is kept; in place of an error, the kept one is
     answered.
     """
-    if reply.status in NO_ROUTE and endpoint.managed is not None:
-        # The operator's names of the model are not secret: clients of the endpoint may see them.
-        made = list_of(endpoint.managed.template.env)
-        reply = reply if made is None else Reply(200, made)
+    if reply.status in NO_ROUTE and (made := _list_of(endpoint)) is not None:
+        reply = Reply(200, made)
     with contextlib.suppress(RedisUnavailable):
         if reply.is_error:
             known = svc.model_lists.get(endpoint.id)
@@ -43,6 +43,11 @@ def keep(svc: Services, endpoint: Endpoint, reply: Reply) -> Reply:
         if is_model_list(reply.body):
             svc.model_lists.put(endpoint.id, reply.body)
     return reply
+
+
+def _list_of(endpoint: Endpoint) -> str | None:
+    # The operator's names of the model are not secret: clients of the endpoint may see them.
+    return None if endpoint.managed is None else list_of(endpoint.managed.template.env)
 
 
 def _has_ready_worker(svc: Services, endpoint: Endpoint) -> bool:

@@ -15,7 +15,7 @@ from ownpod.api import schemas
 from ownpod.api.jobs.routes import open_session, requested_pin, submission_of
 from ownpod.api.jobs.session_pins import in_runpods_words
 from ownpod.api.jobs.submissions import Submission
-from ownpod.api.openai.exchange import ClientGone, Exchange
+from ownpod.api.openai.exchange import ClientGone, Exchange, unknown
 from ownpod.api.openai.models import keep, known_list
 from ownpod.api.services import answer, event_stream, services
 from ownpod.errors import AnswerLost, BadRequest
@@ -28,7 +28,9 @@ from ownpod.rules.openai import (
     error,
     job_input,
     route_of,
+    sends_queries,
     wants_stream,
+    with_query,
 )
 from ownpod.rules.payload import LONG, members
 
@@ -38,9 +40,21 @@ blueprint = Blueprint("openai", __name__, url_prefix="/v2/<id:endpoint_id>/opena
 
 METHODS = ["GET", "POST"]
 
+JOB_ID = "X-OwnPod-Job-Id"
+"""The header with the id of a response's job. ``X-Request-ID`` has it, too, unless the client has sent its own."""
 
 GONE = error(503, "the client has gone")
 """What is written to a connection that its client has closed."""
+
+
+@blueprint.route("", methods=METHODS)
+def base(endpoint_id: str) -> Response:
+    """Answers a request that has no route, as one to a client's wrong base URL."""
+    services().registry.endpoint(endpoint_id)
+    right = f"/v2/{endpoint_id}/openai/v1"
+    return respond(
+        error(404, f"there is no route here: the base URL of an OpenAI client must end in {right}")
+    )
 
 
 @blueprint.route("/<rest:path>", methods=METHODS)
@@ -49,13 +63,18 @@ def call(endpoint_id: str, path: str) -> Response:
     if request.method not in METHODS:
         # The routing takes HEAD where it takes GET, and a HEAD must not run a job.
         raise MethodNotAllowed(METHODS)
+    if not path.strip("/"):
+        return base(endpoint_id)
     endpoint = services().registry.endpoint(endpoint_id)
     try:
         route = route_of(path)
+        is_models = request.method == "GET" and route == MODELS_ROUTE
+        if not is_models:
+            route = with_query(route, _query(endpoint))
     except ValueError as problem:
         raise BadRequest(str(problem)) from None
     pin = requested_pin()
-    asks_models = request.method == "GET" and route == MODELS_ROUTE and pin is None
+    asks_models = is_models and pin is None
     if asks_models and (known := known_list(services(), endpoint)) is not None:
         return respond(known)
     session = open_session(endpoint_id, pin)
@@ -66,7 +85,9 @@ def call(endpoint_id: str, path: str) -> Response:
         exchange = _begun(endpoint, submission, streams=streams)
     except AnswerLost:
         # The job may exist, so that the client must not make a second one by itself.
-        return respond(error(503, AnswerLost().message))
+        return respond(unknown(has_key=submission.idempotency_key is not None))
+    except ClientGone:
+        return respond(GONE)
     if streams:
         return _streamed(exchange)
     reply = _ended(exchange)
@@ -93,10 +114,18 @@ def respond(reply: Reply, exchange: Exchange | None = None) -> Response:
 
 
 def _name(response: Response, exchange: Exchange) -> None:
-    # OpenAI's clients show this header as the request's id, by which its job is found.
-    response.headers["X-Request-ID"] = exchange.job_id
+    # OpenAI's clients show X-Request-ID as the request's id, by which its job is found. A client's own replaces it.
+    response.headers["X-Request-ID"] = response.headers[JOB_ID] = exchange.job_id
     if exchange.worker_id:
         response.headers[HEADER] = exchange.worker_id
+
+
+def _query(endpoint: Endpoint) -> str:
+    """The query of this request; "": there is none, or the endpoint's workers would not know the route with it."""
+    managed = endpoint.managed
+    if managed is None or not sends_queries(managed.template.image):
+        return ""
+    return request.query_string.decode("utf-8", errors="replace")
 
 
 def _body() -> tuple[str, bool]:

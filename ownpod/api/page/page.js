@@ -2,7 +2,7 @@
 // Values from the API become text nodes, never HTML, because inputs and outputs may contain markup of an attacker.
 const at = (id) => document.getElementById(id);
 const SIGNS = {
-  ready: "● ready", busy: "◐ busy", paused: "❚❚ paused", initializing: "… starting", unhealthy: "✕ unhealthy",
+  ready: "● ready", busy: "◐ busy", paused: "❚❚ paused", initializing: "… starting", standby: "◌ standby", unhealthy: "✕ unhealthy",
   IN_QUEUE: "… in queue", IN_PROGRESS: "◐ running", COMPLETED: "✓ completed", FAILED: "✕ failed",
   CANCELLED: "– cancelled", TIMED_OUT: "✕ timed out",
   wanted: "… wanted", preparing: "… preparing", starting: "… starting", draining: "❚❚ draining", stopping: "❚❚ stopping",

@@ -31,6 +31,7 @@ class TaskSubmittedSchema(Schema):
     )
     endpoint = fields.String(required=True)
     position = fields.Integer(required=True, allow_none=True)
+    estimated_wait_seconds = fields.Integer(required=True, allow_none=True)
     events_url = fields.String(required=True)
     status_url = fields.String(required=True)
 
@@ -58,6 +59,8 @@ class TaskSchema(Schema):
     timeout_seconds = fields.Integer(required=True, allow_none=True)
     error_message = fields.String(required=True, allow_none=True)
     recent_logs = fields.List(fields.Dict(), required=True)
+    position = fields.Integer(required=True, allow_none=True)
+    estimated_wait_seconds = fields.Integer(required=True, allow_none=True)
 
 
 class TaskCancelledSchema(Schema):

@@ -97,7 +97,13 @@ def task(task_id: str) -> Response:
         logs = _lines_of(task_id, worker.id) or logs
     return answer(
         describe_task(
-            job, facts, svc.store.now_ms(), session=session, container=container, logs=logs
+            job,
+            facts,
+            svc.store.now_ms(),
+            session=session,
+            container=container,
+            logs=logs,
+            **_place(job),
         )
     )
 
@@ -140,6 +146,18 @@ def _known(task_id: str) -> tuple[Job, TaskFacts, str | None]:
         raise JobNotFound(task_id)
     check_owner(task_id)
     return job, facts, private
+
+
+def _place(job: Job) -> dict[str, int | None]:
+    """Where a task waits, and for how long; empty: it does not wait."""
+    svc = services()
+    place = svc.store.queue.place(job) if job.status is JobStatus.IN_QUEUE else None
+    if place is None:
+        return {}
+    return {
+        "position": place.position,
+        "estimated_wait_s": svc.estimates.wait_s(job, place),
+    }
 
 
 def _lines_of(task_id: str, worker_id: str) -> list[dict[str, Any]]:
@@ -274,7 +292,7 @@ def wants_json() -> bool:
 def _ids(made: TaskSubmitted) -> Response:
     svc = services()
     job = svc.store.listing.get(made.job_id)
-    place = svc.store.queue.place(job) if job.status is JobStatus.IN_QUEUE else None
+    place = _place(job)
     status = SUBMITTED_STATUS.get(job.status) or TASK_STATUS.get(job.status, "failed")
     response = answer(
         {
@@ -282,7 +300,8 @@ def _ids(made: TaskSubmitted) -> Response:
             "session_id": made.session_id,
             "status": status,
             "endpoint": made.endpoint,
-            "position": None if place is None else place.position,
+            "position": place.get("position"),
+            "estimated_wait_seconds": place.get("estimated_wait_s"),
             "events_url": f"/api/tasks/{made.job_id}/events",
             "status_url": f"/v2/{made.endpoint}/status/{made.job_id}",
         }

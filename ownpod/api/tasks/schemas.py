@@ -116,7 +116,7 @@ class _TaskSchema(Schema):
     timeout_seconds = _seconds("seconds for which the task may run", TIMEOUT_S)
     wait_seconds = _seconds(
         "seconds for which a new session or container may wait for a device; 0: it is refused at once "
-        "if none is free",
+        "if none is free or freeable",
         WAIT_S,
     )
     on_disconnect = _choice(

@@ -41,7 +41,7 @@ class TaskWish:
         metadata: its input, JSON text of an object.
         timeout_s: seconds for which it may run.
         wait_s: seconds for which a new worker may wait for a device; None: as long as its job does, 0: it is refused if none
-            is free.
+            is free or freeable.
         session_id: the session that the client names; None: any, or a new one.
         create_session: always a new session.
         on_disconnect: a word of :class:`ownpod.rules.task_views.OnDisconnect`.
@@ -113,7 +113,7 @@ class Tasks:
             SessionNotFound: there is no such session, or it is another key's.
             SessionEnded: it takes no more tasks.
             SessionQueueFull: as many tasks as may wait for it already.
-            NoDeviceFree: no device is free, and the task does not wait for one.
+            NoDeviceFree: no device is free or freeable, and the task does not wait for one.
             IdempotencyConflict: the key was used for another body.
             RedisUnavailable: Redis does not answer.
         """
@@ -190,7 +190,7 @@ class Tasks:
             )
         spec = preset.for_difficulty(spec, wish.difficulty, at_once=True)
         difficulty = wish.difficulty or preset.difficulty
-        if wish.wait_s == 0 and not self._sessions.has_room(spec):
+        if wish.wait_s == 0 and not self._sessions.has_room(wish.endpoint.id, spec):
             raise NoDeviceFree(difficulty)
         worker_id, job_id = new_worker_id(), new_job_id(sync=False)
         self._sessions.open_task(
