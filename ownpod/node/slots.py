@@ -34,6 +34,8 @@ class Running:
     run_id: str | None = None
     over: bool = False
     """The job has ended or is queued again; only the slot is still taken."""
+    ended: bool = False
+    """The worker is to stop the run."""
     begun: bool = True
     """Its run has begun, so its ``executionTimeout`` counts."""
 
@@ -171,7 +173,10 @@ class Slots(threading.Thread):
             if any(other.run_id == run_id for other in self._running):
                 return False
             running.run_id = run_id
-            return True
+        if running.ended:
+            # The job was cancelled before the worker had answered with the id, so that there was nothing to stop then.
+            threading.Thread(target=self._cancel, args=(running,), name="over", daemon=True).start()
+        return True
 
     def run(self) -> None:
         renew_at = time.monotonic() + self.lease_s / 3
@@ -247,10 +252,18 @@ class Slots(threading.Thread):
 
     def _end(self, running: Running) -> None:
         """The job is over: the worker is asked to stop, and the slot lingers until the worker has."""
-        running.over = True
+        running.over = running.ended = True
         self._on_change()
         # In a thread of its own, because other leases must not wait for this worker's answer.
         threading.Thread(target=self._stop_run, args=(running,), name="over", daemon=True).start()
+
+    def _cancel(self, running: Running) -> None:
+        try:
+            if running.run_id is not None:
+                self._worker.cancel(running.run_id)
+        except Exception:
+            # As in _stop_run.
+            logger.exception("job %s: its worker was not asked to stop", running.attempt.job_id)
 
     def _stop_run(self, running: Running) -> None:
         try:

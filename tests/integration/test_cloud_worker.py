@@ -256,6 +256,28 @@ def test_a_cancel_goes_there_and_a_late_result_changes_nothing(node, other, pool
     assert node.slots.taken == 0
 
 
+def test_a_cancel_while_the_submission_is_on_its_way_stops_the_run(node, other, pool):
+    held = threading.Event()
+    other.answers["run"] = Answer(body={"id": "r1"}, hold=held)
+    other.answers["status"] = other.state("IN_PROGRESS")
+    node.worker._settings = load_settings(OWNPOD_WORKER_RUN_READ_TIMEOUT_S=60)
+    node.slots.start()
+    node.create()
+    running = pool.submit(node.run)
+    try:
+        wait_until(lambda: other.count("run"))
+        node.store.jobs.cancel("job-1", "ep", reason="by hand")
+        wait_until(lambda: node.slots.lingering)
+        assert other.count("cancel") == 0
+        held.set()
+        wait_until(lambda: other.count("cancel"))
+    finally:
+        held.set()
+        other.answers["status"] = other.state("CANCELLED", executionTime=7, workerId="w")
+        running.result(30)
+    assert node.spent == Spent(7, 0)
+
+
 @pytest.mark.slow
 def test_a_cancel_that_is_not_taken_is_repeated(node, other, pool):
     other.answers["status"] = other.state("IN_PROGRESS")
