@@ -65,7 +65,9 @@ def phases(ownpod):
 def processes(ownpod):
     """The workers' first processes that run, by worker id."""
     found = {}
-    for process in psutil.process_iter(["environ", "cmdline"]):
+    # The oldest of each: numbers of processes begin again at 32,768, so that a child may have a lower one.
+    running = psutil.process_iter(["environ", "cmdline", "create_time"])
+    for process in sorted(running, key=lambda process: process.info["create_time"]):
         environ = process.info["environ"] or {}
         line = " ".join(process.info["cmdline"] or [])
         ours = environ.get("RUNPOD_WEBHOOK_GET_JOB", "").startswith(f"{ownpod.base}/")

@@ -161,7 +161,9 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 def process_of(worker_id: str) -> psutil.Process | None:
     """The first process of a worker; None: nothing of it runs."""
-    for process in psutil.process_iter(["environ", "cmdline"]):
+    running = psutil.process_iter(["environ", "cmdline", "create_time"])
+    # Not the one with the lowest number: these begin again at 32,768.
+    for process in sorted(running, key=lambda process: process.info["create_time"]):
         environ = process.info["environ"] or {}
         if environ.get("RUNPOD_POD_ID") == worker_id and str(HANDLERS) in process.info["cmdline"]:
             return process
