@@ -390,4 +390,6 @@ def test_a_node_without_a_driver_for_its_worker_stops_with_one_line(redis_server
     environ = {"REDIS_URL": redis_server.url, "OWNPOD_WORKERS_FILE": file, "PYTHONPATH": ROOT}
     done = run_command(sys.executable, "-c", program, cwd=tmp_path, **environ)
     assert done.returncode == 2
-    assert done.stderr == "ownpod: worker w: no driver of kind 'push', only pull, container, cloud\n"
+    assert (
+        done.stderr == "ownpod: worker w: no driver of kind 'push', only pull, container, cloud\n"
+    )
