@@ -539,6 +539,7 @@ def test_the_money_of_a_run_that_was_lost_with_its_node_is_spent(node, client, o
     assert (later.spent, later.job().retries) == (Spent(9000, 0), 1)
 
 
+@pytest.mark.slow
 def test_the_run_of_a_job_that_was_cancelled_without_a_node_is_stopped_there(
     node, other, client, pool
 ):

@@ -83,6 +83,7 @@ def read_nothing(connected):
     time.sleep(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "serve",
     [

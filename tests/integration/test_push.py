@@ -106,12 +106,14 @@ def test_a_run_that_may_have_begun_is_lost(fake, answer):
         push(fake.url).start(ATTEMPT)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_answered_in_time_is_lost(fake):
     fake.routes["POST /run"] = Answer(hold=threading.Event())
     with pytest.raises(AttemptLost, match="did not answer /run"):
         push(fake.url).start(ATTEMPT)
 
 
+@pytest.mark.slow
 def test_a_held_status_is_asked_once_however_long_it_takes(fake):
     answer = Answer(body={"status": "COMPLETED", "output": [1]}, hold=threading.Event())
     fake.routes["POST /status"] = answer
@@ -153,6 +155,7 @@ def test_a_worker_that_answers_at_once_is_polled_with_growing_pauses(fake, metho
     assert len(fake.paths("POST /status")) - before == (method == "POST")
 
 
+@pytest.mark.slow
 def test_a_poll_that_times_out_is_repeated(fake):
     never, calls = threading.Event(), []
 

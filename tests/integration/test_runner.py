@@ -300,6 +300,7 @@ def test_the_sweep_gives_nodes_time_after_an_outage(node, client):
     assert status_of(node) is JobStatus.IN_QUEUE
 
 
+@pytest.mark.slow
 def test_a_result_waits_for_redis_to_come_back(node, fake, redis_server):
     held = Answer(body={"status": "COMPLETED", "output": 7}, hold=threading.Event())
     fake.routes["POST /status"] = held
