@@ -27,7 +27,7 @@ from ownpod.settings import Settings, of_environment
 from ownpod.workers.answers import Answer
 from ownpod.workers.driver import Purse, RunListener
 from ownpod.workers.http import CannotConnect, Reply, WorkerHTTPError
-from ownpod.workers.local_api import LocalApi, quoted
+from ownpod.workers.local_api import LocalApi
 from ownpod.workers.other_side import Ended, Follower, Hold, is_name
 from ownpod.workers.polling import reason_of
 from ownpod.workers.traits import WorkerTraits
@@ -138,13 +138,7 @@ class CloudWorker:
     def cancel(self, run_id: str) -> bool:
         remote_id = _parts(run_id)[1]
         self._follower.cancelled(remote_id)
-        try:
-            timeout_s = self._settings.worker_cancel_timeout_s
-            answer = self._api.answer("POST", f"/cancel/{quoted(remote_id)}", timeout_s)
-        except (WorkerHTTPError, JobRejected) as error:
-            log.info("cancel of %s at %s failed: %s", remote_id, self._url, reason_of(error))
-            return False
-        return answer.status < 300
+        return self._follower.cancel(remote_id, self._settings.worker_cancel_timeout_s)
 
     def blocked(self) -> WorkerUnavailable | None:
         """Why the other side takes no jobs, after its last answers; None: it may take some. Sends nothing."""

@@ -5,7 +5,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from ownpod.errors import AttemptLost, WorkerStandsBy, WorkerUnavailable
+from ownpod.errors import AttemptLost, JobRejected, WorkerStandsBy, WorkerUnavailable
 from ownpod.rules.backoff import backoff_s, poll_pause_s
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome, execution_ms
@@ -135,6 +135,15 @@ class Follower:
         """The run was asked to stop; that is repeated until it has."""
         self.cancels.add(remote_id)
 
+    def cancel(self, remote_id: str, timeout_s: float) -> bool:
+        """Asks the other side once to stop a run. False: it did not agree, or not within ``timeout_s``."""
+        try:
+            answer = self.api.answer("POST", f"/cancel/{quoted(remote_id)}", timeout_s)
+        except (WorkerHTTPError, JobRejected) as error:
+            log.info("cancel of %s at %s failed: %s", remote_id, self.url, reason_of(error))
+            return False
+        return answer.status < 300
+
     def ended(self, remote_id: str) -> Ended | None:
         """How a run has ended; None: it has not. Raises: AttemptLost, WorkerHTTPError, JobRejected."""
         answer = self.status(remote_id)
@@ -188,7 +197,7 @@ class _Walk:
                     # Polls are fast again, because more chunks will probably come soon.
                     polled_from = time.monotonic()
             if self._id in self._side.cancels:
-                self._cancel()
+                self._side.cancel(self._id, self._side.timeout_s)
             time.sleep(poll_pause_s(time.monotonic() - polled_from, FIRST_POLL_S, LONGEST_POLL_S))
 
     def ended(self, answer: Answer) -> Ended:
@@ -286,10 +295,3 @@ class _Walk:
             self._chunks += part.chunks
             self._listener.chunks(part.chunks)
         return bool(part.chunks)
-
-    def _cancel(self) -> None:
-        try:
-            path = f"/cancel/{quoted(self._id)}"
-            self._side.api.answer("POST", path, self._side.timeout_s)
-        except WorkerHTTPError as error:
-            log.info("cancel of %s failed: %s", self._id, reason_of(error))
