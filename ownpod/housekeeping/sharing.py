@@ -8,11 +8,11 @@ import logging
 from collections.abc import Collection, Mapping
 
 from ownpod.rules.loads import JobsView
-from ownpod.rules.managed import ManagedWorker, Phase
+from ownpod.rules.managed import ManagedWorker
 from ownpod.rules.placement import why_waits
 from ownpod.rules.sharing import HOLD_LEAST_S, Evict, HoldsByHost, Wait, unkeep
 from ownpod.rules.templates import ManagedSpec
-from ownpod.rules.turns import Turn, age, count_ready, residents_of, waiting_of
+from ownpod.rules.turns import Turn, count_ready, residents_of, waiting_of, wanted_of
 from ownpod.store.agents import Agents
 from ownpod.store.managed import Managed
 from ownpod.store.managed_records import MOST_WANTED
@@ -62,18 +62,14 @@ class Swaps:
         known = self._managed.list()
         holds = self._give_up_unknown(self._agents.all_holds(), {worker.id for worker in known})
         workers = [w for w in known if w.endpoint in jobs and w.endpoint in specs]
-        # No agent reads further ones, so none gives way to them.
-        first = sorted((w for w in known if w.phase is Phase.WANTED), key=age)[:MOST_WANTED]
-        seen = {worker.id for worker in first}
-        wanted = [w for w in workers if w.id in seen and w.gpu_count > 0]
-        if not wanted:
+        if not (wanted := wanted_of(known, jobs.keys() & specs.keys(), MOST_WANTED)):
             return {}
         agents = self._agents.agents()
         residents = residents_of(workers, specs, jobs, holds, evictable)
         turn = Turn(residents, agents, holds, hold_least_s=self._hold_least_s)
         ready = count_ready(workers)
         words = dict[str, str]()
-        for worker in sorted(wanted, key=age):
+        for worker in wanted:
             waiting = waiting_of(
                 worker, jobs[worker.endpoint], has_serving=ready[worker.endpoint] > 0
             )

@@ -174,9 +174,19 @@ def count_ready(workers: Iterable[ManagedWorker]) -> Counter[str]:
     return Counter(ready)
 
 
-def age(worker: ManagedWorker) -> tuple[int, str]:
-    """Sorts the oldest first, as agents take them."""
-    return worker.created_ms, worker.id
+def wanted_of(
+    known: Iterable[ManagedWorker], endpoints: Collection[str], most: int
+) -> list[ManagedWorker]:
+    """The workers for which a turn looks for devices, the oldest first, as agents take them.
+
+    Args:
+        known: all managed workers.
+        endpoints: ids of the endpoints whose workers count.
+        most: number of wanted workers that agents read. Further ones get no devices, so none gives way to them.
+    """
+    wanted = (worker for worker in known if worker.phase is Phase.WANTED)
+    first = sorted(wanted, key=lambda worker: (worker.created_ms, worker.id))[:most]
+    return [worker for worker in first if worker.endpoint in endpoints and worker.gpu_count > 0]
 
 
 def waiting_of(worker: ManagedWorker, jobs: JobsView, *, has_serving: bool) -> Waiting:

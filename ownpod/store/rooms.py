@@ -15,7 +15,7 @@ from ownpod.rules.scaling import unhealthy
 from ownpod.rules.sessions import has_evictable_sessions
 from ownpod.rules.sharing import HoldsByHost
 from ownpod.rules.templates import ManagedSpec
-from ownpod.rules.turns import Turn, age, count_ready, has_room, residents_of, waiting_of
+from ownpod.rules.turns import Turn, count_ready, has_room, residents_of, waiting_of, wanted_of
 from ownpod.store import keys
 from ownpod.store.agents import Agents
 from ownpod.store.client import redis_reads
@@ -111,11 +111,9 @@ class Rooms:
         evictable = {name for name, e in endpoints.items() if has_evictable_sessions(e)}
         residents = residents_of(workers, specs, jobs, holds, evictable)
         ready = count_ready(workers)
-        wanted = sorted((w for w in known if w.phase is Phase.WANTED), key=age)[:MOST_WANTED]
         earlier = [
             waiting_of(worker, jobs[worker.endpoint], has_serving=ready[worker.endpoint] > 0)
-            for worker in wanted
-            if worker.gpu_count > 0 and worker.endpoint in jobs
+            for worker in wanted_of(known, jobs, MOST_WANTED)
         ]
         mine = jobs[waiting.endpoint]
         waiting = replace(

@@ -41,6 +41,7 @@ class _Collector(Collector):
 
     def __init__(self, svc: Services) -> None:
         self._svc = svc
+        self._budgets = Budgets(svc.store.client)
 
     def describe(self) -> list[Metric]:
         # Without this method the registry would call collect() to find the metrics' names.
@@ -105,6 +106,6 @@ class _Collector(Collector):
         yield from managed.families
         yield from balanced.families
         yield from sessions.families
-        yield from overflow_metrics(self._svc.registry.workers(), Budgets(self._svc.store.client))
+        yield from overflow_metrics(self._svc.registry.workers(), self._budgets)
         yield from model_metrics(self._svc.models.news(), self._svc.models.fetches())
         yield from device_metrics(self._svc.agents.agents(), self._svc.agents.all_holds())
