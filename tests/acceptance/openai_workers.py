@@ -5,11 +5,13 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from shutil import copy, rmtree
+from typing import Any
 
+import openai
 import requests
 from helpers import OwnPod, Process, wait_until
 
@@ -27,6 +29,17 @@ class Llm(OwnPod):
     def url(self, endpoint: str) -> str:
         """What an OpenAI client takes as its base URL."""
         return f"{self.base}/{endpoint}/openai/v1"
+
+    @contextmanager
+    def clients(self) -> Iterator[Callable[..., openai.OpenAI]]:
+        """Makes OpenAI clients of an endpoint, and closes them at the end. Their defaults: two retries, and 600 s."""
+        with ExitStack() as made:
+
+            def make(endpoint: str, **options: Any) -> openai.OpenAI:
+                client = openai.OpenAI(base_url=self.url(endpoint), api_key="any", **options)
+                return made.enter_context(client)
+
+            yield make
 
     def jobs(self, endpoint: str, text: object = "") -> list[dict]:
         """The endpoint's jobs whose input has this text, newest first, with all their details."""

@@ -50,16 +50,8 @@ def notes(tmp_path):
 
 @pytest.fixture
 def client_of(ownpod):
-    """Clients with their defaults: two retries, and 600 s."""
-    made = []
-
-    def make(endpoint, **options):
-        made.append(openai.OpenAI(base_url=ownpod.url(endpoint), api_key="any", **options))
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.close()
+    with ownpod.clients() as make:
+        yield make
 
 
 @pytest.fixture

@@ -58,15 +58,8 @@ def ownpod(tmp_path_factory):
 
 @pytest.fixture
 def client_of(ownpod):
-    made = []
-
-    def make(endpoint, **options):
-        made.append(openai.OpenAI(base_url=ownpod.url(endpoint), api_key="any", **options))
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.close()
+    with ownpod.clients() as make:
+        yield make
 
 
 def chat(client, text, **options):

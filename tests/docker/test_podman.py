@@ -370,13 +370,13 @@ def test_jobs_sessions_and_tasks_of_an_ownpod_run_in_containers_of_podman(podman
             "task_difficulty": "low",
             "model_id": "m",
             "task_preset": "print",
-            "metadata": {"who": "me"},
+            "metadata": {"text": "printed-by-the-task"},
             "timeout_seconds": 60,
         }
         header = ("-H", "X-API-Key: a-key", "-H", "Content-Type: application/json")
         url = "http://127.0.0.1:8000/api/tasks/submit"
         events = up.call("curl", "-sSN", *header, "-d", json.dumps(task), url)
-        assert "me" in events
+        assert "printed-by-the-task" in events
         assert '"completed"' in events
         wait_until(lambda: len(workers()) == 1, 60, "only the session is left")
         assert up.stop() == 0

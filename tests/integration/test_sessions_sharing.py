@@ -201,5 +201,5 @@ def test_an_idle_worker_of_a_load_balanced_endpoint_is_freeable_once_the_scaler_
     assert rig.sessions.has_room(ENDPOINT.id, SPEC)
     rig.managed.saw([worker], [])
     assert not rig.sessions.has_room(ENDPOINT.id, SPEC)
-    # Whoever asks changes nothing of what the scaler has seen.
+    # `has_room` writes nothing into the scaler's own times of idle workers.
     assert rig.client.hgetall(keys.MANAGED_IDLE) == {}

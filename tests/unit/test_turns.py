@@ -52,7 +52,7 @@ def test_a_worker_that_does_not_give_way_now_is_no_room(values):
 
 def test_a_worker_with_jobs_is_no_room_although_it_would_give_way():
     busy = resident(jobs=1, ready_s=9999)
-    # Without a hold it gives way at once, but nobody knows when its job ends.
+    # The scaler would choose it at once, because there is no hold. But the end of its job is not known.
     assert not has_room(turn(busy, hold_least_s=0), [], replace(NEW, oldest_wait_s=9999))
 
 
