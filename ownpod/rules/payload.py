@@ -77,6 +77,27 @@ def output_of(chunk: Any) -> Any:
     return chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk
 
 
+def posted(body: bytes) -> Any:
+    """The JSON that a worker has posted; None if it is none. The SDK declares it as a form, so Flask does not parse it."""
+    try:
+        return loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def written(value: Any) -> str:
+    """A value as JSON text; "null" if it is none."""
+    try:
+        return json.dumps(value)
+    except (RecursionError, ValueError):
+        return "null"
+
+
+def chunk_of(body: bytes) -> str:
+    """The value that a handler has yielded, as JSON text, from the body that the worker has posted."""
+    return written(output_of(posted(body)))
+
+
 def elements(text: str) -> list[str] | None:
     """The JSON texts of a list's elements, unchanged; None: the text is no list."""
     if not text.lstrip().startswith("["):

@@ -2,7 +2,10 @@
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import redis
 
 from ownpod.errors import JobNotFound
 from ownpod.rules.jobs import Job
@@ -38,6 +41,16 @@ class Stream:
     """The stored cursor of ``/stream`` as it was read."""
 
 
+@dataclass(frozen=True)
+class NewChunk:
+    """A chunk to add, see :meth:`Chunks.add`."""
+
+    job_id: str
+    attempt: int
+    chunk: str
+    token: str
+
+
 class Chunks(Part):
     """Chunks and progress of jobs."""
 
@@ -59,6 +72,22 @@ class Chunks(Part):
         """
         token = call_token() if token is None else token
         return bool(self._call("chunks", token, job_id, attempt, self._result_ttl_s, *chunks))
+
+    def add_all(self, new: Sequence[NewChunk]) -> list[bool | None]:
+        """Adds chunks of several jobs in one request to Redis, which is not repeated.
+
+        Returns:
+            For each what :meth:`add` would return; None: Redis has refused it.
+
+        Raises:
+            AnswerLost: some may have been added.
+            RedisUnavailable: none was added.
+        """
+        calls = [(one.token, one.job_id, one.attempt, self._result_ttl_s, one.chunk) for one in new]
+        answers = self._call.all("chunks", calls)
+        return [
+            None if isinstance(found, redis.ResponseError) else bool(found) for found in answers
+        ]
 
     def progress(self, job_id: str, attempt: int, output: str) -> bool:
         """Writes a running job's progress, JSON text, which is its output until it ends, and an entry of its journal unless

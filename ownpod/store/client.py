@@ -8,7 +8,7 @@ import contextlib
 import functools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import redis
@@ -152,6 +152,40 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
             raise
         finally:
             pool.release(connection)
+
+
+def execute_all(client: redis.Redis, commands: Sequence[Sequence[str | float]]) -> list[Any]:
+    """Sends commands at once, once. They are not one step: others' commands may come in between.
+
+    Returns:
+        Their answers; a command that Redis refused has a redis.ResponseError.
+
+    Raises:
+        As :func:`execute`, of all commands.
+    """
+    with _translated():
+        pool = client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [_answer(connection) for _ in commands]
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            connection.disconnect()
+            raise AnswerLost(
+                f"Redis did not answer, and may have executed the commands: {error}"
+            ) from error
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except (redis.ResponseError, redis.BusyLoadingError) as error:
+        return error
 
 
 def repeated(call: Callable[[], R], *, insist_s: float = 0.0) -> R:

@@ -1,7 +1,7 @@
 """What the parts of the store share: the constants of ``common.lua``, and reads of a record's fields."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import redis
@@ -12,12 +12,9 @@ from ownpod.rules.managed import SERVING
 from ownpod.rules.runs import LONGEST_MS
 from ownpod.store import keys
 from ownpod.store.messages import Templates, pieces
-from ownpod.store.scripts import constants
+from ownpod.store.scripts import Scripts, constants
 
 log = logging.getLogger(__name__)
-
-Call = Callable[..., Any]
-"""Runs a command: its name, its token or "", and its arguments."""
 
 RECENT = 10_000
 """Number of jobs that ``/requests`` can list, for each endpoint."""
@@ -136,7 +133,7 @@ class Part:
     """
 
     def __init__(
-        self, client: redis.Redis, call: Call, messages: Templates, *, result_ttl_s: int
+        self, client: redis.Redis, call: Scripts, messages: Templates, *, result_ttl_s: int
     ) -> None:
         self._redis = client
         self._call = call

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from ownpod.store import schema
-from ownpod.store.client import execute, repeated
+from ownpod.store.client import execute, execute_all, repeated
 
 INSIST_S = 25.0
 """Seconds for which a client's command is repeated while its answer is lost: longer than Redis stalls when
@@ -119,6 +119,19 @@ class Scripts:
         if command not in self._insist_s:
             return self._once(command, arguments)
         return repeated(lambda: self._once(command, arguments), insist_s=self._insist_s[command])
+
+    def all(self, command: str, calls: Iterable[tuple[str | float, ...]]) -> list[Any]:
+        """Runs a command for each of ``calls``, in one round trip, once.
+
+        Returns:
+            For each what the script has returned, or the redis.ResponseError with which it was refused.
+
+        Raises:
+            AnswerLost: some may have been executed.
+            RedisUnavailable: none was executed.
+        """
+        digest = self._digests[command]
+        return execute_all(self._redis, [("EVALSHA", digest, 0, command, *call) for call in calls])
 
     def _once(self, command: str, arguments: tuple[str | float, ...]) -> Any:
         try:

@@ -38,6 +38,7 @@ _LAST_CHUNK = re.compile(rb"\r\n0+(?:;[^\r\n]*)?\r\n")
 _EMPTY_LINE = b"\r\n\r\n"
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _RESULT = re.compile(rb"POST /v2/[^/\r\n]+/job-(?:done|stream)/")
+_CHUNK = re.compile(rb"POST /v2/[^/\r\n ]+/job-stream/[^\r\n ]+ HTTP/1\.1\r\n")
 _TRAILER_BYTES = 8_192
 
 
@@ -101,6 +102,8 @@ class Arrival:
         "expects",
         "length",
         "pace",
+        "signature",
+        "token",
     )
 
     def __init__(self) -> None:
@@ -113,6 +116,12 @@ class Arrival:
         """Bytes of the body according to the header; 0: no body, or a chunked one."""
         self.expects = False
         """Whether the client waits for ``100 Continue`` before it sends the body."""
+        self.signature: bytes | None = None
+        """The header without the body's length, of a worker's chunk whose whole body arrives before it is READY; None: of any other
+        request. See :mod:`ownpod.api.serving.lane`.
+        """
+        self.token: str | None = None
+        """The token with which the chunk may have been added already; see :meth:`ownpod.store.chunks.Chunks.add`."""
         self._header = 0
         self._wanted = 0
         self._chunked = False
@@ -150,6 +159,13 @@ class Arrival:
             line = header.find(b"\r\n")
             self.expects = header[:line].endswith(b"HTTP/1.1") and bool(_EXPECTS.search(header))
             self._find_last_chunk(end)
+        if length and 0 < self.length <= BODY_BYTES and not (self._chunked or self.expects):
+            # The server's parser decides which of these are valid.
+            self.signature = (
+                header[: length.start(1)] + header[length.end(1) :]
+                if _CHUNK.match(header)
+                else None
+            )
 
     def await_body(self, count: int) -> None:
         """Makes the request ready once ``count`` bytes of its body have arrived, or the whole body."""
@@ -192,6 +208,15 @@ class Arrival:
         after a 4xx, and posts it again after a 5xx.
         """
         return _RESULT.match(self.buffer) is not None
+
+    @property
+    def body(self) -> bytes:
+        """The body of a request that has a :attr:`signature` and is READY."""
+        return bytes(self.buffer[self._header : self._header + self.length])
+
+    def drop(self) -> None:
+        """Removes that request from the buffer."""
+        del self.buffer[: self._header + self.length]
 
     def take(self, size: int) -> bytes:
         """Removes the next bytes from the buffer, for the parser."""

@@ -201,10 +201,11 @@ class Channel:
             return True
         return False
 
-    def send_now(self, data: bytes) -> None:
-        """Sends as much as possible without waiting; for a connection that is closed afterwards."""
+    def send_now(self, data: bytes) -> bool:
+        """Sends as much as possible without waiting. Returns whether that was all; otherwise the connection must be closed."""
         with suppress(OSError):
-            self._sock.send(data)
+            return self._send(data) == len(data)
+        return False
 
     def _reserve_buffer(self) -> None:
         """Lets a long body arrive as a whole before it gets a thread, if the process has memory for it."""

@@ -21,6 +21,7 @@ from ownpod.api import create_app
 from ownpod.api.auth import MANAGING_IS_OFF
 from ownpod.api.guard import add_own_hosts
 from ownpod.api.services import services_of
+from ownpod.api.serving.lane import Lane, goes_uncounted
 from ownpod.configuration import keep_endpoints, kept_endpoints
 from ownpod.errors import ConfigurationError, RedisUnavailable
 from ownpod.processes import die_with_parent, is_loopback
@@ -188,7 +189,10 @@ def post_worker_init(worker: Any) -> None:
     config = settings.current()
     log.configure(config.log_level, "api", config.log_format)
     add_own_hosts(worker.wsgi, _hosts(worker))
-    notices = services_of(worker.wsgi).notices
+    services = services_of(worker.wsgi)
+    if goes_uncounted(worker.cfg):
+        worker.lane = Lane(services.reports, services.store.chunks, worker.leave_lane)
+    notices = services.notices
     notices.max_waiting = max_waiting(worker.cfg.threads)
     # Otherwise a full collection visits the objects of all modules, and stops every thread, so all streams, for 100 ms.
     gc.collect()

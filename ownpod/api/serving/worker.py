@@ -10,6 +10,7 @@ import json
 import selectors
 import ssl
 import time
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -22,6 +23,7 @@ from werkzeug.exceptions import HTTPException
 
 from ownpod.api.serving.arrival import State
 from ownpod.api.serving.channel import Channel, Shares
+from ownpod.api.serving.lane import Lane
 
 PROMPT_S = 0.002
 """Seconds a thread waits for the next request on a kept-alive connection before returning it to the poller."""
@@ -41,6 +43,9 @@ HONEST_S = 1.0
 
 TLS_CONTEXT_S = 60.0
 """Maximum age in seconds of the loaded certificate, so that a renewed one is used without a restart."""
+
+TAKEN = object()
+"""What :meth:`PromptWorker.handle` returns for a connection that the lane has taken."""
 
 STATUSES = {
     errors.LimitRequestLine: 414,
@@ -98,6 +103,9 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
     All methods run in the main thread, except :meth:`handle` and the methods that it calls.
     """
 
+    lane: Lane | None = None
+    """The short way of workers' chunks; None: they go the long way."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._shares = Shares(self.cfg.threads // 2)
@@ -151,13 +159,41 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         state = conn.sock.receive()
         if state is State.READY:
             self._unpoll(conn)
-            self.enqueue_req(conn)
+            if not self._lane_takes(conn):
+                self.enqueue_req(conn)
         elif state is State.GONE:
             self._drop(conn)
         elif state is State.TOO_LARGE:
             self._refuse(conn, 431, "the request's header is too large")
         else:
             self._poll(conn)
+
+    def _lane_takes(self, conn: Connection) -> bool:
+        # A process that ends closes its connections, as the long way does.
+        return self.lane is not None and self.alive and self.lane.takes(conn)
+
+    def leave_lane(
+        self, kept: Sequence[Connection], broken: Sequence[Connection], others: Sequence[Connection]
+    ) -> None:
+        """Goes on with the connections that :attr:`lane` has finished with. Any thread may call this."""
+        self.method_queue.defer(self._after_lane, kept, broken, others)
+
+    def _after_lane(
+        self, kept: Sequence[Connection], broken: Sequence[Connection], others: Sequence[Connection]
+    ) -> None:
+        for conn in kept:
+            self._go_on(conn)
+        for conn in broken:
+            self._drop(conn)
+        for conn in others:
+            self.enqueue_req(conn)
+
+    def _go_on(self, conn: Connection) -> None:
+        """Awaits the next request of a connection."""
+        conn.set_timeout()
+        if not self.alive:
+            conn.timeout = min(conn.timeout, time.monotonic() + STOP_KEEPALIVE_LINGER)
+        self._advance(conn)
 
     def _poll(self, conn: Connection) -> None:
         events = conn.sock.waits_for
@@ -211,14 +247,13 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
         """Polls or closes a connection that a thread has finished with."""
-        kept = not fs.cancelled() and fs.exception() is None and bool(fs.result())
-        if not kept:
-            self._linger(conn)
+        result = None if fs.cancelled() or fs.exception() is not None else fs.result()
+        if result is TAKEN:
             return
-        conn.set_timeout()
-        if not self.alive:
-            conn.timeout = min(conn.timeout, time.monotonic() + STOP_KEEPALIVE_LINGER)
-        self._advance(conn)
+        if result:
+            self._go_on(conn)
+        else:
+            self._linger(conn)
 
     def murder_keepalived(self, force: bool = False) -> None:  # noqa: FBT001, FBT002
         now = time.monotonic()
@@ -261,8 +296,8 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         for conn in self._idle:
             conn.timeout = min(conn.timeout, deadline)
 
-    def handle(self, conn: Connection) -> bool:
-        """Processes requests of one connection, in a thread. Returns whether the connection stays open."""
+    def handle(self, conn: Connection) -> bool | object:
+        """Processes requests of one connection, in a thread. Returns whether the connection stays open; :data:`TAKEN`: the lane has it."""
         while super().handle(conn) is True:
             conn.next_request()
             if not self.alive:
@@ -271,6 +306,8 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
                 return True
             if conn.sock.receive() is not State.READY:
                 return True
+            if self._lane_takes(conn):
+                return TAKEN
         return False
 
     def handle_request(self, req: Any, conn: Connection) -> Any:

@@ -37,7 +37,7 @@ from ownpod.errors import (
 )
 from ownpod.rules.endpoints import HOUSEKEEPING, Endpoint, WorkerSpec
 from ownpod.rules.jobs import JobStatus
-from ownpod.rules.payload import loads, output_of
+from ownpod.rules.payload import chunk_of, posted, written
 from ownpod.rules.runs import Outcome
 from ownpod.store.chunks import call_token
 from ownpod.store.offers import MOST_RUNS, Result, Taken
@@ -56,6 +56,9 @@ RESULT_S = 60.0
 
 STOPPING_CHECK_S = 1.0
 """Interval in seconds at which a held request checks whether a worker that is to restart has finished its runs."""
+
+LONG_WAY = ("Origin", "X-Request-ID", "Upgrade")
+"""Headers whose requests get a response of their own, see :mod:`ownpod.api.serving.lane`."""
 
 OTHER_KEY = (
     "this worker received its jobs under another key, and its results are accepted under that key only: "
@@ -131,7 +134,10 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
     svc = services()
     if (problem := _key_problem(svc, endpoint_id, worker_id, run_id)) is not None:
         return problem
-    body, token = read_body(svc.settings.max_output_mb), call_token()
+    body = read_body(svc.settings.max_output_mb)
+    arrival = getattr(_peer(), "arrival", None)
+    # One token for all tries: a try whose response was lost must not add the chunk twice.
+    token = (arrival and arrival.token) or call_token()
 
     def write() -> None:
         if body.whole is None:
@@ -139,12 +145,22 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
             svc.offers.spoil(worker_id, endpoint_id, run_id, reason)
             return
         attempt = svc.reports.job_of(worker_id, endpoint_id, run_id)
-        if attempt is not None:
-            # One token for all tries: a try whose response was lost must not add the chunk twice.
-            svc.store.chunks.add(*attempt, [_text(output_of(_parsed(body.whole)))], token=token)
+        if attempt is not None and svc.store.chunks.add(
+            *attempt, [chunk_of(body.whole)], token=token
+        ):
+            _accept(svc, arrival, worker_id, endpoint_id, run_id)
 
     until_available(write, longest_s=RESULT_S)
     return answer({})
+
+
+def _accept(svc: Services, arrival: Any, worker_id: str, endpoint_id: str, run_id: str) -> None:
+    """Lets the next chunks go the short way, if their response depends on nothing that only this way does."""
+    signature = None if arrival is None else arrival.signature
+    if signature is None or any(name in request.headers for name in LONG_WAY):
+        return
+    if request.headers.get("Connection", "keep-alive").lower() == "keep-alive":
+        svc.reports.accept(signature, worker_id, endpoint_id, run_id)
 
 
 @blueprint.post("/job-done/<id:worker_id>/<id:run_id>")
@@ -162,7 +178,7 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
             return answer({})
         content, outcome = None, _failed(_too_large(svc, "the worker's answer"))
     else:
-        content = _parsed(body.whole)
+        content = posted(body.whole)
         outcome = result_of(content)
     content = content if isinstance(content, dict) else {}
     result = Result(outcome, stopping=bool(content.get("stopPod")))
@@ -171,7 +187,7 @@ def done(endpoint_id: str, worker_id: str, run_id: str) -> Response:
         if content.get("status") == JobStatus.IN_PROGRESS:
             attempt = svc.offers.reported(worker_id, endpoint_id, run_id)
             if attempt is not None:
-                svc.store.chunks.progress(*attempt, _text(content.get("output")))
+                svc.store.chunks.progress(*attempt, written(content.get("output")))
         else:
             _finish(svc, endpoint_id, worker_id, run_id, result)
 
@@ -378,18 +394,3 @@ def _failed(reason: str) -> Outcome:
 
 def _too_large(svc: Services, part: str) -> str:
     return f"{part} is larger than {svc.settings.max_output_mb} MiB, see OWNPOD_MAX_OUTPUT_MB"
-
-
-def _parsed(body: bytes) -> Any:
-    """The JSON of a result; None if it is none. The SDK declares it as a form, so Flask does not parse it."""
-    try:
-        return loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _text(value: Any) -> str:
-    try:
-        return json.dumps(value)
-    except (RecursionError, ValueError):
-        return "null"
