@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from gunicorn.config import Config
 from helpers import job_store, wait_until
 
 from ownpod.api.services import services_of
 from ownpod.api.serving import server
+from ownpod.api.serving.lane import Lane
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
 from ownpod.store.deliveries import Deliveries
@@ -573,9 +575,12 @@ def test_a_request_that_would_wait_beside_too_many_others_changes_nothing_and_ge
 
 def test_gunicorns_processes_leave_threads_for_requests_that_do_not_wait(api):
     before = signal.getsignal(signal.SIGTERM)
-    cfg = SimpleNamespace(threads=server.threads, address=[])
+    cfg = Config()
+    cfg.set("threads", server.threads)
+    worker = SimpleNamespace(wsgi=api.application, cfg=cfg, leave_lane=None)
     try:
-        server.post_worker_init(SimpleNamespace(wsgi=api.application, cfg=cfg))
+        server.post_worker_init(worker)
+        assert isinstance(worker.lane, Lane)
         # So that no full collection stops all streams.
         assert gc.get_freeze_count() > 10_000
     finally:

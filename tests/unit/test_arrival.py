@@ -140,3 +140,46 @@ def test_the_last_chunk_is_found_wherever_it_is_and_however_it_is_cut(pieces):
     found = arrived(CHUNKED, *(bytes([byte]) for byte in body))
     assert (found.state is State.READY) is (last is not None)
     assert arrived(CHUNKED + body).state is found.state
+
+
+CHUNK = b"POST /v2/ep/job-stream/w/job-1?gpu=0 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+
+
+def test_chunks_with_the_same_header_have_the_same_signature_whatever_their_lengths():
+    found = [arrived(CHUNK % (size, b"x" * size)) for size in (1, 10, 1000, BODY_BYTES)]
+    assert {arrival.signature for arrival in found} == {CHUNK.partition(b"%d")[0] + b"\r\n\r\n"}
+    assert all(arrival.state is State.READY for arrival in found)
+    assert [len(arrival.body) for arrival in found] == [1, 10, 1000, BODY_BYTES]
+
+
+def test_a_chunk_that_is_dropped_leaves_the_next_request():
+    found = arrived(CHUNK % (5, b"hello"), GET)
+    assert found.body == b"hello"
+    found.drop()
+    assert found.buffer == GET
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        GET,
+        POST,
+        CHUNK % (0, b""),
+        CHUNK % (BODY_BYTES + 1, b"x" * (BODY_BYTES + 1)),
+        (CHUNK % (5, b"hello")).replace(b"1.1", b"1.0"),
+        (CHUNK % (5, b"hello")).replace(b"POST", b"PUT"),
+        (CHUNK % (5, b"hello")).replace(b"job-stream", b"job-done"),
+        (CHUNK % (5, b"hello")).replace(b"Host: x", b"Expect: 100-continue"),
+        (CHUNK % (5, b"hello")).replace(b"Host: x", b"Transfer-Encoding: chunked"),
+        (CHUNK % (5, b"hello")).replace(b"Content-Length: 5", b"Content-Length: +5"),
+        (CHUNK % (5, b"hello")).replace(b"/w/", b"/w /"),
+    ],
+)
+def test_other_requests_have_no_signature(request_bytes):
+    assert arrived(request_bytes).signature is None
+
+
+def test_a_second_length_is_part_of_the_signature():
+    header = b"POST /v2/ep/job-stream/w/r HTTP/1.1\r\nContent-Length: 5\r\n%b\r\nhello"
+    plain, twice = (arrived(header % more).signature for more in (b"", b"Content-Length: 6\r\n"))
+    assert plain != twice

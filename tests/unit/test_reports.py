@@ -1,5 +1,7 @@
 """A run that has just been reported is not looked up again, for a short time."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ownpod.api.workers import reports
@@ -41,6 +43,32 @@ def test_another_workers_run_is_not_found_by_its_id():
     offers.runs = {}
     assert found.job_of("x", "ep", "r") is None
     assert found.job_of("w", "other", "r") is None
+    assert found.job_of("w", "ep", "r") == ("job", 1)
+
+
+def test_a_request_is_known_as_long_as_its_run(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(reports, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    found = Reports(Offers(r=("job", 1)))
+    assert found.accepted(b"header") is None
+    found.accept(b"header", "w", "ep", "r")
+    assert found.accepted(b"header") is None
+    found.job_of("w", "ep", "r")
+    clock[0] += reports.FRESH_S - 1
+    found.accept(b"header", "w", "ep", "r")
+    assert found.accepted(b"header") == ("job", 1)
+    assert found.accepted(b"Header") is None
+    clock[0] += 1.5
+    assert found.accepted(b"header") is None
+
+
+def test_a_request_that_is_forgotten_is_not_known():
+    found = Reports(Offers(r=("job", 1)))
+    found.job_of("w", "ep", "r")
+    found.accept(b"header", "w", "ep", "r")
+    for _ in range(2):
+        found.forget(b"header")
+        assert found.accepted(b"header") is None
     assert found.job_of("w", "ep", "r") == ("job", 1)
 
 

@@ -1,5 +1,5 @@
-"""Runs about which workers that pull have just reported, so that not each chunk of a stream asks Redis which job it belongs to, and
-who may send it.
+"""Runs about which workers that pull have just reported, and their requests, so that not each chunk of a stream asks Redis which job it
+belongs to.
 """
 
 import threading
@@ -74,7 +74,7 @@ class Reports:
 
     def _keep(self, key: Hashable, since_s: float, attempt: Attempt | None) -> None:
         with self._lock:
-            # Again at the end of the dict, which is in the order of these times.
+            # Again at the end of the dict: the first is the oldest, or almost.
             self._found.pop(key, None)
             if attempt is not None:
                 self._found[key] = (since_s, attempt)
