@@ -21,22 +21,32 @@ STREAM, DONE = (
 )
 
 
+HEADER = (
+    f"Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nAuthorization: {KEY}\r\n"
+    "User-Agent: RunPod-Python-SDK/1.12.0(Linux 6.1.0; x86_64) Language/Python 3.11.7\r\n"
+    "charset: utf-8\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+)
+"""What the SDK sends with each request, beside ``Host``, ``Content-Length`` and, with a job's id, ``X-Request-ID``."""
+
+
 class Connection:
     """A connection of raw bytes, because an HTTP library needs as much CPU for a request as OwnPod."""
 
     def __init__(self) -> None:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, method: str, url: str, body: str = "") -> tuple[int, bytes]:
-        """Sends a request; returns status and body of the answer."""
+    async def ask(
+        self, method: str, url: str, body: str = "", job_id: str = ""
+    ) -> tuple[int, bytes]:
+        """Sends a request, about a job; returns status and body of the answer."""
         parts = urlsplit(url)
         if self._streams is None:
             self._streams = await asyncio.open_connection(parts.hostname, parts.port)
         reader, writer = self._streams
         data = body.encode()
         writer.write(
-            f"{method} {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: {KEY}\r\n"
-            f"Content-Length: {len(data)}\r\n\r\n".encode()
+            f"{method} {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\n{HEADER}"
+            f"X-Request-ID: {job_id or WORKER}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             + data
         )
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -76,10 +86,10 @@ async def run(job: dict) -> None:
     for number in range(given["chunks"]):
         await asyncio.sleep(max(0.0, begin + number * every_s - time.monotonic()))
         await connection.ask(
-            "POST", STREAM.replace("$ID", id_), json.dumps({"output": event(number)})
+            "POST", STREAM.replace("$ID", id_), json.dumps({"output": event(number)}), id_
         )
     url = f"{DONE.replace('$ID', id_)}&isStream=true"
-    await connection.ask("POST", url, json.dumps({"output": []}))
+    await connection.ask("POST", url, json.dumps({"output": []}), id_)
     connection.close()
 
 

@@ -86,7 +86,7 @@ def posted(body: bytes) -> Any:
 
 
 def written(value: Any) -> str:
-    """A value as JSON text; "null" if it is none."""
+    """A value as JSON text; "null" if it cannot be written."""
     try:
         return json.dumps(value)
     except (RecursionError, ValueError):

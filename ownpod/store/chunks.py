@@ -5,8 +5,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import redis
-
 from ownpod.errors import JobNotFound
 from ownpod.rules.jobs import Job
 from ownpod.store import keys
@@ -85,9 +83,7 @@ class Chunks(Part):
         """
         calls = [(one.token, one.job_id, one.attempt, self._result_ttl_s, one.chunk) for one in new]
         answers = self._call.all("chunks", calls)
-        return [
-            None if isinstance(found, redis.ResponseError) else bool(found) for found in answers
-        ]
+        return [None if isinstance(found, Exception) else bool(found) for found in answers]
 
     def progress(self, job_id: str, attempt: int, output: str) -> bool:
         """Writes a running job's progress, JSON text, which is its output until it ends, and an entry of its journal unless

@@ -158,10 +158,11 @@ def execute_all(client: redis.Redis, commands: Sequence[Sequence[str | float]]) 
     """Sends commands at once, once. They are not one step: others' commands may come in between.
 
     Returns:
-        Their answers; a command that Redis refused has a redis.ResponseError.
+        Their answers; for a command that Redis has not executed, its redis.ResponseError.
 
     Raises:
-        As :func:`execute`, of all commands.
+        AnswerLost: Redis may have executed some commands, also where it is still loading its data.
+        RedisUnavailable: Redis did not receive the commands.
     """
     with _translated():
         pool = client.connection_pool
@@ -184,7 +185,7 @@ def execute_all(client: redis.Redis, commands: Sequence[Sequence[str | float]]) 
 def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
-    except (redis.ResponseError, redis.BusyLoadingError) as error:
+    except redis.ResponseError as error:
         return error
 
 

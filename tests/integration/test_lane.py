@@ -1,5 +1,6 @@
 """The short way of workers' chunks: a gunicorn worker in this process, and a real Redis."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -13,12 +14,18 @@ import pytest
 from flask import request
 from gunicorn.config import Config
 from helpers import job_store, new_job, wait_until
+from redis._parsers import _HiredisParser as HiredisParser
+from redis.exceptions import BusyLoadingError
+from runpod.http_client import AsyncClientSession
+from runpod.serverless.modules import rp_http
 from slow_redis import SlowRedis
 
 from ownpod.api.services import services_of
-from ownpod.api.serving.lane import Lane, goes_uncounted
+from ownpod.api.serving import lane
+from ownpod.api.serving.lane import Lane, may_answer
 from ownpod.api.serving.worker import PromptWorker
 from ownpod.api.workers import reports
+from ownpod.errors import RedisUnavailable
 from ownpod.rules import credentials
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
@@ -105,7 +112,13 @@ def chunk(run, value, *, key="k", headers=()):
     lines = [
         f"POST /v2/ep/job-stream/w/{run}?gpu=0&isStream=false HTTP/1.1",
         "Host: 127.0.0.1",
+        "Content-Type: application/x-www-form-urlencoded",
         f"Authorization: {key}",
+        "User-Agent: RunPod-Python-SDK/1.12.0",
+        "Accept-Encoding: gzip, deflate",
+        f"X-Request-ID: {run}",
+        "charset: utf-8",
+        "Accept: */*",
         *headers,
         f"Content-Length: {len(body)}",
     ]
@@ -171,6 +184,7 @@ def test_later_chunks_of_a_run_go_past_flask_and_get_the_same_response(
     assert len(responses) == 1
     head, body = responses.pop()
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"X-Request-ID: job-0" in head
     assert body == b"{}"
     assert len(server.flask) == 1
     assert chunks(store, "job-0") == list(range(20))
@@ -208,7 +222,7 @@ def test_requests_that_are_sent_at_once_or_in_pieces_keep_their_order(
     assert len(server.flask) == 2
 
 
-def test_the_long_way_is_gone_again_after_a_while(server, caller, runs, store, monkeypatch):
+def test_after_a_while_a_chunk_goes_the_long_way_again(server, caller, runs, store, monkeypatch):
     monkeypatch.setattr(reports, "FRESH_S", 0.0)
     for value in range(5):
         caller.ask(chunk("job-0", value))
@@ -238,9 +252,7 @@ def test_another_header_goes_the_long_way_and_adds_nothing(
     assert chunks(store, "job-0") == [0, 0]
 
 
-@pytest.mark.parametrize(
-    "header", ["X-Request-ID: abc", "Origin: http://127.0.0.1", "Expect: 100-continue"]
-)
+@pytest.mark.parametrize("header", ["Origin: http://127.0.0.1", "Expect: 100-continue"])
 def test_a_request_with_a_response_of_its_own_goes_the_long_way(
     server, caller, runs, store, header, monkeypatch
 ):
@@ -248,8 +260,8 @@ def test_a_request_with_a_response_of_its_own_goes_the_long_way(
     for value in range(3):
         caller.socket.sendall(chunk("job-0", value, headers=[header]))
         head, body = caller.response()
+        assert head.startswith(b"HTTP/1.1 200 OK")
         assert body == b"{}"
-        assert ("X-Request" not in header) or b"X-Request-ID: abc" in head
     assert len(server.flask) == 3
 
 
@@ -318,6 +330,113 @@ def test_an_error_in_the_short_way_ends_no_stream(server, caller, runs, store, m
     assert len(server.flask) == 2
 
 
+def test_a_redis_that_is_loading_loses_no_chunk(server, caller, runs, store, client, monkeypatch):
+    monkeypatch.setattr(reports, "FRESH_S", 60.0)
+    caller.ask(chunk("job-0", 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(HiredisParser, "read_response", refused_once(HiredisParser.read_response))
+        assert caller.ask(chunk("job-0", 1))[0][1] == b"{}"
+    assert chunks(store, "job-0") == [0, 1]
+    assert len(server.flask) == 2
+
+
+def refused_once(read):
+    """As ``read``, but the first answer that the lane reads is that Redis is loading."""
+    refused = []
+
+    def answer(self, *args, **options):
+        found = read(self, *args, **options)
+        if not refused and threading.current_thread().name == "chunks":
+            refused.append(found)
+            raise BusyLoadingError("Redis is loading the dataset in memory")
+        return found
+
+    return answer
+
+
+def test_while_redis_does_not_answer_the_waiting_chunks_do_not_wait_for_one_another(
+    server, connect, runs, store, monkeypatch
+):
+    monkeypatch.setattr(reports, "FRESH_S", 60.0)
+    callers = {run: connect() for run in runs}
+    for run, caller in callers.items():
+        caller.ask(chunk(run, 0))
+    tries, all_wait = [], threading.Event()
+
+    def fails(new):
+        tries.append(len(new))
+        all_wait.wait(60)
+        raise RedisUnavailable("away")
+
+    monkeypatch.setattr(services_of(server.app).store.chunks, "add_all", fails)
+    first, *others = callers
+    callers[first].socket.sendall(chunk(first, 1))
+    wait_until(lambda: tries)
+    for run in others:
+        callers[run].socket.sendall(chunk(run, 1))
+    wait_until(lambda: server.worker.lane._queue.qsize() == len(others))
+    all_wait.set()
+    assert [caller.response()[1] for caller in callers.values()] == [b"{}"] * RUNS
+    assert tries == [1]
+    for run in runs:
+        assert chunks(store, run) == [0, 1]
+
+
+def test_without_a_thread_chunks_go_the_long_way(server, caller, runs, store, monkeypatch, caplog):
+    monkeypatch.setattr(reports, "FRESH_S", 60.0)
+    caller.ask(chunk("job-0", 0))
+    start = threading.Thread.start
+
+    def full(self):
+        if self.name == "chunks":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        caller.ask(chunk("job-0", 1))
+    assert "chunks go the long way: can't start new thread" in caplog.text
+    caller.ask(chunk("job-0", 2))
+    assert chunks(store, "job-0") == [0, 1, 2]
+    assert len(server.flask) == 2
+
+
+def test_an_error_after_the_chunk_closes_its_connection_only(
+    server, connect, runs, store, monkeypatch, caplog
+):
+    monkeypatch.setattr(reports, "FRESH_S", 60.0)
+    caller = connect()
+    caller.ask(chunk("job-0", 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(lane, "_response", lambda *_: 1 / 0)
+        caller.socket.sendall(chunk("job-0", 1))
+        assert caller.socket.recv(1) == b""
+    assert "1 connections of workers are closed" in caplog.text
+    again = connect()
+    for value in (2, 3):
+        again.ask(chunk("job-0", value))
+    assert chunks(store, "job-0") == [0, 1, 2, 3]
+    assert len(server.flask) == 1
+
+
+def test_the_sdks_own_requests_go_the_short_way(server, runs, store, monkeypatch):
+    monkeypatch.setattr(reports, "FRESH_S", 60.0)
+    monkeypatch.setenv("RUNPOD_AI_API_KEY", "k")
+    url = f"http://127.0.0.1:{server.port}/v2/ep/job-stream/w/$ID?gpu=unknown"
+    monkeypatch.setattr(rp_http, "JOB_STREAM_URL", url)
+
+    async def stream():
+        async with AsyncClientSession() as session:
+            for value in range(10):
+                for run in ("job-0", "job-1"):
+                    await rp_http.stream_result(session, {"output": value}, {"id": run})
+
+    asyncio.run(stream())
+    for run in ("job-0", "job-1"):
+        assert chunks(store, run) == list(range(10))
+    assert len(server.flask) == 2
+
+
 def test_a_process_that_ends_answers_and_closes(server, caller, runs, store, monkeypatch):
     monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0), chunk("job-0", 1))
@@ -356,10 +475,13 @@ def test_a_worker_that_reads_no_response_is_given_up(server, connect, runs, monk
         ("syslog", True),
         ("statsd_host", "localhost:8125"),
         ("max_requests", 100),
+        ("keepalive", 0),
+        ("pre_request", lambda worker, request: None),
+        ("post_request", lambda worker, request: None),
     ],
 )
-def test_where_gunicorn_counts_requests_all_of_them_go_the_long_way(name, value):
+def test_where_gunicorn_counts_watches_or_closes_requests_all_of_them_go_the_long_way(name, value):
     cfg = Config()
-    assert goes_uncounted(cfg)
+    assert may_answer(cfg)
     cfg.set(name, value)
-    assert not goes_uncounted(cfg)
+    assert not may_answer(cfg)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ownpod.api.workers import reports
-from ownpod.api.workers.reports import Reports
+from ownpod.api.workers.reports import Accepted, Reports
 
 
 class Offers:
@@ -56,7 +56,7 @@ def test_a_request_is_known_as_long_as_its_run(monkeypatch):
     found.job_of("w", "ep", "r")
     clock[0] += reports.FRESH_S - 1
     found.accept(b"header", "w", "ep", "r")
-    assert found.accepted(b"header") == ("job", 1)
+    assert found.accepted(b"header") == Accepted(("job", 1), None)
     assert found.accepted(b"Header") is None
     clock[0] += 1.5
     assert found.accepted(b"header") is None
@@ -70,6 +70,19 @@ def test_a_request_that_is_forgotten_is_not_known():
         found.forget(b"header")
         assert found.accepted(b"header") is None
     assert found.job_of("w", "ep", "r") == ("job", 1)
+
+
+def test_many_headers_push_out_no_run(monkeypatch):
+    monkeypatch.setattr(reports, "MOST", 10)
+    offers = Offers(r=("job", 1))
+    found = Reports(offers)
+    found.job_of("w", "ep", "r")
+    headers = [bytes([number]) for number in range(20)]
+    for header in headers:
+        found.accept(header, "w", "ep", "r", request_id="x")
+    assert [header for header in headers if found.accepted(header)] == headers[10:]
+    found.job_of("w", "ep", "r")
+    assert len(offers.asked) == 1
 
 
 @pytest.mark.parametrize("count", [10, 12])

@@ -4,6 +4,7 @@ A request gets a thread when its header and the first 64 KiB of its body have ar
 buffer, so that slow clients cannot occupy all threads.
 """
 
+import hashlib
 import re
 import threading
 from enum import Enum, auto
@@ -38,7 +39,7 @@ _LAST_CHUNK = re.compile(rb"\r\n0+(?:;[^\r\n]*)?\r\n")
 _EMPTY_LINE = b"\r\n\r\n"
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _RESULT = re.compile(rb"POST /v2/[^/\r\n]+/job-(?:done|stream)/")
-_CHUNK = re.compile(rb"POST /v2/[^/\r\n ]+/job-stream/[^\r\n ]+ HTTP/1\.1\r\n")
+_STREAMED = re.compile(rb"POST /v2/[^/\r\n ]+/job-stream/[^\r\n ]+ HTTP/1\.1\r\n")
 _TRAILER_BYTES = 8_192
 
 
@@ -117,8 +118,8 @@ class Arrival:
         self.expects = False
         """Whether the client waits for ``100 Continue`` before it sends the body."""
         self.signature: bytes | None = None
-        """The header without the body's length, of a worker's chunk whose whole body arrives before it is READY; None: of any other
-        request. See :mod:`ownpod.api.serving.lane`.
+        """A digest of the header without the body's length, of a chunk that a worker posts and whose whole body arrives before it is
+        READY; None: of any other request. Whether the header is valid is not checked. See :mod:`ownpod.api.serving.lane`.
         """
         self.token: str | None = None
         """The token with which the chunk may have been added already; see :meth:`ownpod.store.chunks.Chunks.add`."""
@@ -159,13 +160,10 @@ class Arrival:
             line = header.find(b"\r\n")
             self.expects = header[:line].endswith(b"HTTP/1.1") and bool(_EXPECTS.search(header))
             self._find_last_chunk(end)
-        if length and 0 < self.length <= BODY_BYTES and not (self._chunked or self.expects):
-            # The server's parser decides which of these are valid.
-            self.signature = (
-                header[: length.start(1)] + header[length.end(1) :]
-                if _CHUNK.match(header)
-                else None
-            )
+        plain = not (self._chunked or self.expects)
+        if length and plain and 0 < self.length <= BODY_BYTES and _STREAMED.match(header):
+            rest = header[: length.start(1)] + header[length.end(1) :]
+            self.signature = hashlib.sha256(rest).digest()
 
     def await_body(self, count: int) -> None:
         """Makes the request ready once ``count`` bytes of its body have arrived, or the whole body."""

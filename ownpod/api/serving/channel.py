@@ -72,7 +72,7 @@ class Shares:
 
 
 class Channel:
-    """One client's socket. One thread at a time uses it: the poller's, or that of its request."""
+    """One client's socket. One thread at a time uses it: the poller's, that of its request, or the lane's."""
 
     def __init__(self, sock: socket.socket, client: str, shares: Shares) -> None:
         sock.settimeout(0)
@@ -204,7 +204,7 @@ class Channel:
     def send_now(self, data: bytes) -> bool:
         """Sends as much as possible without waiting. Returns whether that was all; otherwise the connection must be closed."""
         with suppress(OSError):
-            return self._send(data) == len(data)
+            return self._sock.send(data) == len(data)
         return False
 
     def _reserve_buffer(self) -> None:

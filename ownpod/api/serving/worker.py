@@ -1,6 +1,7 @@
 """gunicorn's thread worker, extended for clients that send many requests on one connection, and for slow clients.
 
-The main thread reads the requests, and gives each a thread once it has arrived, see :mod:`ownpod.api.serving.arrival`.
+The main thread reads the requests, and gives each a thread once it has arrived, see :mod:`ownpod.api.serving.arrival`; most chunks
+of workers go to one thread, see :mod:`ownpod.api.serving.lane`.
 gunicorn 27 gives each connection a thread at its first byte, and reads headers and bodies there without a time limit.
 """
 
@@ -10,7 +11,6 @@ import json
 import selectors
 import ssl
 import time
-from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -23,7 +23,7 @@ from werkzeug.exceptions import HTTPException
 
 from ownpod.api.serving.arrival import State
 from ownpod.api.serving.channel import Channel, Shares
-from ownpod.api.serving.lane import Lane
+from ownpod.api.serving.lane import Finished, Lane
 
 PROMPT_S = 0.002
 """Seconds a thread waits for the next request on a kept-alive connection before returning it to the poller."""
@@ -100,7 +100,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
 
     A next request that arrives at once is processed by the same thread, because gunicorn passes each connection
     between its main thread and another one for each request, which costs 0.1 ms of latency and of CPU.
-    All methods run in the main thread, except :meth:`handle` and the methods that it calls.
+    All methods run in the main thread, except :meth:`handle` with the methods that it calls, and :meth:`leave_lane`.
     """
 
     lane: Lane | None = None
@@ -172,20 +172,16 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         # A process that ends closes its connections, as the long way does.
         return self.lane is not None and self.alive and self.lane.takes(conn)
 
-    def leave_lane(
-        self, kept: Sequence[Connection], broken: Sequence[Connection], others: Sequence[Connection]
-    ) -> None:
-        """Goes on with the connections that :attr:`lane` has finished with. Any thread may call this."""
-        self.method_queue.defer(self._after_lane, kept, broken, others)
+    def leave_lane(self, finished: Finished) -> None:
+        """Goes on with connections that :attr:`lane` has finished with; in any thread."""
+        self.method_queue.defer(self._after_lane, finished)
 
-    def _after_lane(
-        self, kept: Sequence[Connection], broken: Sequence[Connection], others: Sequence[Connection]
-    ) -> None:
-        for conn in kept:
+    def _after_lane(self, finished: Finished) -> None:
+        for conn in finished.kept:
             self._go_on(conn)
-        for conn in broken:
+        for conn in finished.broken:
             self._drop(conn)
-        for conn in others:
+        for conn in finished.long:
             self.enqueue_req(conn)
 
     def _go_on(self, conn: Connection) -> None:

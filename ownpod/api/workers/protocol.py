@@ -25,7 +25,7 @@ from flask import Blueprint, Response, request
 from ownpod.api.auth import caller, check_managed_key, check_worker_key, managed_worker
 from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.ids import retry_later
-from ownpod.api.services import Services, answer, services
+from ownpod.api.services import Services, answer, request_id, services
 from ownpod.api.workers.managed import STOPPING_HOLD_S, StopCheck, most_workers, with_queue
 from ownpod.errors import (
     Forbidden,
@@ -57,8 +57,8 @@ RESULT_S = 60.0
 STOPPING_CHECK_S = 1.0
 """Interval in seconds at which a held request checks whether a worker that is to restart has finished its runs."""
 
-LONG_WAY = ("Origin", "X-Request-ID", "Upgrade")
-"""Headers whose requests get a response of their own, see :mod:`ownpod.api.serving.lane`."""
+LONG_WAY = ("Origin", "Upgrade")
+"""Headers of requests that get a response with headers of its own, which the short way of chunks does not send."""
 
 OTHER_KEY = (
     "this worker received its jobs under another key, and its results are accepted under that key only: "
@@ -160,7 +160,8 @@ def _accept(svc: Services, arrival: Any, worker_id: str, endpoint_id: str, run_i
     if signature is None or any(name in request.headers for name in LONG_WAY):
         return
     if request.headers.get("Connection", "keep-alive").lower() == "keep-alive":
-        svc.reports.accept(signature, worker_id, endpoint_id, run_id)
+        known = request_id()
+        svc.reports.accept(signature, worker_id, endpoint_id, run_id, request_id=known)
 
 
 @blueprint.post("/job-done/<id:worker_id>/<id:run_id>")

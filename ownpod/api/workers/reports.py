@@ -1,10 +1,12 @@
-"""Runs about which workers that pull have just reported, and their requests, so that not each chunk of a stream asks Redis which job it
-belongs to.
+"""What pulling workers have just reported: of each run its job, and of each accepted chunk its header. So not every chunk of a stream
+asks Redis which job it belongs to, or goes through Flask.
 """
 
 import threading
 import time
 from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from ownpod.store.offers import Offers
 
@@ -14,10 +16,21 @@ after ``OWNPOD_WORKER_GONE_S``, which is at least 10 s.
 """
 
 MOST = 10_000
-"""Number of runs and of requests that are remembered, together; the oldest is dropped first."""
+"""Number of runs, and of headers, that are remembered; the oldest is dropped first."""
 
 Attempt = tuple[str, int]
 """A job's id, and the number of its attempt."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What is known of a request with this header: the job and attempt of its run, and its valid ``X-Request-ID``, which the response repeats."""
+
+    attempt: Attempt
+    request_id: str | None
 
 
 class Reports:
@@ -29,8 +42,8 @@ class Reports:
 
     def __init__(self, offers: Offers) -> None:
         self._offers = offers
-        self._lock = threading.Lock()
-        self._found: dict[Hashable, tuple[float, Attempt]] = {}
+        self._runs = _Recent[tuple[str, str, str], Attempt]()
+        self._headers = _Recent[bytes, Accepted]()
 
     def job_of(self, worker_id: str, endpoint: str, run_id: str) -> Attempt | None:
         """The job and attempt of a run; None: the run has ended, or is another worker's. If the run has ended within
@@ -40,14 +53,25 @@ class Reports:
             As :meth:`ownpod.store.offers.Offers.reported`.
         """
         run, now_s = (worker_id, endpoint, run_id), time.monotonic()
-        attempt = self._fresh(run)
+        if (known := self._runs.get(run)) is not None:
+            return known[1]
+        attempt = self._offers.reported(worker_id, endpoint, run_id)
         if attempt is None:
-            attempt = self._offers.reported(worker_id, endpoint, run_id)
-            self._keep(run, now_s, attempt)
+            self._runs.forget(run)
+        else:
+            self._runs.keep(run, now_s, attempt)
         return attempt
 
-    def accept(self, signature: bytes, worker_id: str, endpoint: str, run_id: str) -> None:
-        """Remembers a request for a chunk that was accepted: one with the same header is accepted, too, while the run's job is
+    def accept(
+        self,
+        signature: bytes,
+        worker_id: str,
+        endpoint: str,
+        run_id: str,
+        *,
+        request_id: str | None = None,
+    ) -> None:
+        """Remembers the header of a chunk that was accepted: a chunk with the same one is accepted, too, while the run's job is
         remembered.
 
         Args:
@@ -55,28 +79,41 @@ class Reports:
             worker_id: the worker.
             endpoint: the endpoint.
             run_id: the run, of which :meth:`job_of` has found the job.
+            request_id: the request's valid ``X-Request-ID``.
         """
-        if found := self._found.get((worker_id, endpoint, run_id)):
-            self._keep(signature, *found)
+        if (known := self._runs.get((worker_id, endpoint, run_id))) is not None:
+            since_s, attempt = known
+            self._headers.keep(signature, since_s, Accepted(attempt, request_id))
 
-    def accepted(self, signature: bytes) -> Attempt | None:
-        """The job and attempt of a request that has the same header as one that was just accepted; None: there was none."""
-        return self._fresh(signature)
+    def accepted(self, signature: bytes) -> Accepted | None:
+        """What is known of a chunk that has the same header as one that was just accepted; None: there was none."""
+        known = self._headers.get(signature)
+        return None if known is None else known[1]
 
     def forget(self, signature: bytes) -> None:
-        """Forgets a request, because its run has ended."""
-        with self._lock:
-            self._found.pop(signature, None)
+        """Forgets a header, because its job no longer runs that attempt."""
+        self._headers.forget(signature)
 
-    def _fresh(self, key: Hashable) -> Attempt | None:
+
+class _Recent(Generic[K, V]):
+    """Values that are at most :data:`FRESH_S` old, each with its time. Threads share them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[K, tuple[float, V]] = {}
+
+    def get(self, key: K) -> tuple[float, V] | None:
         found = self._found.get(key)
-        return found[1] if found and time.monotonic() - found[0] <= FRESH_S else None
+        return found if found and time.monotonic() - found[0] <= FRESH_S else None
 
-    def _keep(self, key: Hashable, since_s: float, attempt: Attempt | None) -> None:
+    def keep(self, key: K, since_s: float, value: V) -> None:
         with self._lock:
             # Again at the end of the dict: the first is the oldest, or almost.
             self._found.pop(key, None)
-            if attempt is not None:
-                self._found[key] = (since_s, attempt)
+            self._found[key] = (since_s, value)
             if len(self._found) > MOST:
                 del self._found[next(iter(self._found))]
+
+    def forget(self, key: K) -> None:
+        with self._lock:
+            self._found.pop(key, None)
