@@ -151,7 +151,10 @@ def test_a_worker_that_is_killed_during_a_job_is_replaced_and_the_job_runs_again
     job = ownpod.submit(text="a", runs=str(runs), until=str(go))
     wait_until(begun(runs, "a"), 60)
     ((first, pid),) = processes(ownpod).items()
+    running = int(runs.read_text().split()[1])
     psutil.Process(pid).send_signal(signal.SIGKILL)
+    # That was the shell that leads the worker, and the others of its group end a moment later.
+    wait_until(lambda: not psutil.pid_exists(running), 30, "the handler has ended")
     go.touch()
     done = ownpod.ended(job, 90)
     assert (done["status"], done["retries"]) == ("COMPLETED", 1)
