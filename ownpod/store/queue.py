@@ -230,7 +230,9 @@ class Queue(Part):
 
     @redis_reads
     def places(self, jobs: Sequence[Job]) -> list[Place | None]:
-        """Where each of these jobs waits, in two round trips; None: it waits no more."""
+        """Where each of these jobs waits, in two round trips; None: it waits no more. Jobs of other queues and priorities that were made
+        in the same millisecond may count on either side.
+        """
         with self._redis.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(keys.job(job.id), "queue")

@@ -93,9 +93,11 @@ def test_a_near_position_is_read_more_often_than_a_far_one():
 
 def test_places_of_all_queues_come_together(store):
     own = store.messages.own_queue("ep", "w")
-    store.jobs.create(new_job("low", low_priority=True))
-    store.jobs.create(new_job("pinned-1", queue=own))
-    store.jobs.create(new_job("pinned-2", queue=own))
+    # Later than the others: in which order the jobs of one millisecond count is not known.
+    later_ms = store.now_ms() + 1
+    store.jobs.create(new_job("low", low_priority=True, created_ms=later_ms))
+    store.jobs.create(new_job("pinned-1", queue=own, created_ms=later_ms))
+    store.jobs.create(new_job("pinned-2", queue=own, created_ms=later_ms))
     store.jobs.cancel("job-2", "ep", reason="x")
     ids = ["job-1", "job-2", "job-3", "low", "pinned-2"]
     jobs = [store.listing.get(job_id) for job_id in ids]

@@ -120,7 +120,7 @@ def test_drain_lets_open_requests_end(lb, worker):
         lb.get()
     worker.let_go()
     assert held.answer().ok
-    assert lb.balancer.drain(10) is True
+    assert lb.balancer.drain(60) is True
 
 
 def test_requests_to_the_api_wait_while_it_is_away(lb):
