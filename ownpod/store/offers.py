@@ -4,6 +4,7 @@ Every change is one command: the node's are in ``offers.lua``, the worker's in `
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +194,18 @@ class Offers:
         """
         reply = self._call("reported", worker_id, endpoint, run_id)
         return None if reply is None else (reply[0], int(reply[1]))
+
+    def all_reported(self, runs: Sequence[tuple[str, str, str]]) -> list[tuple[str, int] | None]:
+        """As :meth:`reported`, of several runs at once, each with its worker and endpoint, whose ids were checked before.
+
+        Raises:
+            AnswerLost: some requests may have been recorded.
+            RedisUnavailable: none was recorded.
+        """
+        replies = self._script.all("reported", runs)
+        # What Redis has refused is asked again, and then raises its error.
+        found = [None if isinstance(reply, Exception) else reply for reply in replies]
+        return [None if reply is None else (reply[0], int(reply[1])) for reply in found]
 
     def spoil(self, worker_id: str, endpoint: str, run_id: str, reason: str) -> None:
         """Lets the run end as FAILED with any result, because a part of its output is lost."""

@@ -29,6 +29,7 @@ from ownpod.errors import RedisUnavailable
 from ownpod.rules import credentials
 from ownpod.rules.jobs import JobStatus
 from ownpod.rules.runs import Outcome
+from ownpod.store import keys
 from ownpod.store.offers import Offers
 
 RUNS = 8
@@ -179,7 +180,6 @@ def chunks(store, run):
 def test_later_chunks_of_a_run_go_past_flask_and_get_the_same_response(
     server, caller, runs, store, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     responses = {caller.ask(chunk("job-0", value))[0] for value in range(20)}
     assert len(responses) == 1
     head, body = responses.pop()
@@ -193,7 +193,6 @@ def test_later_chunks_of_a_run_go_past_flask_and_get_the_same_response(
 def test_chunks_of_many_runs_at_once_are_each_added_once_and_in_order(
     server, connect, runs, store, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
 
     def stream(run):
         caller = connect()
@@ -209,7 +208,6 @@ def test_chunks_of_many_runs_at_once_are_each_added_once_and_in_order(
 def test_requests_that_are_sent_at_once_or_in_pieces_keep_their_order(
     server, caller, runs, store, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0))
     health = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     found = caller.ask(chunk("job-0", 1), health, chunk("job-0", 2), chunk("job-0", "é" * 5_000))
@@ -223,11 +221,36 @@ def test_requests_that_are_sent_at_once_or_in_pieces_keep_their_order(
 
 
 def test_after_a_while_a_chunk_goes_the_long_way_again(server, caller, runs, store, monkeypatch):
-    monkeypatch.setattr(reports, "FRESH_S", 0.0)
+    monkeypatch.setattr(reports, "KNOWN_S", -1.0)
     for value in range(5):
         caller.ask(chunk("job-0", value))
     assert len(server.flask) == 5
     assert chunks(store, "job-0") == list(range(5))
+
+
+def test_redis_is_told_that_the_worker_has_sent_a_request(
+    server, caller, runs, store, client, monkeypatch
+):
+    caller.ask(chunk("job-0", 0), chunk("job-0", 1))
+    assert len(server.flask) == 1
+    monkeypatch.setattr(reports, "FRESH_S", -1.0)
+    client.zadd(keys.HEARD, {"w": 1})
+    caller.ask(chunk("job-0", 2))
+    assert client.zscore(keys.HEARD, "w") > 1
+    assert len(server.flask) == 1
+    assert chunks(store, "job-0") == [0, 1, 2]
+
+
+def test_a_chunk_of_a_run_that_has_ended_goes_the_long_way(
+    server, caller, runs, store, client, monkeypatch
+):
+    caller.ask(chunk("job-0", 0), chunk("job-1", 0), chunk("job-0", 1), chunk("job-1", 1))
+    assert len(server.flask) == 2
+    monkeypatch.setattr(reports, "FRESH_S", -1.0)
+    Offers(client, gone_s=60).settle("w", "job-0")
+    caller.ask(chunk("job-0", 2), chunk("job-1", 2))
+    assert len(server.flask) == 3
+    assert [chunks(store, run) for run in ("job-0", "job-1")] == [[0, 1], [0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +268,6 @@ def test_after_a_while_a_chunk_goes_the_long_way_again(server, caller, runs, sto
 def test_another_header_goes_the_long_way_and_adds_nothing(
     server, caller, runs, store, other, status, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0), chunk("job-0", 0))
     ((head, _),) = caller.ask(other)
     assert int(head.split()[1]) == status
@@ -256,7 +278,6 @@ def test_another_header_goes_the_long_way_and_adds_nothing(
 def test_a_request_with_a_response_of_its_own_goes_the_long_way(
     server, caller, runs, store, header, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     for value in range(3):
         caller.socket.sendall(chunk("job-0", value, headers=[header]))
         head, body = caller.response()
@@ -266,7 +287,6 @@ def test_a_request_with_a_response_of_its_own_goes_the_long_way(
 
 
 def test_a_connection_that_the_client_wants_closed_is_closed(server, connect, runs, monkeypatch):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     for value in range(2):
         caller = connect()
         caller.ask(chunk("job-0", value, headers=["Connection: close"]))
@@ -284,7 +304,6 @@ def test_a_chunk_that_is_no_json_is_null_as_on_the_long_way(caller, runs, store)
 def test_the_chunks_of_a_job_that_has_ended_are_dropped_and_go_the_long_way_again(
     server, caller, runs, store, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0), chunk("job-0", 1))
     assert len(server.flask) == 1
     store.jobs.finish(runs["job-0"], Outcome(JobStatus.COMPLETED, output='"done"'))
@@ -295,7 +314,6 @@ def test_the_chunks_of_a_job_that_has_ended_are_dropped_and_go_the_long_way_agai
 
 
 def test_a_lost_answer_of_redis_adds_no_chunk_twice(server, caller, runs, store, slow, monkeypatch):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0), chunk("job-0", 1))
     assert len(server.flask) == 1
     # Redis has added the chunk, and no one has been told.
@@ -310,7 +328,6 @@ def test_a_lost_answer_of_redis_adds_no_chunk_twice(server, caller, runs, store,
 def test_a_redis_that_has_lost_its_scripts_gets_the_chunk_once(
     server, caller, runs, store, client, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0), chunk("job-0", 1))
     client.script_flush()
     assert caller.ask(chunk("job-0", 2))[0][1] == b"{}"
@@ -319,7 +336,6 @@ def test_a_redis_that_has_lost_its_scripts_gets_the_chunk_once(
 
 
 def test_an_error_in_the_short_way_ends_no_stream(server, caller, runs, store, monkeypatch, caplog):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0))
     with monkeypatch.context() as patch:
         patch.setattr(services_of(server.app).store.chunks, "add_all", lambda _: 1 / 0)
@@ -331,7 +347,6 @@ def test_an_error_in_the_short_way_ends_no_stream(server, caller, runs, store, m
 
 
 def test_a_redis_that_is_loading_loses_no_chunk(server, caller, runs, store, client, monkeypatch):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0))
     with monkeypatch.context() as patch:
         patch.setattr(HiredisParser, "read_response", refused_once(HiredisParser.read_response))
@@ -357,7 +372,6 @@ def refused_once(read):
 def test_while_redis_does_not_answer_the_waiting_chunks_do_not_wait_for_one_another(
     server, connect, runs, store, monkeypatch
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     callers = {run: connect() for run in runs}
     for run, caller in callers.items():
         caller.ask(chunk(run, 0))
@@ -383,7 +397,6 @@ def test_while_redis_does_not_answer_the_waiting_chunks_do_not_wait_for_one_anot
 
 
 def test_without_a_thread_chunks_go_the_long_way(server, caller, runs, store, monkeypatch, caplog):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0))
     start = threading.Thread.start
 
@@ -404,7 +417,6 @@ def test_without_a_thread_chunks_go_the_long_way(server, caller, runs, store, mo
 def test_an_error_after_the_chunk_closes_its_connection_only(
     server, connect, runs, store, monkeypatch, caplog
 ):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller = connect()
     caller.ask(chunk("job-0", 0))
     with monkeypatch.context() as patch:
@@ -420,7 +432,6 @@ def test_an_error_after_the_chunk_closes_its_connection_only(
 
 
 def test_the_sdks_own_requests_go_the_short_way(server, runs, store, monkeypatch):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     monkeypatch.setenv("RUNPOD_AI_API_KEY", "k")
     url = f"http://127.0.0.1:{server.port}/v2/ep/job-stream/w/$ID?gpu=unknown"
     monkeypatch.setattr(rp_http, "JOB_STREAM_URL", url)
@@ -438,7 +449,6 @@ def test_the_sdks_own_requests_go_the_short_way(server, runs, store, monkeypatch
 
 
 def test_a_process_that_ends_answers_and_closes(server, caller, runs, store, monkeypatch):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     caller.ask(chunk("job-0", 0), chunk("job-0", 1))
     server.worker.alive = False
     ((head, body),) = caller.ask(chunk("job-0", 2))
@@ -448,7 +458,6 @@ def test_a_process_that_ends_answers_and_closes(server, caller, runs, store, mon
 
 
 def test_a_worker_that_reads_no_response_is_given_up(server, connect, runs, monkeypatch):
-    monkeypatch.setattr(reports, "FRESH_S", 60.0)
     connect().ask(chunk("job-0", 0))
     deaf = socket.socket()
     with contextlib.closing(deaf):

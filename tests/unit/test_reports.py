@@ -18,6 +18,10 @@ class Offers:
         self.asked.append((worker_id, endpoint, run_id))
         return self.runs.get(run_id)
 
+    def all_reported(self, runs):
+        self.asked.append(runs)
+        return [self.runs.get(run_id) for _, _, run_id in runs]
+
 
 def test_a_run_is_looked_up_once_for_many_chunks():
     offers = Offers(r=("job", 2))
@@ -46,43 +50,57 @@ def test_another_workers_run_is_not_found_by_its_id():
     assert found.job_of("w", "ep", "r") == ("job", 1)
 
 
-def test_a_request_is_known_as_long_as_its_run(monkeypatch):
+KNOWN = Accepted(("w", "ep", "r"), ("job", 1), "id")
+
+
+def test_a_header_is_known_for_a_while(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(reports, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    found = Reports(Offers(r=("job", 1)))
+    found = Reports(Offers())
     assert found.accepted(b"header") is None
-    found.accept(b"header", "w", "ep", "r")
-    assert found.accepted(b"header") is None
-    found.job_of("w", "ep", "r")
-    clock[0] += reports.FRESH_S - 1
-    found.accept(b"header", "w", "ep", "r")
-    assert found.accepted(b"header") == Accepted(("job", 1), None)
+    found.accept(b"header", KNOWN)
+    clock[0] += reports.KNOWN_S
+    assert found.accepted(b"header") == KNOWN
     assert found.accepted(b"Header") is None
-    clock[0] += 1.5
+    clock[0] += 1
     assert found.accepted(b"header") is None
 
 
-def test_a_request_that_is_forgotten_is_not_known():
-    found = Reports(Offers(r=("job", 1)))
-    found.job_of("w", "ep", "r")
-    found.accept(b"header", "w", "ep", "r")
+def test_a_header_that_is_forgotten_is_not_known():
+    found = Reports(Offers())
+    found.accept(b"header", KNOWN)
     for _ in range(2):
         found.forget(b"header")
         assert found.accepted(b"header") is None
-    assert found.job_of("w", "ep", "r") == ("job", 1)
 
 
-def test_many_headers_push_out_no_run(monkeypatch):
+def test_the_oldest_headers_are_forgotten_and_push_out_no_run(monkeypatch):
     monkeypatch.setattr(reports, "MOST", 10)
     offers = Offers(r=("job", 1))
     found = Reports(offers)
     found.job_of("w", "ep", "r")
     headers = [bytes([number]) for number in range(20)]
     for header in headers:
-        found.accept(header, "w", "ep", "r", request_id="x")
+        found.accept(header, KNOWN)
     assert [header for header in headers if found.accepted(header)] == headers[10:]
     found.job_of("w", "ep", "r")
     assert len(offers.asked) == 1
+
+
+def test_only_runs_that_were_not_just_reported_are_looked_up_and_all_at_once(monkeypatch):
+    offers = Offers(a=("job-a", 1), b=("job-b", 2))
+    found = Reports(offers)
+    runs = [("w", "ep", name) for name in ("a", "b", "c", "a")]
+    found.job_of(*runs[0])
+    assert found.ended(runs) == {runs[2]}
+    assert offers.asked == [runs[0], [runs[1], runs[2]]]
+    assert found.ended(runs[:2]) == set()
+    assert found.job_of(*runs[1]) == ("job-b", 2)
+    assert len(offers.asked) == 2
+    monkeypatch.setattr(reports, "FRESH_S", -1.0)
+    offers.runs = {}
+    assert found.ended(runs) == set(runs)
+    assert offers.asked[2:] == [runs[:3]]
 
 
 @pytest.mark.parametrize("count", [10, 12])

@@ -3,8 +3,8 @@
 A worker posts each chunk of each stream as a request of its own. Through gunicorn's parser, Flask and a thread for each of them,
 they were three quarters of an API process's CPU time, and 200 streams delayed one another.
 
-The first chunk of a run goes the long way, which checks everything. A later one goes the short way while its header is the same, byte for
-byte, as that of one that was just accepted, see :class:`ownpod.api.workers.reports.Reports`. Where the short way fails, as
+The first chunk of a run goes the long way, which checks everything, and one a minute. The others go the short way while their header is
+the same, byte for byte, as that of a chunk that was accepted, see :class:`ownpod.api.workers.reports.Reports`. Where the short way fails, as
 without Redis, the request goes the long way, which answers as always; a token prevents a second copy of its chunk.
 """
 
@@ -68,7 +68,7 @@ class Lane:
     """Takes requests, and answers them in a thread of its own, which starts with the first one.
 
     Args:
-        reports: what was just accepted.
+        reports: what was accepted.
         chunks: the store of chunks.
         finished: is called in that thread.
     """
@@ -152,12 +152,15 @@ class Lane:
     def _added(self, taken: list[tuple[Client, Accepted]]) -> list[bool | None] | None:
         """For each, whether its chunk was added, or the job has moved on; None: unknown. None for all of them: unknown, too."""
         try:
+            ended = self._reports.ended(accepted.run for _, accepted in taken)
             new = []
             for conn, accepted in taken:
                 arrival = conn.sock.arrival
                 arrival.token = call_token()
-                new.append(NewChunk(*accepted.attempt, chunk_of(arrival.body), arrival.token))
-            return self._chunks.add_all(new)
+                if accepted.run not in ended:
+                    new.append(NewChunk(*accepted.attempt, chunk_of(arrival.body), arrival.token))
+            added = iter(self._chunks.add_all(new) if new else ())
+            return [None if accepted.run in ended else next(added) for _, accepted in taken]
         except OwnPodError as error:
             log.info("%d chunks go the long way: %s", len(taken), error)
         except Exception:

@@ -27,6 +27,7 @@ from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.ids import retry_later
 from ownpod.api.services import Services, answer, request_id, services
 from ownpod.api.workers.managed import STOPPING_HOLD_S, StopCheck, most_workers, with_queue
+from ownpod.api.workers.reports import Accepted
 from ownpod.errors import (
     Forbidden,
     JobNotFound,
@@ -148,20 +149,20 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
         if attempt is not None and svc.store.chunks.add(
             *attempt, [chunk_of(body.whole)], token=token
         ):
-            _accept(svc, arrival, worker_id, endpoint_id, run_id)
+            run = (worker_id, endpoint_id, run_id)
+            _accept(svc, arrival, Accepted(run, attempt, request_id()))
 
     until_available(write, longest_s=RESULT_S)
     return answer({})
 
 
-def _accept(svc: Services, arrival: Any, worker_id: str, endpoint_id: str, run_id: str) -> None:
+def _accept(svc: Services, arrival: Any, accepted: Accepted) -> None:
     """Lets the next chunks go the short way, if their response depends on nothing that only this way does."""
     signature = None if arrival is None else arrival.signature
     if signature is None or any(name in request.headers for name in LONG_WAY):
         return
     if request.headers.get("Connection", "keep-alive").lower() == "keep-alive":
-        known = request_id()
-        svc.reports.accept(signature, worker_id, endpoint_id, run_id, request_id=known)
+        svc.reports.accept(signature, accepted)
 
 
 @blueprint.post("/job-done/<id:worker_id>/<id:run_id>")
