@@ -76,7 +76,7 @@ logger_class = GunicornLog
 
 NO_LANE = (
     "chunks of streams go through gunicorn one by one, because it logs, counts or closes each request "
-    "(an access log, statsd, max_requests, hooks, keepalive 0); without that, a process passes on about three times as many"
+    "(an access log, statsd, max_requests, hooks, keepalive 0); without that, a process passes on about twice as many"
 )
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
