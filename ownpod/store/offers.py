@@ -196,14 +196,14 @@ class Offers:
         return None if reply is None else (reply[0], int(reply[1]))
 
     def all_reported(self, runs: Sequence[tuple[str, str, str]]) -> list[tuple[str, int] | None]:
-        """As :meth:`reported`, of several runs at once, each with its worker and endpoint, whose ids were checked before.
+        """As :meth:`reported`, of several runs at once, each with its worker and endpoint, whose ids were checked before. None also where Redis
+        has refused the request.
 
         Raises:
             AnswerLost: some requests may have been recorded.
             RedisUnavailable: none was recorded.
         """
         replies = self._script.all("reported", runs)
-        # What Redis has refused is asked again, and then raises its error.
         found = [None if isinstance(reply, Exception) else reply for reply in replies]
         return [None if reply is None else (reply[0], int(reply[1])) for reply in found]
 

@@ -577,7 +577,7 @@ def test_gunicorns_processes_leave_threads_for_requests_that_do_not_wait(api):
     before = signal.getsignal(signal.SIGTERM)
     cfg = Config()
     cfg.set("threads", server.threads)
-    worker = SimpleNamespace(wsgi=api.application, cfg=cfg, leave_lane=None)
+    worker = SimpleNamespace(wsgi=api.application, cfg=cfg, leave_lane=lambda finished: None)
     try:
         server.post_worker_init(worker)
         assert isinstance(worker.lane, Lane)

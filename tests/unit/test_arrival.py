@@ -147,7 +147,7 @@ CHUNK = b"POST /v2/ep/job-stream/w/job-1?gpu=0 HTTP/1.1\r\nHost: x\r\nContent-Le
 
 def test_chunks_with_the_same_header_have_the_same_signature_whatever_their_lengths():
     found = [arrived(CHUNK % (size, b"x" * size)) for size in (1, 10, 1000, BODY_BYTES)]
-    assert len({arrival.signature for arrival in found} - {None}) == 1
+    assert len({arrival.header_digest for arrival in found} - {None}) == 1
     assert all(arrival.state is State.READY for arrival in found)
     assert [len(arrival.body) for arrival in found] == [1, 10, 1000, BODY_BYTES]
 
@@ -176,10 +176,12 @@ def test_a_chunk_that_is_dropped_leaves_the_next_request():
     ],
 )
 def test_other_requests_have_no_signature(request_bytes):
-    assert arrived(request_bytes).signature is None
+    assert arrived(request_bytes).header_digest is None
 
 
 def test_a_second_length_is_part_of_the_signature():
     header = b"POST /v2/ep/job-stream/w/r HTTP/1.1\r\nContent-Length: 5\r\n%b\r\nhello"
-    plain, twice = (arrived(header % more).signature for more in (b"", b"Content-Length: 6\r\n"))
+    plain, twice = (
+        arrived(header % more).header_digest for more in (b"", b"Content-Length: 6\r\n")
+    )
     assert plain != twice

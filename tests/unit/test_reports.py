@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ownpod.api.workers import reports
-from ownpod.api.workers.reports import Accepted, Reports
+from ownpod.api.workers.reports import KnownHeader, Reports
 
 
 class Offers:
@@ -50,39 +50,39 @@ def test_another_workers_run_is_not_found_by_its_id():
     assert found.job_of("w", "ep", "r") == ("job", 1)
 
 
-KNOWN = Accepted(("w", "ep", "r"), ("job", 1), "id")
+KNOWN = KnownHeader(("w", "ep", "r"), ("job", 1), "id")
 
 
 def test_a_header_is_known_for_a_while(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(reports, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     found = Reports(Offers())
-    assert found.accepted(b"header") is None
-    found.accept(b"header", KNOWN)
+    assert found.known(b"header") is None
+    found.remember(b"header", KNOWN)
     clock[0] += reports.KNOWN_S
-    assert found.accepted(b"header") == KNOWN
-    assert found.accepted(b"Header") is None
+    assert found.known(b"header") == KNOWN
+    assert found.known(b"Header") is None
     clock[0] += 1
-    assert found.accepted(b"header") is None
+    assert found.known(b"header") is None
 
 
 def test_a_header_that_is_forgotten_is_not_known():
     found = Reports(Offers())
-    found.accept(b"header", KNOWN)
+    found.remember(b"header", KNOWN)
     for _ in range(2):
         found.forget(b"header")
-        assert found.accepted(b"header") is None
+        assert found.known(b"header") is None
 
 
 def test_the_oldest_headers_are_forgotten_and_push_out_no_run(monkeypatch):
-    monkeypatch.setattr(reports, "MOST", 10)
+    monkeypatch.setattr(reports, "REMEMBERED", 10)
     offers = Offers(r=("job", 1))
     found = Reports(offers)
     found.job_of("w", "ep", "r")
     headers = [bytes([number]) for number in range(20)]
     for header in headers:
-        found.accept(header, KNOWN)
-    assert [header for header in headers if found.accepted(header)] == headers[10:]
+        found.remember(header, KNOWN)
+    assert [header for header in headers if found.known(header)] == headers[10:]
     found.job_of("w", "ep", "r")
     assert len(offers.asked) == 1
 
@@ -92,20 +92,20 @@ def test_only_runs_that_were_not_just_reported_are_looked_up_and_all_at_once(mon
     found = Reports(offers)
     runs = [("w", "ep", name) for name in ("a", "b", "c", "a")]
     found.job_of(*runs[0])
-    assert found.ended(runs) == {runs[2]}
+    assert found.not_running(runs) == {runs[2]}
     assert offers.asked == [runs[0], [runs[1], runs[2]]]
-    assert found.ended(runs[:2]) == set()
+    assert found.not_running(runs[:2]) == set()
     assert found.job_of(*runs[1]) == ("job-b", 2)
     assert len(offers.asked) == 2
     monkeypatch.setattr(reports, "FRESH_S", -1.0)
     offers.runs = {}
-    assert found.ended(runs) == set(runs)
+    assert found.not_running(runs) == set(runs)
     assert offers.asked[2:] == [runs[:3]]
 
 
 @pytest.mark.parametrize("count", [10, 12])
 def test_the_oldest_runs_are_forgotten(monkeypatch, count):
-    monkeypatch.setattr(reports, "MOST", 10)
+    monkeypatch.setattr(reports, "REMEMBERED", 10)
     offers = Offers(**{f"r{n}": ("job", n) for n in range(count)})
     found = Reports(offers)
     for n in range(count):

@@ -101,9 +101,9 @@ class Arrival:
         "began_s",
         "buffer",
         "expects",
+        "header_digest",
         "length",
         "pace",
-        "signature",
         "token",
     )
 
@@ -117,7 +117,7 @@ class Arrival:
         """Bytes of the body according to the header; 0: no body, or a chunked one."""
         self.expects = False
         """Whether the client waits for ``100 Continue`` before it sends the body."""
-        self.signature: bytes | None = None
+        self.header_digest: bytes | None = None
         """A digest of the header without the body's length, of a chunk that a worker posts and whose whole body arrives before it is
         READY; None: of any other request. Whether the header is valid is not checked. See :mod:`ownpod.api.serving.lane`.
         """
@@ -163,7 +163,7 @@ class Arrival:
         plain = not (self._chunked or self.expects)
         if length and plain and 0 < self.length <= BODY_BYTES and _STREAMED.match(header):
             rest = header[: length.start(1)] + header[length.end(1) :]
-            self.signature = hashlib.sha256(rest).digest()
+            self.header_digest = hashlib.sha256(rest).digest()
 
     def await_body(self, count: int) -> None:
         """Makes the request ready once ``count`` bytes of its body have arrived, or the whole body."""
@@ -209,7 +209,7 @@ class Arrival:
 
     @property
     def body(self) -> bytes:
-        """The body of a request that has a :attr:`signature` and is READY."""
+        """The body of a request that has a :attr:`header_digest` and is READY."""
         return bytes(self.buffer[self._header : self._header + self.length])
 
     def drop(self) -> None:

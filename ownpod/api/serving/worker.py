@@ -181,7 +181,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
             self._go_on(conn)
         for conn in finished.broken:
             self._drop(conn)
-        for conn in finished.long:
+        for conn in finished.long_way:
             self.enqueue_req(conn)
 
     def _go_on(self, conn: Connection) -> None:

@@ -27,7 +27,7 @@ from ownpod.api.bodies import read_body, skip_body
 from ownpod.api.ids import retry_later
 from ownpod.api.services import Services, answer, request_id, services
 from ownpod.api.workers.managed import STOPPING_HOLD_S, StopCheck, most_workers, with_queue
-from ownpod.api.workers.reports import Accepted
+from ownpod.api.workers.reports import KnownHeader
 from ownpod.errors import (
     Forbidden,
     JobNotFound,
@@ -58,7 +58,7 @@ RESULT_S = 60.0
 STOPPING_CHECK_S = 1.0
 """Interval in seconds at which a held request checks whether a worker that is to restart has finished its runs."""
 
-LONG_WAY = ("Origin", "Upgrade")
+OWN_RESPONSE = ("Origin", "Upgrade")
 """Headers of requests that get a response with headers of its own, which the short way of chunks does not send."""
 
 OTHER_KEY = (
@@ -150,19 +150,19 @@ def chunk(endpoint_id: str, worker_id: str, run_id: str) -> Response:
             *attempt, [chunk_of(body.whole)], token=token
         ):
             run = (worker_id, endpoint_id, run_id)
-            _accept(svc, arrival, Accepted(run, attempt, request_id()))
+            _remember_header(svc, arrival, KnownHeader(run, attempt, request_id()))
 
     until_available(write, longest_s=RESULT_S)
     return answer({})
 
 
-def _accept(svc: Services, arrival: Any, accepted: Accepted) -> None:
+def _remember_header(svc: Services, arrival: Any, header: KnownHeader) -> None:
     """Lets the next chunks go the short way, if their response depends on nothing that only this way does."""
-    signature = None if arrival is None else arrival.signature
-    if signature is None or any(name in request.headers for name in LONG_WAY):
+    header_digest = None if arrival is None else arrival.header_digest
+    if header_digest is None or any(name in request.headers for name in OWN_RESPONSE):
         return
     if request.headers.get("Connection", "keep-alive").lower() == "keep-alive":
-        svc.reports.accept(signature, accepted)
+        svc.reports.remember(header_digest, header)
 
 
 @blueprint.post("/job-done/<id:worker_id>/<id:run_id>")

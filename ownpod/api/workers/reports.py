@@ -1,5 +1,5 @@
-"""What pulling workers have just reported: of each run its job, and of each accepted chunk its header. So not every chunk of a stream
-asks Redis which job it belongs to, or goes through Flask.
+"""Remembers for a short time to which job a run belongs, and which headers of chunks were accepted, so that not every chunk of a stream
+asks Redis for its job, or goes through Flask.
 """
 
 import threading
@@ -16,12 +16,12 @@ after ``OWNPOD_WORKER_GONE_S``, which is at least 10 s.
 """
 
 KNOWN_S = 60.0
-"""Seconds for which a header is accepted as it was. Keys that are removed meanwhile open nothing more: a run may be reported under the
-key with which its worker took it, also where that key is no longer in the settings.
+"""Seconds for which a header of a chunk is known. Keys that are added or replaced meanwhile count for these chunks after this time; they
+can only add to that run. A key that is removed makes no difference: a run may be reported under the key with which its worker took it.
 """
 
-MOST = 10_000
-"""Number of runs, and of headers, that are remembered; the oldest is dropped first."""
+REMEMBERED = 10_000
+"""Number of runs, and of headers, that are remembered; the oldest is forgotten first."""
 
 Attempt = tuple[str, int]
 """A job's id, and the number of its attempt."""
@@ -34,7 +34,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Accepted:
+class KnownHeader:
     """What is known of a chunk with this header."""
 
     run: Run
@@ -53,7 +53,7 @@ class Reports:
     def __init__(self, offers: Offers) -> None:
         self._offers = offers
         self._runs = _Recent[Run, Attempt]()
-        self._headers = _Recent[bytes, Accepted]()
+        self._headers = _Recent[bytes, KnownHeader]()
 
     def job_of(self, worker_id: str, endpoint: str, run_id: str) -> Attempt | None:
         """The job and attempt of a run; None: the run has ended, or is another worker's. If the run has ended within
@@ -69,8 +69,9 @@ class Reports:
             self._runs.keep(run, now_s, attempt)
         return attempt
 
-    def ended(self, runs: Iterable[Run]) -> set[Run]:
-        """Those of the runs that have ended, or are another worker's, by one request to Redis at most; as of :meth:`job_of`.
+    def not_running(self, runs: Iterable[Run]) -> set[Run]:
+        """Those of the runs that have ended, are another worker's, or about which Redis has refused the request; as of :meth:`job_of`,
+        by one request to Redis at most.
 
         Raises:
             As :meth:`ownpod.store.offers.Offers.all_reported`.
@@ -82,22 +83,22 @@ class Reports:
             self._runs.keep(run, now_s, attempt)
         return {run for run, attempt in zip(old, attempts, strict=True) if attempt is None}
 
-    def accept(self, signature: bytes, accepted: Accepted) -> None:
-        """Remembers the header of a chunk that was accepted: a chunk with the same one is accepted, too, for :data:`KNOWN_S`.
+    def remember(self, header_digest: bytes, header: KnownHeader) -> None:
+        """Remembers the header of a chunk that was accepted, for :data:`KNOWN_S`.
 
         Args:
-            signature: :attr:`ownpod.api.serving.arrival.Arrival.signature`.
-            accepted: what is known of the chunk.
+            header_digest: :attr:`ownpod.api.serving.arrival.Arrival.header_digest`.
+            header: what is known of it.
         """
-        self._headers.keep(signature, time.monotonic(), accepted)
+        self._headers.keep(header_digest, time.monotonic(), header)
 
-    def accepted(self, signature: bytes) -> Accepted | None:
-        """What is known of a chunk that has the same header as one that was accepted before; None: there was none."""
-        return self._headers.get(signature, KNOWN_S)
+    def known(self, header_digest: bytes) -> KnownHeader | None:
+        """What is known of a chunk's header; None: no chunk with this header was accepted just before."""
+        return self._headers.get(header_digest, KNOWN_S)
 
-    def forget(self, signature: bytes) -> None:
-        """Forgets a header, because its job no longer runs that attempt."""
-        self._headers.keep(signature, 0.0, None)
+    def forget(self, header_digest: bytes) -> None:
+        """Forgets a header, because the run of its chunks has ended."""
+        self._headers.keep(header_digest, 0.0, None)
 
 
 class _Recent(Generic[K, V]):
@@ -119,5 +120,5 @@ class _Recent(Generic[K, V]):
             self._found.pop(key, None)
             if value is not None:
                 self._found[key] = (since_s, value)
-            if len(self._found) > MOST:
+            if len(self._found) > REMEMBERED:
                 del self._found[next(iter(self._found))]
