@@ -530,6 +530,7 @@ class OwnPod:
 
         def last_status() -> dict | None:
             status = self.status(job_id)
+            assert "status" in status, status
             return status if JobStatus(status["status"]).terminal else None
 
         return wait_until(last_status, seconds, f"the end of {job_id}")  # type: ignore[return-value]
