@@ -124,21 +124,15 @@ def broken_records(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorator
 
 
-def execute(client: redis.Redis, *command: str | float) -> Any:
-    """Sends one command, once.
-
-    Raises:
-        AnswerLost: Redis may have executed the command.
-        RedisUnavailable: Redis did not receive the command, or refused it.
-        redis.ResponseError: Redis answered with any other error.
-    """
+@contextlib.contextmanager
+def _exchange(client: redis.Redis) -> Iterator[Any]:
+    """A connection on which commands are sent, and all of their answers read, once; with the errors of :func:`execute`."""
     # client.execute_command would not reveal whether the command was sent.
     with _translated():
         pool = client.connection_pool
         connection = pool.get_connection()
         try:
-            connection.send_command(*command)
-            return connection.read_response()
+            yield connection
         except (redis.ResponseError, redis.BusyLoadingError):
             raise
         except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -154,6 +148,19 @@ def execute(client: redis.Redis, *command: str | float) -> Any:
             pool.release(connection)
 
 
+def execute(client: redis.Redis, *command: str | float) -> Any:
+    """Sends one command, once.
+
+    Raises:
+        AnswerLost: Redis may have executed the command.
+        RedisUnavailable: Redis did not receive the command, or refused it.
+        redis.ResponseError: Redis answered with any other error.
+    """
+    with _exchange(client) as connection:
+        connection.send_command(*command)
+        return connection.read_response()
+
+
 def execute_all(client: redis.Redis, commands: Sequence[Sequence[str | float]]) -> list[Any]:
     """Sends commands at once, once. They are not one step: others' commands may come in between.
 
@@ -164,22 +171,13 @@ def execute_all(client: redis.Redis, commands: Sequence[Sequence[str | float]]) 
         AnswerLost: Redis may have executed some commands, also where it is still loading its data.
         RedisUnavailable: Redis did not receive the commands.
     """
-    with _translated():
-        pool = client.connection_pool
-        connection = pool.get_connection()
+    with _exchange(client) as connection:
+        connection.send_packed_command(connection.pack_commands(commands))
         try:
-            connection.send_packed_command(connection.pack_commands(commands))
             return [_answer(connection) for _ in commands]
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            connection.disconnect()
-            raise AnswerLost(
-                f"Redis did not answer, and may have executed the commands: {error}"
-            ) from error
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
+        except redis.BusyLoadingError as error:
+            # The answers after this one are not read, and some may be those of commands that were executed.
+            raise AnswerLost(f"Redis is loading, and may have executed some: {error}") from error
 
 
 def _answer(connection: Any) -> Any:

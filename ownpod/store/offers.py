@@ -92,6 +92,10 @@ def _taken(reply: Any) -> Taken | None:
     return None if reply is None else Taken(list(reply[1]), stopping=bool(reply[0]))
 
 
+def _attempt(reply: Any) -> tuple[str, int] | None:
+    return None if reply is None else (reply[0], int(reply[1]))
+
+
 @dataclass(frozen=True)
 class Refusal:
     """The reason why a worker of an endpoint gets no jobs, and seconds since its last request."""
@@ -192,8 +196,7 @@ class Offers:
 
         None: the run has ended, or is another worker's.
         """
-        reply = self._call("reported", worker_id, endpoint, run_id)
-        return None if reply is None else (reply[0], int(reply[1]))
+        return _attempt(self._call("reported", worker_id, endpoint, run_id))
 
     def all_reported(self, runs: Sequence[tuple[str, str, str]]) -> list[tuple[str, int] | None]:
         """As :meth:`reported`, of several runs at once, each with its worker and endpoint, whose ids were checked before. None also where Redis
@@ -204,8 +207,7 @@ class Offers:
             RedisUnavailable: none was recorded.
         """
         replies = self._script.all("reported", runs)
-        found = [None if isinstance(reply, Exception) else reply for reply in replies]
-        return [None if reply is None else (reply[0], int(reply[1])) for reply in found]
+        return [None if isinstance(reply, Exception) else _attempt(reply) for reply in replies]
 
     def spoil(self, worker_id: str, endpoint: str, run_id: str, reason: str) -> None:
         """Lets the run end as FAILED with any result, because a part of its output is lost."""

@@ -145,7 +145,7 @@ def test_the_last_chunk_is_found_wherever_it_is_and_however_it_is_cut(pieces):
 CHUNK = b"POST /v2/ep/job-stream/w/job-1?gpu=0 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
 
 
-def test_chunks_with_the_same_header_have_the_same_signature_whatever_their_lengths():
+def test_chunks_with_the_same_header_have_the_same_digest_whatever_their_lengths():
     found = [arrived(CHUNK % (size, b"x" * size)) for size in (1, 10, 1000, BODY_BYTES)]
     assert len({arrival.header_digest for arrival in found} - {None}) == 1
     assert all(arrival.state is State.READY for arrival in found)
@@ -175,11 +175,11 @@ def test_a_chunk_that_is_dropped_leaves_the_next_request():
         (CHUNK % (5, b"hello")).replace(b"/w/", b"/w /"),
     ],
 )
-def test_other_requests_have_no_signature(request_bytes):
+def test_other_requests_have_no_digest(request_bytes):
     assert arrived(request_bytes).header_digest is None
 
 
-def test_a_second_length_is_part_of_the_signature():
+def test_a_second_length_is_part_of_the_digest():
     header = b"POST /v2/ep/job-stream/w/r HTTP/1.1\r\nContent-Length: 5\r\n%b\r\nhello"
     plain, twice = (
         arrived(header % more).header_digest for more in (b"", b"Content-Length: 6\r\n")

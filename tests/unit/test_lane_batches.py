@@ -30,14 +30,11 @@ class Connection:
 
 
 class Reports:
-    """Knows each header; ``ended``: the runs that have."""
+    """``ended``: ids of the runs that have ended."""
 
     def __init__(self, *ended):
         self.ended = {("w", "ep", run) for run in ended}
         self.forgotten = []
-
-    def known(self, header_digest):
-        raise NotImplementedError
 
     def not_running(self, runs):
         return self.ended & set(runs)
@@ -47,7 +44,7 @@ class Reports:
 
 
 class Chunks:
-    """Answers as it is told, for each run."""
+    """Gives the chunk of each run the answer that the test has chosen."""
 
     def __init__(self, **answers):
         self.answers, self.calls = answers, []

@@ -173,7 +173,7 @@ class PromptWorker(ThreadWorker):  # type: ignore[misc]
         return self.lane is not None and self.alive and self.lane.takes(conn)
 
     def leave_lane(self, finished: Finished) -> None:
-        """Goes on with connections that :attr:`lane` has finished with; in any thread."""
+        """Keeps, closes or processes the connections that :attr:`lane` returns. Any thread may call this."""
         self.method_queue.defer(self._after_lane, finished)
 
     def _after_lane(self, finished: Finished) -> None:

@@ -23,10 +23,10 @@ can only add to that run. A key that is removed makes no difference: a run may b
 REMEMBERED = 10_000
 """Number of runs, and of headers, that are remembered; the oldest is forgotten first."""
 
-Attempt = tuple[str, int]
+JobAttempt = tuple[str, int]
 """A job's id, and the number of its attempt."""
 
-Run = tuple[str, str, str]
+RunOfWorker = tuple[str, str, str]
 """The ids of a worker, of its endpoint, and of the run."""
 
 K = TypeVar("K", bound=Hashable)
@@ -37,8 +37,8 @@ V = TypeVar("V")
 class KnownHeader:
     """What is known of a chunk with this header."""
 
-    run: Run
-    attempt: Attempt
+    run: RunOfWorker
+    attempt: JobAttempt
     request_id: str | None
     """Its valid ``X-Request-ID``, which the response repeats."""
 
@@ -52,10 +52,10 @@ class Reports:
 
     def __init__(self, offers: Offers) -> None:
         self._offers = offers
-        self._runs = _Recent[Run, Attempt]()
+        self._runs = _Recent[RunOfWorker, JobAttempt]()
         self._headers = _Recent[bytes, KnownHeader]()
 
-    def job_of(self, worker_id: str, endpoint: str, run_id: str) -> Attempt | None:
+    def job_of(self, worker_id: str, endpoint: str, run_id: str) -> JobAttempt | None:
         """The job and attempt of a run; None: the run has ended, or is another worker's. If the run has ended within
         :data:`FRESH_S`, the attempt fences what is written.
 
@@ -69,7 +69,7 @@ class Reports:
             self._runs.keep(run, now_s, attempt)
         return attempt
 
-    def not_running(self, runs: Iterable[Run]) -> set[Run]:
+    def not_running(self, runs: Iterable[RunOfWorker]) -> set[RunOfWorker]:
         """Those of the runs that have ended, are another worker's, or about which Redis has refused the request; as of :meth:`job_of`,
         by one request to Redis at most.
 
@@ -78,10 +78,10 @@ class Reports:
         """
         old = [run for run in dict.fromkeys(runs) if self._runs.get(run, FRESH_S) is None]
         now_s = time.monotonic()
-        attempts = self._offers.all_reported(old) if old else []
-        for run, attempt in zip(old, attempts, strict=True):
+        found = dict(zip(old, self._offers.all_reported(old) if old else [], strict=True))
+        for run, attempt in found.items():
             self._runs.keep(run, now_s, attempt)
-        return {run for run, attempt in zip(old, attempts, strict=True) if attempt is None}
+        return {run for run, attempt in found.items() if attempt is None}
 
     def remember(self, header_digest: bytes, header: KnownHeader) -> None:
         """Remembers the header of a chunk that was accepted, for :data:`KNOWN_S`.
