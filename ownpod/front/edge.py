@@ -20,7 +20,7 @@ from ownpod.front.exchange import Exchange
 from ownpod.front.notes import Notes
 from ownpod.front.prober import Prober
 from ownpod.rules.balancing import FrontState, RouteReading
-from ownpod.rules.fronts import Totals, View, reported, state_of, targets
+from ownpod.rules.fronts import Totals, View, drained_in, reported, state_of, targets
 from ownpod.rules.homes import Front, joined
 from ownpod.rules.probing import Verdict
 
@@ -109,6 +109,8 @@ class Edge:
         self._readings: Mapping[str, RouteReading] = {}
         self._read_state: FrontState | None = None
         """What HAProxy had when it was read: a worker is free only if it has no open request after it was drained."""
+        self._read_view: View | None = None
+        """The view that this was made from."""
         self._down: Mapping[str, str] = {}
         self._ready_before = frozenset[str]()
         self._problem = ""
@@ -231,7 +233,7 @@ class Edge:
             # HAProxy did not answer. What was open may still be.
             return
         self._readings = readings = self._totals.grow(found)
-        self._read_state = self._state
+        self._read_state, self._read_view = self._state, self._view
         if not _is_busy(readings):
             self._read_at = self._was_read_at + REST_S
         down, lost, silent = {}, {}, {}
@@ -258,7 +260,7 @@ class Edge:
             self.prober.lost(lost)
 
     def _report(self) -> None:
-        if self._read_state is None:
+        if self._read_state is None or self._read_view is None:
             return
         found = reported(self._readings, self._read_state)
         waiting = frozenset(name for name, r in found.items() if r.waiting or r.wishes)
@@ -273,7 +275,7 @@ class Edge:
         for name, problem in {**problems, **self._down}.items():
             if name in verdicts and verdicts[name].ready:
                 verdicts[name] = Verdict(reason=problem, lost=True)
-        self.exchange.report(found, verdicts, waiting)
+        self.exchange.report(found, verdicts, waiting, drained_in(self._read_view))
 
     def _sleep(self) -> None:
         until = self._read_at

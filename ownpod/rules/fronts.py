@@ -110,6 +110,16 @@ def drains(worker: WorkerSpec, paused: Mapping[str, str]) -> bool:
     return worker.draining or worker.stopping or worker.id in paused
 
 
+def drained_in(view: View) -> frozenset[str]:
+    """Ids of the workers that get no more requests."""
+    return frozenset(
+        worker.id
+        for endpoint in view.endpoints.values()
+        for worker in endpoint.workers
+        if drains(worker, view.paused)
+    )
+
+
 def lost_of(
     endpoint: Endpoint,
     wishes: Iterable[str],

@@ -14,7 +14,7 @@ from ownpod.front.exchange import Exchange
 from ownpod.registry import Registry
 from ownpod.rules.balancing import FrontState, RouteReading, ServerReading
 from ownpod.rules.credentials import digest_of
-from ownpod.rules.fleet import WorkerState
+from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.homes import Front
 from ownpod.rules.managed import Phase
 from ownpod.rules.templates import ManagedSpec, Protocol, Scaling, Template
@@ -262,8 +262,9 @@ def test_a_paused_worker_drains_and_its_requests_are_seen_to_the_end(rig, worker
     rig.balancer.readings["lb"] = RouteReading(requests=1, servers={"w": ServerReading(open=1)})
     rig.fleet.pause("w", "an operator drains it")
     wait_until(lambda: rig.balancer.servers()["w"].draining)
+    paused = WorkerStatus(WorkerState.PAUSED, "an operator drains it", 1)
     wait_until(lambda: rig.status().state is WorkerState.PAUSED)
-    assert (rig.status().reason, rig.status().lingering) == ("an operator drains it", 1)
+    assert rig.status() == paused
     rig.balancer.readings["lb"] = RouteReading(servers={"w": ServerReading(total=1)})
     wait_until(lambda: rig.status().lingering == 0)
     rig.fleet.resume("w")

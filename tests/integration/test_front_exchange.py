@@ -6,6 +6,7 @@ from helpers import load_settings
 from ownpod.front.exchange import CLAIM_S, LATE_S, Exchange
 from ownpod.registry import Registry
 from ownpod.rules.balancing import RouteReading, ServerReading
+from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.rules.homes import Front, home
 from ownpod.rules.managed import AgentInfo
 from ownpod.rules.probing import HEALTHY
@@ -148,6 +149,27 @@ def test_readings_are_written_again_when_redis_has_lost_them(rig, client):
     client.delete(f"{keys.FRONTS}:readings")
     rig.turn()
     assert rig.fronts.loads() == readings
+
+
+def test_one_that_may_have_been_added_before_its_pause_is_busy_until_haproxy_was_read_again(
+    rig, client
+):
+    rig.limited()
+    fleet, verdicts = Fleet(client), {"w": HEALTHY}
+    (worker,) = rig.turn().endpoints[MINE].workers
+    rig.exchange.report({MINE: RouteReading()}, verdicts, frozenset())
+    rig.turn()
+    # HAProxy gets the worker, and at once a request for it; the pause is read before HAProxy is.
+    fleet.pause("w", "why")
+    rig.turn()
+    assert fleet.statuses((worker,)) == {"w": WorkerStatus(WorkerState.PAUSED, "why", 1)}
+    one = {MINE: RouteReading(1, {"w": ServerReading(1, draining=True)})}
+    rig.exchange.report(one, verdicts, frozenset(), frozenset("w"))
+    rig.turn()
+    assert fleet.statuses((worker,))["w"].lingering == 1
+    rig.exchange.report({MINE: RouteReading()}, verdicts, frozenset(), frozenset("w"))
+    rig.turn()
+    assert fleet.statuses((worker,))["w"].lingering == 0
 
 
 def test_a_worker_that_was_stopped_is_not_brought_back_by_what_was_read_before(rig, client):
