@@ -274,6 +274,14 @@ class Access:
         purpose="comma-separated keys, plain or `sha256:<hex>`. When there is one, every `/v2` request needs a key. Keys of "
         "single endpoints are in `workers.yaml`",
     )
+    overflow_never_keys: tuple[Credential, ...] = variable(
+        "OWNPOD_OVERFLOW_NEVER_KEYS",
+        kind=kinds.Keys,
+        secret=True,
+        unset="unset: none",
+        purpose="comma-separated keys, plain or `sha256:<hex>`, of clients whose jobs never go to a cloud worker. They open nothing: "
+        "each is also an API key, or a key of an endpoint",
+    )
     admin_keys: tuple[Credential, ...] = variable(
         "OWNPOD_ADMIN_KEYS",
         kind=kinds.Keys,

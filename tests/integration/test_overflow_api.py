@@ -3,6 +3,7 @@
 import pytest
 from helpers import job_store
 
+from ownpod.rules.credentials import digest_of
 from ownpod.rules.fleet import WorkerState, WorkerStatus
 from ownpod.store.budgets import Budgets
 from ownpod.store.fleet import Fleet
@@ -41,6 +42,23 @@ def test_a_job_may_be_kept_here(api, client):
         *(400,),
         "policy.overflow: must be true or false",
     )
+
+
+def test_the_jobs_of_a_key_may_be_kept_here(new_app, client):
+    api = new_app(
+        WORKERS,
+        OWNPOD_API_KEYS="mine,open",
+        OWNPOD_OVERFLOW_NEVER_KEYS=f"mine,sha256:{digest_of('closed')}",
+    ).test_client()
+    keep = {"policy": {"overflow": True}}
+    assert submitted(api, client, keep, Authorization="Bearer mine")["stays"] == "1"
+    assert "stays" not in submitted(api, client, keep, Authorization="Bearer open")
+    # The list opens nothing.
+    refused = api.post("/v2/ep/run", json={"input": {}}, headers={"Authorization": "closed"})
+    assert refused.status_code == 401
+    path, key = "/v2/ep/runsync?wait=1000", {"Authorization": "mine"}
+    answer = api.post(path, json={"input": {}}, headers=key)
+    assert record(client, answer.json["id"])["stays"] == "1"
 
 
 def test_a_body_under_an_idempotency_key_is_the_same_as_before(api, client):

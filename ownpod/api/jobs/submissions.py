@@ -214,7 +214,7 @@ class Submissions:
             endpoint = self.check_open(submission.endpoint)
             queue = None if pin is None else self._pins.queue(endpoint, pin)
         created = self._store.jobs.create(
-            _new_job(job_id, endpoint, submission, queue),
+            _new_job(job_id, endpoint, submission, queue, stays=self._stays(submission)),
             most_queued=0 if private is not None else endpoint.max_queue_depth,
             idempotency=self._idempotency(submission),
             channel=channel,
@@ -229,6 +229,12 @@ class Submissions:
             if private is None:
                 self._want_worker(endpoint, pin)
         return created
+
+    def _stays(self, submission: Submission) -> bool:
+        """Whether the job never goes to a cloud worker, by its request, or by its client's key."""
+        policy = submission.body["policy"] or {}
+        keys = self._settings.overflow_never_keys
+        return policy.get("overflow") is False or submission.caller in {key.digest for key in keys}
 
     def _idempotency(self, submission: Submission) -> Idempotency | None:
         if submission.idempotency_key is None:
@@ -262,7 +268,9 @@ class Submissions:
             notice = wait(left_s)
 
 
-def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str | None) -> NewJob:
+def _new_job(
+    job_id: str, endpoint: Endpoint, submission: Submission, queue: str | None, *, stays: bool
+) -> NewJob:
     body = submission.body
     policy, s3_config = body["policy"] or {}, body["s3_config"]
     return NewJob(
@@ -281,7 +289,7 @@ def _new_job(job_id: str, endpoint: Endpoint, submission: Submission, queue: str
         private=submission.private,
         movable=submission.movable,
         owner=submission.owner,
-        stays=policy.get("overflow") is False,
+        stays=stays,
         hops=submission.hops,
         task=submission.task,
     )
