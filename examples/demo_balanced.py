@@ -14,6 +14,8 @@ from ownpod.supervised import Group
 ENDPOINT = "text-lb"
 BASE = f"{API}/lb/{ENDPOINT}"
 AT_ONCE = 6
+WORK_S = 2
+"""Seconds for which each of them runs. All together last longer than the start of a second worker."""
 IDLE_S = 3.0
 """``idleTimeout`` of the endpoint."""
 
@@ -52,8 +54,8 @@ class Demo(ManagedDemo):
             first = pool.submit(generate, "hello", 0)
             self.until(lambda: self.ended(first), "the first answer")
             self.say(f"answered: {first.result()['text']} by worker {first.result()['worker']}")
-            self.say(f"{AT_ONCE} requests of 1 s at once; a worker gets one at a time")
-            many = [pool.submit(generate, f"request {number}", 1) for number in range(AT_ONCE)]
+            self.say(f"{AT_ONCE} requests of {WORK_S} s at once; a worker gets one at a time")
+            many = [pool.submit(generate, f"request {number}", WORK_S) for number in range(AT_ONCE)]
             self.until(lambda: self.ended(*many), "the answers")
         answers = [one.result() for one in many]
         workers = {answer["worker"] for answer in answers}

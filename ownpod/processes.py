@@ -87,6 +87,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class HeldPort:
+    """A port on loopback for a server that listens seconds later. While this object lives, Linux gives the port to no other
+    program; a server that sets SO_REUSEADDR, as gunicorn does, can listen on it.
+
+    Attributes:
+        number: the port.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        # Before the bind, because Linux allows a second one only if both sockets have it and neither listens.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", 0))
+        self.number = int(self._socket.getsockname()[1])
+        if sys.platform != "linux":
+            # Other systems would refuse the server.
+            self.close()
+
+    def close(self) -> None:
+        """Gives the port back."""
+        self._socket.close()
+
+
 class Backoff:
     """Pauses before the restarts of one process.
 

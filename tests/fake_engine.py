@@ -26,12 +26,14 @@ class FakeSource:
         self._woken = threading.Event()
 
     def read(self, timeout_s: float) -> Output | None:
+        # First, because output that comes before the end is read.
+        found = self._engine.workers.get(self._worker_id)
+        ended = found is None or not found.running
         parts = self._engine.outputs.get(self._worker_id, [])
         if self._at < len(parts):
             self._at += 1
             return Output(parts[self._at - 1], str(self._at))
-        found = self._engine.workers.get(self._worker_id)
-        if found is None or not found.running:
+        if ended:
             return None
         self._woken.wait(min(timeout_s, 0.02))
         self._woken.clear()

@@ -126,8 +126,17 @@ class Rig:
         """Replaces the agent three times, each time when more than ``each`` further characters of output are there."""
         for _ in range(3):
             seen = len(self.text())
-            wait_until(lambda n=seen: len(self.text()) > n + each, seconds)
+            wait_until(
+                # The task goes on, so that it may have ended before the last one.
+                lambda n=seen: len(self.text()) > n + each or self.job().status.terminal,
+                seconds,
+            )
             self.next_agent()
+
+    def runs(self):
+        """Whether the task's process or container runs; False also if it was never started."""
+        found = self.engine.list().get(W)
+        return found is not None and found.running
 
     def submit(
         self, command, *, data=None, mode=OutputMode.AUTO, most=1, timeout_ms=200_000, **template

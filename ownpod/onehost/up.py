@@ -18,7 +18,7 @@ from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, Sta
 from ownpod.front.lock import end_orphan, front_directory
 from ownpod.onehost import flower, front, templates
 from ownpod.onehost.embedded import EmbeddedRedis
-from ownpod.processes import check_port, free_port
+from ownpod.processes import HeldPort, check_port
 from ownpod.registry import Registry
 from ownpod.rules.endpoints import Endpoint
 from ownpod.rules.fleet import WorkerState, WorkerStatus
@@ -59,6 +59,8 @@ class Up:
         self._port = port
         self._group = Group()
         self._has_front = False
+        self._api_port: HeldPort | None = None
+        """The API's, if the front has the public one."""
         self._missing = self._said = ""
         """Why there is no front, and what the log last said about that."""
         self._start_agent: Callable[[Child], None] | None = None
@@ -103,6 +105,8 @@ class Up:
             if self._has_front:
                 # A front that failed has left its HAProxy to the next one.
                 end_orphan(front_directory(self._config, self._port))
+            if self._api_port is not None:
+                self._api_port.close()
             if embedded is not None:
                 embedded.ended()
         write("ownpod", "stopped")
@@ -209,7 +213,8 @@ class Up:
                 reloads=True,
             )
             return
-        port = free_port()
+        self._api_port = HeldPort()
+        port = self._api_port.number
         to_api = ["--api", f"http://127.0.0.1:{port}"]
         # Before the API, so that it ends after it.
         self._group.spawn(

@@ -28,8 +28,10 @@ from ownpod.workers.traits import WorkerTraits
 log = logging.getLogger(__name__)
 
 LEARN_AFTER_S = 1.0
-"""Seconds for which a generator runs before the worker is asked whether it answers meanwhile, and seconds
-within which the worker must answer. A worker that does not is blocked by its job."""
+"""Seconds for which a generator runs before the worker is asked whether it answers meanwhile."""
+
+ANSWER_S = 1.0
+"""Seconds within which the worker must answer then. A worker that does not is blocked by its job."""
 
 NO_STREAM = "Stream not supported, handler must be a generator."
 """The SDK's answer (200, FAILED) to ``/stream`` for a handler that does not yield; it ran nothing."""
@@ -78,7 +80,7 @@ class Streams:
 
         def learn() -> None:
             try:
-                answer = self._api.answer("GET", "/health", LEARN_AFTER_S)
+                answer = self._api.answer("GET", "/health", ANSWER_S)
             except WorkerHTTPError:
                 answered = False
             else:

@@ -28,10 +28,14 @@ class Browser:
         file = directory / "DevToolsActivePort"
         wait_until(lambda: file.exists() and len(file.read_text().split()) == 2, 30, "chromium")
         port = file.read_text().split()[0]
-        tabs = requests.get(f"http://127.0.0.1:{port}/json/list", timeout=9).json()
-        url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+
+        def page():
+            tabs = requests.get(f"http://127.0.0.1:{port}/json/list", timeout=60).json()
+            return next((tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"), "")
+
+        url = wait_until(page, what="a tab")
         self._ends = contextlib.ExitStack()
-        self._socket = self._ends.enter_context(connect(url, max_size=None))
+        self._socket = self._ends.enter_context(connect(url, max_size=None, open_timeout=60))
         self._number = 0
 
     def send(self, method, **options):

@@ -43,14 +43,23 @@ class Operated(OwnPod):
     def celery(self, *command):
         return self.command(BIN / "celery", "-A", "ownpod", *command)
 
-    def inspect(self, what):
+    def control(self, *command, node=None):
+        """Sends a command to one node, whose answer ends the wait, or to all."""
+        to = ("-t", "30", "-d", node) if node else ("-t", "4")
+        return self.celery("control", *to, *command)
+
+    def inspect(self, what, *more):
         """The answers of all nodes, by worker id; asked again if one was too busy to answer in time."""
 
         def asked():
-            said = self.celery("inspect", what, "-t", "1.5", "--json")
+            command = (BIN / "celery", "-A", "ownpod", "inspect", what, "-t", "1.5", "--json")
+            done = run_command(*command, **self.environ)
+            if done.returncode:
+                return None
+            said = done.stdout
             nodes = json.loads(said[said.index("{") : said.rindex("}") + 1])
             found = {name.partition("@")[0]: answer for name, answer in nodes.items()}
-            return found if found.keys() == {*self.ids, "housekeeping"} else None
+            return found if found.keys() == {*self.ids, "housekeeping", *more} else None
 
         return wait_until(asked, 60, f"an answer of each node to {what}")
 
@@ -152,7 +161,7 @@ def test_revoke_cancels_a_job_that_waits(operated, end):
     waiting = operated.status(job)
     assert (waiting["status"], waiting["queuePosition"]) == ("IN_QUEUE", 1)
     assert waiting["waitingReason"] == "it waits for a free worker: 2 of 2 are healthy"
-    operated.celery("control", "revoke", job)
+    operated.control("revoke", job)
     wait_until(lambda: operated.status(job)["status"] == "CANCELLED", 5)
     end.touch()
     for one in held:
@@ -182,17 +191,17 @@ def test_inspect_shows_the_jobs_of_each_node(operated, end):
 )
 def test_a_paused_node_takes_no_job_and_stays_visible(operated, pause, resume):
     first, second = operated.ids
-    operated.celery("control", "-d", operated.node(first), *pause)
+    operated.control(*pause, node=operated.node(first))
     wait_until(lambda: operated.worker(first)["state"] == "paused", 5)
     assert operated.get("/health")["workers"]["throttled"] == 1
     done = [operated.ended(operated.submit(text="x")) for _ in range(6)]
     assert {d["workerId"] for d in done} == {second}
     assert first in {name.partition("@")[0] for name in operated.flower_workers()}
-    operated.celery("control", *pause)
+    operated.control(*pause)
     wait_until(lambda: operated.worker(second)["state"] == "paused", 5)
     job = operated.submit(text="y")
     wait_until(lambda: "is paused" in operated.status(job).get("waitingReason", ""), 5)
-    operated.celery("control", *resume)
+    operated.control(*resume)
     assert operated.ended(job)["status"] == "COMPLETED"
     wait_until(lambda: {operated.worker(i)["state"] for i in operated.ids} == {"ready"}, 5)
 
@@ -236,6 +245,17 @@ def test_a_worker_is_added_changed_drained_and_removed_while_jobs_run(operated, 
         for worker_id in operated.ids:
             operated.command(ownpod, "workers", "drain", worker_id)
         wait_until(lambda: operated.get("/health")["workers"]["throttled"] == 2, 10)
+        # A node publishes it a moment before its event loop fetches no more.
+        wait_until(
+            lambda: (
+                not any(
+                    queue["name"] == "ownpod.local-ep"
+                    for node, queues in operated.inspect("active_queues", "third").items()
+                    if node in operated.ids
+                    for queue in queues
+                )
+            )
+        )
         first = tmp_path / "first"
         job = running(operated, first)
         assert operated.status(job)["workerId"] == "third"

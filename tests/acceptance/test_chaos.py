@@ -3,6 +3,7 @@
 Short in `make test`; `make chaos` runs it for longer and prints what it saw.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -46,7 +47,8 @@ def kill_by_chance(ownpod, workers: Workers, chance: random.Random) -> Counter[s
             workers.kill(chance)
             killed[kind] += 1
         elif victims := soon(lambda kind=kind: processes_of(ownpod, kind), 30):
-            os.kill(chance.choice(victims).pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(victims).pid, signal.SIGKILL)
             killed[kind] += 1
     return killed
 

@@ -302,9 +302,13 @@ class Killer:
         finally:
             send(self._agents, signal.SIGCONT)
 
+    def _living(self) -> dict:
+        """The processes of workers, among which a victim is chosen, by worker id."""
+        return self._processes.living()
+
     def _kill(self, kind: str, worker: str | None) -> bool:
         if kind == "worker":
-            living = self._processes.living()
+            living = self._living()
             victims = living.get(worker or "") or [p for found in living.values() for p in found]
         else:
             victims = soon(lambda: processes_of(self._ownpod, kind, PARTS))

@@ -79,7 +79,7 @@ class Hosts:
             "OWNPOD_ENGINE": "process",
             "OWNPOD_WORKER_API_URL": f"http://{self.network.address}:8000",
             "OWNPOD_WORKERS_FILE": self._dir / "workers.yaml",
-            "OWNPOD_LEASE_S": 3,
+            "OWNPOD_LEASE_S": 10,
             "OWNPOD_SHUTDOWN_GRACE_S": 1,
             "PYTHONPATH": ROOT,
             **environ,

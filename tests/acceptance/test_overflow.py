@@ -21,7 +21,7 @@ def cloud(port, endpoint, **values):
 def start(directory, port, endpoints):
     directory.mkdir()
     (directory / "workers.yaml").write_text(yaml.safe_dump({"endpoints": endpoints}))
-    return OwnPod(directory, port=port, OWNPOD_LEASE_S=3)
+    return OwnPod(directory, port=port)
 
 
 @pytest.fixture(scope="module")

@@ -194,11 +194,11 @@ class TaskKiller(Killer):
             wait_until(lambda kind=kind: self._kill(kind, None), 20, f"a {kind} to kill")
             self.killed[kind, "none"] += 1
 
-    def _kill(self, kind: str, worker: str | None) -> bool:
-        if kind == "worker":
-            # Any of them: the killer chooses among all processes when this one has none.
-            self.workers |= self._processes.living().keys()
-        return super()._kill(kind, worker)
+    def _living(self) -> dict:
+        # Any of them: the killer chooses among all processes when this one has none.
+        living = super()._living()
+        self.workers |= living.keys()
+        return living
 
 
 def wrong(record: dict, asked: dict, runs: list[str], killed: set[str]) -> str:

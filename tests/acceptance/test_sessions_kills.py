@@ -79,11 +79,8 @@ def submit(ownpod, *, session_id=None, key=None, **metadata):
     while True:
         with contextlib.suppress(requests.RequestException):
             answer = requests.post(url, json=body, headers=headers, timeout=30)
-            refused = answer.status_code == 503 and answer.json().get("code") not in {
-                "queue_full",
-                "full",
-            }
-            if not refused:
+            full = {"queue_full", "full"}
+            if answer.status_code not in {502, 503} or answer.json().get("code") in full:
                 return answer
         assert time.monotonic() < until
         time.sleep(0.05)

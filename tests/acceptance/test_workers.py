@@ -108,7 +108,7 @@ def test_capacity_is_never_exceeded_and_is_used(start_worker, start_ownpod, tmp_
     assert ownpod.get("/health")["jobs"]["inQueue"] == 3
     end.touch()
     done = [ownpod.ended(job) for job in jobs]
-    assert max(d["delayTime"] for d in done) >= 900
+    assert {d["status"] for d in done} == {"COMPLETED"}
     assert len(note.read_text().split()) == 6
 
 

@@ -224,7 +224,7 @@ def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(lab):
     worker = lab.start(DEAF)
     wait_until(lambda: "ready" in lab.engine.log(worker), what="its trap is set")
     lab.engine.stop(worker, 1)
-    assert lab.engine.list()[worker].exit_code == -9
+    assert lab.ended(worker).exit_code == -9
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_a_worker_without_egress_reaches_its_host_and_nothing_beyond(lab, beyond
     assert network["Internal"]
     assert network["Options"]["com.docker.network.bridge.enable_icc"] == "false"
     gateway = network["IPAM"]["Config"][0]["Gateway"]
-    for egress, address, patience in ((True, "172.17.0.1", "300"), (False, gateway, "3")):
+    for egress, address, patience in ((True, "172.17.0.1", "300"), (False, gateway, "15")):
         with socket.create_server((address, 0)) as server:
             env = {
                 "PORT": str(server.getsockname()[1]),

@@ -72,7 +72,7 @@ def test_a_task_that_needs_more_memory_than_its_limit_fails_with_it(rig):
 def test_a_silent_task_is_stopped_at_its_timeout(rig):
     job = rig.run("sleep 600", timeout_ms=2000)
     assert job.status is JobStatus.TIMED_OUT
-    assert not rig.engine.list()[W].running
+    wait_until(lambda: not rig.runs())
 
 
 def test_a_container_that_another_program_kills_is_a_lost_attempt(rig):

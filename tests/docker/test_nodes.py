@@ -137,7 +137,7 @@ def test_a_job_goes_through_a_node_that_celery_started(endpoint, celery_setup):
 
 
 def test_a_node_that_is_killed_during_a_job_costs_no_job(endpoint, celery_setup):
-    job = run(endpoint, text="x", seconds=3)
+    job = run(endpoint, text="x", seconds=10)
     wait_until(lambda: health(endpoint).get("running") == 1, 20)
     celery_setup.worker.kill()
     celery_setup.worker.restart()

@@ -75,6 +75,8 @@ class Rig:
     def started(self, worker_id=W, spec=SPEC):
         self.want(worker_id, spec)
         self.turn_until(lambda: self.phase(worker_id) is Phase.STARTING)
+        # Its thread ends a moment later.
+        wait_until(lambda: not self.agent.steps.under_way)
 
     def ready(self, worker_id=W, spec=SPEC):
         self.started(worker_id, spec)
@@ -426,6 +428,8 @@ def test_a_host_publishes_its_images_and_the_names_of_its_own_secrets_and_no_val
 def test_workers_go_on_while_redis_is_away(tmp_path):
     server = RedisServer(tmp_path)
     with connect(server.url) as client:
+        # It has on disk what it has answered, also when it is killed.
+        client.config_set("appendfsync", "always")
         rig = Rig(client)
         try:
             rig.ready(spec=ON_GPU)
@@ -462,6 +466,7 @@ def test_nothing_is_reported_as_ended_while_the_engine_is_away(rig):
 def test_a_start_that_redis_did_not_hear_of_is_found_again(tmp_path):
     server = RedisServer(tmp_path)
     with connect(server.url) as client:
+        client.config_set("appendfsync", "always")
         rig = Rig(client)
         try:
             rig.engine.holding.clear()
@@ -503,7 +508,7 @@ def test_a_worker_whose_start_is_under_way_at_the_end_of_an_installation_is_ende
     rig.engine.holding.set()
     end.join(60)
     assert not any(found.running for found in rig.engine.workers.values())
-    wait_until(lambda: rig.phase() is Phase.STOPPED)
+    rig.turn_until(lambda: rig.phase() is Phase.STOPPED)
     assert (rig.held(), rig.managed.get(W).failed) == (set(), False)
 
 

@@ -97,11 +97,11 @@ def test_the_check_imports_neither_redis_nor_celery_and_costs_little(client, red
     assert not {"redis", "celery", "kombu", "marshmallow", "asyncio"} & set(
         imported.replace("|", " ").split()
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    runs = 3
-    for _ in range(runs):
+    spent = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert check(redis_server.url).returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent_s = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / runs
-    # With Redis's and Celery's packages it is more than half a second. A loaded machine adds to it.
-    assert spent_s < 0.3, os.getloadavg()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    # With Redis's and Celery's packages it is more than half a second. A loaded machine adds to each.
+    assert min(spent) < 0.3, (spent, os.getloadavg())

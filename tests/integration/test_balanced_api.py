@@ -140,7 +140,8 @@ def test_two_fronts_are_counted_together(api, client):
         for name in ("f1", "f2"):
             reading = RouteReading(requests=3, total=5, servers={"a": ServerReading(2, 0, 5)})
             Fronts(client).beat(Front(name), {"web": reading})
-        return health(api)["ownpod"]["front"]["alive"] == 2 and health(api)
+        found = health(api)
+        return found["ownpod"]["front"]["alive"] == 2 and found
 
     found = wait_until(counted)
     assert (found["jobs"]["inProgress"], found["jobs"]["inQueue"]) == (4, 2)

@@ -235,10 +235,10 @@ def test_why_has_the_reason_of_a_worker_by_url(start, tmp_path, client):
     http, fleet = app.test_client(), services_of(app).registry.fleet
     (reason,) = http.get("/v2/serverless/web/why").get_json()["reasons"]
     assert reason["code"] == "NO_FRONT"
-    Fronts(client).beat(Front("f", None), {"web": RouteReading(requests=3)})
     url = "/v2/serverless/web/why"
 
     def publish(state, reason=""):
+        Fronts(client).beat(Front("f", None), {"web": RouteReading(requests=3)})
         fleet.publish_status("a", WorkerStatus(state, reason), node="front@h", ttl_s=60)
         found = http.get(url).get_json()
         assert found["queued"] == 3

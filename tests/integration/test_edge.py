@@ -212,7 +212,7 @@ def test_open_requests_are_reported_and_count_as_work(rig, worker):
     one = ServerReading(open=2, total=5)
     rig.balancer.readings["lb"] = RouteReading(requests=3, servers={"w": one}, total=9)
     wait_until(lambda: rig.fronts.loads().get("lb", RouteReading()).requests == 3)
-    found = rig.fronts.loads()["lb"]
+    found = wait_until(lambda: rig.fronts.loads().get("lb"))
     assert (found.running, found.waiting, found.total) == (2, 1, 9)
     wait_until(lambda: rig.status().lingering == 2)
     # One that has come and gone between two readings was work, too.
@@ -226,12 +226,12 @@ def test_a_held_request_wakes_the_scaler_with_the_loads_written(rig, redis_serve
     wait_until(lambda: "lb" in rig.balancer.state.routes)
     with connect(redis_server.url) as other:
         wakeups = Wakeups(other)
-        wakeups.wait(0.1)
+        assert wakeups.wait(60)
         rig.balancer.readings["lb"] = RouteReading(requests=1)
         with socket.socket(socket.AF_UNIX) as notifier:
             notifier.connect(str(tmp_path / SOCKET))
         wait_until(lambda: wakeups.wait(1))
-        assert rig.fronts.loads()["lb"].waiting == 1
+        assert wait_until(lambda: rig.fronts.loads().get("lb")).waiting == 1
         # It goes on while the request waits.
         wait_until(lambda: wakeups.wait(2))
         wakeups.close()

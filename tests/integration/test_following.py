@@ -141,5 +141,6 @@ def test_the_end_and_another_attempt_are_read_from_redis(world):
 def test_nothing_is_kept_for_a_reader_that_takes_no_chunks(client, world):
     with world.notices.subscribe("job-1", end_only=False):
         world.add("a")
-        wait_until(lambda: all('"a"' in w.text for w in world.notices._waiting["job-1"]))
-        assert sorted(len(w.chunks) for w in world.notices._waiting["job-1"]) == [0, 1]
+        waiters = world.notices._waiting["job-1"]
+        wait_until(lambda: all('"a"' in w.text for w in waiters))
+        wait_until(lambda: sorted(len(w.chunks) for w in waiters) == [0, 1])

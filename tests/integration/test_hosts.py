@@ -263,7 +263,7 @@ def test_a_worker_that_no_job_was_requested_by_is_initializing_and_not_unhealthy
 
 
 def test_an_endpoint_whose_workers_do_not_start_is_listed_with_the_last_lines(
-    run, managed, two_hosts, tmp_path
+    run, managed, two_hosts, tmp_path, client
 ):
     template = "{command: [c], image: i}"
     (tmp_path / "workers.yaml").write_text(f"endpoints: {{ep: {{template: {template}}}}}")
@@ -276,6 +276,8 @@ def test_an_endpoint_whose_workers_do_not_start_is_listed_with_the_last_lines(
     assert managed.stopped(
         WORKER, "alpha", exit_code=3, reason="it ended by itself", failed=True, log=log
     )
+    # Until the fifth, an endpoint is shown during the pause before its next start only.
+    client.hset(f"{keys.MANAGED_FAILURES}ep", "count", 5)
     lines = run("workers", "list").output.splitlines()
     (at,) = (n for n, line in enumerate(lines) if line.startswith("ep: its workers do not start"))
     assert "exit code 3" in lines[at]

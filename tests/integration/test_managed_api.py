@@ -716,6 +716,8 @@ def test_starts_that_fail_are_shown_with_the_last_lines(new_app, client):
     store.want(A, "ep", spec=spec)
     store.place(A, "h", "t")
     store.stopped(A, "h", exit_code=3, reason="it ended", failed=True, log="one\nlast words")
+    # Until the fifth, an endpoint is shown during the pause before its next start only.
+    client.hset(f"{keys.MANAGED_FAILURES}ep", "count", 5)
     body = api.get("/v2/ep/health").json
     assert body["workers"]["unhealthy"] == 1
     failures = body["ownpod"]["managed"]["failures"]

@@ -214,7 +214,8 @@ def test_an_id_that_would_be_another_key_is_refused(managed, want, dump, worker_
         with pytest.raises(BadRequest):
             call()
     assert managed.get(worker_id) is None
-    assert not dump()
+    # The first command of any program writes the version of the keys.
+    assert not dump().keys() - {keys.SCHEMA}
 
 
 def test_a_worker_that_does_not_exist_moves_nowhere(managed, agents, dump):
@@ -488,7 +489,7 @@ def test_failed_starts_let_the_next_one_wait_longer_until_a_worker_is_ready(mana
         fail(managed, want, f"{count:014d}", reason=f"crash {count}")
         found = managed.failures("ep")
         assert (found.count, found.release) == (count, SPEC.release)
-        assert 0 < found.pause_s <= pause_s
+        assert 0 <= found.pause_s <= pause_s
         assert found.pause_s > pause_s - 10
     assert (found.reason, found.exit_code, found.log) == ("crash 8", 1, "a\nb")
     assert found.worker == f"{8:014d}"

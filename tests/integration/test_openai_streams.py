@@ -169,7 +169,7 @@ def test_an_error_after_the_headers_is_an_event_and_there_is_no_done(api, store,
             assert next(parts)
         worker.finish(error=str({"message": "no", "type": "x", "code": 422}))
         text = rest(parts)
-        event = text[text.index("data: ") :]
+        event = text[text.rindex("data: ") :]
         assert json.loads(event[6:])["error"]["message"] == "no"
         assert "[DONE]" not in text
         assert gone(store, worker.job_id)
@@ -200,7 +200,7 @@ def test_a_stream_that_does_not_begin_in_time_is_504(new_app, store):
 
 @pytest.mark.slow
 def test_a_stream_whose_headers_are_sent_ends_with_the_error_of_its_time(new_app, store, prompt):
-    api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
+    api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=3).test_client()
     with begun(store) as worker:
         text = post(api).text
     assert text.startswith(": waiting\n\n")
@@ -210,11 +210,12 @@ def test_a_stream_whose_headers_are_sent_ends_with_the_error_of_its_time(new_app
 
 @pytest.mark.slow
 def test_a_stream_that_has_begun_may_last_longer(new_app, store, prompt):
-    api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=1).test_client()
+    api = new_app(FILE, OWNPOD_OPENAI_TIMEOUT_S=3).test_client()
     with begun(store, EVENT) as worker:
         parts = post(api).iter_encoded()
-        assert next(parts) == EVENT.encode()
-    for _ in range(25):
+        # Comments may come before it.
+        assert EVENT.encode() in parts
+    for _ in range(65):
         assert next(parts) == WAITING
     worker.finish([])
     assert rest(parts) == DONE

@@ -121,7 +121,12 @@ def test_lines_that_come_are_waited_for(outputs):
     outputs.append(W, lines("a"), "", Place("b1"))
     (first,) = outputs.last(W)
     found = []
-    thread = threading.Thread(target=lambda: found.extend(outputs.wait(W, first.id)))
+
+    def wait():
+        while not found:
+            found.extend(outputs.wait(W, first.id))
+
+    thread = threading.Thread(target=wait)
     thread.start()
     outputs.append(W, lines("b"), "b1", Place("b2"))
     thread.join()
@@ -287,10 +292,12 @@ def test_a_reader_that_is_far_behind_skips_to_the_end(tmp_path):
 @pytest.mark.slow
 def test_a_gigabyte_of_output_is_bounded(lab):
     code = """
-        import os
+        import os, time
         piece = b"".join(b"%08d %s\\n" % (n, b"x" * 90) for n in range(10_000))
-        for _ in range(1000):
+        for n in range(1000):
             os.write(1, piece)
+            # A program that does something, too.
+            time.sleep(0.05 * (n % 50 == 0))
         print("the last words")
     """
     output = lab.directory / "one" / W / "output.log"

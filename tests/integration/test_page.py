@@ -1,14 +1,14 @@
 """The page: the part of the server. acceptance/test_browser.py opens the page in a browser."""
 
 import pytest
-from helpers import job_store, load_settings, new_job, now_ms
+from helpers import job_store, load_settings, new_job, now_ms, wait_until
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
 from ownpod.housekeeping.recovery import Recovery
 from ownpod.housekeeping.sweep import Sweep
 from ownpod.store import keys
-from ownpod.store.figures import SAMPLES
+from ownpod.store.figures import SAMPLE_MS, SAMPLES
 from ownpod.store.offers import Offers
 
 
@@ -44,6 +44,8 @@ def test_the_last_hour_is_sampled_by_the_sweep_and_kept_short(api, client):
     sweep = Sweep(
         store, Recovery(store, lambda: ["ep"], lease_s=60), Offers(client, gone_s=60), lease_s=60
     )
+    # Not at the end of 15 s, after which there is another sample.
+    wait_until(lambda: now_ms() % SAMPLE_MS < SAMPLE_MS - 5000)
     before = now_ms()
     sweep.once()
     # The sweep of a second host adds no other sample within the same 15 s.

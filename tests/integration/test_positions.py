@@ -50,7 +50,7 @@ def test_all_streams_of_a_job_cost_one_read(store):
         store.jobs.cancel("job-1", "ep", reason="x")
         assert all(event.wait(30) for event in woken.values())
         # Their streams read the new position, and show it.
-        assert not any(follower.follows(jobs[job_id]) for follower, job_id in followers)
+        wait_until(lambda: not any(follower.follows(jobs[i]) for follower, i in followers))
     assert all(len(asked) == len(set(asked)) for asked in queue.asked)
 
 

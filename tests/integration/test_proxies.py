@@ -110,8 +110,9 @@ def test_a_run_may_go_on_while_a_proxy_answers_for_its_worker(fake, look, status
     ("status", "looks"), [(404, [RunCheck.UNKNOWN, RunCheck.TIMEOUT]), (503, [RunCheck.UNKNOWN])]
 )
 def test_a_proxys_answer_beside_a_generator_does_not_show_that_its_worker_answers(
-    fake, status, looks
+    fake, monkeypatch, status, looks
 ):
+    monkeypatch.setattr("ownpod.workers.stream.ANSWER_S", 60)
     ended, asked = threading.Event(), threading.Event()
 
     def health(*_):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from helpers import attempt, job_store, load_settings, new_job, wait_until, worker_spec
+from helpers import attempt, job_store, load_settings, new_job, now_ms, wait_until, worker_spec
 
 from ownpod.api import create_app
 from ownpod.api.services import services_of
@@ -289,6 +289,7 @@ def test_a_worker_that_is_to_be_restarted_gets_nothing_before(running, pulls, ap
         worker.probe()
     with pytest.raises(WorkerUnavailable):
         worker.start(attempt())
+    client.hset(keys.pull("w"), "asked_ms", now_ms())
     assert pulls.take("w", "ep", "t", limit=1, in_progress=False).stopping
     assert api.get("/v2/ep/job-stop/w?gpu=0").status_code == 204
     client.hset(keys.pull("w"), "asked_ms", 1)

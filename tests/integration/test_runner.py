@@ -95,15 +95,17 @@ def test_a_refused_job_fails_with_the_workers_reason(node, fake):
     assert "input should be an object" in job.error
 
 
-def test_a_dead_worker_costs_no_attempt_and_opens_the_breaker(node, fake, client):
+def test_a_dead_worker_costs_no_attempt_and_opens_the_breaker(node, fake, client, monkeypatch):
     fake.routes["POST /run"] = Answer(503, {})
     node.breaker.start()
     wait_until(lambda: node.breaker.closed)
     node.store.jobs.create(new_job())
     client.delete(QUEUE)
+    reasons, note = [], node.breaker.note_failure
+    monkeypatch.setattr(node.breaker, "note_failure", lambda why: (note(why), reasons.append(why)))
     node.run("job-1")
-    assert not node.breaker.closed
-    assert node.breaker.status.reason.startswith("/run answered HTTP 503")
+    # It may take part again already: its probe finds it well after half a second.
+    assert reasons[0].startswith("/run answered HTTP 503")
     assert status_of(node) is JobStatus.IN_QUEUE
     assert node.store.jobs.get("job-1", "ep").retries == 0
     assert client.llen(QUEUE) == 1
@@ -117,14 +119,14 @@ def test_a_worker_that_keeps_refusing_is_asked_less_and_less(node, fake):
     node.breaker.start()
     node.store.jobs.create(new_job())
     pauses = []
-    for _ in range(3):
+    for _ in range(4):
         wait_until(lambda: node.breaker.closed, 5)
         node.run("job-1")
         closed = time.monotonic()
         wait_until(lambda: node.breaker.closed, 5)
         pauses.append(time.monotonic() - closed)
     # They double; a loaded machine adds to each.
-    assert pauses[0] < pauses[2]
+    assert pauses[0] < pauses[3]
 
 
 def test_a_job_whose_worker_dies_is_tried_again_and_fails_in_the_end(node, fake):
@@ -180,7 +182,7 @@ def test_a_cancelled_running_job_is_forwarded_and_its_late_answer_dropped(node, 
 
 
 @pytest.mark.slow
-def test_a_lease_is_renewed_while_the_job_runs(node, fake):
+def test_a_lease_is_renewed_while_the_job_runs(node, fake, client):
     held = Answer(body={"status": "COMPLETED"}, hold=threading.Event())
     fake.routes["POST /status"] = held
     slots, breaker = slots_and_breaker(node.store, node.worker, lease_s=3)
@@ -190,11 +192,8 @@ def test_a_lease_is_renewed_while_the_job_runs(node, fake):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(runner.run, "job-1")
         wait_until(lambda: fake.paths("POST /status"))
-        # Longer than the lease of 3 s, which never runs out, also on a loaded machine.
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
-            assert node.store.queue.expired(limit=1) == []
-            time.sleep(0.05)
+        first = client.zscore(keys.LEASES, "job-1")
+        wait_until(lambda: client.zscore(keys.LEASES, "job-1") > first + 3000)
         held.hold.set()
         running.result(60)
     assert status_of(node) is JobStatus.COMPLETED

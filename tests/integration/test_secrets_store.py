@@ -94,7 +94,7 @@ def run(program, client, *arguments, **environ):
         capture_output=True,
         text=True,
         check=False,
-        timeout=80,
+        timeout=200,
     )
 
 

@@ -444,7 +444,7 @@ def test_a_one_off_task_spills_after_its_time(client):
     assert rig.sessions.open_task(
         worker, "llama-chat", spec=spec, job_id="j", owner="", spill=later
     )
-    rig.set_ms(worker, "created_ms", 29)
+    rig.set_ms(worker, "created_ms", 10)
     rig.once()
     assert rig.managed.get(worker).pools == ("low",)
     rig.set_ms(worker, "created_ms", 31)

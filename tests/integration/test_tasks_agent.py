@@ -149,7 +149,7 @@ def test_a_task_that_needs_more_memory_than_its_limit_fails_with_it(rig):
 def test_a_silent_task_ends_by_its_timeout(rig):
     job = rig.run("import time; time.sleep(600)", timeout_ms=1500)
     assert job.status is JobStatus.TIMED_OUT
-    assert not rig.engine.list()[W].running
+    assert not rig.runs()
 
 
 def test_a_cancelled_task_ends(rig):

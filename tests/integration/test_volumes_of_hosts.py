@@ -99,6 +99,7 @@ def test_a_directory_that_does_not_answer_blocks_the_agent_shortly_and_once(fold
     volumes = Volumes(many, every_s=0)
     for _ in range(3):
         assert {v.problem for v in volumes.read("process")} == {f"{folder} does not answer"}
+    wait_until(lambda: len(begun) >= 5)
     assert len(begun) == 5
     go.set()
     wait_until(lambda: {v.problem for v in volumes.read("process")} == {""})

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import socket
 import threading
 import time
@@ -87,7 +88,7 @@ def read(reply: Reply, most: int = 100_000_000) -> bytes:
     return body
 
 
-def ask(server, read_s=2.0, head_s=5.0):
+def ask(server, read_s=20.0, head_s=5.0):
     used = connections(server, head_s)
     reply = used.send("GET", "/health", read_s)
     return reply, read(reply)
@@ -219,7 +220,7 @@ def test_a_second_answer_to_one_request_is_dropped_with_the_connection(server):
         server.parts = [SIZED + surplus]
         used = connections(server)
         for number in (1, 2):
-            reply = used.send("GET", "/health", 2)
+            reply = used.send("GET", "/health", 20)
             assert (reply.status, reply.content_type, read(reply)) == (200, "", b"ok")
             assert server.requests == number
         assert server.connections == 2
@@ -282,7 +283,7 @@ def drip(data: bytes, pause_s: float = 0.05) -> Iterator[bytes]:
         yield data[number : number + 1]
 
 
-@pytest.mark.parametrize("read_s", [1.0, None])
+@pytest.mark.parametrize("read_s", [20.0, None])
 @pytest.mark.parametrize("data", [HEAD + b"X-Long: " + b"x" * 1000, b"\r\n" * 1000])
 def test_a_head_that_comes_byte_by_byte_is_given_up(server, read_s, data):
     server.parts = drip(data)
@@ -342,11 +343,12 @@ def test_a_body_that_has_a_time_ends_with_it(server, rest):
 # Connections that are kept.
 
 
-def test_a_connection_is_used_again_while_it_is_young(server):
+def test_a_connection_is_used_again_while_it_is_young(server, monkeypatch):
+    monkeypatch.setattr("ownpod.workers.http.REUSE_S", 60)
     server.keep, server.parts = True, [SIZED]
     used = connections(server)
     for _ in range(3):
-        assert read(used.send("POST", "/run", 2, body="{}")) == b"ok"
+        assert read(used.send("POST", "/run", 20, body="{}")) == b"ok"
     assert (server.connections, server.requests) == (1, 3)
 
 
@@ -354,22 +356,22 @@ def test_a_connection_is_used_again_while_it_is_young(server):
 def test_a_connection_that_was_idle_for_longer_is_not_used_again(server):
     server.keep, server.parts = True, [SIZED]
     used = connections(server)
-    assert read(used.send("POST", "/run", 2, body="{}")) == b"ok"
+    assert read(used.send("POST", "/run", 20, body="{}")) == b"ok"
     idle_since = time.monotonic()
     wait_until(lambda: time.monotonic() - idle_since > REUSE_S)
-    assert read(used.send("POST", "/run", 2, body="{}")) == b"ok"
+    assert read(used.send("POST", "/run", 20, body="{}")) == b"ok"
     assert server.connections == 2
 
 
 class ClosesIdle(RawServer):
-    """Closes a connection without an answer as soon as a request comes after 2 s of silence, as a server that closes
+    """Closes a connection without an answer as soon as a request comes after 4 s of silence, as a server that closes
     idle connections does in the unlucky moment.
     """
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            idle_since = time.monotonic()
-            while connection.recv(65_536) and time.monotonic() - idle_since < 2:
+            idle_since = math.inf
+            while connection.recv(65_536) and time.monotonic() - idle_since < 4:
                 connection.sendall(SIZED)
                 idle_since = time.monotonic()
 
@@ -378,8 +380,8 @@ class ClosesIdle(RawServer):
 def test_no_request_is_lost_to_a_server_that_closes_idle_connections():
     server = ClosesIdle()
     used = connections(server)
-    for idle_s in (0, 2.2, 0):
+    for idle_s in (0, 4.2, 0):
         since = time.monotonic()
         wait_until(lambda since=since, idle_s=idle_s: time.monotonic() - since >= idle_s)
-        assert read(used.send("POST", "/run", 2, body="{}")) == b"ok"
+        assert read(used.send("POST", "/run", 20, body="{}")) == b"ok"
     server.stop()

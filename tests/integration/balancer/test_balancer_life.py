@@ -283,15 +283,17 @@ def test_a_worker_with_https_is_verified(lb, tmp_path, worker):
 def test_a_front_passes_to_the_home_front(lb, tmp_path, worker):
     with front(tmp_path / "home") as home, WebWorker("w2").serving() as other:
         keys = {"*": {digest_of(KEY)}}
-        limits = Balancing(capacity=1, limit_s=1)
+        workers = (worker.server(capacity=1), other.server(capacity=1))
+        passed = Server("front-home", "127.0.0.1", home.port, is_front=True)
 
-        def state(*servers):
+        def state(*servers, **changes):
+            limits = Balancing(capacity=1, **changes)
             return FrontState(
                 {"ep": Route("ep", limits, servers)}, keys=keys, secret="between-fronts"
             )
 
-        home.balancer.apply(state(worker.server(capacity=1), other.server(capacity=1)))
-        lb.balancer.apply(state(Server("front-home", "127.0.0.1", home.port, is_front=True)))
+        home.balancer.apply(state(*workers))
+        lb.balancer.apply(state(passed))
         for want in ("strict w2", "w1", "strict w1"):
             answer = lb.get("/echo?a=b", headers={"X-Runpod-Worker-Id": want})
             assert (
@@ -303,6 +305,8 @@ def test_a_front_passes_to_the_home_front(lb, tmp_path, worker):
             assert not {"x-ownpod-front", "x-ownpod-endpoint", "authorization"} & set(headers)
             assert answer.json()["path"] == "/echo"
         assert lb.get(headers={"X-Runpod-Worker-Id": "strict gone"}).status_code == 404
+        home.balancer.apply(state(*workers, limit_s=1))
+        lb.balancer.apply(state(passed, limit_s=1))
         assert lb.get("/hold").status_code == 524
         with connect(
             f"ws://127.0.0.1:{lb.port}/lb/ep/ws", additional_headers={"Authorization": KEY}
