@@ -88,7 +88,7 @@ def free_port() -> int:
 
 
 class HeldPort:
-    """A port on loopback for a server that listens seconds later. While this object lives, Linux gives the port to no other
+    """A port on loopback for a server that listens seconds later. While this object lives, Linux chooses the port for no other
     program; a server that sets SO_REUSEADDR, as gunicorn does, can listen on it.
 
     Attributes:

@@ -123,14 +123,15 @@ class Rig:
         self.turning = Turning(agent)
 
     def replace_agents(self, *, each, seconds):
-        """Replaces the agent three times, each time when more than ``each`` further characters of output are there."""
-        for _ in range(3):
+        """Replaces the agent three times, each time when more than ``each`` further characters of output are there, or when the
+        task, which goes on, has ended; the first time it has not.
+        """
+        for number in range(3):
             seen = len(self.text())
             wait_until(
-                # The task goes on, so that it may have ended before the last one.
-                lambda n=seen: len(self.text()) > n + each or self.job().status.terminal,
-                seconds,
+                lambda n=seen: len(self.text()) > n + each or self.job().status.terminal, seconds
             )
+            assert number or not self.job().status.terminal
             self.next_agent()
 
     def runs(self):

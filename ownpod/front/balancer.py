@@ -120,6 +120,11 @@ class Balancer:
             self.apply(self._state)
         return True
 
+    @property
+    def alive(self) -> bool:
+        """Whether HAProxy runs."""
+        return self._program.alive()
+
     def apply(self, state: FrontState) -> None:
         """Sends HAProxy the differences between a state and its own. Repeating it costs nothing.
 

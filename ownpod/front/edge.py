@@ -51,6 +51,10 @@ class Balances(Protocol):
     def fd(self) -> int:
         """Readable when HAProxy has ended."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether HAProxy runs."""
+
     def apply(self, state: FrontState) -> None:
         """Makes HAProxy as the state is."""
 
@@ -229,7 +233,7 @@ class Edge:
         routes = {} if self._state is None else self._state.routes
         self._was_read_at = self._clock()
         self._read_at = self._was_read_at + BUSY_S
-        if routes and not found:
+        if routes and not found and self._balancer.alive:
             # HAProxy did not answer. What was open may still be.
             return
         self._readings = readings = self._totals.grow(found)
@@ -262,7 +266,7 @@ class Edge:
     def _report(self) -> None:
         if self._read_state is None or self._read_view is None:
             return
-        found = reported(self._readings, self._read_state)
+        found = reported(self._readings, self._read_state, drained_in(self._read_view))
         waiting = frozenset(name for name, r in found.items() if r.waiting or r.wishes)
         verdicts = dict(self.prober.verdicts)
         problems = dict[str, str]()
@@ -275,7 +279,7 @@ class Edge:
         for name, problem in {**problems, **self._down}.items():
             if name in verdicts and verdicts[name].ready:
                 verdicts[name] = Verdict(reason=problem, lost=True)
-        self.exchange.report(found, verdicts, waiting, drained_in(self._read_view))
+        self.exchange.report(found, verdicts, waiting)
 
     def _sleep(self) -> None:
         until = self._read_at

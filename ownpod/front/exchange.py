@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from ownpod import settings as all_settings
 from ownpod.configuration import keep_endpoints
@@ -44,13 +44,6 @@ MOST_WISHES = 200
 
 NOTICE_S = 1.0
 """Seconds between two notices that requests wait."""
-
-
-class _Read(NamedTuple):
-    """What the edge has read from HAProxy, with the workers that were drained at that time."""
-
-    readings: Mapping[str, RouteReading]
-    drained: frozenset[str]
 
 
 class Exchange:
@@ -94,7 +87,7 @@ class Exchange:
         self._beat_at = self._refreshed_at = -TTL_S
         self._trust_at = 0.0
         self._claims = dict[str, float]()
-        self._last = _Read({}, frozenset())
+        self._readings: Mapping[str, RouteReading] = {}
         self._sent: Mapping[str, RouteReading] | None = None
         self._waiting: frozenset[str] = frozenset()
         self._noticed: frozenset[str] = frozenset()
@@ -134,7 +127,6 @@ class Exchange:
         readings: Mapping[str, RouteReading],
         verdicts: Mapping[str, Verdict],
         waiting: frozenset[str],
-        drained: frozenset[str] = frozenset(),
     ) -> None:
         """Has what was read from HAProxy reported, at most each :data:`BUSY_S` unless it is urgent.
 
@@ -142,14 +134,12 @@ class Exchange:
             readings: by the endpoint's id, see :func:`ownpod.rules.fronts.reported`.
             verdicts: of the workers' health checks, by worker id.
             waiting: endpoints at which requests wait.
-            drained: ids of the workers that got no more requests when this was read.
         """
         urgent = bool(waiting - self._waiting) or _newly_ready(self._verdicts, verdicts)
         urgent |= not self._serves
         self._serves = True
-        last = _Read(readings, drained)
-        same = last == self._last and verdicts == self._verdicts
-        self._last, self._verdicts, self._waiting = last, verdicts, waiting
+        same = readings == self._readings and verdicts == self._verdicts
+        self._readings, self._verdicts, self._waiting = readings, verdicts, waiting
         if urgent:
             self._hurry()
         elif not same:
@@ -191,7 +181,7 @@ class Exchange:
                 # Now, because the registry's own reads are up to a second apart.
                 self._registry.newer()
                 self._refreshed_at = self._clock()
-            readings, drained = self._last
+            readings = self._readings
             try:
                 beat = self._send(readings)
             except WorkerRecordBroken:
@@ -201,7 +191,7 @@ class Exchange:
             self._see(beat)
             if self._waiting and self._notices():
                 self._managed.notice("request")
-            self._reports.turn(self.view or View(), self._verdicts, beat, readings, drained)
+            self._reports.turn(self.view or View(), self._verdicts, beat, readings)
         except OwnPodError as error:
             if not self._away:
                 self._away = True
@@ -290,7 +280,7 @@ class Exchange:
         """The wished workers that cannot come back, by the endpoint's id."""
         wishes = {
             name: reading.wishes[:MOST_WISHES]
-            for name, reading in self._last.readings.items()
+            for name, reading in self._readings.items()
             if reading.wishes and name in view.endpoints
         }
         if not wishes:

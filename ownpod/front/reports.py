@@ -73,7 +73,6 @@ class Reports:
         verdicts: Mapping[str, Verdict],
         beat: Beat,
         readings: Mapping[str, RouteReading],
-        drained: frozenset[str],
     ) -> None:
         """Reports what has changed. Raises: RedisUnavailable; the next turn reports the rest.
 
@@ -82,7 +81,6 @@ class Reports:
             verdicts: of the health checks that this front makes.
             beat: the last heartbeat, with the readings of all fronts.
             readings: this front's.
-            drained: ids of the workers that got no more requests at the time of this front's readings.
         """
         sums = summed([*(r for i, r in beat.readings.items() if i != self._me.id), readings])
         workers = dict[str, WorkerSpec]()
@@ -92,9 +90,7 @@ class Reports:
             for worker in endpoint.workers:
                 workers[worker.id] = worker
                 verdict = verdicts.get(worker.id, UNASKED)
-                # One that HAProxy does not have gets no requests, unless it has been added since it was read.
-                absent = ServerReading(draining=worker.id in drained)
-                reading = servers.get(worker.id, absent)
+                reading = servers.get(worker.id, ServerReading())
                 try:
                     if worker.is_managed and verdict.ready:
                         self._began(worker.id)

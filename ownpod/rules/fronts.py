@@ -110,14 +110,13 @@ def drains(worker: WorkerSpec, paused: Mapping[str, str]) -> bool:
     return worker.draining or worker.stopping or worker.id in paused
 
 
-def drained_in(view: View) -> frozenset[str]:
-    """Ids of the workers that get no more requests."""
-    return frozenset(
-        worker.id
-        for endpoint in view.endpoints.values()
-        for worker in endpoint.workers
-        if drains(worker, view.paused)
-    )
+def drained_in(view: View) -> dict[str, frozenset[str]]:
+    """Ids of the workers that get no more requests, by the id of their endpoint."""
+    found = {
+        name: frozenset(worker.id for worker in endpoint.workers if drains(worker, view.paused))
+        for name, endpoint in view.endpoints.items()
+    }
+    return {name: ids for name, ids in found.items() if ids}
 
 
 def lost_of(
@@ -221,15 +220,26 @@ def _passed_to(home: Front) -> Server | None:
     return None if place is None else Server(f"{FRONT}{home.id}", *place, is_front=True)
 
 
-def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[str, RouteReading]:
+def reported(
+    readings: Mapping[str, RouteReading],
+    state: FrontState,
+    drained: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, RouteReading]:
     """What this front reports to the others: with what it drains, and without other fronts, because the endpoint's home counts
     the requests that are passed on.
 
     After the home has moved, a worker is drained once no request waits here, because what waits there is still sent to it.
+
+    Args:
+        readings: of HAProxy, by the endpoint's id.
+        state: what HAProxy had when it was read.
+        drained: the workers that got no more requests then, by the endpoint's id. They are reported also if HAProxy does not
+            have them, because it may get any other worker at any moment.
     """
     found = {}
-    for name, reading in readings.items():
-        route = state.routes.get(name)
+    drained = drained or {}
+    for name in (*readings, *(name for name in drained if name not in readings)):
+        reading, route = readings.get(name, RouteReading()), state.routes.get(name)
         if route is None:
             continue
         wanted = {server.id: server for server in route.servers}
@@ -240,14 +250,16 @@ def reported(readings: Mapping[str, RouteReading], state: FrontState) -> dict[st
         }
         passes = any(server.is_front for server in route.servers)
         here = {i: r for i, r in reading.servers.items() if i not in passed}
-        drained = not passes or reading.requests <= sum(r.open for r in here.values())
+        ended = not passes or reading.requests <= sum(r.open for r in here.values())
         servers = {
-            i: replace(r, draining=wanted[i].draining if i in wanted else drained)
+            i: replace(r, draining=wanted[i].draining if i in wanted else ended)
             for i, r in here.items()
         }
         for server in route.servers:
             if not server.is_front and server.id not in servers:
                 servers[server.id] = ServerReading(draining=server.draining)
+        for worker_id in drained.get(name, ()):
+            servers.setdefault(worker_id, ServerReading(draining=True))
         found[name] = replace(reading, servers=servers, passes=passes)
     return found
 
@@ -262,10 +274,10 @@ def summed(readings: Iterable[Mapping[str, RouteReading]]) -> dict[str, RouteRea
 
 
 def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
-    servers = dict(a.servers)
-    for name, more in b.servers.items():
-        known = servers.get(name)
-        servers[name] = more if known is None else _sum_of_server(known, more)
+    servers = {
+        name: _sum_of_server(a.servers.get(name, _absent(a)), b.servers.get(name, _absent(b)))
+        for name in {**a.servers, **b.servers}
+    }
     return RouteReading(
         requests=a.requests + b.requests,
         servers=servers,
@@ -274,6 +286,11 @@ def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
         passes=a.passes and b.passes,
         problem=a.problem or b.problem,
     )
+
+
+def _absent(reading: RouteReading) -> ServerReading:
+    """A worker that a front does not have. It may get it, and requests for it, unless it passes them on."""
+    return ServerReading(up=False, draining=reading.passes)
 
 
 def _sum_of_server(a: ServerReading, b: ServerReading) -> ServerReading:

@@ -195,7 +195,7 @@ def over_budget(spec: CloudSpec, spent: Spent) -> str:
 def refusal(attempt: Attempt, spec: CloudSpec) -> str | None:
     """Why a job never goes to a cloud worker; None: it may. A pinned job is in another queue, and never gets here."""
     if attempt.stays:
-        return "its policy.overflow is false"
+        return "its policy.overflow is false, or its client's key is in OWNPOD_OVERFLOW_NEVER_KEYS"
     if attempt.hops >= MOST_HOPS:
         return "it came from another OwnPod"
     if len(attempt.input.encode()) > LARGEST_INPUT:

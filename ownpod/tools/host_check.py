@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import redis
 
@@ -37,12 +37,23 @@ def examine(config: Settings) -> Iterator[Finding]:
         yield Finding(kind, "workers", f"{endpoint.id}: {words}")
     yield from agent_check.examine(config, endpoints)
     yield from front_check.examine(config, endpoints.values())
+    yield from keys(config, endpoints.values())
+
+
+def keys(config: Settings, endpoints: Collection[Endpoint]) -> Iterator[Finding]:
+    """Yields which keys open endpoints, and how many are kept from cloud workers although they open nothing."""
+    of_endpoints = [key for endpoint in endpoints for key in endpoint.api_keys]
     if config.api_keys:
         yield Finding("ok", "keys", f"{len(config.api_keys)} in OWNPOD_API_KEYS")
-    elif any(endpoint.api_keys for endpoint in endpoints.values()):
+    elif of_endpoints:
         yield Finding("ok", "keys", "for single endpoints, in workers.yaml")
     else:
         yield Finding("note", "keys", "OWNPOD_API_KEYS is not set: callers need no key")
+    opening = {key.digest for key in (*config.api_keys, *config.admin_keys, *of_endpoints)}
+    idle = sum(key.digest not in opening for key in config.overflow_never_keys)
+    if idle:
+        words = "are no API key, admin key, or key of an endpoint in workers.yaml"
+        yield Finding("note", "keys", f"{idle} of OWNPOD_OVERFLOW_NEVER_KEYS {words}")
 
 
 def _preset(endpoint: Endpoint, preset: Preset) -> str:

@@ -49,7 +49,7 @@ def kill_by_chance(ownpod, workers: Workers, chance: random.Random) -> Counter[s
         elif victims := soon(lambda kind=kind: processes_of(ownpod, kind), 30):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(victims).pid, signal.SIGKILL)
-            killed[kind] += 1
+                killed[kind] += 1
     return killed
 
 

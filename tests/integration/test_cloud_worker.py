@@ -487,16 +487,22 @@ def test_the_other_sides_health_decides_too(node, other):
     assert (node.state, "401" in node.reason) == (WorkerState.UNHEALTHY, True)
 
 
-def test_a_status_is_published_when_it_changes_and_not_at_each_check(node):
+@pytest.fixture
+def stack():
+    with contextlib.ExitStack() as found:
+        yield found
+
+
+def test_a_status_is_published_when_it_changes_and_not_at_each_check(node, stack):
+    # Its thread has no end. One that is paused does not use the Redis of later tests.
     node.breaker.start()
+    stack.callback(setattr, node.breaker, "_is_paused", lambda: True)
     wait_until(lambda: node.state is WorkerState.STANDBY)
     wait_until(lambda: node.published and node.published[-1].state is WorkerState.STANDBY)
     count = len(node.published)
     node.breaker.recheck()
     node.breaker.recheck()
     assert len(node.published) - count <= 1
-    # Its thread has no end; it does not use the Redis of later tests.
-    node.breaker._is_paused = lambda: True
 
 
 def test_a_job_here_pays_its_usual_time_once_that_is_known(node, client):

@@ -40,6 +40,10 @@ class Balancer:
         self.applied = 0
         self.readings = {}
         self.dead = False
+        self.broken = False
+        """It has ended, and does not start again."""
+        self.readable = threading.Event()
+        self.readable.set()
         self.fails = False
         self.problems = {}
         self.fd, self._end = os.pipe()
@@ -49,7 +53,14 @@ class Balancer:
             raise OSError("the runtime socket is gone")
         self.state, self.applied = state, self.applied + 1
 
+    @property
+    def alive(self):
+        return not (self.dead or self.broken)
+
     def read(self):
+        self.readable.wait(60)
+        if not self.alive:
+            return {}
         found = {}
         for name, route in self.state.routes.items():
             given = self.readings.get(name, RouteReading())
@@ -262,13 +273,37 @@ def test_a_paused_worker_drains_and_its_requests_are_seen_to_the_end(rig, worker
     rig.balancer.readings["lb"] = RouteReading(requests=1, servers={"w": ServerReading(open=1)})
     rig.fleet.pause("w", "an operator drains it")
     wait_until(lambda: rig.balancer.servers()["w"].draining)
-    paused = WorkerStatus(WorkerState.PAUSED, "an operator drains it", 1)
     wait_until(lambda: rig.status().state is WorkerState.PAUSED)
-    assert rig.status() == paused
+    assert rig.status() == WorkerStatus(WorkerState.PAUSED, "an operator drains it", 1)
     rig.balancer.readings["lb"] = RouteReading(servers={"w": ServerReading(total=1)})
     wait_until(lambda: rig.status().lingering == 0)
     rig.fleet.resume("w")
     wait_until(lambda: not rig.balancer.servers()["w"].draining)
+
+
+def test_one_that_was_added_just_before_its_pause_is_busy_until_haproxy_was_read(rig, worker):
+    worker.routes["GET /ping"] = Answer(204)
+    rig.add(worker)
+    wait_until(lambda: rig.status().state is WorkerState.INITIALIZING)
+    # A turn of the edge waits here, after which it takes the worker's 200 and the pause at once.
+    rig.balancer.readable.clear()
+    rig.fleet.pause("w", "why")
+    paused = WorkerStatus(WorkerState.PAUSED, "why", 1)
+    wait_until(lambda: rig.status() == paused)
+    worker.routes["GET /ping"] = Answer(200)
+    rig.balancer.readable.set()
+    wait_until(lambda: rig.balancer.servers()["w"].draining if rig.balancer.servers() else False)
+    wait_until(lambda: rig.status() == replace(paused, lingering=0))
+
+
+def test_a_worker_that_drains_is_free_where_haproxy_has_ended_for_good(rig, worker):
+    rig.add(worker)
+    wait_until(lambda: "w" in rig.balancer.servers())
+    rig.balancer.readings["lb"] = RouteReading(requests=1, servers={"w": ServerReading(open=1)})
+    wait_until(lambda: rig.status().lingering == 1)
+    rig.fleet.pause("w", "why")
+    rig.balancer.broken = True
+    wait_until(lambda: rig.status() == WorkerStatus(WorkerState.PAUSED, "why"))
 
 
 def test_a_managed_worker_reports_its_start_and_becomes_ready(rig, worker):

@@ -164,12 +164,19 @@ def test_one_that_may_have_been_added_before_its_pause_is_busy_until_haproxy_was
     rig.turn()
     assert fleet.statuses((worker,)) == {"w": WorkerStatus(WorkerState.PAUSED, "why", 1)}
     one = {MINE: RouteReading(1, {"w": ServerReading(1, draining=True)})}
-    rig.exchange.report(one, verdicts, frozenset(), frozenset("w"))
+    rig.exchange.report(one, verdicts, frozenset())
     rig.turn()
     assert fleet.statuses((worker,))["w"].lingering == 1
-    rig.exchange.report({MINE: RouteReading()}, verdicts, frozenset(), frozenset("w"))
+    free = {MINE: RouteReading(servers={"w": ServerReading(draining=True)})}
+    rig.exchange.report(free, verdicts, frozenset())
     rig.turn()
     assert fleet.statuses((worker,))["w"].lingering == 0
+    # Another front may add it, until it reports that it knows the pause, or that it passes requests on.
+    for reading in (RouteReading(), RouteReading(passes=True), free[MINE]):
+        rig.fronts.beat(OTHER, {MINE: reading})
+        rig.turn()
+        free_there = reading.passes or bool(reading.servers)
+        assert fleet.statuses((worker,))["w"].lingering == (not free_there)
 
 
 def test_a_worker_that_was_stopped_is_not_brought_back_by_what_was_read_before(rig, client):

@@ -1,6 +1,5 @@
 """What wakes the scaler and the agents, and managed workers in a Redis that loses answers."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -61,9 +60,9 @@ def test_a_change_that_others_act_on_wakes_them(placed, wakeups, change):
 def test_notices_that_come_together_wake_once_and_without_one_the_wait_ends(placed, wakeups):
     for _ in range(20):
         placed.notice()
-    # The last of them may arrive a moment after its command's answer.
-    time.sleep(0.5)
     assert wakeups.wait(60)
+    # The last of them may arrive a moment after its command's answer.
+    wakeups.wait(0.2)
     assert not wakeups.wait(0.2)
 
 

@@ -263,7 +263,7 @@ def test_a_host_that_cannot_fetch_leaves_the_worker_to_another_with_its_reason(
     del server.refuses["/model.bin"]
     other = rig("i")
     # The other one first, because this host may try again after a second.
-    assert wait_until(lambda: other.started() or host.agent.turn(), 20)
+    assert wait_until(lambda: other.started() or (host.agent.turn(), None)[1], 20)
 
 
 def test_a_host_that_fetches_none_says_so(server, managed, rig):

@@ -120,10 +120,12 @@ def test_output_is_kept_for_seven_days_after_the_end(outputs, managed, client):
 def test_lines_that_come_are_waited_for(outputs):
     outputs.append(W, lines("a"), "", Place("b1"))
     (first,) = outputs.last(W)
-    found = []
+    found, waits = [], []
 
     def wait():
-        while not found:
+        # Each lasts 2 s at most, also if the lines come later on a loaded machine.
+        while not found and len(waits) < 10:
+            waits.append(1)
             found.extend(outputs.wait(W, first.id))
 
     thread = threading.Thread(target=wait)

@@ -14,6 +14,7 @@ from ownpod.rules.fronts import (
     FRONT,
     Totals,
     View,
+    drained_in,
     keys_of,
     lost_of,
     pauses_of,
@@ -176,6 +177,20 @@ def test_a_server_that_was_removed_and_still_has_requests_is_reported_as_drainin
     assert list(found) == ["ep"]
     assert found["ep"].servers["a"].draining
     assert not found["ep"].servers["b"].draining
+
+
+def test_workers_that_get_no_more_requests_are_reported_also_if_haproxy_does_not_have_them():
+    both = (worker("a"), replace(worker("b"), draining=True))
+    of_paused = view(endpoint(*both), paused={"a": "why"})
+    assert drained_in(of_paused) == {"ep": {"a", "b"}}
+    assert drained_in(view(endpoint(worker("a")))) == {}
+    state = state_of(of_paused, ME, {})
+    for readings in ({}, {"ep": RouteReading()}):
+        found = reported(readings, state, drained_in(of_paused))["ep"].servers
+        assert found == dict.fromkeys(("a", "b"), ServerReading(draining=True))
+    # One that is there is as it was read.
+    opened = {"ep": RouteReading(servers={"a": ServerReading(open=1)})}
+    assert reported(opened, state, {"ep": {"a"}})["ep"].servers["a"].open == 1
 
 
 def test_readings_of_fronts_are_summed():

@@ -33,7 +33,7 @@ class Submission:
         body: what :class:`ownpod.api.schemas.RunSchema` has loaded.
         request_id: the client's ``X-Request-ID``.
         idempotency_key: the client's ``Idempotency-Key``, checked; None: there is none.
-        caller: the caller's identity, so that two callers can use the same key.
+        caller: the digest of the caller's key; "": none. Two callers can use the same idempotency key.
         pin: the worker that the client names; None: any worker.
         private: the session, or the worker of a one-off task, that alone runs the job; None: it is no task.
         movable: the client named no session, so the job may move to another one.
