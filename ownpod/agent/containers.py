@@ -27,7 +27,7 @@ from ownpod.agent.container_options import (
     options,
 )
 from ownpod.agent.container_output import ContainerSource
-from ownpod.agent.container_states import end, exit_code, runs
+from ownpod.agent.container_states import end, exit_code, runs, unsettled_s
 from ownpod.agent.docker_api import Conflict, DockerApi, NotThere, missing_directory
 from ownpod.agent.engine import (
     LOG_LINES,
@@ -340,16 +340,32 @@ class ContainerEngine:
             return running
         if container_id not in self._ends:
             try:
-                found = self._api.call(lambda client: client.inspect_container(container_id))
+                ended = self._state_at_end(container_id)
             except NotThere:
                 return None
-            if runs(found["State"]):
+            if ended is None:
                 return running
-            self._ends[container_id] = end(found["State"])
+            self._ends[container_id] = end(ended)
         code, out_of_memory = self._ends[container_id]
         return Found(
             worker_id, running=False, age_s=age_s, exit_code=code, out_of_memory=out_of_memory
         )
+
+    def _state_at_end(self, container_id: str) -> Mapping[str, Any] | None:
+        """The state of a container that has ended; None: it runs. Raises: NotThere."""
+
+        def look() -> Mapping[str, Any]:
+            found = self._api.call(lambda client: client.inspect_container(container_id))
+            state: Mapping[str, Any] = found["State"]
+            return state
+
+        state = look()
+        if runs(state):
+            return None
+        if wait_s := unsettled_s(state, time.time()):
+            time.sleep(wait_s)
+            state = look()
+        return state
 
     def _quiet(self, action: Callable[[Any], Any]) -> None:
         """Calls the engine; it is no error that there is no such container any more."""

@@ -22,7 +22,7 @@ def test_jobs_of_a_host_whose_clock_is_a_minute_off_run_once(start_worker, tmp_p
     url, _ = start_worker("sync")
     redis, port, started = RedisServer(tmp_path), free_port(), []
     (tmp_path / "sitecustomize.py").write_text(SHIFTED.format(shift=shift))
-    environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS": url, "OWNPOD_LEASE_S": 3}
+    environ = {"REDIS_URL": redis.url, "OWNPOD_WORKERS": url, "OWNPOD_LEASE_S": 6}
 
     def start(name, *arguments, **more):
         process = Process(
@@ -48,7 +48,7 @@ def test_jobs_of_a_host_whose_clock_is_a_minute_off_run_once(start_worker, tmp_p
         ids = []
         for name in ("a", "b"):
             # Longer than a lease, and than the time after which the sweep requeues.
-            body = {"input": {"seconds": 7, "runs": str(runs), "text": name}}
+            body = {"input": {"seconds": 13, "runs": str(runs), "text": name}}
             ids.append(requests.post(f"{endpoint}/run", json=body, timeout=60).json()["id"])
         wait_until(lambda: health()["jobs"]["completed"] == 2, 40)
         assert [line.split()[2] for line in runs.read_text().splitlines()] == ["a", "a", "b", "b"]
