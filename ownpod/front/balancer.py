@@ -125,27 +125,31 @@ class Balancer:
         """Whether HAProxy runs."""
         return self._program.alive()
 
-    def apply(self, state: FrontState) -> None:
+    def apply(self, state: FrontState) -> bool:
         """Sends HAProxy the differences between a state and its own. Repeating it costs nothing.
 
         While HAProxy does not run, the state is kept for its start.
+
+        Returns:
+            False: HAProxy does not answer, and may have a part of the differences.
         """
         self._state = state
         if not self._program.alive():
-            return
+            return True
         addresses = self._names.resolve(
             [server.host for route in state.routes.values() for server in route.servers]
         )
         wanted = (state, self._names.changes)
         if self._applied == wanted and not self._unfinished:
-            return
+            return True
         try:
             self._match(state, addresses)
         except RuntimeUnavailable as error:
             self._applied = None
             log.warning("HAProxy does not answer: %s", error)
-            return
+            return False
         self._applied = wanted
+        return True
 
     def read(self) -> dict[str, RouteReading]:
         """The endpoints as HAProxy has them; {} if it does not answer."""

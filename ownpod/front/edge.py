@@ -20,7 +20,7 @@ from ownpod.front.exchange import Exchange
 from ownpod.front.notes import Notes
 from ownpod.front.prober import Prober
 from ownpod.rules.balancing import FrontState, RouteReading
-from ownpod.rules.fronts import Totals, View, drained_in, reported, state_of, targets
+from ownpod.rules.fronts import Totals, View, reported, state_of, targets
 from ownpod.rules.homes import Front, joined
 from ownpod.rules.probing import Verdict
 
@@ -55,8 +55,8 @@ class Balances(Protocol):
     def alive(self) -> bool:
         """Whether HAProxy runs."""
 
-    def apply(self, state: FrontState) -> None:
-        """Makes HAProxy as the state is."""
+    def apply(self, state: FrontState) -> bool:
+        """Makes HAProxy as the state is, now or when it starts. False: it does not answer, so that its state is not known."""
 
     def read(self) -> dict[str, RouteReading]:
         """What HAProxy has open, by the endpoint's id."""
@@ -220,23 +220,25 @@ class Edge:
         state = state_of(view, self._me, verdicts)
         # Again and again, because names of workers get other addresses, and a server with open requests is removed later.
         if now >= self._apply_at or (self._state is not None and state != self._state):
-            self._balancer.apply(state)
-            if state != self._state:
+            applied = state if self._balancer.apply(state) else None
+            if applied != self._state:
                 self._read_at = min(self._read_at, now + LEAST_S)
-            self._state, self._apply_at = state, now + AGAIN_S
+            self._state, self._apply_at = applied, now + (AGAIN_S if applied else BUSY_S)
         self._notes.turn(view, verdicts)
         self._report()
 
     def _read(self) -> None:
         """Reads HAProxy, and has workers that it finds down asked by the prober."""
         found = self._balancer.read()
+        # After an unanswered change its state is not known, and `_report` keeps what was reported before.
         routes = {} if self._state is None else self._state.routes
         self._was_read_at = self._clock()
         self._read_at = self._was_read_at + BUSY_S
         if routes and not found and self._balancer.alive:
             # HAProxy did not answer. What was open may still be.
             return
-        self._readings = readings = self._totals.grow(found)
+        # One that has ended has nothing open, and its totals go on when it is back.
+        self._readings = readings = self._totals.grow(found) if found else {}
         self._read_state, self._read_view = self._state, self._view
         if not _is_busy(readings):
             self._read_at = self._was_read_at + REST_S
@@ -266,7 +268,7 @@ class Edge:
     def _report(self) -> None:
         if self._read_state is None or self._read_view is None:
             return
-        found = reported(self._readings, self._read_state, drained_in(self._read_view))
+        found = reported(self._readings, self._read_state, self._read_view)
         waiting = frozenset(name for name, r in found.items() if r.waiting or r.wishes)
         verdicts = dict(self.prober.verdicts)
         problems = dict[str, str]()

@@ -18,7 +18,7 @@ from ownpod.errors import ConfigurationError, OwnPodError, RedisUnavailable, Wor
 from ownpod.front.reports import Reports
 from ownpod.registry import Registry
 from ownpod.rules.balancing import RouteReading
-from ownpod.rules.fronts import View, keys_of, lost_of, pauses_of
+from ownpod.rules.fronts import View, completed, keys_of, lost_of, pauses_of
 from ownpod.rules.homes import Front, home_of, is_limited
 from ownpod.rules.probing import Verdict
 from ownpod.settings import Settings
@@ -87,13 +87,13 @@ class Exchange:
         self._beat_at = self._refreshed_at = -TTL_S
         self._trust_at = 0.0
         self._claims = dict[str, float]()
-        self._readings: Mapping[str, RouteReading] = {}
+        self._readings: Mapping[str, RouteReading] | None = None
+        """What the edge last reported; None: nothing yet."""
         self._sent: Mapping[str, RouteReading] | None = None
         self._waiting: frozenset[str] = frozenset()
         self._noticed: frozenset[str] = frozenset()
         self._noticed_at = -NOTICE_S
         self._verdicts: Mapping[str, Verdict] = {}
-        self._serves = False
         self._away = False
         self._reloading = False
         self._urgent = False
@@ -136,8 +136,7 @@ class Exchange:
             waiting: endpoints at which requests wait.
         """
         urgent = bool(waiting - self._waiting) or _newly_ready(self._verdicts, verdicts)
-        urgent |= not self._serves
-        self._serves = True
+        urgent |= self._readings is None
         same = readings == self._readings and verdicts == self._verdicts
         self._readings, self._verdicts, self._waiting = readings, verdicts, waiting
         if urgent:
@@ -181,7 +180,7 @@ class Exchange:
                 # Now, because the registry's own reads are up to a second apart.
                 self._registry.newer()
                 self._refreshed_at = self._clock()
-            readings = self._readings
+            readings = self._known_readings()
             try:
                 beat = self._send(readings)
             except WorkerRecordBroken:
@@ -191,7 +190,9 @@ class Exchange:
             self._see(beat)
             if self._waiting and self._notices():
                 self._managed.notice("request")
-            self._reports.turn(self.view or View(), self._verdicts, beat, readings)
+            # With fronts that count as living although their heartbeats are late.
+            known = self._beat or beat
+            self._reports.turn(self.view or View(), self._verdicts, known, readings)
         except OwnPodError as error:
             if not self._away:
                 self._away = True
@@ -203,13 +204,20 @@ class Exchange:
                 self._away = False
                 log.info("Redis answers again")
 
-    def _send(self, readings: Mapping[str, RouteReading]) -> Beat:
-        # Without its address until HAProxy has the endpoints: other fronts pass no requests on to this one before.
-        me = self._me if self._serves else Front(self._me.id)
-        beat = self._fronts.beat(me, None if readings == self._sent else readings)
-        if not beat.reported and readings:
+    def _known_readings(self) -> Mapping[str, RouteReading] | None:
+        """What the edge last reported, with each worker of the view that it has since; None: nothing yet."""
+        readings = self._readings
+        return None if readings is None else completed(readings, self.view or View())
+
+    def _send(self, readings: Mapping[str, RouteReading] | None) -> Beat:
+        if readings is None:
+            # Without its address until HAProxy has the endpoints: other fronts pass no requests on to this one before. What
+            # an earlier process of this front has reported stays, because its HAProxy may have gone on.
+            return self._fronts.beat(Front(self._me.id))
+        beat = self._fronts.beat(self._me, None if readings == self._sent else readings)
+        if not beat.reported:
             # Redis has lost its data.
-            beat = self._fronts.beat(me, readings)
+            beat = self._fronts.beat(self._me, readings)
         self._sent = readings
         return beat
 
@@ -233,6 +241,7 @@ class Exchange:
                 beat,
                 fronts=tuple(known[i] for i in sorted(known)),
                 readings={**self._beat.readings, **beat.readings},
+                unread=beat.unread | (self._beat.unread - beat.readings.keys()),
             )
         if self._beat is not None and beat.paused.keys() != self._beat.paused.keys():
             # A worker that has been stopped is paused no more, and its entry may have been read before it began to drain.
@@ -280,7 +289,7 @@ class Exchange:
         """The wished workers that cannot come back, by the endpoint's id."""
         wishes = {
             name: reading.wishes[:MOST_WISHES]
-            for name, reading in self._readings.items()
+            for name, reading in (self._readings or {}).items()
             if reading.wishes and name in view.endpoints
         }
         if not wishes:

@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ownpod.errors import RedisUnavailable
 from ownpod.rules.balancing import RouteReading, ServerReading
@@ -72,7 +72,7 @@ class Reports:
         view: View,
         verdicts: Mapping[str, Verdict],
         beat: Beat,
-        readings: Mapping[str, RouteReading],
+        readings: Mapping[str, RouteReading] | None,
     ) -> None:
         """Reports what has changed. Raises: RedisUnavailable; the next turn reports the rest.
 
@@ -80,9 +80,12 @@ class Reports:
             view: endpoints and workers.
             verdicts: of the health checks that this front makes.
             beat: the last heartbeat, with the readings of all fronts.
-            readings: this front's.
+            readings: this front's; None: it has none yet, so that those of an earlier process of it count.
         """
-        sums = summed([*(r for i, r in beat.readings.items() if i != self._me.id), readings])
+        own = {} if readings is None else {self._me.id: readings}
+        sums = summed({**beat.readings, **own}.values())
+        # Their HAProxys may have any worker.
+        unread = bool(beat.unread - own.keys())
         workers = dict[str, WorkerSpec]()
         for endpoint in view.endpoints.values():
             mine = publisher_of(endpoint, self._me, view.fronts) == self._me.id
@@ -91,6 +94,8 @@ class Reports:
                 workers[worker.id] = worker
                 verdict = verdicts.get(worker.id, UNASKED)
                 reading = servers.get(worker.id, ServerReading())
+                if unread:
+                    reading = replace(reading, draining=False)
                 try:
                     if worker.is_managed and verdict.ready:
                         self._began(worker.id)

@@ -56,9 +56,11 @@ class RequestCounts:
             for endpoint in endpoints
             for worker, server in (found[endpoint].servers if endpoint in found else {}).items()
         }
-        # A request may begin and end between two decisions. After a restart of the front its numbers begin at 0.
-        before, self._totals = self._totals, totals
-        used = {worker for worker, total in totals.items() if total != before.get(worker, total)}
+        # A request may begin and end between two decisions. After a restart of the front its numbers begin at 0, which is also
+        # the number of a worker that HAProxy does not have for a while.
+        before = self._totals
+        self._totals = {i: total or before.get(i, 0) for i, total in totals.items()}
+        used = {i for i, total in totals.items() if total and total != before.get(i, total)}
         return Requests({endpoint: found.get(endpoint) for endpoint in endpoints}, used)
 
     def _loads(self) -> Mapping[str, RouteReading]:

@@ -129,7 +129,7 @@ class ServerReading:
         total: requests that it has got since the front's start.
         up: the front sends it requests.
         problem: what the front's last check found; "" if that was well.
-        draining: the front was to drain it when it was read.
+        draining: the front gave it no more requests when it was read.
     """
 
     open: int = 0

@@ -110,15 +110,6 @@ def drains(worker: WorkerSpec, paused: Mapping[str, str]) -> bool:
     return worker.draining or worker.stopping or worker.id in paused
 
 
-def drained_in(view: View) -> dict[str, frozenset[str]]:
-    """Ids of the workers that get no more requests, by the id of their endpoint."""
-    found = {
-        name: frozenset(worker.id for worker in endpoint.workers if drains(worker, view.paused))
-        for name, endpoint in view.endpoints.items()
-    }
-    return {name: ids for name, ids in found.items() if ids}
-
-
 def lost_of(
     endpoint: Endpoint,
     wishes: Iterable[str],
@@ -221,27 +212,22 @@ def _passed_to(home: Front) -> Server | None:
 
 
 def reported(
-    readings: Mapping[str, RouteReading],
-    state: FrontState,
-    drained: Mapping[str, Collection[str]] | None = None,
+    readings: Mapping[str, RouteReading], state: FrontState, view: View
 ) -> dict[str, RouteReading]:
-    """What this front reports to the others: with what it drains, and without other fronts, because the endpoint's home counts
-    the requests that are passed on.
+    """What this front reports to the others: each worker of each endpoint, with whether it drains, and without other fronts,
+    because the endpoint's home counts the requests that are passed on.
 
-    After the home has moved, a worker is drained once no request waits here, because what waits there is still sent to it.
+    A worker that HAProxy does not have is reported, too: HAProxy may get it at any moment, unless it drains. After the home has
+    moved, a worker is drained once no request waits here, because what waits there is still sent to it.
 
     Args:
         readings: of HAProxy, by the endpoint's id.
         state: what HAProxy had when it was read.
-        drained: the workers that got no more requests then, by the endpoint's id. They are reported also if HAProxy does not
-            have them, because it may get any other worker at any moment.
+        view: what this state was made from.
     """
     found = {}
-    drained = drained or {}
-    for name in (*readings, *(name for name in drained if name not in readings)):
-        reading, route = readings.get(name, RouteReading()), state.routes.get(name)
-        if route is None:
-            continue
+    for name, route in state.routes.items():
+        reading = readings.get(name, RouteReading())
         wanted = {server.id: server for server in route.servers}
         passed = {
             i
@@ -251,15 +237,15 @@ def reported(
         passes = any(server.is_front for server in route.servers)
         here = {i: r for i, r in reading.servers.items() if i not in passed}
         ended = not passes or reading.requests <= sum(r.open for r in here.values())
+        endpoint = view.endpoints.get(name)
+        drained = {w.id: drains(w, view.paused) for w in (endpoint.workers if endpoint else ())}
         servers = {
-            i: replace(r, draining=wanted[i].draining if i in wanted else ended)
+            i: replace(r, draining=ended if passes else drained.get(i, True))
             for i, r in here.items()
         }
-        for server in route.servers:
-            if not server.is_front and server.id not in servers:
-                servers[server.id] = ServerReading(draining=server.draining)
-        for worker_id in drained.get(name, ()):
-            servers.setdefault(worker_id, ServerReading(draining=True))
+        for worker_id, is_drained in drained.items():
+            absent = ServerReading(up=False, draining=passes or is_drained)
+            servers.setdefault(worker_id, absent)
         found[name] = replace(reading, servers=servers, passes=passes)
     return found
 
@@ -273,9 +259,24 @@ def summed(readings: Iterable[Mapping[str, RouteReading]]) -> dict[str, RouteRea
     return found
 
 
+def completed(readings: Mapping[str, RouteReading], view: View) -> dict[str, RouteReading]:
+    """Readings with each worker of a newer view. HAProxy may have got it since, before it was read again."""
+    found = {}
+    for name, reading in readings.items():
+        endpoint = view.endpoints.get(name)
+        absent = ServerReading(up=False, draining=reading.passes)
+        added = {w.id: absent for w in (endpoint.workers if endpoint else ())}
+        found[name] = replace(reading, servers={**added, **reading.servers})
+    return found
+
+
+_UNKNOWN = ServerReading(up=False, draining=True)
+"""A worker that a front has not reported. It knows it only with its drain, if at all, see :func:`completed`."""
+
+
 def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
     servers = {
-        name: _sum_of_server(a.servers.get(name, _absent(a)), b.servers.get(name, _absent(b)))
+        name: _sum_of_server(a.servers.get(name, _UNKNOWN), b.servers.get(name, _UNKNOWN))
         for name in {**a.servers, **b.servers}
     }
     return RouteReading(
@@ -286,11 +287,6 @@ def _sum(a: RouteReading, b: RouteReading) -> RouteReading:
         passes=a.passes and b.passes,
         problem=a.problem or b.problem,
     )
-
-
-def _absent(reading: RouteReading) -> ServerReading:
-    """A worker that a front does not have. It may get it, and requests for it, unless it passes them on."""
-    return ServerReading(up=False, draining=reading.passes)
 
 
 def _sum_of_server(a: ServerReading, b: ServerReading) -> ServerReading:
@@ -318,7 +314,7 @@ def status_of(
         worker: the worker.
         paused: why workers get no more requests.
         verdict: of its health check.
-        reading: the sum over all fronts.
+        reading: the sum over all fronts; not draining while one of them has not read its HAProxy yet.
         was_used: it got a request within the last moments, which may have ended.
     """
     if drains(worker, paused):

@@ -42,6 +42,7 @@ class Beat:
         paused: why a worker gets no more requests, by the ids of all paused workers.
         fronts: the fronts that live, this one included.
         readings: what each of them last read, by its id.
+        unread: the ids of those that have reported nothing yet.
     """
 
     now_ms: int
@@ -50,6 +51,7 @@ class Beat:
     paused: Mapping[str, str]
     fronts: tuple[Front, ...]
     readings: Mapping[str, Readings]
+    unread: frozenset[str] = frozenset()
 
 
 class Fronts:
@@ -79,7 +81,9 @@ class Fronts:
         )
         fronts, found = _living(living)
         reasons = dict(zip(paused[::2], paused[1::2], strict=True))
-        return Beat(int(now_ms), str(secret), bool(reported), reasons, fronts, found)
+        texts = dict(zip(living[::3], living[2::3], strict=True))
+        unread = frozenset(name for name, text in texts.items() if not text)
+        return Beat(int(now_ms), str(secret), bool(reported), reasons, fronts, found, unread)
 
     @broken_fronts
     @redis_errors

@@ -6,6 +6,7 @@ import pytest
 from helpers import load_settings, wait_until
 
 from ownpod.errors import WorkerConflict
+from ownpod.housekeeping.requests import RequestCounts
 from ownpod.housekeeping.scaler import STUCK_S, Scaler, new_worker_id
 from ownpod.registry import Registry
 from ownpod.rules.balancing import Balancing, RouteReading, ServerReading
@@ -155,6 +156,22 @@ def test_a_request_between_two_decisions_counts_as_use(rig):
     rig.idle_since(worker_id, 900)
     rig.scaler.once()
     assert rig.workers(Phase.DRAINING) == [worker_id]
+
+
+def test_a_worker_that_haproxy_has_no_more_was_not_used_by_that(rig):
+    rig.reads(w={"total": 7})
+    counts = RequestCounts(rig.fronts)
+    absent = {"up": False}
+    for values, used in (
+        ({"total": 7}, set()),
+        (absent, set()),
+        (absent, set()),
+        ({"total": 7}, set()),
+        (absent, set()),
+        ({"total": 1}, {"w"}),
+    ):
+        rig.reads(w=values)
+        assert counts.read(["ep"]).used == used
 
 
 def test_what_a_front_publishes_as_held_keeps_a_worker_and_never_counts_as_stuck(rig, client):

@@ -37,11 +37,13 @@ class Balancer:
 
     def __init__(self):
         self.state = FrontState()
-        self.applied = 0
+        self.applied = self.reads = 0
         self.readings = {}
         self.dead = False
         self.broken = False
         """It has ended, and does not start again."""
+        self.silent = False
+        """Its runtime socket gives no answer to a change."""
         self.readable = threading.Event()
         self.readable.set()
         self.fails = False
@@ -51,13 +53,17 @@ class Balancer:
     def apply(self, state):
         if self.fails:
             raise OSError("the runtime socket is gone")
+        if self.silent:
+            return False
         self.state, self.applied = state, self.applied + 1
+        return True
 
     @property
     def alive(self):
         return not (self.dead or self.broken)
 
     def read(self):
+        self.reads += 1
         self.readable.wait(60)
         if not self.alive:
             return {}
@@ -293,6 +299,20 @@ def test_one_that_was_added_just_before_its_pause_is_busy_until_haproxy_was_read
     worker.routes["GET /ping"] = Answer(200)
     rig.balancer.readable.set()
     wait_until(lambda: rig.balancer.servers()["w"].draining if rig.balancer.servers() else False)
+    wait_until(lambda: rig.status() == replace(paused, lingering=0))
+
+
+def test_a_drain_that_haproxy_did_not_take_leaves_the_worker_busy(rig, worker):
+    rig.add(worker)
+    wait_until(lambda: rig.status().state is WorkerState.READY)
+    rig.balancer.silent = True
+    rig.fleet.pause("w", "why")
+    paused = WorkerStatus(WorkerState.PAUSED, "why", 1)
+    wait_until(lambda: rig.status() == paused)
+    before = rig.balancer.reads
+    wait_until(lambda: rig.balancer.reads > before + 3)
+    assert rig.status() == paused
+    rig.balancer.silent = False
     wait_until(lambda: rig.status() == replace(paused, lingering=0))
 
 

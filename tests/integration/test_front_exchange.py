@@ -1,5 +1,7 @@
 """Exchanges of a front with a real Redis, one by one and with a clock of the test."""
 
+from dataclasses import replace
+
 import pytest
 from helpers import load_settings
 
@@ -157,8 +159,11 @@ def test_one_that_may_have_been_added_before_its_pause_is_busy_until_haproxy_was
     rig.limited()
     fleet, verdicts = Fleet(client), {"w": HEALTHY}
     (worker,) = rig.turn().endpoints[MINE].workers
+    unknown = ServerReading(up=False)
     rig.exchange.report({MINE: RouteReading()}, verdicts, frozenset())
     rig.turn()
+    # Also to other fronts, before it was read.
+    assert rig.fronts.loads()[MINE].servers == {"w": unknown}
     # HAProxy gets the worker, and at once a request for it; the pause is read before HAProxy is.
     fleet.pause("w", "why")
     rig.turn()
@@ -171,12 +176,54 @@ def test_one_that_may_have_been_added_before_its_pause_is_busy_until_haproxy_was
     rig.exchange.report(free, verdicts, frozenset())
     rig.turn()
     assert fleet.statuses((worker,))["w"].lingering == 0
-    # Another front may add it, until it reports that it knows the pause, or that it passes requests on.
-    for reading in (RouteReading(), RouteReading(passes=True), free[MINE]):
-        rig.fronts.beat(OTHER, {MINE: reading})
+    # Another front may add it, until it has read its HAProxy, and reports that it drains it or does not know it.
+    for there, lingering in (
+        (None, 1),
+        ({MINE: RouteReading(servers={"w": unknown})}, 1),
+        (free, 0),
+        ({MINE: RouteReading()}, 0),
+    ):
+        rig.fronts.beat(OTHER, there)
         rig.turn()
-        free_there = reading.passes or bool(reading.servers)
-        assert fleet.statuses((worker,))["w"].lingering == (not free_there)
+        assert fleet.statuses((worker,))["w"].lingering == lingering
+
+
+def test_a_front_without_endpoints_reports_that_again_when_redis_has_lost_it(rig, client):
+    rig.exchange.report({}, {}, frozenset())
+    rig.turn()
+    client.delete(f"{keys.FRONTS}:readings")
+    rig.turn()
+    assert client.hkeys(f"{keys.FRONTS}:readings") == ["me"]
+
+
+def test_what_is_open_through_a_front_whose_heartbeat_is_late_counts(rig, client):
+    rig.limited()
+    verdicts, reading = {"w": HEALTHY}, ServerReading(draining=True)
+    (worker,) = rig.turn().endpoints[MINE].workers
+    rig.fronts.beat(OTHER, {MINE: RouteReading(1, {"w": replace(reading, open=1)}, passes=True)})
+    Fleet(client).pause("w", "why")
+    rig.exchange.report({MINE: RouteReading(servers={"w": reading})}, verdicts, frozenset())
+    rig.turn()
+    dies(client, OTHER)
+    rig.turn(after_s=LATE_S + 1)
+    assert Fleet(client).statuses((worker,))["w"].lingering == 1
+
+
+def test_what_an_earlier_process_of_the_front_has_reported_counts_until_the_next_has_read(
+    rig, client
+):
+    rig.limited()
+    reading = ServerReading(1, draining=True)
+    rig.fronts.beat(ME, {MINE: RouteReading(1, {"w": reading})})
+    Fleet(client).pause("w", "why")
+    (worker,) = rig.turn().endpoints[MINE].workers
+    assert Fleet(client).statuses((worker,))["w"].lingering == 1
+    assert rig.fronts.loads()[MINE].servers["w"] == reading
+    rig.exchange.report(
+        {MINE: RouteReading(servers={"w": replace(reading, open=0)})}, {}, frozenset()
+    )
+    rig.turn()
+    assert Fleet(client).statuses((worker,))["w"].lingering == 0
 
 
 def test_a_worker_that_was_stopped_is_not_brought_back_by_what_was_read_before(rig, client):

@@ -14,7 +14,7 @@ from ownpod.rules.fronts import (
     FRONT,
     Totals,
     View,
-    drained_in,
+    completed,
     keys_of,
     lost_of,
     pauses_of,
@@ -156,41 +156,67 @@ def test_keys_open_what_they_are_for():
 
 
 def test_requests_that_are_passed_on_are_counted_by_the_home_only():
-    state = state_of(view(endpoint(worker())), ME, {"w": HEALTHY})
+    of_worker = view(endpoint(worker()))
+    state = state_of(of_worker, ME, {"w": HEALTHY})
     passing = replace(
         state, routes={"ep": Route("ep", servers=(Server("front-other", "h", 1, is_front=True),))}
     )
     reading = RouteReading(requests=2, servers={"front-other": ServerReading(open=3)})
-    found = reported({"ep": reading}, passing)["ep"]
-    assert (found.requests, found.waiting, found.servers, found.passes) == (2, 2, {}, True)
+    found = reported({"ep": reading}, passing, of_worker)["ep"]
+    assert (found.requests, found.waiting, found.passes) == (2, 2, True)
+    assert found.servers == {"w": ABSENT}
     # What waited before the home has moved is still sent to the worker from here.
     for waiting in (0, 1):
         left = {"front-other": ServerReading(open=3), "w": ServerReading(open=1)}
         reading = RouteReading(requests=1 + waiting, servers=left)
-        assert reported({"ep": reading}, passing)["ep"].servers["w"].draining is (not waiting)
+        found = reported({"ep": reading}, passing, of_worker)["ep"]
+        assert found.servers["w"].draining is (not waiting)
 
 
 def test_a_server_that_was_removed_and_still_has_requests_is_reported_as_draining():
-    state = state_of(view(endpoint(worker("b"))), ME, {"b": HEALTHY})
+    of_worker = view(endpoint(worker("b")))
+    state = state_of(of_worker, ME, {"b": HEALTHY})
     reading = RouteReading(requests=1, servers={"a": ServerReading(open=1)})
-    found = reported({"ep": reading, "gone": reading}, state)
+    found = reported({"ep": reading, "gone": reading}, state, of_worker)
     assert list(found) == ["ep"]
     assert found["ep"].servers["a"].draining
     assert not found["ep"].servers["b"].draining
 
 
-def test_workers_that_get_no_more_requests_are_reported_also_if_haproxy_does_not_have_them():
-    both = (worker("a"), replace(worker("b"), draining=True))
-    of_paused = view(endpoint(*both), paused={"a": "why"})
-    assert drained_in(of_paused) == {"ep": {"a", "b"}}
-    assert drained_in(view(endpoint(worker("a")))) == {}
-    state = state_of(of_paused, ME, {})
+ABSENT = ServerReading(up=False, draining=True)
+"""A worker that HAProxy does not have, and that drains."""
+
+
+def test_a_worker_that_haproxy_does_not_have_is_reported_with_whether_it_drains():
+    workers = (worker("a"), replace(worker("b"), draining=True), worker("c"))
+    paused = view(endpoint(*workers), paused={"a": "why"})
+    state = state_of(paused, ME, {})
     for readings in ({}, {"ep": RouteReading()}):
-        found = reported(readings, state, drained_in(of_paused))["ep"].servers
-        assert found == dict.fromkeys(("a", "b"), ServerReading(draining=True))
+        found = reported(readings, state, paused)["ep"].servers
+        assert found == {"a": ABSENT, "b": ABSENT, "c": replace(ABSENT, draining=False)}
     # One that is there is as it was read.
     opened = {"ep": RouteReading(servers={"a": ServerReading(open=1)})}
-    assert reported(opened, state, {"ep": {"a"}})["ep"].servers["a"].open == 1
+    assert reported(opened, state, paused)["ep"].servers["a"] == ServerReading(1, draining=True)
+
+
+def test_readings_are_completed_with_workers_that_haproxy_may_have_got_since():
+    newer = view(endpoint(worker("a"), worker("b")))
+    read = ServerReading(1, draining=True)
+    for passes in (True, False):
+        reading = RouteReading(servers={"a": read}, passes=passes)
+        found = completed({"ep": reading, "gone": reading}, newer)
+        assert found["ep"].servers == {"a": read, "b": replace(ABSENT, draining=passes)}
+        assert found["gone"] == reading
+
+
+def test_a_worker_that_haproxy_drains_for_other_reasons_may_get_requests_again():
+    workers = (worker("full", capacity=1), worker("down"))
+    limited = view(endpoint(*workers), elsewhere={"full": 1})
+    state = state_of(limited, ME, {"full": HEALTHY})
+    assert servers(state)["full"].draining
+    read = {"ep": RouteReading(servers=dict.fromkeys(("full", "down"), ServerReading()))}
+    found = reported(read, state, limited)["ep"].servers
+    assert not any(server.draining for server in found.values())
 
 
 def test_readings_of_fronts_are_summed():
@@ -199,6 +225,21 @@ def test_readings_of_fronts_are_summed():
     found = summed([a, b])["ep"]
     assert (found.requests, found.total, found.wishes, found.waiting) == (4, 8, ("t", "u"), 2)
     assert found.servers["w"] == ServerReading(2, total=7, up=True, problem="x")
+    assert found.servers["v"] == ServerReading()
+
+
+def test_a_worker_drains_if_each_front_that_knows_it_drains_it():
+    for one, other, both in ((True, True, True), (True, False, False), (True, None, True)):
+        a, b = (
+            {
+                "ep": RouteReading(
+                    servers={} if drains is None else {"w": ServerReading(draining=drains)}
+                )
+            }
+            for drains in (one, other)
+        )
+        for readings in ([a, b], [b, a], [a, b, {}]):
+            assert summed(readings)["ep"].servers["w"].draining is both
 
 
 def test_readings_come_back_from_their_text():
