@@ -44,8 +44,9 @@ class Balancer:
         """It has ended, and does not start again."""
         self.silent = False
         """Its runtime socket gives no answer to a change."""
-        self.readable = threading.Event()
-        self.readable.set()
+        self.gate = None
+        """A semaphore, of which each reading needs one."""
+        self.held = 0
         self.fails = False
         self.problems = {}
         self.fd, self._end = os.pipe()
@@ -64,7 +65,9 @@ class Balancer:
 
     def read(self):
         self.reads += 1
-        self.readable.wait(60)
+        if self.gate is not None:
+            self.held += 1
+            self.gate.acquire(timeout=60)
         if not self.alive:
             return {}
         found = {}
@@ -287,18 +290,26 @@ def test_a_paused_worker_drains_and_its_requests_are_seen_to_the_end(rig, worker
     wait_until(lambda: not rig.balancer.servers()["w"].draining)
 
 
-def test_one_that_was_added_just_before_its_pause_is_busy_until_haproxy_was_read(rig, worker):
+def test_one_that_was_added_just_before_its_pause_is_busy_until_haproxy_was_read(
+    rig, worker, client
+):
     worker.routes["GET /ping"] = Answer(204)
     rig.add(worker)
     wait_until(lambda: rig.status().state is WorkerState.INITIALIZING)
-    # A turn of the edge waits here, after which it takes the worker's 200 and the pause at once.
-    rig.balancer.readable.clear()
+    gate = rig.balancer.gate = threading.Semaphore(0)
+    wait_until(lambda: rig.balancer.held == 1)
     rig.fleet.pause("w", "why")
     paused = WorkerStatus(WorkerState.PAUSED, "why", 1)
     wait_until(lambda: rig.status() == paused)
-    worker.routes["GET /ping"] = Answer(200)
-    rig.balancer.readable.set()
-    wait_until(lambda: rig.balancer.servers()["w"].draining if rig.balancer.servers() else False)
+    # This reading ends, and was of a state without the pause. The next one is not made.
+    gate.release()
+    wait_until(lambda: rig.balancer.held == 2)
+    for _ in range(3):
+        beat = client.hget(keys.FRONTS, ME.id)
+        wait_until(lambda b=beat: client.hget(keys.FRONTS, ME.id) != b)
+    assert rig.status() == paused
+    rig.balancer.gate = None
+    gate.release()
     wait_until(lambda: rig.status() == replace(paused, lingering=0))
 
 
