@@ -43,6 +43,8 @@ http {{
   }}
   server {{
     listen 127.0.0.1:{port};
+    # Its default closes a connection after 1,000 requests.
+    keepalive_requests 1000000;
     location / {{
       proxy_pass http://workers;
       proxy_http_version 1.1;

@@ -211,9 +211,9 @@ class Exchange:
 
     def _send(self, readings: Mapping[str, RouteReading] | None) -> Beat:
         if readings is None:
-            # Without its address until HAProxy has the endpoints: other fronts pass no requests on to this one before. What
-            # an earlier process of this front has reported stays, because its HAProxy may have gone on.
-            return self._fronts.beat(Front(self._me.id))
+            # Without its address until HAProxy has the endpoints: other fronts pass no requests on to this one before.
+            # What an earlier process of this front has reported would keep workers of a home that was killed from others.
+            return self._fronts.beat(Front(self._me.id), {})
         beat = self._fronts.beat(self._me, None if readings == self._sent else readings)
         if not beat.reported:
             # Redis has lost its data.

@@ -80,7 +80,7 @@ class Reports:
             view: endpoints and workers.
             verdicts: of the health checks that this front makes.
             beat: the last heartbeat, with the readings of all fronts.
-            readings: this front's; None: it has none yet, so that those of an earlier process of it count.
+            readings: this front's; None: it has none yet.
         """
         own = {} if readings is None else {self._me.id: readings}
         sums = summed({**beat.readings, **own}.values())

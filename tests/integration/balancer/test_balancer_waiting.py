@@ -4,6 +4,7 @@ import contextlib
 import random
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,18 @@ def test_a_worker_of_capacity_one_never_gets_two(lb):
         assert one.most == two.most == 1
         assert one.seen
         assert two.seen
+
+
+def test_two_requests_of_one_moment_do_not_share_a_place(lb, worker):
+    lb.apply(worker.server(capacity=1))
+    for _ in range(200):
+        both = lb.background("/hold"), lb.background("/hold")
+        wait_until(lambda: lb.reading().requests == 2 and worker.running)
+        worker.let_go()
+        assert {each.answer().status_code for each in both} == {200}
+        worker.loop.call_soon_threadsafe(worker.release.clear)
+        wait_until(lambda: not worker.release.is_set())
+    assert worker.most == 1
 
 
 def test_a_place_goes_to_a_request_that_waits(lb, worker):
@@ -270,6 +283,8 @@ def test_a_held_request_notifies_the_edge(lb):
         lb.apply()
         stack.callback(leaving(lb, "/x").close)
         listener.accept()[0].close()
+        # It notifies at most 50 times a second.
+        time.sleep(0.1)
         other = leaving(lb, "/x", headers="X-Runpod-Worker-Id: strict-resume w1\r\n")
         stack.callback(other.close)
         listener.accept()[0].close()
