@@ -51,7 +51,7 @@ class Beat:
     paused: Mapping[str, str]
     fronts: tuple[Front, ...]
     readings: Mapping[str, Readings]
-    unread: frozenset[str] = frozenset()
+    unread: frozenset[str]
 
 
 class Fronts:
